@@ -1,0 +1,100 @@
+//! Who a caller is, once a token has been checked.
+
+use std::fmt;
+
+use aws_lc_rs::digest;
+
+/// A validated caller.
+///
+/// Only `auth` makes one (the constructor is private to it), so holding one is
+/// the proof that a token was validated against the configuration.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Identity {
+    pub(super) issuer: String,
+    pub(super) subject: String,
+    pub(super) kind: Kind,
+    pub(super) client: Option<String>,
+    pub(super) scopes: Vec<String>,
+    pub(super) groups: Vec<String>,
+    pub(super) expires_at: u64,
+}
+
+/// Whom the subject names.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// A person or another end user.
+    User,
+    /// A program acting for itself (client credentials, RFC 9700 §4.15).
+    Client,
+}
+
+impl Identity {
+    /// The issuer, verbatim.
+    pub fn issuer(&self) -> &str {
+        &self.issuer
+    }
+
+    /// The subject, verbatim; unique only within its issuer.
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The OAuth client that the token was issued to, where the token says so.
+    pub fn client(&self) -> Option<&str> {
+        self.client.as_deref()
+    }
+
+    pub fn scopes(&self) -> &[String] {
+        &self.scopes
+    }
+
+    pub fn groups(&self) -> &[String] {
+        &self.groups
+    }
+
+    /// Unix time in seconds after which the token is no longer good.
+    pub fn expires_at(&self) -> u64 {
+        self.expires_at
+    }
+
+    /// Whether both are the same principal through the same client: what a
+    /// session is bound to (mcp-L10).
+    pub fn owns_session_of(&self, other: &Self) -> bool {
+        self.issuer == other.issuer
+            && self.subject == other.subject
+            && self.kind == other.kind
+            && self.client == other.client
+    }
+
+    /// The name of this principal's own directory and children: SHA-256 of
+    /// kind, issuer and subject.
+    pub fn principal_key(&self) -> PrincipalKey {
+        let mut context = digest::Context::new(&digest::SHA256);
+        let kind = match self.kind {
+            Kind::User => "user",
+            Kind::Client => "client",
+        };
+        for part in [kind, &self.issuer, &self.subject] {
+            // Length first, so that no two triples give the same bytes.
+            context.update(&(part.len() as u64).to_be_bytes());
+            context.update(part.as_bytes());
+        }
+        let mut key = [0; 32];
+        key.copy_from_slice(context.finish().as_ref());
+        PrincipalKey(key)
+    }
+}
+
+/// A fixed-size name for a principal, fit for a path. Displayed as lower-case hex.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct PrincipalKey([u8; 32]);
+
+impl fmt::Display for PrincipalKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}

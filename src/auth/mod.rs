@@ -1,0 +1,4 @@
+//! Who the caller is.
+mod identity;
+
+pub use identity::{Identity, Kind, PrincipalKey};

@@ -1,0 +1,177 @@
+//! Files to one typed [`Config`].
+//!
+//! Three shapes: a fragment is what one file may say (`fragment`), fragments
+//! are merged by layer (`merge`), and `resolve` makes the [`Config`], in which
+//! nothing is optional that has a default. All problems of all files are
+//! reported at once. Never talks to the network, never starts anything.
+
+mod name;
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+pub use name::{BadName, ServerName};
+
+/// Everything that one server's configuration says, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Which server this is.
+    pub server: ServerName,
+    /// SHA-256 over the files read, in order, as lower-case hex: gateway and
+    /// runner compare it, so that an edited file is noticed.
+    pub digest: String,
+    /// The files that were read (or looked for), for re-reading when they change.
+    pub files: Vec<PathBuf>,
+    /// The program and its arguments; the program's path is absolute.
+    pub command: Vec<String>,
+    /// The URL that names this server in tokens; its path is the path served.
+    pub resource: Resource,
+    /// Accepted `Host` values, lower case, the resource's own included.
+    pub hosts: Vec<String>,
+    /// Accepted `Origin` values besides the resource's own origin, lower case.
+    pub origins: Vec<String>,
+    pub auth: Auth,
+    pub authz: Authz,
+    pub sandbox: Sandbox,
+    pub limits: Limits,
+    /// The child's environment, besides what the sandbox itself sets.
+    pub env: BTreeMap<String, String>,
+}
+
+/// The protected resource's identifier (RFC 8707 §2, RFC 9728 §2).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Resource {
+    /// The URL exactly as configured: absolute, no fragment, no query.
+    pub url: String,
+    /// `scheme://host[:port]`, lower case.
+    pub origin: String,
+    /// `host[:port]`, lower case, without a default port.
+    pub authority: String,
+    /// The path, at least `/`.
+    pub path: String,
+}
+
+/// How callers prove who they are.
+#[derive(Clone, Debug)]
+pub enum Auth {
+    /// Bearer tokens of these issuers; never empty.
+    Oidc(Vec<Issuer>),
+    /// Nobody has to (`mode = "none"`): only on loopback or a Unix socket.
+    None,
+}
+
+/// One OpenID provider whose tokens are accepted.
+#[derive(Clone, Debug)]
+pub struct Issuer {
+    /// The issuer identifier, compared byte for byte with `iss`.
+    pub issuer: String,
+    /// Accepted `aud` values; never empty.
+    pub audience: Vec<String>,
+    /// Where the keys come from.
+    pub keys: KeySource,
+    /// PEM file of authorities trusted besides the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Accepted signature algorithms, by their JOSE names.
+    pub algorithms: Vec<String>,
+    /// Accepted clock difference (`exp`, `nbf`, `iat`).
+    pub leeway: Duration,
+    /// `true`: `typ` may be `JWT` or absent (`typ = "legacy"`).
+    pub legacy_typ: bool,
+    /// Accepted `client_id`/`azp` values; empty means any.
+    pub clients: Vec<String>,
+}
+
+/// Where an issuer's keys come from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum KeySource {
+    /// `ISSUER/.well-known/openid-configuration`, then its `jwks_uri`.
+    Discovery,
+    /// This JWK set (`jwks-url`).
+    Url(String),
+    /// This file (`jwks-file`), path below the configuration root.
+    File(PathBuf),
+}
+
+/// What decides.
+#[derive(Clone, Debug)]
+pub enum Authz {
+    /// `allow = "authenticated"`: whoever is authenticated may do everything.
+    Authenticated,
+    /// Cedar policy files, in order; never empty.
+    Policies(Vec<PolicyFile>),
+}
+
+/// A policy file as it was read.
+#[derive(Clone, Debug)]
+pub struct PolicyFile {
+    pub path: PathBuf,
+    pub text: String,
+}
+
+/// What the child may see, beyond the base.
+#[derive(Clone, Debug, Default)]
+pub struct Sandbox {
+    /// A writable directory, one a principal, kept between starts.
+    pub state: bool,
+    /// Host paths shown read-only, at the same place.
+    pub read_only: Vec<PathBuf>,
+    /// Layers that may be missing on this host.
+    pub optional: Vec<Layer>,
+}
+
+/// One layer of the sandbox. Each is required unless `sandbox.optional` names it.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, PartialOrd, Ord)]
+pub enum Layer {
+    /// User, mount, pid, network, ipc, uts and cgroup namespaces.
+    Namespaces,
+    /// The private read-only root.
+    Root,
+    /// Capabilities dropped, `no_new_privs`.
+    Privileges,
+    /// Resource limits by `setrlimit`.
+    Rlimits,
+    /// The system call allow-list.
+    Seccomp,
+    /// An own cgroup with memory, tasks and cpu limits.
+    Cgroup,
+}
+
+impl Layer {
+    /// Every layer, in the order they are applied.
+    pub const ALL: [Self; 6] =
+        [Self::Namespaces, Self::Root, Self::Privileges, Self::Rlimits, Self::Seccomp, Self::Cgroup];
+
+    /// The name in configuration, messages and journal.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Namespaces => "namespaces",
+            Self::Root => "root",
+            Self::Privileges => "privileges",
+            Self::Rlimits => "rlimits",
+            Self::Seccomp => "seccomp",
+            Self::Cgroup => "cgroup",
+        }
+    }
+}
+
+/// Every limit an administrator may set. Others are constants beside their use.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes of memory of one child (cgroup).
+    pub memory: u64,
+    /// Processes and threads of one child (cgroup).
+    pub tasks: u64,
+    /// Per cent of one processor of one child (cgroup); 200 is two.
+    pub cpu: u64,
+    /// Sessions at once.
+    pub sessions: usize,
+    /// How long one call may take.
+    pub call_timeout: Duration,
+    /// A session without a request ends after this.
+    pub session_idle: Duration,
+    /// Gateway and runner exit when nothing happened for this long; zero means never.
+    pub exit_idle: Duration,
+    /// Bytes of one request body.
+    pub body: usize,
+    /// Connections at once.
+    pub connections: usize,
+}

@@ -1,0 +1,499 @@
+//! The one reader of strangers' JSON.
+//!
+//! Strict RFC 8259 in one pass, refusing what two parsers could read
+//! differently (duplicate names at any depth, lone surrogates, a byte order
+//! mark, trailing bytes), with caps on depth and nodes. It keeps where every
+//! value stands in the input, so that what was checked is what is forwarded.
+//! Never allocates for values, only one fixed-size node each.
+
+use std::{borrow::Cow, collections::HashSet, ops::Range};
+
+/// How deep arrays and objects may nest (json-4).
+pub const MAX_DEPTH: usize = 64;
+
+/// How much one document may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Nesting of arrays and objects.
+    pub depth: usize,
+    /// Values and names together.
+    pub nodes: usize,
+}
+
+/// The limits for a JSON-RPC message.
+pub const MESSAGE: Limits = Limits { depth: MAX_DEPTH, nodes: 2_000_000 };
+
+/// Why a text is not acceptable JSON.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum JsonError {
+    /// Not RFC 8259 JSON, at this byte.
+    #[error("not JSON, at byte {0}")]
+    Syntax(usize),
+    /// An object names a member twice (RFC 8259 §4, I-JSON §2.3).
+    #[error("a member is named twice, at byte {0}")]
+    Duplicate(usize),
+    #[error("nested too deeply, at byte {0}")]
+    Depth(usize),
+    #[error("too many values")]
+    Nodes,
+}
+
+/// A parsed text: what stands where.
+#[derive(Clone, Debug)]
+pub struct Document {
+    nodes: Vec<Node>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    kind: Kind,
+    start: u32,
+    end: u32,
+    /// Index of the node after this one and all it contains.
+    next: u32,
+}
+
+/// What a value is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    Null,
+    Bool,
+    Number,
+    String,
+    Array,
+    Object,
+}
+
+/// One value of a [`Document`], with the text it stands in.
+#[derive(Clone, Copy, Debug)]
+pub struct Value<'a> {
+    document: &'a Document,
+    text: &'a [u8],
+    index: usize,
+}
+
+impl Document {
+    /// Reads `text` whole. Texts over 4 GiB are refused as a syntax error at 0.
+    pub fn parse(text: &[u8], limits: Limits) -> Result<Self, JsonError> {
+        if u32::try_from(text.len()).is_err() || std::str::from_utf8(text).is_err() {
+            return Err(JsonError::Syntax(0));
+        }
+        let mut reader = Reader { text, at: 0, limits, nodes: Vec::with_capacity(32) };
+        reader.space();
+        reader.value(0)?;
+        reader.space();
+        if reader.at != text.len() {
+            return Err(JsonError::Syntax(reader.at));
+        }
+        Ok(Self { nodes: reader.nodes })
+    }
+
+    /// The outermost value. `text` must be what was parsed.
+    pub fn root<'a>(&'a self, text: &'a [u8]) -> Value<'a> {
+        Value { document: self, text, index: 0 }
+    }
+}
+
+impl<'a> Value<'a> {
+    pub fn kind(self) -> Kind {
+        self.node().kind
+    }
+
+    /// Where the value stands in the text, quotes and brackets included.
+    pub fn span(self) -> Range<usize> {
+        let node = self.node();
+        node.start as usize..node.end as usize
+    }
+
+    /// The value as it was written.
+    pub fn raw(self) -> &'a [u8] {
+        &self.text[self.span()]
+    }
+
+    /// The string, unescaped; `None` if it is none.
+    pub fn as_str(self) -> Option<Cow<'a, str>> {
+        (self.kind() == Kind::String).then(|| unescape(self.raw()))
+    }
+
+    /// The number as it was written; `None` if it is none.
+    pub fn as_number(self) -> Option<&'a str> {
+        (self.kind() == Kind::Number).then(|| std::str::from_utf8(self.raw()).expect("the text was checked to be UTF-8"))
+    }
+
+    pub fn as_bool(self) -> Option<bool> {
+        (self.kind() == Kind::Bool).then(|| self.raw() == b"true")
+    }
+
+    pub fn is_null(self) -> bool {
+        self.kind() == Kind::Null
+    }
+
+    /// The member of that name, if this is an object that has it.
+    pub fn get(self, name: &str) -> Option<Self> {
+        self.members().find(|(key, _)| *key == name).map(|(_, value)| value)
+    }
+
+    /// The members of an object, in order; none for any other kind.
+    pub fn members(self) -> impl Iterator<Item = (Cow<'a, str>, Self)> {
+        let end = if self.kind() == Kind::Object { self.node().next as usize } else { 0 };
+        let mut at = self.index + 1;
+        std::iter::from_fn(move || {
+            if at >= end {
+                return None;
+            }
+            let name = Value { index: at, ..self };
+            let value = Value { index: at + 1, ..self };
+            at = value.node().next as usize;
+            Some((unescape(name.raw()), value))
+        })
+    }
+
+    /// The elements of an array, in order; none for any other kind.
+    pub fn elements(self) -> impl Iterator<Item = Self> {
+        let end = if self.kind() == Kind::Array { self.node().next as usize } else { 0 };
+        let mut at = self.index + 1;
+        std::iter::from_fn(move || {
+            if at >= end {
+                return None;
+            }
+            let value = Value { index: at, ..self };
+            at = value.node().next as usize;
+            Some(value)
+        })
+    }
+
+    fn node(self) -> Node {
+        self.document.nodes[self.index]
+    }
+}
+
+struct Reader<'a> {
+    text: &'a [u8],
+    at: usize,
+    limits: Limits,
+    nodes: Vec<Node>,
+}
+
+impl Reader<'_> {
+    fn value(&mut self, depth: usize) -> Result<(), JsonError> {
+        match self.peek() {
+            Some(b'{') => self.object(depth + 1),
+            Some(b'[') => self.array(depth + 1),
+            Some(b'"') => self.string(),
+            Some(b't') => self.word(b"true", Kind::Bool),
+            Some(b'f') => self.word(b"false", Kind::Bool),
+            Some(b'n') => self.word(b"null", Kind::Null),
+            Some(b'-' | b'0'..=b'9') => self.number(),
+            _ => Err(self.syntax()),
+        }
+    }
+
+    fn object(&mut self, depth: usize) -> Result<(), JsonError> {
+        let index = self.open(Kind::Object, depth)?;
+        let mut names = Names::default();
+        self.space();
+        if self.peek() == Some(b'}') {
+            return self.close(index);
+        }
+        loop {
+            let name = self.nodes.len();
+            if self.peek() != Some(b'"') {
+                return Err(self.syntax());
+            }
+            self.string()?;
+            let node = self.nodes[name];
+            if !names.insert(&self.text[node.start as usize..node.end as usize]) {
+                return Err(JsonError::Duplicate(node.start as usize));
+            }
+            self.space();
+            if self.peek() != Some(b':') {
+                return Err(self.syntax());
+            }
+            self.at += 1;
+            self.space();
+            self.value(depth)?;
+            self.space();
+            match self.peek() {
+                Some(b',') => self.at += 1,
+                Some(b'}') => return self.close(index),
+                _ => return Err(self.syntax()),
+            }
+            self.space();
+        }
+    }
+
+    fn array(&mut self, depth: usize) -> Result<(), JsonError> {
+        let index = self.open(Kind::Array, depth)?;
+        self.space();
+        if self.peek() == Some(b']') {
+            return self.close(index);
+        }
+        loop {
+            self.value(depth)?;
+            self.space();
+            match self.peek() {
+                Some(b',') => self.at += 1,
+                Some(b']') => return self.close(index),
+                _ => return Err(self.syntax()),
+            }
+            self.space();
+        }
+    }
+
+    fn open(&mut self, kind: Kind, depth: usize) -> Result<usize, JsonError> {
+        if depth > self.limits.depth {
+            return Err(JsonError::Depth(self.at));
+        }
+        let index = self.nodes.len();
+        self.push(kind, self.at)?;
+        self.at += 1;
+        Ok(index)
+    }
+
+    fn close(&mut self, index: usize) -> Result<(), JsonError> {
+        self.at += 1;
+        let next = index_of(self.nodes.len());
+        let node = &mut self.nodes[index];
+        node.end = index_of(self.at);
+        node.next = next;
+        Ok(())
+    }
+
+    fn string(&mut self) -> Result<(), JsonError> {
+        let start = self.at;
+        self.at += 1;
+        loop {
+            match self.peek() {
+                Some(b'"') => break,
+                Some(b'\\') => self.escape()?,
+                Some(0x20..) => self.at += 1,
+                _ => return Err(self.syntax()),
+            }
+        }
+        self.at += 1;
+        self.push(Kind::String, start)
+    }
+
+    fn escape(&mut self) -> Result<(), JsonError> {
+        let start = self.at;
+        match self.text.get(self.at + 1) {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 2,
+            Some(b'u') => {
+                let first = self.hex(start + 2)?;
+                self.at = start + 6;
+                match first {
+                    // A high surrogate must be followed by a low one (RFC 8259 §8.2).
+                    0xD800..=0xDBFF => {
+                        if self.text.get(start + 6..start + 8) != Some(b"\\u") {
+                            return Err(JsonError::Syntax(start));
+                        }
+                        if !matches!(self.hex(start + 8)?, 0xDC00..=0xDFFF) {
+                            return Err(JsonError::Syntax(start));
+                        }
+                        self.at = start + 12;
+                    }
+                    0xDC00..=0xDFFF => return Err(JsonError::Syntax(start)),
+                    _ => {}
+                }
+            }
+            _ => return Err(self.syntax()),
+        }
+        Ok(())
+    }
+
+    fn hex(&self, at: usize) -> Result<u32, JsonError> {
+        let digits = self.text.get(at..at + 4).ok_or(JsonError::Syntax(at))?;
+        digits.iter().try_fold(0, |value, digit| {
+            let digit = char::from(*digit).to_digit(16).ok_or(JsonError::Syntax(at))?;
+            Ok(value * 16 + digit)
+        })
+    }
+
+    fn number(&mut self) -> Result<(), JsonError> {
+        let start = self.at;
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+        }
+        match self.peek() {
+            Some(b'0') => self.at += 1,
+            Some(b'1'..=b'9') => self.digits(),
+            _ => return Err(self.syntax()),
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.some_digits()?;
+        }
+        if matches!(self.peek(), Some(b'e' | b'E')) {
+            self.at += 1;
+            if matches!(self.peek(), Some(b'+' | b'-')) {
+                self.at += 1;
+            }
+            self.some_digits()?;
+        }
+        self.push(Kind::Number, start)
+    }
+
+    fn some_digits(&mut self) -> Result<(), JsonError> {
+        if !matches!(self.peek(), Some(b'0'..=b'9')) {
+            return Err(self.syntax());
+        }
+        self.digits();
+        Ok(())
+    }
+
+    fn digits(&mut self) {
+        while matches!(self.peek(), Some(b'0'..=b'9')) {
+            self.at += 1;
+        }
+    }
+
+    fn word(&mut self, word: &[u8], kind: Kind) -> Result<(), JsonError> {
+        let start = self.at;
+        if !self.text[start..].starts_with(word) {
+            return Err(self.syntax());
+        }
+        self.at += word.len();
+        self.push(kind, start)
+    }
+
+    fn push(&mut self, kind: Kind, start: usize) -> Result<(), JsonError> {
+        if self.nodes.len() >= self.limits.nodes {
+            return Err(JsonError::Nodes);
+        }
+        let next = index_of(self.nodes.len() + 1);
+        self.nodes.push(Node { kind, start: index_of(start), end: index_of(self.at), next });
+        Ok(())
+    }
+
+    fn space(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+            self.at += 1;
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.text.get(self.at).copied()
+    }
+
+    fn syntax(&self) -> JsonError {
+        JsonError::Syntax(self.at)
+    }
+}
+
+/// The names of one object seen so far: a list while it is short, because most are.
+#[derive(Default)]
+struct Names<'a> {
+    few: Vec<Cow<'a, str>>,
+    many: HashSet<Cow<'a, str>>,
+}
+
+impl<'a> Names<'a> {
+    fn insert(&mut self, raw: &'a [u8]) -> bool {
+        let name = unescape(raw);
+        if self.many.is_empty() && self.few.len() < FEW_NAMES {
+            let new = !self.few.contains(&name);
+            self.few.push(name);
+            return new;
+        }
+        self.many.extend(self.few.drain(..));
+        self.many.insert(name)
+    }
+}
+
+/// A checked string with its quotes → what it says.
+fn unescape(raw: &[u8]) -> Cow<'_, str> {
+    let inner = std::str::from_utf8(&raw[1..raw.len() - 1]).expect("the text was checked to be UTF-8");
+    if !inner.contains('\\') {
+        return Cow::Borrowed(inner);
+    }
+    Cow::Owned(serde_json::from_slice(raw).expect("the reader checked every escape"))
+}
+
+fn index_of(at: usize) -> u32 {
+    u32::try_from(at).expect("parse() refuses texts over 4 GiB, and nodes are fewer than bytes")
+}
+
+const FEW_NAMES: usize = 12;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Document, JsonError> {
+        Document::parse(text.as_bytes(), MESSAGE)
+    }
+
+    #[test]
+    fn values_keep_the_place_and_the_spelling_they_had() {
+        let text = r#" {"a": [1.0e+2, "x\u0041", null], "b\n": {"c": true}} "#;
+        let document = parse(text).unwrap();
+        let root = document.root(text.as_bytes());
+        let a: Vec<_> = root.get("a").unwrap().elements().map(|v| v.raw()).collect();
+        assert_eq!(a, [&b"1.0e+2"[..], br#""x\u0041""#, b"null"]);
+        assert_eq!(root.get("a").unwrap().elements().nth(1).unwrap().as_str().unwrap(), "xA");
+        assert_eq!(root.get("b\n").unwrap().get("c").unwrap().as_bool(), Some(true));
+        assert_eq!(root.members().count(), 2);
+        assert!(root.get("c").is_none());
+    }
+
+    #[test]
+    fn a_member_named_twice_is_refused_at_any_depth_and_in_any_spelling() {
+        for text in [
+            r#"{"a":1,"a":2}"#,
+            r#"{"x":[{"a":1,"\u0061":2}]}"#,
+            r#"{"sub":1,"s\u0075b":2}"#,
+        ] {
+            assert!(matches!(parse(text), Err(JsonError::Duplicate(_))), "{text}");
+        }
+        let many: String = (0..100).map(|n| format!("\"k{n}\":0,")).collect();
+        assert!(parse(&format!("{{{many}\"z\":0}}")).is_ok());
+        assert!(matches!(parse(&format!("{{{many}\"k7\":0}}")), Err(JsonError::Duplicate(_))));
+    }
+
+    #[test]
+    fn what_is_not_json_is_refused() {
+        for text in [
+            "", " ", "{", "[1,]", "{\"a\":1,}", "nul", "NaN", "01", "1.", ".5", "+1", "1e", "-", "\"\\x\"", "\"\n\"",
+            "\"\\ud800\"", "\"\\udc00\"", "\"\\ud800\\u0041\"", "1 2", "{} {}", "// x\n1", "\u{feff}1", "{1:2}",
+            "\"abc", "[1 2]", "{\"a\" 1}", "\"\\u12\"",
+        ] {
+            assert!(matches!(parse(text), Err(JsonError::Syntax(_))), "{text:?}");
+        }
+        assert!(matches!(Document::parse(b"\"\xff\"", MESSAGE), Err(JsonError::Syntax(0))));
+    }
+
+    #[test]
+    fn depth_and_nodes_are_capped() {
+        let nested = |n: usize| "[".repeat(n) + &"]".repeat(n);
+        assert!(parse(&nested(MAX_DEPTH)).is_ok());
+        assert!(matches!(parse(&nested(MAX_DEPTH + 1)), Err(JsonError::Depth(_))));
+        assert!(matches!(parse(&nested(1_000_000)), Err(JsonError::Depth(_))));
+        let few = Limits { depth: 4, nodes: 4 };
+        assert!(Document::parse(b"[1,2,3]", few).is_ok());
+        assert_eq!(Document::parse(b"[1,2,3,4]", few).unwrap_err(), JsonError::Nodes);
+    }
+
+    proptest! {
+        #[test]
+        fn accepts_nothing_that_serde_json_refuses(text in r#"[\[\]{}",:0-9eE+.\\u a-f-]{0,24}"#) {
+            if parse(&text).is_ok() {
+                // A double cannot hold every number that JSON can spell (1e999); that is the one difference.
+                let raw = serde_json::from_str::<&serde_json::value::RawValue>(&text);
+                prop_assert!(raw.is_ok(), "{text}");
+            }
+        }
+
+        #[test]
+        fn reads_what_serde_json_writes(text in ".*", number in any::<i64>(), flag in any::<bool>()) {
+            let written = serde_json::json!({"t": [text.clone(), number], "f": flag}).to_string();
+            let document = Document::parse(written.as_bytes(), MESSAGE).unwrap();
+            let root = document.root(written.as_bytes());
+            let elements: Vec<_> = root.get("t").unwrap().elements().collect();
+            prop_assert_eq!(elements[0].as_str().unwrap(), text.as_str());
+            prop_assert_eq!(elements[1].as_number().unwrap(), number.to_string());
+            prop_assert_eq!(root.get("f").unwrap().as_bool(), Some(flag));
+        }
+    }
+}

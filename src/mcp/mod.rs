@@ -1,0 +1,9 @@
+//! MCP as values and bytes: no input, no output, no clock.
+//!
+//! A body is read once ([`Call::read`]); what was read is what is decided on
+//! and what is forwarded.
+
+mod call;
+pub mod method;
+
+pub use call::{Call, CallError, Era, Id, Message, Shape, Target};
