@@ -1,1 +1,103 @@
+//! One gateway process: load, build in order, ready, serve, drain.
+//!
+//! `serve`, the demo and the foreground form all run this. Decides nothing
+//! about a request. A configuration that cannot be served is a mode, not an
+//! exit: every client is told 503 until the files are mended.
 
+mod build;
+mod misconfigured;
+mod serving;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Result;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::error;
+
+use crate::{
+    audit::{Audit, Event},
+    child::Connection,
+    config::{Config, Problems, ServerName},
+    http::peer::{Listener, Peer, Stream},
+    systemd::Notifier,
+    time::Clock,
+};
+
+pub use build::build;
+
+/// What a gateway is run with: everything that surrounds it.
+pub struct Setup {
+    pub server: ServerName,
+    /// Reads the configuration; called again when its files have changed.
+    pub load: Box<dyn Fn() -> Result<Config, Problems> + Send + Sync>,
+    /// Says whether the files may have changed since the last look.
+    pub changed: Box<dyn FnMut() -> bool + Send>,
+    pub listener: Listener,
+    /// How to reach the runner, and the key that it knows.
+    pub runner: Connection,
+    pub key: String,
+    pub audit: Audit,
+    pub clock: Clock,
+    pub notifier: Notifier,
+    /// Whether to exit when idle: only where a socket unit starts us again.
+    pub may_exit: bool,
+}
+
+/// How a gateway ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Exit {
+    /// Asked to, or idle: exit status 0.
+    Done,
+    /// Misconfigured, and nobody asks any more: exit status 78.
+    Misconfigured,
+}
+
+/// Runs until told to stop, or idle.
+pub async fn run(mut setup: Setup) -> Result<Exit> {
+    let mut signals = Signals::new()?;
+    let mut first = None;
+    loop {
+        let built = (setup.load)().and_then(|config| build(config, &setup));
+        match built {
+            Ok((gateway, launching)) => {
+                return serving::serve(Arc::new(gateway), launching, setup, first, &mut signals).await;
+            }
+            Err(problems) => {
+                for problem in problems.iter() {
+                    error!(%problem, "configuration refused");
+                    setup.audit.record(&Event::config_refused(problem));
+                }
+                match misconfigured::answer(&mut setup, first.take(), &problems, &mut signals).await? {
+                    misconfigured::Way::Mended(connection) => first = Some(connection),
+                    misconfigured::Way::Out(exit) => return Ok(exit),
+                }
+            }
+        }
+    }
+}
+
+/// A connection that was accepted before it was known who answers it.
+type Accepted = (Stream, Peer);
+
+/// The signals that end a gateway.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next of them.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// How long to leave a full descriptor table alone before accepting again (fault-36).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);

@@ -1,1 +1,18 @@
+//! The HTTP edge: connections, limits, routes, bodies, answers.
+//!
+//! Knows nothing of tokens or policies; hands each request of a known route to
+//! `pipeline` and turns what comes back, refusals included, into HTTP.
 
+pub mod body;
+pub mod connection;
+pub mod peer;
+pub mod refusal;
+pub mod reply;
+pub mod route;
+
+pub use body::Body;
+pub use peer::Peer;
+pub use refusal::Refusal;
+
+/// Every answer of thv.
+pub type Response = hyper::Response<Body>;

@@ -264,3 +264,192 @@ fn target(method: &str, params: Option<Value<'_>>) -> Result<Named, CallError> {
 const MAX_ID: usize = 256;
 /// Bytes of a method's name.
 const MAX_METHOD: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: &str) -> Result<Call, CallError> {
+        Call::read(Bytes::copy_from_slice(body.as_bytes()), false)
+    }
+
+    #[track_caller]
+    fn refused(body: &str, code: &str) {
+        let error = read(body).expect_err(body);
+        let found = match error {
+            CallError::NotJson => "-32700",
+            CallError::Invalid(_) => "-32600",
+            CallError::Params(_) => "-32602",
+        };
+        assert_eq!(found, code, "{body}: {error}");
+    }
+
+    #[track_caller]
+    fn accepted(body: &str) -> Call {
+        read(body).unwrap_or_else(|error| panic!("{body}: {error}"))
+    }
+
+    const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+
+    /// json-1, json-2, json-3
+    #[test]
+    fn what_is_not_one_json_document_is_no_message() {
+        accepted(PING);
+        accepted(&format!(" \r\n{PING}\n"));
+        for body in ["", "{", "NaN", "{\"a\":1,}", "// x\n{}", "\u{feff}{}", "\"\\ud800\"", "{\"a\":\"\u{1}\"}"] {
+            refused(body, "-32700");
+        }
+        refused(&format!("{PING} {PING}"), "-32700");
+        refused(&format!("{PING}x"), "-32700");
+        assert_eq!(Call::read(Bytes::from_static(b"{\"a\":\"\xff\"}"), false).unwrap_err(), CallError::NotJson);
+        let utf16: Vec<u8> = PING.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        assert_eq!(Call::read(utf16.into(), false).unwrap_err(), CallError::NotJson);
+    }
+
+    /// json-4, json-6
+    #[test]
+    fn deep_and_doubled_members_are_refused() {
+        let deep = |n: usize| {
+            format!(r#"{{"jsonrpc":"2.0","id":1,"method":"ping","params":{{"a":{}{}}}}}"#, "[".repeat(n), "]".repeat(n))
+        };
+        accepted(&deep(62));
+        refused(&deep(63), "-32600");
+        for body in [
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping","method":"tools/call"}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping","m\u0065thod":"tools/call"}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","name":"b"}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","arguments":{"x":1,"x":2}}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping","params":{"_meta":{"p":1,"p":1}}}"#,
+        ] {
+            refused(body, "-32600");
+        }
+    }
+
+    /// json-7
+    #[test]
+    fn the_envelope_has_its_four_members_and_no_others() {
+        for body in [
+            r#"{"jsonrpc":"2.0","id":1,"Method":"ping"}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping","Method":"tools/call"}"#,
+            "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\",\"param\u{17f}\":{}}",
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping","result":{}}"#,
+        ] {
+            refused(body, "-32600");
+        }
+        // Inside params other names pass, and mean nothing.
+        let call = accepted(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"Name":"b","name":"a"}}"#);
+        assert_eq!(call.target(), Target::Tool("a"));
+    }
+
+    /// json-8
+    #[test]
+    fn batches_and_positional_arrays_are_refused() {
+        for body in ["[]".to_owned(), format!("[{PING}]"), r#"["2.0",1,"tools/call",{}]"#.to_owned()] {
+            refused(&body, "-32600");
+        }
+        for body in ["1", "\"x\"", "null", "true"] {
+            refused(body, "-32600");
+        }
+    }
+
+    /// json-9
+    #[test]
+    fn the_version_of_json_rpc_is_exact() {
+        for version in ["2", "\"2.00\"", "\"1.0\"", "null", "2.0"] {
+            refused(&format!(r#"{{"jsonrpc":{version},"id":1,"method":"ping"}}"#), "-32600");
+        }
+        refused(r#"{"id":1,"method":"ping"}"#, "-32600");
+    }
+
+    /// json-10, json-11, json-12, json-14
+    #[test]
+    fn an_id_is_a_short_string_or_an_integer_and_keeps_its_spelling() {
+        let with = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"ping"}}"#);
+        for id in ["null", "1.5", "1.0", "1e2", "true", "{}", "[]", "-0", "9223372036854775808", "1e400"] {
+            refused(&with(id), "-32600");
+        }
+        refused(&with(&format!("\"{}\"", "x".repeat(257))), "-32600");
+        for id in ["1", "\"1\"", "-7", "9223372036854775807", "\"\\u0041\"", "\"\""] {
+            assert_eq!(accepted(&with(id)).id().unwrap().as_json(), id.as_bytes());
+        }
+        assert_ne!(accepted(&with("1")).id(), accepted(&with("\"1\"")).id());
+    }
+
+    /// json-15
+    #[test]
+    fn notifications_have_no_id_and_requests_have_one() {
+        refused(r#"{"jsonrpc":"2.0","id":1,"method":"notifications/initialized"}"#, "-32600");
+        refused(r#"{"jsonrpc":"2.0","method":"tools/list"}"#, "-32600");
+        let call = accepted(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
+        assert_eq!(call.shape(), &Shape::Notification);
+    }
+
+    /// json-20
+    #[test]
+    fn parameters_of_another_shape_are_refused() {
+        for params in [
+            r#"[]"#,
+            r#""x""#,
+            r#"{}"#,
+            r#"{"name":1}"#,
+            r#"{"name":"a","arguments":[]}"#,
+            r#"{"name":"a","arguments":null}"#,
+        ] {
+            refused(&format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{params}}}"#), "-32602");
+        }
+        refused(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call"}"#, "-32602");
+    }
+
+    /// json-21: what is decided on is the name's own bytes.
+    #[test]
+    fn names_are_taken_as_they_are_written() {
+        for name in ["e\u{301}", "\u{e9}", "a ", "A", "../x", "\u{202e}x", "x\\u0000", "line\\nbreak"] {
+            let call = accepted(&format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"{name}"}}}}"#
+            ));
+            let written: String = serde_json::from_str(&format!("\"{name}\"")).unwrap();
+            assert_eq!(call.target(), Target::Tool(&written));
+        }
+    }
+
+    /// json-26
+    #[test]
+    fn a_resource_is_its_uri_as_the_client_spelled_it() {
+        for uri in ["file:///etc/shadow", "FILE:///etc/%2e%2e/shadow", "http://169.254.169.254/"] {
+            let call = accepted(&format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"resources/read","params":{{"uri":"{uri}"}}}}"#
+            ));
+            assert_eq!(call.target(), Target::Resource(uri));
+        }
+    }
+
+    #[test]
+    fn a_response_has_a_result_or_an_error() {
+        let call = accepted(r#"{"jsonrpc":"2.0","id":"s1","result":{}}"#);
+        assert!(matches!(call.shape(), Shape::Response(id) if id.as_json() == b"\"s1\""));
+        accepted(r#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":""}}"#);
+        refused(r#"{"jsonrpc":"2.0","id":1,"result":{},"error":{}}"#, "-32600");
+        refused(r#"{"jsonrpc":"2.0","id":1}"#, "-32600");
+        refused(r#"{"jsonrpc":"2.0","result":{}}"#, "-32600");
+    }
+
+    /// mcp-L9, mcp-T19: `initialize` is legacy, whatever it names.
+    #[test]
+    fn the_era_is_named_by_each_request() {
+        let modern = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}"#;
+        assert_eq!(accepted(modern).era(), Era::Modern);
+        assert_eq!(accepted(PING).era(), Era::Legacy);
+        assert_eq!(Call::read(Bytes::from_static(PING.as_bytes()), true).unwrap().era(), Era::Modern);
+        let initialize = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2026-07-28"}}"#;
+        assert_eq!(Call::read(Bytes::from_static(initialize.as_bytes()), true).unwrap().era(), Era::Legacy);
+    }
+
+    #[test]
+    fn replacing_spans_leaves_every_other_byte() {
+        let text = r#"{ "jsonrpc":"2.0", "id" : "a\u0062", "method":"ping", "params":{"n":1.0e+2,"u":"\u00e9é"} }"#;
+        let call = accepted(text);
+        let id = call.message().root().get("id").unwrap().span();
+        let changed = call.message().with(&[(id, b"77")]);
+        assert_eq!(String::from_utf8(changed).unwrap(), text.replace(r#""a\u0062""#, "77"));
+    }
+}

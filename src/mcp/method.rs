@@ -1,9 +1,10 @@
-//! The methods a client may call: a closed list, each a Cedar action of the same name.
+//! The messages a client may send: closed lists.
 //!
-//! Anything else is answered `-32601` (json-27): a method nobody has thought
-//! about is not forwarded.
+//! Each method in [`DECIDED`] is a Cedar action of the same name. Anything that
+//! is in neither list is refused (json-27): a method nobody has thought about
+//! is not forwarded.
 
-/// Methods that need a permit.
+/// Requests that need a policy's permit.
 pub const DECIDED: &[&str] = &[
     "initialize",
     "tools/list",
@@ -23,11 +24,27 @@ pub const DECIDED: &[&str] = &[
     "tasks/cancel",
 ];
 
-/// A method that needs no permit: it rides on the session's identity, and is
-/// about the conversation alone.
-pub const PING: &str = "ping";
+/// What is about the conversation alone, and rides on the session's identity.
+pub const RIDING: &[&str] = &[
+    "ping",
+    "notifications/initialized",
+    "notifications/cancelled",
+    "notifications/progress",
+    "notifications/roots/list_changed",
+    "notifications/tasks/status",
+];
 
-/// Whether a request of this method may be decided on at all.
+/// Whether a policy decides on this method.
 pub fn is_decided(method: &str) -> bool {
     DECIDED.contains(&method)
+}
+
+/// Whether the answer to this method is a list that shows only what its reader may call.
+pub fn is_filtered_list(method: &str) -> bool {
+    matches!(method, "tools/list" | "prompts/list" | "resources/list")
+}
+
+/// Whether this method rides on the session's identity.
+pub fn is_riding(method: &str) -> bool {
+    RIDING.contains(&method)
 }

@@ -5,5 +5,6 @@
 
 mod call;
 pub mod method;
+pub mod version;
 
 pub use call::{Call, CallError, Era, Id, Message, Shape, Target};

@@ -1,1 +1,17 @@
+//! A conversation bound to one identity, and the child that serves it.
+//!
+//! Calls are tasks of the session, not of the HTTP request: a legacy client
+//! that hangs up does not cancel (mcp-L4). A client's message enters only as a
+//! `Permit`; what the gateway itself must say to a child is the closed set in
+//! `own`. Used only by `pipeline`, and by `daemon` for ending.
 
+mod conversation;
+mod ending;
+mod exchange;
+mod own;
+mod pump;
+mod table;
+
+pub use conversation::{SendError, Sent, Session};
+pub use exchange::{Event, Exchange, Failure, Finish};
+pub use table::{NoSession, OpenError, Sessions, Setup};

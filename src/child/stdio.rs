@@ -1,0 +1,177 @@
+//! MCP over a child's standard streams: one message a line (mcp-T27).
+
+use std::{io, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    time::Instant,
+};
+
+/// Bytes of one line of a child's output; a longer one is a protocol violation (probe-69).
+pub const MAX_LINE: usize = 4 << 20;
+
+/// Reads lines of at most `max` bytes, in memory that shrinks again after a long one.
+pub struct Lines<R> {
+    reader: R,
+    buffer: BytesMut,
+    /// How much of the buffer is known to hold no line end.
+    scanned: usize,
+    max: usize,
+    ended: bool,
+}
+
+/// A line, or what came in place of one.
+#[derive(Debug, Eq, PartialEq)]
+pub enum Line {
+    /// Without its line end.
+    Text(Bytes),
+    /// Longer than allowed. Nothing after it is read: there is no telling where the next would begin.
+    TooLong,
+    /// The stream ended; an unfinished last line is not a message.
+    End,
+}
+
+impl<R: AsyncRead + Unpin> Lines<R> {
+    pub fn new(reader: R, max: usize) -> Self {
+        Self { reader, buffer: BytesMut::new(), scanned: 0, max, ended: false }
+    }
+
+    /// The next line. Safe to drop and call again.
+    pub async fn next(&mut self) -> io::Result<Line> {
+        loop {
+            if let Some(end) = self.buffer[self.scanned..].iter().position(|byte| *byte == b'\n') {
+                let mut line = self.buffer.split_to(self.scanned + end + 1).freeze();
+                self.scanned = 0;
+                line.truncate(line.len() - 1);
+                return Ok(if line.len() > self.max { Line::TooLong } else { Line::Text(line) });
+            }
+            self.scanned = self.buffer.len();
+            if self.scanned > self.max {
+                return Ok(Line::TooLong);
+            }
+            if self.ended {
+                return Ok(Line::End);
+            }
+            if self.buffer.capacity() - self.buffer.len() < CHUNK {
+                // Doubling keeps a long line linear.
+                self.buffer.reserve(CHUNK.max(self.buffer.len()));
+            }
+            self.ended = self.reader.read_buf(&mut self.buffer).await? == 0;
+        }
+    }
+}
+
+/// Gives each line of a child's standard error to `log`, until it ends: long
+/// lines cut, and no more than so many a second; what is left out is counted.
+pub async fn log_lines(mut errors: impl AsyncRead + Unpin, mut log: impl FnMut(&[u8])) {
+    let mut line = Vec::new();
+    let mut chunk = vec![0; CHUNK];
+    let (mut second, mut logged, mut dropped) = (Instant::now(), 0, 0_u64);
+    loop {
+        let read = match errors.read(&mut chunk).await {
+            Ok(0) | Err(_) => break,
+            Ok(read) => read,
+        };
+        for byte in &chunk[..read] {
+            if *byte != b'\n' {
+                if line.len() < MAX_ERROR_LINE {
+                    line.push(*byte);
+                }
+                continue;
+            }
+            if second.elapsed() >= Duration::from_secs(1) {
+                if dropped > 0 {
+                    log(format!("[{dropped} lines left out]").as_bytes());
+                }
+                (second, logged, dropped) = (Instant::now(), 0, 0);
+            }
+            if logged < MAX_ERROR_LINES {
+                logged += 1;
+                log(&line);
+            } else {
+                dropped += 1;
+            }
+            line.clear();
+        }
+    }
+    if !line.is_empty() {
+        log(&line);
+    }
+    if dropped > 0 {
+        log(format!("[{dropped} lines left out]").as_bytes());
+    }
+}
+
+/// A message as one line: line breaks between its tokens become spaces (inside
+/// strings JSON has none), and one ends it.
+pub fn line(mut message: Vec<u8>) -> Bytes {
+    flatten(&mut message);
+    message.push(b'\n');
+    message.into()
+}
+
+/// Makes the line breaks between a message's tokens spaces.
+pub fn flatten(message: &mut [u8]) {
+    for byte in message.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')) {
+        *byte = b' ';
+    }
+}
+
+/// Bytes of a line of standard error that are kept.
+const MAX_ERROR_LINE: usize = 2048;
+/// Lines of standard error kept in one second (probe-70).
+const MAX_ERROR_LINES: u32 = 100;
+/// Bytes asked of the pipe at once.
+const CHUNK: usize = 8 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn lines(input: &'static [u8], max: usize) -> Vec<Line> {
+        let mut reader = Lines::new(input, max);
+        let mut seen = Vec::new();
+        loop {
+            let line = reader.next().await.unwrap();
+            let last = line != Line::Text(Bytes::new()) && !matches!(line, Line::Text(_));
+            seen.push(line);
+            if last {
+                return seen;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn lines_come_whole_and_an_unfinished_one_is_none() {
+        let seen = lines(b"{\"a\":1}\n\n{}\nhalf", 16).await;
+        let text = |t: &'static str| Line::Text(Bytes::from_static(t.as_bytes()));
+        assert_eq!(seen, [text("{\"a\":1}"), text(""), text("{}"), Line::End]);
+    }
+
+    /// probe-69: a line over the cap ends the reading, finished or not.
+    #[tokio::test]
+    async fn a_line_over_the_cap_is_refused_without_holding_it() {
+        assert_eq!(lines(b"12345\n", 5).await, [Line::Text(Bytes::from_static(b"12345")), Line::End]);
+        assert_eq!(lines(b"123456\n", 5).await, [Line::TooLong]);
+        let endless = tokio::io::repeat(b'x');
+        assert_eq!(Lines::new(endless, MAX_LINE).next().await.unwrap(), Line::TooLong);
+    }
+
+    /// probe-70: a flood of standard error is counted, not kept.
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_errors_is_cut_and_counted() {
+        let flood = [b"x".repeat(5000), b"\n".to_vec(), b"y\n".repeat(500), b"end".to_vec()].concat();
+        let mut seen = Vec::new();
+        log_lines(&flood[..], |line| seen.push(line.to_vec())).await;
+        assert_eq!(seen[0].len(), MAX_ERROR_LINE);
+        assert_eq!(seen.len(), 102);
+        assert_eq!(seen[100], b"end");
+        assert_eq!(seen[101], b"[401 lines left out]");
+    }
+
+    #[test]
+    fn a_message_of_several_lines_becomes_one() {
+        assert_eq!(line(b"{\r\n\"a\":1\n}".to_vec()), &b"{  \"a\":1 }\n"[..]);
+    }
+}

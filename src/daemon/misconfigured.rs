@@ -1,0 +1,93 @@
+//! The mode in which every client is told 503.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
+};
+use tracing::{info, warn};
+
+use crate::{
+    audit::{Audit, Decision, Event, RequestId},
+    config::Problems,
+    daemon::{ACCEPT_PAUSE, Accepted, Exit, Setup, Signals},
+    http::{Refusal, connection},
+};
+
+/// How the mode ended.
+pub(super) enum Way {
+    /// The files have changed: try again, and answer this one first.
+    Mended(Accepted),
+    Out(Exit),
+}
+
+/// Answers 503 until the files have changed, or nobody has asked for a while.
+pub(super) async fn answer(
+    setup: &mut Setup,
+    first: Option<Accepted>,
+    problems: &Problems,
+    signals: &mut Signals,
+) -> Result<Way> {
+    let (drain, draining) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    if let Some(accepted) = first {
+        connections.spawn(refuse(accepted, draining.clone(), setup.audit.clone()));
+    }
+    let summary = problems.iter().next().map(ToString::to_string).unwrap_or_default();
+    setup.notifier.status(&format!("misconfigured: {summary}"));
+    setup.notifier.ready();
+    let mut asked = Instant::now();
+    loop {
+        tokio::select! {
+            accepted = setup.listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
+                Ok(accepted) if (setup.changed)() => {
+                    info!("the configuration has changed, reading it again");
+                    return Ok(Way::Mended(accepted));
+                }
+                Ok(accepted) => {
+                    asked = Instant::now();
+                    connections.spawn(refuse(accepted, draining.clone(), setup.audit.clone()));
+                }
+                Err(error) => {
+                    warn!(%error, "accepting failed, pausing");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+            () = sleep_until(asked + PATIENCE), if setup.may_exit && connections.is_empty() => {
+                setup.notifier.stopping();
+                return Ok(Way::Out(Exit::Misconfigured));
+            }
+            () = sleep(WATCHDOG) => setup.notifier.alive(),
+            () = signals.stop() => {
+                setup.notifier.stopping();
+                setup.audit.record(&Event::Stopping);
+                let _ = drain.send(true);
+                return Ok(Way::Out(Exit::Done));
+            }
+        }
+    }
+}
+
+async fn refuse(accepted: Accepted, draining: watch::Receiver<bool>, audit: Audit) {
+    let (stream, peer) = accepted;
+    let answer = |_request| {
+        let refusal = Refusal::Misconfigured;
+        let mut record = Decision::new(RequestId::random(), peer.to_string());
+        record.deny(refusal.reason(), refusal.status().as_u16());
+        audit.decision(&record);
+        // Closed after one answer: the next request finds whoever serves then.
+        std::future::ready(refusal.response(None, None))
+    };
+    connection::serve(stream, draining, answer).await;
+}
+
+/// Connections told 503 at once.
+const MAX_CONNECTIONS: usize = 256;
+/// How long nobody must have asked before the process leaves with status 78.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How often the watchdog is told that this still answers.
+const WATCHDOG: Duration = Duration::from_secs(5);

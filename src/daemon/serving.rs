@@ -1,0 +1,136 @@
+//! Accepting, sweeping, idling out and draining.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Result;
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at},
+};
+use tracing::{info, warn};
+
+use crate::{
+    audit::Event,
+    daemon::{ACCEPT_PAUSE, Accepted, Exit, Setup, Signals, build::Launching},
+    http::connection,
+    pipeline::{self, Gateway},
+};
+
+/// Serves until a signal, or until nothing has happened for `limits.exit-idle`.
+pub(super) async fn serve(
+    gateway: Arc<Gateway>,
+    launching: Launching,
+    mut setup: Setup,
+    first: Option<Accepted>,
+    signals: &mut Signals,
+) -> Result<Exit> {
+    let (drain, draining) = watch::channel(false);
+    let mut background = JoinSet::new();
+    background.spawn(launching);
+    let mut connections = JoinSet::new();
+    if let Some(accepted) = first {
+        take(&mut connections, &gateway, &draining, accepted);
+    }
+    let limits = gateway.config.limits.clone();
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut quiet_since = Instant::now();
+    setup.notifier.ready();
+    setup.audit.record(&Event::Ready);
+    info!(resource = gateway.config.resource.url, "serving");
+
+    loop {
+        let quiet = connections.is_empty() && gateway.sessions.is_idle();
+        if !quiet {
+            quiet_since = Instant::now();
+        }
+        let may_exit = setup.may_exit && quiet && !limits.exit_idle.is_zero();
+        tokio::select! {
+            accepted = setup.listener.accept(), if connections.len() < limits.connections => match accepted {
+                Ok(accepted) => take(&mut connections, &gateway, &draining, accepted),
+                Err(error) => {
+                    warn!(%error, "accepting failed, pausing");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(ended) = connections.join_next() => {
+                if let Err(error) = ended {
+                    warn!(%error, "a connection's task failed");
+                }
+            }
+            () = gateway.sessions.one_ended() => {}
+            _ = tick.tick() => {
+                gateway.sessions.sweep(Instant::now());
+                setup.notifier.alive();
+                setup.notifier.status(&format!(
+                    "{} connections, {} sessions", connections.len(), gateway.sessions.count(),
+                ));
+            }
+            () = sleep_until(quiet_since + limits.exit_idle), if may_exit => {
+                // A connection that arrives from here on waits in the socket's
+                // queue, which is systemd's, and starts the next process.
+                if setup.audit.flushed() {
+                    setup.audit.record(&Event::IdleExit);
+                    setup.notifier.stopping();
+                    return Ok(Exit::Done);
+                }
+                quiet_since = Instant::now();
+            }
+            () = gateway.stale.notified() => {
+                info!("the configuration has changed, making way for a new process");
+                break;
+            }
+            () = signals.stop() => break,
+        }
+    }
+
+    setup.notifier.stopping();
+    setup.audit.record(&Event::Stopping);
+    let _ = drain.send(true);
+    let deadline = Instant::now() + DRAIN_DEADLINE;
+    tokio::select! {
+        _ = timeout_at(deadline, all_answered(&mut connections, &gateway)) => {}
+        // Told twice: stop now.
+        () = signals.stop() => {}
+    }
+    gateway.sessions.end_all().await;
+    let _ = timeout_at(Instant::now() + LAST_ANSWERS, async { while connections.join_next().await.is_some() {} }).await;
+    setup.audit.flush(LAST_ANSWERS).await;
+    Ok(Exit::Done)
+}
+
+fn take(connections: &mut JoinSet<()>, gateway: &Arc<Gateway>, draining: &watch::Receiver<bool>, accepted: Accepted) {
+    let (stream, peer) = accepted;
+    let gateway = gateway.clone();
+    let draining = draining.clone();
+    connections.spawn(async move {
+        let answer = |request| {
+            let gateway = gateway.clone();
+            async move { pipeline::handle(&gateway, request, peer).await }
+        };
+        connection::serve(stream, draining, answer).await;
+    });
+}
+
+/// Every connection closed, and every call answered or failed.
+async fn all_answered(connections: &mut JoinSet<()>, gateway: &Gateway) {
+    let mut tick = interval(TICK);
+    loop {
+        tokio::select! {
+            ended = connections.join_next() => if ended.is_none() && gateway.sessions.in_flight() == 0 {
+                return;
+            } else if ended.is_none() {
+                tick.tick().await;
+            },
+            _ = tick.tick() => gateway.sessions.sweep(Instant::now()),
+        }
+    }
+}
+
+/// How often overdue calls and idle sessions are looked for, and the watchdog told.
+const TICK: Duration = Duration::from_secs(1);
+/// How long running calls may take after SIGTERM; the unit's TimeoutStopSec is longer.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
+/// How long the last answers and records may take to leave.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);

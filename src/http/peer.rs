@@ -1,0 +1,136 @@
+//! Who is at the other end of a connection, and what a listener may be.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    os::fd::{AsRawFd, OwnedFd},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use nix::sys::socket::{self, SockaddrLike, SockaddrStorage};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+};
+
+/// The other end of a connection, for the record.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Peer {
+    Tcp(SocketAddr),
+    /// A process of this host; its user, as the kernel says (unix(7), SO_PEERCRED).
+    Unix { uid: Option<u32> },
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix { uid: Some(uid) } => write!(f, "uid {uid}"),
+            Self::Unix { uid: None } => f.write_str("unix"),
+        }
+    }
+}
+
+/// A listening stream socket, as systemd hands it over.
+#[derive(Debug)]
+pub enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Takes a bound and listening socket. systemd passes blocking ones.
+    pub fn from_fd(socket: OwnedFd) -> io::Result<Self> {
+        let address: SockaddrStorage = socket::getsockname(socket.as_raw_fd())?;
+        match address.family() {
+            Some(socket::AddressFamily::Unix) => {
+                let listener = std::os::unix::net::UnixListener::from(socket);
+                listener.set_nonblocking(true)?;
+                Ok(Self::Unix(UnixListener::from_std(listener)?))
+            }
+            Some(socket::AddressFamily::Inet | socket::AddressFamily::Inet6) => {
+                let listener = std::net::TcpListener::from(socket);
+                listener.set_nonblocking(true)?;
+                Ok(Self::Tcp(TcpListener::from_std(listener)?))
+            }
+            _ => Err(io::Error::new(io::ErrorKind::Unsupported, "the socket is neither TCP nor Unix")),
+        }
+    }
+
+    /// The next connection. Safe to drop and call again.
+    pub async fn accept(&self) -> io::Result<(Stream, Peer)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                // Answers are small; waiting to fill a segment only delays them.
+                let _ = stream.set_nodelay(true);
+                Ok((Stream::Tcp(stream), Peer::Tcp(address)))
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let uid = stream.peer_cred().ok().map(|peer| peer.uid());
+                Ok((Stream::Unix(stream), Peer::Unix { uid }))
+            }
+        }
+    }
+
+    /// Whether only this host can connect: what `mode = "none"` requires.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().is_ok_and(|address| address.ip().is_loopback()),
+            Self::Unix(_) => true,
+        }
+    }
+}
+
+/// One accepted connection.
+#[derive(Debug)]
+pub enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Every way of saying no before a policy has said yes, and the one table that
+//! turns them into HTTP.
+
+use http::{HeaderValue, StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::{
+    auth::{self, AuthError},
+    authz::DenyReason,
+    config::Resource,
+    http::{Response, reply},
+    mcp::{CallError, Id, version},
+    session::{NoSession, OpenError, SendError},
+};
+
+/// Why a request was refused: nothing of it has reached a child.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error("exactly one valid Host header is required")]
+    BadHost,
+    #[error("this host name is not served here")]
+    HostNotAllowed,
+    #[error("this origin is not allowed")]
+    OriginNotAllowed,
+    #[error("a header is malformed or doubled")]
+    Header,
+    #[error("no such path")]
+    NotFound,
+    #[error("method not allowed")]
+    MethodNotAllowed(&'static str),
+    #[error("the body must be application/json, not encoded")]
+    ContentType,
+    #[error("the client must accept application/json and text/event-stream")]
+    NotAcceptable,
+    #[error("the body is too large")]
+    TooLarge,
+    #[error("the body took too long")]
+    BodyTimeout,
+    #[error("the body is incomplete")]
+    BodyIncomplete,
+    #[error("{0}")]
+    Auth(#[from] AuthError),
+    #[error("{0}")]
+    Call(#[from] CallError),
+    #[error("this protocol version is not supported")]
+    Version(String),
+    #[error("not permitted")]
+    Denied(DenyReason),
+    #[error("method not found")]
+    UnknownMethod,
+    #[error("Mcp-Session-Id is required")]
+    SessionIdMissing,
+    #[error("no such session")]
+    NoSession(NoSession),
+    #[error("{0}")]
+    Open(#[from] OpenError),
+    #[error("{0}")]
+    Send(#[from] SendError),
+    /// thv itself cannot serve; the journal and `thv check` know why.
+    #[error("misconfigured")]
+    Misconfigured,
+    #[error("restarting")]
+    Restarting,
+}
+
+impl Refusal {
+    /// Why, for the record: a fixed vocabulary (THV_REASON).
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::BadHost => "host-missing",
+            Self::HostNotAllowed => "host",
+            Self::OriginNotAllowed => "origin",
+            Self::Header => "header",
+            Self::NotFound => "path",
+            Self::MethodNotAllowed(_) => "http-method",
+            Self::ContentType => "content-type",
+            Self::NotAcceptable => "accept",
+            Self::TooLarge => "too-large",
+            Self::BodyTimeout => "body-timeout",
+            Self::BodyIncomplete => "body-incomplete",
+            Self::Auth(error) => error.code(),
+            Self::Call(CallError::NotJson) => "not-json",
+            Self::Call(CallError::Invalid(_)) => "invalid-request",
+            Self::Call(CallError::Params(_)) => "invalid-params",
+            Self::Version(_) => "version",
+            Self::Denied(DenyReason::Policy) => "policy",
+            Self::Denied(DenyReason::PolicyError) => "policy-error",
+            Self::Denied(DenyReason::Method) | Self::UnknownMethod => "method",
+            Self::SessionIdMissing => "session-missing",
+            Self::NoSession(NoSession::Unknown) => "session-unknown",
+            Self::NoSession(NoSession::Mismatch) => "session-mismatch",
+            Self::Open(OpenError::Full) => "sessions-full",
+            Self::Open(OpenError::Start(_)) => "start-failed",
+            Self::Open(OpenError::Failed(failure)) => failure.code(),
+            Self::Open(OpenError::Send(error)) | Self::Send(error) => match error {
+                SendError::Gone => "session-unknown",
+                SendError::DuplicateId => "duplicate-id",
+                SendError::Busy => "busy",
+                SendError::NotAsked => "not-asked",
+            },
+            Self::Misconfigured => "misconfigured",
+            Self::Restarting => "restarting",
+        }
+    }
+
+    /// No wildcard arm: a new refusal must choose its status here to compile.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::BadHost
+            | Self::Header
+            | Self::BodyIncomplete
+            | Self::Call(_)
+            | Self::Version(_)
+            | Self::SessionIdMissing
+            | Self::Auth(AuthError::Malformed(_)) => StatusCode::BAD_REQUEST,
+            Self::Auth(AuthError::Missing | AuthError::Rejected(_)) => StatusCode::UNAUTHORIZED,
+            Self::HostNotAllowed
+            | Self::OriginNotAllowed
+            | Self::Denied(DenyReason::Policy | DenyReason::PolicyError) => StatusCode::FORBIDDEN,
+            Self::NotFound | Self::NoSession(_) => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            // Legacy MCP names no status for it; its SDKs read 200 (tok-125).
+            Self::UnknownMethod | Self::Denied(DenyReason::Method) => StatusCode::OK,
+            Self::Open(OpenError::Full | OpenError::Start(_))
+            | Self::Auth(AuthError::IssuerDown { .. })
+            | Self::Misconfigured
+            | Self::Restarting => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Open(OpenError::Failed(failure)) => reply::failure_status(*failure),
+            Self::Open(OpenError::Send(error)) | Self::Send(error) => match error {
+                SendError::Gone => StatusCode::NOT_FOUND,
+                SendError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+                SendError::DuplicateId | SendError::NotAsked => StatusCode::BAD_REQUEST,
+            },
+        }
+    }
+
+    /// The answer. `id` is the request's, where the body could be read.
+    pub fn response(&self, resource: Option<&Resource>, id: Option<&Id>) -> Response {
+        let (code, data) = self.error();
+        let mut response = reply::json(self.status(), reply::error(id, code, &self.to_string(), data));
+        let headers = response.headers_mut();
+        if let (Self::Auth(error), Some(resource)) = (self, resource)
+            && let Some(challenge) = auth::challenge(error, resource)
+        {
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        if let Self::MethodNotAllowed(methods) = self {
+            headers.insert(header::ALLOW, HeaderValue::from_static(methods));
+        }
+        if self.status() == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(self.retry_after()));
+        }
+        // What was not read of the request must not become the next one (conn-7).
+        if self.leaves_body_unread() {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    fn error(&self) -> (i32, Value) {
+        match self {
+            Self::Call(CallError::NotJson) => (-32700, json!({ "reason": "not-json" })),
+            Self::Call(CallError::Invalid(_)) | Self::Send(SendError::DuplicateId | SendError::NotAsked) => {
+                (-32600, json!({ "reason": self.reason() }))
+            }
+            Self::Call(CallError::Params(_)) => (-32602, json!({ "reason": "invalid-params" })),
+            Self::UnknownMethod | Self::Denied(DenyReason::Method) => (-32601, json!({ "reason": "method" })),
+            Self::Version(requested) => (-32022, json!({ "supported": version::LEGACY, "requested": requested })),
+            // Whose session it is, and which check a token failed, is for the record.
+            Self::NoSession(_) => (reply::INTERNAL_ERROR, json!({ "reason": "session-unknown" })),
+            Self::Auth(AuthError::Rejected(_)) => (reply::INTERNAL_ERROR, json!({ "reason": "invalid-token" })),
+            Self::Denied(_) => (reply::INTERNAL_ERROR, json!({ "reason": "denied" })),
+            Self::Open(OpenError::Start(_)) => {
+                (reply::INTERNAL_ERROR, json!({ "reason": "start-failed" }))
+            }
+            _ => (reply::INTERNAL_ERROR, json!({ "reason": self.reason() })),
+        }
+    }
+
+    /// Seconds until asking again makes sense.
+    fn retry_after(&self) -> u64 {
+        match self {
+            Self::Auth(AuthError::IssuerDown { retry_after, .. }) => *retry_after,
+            Self::Misconfigured => 30,
+            Self::Restarting => 1,
+            _ => 5,
+        }
+    }
+
+    fn leaves_body_unread(&self) -> bool {
+        !matches!(
+            self,
+            Self::Call(_)
+                | Self::Version(_)
+                | Self::Denied(_)
+                | Self::UnknownMethod
+                | Self::SessionIdMissing
+                | Self::NoSession(_)
+                | Self::Open(_)
+                | Self::Send(_)
+                // These come before the body too, but a client without a token is
+                // the usual first request: hyper drains what is small.
+                | Self::Auth(_)
+        )
+    }
+}

@@ -1,0 +1,90 @@
+//! What a client is told, as HTTP.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::{
+    http::{Body, Response, body::Events},
+    mcp::Id,
+    session::{Event, Exchange, Failure},
+};
+
+/// A JSON answer.
+pub fn json(status: StatusCode, text: impl Into<Body>) -> Response {
+    let mut response = with_status(status, text.into());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// An answer without a body.
+pub fn empty(status: StatusCode) -> Response {
+    with_status(status, Body::empty())
+}
+
+/// The answers of one exchange: JSON where the answer is all there is and it
+/// comes soon, else events.
+pub async fn exchange(id: Id, mut exchange: Exchange) -> Response {
+    match timeout(SOON, exchange.next()).await {
+        Ok(Some(Event::Answer(answer))) => json(StatusCode::OK, answer),
+        Ok(Some(Event::Failed(failed))) => json(failure_status(failed), failure(Some(&id), failed)),
+        Ok(None) => json(failure_status(Failure::ChildEnded), failure(Some(&id), Failure::ChildEnded)),
+        Ok(Some(message)) => events(Events::new(id, Some(message), exchange)),
+        Err(_) => events(Events::new(id, None, exchange)),
+    }
+}
+
+/// thv's own failure as a JSON-RPC error (`-32603`, `data.reason`).
+pub fn failure(id: Option<&Id>, failure: Failure) -> Bytes {
+    error(id, INTERNAL_ERROR, failure.message(), json!({ "reason": failure.code() }))
+}
+
+/// The status that goes with a failure, where it is told before any event.
+pub fn failure_status(failure: Failure) -> StatusCode {
+    match failure {
+        Failure::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        Failure::ChildEnded | Failure::OutOfMemory | Failure::BadAnswer => StatusCode::BAD_GATEWAY,
+        Failure::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+        // The client knows; this only ends the request that it gave up.
+        Failure::Cancelled => StatusCode::OK,
+    }
+}
+
+/// A JSON-RPC error; without an id where the request's is not known.
+pub fn error(id: Option<&Id>, code: i32, message: &str, data: serde_json::Value) -> Bytes {
+    let error = json!({ "code": code, "message": message, "data": data }).to_string();
+    let mut text = br#"{"jsonrpc":"2.0","#.to_vec();
+    if let Some(id) = id {
+        text.extend_from_slice(b"\"id\":");
+        text.extend_from_slice(id.as_json());
+        text.push(b',');
+    }
+    text.extend_from_slice(b"\"error\":");
+    text.extend_from_slice(error.as_bytes());
+    text.push(b'}');
+    text.into()
+}
+
+fn events(events: Events) -> Response {
+    let mut response = with_status(StatusCode::OK, Body::Events(Box::new(events)));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+fn with_status(status: StatusCode, body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    // Nothing here may be kept for another caller.
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// JSON-RPC: internal error.
+pub const INTERNAL_ERROR: i32 = -32603;
+/// How long an answer may take before the client is given a stream to wait on.
+const SOON: Duration = Duration::from_secs(5);

@@ -1,0 +1,92 @@
+//! Which request is for whom: exact paths, exact names, nothing normalized.
+
+use http::{HeaderMap, Method, header, request::Parts};
+
+use crate::{
+    config::Config,
+    http::Refusal,
+};
+
+/// Where a request goes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Route {
+    /// The protected-resource metadata (RFC 9728).
+    Metadata,
+    /// The MCP endpoint.
+    Mcp,
+}
+
+/// Checks where a request comes from and finds where it goes. `metadata` are
+/// the paths that serve the metadata.
+pub fn route(head: &Parts, config: &Config, metadata: &[String]) -> Result<Route, Refusal> {
+    host(head, config)?;
+    origin(&head.headers, config)?;
+    let path = head.uri.path();
+    if metadata.iter().any(|known| known == path) {
+        return if head.method == Method::GET { Ok(Route::Metadata) } else { Err(Refusal::MethodNotAllowed("GET")) };
+    }
+    if path != config.resource.path {
+        return Err(Refusal::NotFound);
+    }
+    match head.method {
+        Method::POST | Method::GET | Method::DELETE => Ok(Route::Mcp),
+        _ => Err(Refusal::MethodNotAllowed(MCP_METHODS)),
+    }
+}
+
+/// A POST's own headers: exactly JSON in, JSON and events out (conn-16 … conn-18).
+pub fn post_headers(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut types = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(kind), None) = (types.next(), types.next()) else { return Err(Refusal::ContentType) };
+    if !media_type(kind.as_bytes()).eq_ignore_ascii_case(b"application/json") {
+        return Err(Refusal::ContentType);
+    }
+    if headers.get_all(header::CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(Refusal::ContentType);
+    }
+    let accepted: Vec<&[u8]> = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .map(media_type)
+        .collect();
+    let accepts = |names: [&str; 2]| {
+        accepted.iter().any(|kind| *kind == b"*/*" || names.iter().any(|name| kind.eq_ignore_ascii_case(name.as_bytes())))
+    };
+    if accepts(["application/json", "application/*"]) && accepts(["text/event-stream", "text/*"]) {
+        Ok(())
+    } else {
+        Err(Refusal::NotAcceptable)
+    }
+}
+
+fn host(head: &Parts, config: &Config) -> Result<(), Refusal> {
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(Refusal::BadHost) };
+    let listed = |name: &[u8]| config.hosts.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()));
+    if !listed(host.as_bytes()) {
+        return Err(Refusal::HostNotAllowed);
+    }
+    // Absolute form: both names must be ours, and neither is routed on (h1-9).
+    match head.uri.authority() {
+        Some(authority) if !listed(authority.as_str().as_bytes()) => Err(Refusal::HostNotAllowed),
+        _ => Ok(()),
+    }
+}
+
+fn origin(headers: &HeaderMap, config: &Config) -> Result<(), Refusal> {
+    let listed = |origin: &[u8]| {
+        origin.eq_ignore_ascii_case(config.resource.origin.as_bytes())
+            || config.origins.iter().any(|known| origin.eq_ignore_ascii_case(known.as_bytes()))
+    };
+    let all = headers.get_all(header::ORIGIN);
+    if all.iter().all(|origin| listed(origin.as_bytes())) { Ok(()) } else { Err(Refusal::OriginNotAllowed) }
+}
+
+/// A media type or range without its parameters and spaces.
+fn media_type(value: &[u8]) -> &[u8] {
+    value.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii()
+}
+
+/// The methods of the MCP endpoint that are answered. GET comes with the stream of its own.
+pub const MCP_METHODS: &str = "POST, DELETE";

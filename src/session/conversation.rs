@@ -1,0 +1,352 @@
+//! One session: who owns it, what is in flight, and the way in.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
+
+use crate::{
+    audit::{Audit, Outcome, RequestId},
+    auth::Identity,
+    authz::Permit,
+    child::stdio,
+    json::Value,
+    mcp::{Call, Id, Shape},
+    session::{
+        exchange::{Event, Exchange, Failure},
+        own::OwnMessage,
+    },
+};
+
+/// A conversation of one identity with one child.
+pub struct Session {
+    pub(super) id: String,
+    owner: Identity,
+    audit: Audit,
+    call_timeout: Duration,
+    /// Lines for the child. Bounded: a child that does not read is not waited for (probe-68).
+    stdin: mpsc::Sender<Bytes>,
+    state: Mutex<State>,
+    /// Said once when the session must end.
+    pub(super) end: Notify,
+}
+
+pub(super) struct State {
+    /// The number of the next request towards the child; never used twice.
+    next: u64,
+    in_flight: HashMap<u64, InFlight>,
+    /// The server's own requests that a client may answer, by their id as JSON.
+    asked: HashSet<Bytes>,
+    last_used: Instant,
+    ended: bool,
+}
+
+impl State {
+    fn admits(&self, id: &Id) -> Result<(), SendError> {
+        if self.in_flight.values().any(|other| other.id == *id) {
+            return Err(SendError::DuplicateId);
+        }
+        if self.in_flight.len() >= MAX_IN_FLIGHT { Err(SendError::Busy) } else { Ok(()) }
+    }
+}
+
+struct InFlight {
+    id: Id,
+    events: mpsc::Sender<Event>,
+    deadline: Instant,
+    progress_token: Option<Bytes>,
+    outcome: OutcomeOwed,
+}
+
+/// The record that every permitted request owes the auditors.
+struct OutcomeOwed {
+    request: RequestId,
+    started: Instant,
+    bytes_in: usize,
+}
+
+/// What became of a message that was sent.
+pub enum Sent {
+    /// A request: its answers come here.
+    Exchange(Exchange),
+    /// A notification or a response: nothing will come.
+    Accepted,
+}
+
+/// Why a message did not enter the session.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum SendError {
+    #[error("the session has ended")]
+    Gone,
+    #[error("a request with this id is already in flight")]
+    DuplicateId,
+    #[error("the server is busy")]
+    Busy,
+    #[error("nobody asked for this response")]
+    NotAsked,
+}
+
+impl Session {
+    pub(super) fn new(
+        id: String,
+        owner: Identity,
+        audit: Audit,
+        call_timeout: Duration,
+        stdin: mpsc::Sender<Bytes>,
+    ) -> Arc<Self> {
+        let state = State {
+            next: 1,
+            in_flight: HashMap::new(),
+            asked: HashSet::new(),
+            last_used: Instant::now(),
+            ended: false,
+        };
+        Arc::new(Self { id, owner, audit, call_timeout, stdin, state: Mutex::new(state), end: Notify::new() })
+    }
+
+    /// The session's id: 128 random bits, visible ASCII (mcp-L7).
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) fn owner(&self) -> &Identity {
+        &self.owner
+    }
+
+    /// Whether [`Session::send`] would take this now: asked before the decision
+    /// is recorded, so that a refusal is recorded as one.
+    pub fn admits(&self, call: &Call) -> Result<(), SendError> {
+        let state = self.lock()?;
+        match call.shape() {
+            Shape::Request(id) => state.admits(id),
+            Shape::Notification => Ok(()),
+            Shape::Response(id) if state.asked.contains(id.as_json()) => Ok(()),
+            Shape::Response(_) => Err(SendError::NotAsked),
+        }
+    }
+
+    /// Sends what a policy permitted. The request's outcome is recorded under
+    /// `request`, whether or not the client waits for it.
+    pub fn send(&self, permit: Permit, request: RequestId) -> Result<Sent, SendError> {
+        let call = permit.into_call();
+        match call.shape() {
+            Shape::Request(id) => self.request(&call, id.clone(), request).map(Sent::Exchange),
+            Shape::Notification => self.notify(&call).map(|()| Sent::Accepted),
+            Shape::Response(id) => self.respond(&call, id).map(|()| Sent::Accepted),
+        }
+    }
+
+    /// Ends the session; its child is given time to leave.
+    pub fn close(&self) {
+        self.end.notify_one();
+    }
+
+    fn request(&self, call: &Call, id: Id, request: RequestId) -> Result<Exchange, SendError> {
+        let mut state = self.lock()?;
+        state.admits(&id)?;
+        let number = state.next;
+        let (events, receiver) = mpsc::channel(MAX_EVENTS);
+        self.write(renumbered(call, number))?;
+        let now = Instant::now();
+        state.next += 1;
+        state.last_used = now;
+        let outcome = OutcomeOwed { request, started: now, bytes_in: call.message().bytes().len() };
+        let deadline = now + self.call_timeout;
+        state.in_flight.insert(number, InFlight { id, events, deadline, progress_token: progress_token(call), outcome });
+        Ok(Exchange::new(receiver))
+    }
+
+    fn notify(&self, call: &Call) -> Result<(), SendError> {
+        let mut state = self.lock()?;
+        state.last_used = Instant::now();
+        if call.method() != "notifications/cancelled" {
+            return self.write(stdio::line(call.message().bytes().to_vec()));
+        }
+        let Some(named) = call.params().and_then(|params| params.get("requestId")) else { return Ok(()) };
+        let number = state.in_flight.iter().find(|(_, call)| call.id.as_json() == named.raw()).map(|(number, _)| *number);
+        // Another's id, or one already answered: accepted without effect (json-18).
+        let Some(number) = number else { return Ok(()) };
+        let text = number.to_string();
+        self.write(stdio::line(call.message().with(&[(named.span(), text.as_bytes())])))?;
+        if let Some(cancelled) = state.in_flight.remove(&number) {
+            self.finish(cancelled, Event::Failed(Failure::Cancelled));
+        }
+        Ok(())
+    }
+
+    fn respond(&self, call: &Call, id: &Id) -> Result<(), SendError> {
+        let mut state = self.lock()?;
+        state.last_used = Instant::now();
+        if !state.asked.remove(id.as_json()) {
+            return Err(SendError::NotAsked);
+        }
+        self.write(stdio::line(call.message().bytes().to_vec()))
+    }
+
+    /// The child's answer to request `number`; `false` if there is no such request now.
+    pub(super) fn answer(&self, number: u64, make: impl FnOnce(&Id) -> Event) -> Answered {
+        let mut state = self.state();
+        match state.in_flight.remove(&number) {
+            Some(call) => {
+                state.last_used = Instant::now();
+                let event = make(&call.id);
+                self.finish(call, event);
+                Answered::Delivered
+            }
+            // Cancelled or timed out: the child could not know (fault-17).
+            None if (1..state.next).contains(&number) => Answered::Late,
+            None => Answered::Unknown,
+        }
+    }
+
+    /// Gives a notification of the child's to the client it is meant for, or
+    /// to the one most lately heard from; `false` if nobody listens.
+    pub(super) fn pass_on(&self, message: Bytes, token: Option<&[u8]>) -> bool {
+        let state = self.state();
+        let meant = match token {
+            Some(token) => state.in_flight.values().find(|call| call.progress_token.as_deref() == Some(token)),
+            None => newest_listener(&state),
+        };
+        meant.is_some_and(|call| call.events.try_send(Event::Message(message)).is_ok())
+    }
+
+    /// Gives a request of the child's to a client that can answer it.
+    pub(super) fn ask(&self, message: Bytes, id: Bytes) -> bool {
+        let mut state = self.state();
+        if state.asked.len() >= MAX_ASKED {
+            return false;
+        }
+        let heard = newest_listener(&state).is_some_and(|call| call.events.try_send(Event::Message(message)).is_ok());
+        if heard {
+            state.asked.insert(id);
+        }
+        heard
+    }
+
+    /// Forgets a request of the child's that it has itself cancelled.
+    pub(super) fn unask(&self, id: &[u8]) {
+        self.state().asked.remove(id);
+    }
+
+    pub(super) fn say(&self, own: &OwnMessage<'_>) -> bool {
+        self.write(own.line()).is_ok()
+    }
+
+    /// Fails what is overdue, and says whether the session itself has been idle too long.
+    pub(super) fn sweep(&self, now: Instant, idle: Duration) -> bool {
+        let mut state = self.state();
+        let overdue: Vec<u64> =
+            state.in_flight.iter().filter(|(_, call)| call.deadline <= now).map(|(number, _)| *number).collect();
+        for number in overdue {
+            self.say(&OwnMessage::Cancelled { number, reason: "timeout" });
+            if let Some(call) = state.in_flight.remove(&number) {
+                self.finish(call, Event::Failed(Failure::Timeout));
+            }
+        }
+        state.in_flight.is_empty() && now.duration_since(state.last_used) >= idle
+    }
+
+    /// Nothing more will come: fails what is in flight.
+    pub(super) fn fail_all(&self, failure: Failure) {
+        let mut state = self.state();
+        state.ended = true;
+        let calls: Vec<InFlight> = state.in_flight.drain().map(|(_, call)| call).collect();
+        for call in calls {
+            self.finish(call, Event::Failed(failure));
+        }
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.state().ended
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.state().in_flight.len()
+    }
+
+    /// The way out of every request: the outcome is recorded, then the client told.
+    fn finish(&self, call: InFlight, event: Event) {
+        let (reason, bytes_out) = match &event {
+            Event::Answer(answer) => (None, answer.len()),
+            Event::Failed(failure) => (Some(*failure), 0),
+            Event::Message(_) => unreachable!("a message does not finish a request"),
+        };
+        self.audit.outcome(&Outcome {
+            request: call.outcome.request,
+            failure: reason.map(Failure::code),
+            duration: call.outcome.started.elapsed(),
+            bytes_in: call.outcome.bytes_in,
+            bytes_out,
+        });
+        // A client that has gone, or is too slow to be kept, misses its answer.
+        let _ = call.events.try_send(event);
+    }
+
+    fn write(&self, line: Bytes) -> Result<(), SendError> {
+        self.stdin.try_send(line).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => SendError::Busy,
+            mpsc::error::TrySendError::Closed(_) => SendError::Gone,
+        })
+    }
+
+    fn lock(&self) -> Result<MutexGuard<'_, State>, SendError> {
+        let state = self.state();
+        if state.ended { Err(SendError::Gone) } else { Ok(state) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No code path leaves the state half changed, so a panic elsewhere does not taint it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What became of an answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Answered {
+    Delivered,
+    Late,
+    Unknown,
+}
+
+/// The open stream of the latest request: where messages go that name no request.
+fn newest_listener(state: &State) -> Option<&InFlight> {
+    state.in_flight.iter().filter(|(_, call)| !call.events.is_closed()).max_by_key(|(number, _)| **number).map(|(_, call)| call)
+}
+
+/// The client's request under the gateway's own number, as a line; and where it
+/// names a version that only modern MCP has, the newest legacy one (mcp-L9).
+fn renumbered(call: &Call, number: u64) -> Bytes {
+    let message = call.message();
+    let text = number.to_string();
+    let mut changes = Vec::with_capacity(2);
+    if let Some(id) = message.root().get("id") {
+        changes.push((id.span(), text.as_bytes()));
+    }
+    let version = (call.method() == "initialize").then(|| call.params().and_then(|params| params.get("protocolVersion"))).flatten();
+    if let Some(version) = version
+        && version.as_str().as_deref() == Some(crate::mcp::version::MODERN)
+    {
+        changes.push((version.span(), crate::mcp::version::NEWEST_LEGACY_JSON));
+    }
+    changes.sort_by_key(|(span, _)| span.start);
+    stdio::line(message.with(&changes))
+}
+
+fn progress_token(call: &Call) -> Option<Bytes> {
+    let meta = call.params()?.get("_meta")?;
+    meta.get("progressToken").map(Value::raw).map(Bytes::copy_from_slice)
+}
+
+/// Requests a child has not yet answered, per session; beyond it, 503.
+const MAX_IN_FLIGHT: usize = 64;
+/// Events waiting for one client; one that reads slower than that loses its stream.
+const MAX_EVENTS: usize = 256;
+/// Requests of the server's that no client has answered.
+const MAX_ASKED: usize = 64;

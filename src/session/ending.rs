@@ -1,0 +1,88 @@
+//! A session's child from its start to its end.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{
+    io::AsyncWriteExt,
+    net::unix::pipe,
+    sync::mpsc,
+    task::JoinSet,
+    time::timeout,
+};
+use tracing::warn;
+
+use crate::{
+    audit::{Audit, Event},
+    child::{Child, Ended, Launcher, stdio},
+    frames::Signal,
+    session::{Session, exchange::Failure, pump},
+};
+
+/// Serves the session until it ends for whatever reason, then sees the child
+/// out: end of its input, SIGTERM, SIGKILL, each with its time.
+pub(super) async fn tend(
+    session: Arc<Session>,
+    child: Child,
+    lines: mpsc::Receiver<Bytes>,
+    launcher: Launcher,
+    audit: Audit,
+) {
+    let Child { number, pid, stdin, stdout, stderr, mut ended } = child;
+    let mut streams = JoinSet::new();
+    let input = streams.spawn(write(lines, stdin));
+    let speaker = session.clone();
+    streams.spawn(async move {
+        pump::run(&speaker, stdout).await;
+        speaker.close();
+    });
+    let errors = audit.clone();
+    streams.spawn(stdio::log_lines(stderr, move |line| errors.record(&Event::ChildStderr { pid, line })));
+
+    let mut status = tokio::select! {
+        () = session.end.notified() => None,
+        told = &mut ended => Some(told.unwrap_or(Ended::RunnerGone)),
+    };
+    if status.is_some() {
+        // What it wrote before it ended is still to be read (fault-18).
+        let _ = timeout(LAST_WORDS, session.end.notified()).await;
+    } else if session.in_flight() > 0 {
+        // Its output ended: how it ended itself decides what its callers are told.
+        status = timeout(LAST_WORDS, &mut ended).await.ok().map(|told| told.unwrap_or(Ended::RunnerGone));
+    }
+    session.fail_all(match status {
+        Some(Ended::Exited { out_of_memory: true, .. }) => Failure::OutOfMemory,
+        _ => Failure::ChildEnded,
+    });
+    // Closes its input.
+    input.abort();
+    if status.is_none() {
+        status = timeout(TIME_TO_LEAVE, &mut ended).await.ok().map(|told| told.unwrap_or(Ended::RunnerGone));
+    }
+    for signal in [Signal::Terminate, Signal::Kill] {
+        if status.is_none() {
+            launcher.signal(number, signal).await;
+            status = timeout(TIME_TO_OBEY, &mut ended).await.ok().map(|told| told.unwrap_or(Ended::RunnerGone));
+        }
+    }
+    if status.is_none() {
+        warn!(pid, "the runner did not report the end of a child");
+    }
+    audit.record(&Event::ChildExited { pid, status: status.map(|status| status.to_string()).unwrap_or_default() });
+}
+
+async fn write(mut lines: mpsc::Receiver<Bytes>, mut stdin: pipe::Sender) {
+    while let Some(line) = lines.recv().await {
+        // It has closed its input: its output tells what becomes of it.
+        if stdin.write_all(&line).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// How long the output of an ended child is read, or a child with ended output is waited for.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long a child may take after the end of its input (mcp-T27).
+const TIME_TO_LEAVE: Duration = Duration::from_secs(2);
+/// How long a child may take after each signal (probe-22).
+const TIME_TO_OBEY: Duration = Duration::from_secs(3);

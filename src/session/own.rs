@@ -1,0 +1,33 @@
+//! What the gateway itself says to a child: a closed set.
+
+use bytes::Bytes;
+
+use crate::child::stdio;
+
+/// A message that no client sent.
+pub(super) enum OwnMessage<'a> {
+    /// `notifications/cancelled` for the gateway's request number.
+    Cancelled { number: u64, reason: &'static str },
+    /// The child asked for something and no client can hear it.
+    NobodyThere { id: &'a [u8] },
+    /// The answer to the child's ping.
+    Pong { id: &'a [u8] },
+}
+
+impl OwnMessage<'_> {
+    /// The message as a line for the child.
+    pub(super) fn line(&self) -> Bytes {
+        let text = match self {
+            Self::Cancelled { number, reason } => format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{number},"reason":"{reason}"}}}}"#
+            )
+            .into_bytes(),
+            Self::NobodyThere { id } => {
+                let message = br#","error":{"code":-32601,"message":"no client is listening"}}"#;
+                [br#"{"jsonrpc":"2.0","id":"#, *id, message].concat()
+            }
+            Self::Pong { id } => [br#"{"jsonrpc":"2.0","id":"#, *id, br#","result":{}}"#].concat(),
+        };
+        stdio::line(text)
+    }
+}

@@ -1,0 +1,120 @@
+//! What a child says, line by line, to whom it is for.
+
+use bytes::Bytes;
+use tokio::io::AsyncRead;
+use tracing::{debug, warn};
+
+use crate::{
+    child::stdio::{self, Line, Lines, MAX_LINE},
+    json::{Kind, Value},
+    mcp::Message,
+    session::{
+        Session,
+        conversation::Answered,
+        exchange::{Event, Failure},
+        own::OwnMessage,
+    },
+};
+
+/// Reads until the child's output ends, or until it has broken the protocol too often.
+pub(super) async fn run(session: &Session, stdout: impl AsyncRead + Unpin) {
+    let mut lines = Lines::new(stdout, MAX_LINE);
+    let mut violations = 0;
+    loop {
+        let kept = match lines.next().await {
+            Ok(Line::Text(text)) if text.trim_ascii().is_empty() => true,
+            Ok(Line::Text(text)) => take(session, text),
+            Ok(Line::TooLong) => {
+                warn!(limit = MAX_LINE, "the server wrote an endless line, ending it");
+                return;
+            }
+            Ok(Line::End) => return,
+            Err(error) => {
+                debug!(%error, "reading the server's output failed");
+                return;
+            }
+        };
+        if !kept {
+            violations += 1;
+            if violations == MAX_VIOLATIONS {
+                warn!(violations, "the server writes what is no MCP, ending it");
+                return;
+            }
+        }
+    }
+}
+
+/// Handles one line; `false` for what the protocol does not allow, which is dropped (sse-2).
+fn take(session: &Session, line: Bytes) -> bool {
+    let Ok(message) = Message::parse(one_line(line)) else { return false };
+    let root = message.root();
+    if root.kind() != Kind::Object {
+        return false;
+    }
+    match (root.get("method").and_then(Value::as_str), root.get("id")) {
+        (None, Some(id)) => answer(session, &message, id),
+        (Some(method), Some(id)) => request(session, &message, &method, id),
+        (Some(method), None) => {
+            notification(session, &message, &method);
+            true
+        }
+        (None, None) => false,
+    }
+}
+
+fn answer(session: &Session, message: &Message, id: Value<'_>) -> bool {
+    let Some(number) = id.as_number().and_then(|number| number.parse().ok()) else { return false };
+    let root = message.root();
+    let one = root.get("result").is_some() != root.get("error").is_some();
+    let answered = session.answer(number, |client_id| {
+        if one {
+            Event::Answer(message.with(&[(id.span(), client_id.as_json())]).into())
+        } else {
+            Event::Failed(Failure::BadAnswer)
+        }
+    });
+    answered != Answered::Unknown
+}
+
+fn request(session: &Session, message: &Message, method: &str, id: Value<'_>) -> bool {
+    if !matches!(id.kind(), Kind::String | Kind::Number) || id.span().len() > MAX_SERVER_ID {
+        return false;
+    }
+    if method == "ping" {
+        return session.say(&OwnMessage::Pong { id: id.raw() });
+    }
+    if !session.ask(message.bytes().clone(), Bytes::copy_from_slice(id.raw())) {
+        debug!(method, "no client listens to the server's request");
+        session.say(&OwnMessage::NobodyThere { id: id.raw() });
+    }
+    true
+}
+
+fn notification(session: &Session, message: &Message, method: &str) {
+    let params = message.root().get("params");
+    let named = |member| params.and_then(|params| params.get(member)).map(Value::raw);
+    if method == "notifications/cancelled"
+        && let Some(id) = named("requestId")
+    {
+        session.unask(id);
+    }
+    let token = if method == "notifications/progress" { named("progressToken") } else { None };
+    if !session.pass_on(message.bytes().clone(), token) {
+        debug!(method, "no client listens to the server's notification");
+    }
+}
+
+/// A carriage return between tokens would end an SSE line (sse-1).
+fn one_line(line: Bytes) -> Bytes {
+    if !line.contains(&b'\r') {
+        return line;
+    }
+    let mut line = line.to_vec();
+    stdio::flatten(&mut line);
+    line.into()
+}
+
+/// Lines that are no MCP, before the child is given up.
+const MAX_VIOLATIONS: u32 = 100;
+/// Bytes of the id of a request of the server's.
+const MAX_SERVER_ID: usize = 256;

@@ -1,0 +1,224 @@
+//! All sessions of one gateway.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use aws_lc_rs::rand;
+use bytes::Bytes;
+use tokio::{
+    sync::{Notify, Semaphore, mpsc},
+    task::JoinSet,
+    time::Instant,
+};
+
+use crate::{
+    audit::{Audit, Event, RequestId},
+    auth::Identity,
+    authz::Permit,
+    child::{Launcher, StartError},
+    mcp::Message,
+    session::{
+        SendError, Sent, Session, ending,
+        exchange::{Event as Heard, Failure},
+    },
+};
+
+/// What sessions are made with.
+pub struct Setup {
+    pub launcher: Launcher,
+    pub audit: Audit,
+    /// Sessions at once, those that are ending included.
+    pub sessions: usize,
+    pub call_timeout: Duration,
+    pub session_idle: Duration,
+}
+
+/// The table: session ids to sessions, and the tasks that tend them.
+pub struct Sessions {
+    setup: Setup,
+    slots: Arc<Semaphore>,
+    table: Arc<Mutex<HashMap<String, Arc<Session>>>>,
+    tasks: Mutex<JoinSet<()>>,
+    ended: Arc<Notify>,
+}
+
+/// Why a session was not opened.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("there are already as many sessions as `limits.sessions` allows")]
+    Full,
+    #[error("{0}")]
+    Start(#[from] StartError),
+    #[error("{}", .0.message())]
+    Failed(Failure),
+    #[error("{0}")]
+    Send(#[from] SendError),
+}
+
+impl Sessions {
+    pub fn new(setup: Setup) -> Self {
+        let slots = Arc::new(Semaphore::new(setup.sessions));
+        Self { setup, slots, table: Arc::default(), tasks: Mutex::default(), ended: Arc::default() }
+    }
+
+    /// Starts a child for `identity` and has it answer the permitted
+    /// `initialize`. The session exists once that answer is no error; the
+    /// answer is returned either way, with the session where there is one.
+    pub async fn open(
+        &self,
+        identity: &Identity,
+        permit: Permit,
+        request: RequestId,
+    ) -> Result<(Option<Arc<Session>>, Bytes), OpenError> {
+        let slot = self.slots.clone().try_acquire_owned().map_err(|_| OpenError::Full)?;
+        let child = self.setup.launcher.start(identity.principal_key()).await.inspect_err(|error| {
+            let layer = if let StartError::Failed { layer, .. } = error { layer } else { "runner" };
+            self.setup.audit.record(&Event::LayerFailed { layer: layer.to_owned(), reason: error.to_string() });
+        })?;
+        self.setup.audit.record(&Event::ChildStarted { pid: child.pid, principal: identity.principal_key().to_string() });
+        let (stdin, lines) = mpsc::channel(MAX_LINES);
+        let session =
+            Session::new(new_id(), identity.clone(), self.setup.audit.clone(), self.setup.call_timeout, stdin);
+        // From here on the task sees the child out, whatever becomes of this request.
+        let opening = Opening(Some(session.clone()));
+        let tended = ending::tend(session.clone(), child, lines, self.setup.launcher.clone(), self.setup.audit.clone());
+        let (table, ended, id) = (self.table.clone(), self.ended.clone(), session.id().to_owned());
+        self.tasks().spawn(async move {
+            tended.await;
+            lock(&table).remove(&id);
+            drop(slot);
+            ended.notify_one();
+        });
+        let answer = answer_of(session.send(permit, request)?).await.map_err(OpenError::Failed)?;
+        let accepted = Message::parse(answer.clone()).is_ok_and(|message| message.root().get("result").is_some());
+        if !accepted {
+            return Ok((None, answer));
+        }
+        lock(&self.table).insert(session.id().to_owned(), session.clone());
+        opening.keep();
+        // It may have ended before it stood in the table.
+        if session.has_ended() {
+            lock(&self.table).remove(session.id());
+            return Err(OpenError::Failed(Failure::ChildEnded));
+        }
+        Ok((Some(session), answer))
+    }
+
+    /// The session of that id, if it is this identity's. Another identity's is
+    /// as unknown as none (tok-15): the reason is for the record only.
+    pub fn enter(&self, identity: &Identity, id: &str) -> Result<Arc<Session>, NoSession> {
+        let session = lock(&self.table).get(id).cloned().ok_or(NoSession::Unknown)?;
+        if session.owner().owns_session_of(identity) { Ok(session) } else { Err(NoSession::Mismatch) }
+    }
+
+    /// Ends a session by its client's wish.
+    pub fn close(&self, session: &Session) {
+        lock(&self.table).remove(session.id());
+        session.close();
+    }
+
+    /// Fails overdue calls and ends idle sessions. Called about once a second.
+    pub fn sweep(&self, now: Instant) {
+        let sessions: Vec<_> = lock(&self.table).values().cloned().collect();
+        for session in sessions {
+            if session.sweep(now, self.setup.session_idle) {
+                self.close(&session);
+            }
+        }
+        while self.tasks().try_join_next().is_some() {}
+    }
+
+    /// Whether no more sessions may be opened now.
+    pub fn is_full(&self) -> bool {
+        self.slots.available_permits() == 0
+    }
+
+    /// Waits until a session has ended for good.
+    pub async fn one_ended(&self) {
+        self.ended.notified().await;
+    }
+
+    /// Whether there is no session and no child left.
+    pub fn is_idle(&self) -> bool {
+        self.slots.available_permits() == self.setup.sessions
+    }
+
+    /// How many sessions there are, those that are starting or ending included.
+    pub fn count(&self) -> usize {
+        self.setup.sessions - self.slots.available_permits()
+    }
+
+    /// How many calls wait for a child's answer.
+    pub fn in_flight(&self) -> usize {
+        lock(&self.table).values().map(|session| session.in_flight()).sum()
+    }
+
+    /// Ends every session; what is in flight is told that its outcome is not known.
+    pub async fn end_all(&self) {
+        let sessions: Vec<_> = lock(&self.table).drain().map(|(_, session)| session).collect();
+        for session in sessions {
+            session.fail_all(Failure::ShuttingDown);
+            session.close();
+        }
+        let mut tasks = std::mem::take(&mut *self.tasks());
+        while tasks.join_next().await.is_some() {}
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why there is no session to enter.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NoSession {
+    Unknown,
+    /// It is another identity's.
+    Mismatch,
+}
+
+/// Ends the session of an `initialize` that did not come to its end.
+struct Opening(Option<Arc<Session>>);
+
+impl Opening {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if let Some(session) = &self.0 {
+            session.close();
+        }
+    }
+}
+
+async fn answer_of(sent: Sent) -> Result<Bytes, Failure> {
+    let Sent::Exchange(mut exchange) = sent else { return Err(Failure::BadAnswer) };
+    loop {
+        match exchange.next().await {
+            Some(Heard::Answer(answer)) => return Ok(answer),
+            Some(Heard::Failed(failure)) => return Err(failure),
+            // Before its session exists a client has nowhere to hear this.
+            Some(Heard::Message(_)) => {}
+            None => return Err(Failure::ChildEnded),
+        }
+    }
+}
+
+fn new_id() -> String {
+    let mut random = [0; 16];
+    rand::fill(&mut random).expect("the operating system gives random bytes, or nothing here is safe");
+    random.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn lock(table: &Mutex<HashMap<String, Arc<Session>>>) -> MutexGuard<'_, HashMap<String, Arc<Session>>> {
+    table.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lines waiting for one child that does not read.
+const MAX_LINES: usize = 128;
