@@ -6,7 +6,18 @@
 //! to start from the root-owned configuration. Used by `child` (the gateway's
 //! side) and `runner`.
 
-use serde::{Deserialize, Serialize};
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{ControlMessage, MsgFlags, recvmsg, sendmsg},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::sys;
 
 /// The version of this conversation; both sides must speak the same.
 pub const VERSION: u16 = 1;
@@ -80,4 +91,97 @@ pub enum Reply {
 pub enum Status {
     Code(i32),
     Signal(i32),
+}
+
+/// Sends one frame with its descriptors. `WouldBlock` passes through.
+pub fn send(socket: BorrowedFd<'_>, frame: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let text = serde_json::to_vec(frame)?;
+    if text.len() > MAX_FRAME {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the frame is too long"));
+    }
+    let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &[][..] } else { &rights[..] };
+    // The peer may have gone; that is an error to handle, not a signal to die of.
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&text)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+/// Receives one frame with its descriptors; `None` when the peer has hung up.
+/// `WouldBlock` passes through.
+pub fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut text = [0; MAX_FRAME];
+    let mut control = nix::cmsg_space!([std::os::fd::RawFd; MAX_DESCRIPTORS]);
+    let mut slices = [IoSliceMut::new(&mut text)];
+    let received = loop {
+        match recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC) {
+            Err(Errno::EINTR) => {}
+            other => break other?,
+        }
+    };
+    let (length, flags) = (received.bytes, received.flags);
+    let descriptors = sys::received_descriptors(received)?;
+    if length == 0 && descriptors.is_empty() {
+        return Ok(None);
+    }
+    if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the frame is too long"));
+    }
+    Ok(Some((serde_json::from_slice(&text[..length])?, descriptors)))
+}
+
+/// Descriptors of one frame.
+const MAX_DESCRIPTORS: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::File,
+        io::{Read, Write},
+        os::fd::AsFd,
+    };
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    use super::*;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap()
+    }
+
+    #[test]
+    fn frames_arrive_whole_in_order_and_with_their_descriptors() {
+        let (gateway, runner) = pair();
+        let (read, write) = nix::unistd::pipe().unwrap();
+        let started = Reply::Started { child: 7, pid: 12 };
+        send(runner.as_fd(), &started, &[write.as_fd()]).unwrap();
+        send(runner.as_fd(), &Reply::Exited { child: 7, status: Status::Signal(9), out_of_memory: true }, &[]).unwrap();
+        drop(write);
+        let (first, mut descriptors): (Reply, _) = receive(gateway.as_fd()).unwrap().unwrap();
+        assert_eq!(first, started);
+        let mut sent = File::from(descriptors.pop().unwrap());
+        sent.write_all(b"through").unwrap();
+        drop(sent);
+        let mut text = String::new();
+        File::from(read).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "through");
+        let (second, none): (Reply, _) = receive(gateway.as_fd()).unwrap().unwrap();
+        assert!(matches!(second, Reply::Exited { out_of_memory: true, .. }) && none.is_empty());
+    }
+
+    #[test]
+    fn nothing_there_a_hang_up_and_a_wrong_frame_are_told_apart() {
+        let (gateway, runner) = pair();
+        let nothing = receive::<Request>(runner.as_fd()).unwrap_err();
+        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+        for wrong in [&b"{}"[..], b"[\"hello\",1]", br#"{"frame":"start","child":1,"principal":"x","command":"/bin/sh"}"#] {
+            nix::unistd::write(&gateway, wrong).unwrap();
+            assert_eq!(receive::<Request>(runner.as_fd()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+        nix::unistd::write(&gateway, &[b' '; MAX_FRAME + 1]).unwrap();
+        assert!(receive::<Request>(runner.as_fd()).is_err());
+        drop(gateway);
+        assert!(receive::<Request>(runner.as_fd()).unwrap().is_none());
+    }
 }

@@ -1,1 +1,44 @@
+//! What systemd gives a service: sockets by name, a place to report to,
+//! credentials and directories.
+//!
+//! Reads the environment, so it is called first of all, while there is one
+//! thread.
 
+mod notify;
+mod sockets;
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::PathBuf,
+};
+
+pub use notify::Notifier;
+pub use sockets::{SocketError, Wanted, take};
+
+/// Reads a credential (systemd.exec(5), CREDENTIALS) of at most `max` bytes.
+pub fn credential(name: &str, max: usize) -> Result<Vec<u8>, CredentialError> {
+    let directory = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or(CredentialError::NoDirectory)?;
+    let path = PathBuf::from(directory).join(name);
+    let mut value = Vec::new();
+    File::open(&path)
+        .and_then(|file| file.take(max as u64 + 1).read_to_end(&mut value))
+        .map_err(|source| CredentialError::Unreadable { path: path.clone(), source })?;
+    if value.len() > max { Err(CredentialError::TooLong { path, max }) } else { Ok(value) }
+}
+
+/// The service's own writable directory (`StateDirectory=`).
+pub fn state_directory() -> Option<PathBuf> {
+    std::env::var_os("STATE_DIRECTORY").map(PathBuf::from)
+}
+
+/// Why a credential cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialError {
+    #[error("systemd passed no credentials; this is started by its unit, see thv@.service(8)")]
+    NoDirectory,
+    #[error("`{}`: {source}", path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("`{}` is longer than {max} bytes", path.display())]
+    TooLong { path: PathBuf, max: usize },
+}

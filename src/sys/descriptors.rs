@@ -1,0 +1,26 @@
+//! Descriptors that come with a message.
+
+use std::{
+    io,
+    os::fd::{FromRawFd, OwnedFd},
+};
+
+use nix::sys::socket::{ControlMessageOwned, RecvMsg};
+
+/// The descriptors of a received message (unix(7), `SCM_RIGHTS`), owned.
+///
+/// Takes the message by value, so that they are taken over once.
+pub(crate) fn received_descriptors<S>(message: RecvMsg<'_, '_, S>) -> io::Result<Vec<OwnedFd>> {
+    let mut owned = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(descriptors) = part {
+            for descriptor in descriptors {
+                // SAFETY: the kernel has just installed this descriptor for this
+                // process with this message, which is consumed here, so nobody
+                // else owns or closes it.
+                owned.push(unsafe { OwnedFd::from_raw_fd(descriptor) });
+            }
+        }
+    }
+    Ok(owned)
+}
