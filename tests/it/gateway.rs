@@ -1,0 +1,331 @@
+//! The gateway from the wire to the child and back.
+
+use serde_json::{Value, json};
+
+use crate::{
+    house::{call, house, initialize},
+    wire::{self, Events},
+};
+
+#[tokio::test]
+async fn without_a_token_nobody_gets_in_and_nothing_starts() {
+    let house = house().open().await;
+    let mut nobody = house.caller("x");
+    nobody.token = None;
+    for body in [initialize("2025-11-25"), call(1, "echo", json!({})), "nonsense".to_owned()] {
+        let answer = nobody.post(&body).await;
+        assert_eq!(answer.status, 401);
+        let metadata = format!("http://{}/.well-known/oauth-protected-resource/mcp", house.address);
+        let challenge = answer.header("www-authenticate").unwrap();
+        assert!(challenge.starts_with("Bearer ") && challenge.contains(&metadata), "{challenge}");
+        assert!(!challenge.contains("error="), "{challenge}");
+        assert_eq!(answer.header("cache-control"), Some("no-store"));
+    }
+    assert_eq!(house.children_started(), 0);
+    // Beside it, the success.
+    assert_eq!(house.session("alice").await.call("echo", json!({"a": 1})).await.said(), r#"{"a": 1}"#);
+    assert_eq!(house.children_started(), 1);
+}
+
+/// tok-134: the metadata is for everybody, at both places, and is the configuration's, whatever Host says.
+#[tokio::test]
+async fn the_metadata_is_served_at_both_well_known_places() {
+    let house = house().open().await;
+    let host = house.address.to_string();
+    for path in ["/.well-known/oauth-protected-resource/mcp", "/.well-known/oauth-protected-resource"] {
+        let answer = wire::exchange(house.address, &wire::request("GET", path, &[("Host", &host)], "")).await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.json()["resource"], house.resource());
+        assert_eq!(answer.json()["authorization_servers"], json!([house.issuer.issuer()]));
+        let spoofed = wire::exchange(house.address, &wire::request("GET", path, &[("Host", "evil.example")], "")).await;
+        assert_eq!(spoofed.status, 403);
+        assert!(!spoofed.text().contains("evil"));
+        let posted = wire::exchange(house.address, &wire::request("POST", path, &[("Host", &host)], "{}")).await;
+        assert_eq!((posted.status, posted.header("allow")), (405, Some("GET")));
+    }
+}
+
+/// tok-15, tok-131: another's session is as unknown as none.
+#[tokio::test]
+async fn a_session_answers_only_the_identity_that_opened_it() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let mut mallory = house.caller("mallory");
+    mallory.session.clone_from(&alice.session);
+    let stolen = mallory.call("echo", json!({})).await;
+    let mut unknown = house.caller("mallory");
+    unknown.session = Some("0".repeat(32));
+    let guessed = unknown.call("echo", json!({})).await;
+    assert_eq!((stolen.status, guessed.status), (404, 404));
+    assert_eq!(stolen.body, guessed.body);
+    unknown.session = None;
+    assert_eq!(unknown.call("echo", json!({})).await.status, 400);
+    // The same id with the same identity, under another token, works.
+    let mut again = house.caller("alice");
+    again.session.clone_from(&alice.session);
+    assert_eq!(again.call("echo", json!({})).await.status, 200);
+    assert!(!alice.seen().await.iter().any(|line| line.contains("mallory")));
+    assert!(house.records.all().iter().any(|record| record.contains("session-mismatch")));
+}
+
+/// A tool that no policy permits is refused, is not in the list, and the child never hears of it.
+#[tokio::test]
+async fn what_no_policy_permits_reaches_no_child() {
+    let house = house()
+        .policy(
+            r#"@id("all-but-secret") permit (principal, action, resource) unless { resource == Tool::"secret" };
+               @id("not-bob") forbid (principal, action == Action::"initialize", resource) when { principal.subject == "bob" };"#,
+        )
+        .open()
+        .await;
+    let bob = house.caller("bob").initialize().await;
+    assert_eq!(bob.status, 403);
+    assert!(bob.header("www-authenticate").is_none(), "more scope would not help");
+    assert_eq!(house.children_started(), 0);
+    let alice = house.session("alice").await;
+    let refused = alice.call("secret", json!({})).await;
+    assert_eq!(refused.status, 403);
+    assert_eq!(refused.json()["id"], 1);
+    assert_eq!(refused.json()["error"]["data"]["reason"], "denied");
+    let unknown = alice.call("no_such_tool", json!({})).await;
+    assert_eq!(unknown.status, 200, "permitted, so the server itself answers");
+    let list = alice.post(r#"{"jsonrpc":"2.0","id":7,"method":"tools/list"}"#).await.json();
+    let names: Vec<_> = list["result"]["tools"].as_array().unwrap().iter().map(|tool| &tool["name"]).collect();
+    assert!(names.contains(&&json!("echo")) && !names.contains(&&json!("secret")), "{names:?}");
+    assert!(!alice.seen().await.iter().any(|line| line.contains("secret")));
+    let records = house.records.all().join("\n");
+    assert!(records.contains("not-bob") && records.contains("all-but-secret"), "{records}");
+}
+
+/// json-27: a method nobody has thought about is not forwarded.
+#[tokio::test]
+async fn an_unknown_method_is_answered_by_the_gateway() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let answer = alice.post(r#"{"jsonrpc":"2.0","id":"x","method":"tools/destroy"}"#).await;
+    assert_eq!((answer.status, &answer.json()["error"]["code"]), (200, &json!(-32601)));
+    assert_eq!(answer.json()["id"], "x");
+    assert!(!alice.seen().await.iter().any(|line| line.contains("destroy")));
+}
+
+/// json-13, json-22: ids are the gateway's own towards the child, and all else is byte for byte.
+#[tokio::test]
+async fn messages_pass_byte_for_byte_under_rewritten_ids() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let body = "{ \"id\":\"a\\u0062c\",\n \"jsonrpc\":\"2.0\",\r\n \"method\":\"tools/call\", \"params\":{\"name\":\"echo\",\"arguments\":{\"n\":9007199254740993,\"f\":1.0e+2,\"u\":\"\\u00e9é\"}} }";
+    let answer = alice.post(body).await;
+    assert!(answer.text().contains(r#""id": "a\u0062c""#), "{}", answer.text());
+    let seen = alice.seen().await;
+    let line = seen.iter().find(|line| line.contains("9007199254740993")).unwrap();
+    let flat = body.replace(['\r', '\n'], " ");
+    let (before, after) = flat.split_once("\"a\\u0062c\"").unwrap();
+    assert!(line.starts_with(before) && line.ends_with(after), "{line}");
+    let number = &line[before.len()..line.len() - after.len()];
+    assert!(number.parse::<u64>().is_ok(), "{number}");
+    // The other way: what the server writes, garbage around it left out.
+    let answer = alice.call("garbage", json!({})).await;
+    assert_eq!(answer.text(), "{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{\"big\":9007199254740993, \"e\":1.0e+2,\"u\":\"\\u00e9é\"}}");
+}
+
+/// json-13: one id twice in flight is refused; the same id of another session is another id.
+#[tokio::test]
+async fn an_id_that_is_in_flight_is_not_taken_twice() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let bob = house.session("bob").await;
+    let waiting = Events::open(house.address, &alice.bytes("POST", &call(5, "ask", json!({})))).await;
+    let twice = async {
+        loop {
+            let answer = alice.post(&call(5, "echo", json!({}))).await;
+            // Until the first has arrived, this one is the first.
+            if answer.status == 400 {
+                return answer;
+            }
+        }
+    };
+    let answer = tokio::time::timeout(wire::PATIENCE, twice).await.unwrap();
+    assert_eq!(answer.json()["error"]["code"], -32600);
+    assert_eq!(bob.post(&call(5, "echo", json!({}))).await.status, 200);
+    drop(waiting);
+}
+
+/// mcp-L5, sse-1: progress goes to the request that asked, as events; carriage returns do not break them.
+#[tokio::test]
+async fn progress_and_answer_come_as_events() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let answer = alice.call("progress", json!({})).await;
+    assert_eq!(answer.header("content-type"), Some("text/event-stream"));
+    assert_eq!(answer.header("x-accel-buffering"), Some("no"));
+    let events: Vec<Value> = answer
+        .text()
+        .split("\n\n")
+        .filter(|event| !event.is_empty())
+        .map(|event| serde_json::from_str(event.strip_prefix("event: message\ndata: ").unwrap()).unwrap())
+        .collect();
+    assert_eq!(events.len(), 3);
+    assert_eq!(events[1]["params"]["progress"], 2);
+    assert_eq!(events[2]["result"]["content"][0]["text"], "done");
+    // An answer that is alone is plain JSON.
+    assert_eq!(alice.call("echo", json!({})).await.header("content-type"), Some("application/json"));
+}
+
+/// tok-132: an answer is taken only where that session's server has asked.
+#[tokio::test]
+async fn the_servers_question_reaches_its_client_and_the_answer_goes_back() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let bob = house.session("bob").await;
+    let mut stream = Events::open(house.address, &alice.bytes("POST", &call(1, "ask", json!({})))).await;
+    assert_eq!(stream.next().await["method"], "elicitation/create");
+    let reply = r#"{"jsonrpc":"2.0","id":"mine-1","result":{"action":"decline"}}"#;
+    assert_eq!(bob.post(reply).await.status, 400, "nobody asked bob");
+    assert_eq!(alice.post(reply).await.status, 202);
+    assert_eq!(alice.post(reply).await.status, 400, "only once");
+    let answer = stream.next().await;
+    let heard: Value = serde_json::from_str(answer["result"]["content"][0]["text"].as_str().unwrap()).unwrap();
+    assert_eq!(heard["result"]["action"], "decline");
+}
+
+/// fault-15: a crash is told once, to the call that it hit; the session is gone, the next works.
+#[tokio::test]
+async fn a_server_that_dies_fails_its_calls_and_its_session_alone() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let bob = house.session("bob").await;
+    let answer = alice.call("crash", json!({})).await;
+    assert_eq!(answer.status, 502);
+    assert_eq!(answer.json()["error"]["code"], -32603);
+    assert_eq!(answer.json()["error"]["data"]["reason"], "server-ended");
+    assert_eq!(alice.call("echo", json!({})).await.status, 404);
+    assert_eq!(bob.call("echo", json!({})).await.status, 200);
+    assert_eq!(house.session("alice").await.call("echo", json!({})).await.status, 200);
+}
+
+/// fault-16, fault-17: a call that takes too long is cancelled towards the server and failed towards the client.
+#[tokio::test]
+async fn a_call_that_takes_too_long_is_failed_and_cancelled() {
+    let house = house().with("[limits]\ncall-timeout = \"1s\"\n").open().await;
+    let alice = house.session("alice").await;
+    let answer = alice.call("hang", json!({})).await;
+    assert_eq!(answer.status, 504);
+    assert_eq!(answer.json()["error"]["data"]["reason"], "timeout");
+}
+
+/// json-16, json-17: answers that are none fail their request; those to nothing are dropped.
+#[tokio::test]
+async fn answers_that_are_none_do_not_reach_a_client() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let both = alice.call("both", json!({})).await;
+    assert_eq!((both.status, &both.json()["error"]["data"]["reason"]), (502, &json!("server-protocol-error")));
+    assert_eq!(alice.call("stray", json!({})).await.said(), "mine");
+}
+
+/// probe-71: what a server writes to its standard error is a field of its own record, without control bytes.
+#[tokio::test]
+async fn a_servers_errors_are_records_of_their_own() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    assert_eq!(alice.call("stderr", json!({})).await.said(), "said");
+    alice.send("DELETE", "").await;
+    house.records.wait_for("child-exited").await;
+    let records = house.records.all();
+    let line = records.iter().find(|record| record.contains("forged")).expect("the line was recorded");
+    assert!(line.contains("child-stderr") && !line.contains('\u{1b}'), "{line}");
+}
+
+#[tokio::test]
+async fn a_session_that_is_ended_leaves_no_child() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    assert_eq!(alice.send("DELETE", "").await.status, 204);
+    house.records.wait_for("child-exited").await;
+    assert_eq!(alice.call("echo", json!({})).await.status, 404);
+    assert_eq!(alice.send("DELETE", "").await.status, 404);
+}
+
+/// mcp-L9: `initialize` is legacy whatever it names, and the server hears of no version that it cannot know.
+#[tokio::test]
+async fn an_initialize_that_names_the_modern_version_is_answered_with_the_newest_legacy_one() {
+    let house = house().open().await;
+    let answer = house.caller("alice").post(&initialize("2026-07-28")).await;
+    assert_eq!(answer.json()["result"]["protocolVersion"], "2025-11-25");
+    let older = house.caller("alice").post(&initialize("2025-06-18")).await;
+    assert_eq!(older.json()["result"]["protocolVersion"], "2025-06-18");
+}
+
+/// tok-122: other versions are refused by number, with those there are.
+#[tokio::test]
+async fn a_version_that_is_not_served_is_refused_with_those_that_are() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let token = format!("Bearer {}", house.token("alice"));
+    let host = house.address.to_string();
+    let with = |version: &'static str| {
+        let headers = [
+            ("Host", host.as_str()),
+            ("Authorization", &token),
+            ("Content-Type", "application/json"),
+            ("Accept", "application/json, text/event-stream"),
+            ("Mcp-Session-Id", alice.session.as_deref().unwrap()),
+            ("MCP-Protocol-Version", version),
+        ];
+        wire::request("POST", "/mcp", &headers, &call(1, "echo", json!({})))
+    };
+    for version in ["2026-07-28", "1999-01-01", "x"] {
+        let answer = wire::exchange(house.address, &with(version)).await;
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!(-32022)), "{version}");
+        assert!(answer.json()["error"]["data"]["supported"].as_array().unwrap().contains(&json!("2025-11-25")));
+    }
+    assert_eq!(wire::exchange(house.address, &with("2025-11-25")).await.status, 200);
+}
+
+/// A server that refuses `initialize`, or dies before it, opens no session.
+#[tokio::test]
+async fn a_refused_initialize_opens_no_session() {
+    let house = house().argument("--refuse").open().await;
+    let mut alice = house.caller("alice");
+    let answer = alice.initialize().await;
+    assert_eq!((answer.status, &answer.json()["error"]["code"]), (200, &json!(-32602)));
+    assert!(alice.session.is_none());
+    house.records.wait_for("child-exited").await;
+}
+
+#[tokio::test]
+async fn more_sessions_than_allowed_are_refused_before_anything_starts() {
+    let house = house().with("[limits]\nsessions = 1\n").open().await;
+    let _alice = house.session("alice").await;
+    let answer = house.caller("bob").initialize().await;
+    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")));
+    assert_eq!(answer.json()["error"]["data"]["reason"], "sessions-full");
+    assert_eq!(house.children_started(), 1);
+}
+
+/// fault-8, fault-20: with a broken configuration everybody is told 503; a mended one serves on the same socket.
+#[tokio::test]
+async fn a_broken_configuration_is_a_mode_until_it_is_mended() {
+    let house = house().broken("command = [\"/usr/bin/python3\"]\nresorce = \"x\"\n").open().await;
+    let mut alice = house.caller("alice");
+    for _ in 0..3 {
+        let answer = alice.initialize().await;
+        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("30")));
+        assert_eq!(answer.json()["error"]["message"], "misconfigured");
+        assert!(!answer.text().contains("resorce"), "strangers are told no details");
+    }
+    let records = house.records.all().join("\n");
+    assert!(records.contains("servers/it.toml") && records.contains("resorce"), "{records}");
+    house.mend();
+    assert_eq!(alice.initialize().await.status, 200);
+}
+
+/// fault-20: a program that cannot be started says which and why, in the record; the client is told `start-failed`.
+#[tokio::test]
+async fn a_program_that_does_not_exist_is_an_error_with_its_name() {
+    let house = house().command(&["/usr/bin/thv-no-such-program"]).open().await;
+    let answer = house.caller("alice").initialize().await;
+    assert_eq!((answer.status, &answer.json()["error"]["data"]["reason"]), (503, &json!("start-failed")));
+    let records = house.records.all().join("\n");
+    assert!(records.contains("thv-no-such-program"), "{records}");
+}

@@ -1,0 +1,251 @@
+//! A whole thv on loopback: real files, real tokens, a real runner and its sandbox.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use thv::{
+    audit::{Audit, Records},
+    child::Connection,
+    cli::demo::DemoIssuer,
+    config::{self, OwnerRule, ServerName},
+    daemon::{self, Setup},
+    http::peer::Listener,
+    runner,
+    systemd::Notifier,
+    time::Clock,
+};
+use tokio::task::JoinHandle;
+
+use crate::wire::{self, Answer};
+
+/// What a house is to be like.
+pub struct Plan {
+    command: Option<Vec<String>>,
+    arguments: Vec<String>,
+    policy: Option<String>,
+    more: String,
+    /// Replaces the whole server file.
+    broken: Option<String>,
+}
+
+/// A running gateway; it ends when this is dropped.
+pub struct House {
+    pub address: SocketAddr,
+    pub issuer: DemoIssuer,
+    pub records: Records,
+    files: TempDir,
+    gateway: JoinHandle<anyhow::Result<daemon::Exit>>,
+    _runner: runner::Foreground,
+}
+
+/// A house with the scripted server, in which everybody may do everything.
+pub fn house() -> Plan {
+    Plan { command: None, arguments: Vec::new(), policy: None, more: String::new(), broken: None }
+}
+
+impl Plan {
+    /// Another server than the scripted one.
+    pub fn command(mut self, command: &[&str]) -> Self {
+        self.command = Some(command.iter().map(|part| (*part).to_owned()).collect());
+        self
+    }
+
+    /// The server's own arguments.
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+
+    pub fn policy(mut self, cedar: &str) -> Self {
+        self.policy = Some(cedar.to_owned());
+        self
+    }
+
+    /// More lines of the server's file.
+    pub fn with(mut self, toml: &str) -> Self {
+        self.more.push_str(toml);
+        self
+    }
+
+    pub fn broken(mut self, toml: &str) -> Self {
+        self.broken = Some(toml.to_owned());
+        self
+    }
+
+    pub async fn open(self) -> House {
+        let files = tempfile::Builder::new().prefix("thv-it-").tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let issuer = DemoIssuer::start(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+        let good = self.server_file(address, issuer.issuer());
+        let etc = files.path().join("etc/thv");
+        for dir in ["servers", "policies"] {
+            fs::create_dir_all(etc.join(dir)).unwrap();
+        }
+        fs::write(etc.join("policies/it.cedar"), self.policy.as_deref().unwrap_or_default()).unwrap();
+        fs::write(etc.join("good.toml.kept"), &good).unwrap();
+        fs::write(etc.join("servers/it.toml"), self.broken.as_ref().unwrap_or(&good)).unwrap();
+        readable(files.path());
+
+        let server = ServerName::parse("it").unwrap();
+        let program = Path::new(env!("CARGO_BIN_EXE_thv"));
+        let runner = runner::foreground(program, files.path(), &server).unwrap();
+        let (audit, records) = Audit::memory(&server);
+        let (root, name) = (files.path().to_owned(), server.clone());
+        let mut stamp = config::stamp(&root, &name);
+        let (root_again, name_again) = (root.clone(), name.clone());
+        let setup = Setup {
+            server,
+            load: Box::new(move || config::load(&root, &name, OwnerRule::RootOrCaller)),
+            changed: Box::new(move || {
+                let now = config::stamp(&root_again, &name_again);
+                now != std::mem::replace(&mut stamp, now.clone())
+            }),
+            listener: Listener::from_fd(listener.into()).unwrap(),
+            runner: Connection::Inherited(runner.socket.try_clone().unwrap()),
+            key: runner.key.clone(),
+            audit,
+            clock: Clock::system(),
+            notifier: Notifier::none(),
+            may_exit: false,
+        };
+        let gateway = tokio::spawn(daemon::run(setup));
+        House { address, issuer, records, files, gateway, _runner: runner }
+    }
+
+    fn server_file(&self, address: SocketAddr, issuer: &str) -> String {
+        let servers = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/servers");
+        let mut command = vec!["/usr/bin/python3".to_owned(), "-u".to_owned()];
+        command.push(servers.join("scripted.py").display().to_string());
+        command.extend(self.arguments.iter().cloned());
+        let command = self.command.clone().unwrap_or(command);
+        let authz =
+            if self.policy.is_some() { r#"policies = ["/etc/thv/policies/it.cedar"]"# } else { r#"allow = "authenticated""# };
+        format!(
+            "command = {command:?}\nresource = \"http://{address}/mcp\"\n\n[[auth.issuer]]\nissuer = \"{issuer}\"\n\
+             audience = \"http://{address}/mcp\"\n\n[authz]\n{authz}\n\n[sandbox]\noptional = [\"cgroup\"]\n\
+             read-only = [{servers:?}]\n\n{}",
+            self.more
+        )
+    }
+}
+
+impl House {
+    /// A good token for `subject`, in the group `it`.
+    pub fn token(&self, subject: &str) -> String {
+        self.issuer.token(subject, &self.resource(), &["it"]).unwrap()
+    }
+
+    pub fn resource(&self) -> String {
+        format!("http://{}/mcp", self.address)
+    }
+
+    /// Mends the server's file.
+    pub fn mend(&self) {
+        let etc = self.files.path().join("etc/thv");
+        fs::rename(etc.join("good.toml.kept"), etc.join("servers/it.toml")).unwrap();
+    }
+
+    /// A caller with a good token and no session yet.
+    pub fn caller(&self, subject: &str) -> Caller {
+        Caller { address: self.address, token: Some(self.token(subject)), session: None }
+    }
+
+    /// A caller with a session.
+    pub async fn session(&self, subject: &str) -> Caller {
+        let mut caller = self.caller(subject);
+        let answer = caller.initialize().await;
+        assert_eq!(answer.status, 200, "{}\n{:#?}", answer.text(), self.records.all());
+        caller
+    }
+
+    /// How many children were ever started.
+    pub fn children_started(&self) -> usize {
+        self.records.all().iter().filter(|record| record.contains("child-started")).count()
+    }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        self.gateway.abort();
+    }
+}
+
+/// One MCP client.
+#[derive(Clone)]
+pub struct Caller {
+    pub address: SocketAddr,
+    pub token: Option<String>,
+    pub session: Option<String>,
+}
+
+impl Caller {
+    pub async fn initialize(&mut self) -> Answer {
+        let answer = self.post(&initialize("2025-11-25")).await;
+        self.session = answer.header("mcp-session-id").map(str::to_owned);
+        answer
+    }
+
+    /// Calls a tool and waits for the whole answer.
+    pub async fn call(&self, tool: &str, arguments: Value) -> Answer {
+        self.post(&call(1, tool, arguments)).await
+    }
+
+    /// The lines that have reached this session's server.
+    pub async fn seen(&self) -> Vec<String> {
+        serde_json::from_str(&self.post(&call("\"seen\"", "seen", json!({}))).await.said()).unwrap()
+    }
+
+    pub async fn post(&self, body: &str) -> Answer {
+        wire::exchange(self.address, &self.bytes("POST", body)).await
+    }
+
+    pub async fn send(&self, method: &str, body: &str) -> Answer {
+        wire::exchange(self.address, &self.bytes(method, body)).await
+    }
+
+    /// The request's bytes, with all the headers that a good client sends.
+    pub fn bytes(&self, method: &str, body: &str) -> Vec<u8> {
+        let host = self.address.to_string();
+        let bearer = self.token.as_ref().map(|token| format!("Bearer {token}"));
+        let mut headers = vec![
+            ("Host", host.as_str()),
+            ("Content-Type", "application/json"),
+            ("Accept", "application/json, text/event-stream"),
+        ];
+        headers.extend(bearer.as_deref().map(|bearer| ("Authorization", bearer)));
+        headers.extend(self.session.as_deref().map(|session| ("Mcp-Session-Id", session)));
+        wire::request(method, "/mcp", &headers, body)
+    }
+}
+
+pub fn initialize(version: &str) -> String {
+    json!({ "jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
+        "protocolVersion": version, "capabilities": {}, "clientInfo": { "name": "it", "version": "1" },
+    } })
+    .to_string()
+}
+
+/// A `tools/call` with the id as JSON.
+pub fn call(id: impl std::fmt::Display, tool: &str, arguments: Value) -> String {
+    format!(
+        r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"{tool}","arguments":{arguments},"_meta":{{"progressToken":"p-{tool}"}}}}}}"#
+    )
+}
+
+/// The runner gives up root, and must still be able to read.
+fn readable(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = if path.is_dir() { 0o755 } else { 0o644 };
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    if path.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            readable(&entry.unwrap().path());
+        }
+    }
+}

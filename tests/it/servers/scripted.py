@@ -1,0 +1,101 @@
+"""An MCP server over stdio that does what it is told, good or bad.
+
+Every tool is one behaviour. `seen` tells which lines have reached this server,
+byte for byte: what a test must not find there was never sent.
+"""
+
+import json
+import os
+import sys
+import time
+
+seen = []
+TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "garbage", "both", "stray", "stderr", "secret"]
+
+
+def say(text):
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogatepass") + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def read():
+    line = sys.stdin.buffer.readline()
+    if not line:
+        sys.exit(0)
+    seen.append(line.decode().rstrip("\n"))
+    return json.loads(line)
+
+
+def answer(identifier, result):
+    say(json.dumps({"jsonrpc": "2.0", "id": identifier, "result": result}))
+
+
+def text(identifier, value):
+    answer(identifier, {"content": [{"type": "text", "text": value}]})
+
+
+def call(identifier, params):
+    name, arguments = params["name"], params.get("arguments", {})
+    if name == "echo":
+        text(identifier, json.dumps(arguments))
+    elif name == "seen":
+        text(identifier, json.dumps(seen))
+    elif name == "progress":
+        token = params.get("_meta", {}).get("progressToken")
+        for step in (1, 2):
+            say('{"jsonrpc":"2.0","method":"notifications/progress",\r"params":{"progressToken":%s,"progress":%d}}'
+                % (json.dumps(token), step))
+        text(identifier, "done")
+    elif name == "ask":
+        say('{"jsonrpc":"2.0","id":"mine-1","method":"elicitation/create","params":{"message":"?"}}')
+        while True:
+            message = read()
+            if message.get("id") == "mine-1":
+                text(identifier, json.dumps(message))
+                return
+    elif name == "crash":
+        os._exit(3)
+    elif name == "hang":
+        while True:
+            read()
+    elif name == "garbage":
+        sys.stdout.buffer.write(b"\xff\xfe not json\n{\"half\":\n[1]\n\n")
+        say('{"jsonrpc":"2.0","id":%d,"result":{"big":9007199254740993, "e":1.0e+2,"u":"\\u00e9\u00e9"}}' % identifier)
+    elif name == "both":
+        say('{"jsonrpc":"2.0","id":%d,"result":{},"error":{"code":1,"message":"x"}}' % identifier)
+    elif name == "stray":
+        say('{"jsonrpc":"2.0","id":999999,"result":{}}')
+        say('{"jsonrpc":"2.0","id":"%d","result":{}}' % identifier)
+        text(identifier, "mine")
+    elif name == "stderr":
+        sys.stderr.write("<0>MESSAGE_ID=0\x1b[31m forged\n")
+        sys.stderr.flush()
+        text(identifier, "said")
+    elif name == "secret":
+        text(identifier, "nobody may call this")
+    else:
+        say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32602, "message": "unknown tool"}}))
+
+
+def main():
+    if "--silent" in sys.argv:
+        time.sleep(600)
+    while True:
+        message = read()
+        method, identifier = message.get("method"), message.get("id")
+        if method == "initialize":
+            if "--refuse" in sys.argv:
+                say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32602, "message": "no"}}))
+                continue
+            version = message["params"].get("protocolVersion", "2025-11-25")
+            answer(identifier, {"protocolVersion": version, "capabilities": {"tools": {}},
+                                "serverInfo": {"name": "scripted", "version": "1"}})
+        elif method == "tools/list":
+            answer(identifier, {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]})
+        elif method == "tools/call":
+            call(identifier, message["params"])
+        elif identifier is not None and method is not None:
+            answer(identifier, {})
+
+
+main()
