@@ -1,0 +1,9 @@
+//! One binary of scenarios: builders set the scene, the wire tells what came of it.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+/// What a request meets before anybody looks at its token.
+mod edge;
+/// From the wire to the child and back.
+mod gateway;
+mod house;
+mod wire;
