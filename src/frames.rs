@@ -70,7 +70,7 @@ pub enum Reply {
     },
     /// Carries four descriptors: write end of the child's stdin, read ends of
     /// its stdout and stderr, and a pidfd of its init (to wait on).
-    Started { child: u64, pid: i32 },
+    Started { child: u64, pid: u32 },
     /// The child was not started, and nothing of it is left.
     Failed {
         child: u64,

@@ -3,16 +3,16 @@
 //! Reads from top to bottom. Every way out of [`answer`] leaves a decision
 //! record; what was allowed leaves an outcome record as well, under the same id.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode, header::HeaderMap, request::Parts};
 use hyper::body::Incoming;
 
 use crate::{
-    audit::{Audit, Decision, Outcome, RequestId},
+    audit::{self, Audit, Decision, Event, Outcome, RequestId, Verdict},
     auth::{AuthError, Authenticator, Identity},
-    authz::{Engine, Permit},
+    authz::{DenyReason, Engine, Permit},
     child::StartError,
     config::Config,
     http::{Peer, Refusal, Response, body, reply, route, route::Route},
@@ -35,12 +35,14 @@ pub struct Gateway {
 
 /// Answers one request and records what was decided.
 pub async fn handle(gateway: &Gateway, request: Request<Incoming>, peer: Peer) -> Response {
-    let mut record = Decision::new(RequestId::random(), peer.to_string());
+    let mut record = Decision::allowed(RequestId::random(), Vec::new());
+    record.peer = Some(peer.to_string());
     match answer(gateway, request, &mut record).await {
         Ok(response) => response,
         Err(Refused { refusal, id }) => {
-            record.deny(refusal.reason(), refusal.status().as_u16());
-            gateway.audit.decision(&record);
+            record.verdict = Verdict::Deny(refusal.reason());
+            record.status = Some(refusal.status().as_u16());
+            gateway.audit.record(&Event::Decision(record));
             refusal.response(Some(&gateway.config.resource), id.as_ref())
         }
     }
@@ -48,13 +50,12 @@ pub async fn handle(gateway: &Gateway, request: Request<Incoming>, peer: Peer) -
 
 async fn answer(gateway: &Gateway, request: Request<Incoming>, record: &mut Decision) -> Result<Response, Refused> {
     let (head, body) = request.into_parts();
-    record.http(&head.method);
     match route::route(&head, &gateway.config, &gateway.metadata_paths)? {
         Route::Metadata => return Ok(reply::json(StatusCode::OK, gateway.metadata.clone())),
         Route::Mcp => {}
     }
     let identity = gateway.authenticator.authenticate(&head.headers, head.uri.query()).await?;
-    record.identity(&identity);
+    record.who = Some((&identity).into());
     match head.method {
         Method::DELETE => return end_session(gateway, &head, &identity, record),
         Method::POST => route::post_headers(&head.headers)?,
@@ -62,12 +63,13 @@ async fn answer(gateway: &Gateway, request: Request<Incoming>, record: &mut Deci
     }
     let body = body::read(body, gateway.config.limits.body).await?;
     let call = Call::read(body, version_of(&head.headers)? == Some(version::MODERN)).map_err(Refusal::Call)?;
-    record.call(&call);
+    record.method = Some(call.method().to_owned());
+    record.aim = (&call.target()).into();
     let id = call.id().cloned();
     let decided = permitted_call(gateway, &head, &identity, call, record);
     let (permit, place) = decided.map_err(|refusal| Refused { refusal, id })?;
-    gateway.audit.decision(record);
-    Ok(deliver(gateway, &identity, permit, place, record.request_id()).await)
+    gateway.audit.record(&Event::Decision(record.clone()));
+    Ok(deliver(gateway, &identity, permit, place, record.request_id).await)
 }
 
 /// Where a permitted message goes.
@@ -89,10 +91,14 @@ fn permitted_call(
         return Err(Refusal::Version(version::MODERN.to_owned()));
     }
     let permit = gateway.engine.decide(identity, call).map_err(|denied| {
-        record.policies(&denied.policies);
+        record.policies = denied.policies;
+        if denied.reason == DenyReason::PolicyError {
+            let (request_id, policies) = (record.request_id, record.policies.clone());
+            gateway.audit.record(&Event::PolicyError { request_id, policies, errors: denied.errors });
+        }
         Refusal::Denied(denied.reason)
     })?;
-    record.policies(permit.policies());
+    record.policies = permit.policies().to_vec();
     let session = session_id(&head.headers)?;
     if permit.call().method() == "initialize" {
         return match session {
@@ -102,7 +108,7 @@ fn permitted_call(
         };
     }
     let session = gateway.sessions.enter(identity, session.ok_or(Refusal::SessionIdMissing)?).map_err(Refusal::NoSession)?;
-    record.session(session.id());
+    record.session = Some(audit::session_tag(session.id()));
     session.admits(permit.call())?;
     Ok((permit, Place::Session(session)))
 }
@@ -119,7 +125,7 @@ async fn deliver(gateway: &Gateway, identity: &Identity, permit: Permit, place: 
             reply::exchange(id, only_permitted(gateway, identity, list, exchange)).await
         }
         (Ok(_), _) => {
-            gateway.audit.outcome(&Outcome::accepted(request));
+            gateway.audit.record(&Event::Outcome(outcome(request, None)));
             reply::empty(StatusCode::ACCEPTED)
         }
         (Err(error), id) => failed(gateway, request, &Refusal::Send(error), id.as_ref()),
@@ -149,10 +155,11 @@ async fn open(gateway: &Gateway, identity: &Identity, permit: Permit, request: R
 fn end_session(gateway: &Gateway, head: &Parts, identity: &Identity, record: &mut Decision) -> Result<Response, Refused> {
     let id = session_id(&head.headers)?.ok_or(Refusal::SessionIdMissing)?;
     let session = gateway.sessions.enter(identity, id).map_err(Refusal::NoSession)?;
-    record.session(session.id());
-    gateway.audit.decision(record);
+    record.method = Some(head.method.to_string());
+    record.session = Some(audit::session_tag(session.id()));
+    gateway.audit.record(&Event::Decision(record.clone()));
     gateway.sessions.close(&session);
-    gateway.audit.outcome(&Outcome::accepted(record.request_id()));
+    gateway.audit.record(&Event::Outcome(outcome(record.request_id, None)));
     Ok(reply::empty(StatusCode::NO_CONTENT))
 }
 
@@ -170,8 +177,14 @@ fn only_permitted(gateway: &Gateway, identity: &Identity, list: String, exchange
 
 /// The way out for what was permitted and could not be done.
 fn failed(gateway: &Gateway, request: RequestId, refusal: &Refusal, id: Option<&Id>) -> Response {
-    gateway.audit.outcome(&Outcome::failed(request, refusal.reason()));
+    gateway.audit.record(&Event::Outcome(outcome(request, Some(refusal))));
     refusal.response(Some(&gateway.config.resource), id)
+}
+
+/// The outcome of what no child has answered.
+fn outcome(request_id: RequestId, refusal: Option<&Refusal>) -> Outcome {
+    let (reason, status) = (refusal.map(Refusal::reason), refusal.map(|refusal| refusal.status().as_u16()));
+    Outcome { request_id, reason, status, duration: Duration::ZERO, bytes_in: 0, bytes_out: 0 }
 }
 
 /// The version that the request names, if it is one that exists here.

@@ -7,7 +7,7 @@
 
 use std::{
     collections::HashMap,
-    fmt, io,
+    io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::PathBuf,
     time::Duration,
@@ -25,6 +25,7 @@ use tracing::{debug, warn};
 use crate::{
     auth::PrincipalKey,
     frames::{self, Reply, Request, Signal, Status},
+    sys,
 };
 
 /// How the runner is reached.
@@ -48,7 +49,7 @@ pub struct Launcher {
 pub struct Child {
     pub number: u64,
     /// The process id of the sandbox's init, as the runner sees it.
-    pub pid: i32,
+    pub pid: u32,
     pub stdin: pipe::Sender,
     pub stdout: pipe::Receiver,
     pub stderr: pipe::Receiver,
@@ -63,17 +64,6 @@ pub enum Ended {
     Exited { status: Status, out_of_memory: bool },
     /// The runner went away, and the child with it.
     RunnerGone,
-}
-
-impl fmt::Display for Ended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exited { out_of_memory: true, .. } => f.write_str("out of memory"),
-            Self::Exited { status: Status::Code(code), .. } => write!(f, "exit status {code}"),
-            Self::Exited { status: Status::Signal(signal), .. } => write!(f, "signal {signal}"),
-            Self::RunnerGone => f.write_str("ended with its runner"),
-        }
-    }
 }
 
 /// Why there is no child.
@@ -193,7 +183,7 @@ impl Work {
             Some(Connection::Inherited(socket)) => socket,
             None => return Err(StartError::Unreachable("it has ended".to_owned())),
         };
-        let link = AsyncFd::new(socket).map_err(unreachable)?;
+        let link = sys::readiness(socket).map_err(unreachable)?;
         let hello = Request::Hello { version: frames::VERSION, key: self.key.clone(), digest: self.digest.clone() };
         let greeting = async {
             send(&link, &hello).await?;
@@ -231,7 +221,7 @@ impl Work {
         }
     }
 
-    async fn started(&mut self, child: u64, pid: i32, descriptors: Vec<OwnedFd>) {
+    async fn started(&mut self, child: u64, pid: u32, descriptors: Vec<OwnedFd>) {
         let Some(answer) = self.starting.remove(&child) else { return };
         let (end, ended) = oneshot::channel();
         self.running.insert(child, end);
@@ -269,7 +259,7 @@ impl Work {
     }
 }
 
-fn build(child: u64, pid: i32, descriptors: Vec<OwnedFd>, ended: oneshot::Receiver<Ended>) -> io::Result<Child> {
+fn build(child: u64, pid: u32, descriptors: Vec<OwnedFd>, ended: oneshot::Receiver<Ended>) -> io::Result<Child> {
     let wrong = || io::Error::new(io::ErrorKind::InvalidData, "four were expected");
     // The pidfd is for a gateway that must wait without its runner; this one hears `Exited`.
     let [stdin, stdout, stderr, _pidfd]: [OwnedFd; 4] = descriptors.try_into().map_err(|_| wrong())?;

@@ -76,9 +76,9 @@ async fn refuse(accepted: Accepted, draining: watch::Receiver<bool>, audit: Audi
     let (stream, peer) = accepted;
     let answer = |_request| {
         let refusal = Refusal::Misconfigured;
-        let mut record = Decision::new(RequestId::random(), peer.to_string());
-        record.deny(refusal.reason(), refusal.status().as_u16());
-        audit.decision(&record);
+        let mut record = Decision::denied(RequestId::random(), refusal.reason(), refusal.status().as_u16());
+        record.peer = Some(peer.to_string());
+        audit.record(&Event::Decision(record));
         // Closed after one answer: the next request finds whoever serves then.
         std::future::ready(refusal.response(None, None))
     };

@@ -70,7 +70,7 @@ pub(super) async fn serve(
             () = sleep_until(quiet_since + limits.exit_idle), if may_exit => {
                 // A connection that arrives from here on waits in the socket's
                 // queue, which is systemd's, and starts the next process.
-                if setup.audit.flushed() {
+                if setup.audit.backlog().waiting == 0 {
                     setup.audit.record(&Event::IdleExit);
                     setup.notifier.stopping();
                     return Ok(Exit::Done);
@@ -96,7 +96,8 @@ pub(super) async fn serve(
     }
     gateway.sessions.end_all().await;
     let _ = timeout_at(Instant::now() + LAST_ANSWERS, async { while connections.join_next().await.is_some() {} }).await;
-    setup.audit.flush(LAST_ANSWERS).await;
+    let audit = setup.audit.clone();
+    tokio::task::spawn_blocking(move || audit.flush(LAST_ANSWERS)).await?;
     Ok(Exit::Done)
 }
 

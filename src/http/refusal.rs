@@ -5,8 +5,10 @@ use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::{
+    audit::Reason,
     auth::{self, AuthError},
     authz::DenyReason,
+    child::StartError,
     config::Resource,
     http::{Response, reply},
     mcp::{CallError, Id, version},
@@ -46,8 +48,6 @@ pub enum Refusal {
     Version(String),
     #[error("not permitted")]
     Denied(DenyReason),
-    #[error("method not found")]
-    UnknownMethod,
     #[error("Mcp-Session-Id is required")]
     SessionIdMissing,
     #[error("no such session")]
@@ -64,42 +64,39 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Why, for the record: a fixed vocabulary (THV_REASON).
-    pub fn reason(&self) -> &'static str {
+    /// Why, for the record (THV_REASON).
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::BadHost => "host-missing",
-            Self::HostNotAllowed => "host",
-            Self::OriginNotAllowed => "origin",
-            Self::Header => "header",
-            Self::NotFound => "path",
-            Self::MethodNotAllowed(_) => "http-method",
-            Self::ContentType => "content-type",
-            Self::NotAcceptable => "accept",
-            Self::TooLarge => "too-large",
-            Self::BodyTimeout => "body-timeout",
-            Self::BodyIncomplete => "body-incomplete",
-            Self::Auth(error) => error.code(),
-            Self::Call(CallError::NotJson) => "not-json",
-            Self::Call(CallError::Invalid(_)) => "invalid-request",
-            Self::Call(CallError::Params(_)) => "invalid-params",
-            Self::Version(_) => "version",
-            Self::Denied(DenyReason::Policy) => "policy",
-            Self::Denied(DenyReason::PolicyError) => "policy-error",
-            Self::Denied(DenyReason::Method) | Self::UnknownMethod => "method",
-            Self::SessionIdMissing => "session-missing",
-            Self::NoSession(NoSession::Unknown) => "session-unknown",
-            Self::NoSession(NoSession::Mismatch) => "session-mismatch",
-            Self::Open(OpenError::Full) => "sessions-full",
-            Self::Open(OpenError::Start(_)) => "start-failed",
-            Self::Open(OpenError::Failed(failure)) => failure.code(),
-            Self::Open(OpenError::Send(error)) | Self::Send(error) => match error {
-                SendError::Gone => "session-unknown",
-                SendError::DuplicateId => "duplicate-id",
-                SendError::Busy => "busy",
-                SendError::NotAsked => "not-asked",
+            Self::BadHost | Self::Header | Self::BodyIncomplete => Reason::BadHeader,
+            Self::HostNotAllowed => Reason::HostNotAccepted,
+            Self::OriginNotAllowed => Reason::OriginNotAccepted,
+            Self::NotFound => Reason::PathUnknown,
+            Self::MethodNotAllowed(_) => Reason::HttpMethod,
+            Self::ContentType => Reason::MediaType,
+            Self::NotAcceptable => Reason::NotAcceptable,
+            Self::TooLarge => Reason::BodyTooLarge,
+            Self::BodyTimeout => Reason::BodyTimeout,
+            Self::Auth(error) => Reason::from(error),
+            Self::Call(CallError::NotJson) => Reason::NotJson,
+            Self::Call(CallError::Invalid(_)) => Reason::NotJsonRpc,
+            Self::Call(CallError::Params(_)) => Reason::BadParameters,
+            Self::Version(_) => Reason::VersionUnsupported,
+            Self::Denied(DenyReason::Policy) => Reason::Policy,
+            Self::Denied(DenyReason::PolicyError) => Reason::PolicyError,
+            Self::Denied(DenyReason::Method) => Reason::MethodUnknown,
+            Self::SessionIdMissing => Reason::SessionMissing,
+            Self::NoSession(NoSession::Unknown) => Reason::SessionUnknown,
+            Self::NoSession(NoSession::Mismatch) => Reason::SessionOfAnother,
+            Self::Open(error) => match error {
+                OpenError::Full => Reason::SessionLimit,
+                OpenError::Start(StartError::Failed { .. } | StartError::Deadline) => Reason::ChildStartFailed,
+                OpenError::Start(_) => Reason::RunnerUnavailable,
+                OpenError::Failed(failure) => failure.reason(),
+                OpenError::Send(error) => sending(*error),
             },
-            Self::Misconfigured => "misconfigured",
-            Self::Restarting => "restarting",
+            Self::Send(error) => sending(*error),
+            Self::Misconfigured => Reason::Misconfigured,
+            Self::Restarting => Reason::Stopping,
         }
     }
 
@@ -124,7 +121,7 @@ impl Refusal {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             // Legacy MCP names no status for it; its SDKs read 200 (tok-125).
-            Self::UnknownMethod | Self::Denied(DenyReason::Method) => StatusCode::OK,
+            Self::Denied(DenyReason::Method) => StatusCode::OK,
             Self::Open(OpenError::Full | OpenError::Start(_))
             | Self::Auth(AuthError::IssuerDown { .. })
             | Self::Misconfigured
@@ -161,23 +158,23 @@ impl Refusal {
         response
     }
 
+    /// The JSON-RPC code and data. The word in `data.reason` says no more than the
+    /// client may know: whose a session is, and which check a token failed, is for the record.
     fn error(&self) -> (i32, Value) {
+        let reason = |word: &str| json!({ "reason": word });
         match self {
-            Self::Call(CallError::NotJson) => (-32700, json!({ "reason": "not-json" })),
-            Self::Call(CallError::Invalid(_)) | Self::Send(SendError::DuplicateId | SendError::NotAsked) => {
-                (-32600, json!({ "reason": self.reason() }))
-            }
-            Self::Call(CallError::Params(_)) => (-32602, json!({ "reason": "invalid-params" })),
-            Self::UnknownMethod | Self::Denied(DenyReason::Method) => (-32601, json!({ "reason": "method" })),
+            Self::Call(CallError::NotJson) => (-32700, reason("not-json")),
+            Self::Call(CallError::Invalid(_)) => (-32600, reason("not-json-rpc")),
+            Self::Send(SendError::DuplicateId | SendError::NotAsked) => (-32600, reason(self.reason().as_str())),
+            Self::Call(CallError::Params(_)) => (-32602, reason("bad-parameters")),
+            Self::Denied(DenyReason::Method) => (-32601, reason("method-unknown")),
             Self::Version(requested) => (-32022, json!({ "supported": version::LEGACY, "requested": requested })),
-            // Whose session it is, and which check a token failed, is for the record.
-            Self::NoSession(_) => (reply::INTERNAL_ERROR, json!({ "reason": "session-unknown" })),
-            Self::Auth(AuthError::Rejected(_)) => (reply::INTERNAL_ERROR, json!({ "reason": "invalid-token" })),
-            Self::Denied(_) => (reply::INTERNAL_ERROR, json!({ "reason": "denied" })),
-            Self::Open(OpenError::Start(_)) => {
-                (reply::INTERNAL_ERROR, json!({ "reason": "start-failed" }))
-            }
-            _ => (reply::INTERNAL_ERROR, json!({ "reason": self.reason() })),
+            Self::NoSession(_) => (reply::INTERNAL_ERROR, reason("session-unknown")),
+            Self::Auth(AuthError::Rejected(_)) => (reply::INTERNAL_ERROR, reason("token-invalid")),
+            Self::Denied(_) => (reply::INTERNAL_ERROR, reason("denied")),
+            Self::Open(OpenError::Start(_)) => (reply::INTERNAL_ERROR, reason("start-failed")),
+            Self::Open(OpenError::Failed(failure)) => (reply::INTERNAL_ERROR, reason(failure.code())),
+            _ => (reply::INTERNAL_ERROR, reason(self.reason().as_str())),
         }
     }
 
@@ -197,7 +194,6 @@ impl Refusal {
             Self::Call(_)
                 | Self::Version(_)
                 | Self::Denied(_)
-                | Self::UnknownMethod
                 | Self::SessionIdMissing
                 | Self::NoSession(_)
                 | Self::Open(_)
@@ -206,5 +202,14 @@ impl Refusal {
                 // the usual first request: hyper drains what is small.
                 | Self::Auth(_)
         )
+    }
+}
+
+fn sending(error: SendError) -> Reason {
+    match error {
+        SendError::Gone => Reason::SessionUnknown,
+        SendError::DuplicateId => Reason::IdInUse,
+        SendError::Busy => Reason::InFlightLimit,
+        SendError::NotAsked => Reason::NotAsked,
     }
 }

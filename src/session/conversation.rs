@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::{
-    audit::{Audit, Outcome, RequestId},
+    audit::{Audit, Event as Audited, Outcome, Reason, RequestId},
     auth::Identity,
     authz::Permit,
     child::stdio,
@@ -176,7 +176,7 @@ impl Session {
         let text = number.to_string();
         self.write(stdio::line(call.message().with(&[(named.span(), text.as_bytes())])))?;
         if let Some(cancelled) = state.in_flight.remove(&number) {
-            self.finish(cancelled, Event::Failed(Failure::Cancelled));
+            self.fail(cancelled, Failure::Cancelled);
         }
         Ok(())
     }
@@ -190,14 +190,20 @@ impl Session {
         self.write(stdio::line(call.message().bytes().to_vec()))
     }
 
-    /// The child's answer to request `number`; `false` if there is no such request now.
-    pub(super) fn answer(&self, number: u64, make: impl FnOnce(&Id) -> Event) -> Answered {
+    /// The child's answer to request `number`: what it is, and its text under the client's id.
+    pub(super) fn answer(&self, number: u64, answer: Answer, text: impl FnOnce(&Id) -> Bytes) -> Answered {
         let mut state = self.state();
         match state.in_flight.remove(&number) {
             Some(call) => {
                 state.last_used = Instant::now();
-                let event = make(&call.id);
-                self.finish(call, event);
+                match answer {
+                    Answer::Neither => self.fail(call, Failure::BadAnswer),
+                    Answer::Result | Answer::Error => {
+                        let text = text(&call.id);
+                        let reason = (answer == Answer::Error).then_some(Reason::ServerError);
+                        self.finish(call, reason, text.len(), Event::Answer(text));
+                    }
+                }
                 Answered::Delivered
             }
             // Cancelled or timed out: the child could not know (fault-17).
@@ -247,7 +253,7 @@ impl Session {
         for number in overdue {
             self.say(&OwnMessage::Cancelled { number, reason: "timeout" });
             if let Some(call) = state.in_flight.remove(&number) {
-                self.finish(call, Event::Failed(Failure::Timeout));
+                self.fail(call, Failure::Timeout);
             }
         }
         state.in_flight.is_empty() && now.duration_since(state.last_used) >= idle
@@ -259,7 +265,7 @@ impl Session {
         state.ended = true;
         let calls: Vec<InFlight> = state.in_flight.drain().map(|(_, call)| call).collect();
         for call in calls {
-            self.finish(call, Event::Failed(failure));
+            self.fail(call, failure);
         }
     }
 
@@ -271,20 +277,20 @@ impl Session {
         self.state().in_flight.len()
     }
 
+    fn fail(&self, call: InFlight, failure: Failure) {
+        self.finish(call, Some(failure.reason()), 0, Event::Failed(failure));
+    }
+
     /// The way out of every request: the outcome is recorded, then the client told.
-    fn finish(&self, call: InFlight, event: Event) {
-        let (reason, bytes_out) = match &event {
-            Event::Answer(answer) => (None, answer.len()),
-            Event::Failed(failure) => (Some(*failure), 0),
-            Event::Message(_) => unreachable!("a message does not finish a request"),
-        };
-        self.audit.outcome(&Outcome {
-            request: call.outcome.request,
-            failure: reason.map(Failure::code),
+    fn finish(&self, call: InFlight, reason: Option<Reason>, bytes_out: usize, event: Event) {
+        self.audit.record(&Audited::Outcome(Outcome {
+            request_id: call.outcome.request,
+            reason,
+            status: None,
             duration: call.outcome.started.elapsed(),
-            bytes_in: call.outcome.bytes_in,
-            bytes_out,
-        });
+            bytes_in: call.outcome.bytes_in as u64,
+            bytes_out: bytes_out as u64,
+        }));
         // A client that has gone, or is too slow to be kept, misses its answer.
         let _ = call.events.try_send(event);
     }
@@ -305,6 +311,15 @@ impl Session {
         // No code path leaves the state half changed, so a panic elsewhere does not taint it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a child's answer holds.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Answer {
+    Result,
+    Error,
+    /// Both, or neither: no JSON-RPC answer (json-17).
+    Neither,
 }
 
 /// What became of an answer.

@@ -13,9 +13,9 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    audit::{Audit, Event},
+    audit::{Audit, Event, Exit},
     child::{Child, Ended, Launcher, stdio},
-    frames::Signal,
+    frames::{Signal, Status},
     session::{Session, exchange::Failure, pump},
 };
 
@@ -29,6 +29,7 @@ pub(super) async fn tend(
     audit: Audit,
 ) {
     let Child { number, pid, stdin, stdout, stderr, mut ended } = child;
+    let child = number;
     let mut streams = JoinSet::new();
     let input = streams.spawn(write(lines, stdin));
     let speaker = session.clone();
@@ -37,13 +38,17 @@ pub(super) async fn tend(
         speaker.close();
     });
     let errors = audit.clone();
-    streams.spawn(stdio::log_lines(stderr, move |line| errors.record(&Event::ChildStderr { pid, line })));
+    streams.spawn(stdio::log_lines(stderr, move |line| {
+        errors.record(&Event::ChildStderr { child, pid, line: line.to_vec() });
+    }));
 
+    let mut expected = true;
     let mut status = tokio::select! {
         () = session.end.notified() => None,
         told = &mut ended => Some(told.unwrap_or(Ended::RunnerGone)),
     };
     if status.is_some() {
+        expected = false;
         // What it wrote before it ended is still to be read (fault-18).
         let _ = timeout(LAST_WORDS, session.end.notified()).await;
     } else if session.in_flight() > 0 {
@@ -68,7 +73,13 @@ pub(super) async fn tend(
     if status.is_none() {
         warn!(pid, "the runner did not report the end of a child");
     }
-    audit.record(&Event::ChildExited { pid, status: status.map(|status| status.to_string()).unwrap_or_default() });
+    let exit = match status {
+        Some(Ended::Exited { out_of_memory: true, .. }) => Exit::OutOfMemory,
+        Some(Ended::Exited { status: Status::Code(code), .. }) => Exit::Code(code),
+        Some(Ended::Exited { status: Status::Signal(signal), .. }) => Exit::Signal(signal),
+        Some(Ended::RunnerGone) | None => Exit::Unknown,
+    };
+    audit.record(&Event::ChildExited { child, pid, exit, expected });
 }
 
 async fn write(mut lines: mpsc::Receiver<Bytes>, mut stdin: pipe::Sender) {

@@ -3,6 +3,8 @@
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use crate::audit::Reason;
+
 /// What comes back for one request, in order: any number of messages, then one answer.
 #[derive(Debug)]
 pub enum Event {
@@ -41,6 +43,17 @@ impl Failure {
             Self::BadAnswer => "server-protocol-error",
             Self::Cancelled => "cancelled",
             Self::ShuttingDown => "shutting-down",
+        }
+    }
+
+    /// Its word in the record.
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::Timeout => Reason::CallTimeout,
+            Self::ChildEnded | Self::OutOfMemory => Reason::ChildGone,
+            Self::BadAnswer => Reason::ChildProtocol,
+            Self::Cancelled => Reason::Cancelled,
+            Self::ShuttingDown => Reason::Stopping,
         }
     }
 

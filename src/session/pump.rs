@@ -10,8 +10,7 @@ use crate::{
     mcp::Message,
     session::{
         Session,
-        conversation::Answered,
-        exchange::{Event, Failure},
+        conversation::{Answer, Answered},
         own::OwnMessage,
     },
 };
@@ -65,14 +64,13 @@ fn take(session: &Session, line: Bytes) -> bool {
 fn answer(session: &Session, message: &Message, id: Value<'_>) -> bool {
     let Some(number) = id.as_number().and_then(|number| number.parse().ok()) else { return false };
     let root = message.root();
-    let one = root.get("result").is_some() != root.get("error").is_some();
-    let answered = session.answer(number, |client_id| {
-        if one {
-            Event::Answer(message.with(&[(id.span(), client_id.as_json())]).into())
-        } else {
-            Event::Failed(Failure::BadAnswer)
-        }
-    });
+    let answer = match (root.get("result"), root.get("error")) {
+        (Some(_), None) => Answer::Result,
+        (None, Some(_)) => Answer::Error,
+        _ => Answer::Neither,
+    };
+    let answered =
+        session.answer(number, answer, |client_id| message.with(&[(id.span(), client_id.as_json())]).into());
     answered != Answered::Unknown
 }
 

@@ -78,7 +78,8 @@ impl Sessions {
             let layer = if let StartError::Failed { layer, .. } = error { layer } else { "runner" };
             self.setup.audit.record(&Event::LayerFailed { layer: layer.to_owned(), reason: error.to_string() });
         })?;
-        self.setup.audit.record(&Event::ChildStarted { pid: child.pid, principal: identity.principal_key().to_string() });
+        let principal = Some(identity.principal_key().to_string());
+        self.setup.audit.record(&Event::ChildStarted { child: child.number, pid: child.pid, principal });
         let (stdin, lines) = mpsc::channel(MAX_LINES);
         let session =
             Session::new(new_id(), identity.clone(), self.setup.audit.clone(), self.setup.call_timeout, stdin);

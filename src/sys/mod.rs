@@ -2,5 +2,7 @@
 #![allow(unsafe_code, reason = "this room is where it stands, each use with its proof")]
 
 mod descriptors;
+mod readiness;
 
 pub(crate) use descriptors::received_descriptors;
+pub(crate) use readiness::readiness;
