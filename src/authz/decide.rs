@@ -25,7 +25,10 @@ pub struct Engine {
 #[derive(Debug)]
 enum Rules {
     Authenticated,
-    Policies { authorizer: Authorizer, slices: HashMap<&'static str, Slice> },
+    Policies {
+        authorizer: Authorizer,
+        slices: HashMap<&'static str, Slice>,
+    },
 }
 
 /// Proof that a policy permitted one call: what `session` wants before it sends anything.
@@ -117,19 +120,37 @@ impl Engine {
             Authz::Authenticated => Rules::Authenticated,
             Authz::Policies(files) => {
                 let policies = policy::read(files)?;
-                Rules::Policies { authorizer: Authorizer::new(), slices: slice::slices(&policies) }
+                Rules::Policies {
+                    authorizer: Authorizer::new(),
+                    slices: slice::slices(&policies),
+                }
             }
         };
-        Ok(Self { server: entity::server(server), rules })
+        Ok(Self {
+            server: entity::server(server),
+            rules,
+        })
     }
 
     /// Decides one call. What is permitted is what the [`Permit`] holds: no second look at any bytes.
-    #[allow(clippy::result_large_err, reason = "both ways carry the call, and neither is the rare one")]
+    #[allow(
+        clippy::result_large_err,
+        reason = "both ways carry the call, and neither is the rare one"
+    )]
     pub fn decide(&self, identity: &Identity, call: Call) -> Result<Permit, Denied> {
         let verdict = self.caller(identity).verdict(call.method(), &call.target());
         match verdict {
             Verdict::Permit(policies) => Ok(Permit { call, policies }),
-            Verdict::Deny { reason, policies, errors } => Err(Denied { call, policies, reason, errors }),
+            Verdict::Deny {
+                reason,
+                policies,
+                errors,
+            } => Err(Denied {
+                call,
+                policies,
+                reason,
+                errors,
+            }),
         }
     }
 
@@ -140,7 +161,10 @@ impl Engine {
 
     /// Prepares any number of decisions for one identity.
     pub(super) fn caller(&self, identity: &Identity) -> Caller<'_> {
-        Caller { engine: self, principal: entity::principal(identity) }
+        Caller {
+            engine: self,
+            principal: entity::principal(identity),
+        }
     }
 }
 
@@ -152,7 +176,11 @@ pub(super) struct Caller<'a> {
 
 enum Verdict {
     Permit(Vec<String>),
-    Deny { reason: DenyReason, policies: Vec<String>, errors: Vec<String> },
+    Deny {
+        reason: DenyReason,
+        policies: Vec<String>,
+        errors: Vec<String>,
+    },
 }
 
 impl Caller<'_> {
@@ -163,12 +191,18 @@ impl Caller<'_> {
     /// The one decision: calls and lists both come here.
     fn verdict(&self, method: &str, target: &Target<'_>) -> Verdict {
         if !method::is_decided(method) {
-            return Verdict::Deny { reason: DenyReason::Method, policies: Vec::new(), errors: Vec::new() };
+            return Verdict::Deny {
+                reason: DenyReason::Method,
+                policies: Vec::new(),
+                errors: Vec::new(),
+            };
         }
         match &self.engine.rules {
             Rules::Authenticated => Verdict::Permit(vec![AUTHENTICATED.to_owned()]),
             Rules::Policies { authorizer, slices } => {
-                let slice = slices.get(method).expect("slices() makes one for every decided method");
+                let slice = slices
+                    .get(method)
+                    .expect("slices() makes one for every decided method");
                 match self.question(method, target) {
                     Ok((request, entities)) => judge(slice.ask(authorizer, &request, &entities)),
                     Err(error) => policy_error(Vec::new(), vec![error]),
@@ -181,10 +215,17 @@ impl Caller<'_> {
         let server = &self.engine.server;
         let resource = entity::target(target, &server.uid());
         let resource_uid: EntityUid = resource.as_ref().unwrap_or(server).uid();
-        let request =
-            Request::new(self.principal.uid(), entity::action(method), resource_uid, Context::empty(), None)
-                .map_err(|error| error.to_string())?;
-        let all = [self.principal.clone(), server.clone()].into_iter().chain(resource);
+        let request = Request::new(
+            self.principal.uid(),
+            entity::action(method),
+            resource_uid,
+            Context::empty(),
+            None,
+        )
+        .map_err(|error| error.to_string())?;
+        let all = [self.principal.clone(), server.clone()]
+            .into_iter()
+            .chain(resource);
         let entities = Entities::from_entities(all, None).map_err(|error| error.to_string())?;
         Ok((request, entities))
     }
@@ -199,11 +240,19 @@ fn judge(answer: Answer) -> Verdict {
     if answer.forbids.is_empty() && !answer.permits.is_empty() {
         return Verdict::Permit(answer.permits);
     }
-    Verdict::Deny { reason: DenyReason::Policy, policies: answer.forbids, errors: Vec::new() }
+    Verdict::Deny {
+        reason: DenyReason::Policy,
+        policies: answer.forbids,
+        errors: Vec::new(),
+    }
 }
 
 fn policy_error(policies: Vec<String>, errors: Vec<String>) -> Verdict {
-    Verdict::Deny { reason: DenyReason::PolicyError, policies, errors }
+    Verdict::Deny {
+        reason: DenyReason::PolicyError,
+        policies,
+        errors,
+    }
 }
 
 /// The policy name in records where `allow = "authenticated"` decided.
@@ -232,17 +281,34 @@ mod tests {
     fn denied(engine: &Engine, identity: &Identity, call: Call, reason: DenyReason, by: &[&str]) {
         match engine.decide(identity, call) {
             Ok(permit) => panic!("permitted: {permit:?}"),
-            Err(denied) => assert_eq!((denied.reason, denied.policies), (reason, by.iter().map(|id| (*id).to_owned()).collect())),
+            Err(denied) => assert_eq!(
+                (denied.reason, denied.policies),
+                (reason, by.iter().map(|id| (*id).to_owned()).collect())
+            ),
         }
     }
 
     #[test]
     fn what_no_policy_permits_is_denied_and_what_one_permits_is_not() {
-        let engine = engine(r#"@id("echo") permit (principal, action == Action::"tools/call", resource == Tool::"echo");"#);
+        let engine = engine(
+            r#"@id("echo") permit (principal, action == Action::"tools/call", resource == Tool::"echo");"#,
+        );
         permitted(&engine, &alice(), tool("echo"), &["github:echo"]);
         denied(&engine, &alice(), tool("Echo"), DenyReason::Policy, &[]);
-        denied(&engine, &alice(), call("tools/list", "{}"), DenyReason::Policy, &[]);
-        denied(&engine, &alice(), call("prompts/get", r#"{"name":"echo"}"#), DenyReason::Policy, &[]);
+        denied(
+            &engine,
+            &alice(),
+            call("tools/list", "{}"),
+            DenyReason::Policy,
+            &[],
+        );
+        denied(
+            &engine,
+            &alice(),
+            call("prompts/get", r#"{"name":"echo"}"#),
+            DenyReason::Policy,
+            &[],
+        );
     }
 
     #[test]
@@ -255,7 +321,13 @@ mod tests {
             "#,
         );
         permitted(&engine, &alice(), tool("ls"), &["github:policy0"]);
-        denied(&engine, &alice(), tool("rm"), DenyReason::Policy, &["github:no r", "github:no rm"]);
+        denied(
+            &engine,
+            &alice(),
+            tool("rm"),
+            DenyReason::Policy,
+            &["github:no r", "github:no rm"],
+        );
     }
 
     #[test]
@@ -279,15 +351,44 @@ mod tests {
         let reader = alice().with(Kind::User, None, &[], &["read"]);
         let read = |uri: &str| call("resources/read", &format!(r#"{{"uri":"{uri}"}}"#));
         permitted(&engine, &reader, read("file:///srv/a"), &["github:scoped"]);
-        denied(&engine, &reader, read("file:///etc/shadow"), DenyReason::Policy, &[]);
-        denied(&engine, &alice(), read("file:///srv/a"), DenyReason::Policy, &[]);
+        denied(
+            &engine,
+            &reader,
+            read("file:///etc/shadow"),
+            DenyReason::Policy,
+            &[],
+        );
+        denied(
+            &engine,
+            &alice(),
+            read("file:///srv/a"),
+            DenyReason::Policy,
+            &[],
+        );
 
-        permitted(&engine, &Identity::example(ISSUER, "bob"), tool("x"), &["github:bob"]);
-        denied(&engine, &Identity::example("https://other.example.com", "bob"), tool("x"), DenyReason::Policy, &[]);
+        permitted(
+            &engine,
+            &Identity::example(ISSUER, "bob"),
+            tool("x"),
+            &["github:bob"],
+        );
+        denied(
+            &engine,
+            &Identity::example("https://other.example.com", "bob"),
+            tool("x"),
+            DenyReason::Policy,
+            &[],
+        );
 
         let client = |name| alice().with(Kind::Client, name, &[], &[]);
         permitted(&engine, &client(Some("ci")), tool("x"), &["github:ci"]);
-        denied(&engine, &client(Some("ci2")), tool("x"), DenyReason::Policy, &[]);
+        denied(
+            &engine,
+            &client(Some("ci2")),
+            tool("x"),
+            DenyReason::Policy,
+            &[],
+        );
         denied(&engine, &client(None), tool("x"), DenyReason::Policy, &[]);
     }
 
@@ -295,15 +396,33 @@ mod tests {
     fn a_policy_may_speak_of_one_server_and_not_of_another() {
         let text = r#"permit (principal, action, resource in Server::"github");"#;
         permitted(&engine(text), &alice(), tool("x"), &["github:policy0"]);
-        permitted(&engine(text), &alice(), call("initialize", "{}"), &["github:policy0"]);
-        denied(&engine(&text.replace("github", "gitlab")), &alice(), tool("x"), DenyReason::Policy, &[]);
+        permitted(
+            &engine(text),
+            &alice(),
+            call("initialize", "{}"),
+            &["github:policy0"],
+        );
+        denied(
+            &engine(&text.replace("github", "gitlab")),
+            &alice(),
+            tool("x"),
+            DenyReason::Policy,
+            &[],
+        );
     }
 
     /// tok-79: a program and a person of the same name are two principals.
     #[test]
     fn a_client_credentials_token_is_a_client_and_not_a_user() {
-        let engine = engine(r#"permit (principal == Client::"https://sso.example.com|alice", action, resource);"#);
-        permitted(&engine, &alice().with(Kind::Client, None, &[], &[]), tool("x"), &["github:policy0"]);
+        let engine = engine(
+            r#"permit (principal == Client::"https://sso.example.com|alice", action, resource);"#,
+        );
+        permitted(
+            &engine,
+            &alice().with(Kind::Client, None, &[], &[]),
+            tool("x"),
+            &["github:policy0"],
+        );
         denied(&engine, &alice(), tool("x"), DenyReason::Policy, &[]);
     }
 
@@ -318,7 +437,10 @@ mod tests {
         );
         permitted(&engine, &alice(), call("tools/list", "{}"), &["github:all"]);
         let denied = engine.decide(&alice(), tool("x")).unwrap_err();
-        assert_eq!((denied.reason, denied.policies), (DenyReason::PolicyError, vec!["github:sum".to_owned()]));
+        assert_eq!(
+            (denied.reason, denied.policies),
+            (DenyReason::PolicyError, vec!["github:sum".to_owned()])
+        );
         assert!(denied.errors[0].contains("overflow"), "{:?}", denied.errors);
         assert!(!engine.may_call(&alice(), "tools/call", &Target::Tool("x")));
     }
@@ -339,11 +461,27 @@ mod tests {
             "free\0",
             r#"Tool::"free""#,
         ] {
-            denied(&engine, &Identity::example(ISSUER, name), tool("x"), DenyReason::Policy, &[]);
+            denied(
+                &engine,
+                &Identity::example(ISSUER, name),
+                tool("x"),
+                DenyReason::Policy,
+                &[],
+            );
             denied(&engine, &alice(), tool(name), DenyReason::Policy, &[]);
-            permitted(&engine, &Identity::example(ISSUER, name), tool("free"), &["github:free"]);
+            permitted(
+                &engine,
+                &Identity::example(ISSUER, name),
+                tool("free"),
+                &["github:free"],
+            );
         }
-        permitted(&engine, &Identity::example(ISSUER, "admin"), tool("x"), &["github:admin"]);
+        permitted(
+            &engine,
+            &Identity::example(ISSUER, "admin"),
+            tool("x"),
+            &["github:admin"],
+        );
     }
 
     /// cedar-9
@@ -351,7 +489,13 @@ mod tests {
     fn names_are_compared_as_they_are_spelled_without_normalization() {
         let engine = engine("permit (principal, action, resource == Tool::\"caf\u{e9}\");");
         permitted(&engine, &alice(), tool("caf\u{e9}"), &["github:policy0"]);
-        denied(&engine, &alice(), tool("cafe\u{301}"), DenyReason::Policy, &[]);
+        denied(
+            &engine,
+            &alice(),
+            tool("cafe\u{301}"),
+            DenyReason::Policy,
+            &[],
+        );
     }
 
     #[test]
@@ -359,21 +503,47 @@ mod tests {
         let all = engine("permit (principal, action, resource);");
         let server = ServerName::parse("github").unwrap();
         let authenticated = Engine::build(&Authz::Authenticated, &server).unwrap();
-        for method in ["sampling/createMessage", "Tools/call", "tools/call ", "ping", "server/discover"] {
-            denied(&all, &alice(), call(method, r#"{"name":"x"}"#), DenyReason::Method, &[]);
-            denied(&authenticated, &alice(), call(method, r#"{"name":"x"}"#), DenyReason::Method, &[]);
+        for method in [
+            "sampling/createMessage",
+            "Tools/call",
+            "tools/call ",
+            "ping",
+            "server/discover",
+        ] {
+            denied(
+                &all,
+                &alice(),
+                call(method, r#"{"name":"x"}"#),
+                DenyReason::Method,
+                &[],
+            );
+            denied(
+                &authenticated,
+                &alice(),
+                call(method, r#"{"name":"x"}"#),
+                DenyReason::Method,
+                &[],
+            );
         }
         for method in method::DECIDED {
             let params = r#"{"name":"x","uri":"file:///x"}"#;
             permitted(&all, &alice(), call(method, params), &["github:policy0"]);
-            permitted(&authenticated, &alice(), call(method, params), &["authenticated"]);
+            permitted(
+                &authenticated,
+                &alice(),
+                call(method, params),
+                &["authenticated"],
+            );
         }
     }
 
     #[test]
     fn a_response_or_a_notification_gets_no_permit() {
         let engine = engine("permit (principal, action, resource);");
-        for body in [r#"{"jsonrpc":"2.0","id":1,"result":{}}"#, r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#] {
+        for body in [
+            r#"{"jsonrpc":"2.0","id":1,"result":{}}"#,
+            r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#,
+        ] {
             let call = Call::read(bytes::Bytes::from(body), false).unwrap();
             assert!(!matches!(call.shape(), Shape::Request(_)));
             denied(&engine, &alice(), call, DenyReason::Method, &[]);
@@ -386,18 +556,32 @@ mod tests {
         assert!(Call::read(bytes::Bytes::from_static(body), false).is_err());
         let body = br#"{ "jsonrpc":"2.0","id":1, "method":"tools\/call","params":{"name":"\u0065cho","arguments":{"n":1e400}} }"#;
         let call = Call::read(bytes::Bytes::from_static(body), false).unwrap();
-        let permit = engine(r#"permit (principal, action, resource == Tool::"echo");"#).decide(&alice(), call).unwrap();
+        let permit = engine(r#"permit (principal, action, resource == Tool::"echo");"#)
+            .decide(&alice(), call)
+            .unwrap();
         assert_eq!(permit.into_call().message().bytes().as_ref(), body);
     }
 
     #[test]
     fn policies_of_several_files_count_together_and_are_named_after_their_files() {
         let engine = build(vec![
-            file("/etc/thv/policies/base.cedar", r#"permit (principal, action, resource);"#),
-            file("/etc/thv/policies/locks.cedar", r#"@id("rm") forbid (principal, action, resource == Tool::"rm");"#),
+            file(
+                "/etc/thv/policies/base.cedar",
+                r#"permit (principal, action, resource);"#,
+            ),
+            file(
+                "/etc/thv/policies/locks.cedar",
+                r#"@id("rm") forbid (principal, action, resource == Tool::"rm");"#,
+            ),
         ])
         .unwrap();
         permitted(&engine, &alice(), tool("ls"), &["base:policy0"]);
-        denied(&engine, &alice(), tool("rm"), DenyReason::Policy, &["locks:rm"]);
+        denied(
+            &engine,
+            &alice(),
+            tool("rm"),
+            DenyReason::Policy,
+            &["locks:rm"],
+        );
     }
 }

@@ -36,7 +36,12 @@ pub(super) fn principal(identity: &Identity) -> Entity {
 
 /// `Server::"NAME"`.
 pub(super) fn server(name: &ServerName) -> Entity {
-    named(uid("Server", name.as_str()), "name", name.as_str(), HashSet::new())
+    named(
+        uid("Server", name.as_str()),
+        "name",
+        name.as_str(),
+        HashSet::new(),
+    )
 }
 
 /// What is asked for, below its server; `None` for the server itself.
@@ -47,7 +52,12 @@ pub(super) fn target(target: &Target<'_>, server: &EntityUid) -> Option<Entity> 
         Target::Prompt(name) => ("Prompt", "name", name),
         Target::Resource(uri) => ("Resource", "uri", uri),
     };
-    Some(named(uid(kind, value), attribute, value, HashSet::from([server.clone()])))
+    Some(named(
+        uid(kind, value),
+        attribute,
+        value,
+        HashSet::from([server.clone()]),
+    ))
 }
 
 /// `Action::"METHOD"`.
@@ -56,15 +66,26 @@ pub(super) fn action(method: &str) -> EntityUid {
 }
 
 fn named(uid: EntityUid, attribute: &str, value: &str, parents: HashSet<EntityUid>) -> Entity {
-    entity(uid, HashMap::from([(attribute.to_owned(), string(value))]), parents)
+    entity(
+        uid,
+        HashMap::from([(attribute.to_owned(), string(value))]),
+        parents,
+    )
 }
 
-fn entity(uid: EntityUid, attributes: HashMap<String, RestrictedExpression>, parents: HashSet<EntityUid>) -> Entity {
-    Entity::new(uid, attributes, parents).expect("strings and sets of strings always evaluate: only extension calls can fail")
+fn entity(
+    uid: EntityUid,
+    attributes: HashMap<String, RestrictedExpression>,
+    parents: HashSet<EntityUid>,
+) -> Entity {
+    Entity::new(uid, attributes, parents)
+        .expect("strings and sets of strings always evaluate: only extension calls can fail")
 }
 
 fn uid(kind: &str, id: &str) -> EntityUid {
-    let kind: EntityTypeName = kind.parse().expect("the type names are constants of this file");
+    let kind: EntityTypeName = kind
+        .parse()
+        .expect("the type names are constants of this file");
     EntityUid::from_type_name_and_id(kind, EntityId::new(id))
 }
 

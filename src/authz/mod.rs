@@ -31,11 +31,17 @@ mod fixture {
     pub(super) const ISSUER: &str = "https://sso.example.com";
 
     pub(super) fn file(path: &str, text: &str) -> PolicyFile {
-        PolicyFile { path: path.into(), text: text.to_owned() }
+        PolicyFile {
+            path: path.into(),
+            text: text.to_owned(),
+        }
     }
 
     pub(super) fn build(files: Vec<PolicyFile>) -> Result<Engine, Vec<PolicyProblem>> {
-        Engine::build(&Authz::Policies(files), &ServerName::parse("github").unwrap())
+        Engine::build(
+            &Authz::Policies(files),
+            &ServerName::parse("github").unwrap(),
+        )
     }
 
     /// An engine of one file, `/etc/thv/policies/github.cedar`.
@@ -57,6 +63,9 @@ mod fixture {
 
     #[track_caller]
     pub(super) fn tool(name: &str) -> Call {
-        call("tools/call", &serde_json::json!({ "name": name }).to_string())
+        call(
+            "tools/call",
+            &serde_json::json!({ "name": name }).to_string(),
+        )
     }
 }
