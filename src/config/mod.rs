@@ -5,11 +5,23 @@
 //! nothing is optional that has a default. All problems of all files are
 //! reported at once. Never talks to the network, never starts anything.
 
+mod fragment;
+mod load;
+mod merge;
 mod name;
+mod owner;
+mod problem;
+mod resolve;
+mod table;
+mod url;
+mod value;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+pub use load::{Stamp, load, misnamed, servers, stamp};
 pub use name::{BadName, ServerName};
+pub use owner::OwnerRule;
+pub use problem::{Problem, Problems};
 
 /// Everything that one server's configuration says, checked.
 #[derive(Clone, Debug)]
@@ -68,7 +80,7 @@ pub struct Issuer {
     pub audience: Vec<String>,
     /// Where the keys come from.
     pub keys: KeySource,
-    /// PEM file of authorities trusted besides the system's.
+    /// PEM file of authorities trusted besides the system's; a path as in [`KeySource::File`].
     pub ca_file: Option<PathBuf>,
     /// Accepted signature algorithms, by their JOSE names.
     pub algorithms: Vec<String>,
@@ -87,7 +99,7 @@ pub enum KeySource {
     Discovery,
     /// This JWK set (`jwks-url`).
     Url(String),
-    /// This file (`jwks-file`), path below the configuration root.
+    /// This file (`jwks-file`); the path is the host's, the configuration root included.
     File(PathBuf),
 }
 
@@ -137,8 +149,14 @@ pub enum Layer {
 
 impl Layer {
     /// Every layer, in the order they are applied.
-    pub const ALL: [Self; 6] =
-        [Self::Namespaces, Self::Root, Self::Privileges, Self::Rlimits, Self::Seccomp, Self::Cgroup];
+    pub const ALL: [Self; 6] = [
+        Self::Namespaces,
+        Self::Root,
+        Self::Privileges,
+        Self::Rlimits,
+        Self::Seccomp,
+        Self::Cgroup,
+    ];
 
     /// The name in configuration, messages and journal.
     pub fn name(self) -> &'static str {
@@ -175,3 +193,6 @@ pub struct Limits {
     /// Connections at once.
     pub connections: usize,
 }
+
+#[cfg(test)]
+mod tests;

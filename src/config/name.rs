@@ -18,8 +18,14 @@ impl ServerName {
     pub fn parse(text: &str) -> Result<Self, BadName> {
         let ok = (1..=MAX_LEN).contains(&text.len())
             && !text.starts_with('-')
-            && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
-        if ok { Ok(Self(text.to_owned())) } else { Err(BadName(text.chars().take(64).collect())) }
+            && text
+                .bytes()
+                .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+        if ok {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(BadName(text.chars().take(64).collect()))
+        }
     }
 
     /// The name as text.

@@ -1,0 +1,392 @@
+//! What one TOML file may say: every key, its form, and where it was written.
+//!
+//! Nothing is required here and nothing has a default: files are layers, and
+//! only their sum must be complete (`resolve`). Keys are read in the order of
+//! thv.toml(5); `tests/tidy.rs` compares the two.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use super::{
+    KeySource, Layer, Resource,
+    problem::Place,
+    table::{At, NOT_YET, Said, Table, Value, plain},
+    url, value,
+};
+
+/// Whom a file speaks for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Reach {
+    /// All servers of this host: `thv.toml` and its drop-ins.
+    Host,
+    /// One server: `servers/NAME.toml` and its drop-ins.
+    Server,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Fragment {
+    pub(super) command: Said<Vec<String>>,
+    pub(super) resource: Said<Resource>,
+    pub(super) hosts: Said<Vec<String>>,
+    pub(super) origins: Said<Vec<String>>,
+    pub(super) auth: AuthFragment,
+    pub(super) authz: AuthzFragment,
+    pub(super) sandbox: SandboxFragment,
+    pub(super) limits: LimitsFragment,
+    pub(super) env: BTreeMap<String, Said<String>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct AuthFragment {
+    pub(super) mode: Said<Mode>,
+    pub(super) issuer: Said<Vec<IssuerFragment>>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Mode {
+    Oidc,
+    None,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct IssuerFragment {
+    pub(super) place: Place,
+    pub(super) issuer: Said<String>,
+    pub(super) audience: Said<Vec<String>>,
+    pub(super) keys: Said<KeySource>,
+    pub(super) ca_file: Said<PathBuf>,
+    pub(super) algorithms: Said<Vec<String>>,
+    pub(super) leeway: Said<Duration>,
+    pub(super) legacy_typ: Said<bool>,
+    pub(super) clients: Said<Vec<String>>,
+}
+
+/// `policies` and `allow` are two ways to say one thing, so they are one choice.
+#[derive(Debug, Default)]
+pub(super) struct AuthzFragment {
+    pub(super) decides: Said<Decides>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Decides {
+    Policies(Vec<At<PathBuf>>),
+    Authenticated,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct SandboxFragment {
+    pub(super) state: Said<bool>,
+    pub(super) read_only: Said<Vec<PathBuf>>,
+    pub(super) optional: Said<Vec<Layer>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct LimitsFragment {
+    pub(super) memory: Said<u64>,
+    pub(super) tasks: Said<u64>,
+    pub(super) cpu: Said<u64>,
+    pub(super) sessions: Said<u64>,
+    pub(super) call_timeout: Said<Duration>,
+    pub(super) session_idle: Said<Duration>,
+    pub(super) exit_idle: Said<Duration>,
+    pub(super) body: Said<usize>,
+    pub(super) connections: Said<u64>,
+}
+
+impl Fragment {
+    pub(super) fn read(mut top: Table<'_>, reach: Reach) -> Self {
+        // One `resource` for two servers would let a token for one open the other.
+        let own = |value: &Value<'_>| match reach {
+            Reach::Server => Some(()),
+            Reach::Host => value.wrong("belongs to one server", "move it to servers/NAME.toml"),
+        };
+        let fragment = Self {
+            command: top.take("command", |value| own(value).and_then(|()| command(value))),
+            resource: top.take("resource", |value| {
+                own(value).and_then(|()| value.parsed(url::resource))
+            }),
+            hosts: top.take("hosts", |value| texts(value, 0, url::host)),
+            origins: top.take("origins", |value| texts(value, 0, url::origin)),
+            auth: top.table("auth", AuthFragment::read),
+            authz: top.table("authz", AuthzFragment::read),
+            sandbox: top.table("sandbox", SandboxFragment::read),
+            limits: top.table("limits", LimitsFragment::read),
+            env: top.table("env", env),
+        };
+        // The default, and the only one yet: said or not, it means the same.
+        let _ = top.take("scope", |value| {
+            value.parsed(|text| value::word(text, &["session"], &["user", "server"]))
+        });
+        top.finish(LATER);
+        fragment
+    }
+}
+
+impl AuthFragment {
+    fn read(mut table: Table<'_>) -> Self {
+        let mode = table.take("mode", |value| {
+            let word = value.parsed(|text| value::word(text, &["oidc", "none"], &["peer"]))?;
+            Some(if word == "none" {
+                Mode::None
+            } else {
+                Mode::Oidc
+            })
+        });
+        let issuer = table.take("issuer", |value| {
+            let list = value.list(1, |value| value.table(IssuerFragment::read))?;
+            Some(plain(list))
+        });
+        if let (
+            Said::Given(At {
+                value: Mode::None,
+                place,
+            }),
+            true,
+        ) = (&mode, issuer.is_said())
+        {
+            table.wrong(
+                place,
+                "`none` means that no token is asked for, but issuers are named",
+                "remove one of the two",
+            );
+        }
+        table.finish(LATER_AUTH);
+        Self { mode, issuer }
+    }
+}
+
+impl IssuerFragment {
+    fn read(mut table: Table<'_>) -> Self {
+        let place = table.place();
+        let issuer = table.take("issuer", |value| {
+            value.parsed(|text| {
+                if text == "kubernetes" {
+                    Err(NOT_YET.to_owned())
+                } else {
+                    url::issuer(text)
+                }
+            })
+        });
+        let audience = table.take("audience", |value| value.one_or_more(value::not_empty));
+        let keys_url = table.take("jwks-url", |value| {
+            value.parsed(url::fetched).map(KeySource::Url)
+        });
+        let keys_file = table.take("jwks-file", |value| {
+            value.parsed(value::absolute_path).map(KeySource::File)
+        });
+        if keys_url.is_said() && keys_file.is_said() {
+            let place = keys_file.place().unwrap_or(&place);
+            table.wrong(
+                place,
+                "`jwks-url` and `jwks-file` both say where the keys are",
+                "remove one of the two",
+            );
+        }
+        let ca_file = table.take("ca-file", |value| value.parsed(value::absolute_path));
+        let algorithms = table.take("algorithms", |value| texts(value, 1, value::algorithm));
+        let leeway = table.take("leeway", |value| value.parsed(value::leeway));
+        let legacy_typ = table.take("typ", |value| {
+            let word = value.parsed(|text| value::word(text, &["access-token", "legacy"], &[]))?;
+            Some(word == "legacy")
+        });
+        let clients = table.take("clients", |value| texts(value, 1, value::not_empty));
+        table.finish(LATER_ISSUER);
+        Self {
+            place,
+            issuer,
+            audience,
+            keys: keys_file.or(keys_url),
+            ca_file,
+            algorithms,
+            leeway,
+            legacy_typ,
+            clients,
+        }
+    }
+}
+
+impl AuthzFragment {
+    fn read(mut table: Table<'_>) -> Self {
+        let policies = table.take("policies", |value| {
+            value
+                .list(1, |value| value.parsed(value::absolute_path))
+                .map(Decides::Policies)
+        });
+        let allow = table.take("allow", |value| {
+            value
+                .parsed(|text| value::word(text, &["authenticated"], &[]))
+                .map(|_| Decides::Authenticated)
+        });
+        if let (true, Some(place)) = (policies.is_said(), allow.place()) {
+            table.wrong(
+                place,
+                "`policies` and `allow` exclude each other",
+                "remove one of the two",
+            );
+        }
+        table.finish(LATER_AUTHZ);
+        Self {
+            decides: policies.or(allow),
+        }
+    }
+}
+
+impl SandboxFragment {
+    fn read(mut table: Table<'_>) -> Self {
+        let fragment = Self {
+            state: table.take("state", Value::truth),
+            read_only: table.take("read-only", |value| texts(value, 0, value::shown_path)),
+            optional: table.take("optional", |value| texts(value, 0, value::layer)),
+        };
+        table.finish(LATER_SANDBOX);
+        fragment
+    }
+}
+
+impl LimitsFragment {
+    fn read(mut table: Table<'_>) -> Self {
+        let fragment = Self {
+            memory: table.take("memory", |value| value.parsed(value::size)),
+            tasks: table.take("tasks", Value::count),
+            cpu: table.take("cpu", |value| value.parsed(value::percent)),
+            sessions: table.take("sessions", Value::count),
+            call_timeout: table.take("call-timeout", |value| {
+                value.parsed(value::positive_duration)
+            }),
+            session_idle: table.take("session-idle", |value| {
+                value.parsed(value::positive_duration)
+            }),
+            exit_idle: table.take("exit-idle", |value| value.parsed(value::duration)),
+            body: table.take("body", |value| value.parsed(value::body_size)),
+            connections: table.take("connections", Value::count),
+        };
+        table.finish(LATER_LIMITS);
+        fragment
+    }
+}
+
+fn command(value: &Value<'_>) -> Option<Vec<String>> {
+    let words = value.list(1, |word| word.parsed(value::no_null))?;
+    let program = words
+        .first()
+        .map(|word| word.value.as_str())
+        .unwrap_or_default();
+    match value::absolute_path(program) {
+        Ok(_) => Some(plain(words)),
+        Err(error) => value.wrong(
+            format!("the program: {error}"),
+            "no shell and no PATH is searched",
+        ),
+    }
+}
+
+fn env(mut table: Table<'_>) -> BTreeMap<String, Said<String>> {
+    let values = table.rest(|name, value| {
+        let first_ok = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        if !first_ok
+            || !name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        {
+            return value.wrong(
+                "this is no name of an environment variable",
+                "letters, digits and `_`",
+            );
+        }
+        if value.is_table() {
+            return value.wrong(
+                format!("a value from elsewhere (`credential`, …) is {NOT_YET}"),
+                "write a string",
+            );
+        }
+        value.parsed(value::no_null)
+    });
+    table.finish(&[]);
+    values.into_iter().collect()
+}
+
+fn texts<T>(
+    value: &Value<'_>,
+    least: usize,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Option<Vec<T>> {
+    value
+        .list(least, |element| element.parsed(&parse))
+        .map(plain)
+}
+
+// Keys that later versions will know. They are told from slips of the keyboard,
+// so that nobody believes a protection to be there that is not.
+const LATER: &[&str] = &[
+    "image",
+    "engine",
+    "transport",
+    "url",
+    "warm",
+    "pass-identity",
+    "kubernetes",
+    "token",
+    "single-audience",
+    "dpop",
+    "allow-addresses",
+    "audit",
+    "broker",
+    "egress",
+    "metrics",
+];
+const LATER_AUTH: &[&str] = &[
+    "introspection-url",
+    "token-file",
+    "single-audience",
+    "dpop",
+    "token",
+    "kubernetes",
+    "allow-addresses",
+    "peer",
+    "subjects",
+    "scopes",
+    "max-lifetime",
+];
+const LATER_ISSUER: &[&str] = &[
+    "introspection-url",
+    "token-file",
+    "subjects",
+    "required-claims",
+    "scopes",
+    "max-lifetime",
+    "allow-addresses",
+    "kubernetes",
+    "token",
+    "single-audience",
+    "dpop",
+];
+const LATER_AUTHZ: &[&str] = &["scopes", "groups", "entities", "schema"];
+const LATER_SANDBOX: &[&str] = &[
+    "egress",
+    "forward",
+    "network",
+    "dangerous",
+    "profile",
+    "allow-addresses",
+    "read-write",
+];
+const LATER_LIMITS: &[&str] = &[
+    "calls",
+    "children",
+    "cores",
+    "files",
+    "file-size",
+    "in-flight",
+    "io",
+    "message",
+    "open-files",
+    "rate",
+    "requests",
+    "response",
+    "sessions-per-user",
+    "start-timeout",
+    "state",
+    "streams",
+    "temporary",
+    "tmp",
+    "warm",
+];

@@ -1,0 +1,286 @@
+//! Reads all files of one server and collects what is wrong with them.
+//!
+//! The entry points of `config`. Reads only below `root`, only what the owner
+//! rule lets pass, and remembers every place it looked at.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use aws_lc_rs::digest;
+
+use super::{
+    Config, ServerName,
+    fragment::{Fragment, Reach},
+    merge::{self, Source},
+    owner::{FileError, Files, OwnerRule},
+    problem::{Place, Problem, Problems},
+    resolve::resolve,
+    table::Document,
+};
+
+/// Reads the configuration of `name` below `root` (`/`, but for tests and the demo).
+///
+/// Paths of configuration (the layers, policies, `jwks-file`, `ca-file`) are
+/// below `root` and come out as host paths; the command and the sandbox's paths
+/// are the host's.
+pub fn load(root: &Path, name: &ServerName, owner: OwnerRule) -> Result<Config, Problems> {
+    let mut loader = Loader::new(root, owner);
+    let config = loader.load(name);
+    Problems::check(loader.problems)?;
+    let mut config = config.expect("what is missing from a configuration is reported");
+    config.digest = hex(loader.digest.finish().as_ref());
+    config.files = loader.looked_for;
+    Ok(config)
+}
+
+/// The servers that have a file, sorted. Files whose name is no server's name are left out: see [`misnamed`].
+pub fn servers(root: &Path) -> Vec<ServerName> {
+    server_files(root)
+        .into_iter()
+        .filter_map(|file| ServerName::parse(file.file_stem()?.to_str()?).ok())
+        .collect()
+}
+
+/// Files below `servers/` that no server will ever read.
+pub fn misnamed(root: &Path) -> Vec<Problem> {
+    let is_misnamed = |file: &PathBuf| match file
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .map(ServerName::parse)
+    {
+        Some(Ok(_)) => None,
+        Some(Err(error)) => Some(error.to_string()),
+        None => Some("this is not a server's name".to_owned()),
+    };
+    server_files(root)
+        .into_iter()
+        .filter_map(|file| {
+            Some(Problem::of_file(
+                &file,
+                is_misnamed(&file)?,
+                "rename the file",
+            ))
+        })
+        .collect()
+}
+
+/// The state of every file that a load looks at: it differs when a new load could.
+///
+/// Take one before `load`, and another later to see whether it is worth loading again.
+pub fn stamp(root: &Path, name: &ServerName) -> Stamp {
+    // Looking needs no right owner: a `chown` changes the stamp, too.
+    let mut loader = Loader::new(root, OwnerRule::RootOrCaller);
+    loader.load(name);
+    Stamp(
+        loader
+            .looked_for
+            .into_iter()
+            .map(|path| (Mark::of(&path), path))
+            .collect(),
+    )
+}
+
+/// See [`stamp`].
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Stamp(Vec<(Option<Mark>, PathBuf)>);
+
+/// What changes when a file is edited, replaced, re-owned or made readable.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Mark {
+    identity: (u64, u64),
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Mark {
+    fn of(path: &Path) -> Option<Self> {
+        let meta = fs::metadata(path).ok()?;
+        Some(Self {
+            identity: (meta.dev(), meta.ino()),
+            size: meta.size(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        })
+    }
+}
+
+/// One load in progress.
+pub(super) struct Loader {
+    files: Files,
+    problems: Vec<Problem>,
+    looked_for: Vec<PathBuf>,
+    digest: digest::Context,
+    /// A file could not be taken in, so that what seems missing may stand in it.
+    blind: bool,
+}
+
+impl Loader {
+    fn new(root: &Path, owner: OwnerRule) -> Self {
+        Self {
+            files: Files::new(root, owner),
+            problems: Vec::new(),
+            looked_for: Vec::new(),
+            digest: digest::Context::new(&digest::SHA256),
+            blind: false,
+        }
+    }
+
+    fn load(&mut self, name: &ServerName) -> Option<Config> {
+        let mut merged = Fragment::default();
+        for source in merge::sources(name) {
+            let (files, reach) = match source {
+                Source::File(file, reach) => (vec![file], reach),
+                Source::DropIns(directory, reach) => (self.list(&directory), reach),
+            };
+            for file in files {
+                if let Some(fragment) = self.fragment(&file, reach) {
+                    merged = fragment.over(merged);
+                }
+            }
+        }
+        let server_file = merge::server_file(name);
+        let on_host = self.files.below_root(&server_file);
+        if !on_host.exists()
+            && !self
+                .problems
+                .iter()
+                .any(|problem| *problem.file == *on_host)
+        {
+            let help =
+                format!("write it (thv.toml(5) has an example), then run `thv check {name}`");
+            self.problems.push(Problem::of_file(
+                &on_host,
+                format!("there is no such file, so no server `{name}`"),
+                help,
+            ));
+            return None;
+        }
+        if self.blind {
+            return None;
+        }
+        let start = Place {
+            line: 1,
+            column: 1,
+            ..Place::file(&on_host)
+        };
+        resolve(self, name, merged, &start)
+    }
+
+    /// What one file says, if it is there and can be read.
+    fn fragment(&mut self, path: &Path, reach: Reach) -> Option<Fragment> {
+        let on_host = self.files.below_root(path);
+        self.looked_for.push(on_host.clone());
+        let bytes = match self.files.read(path, MAX_TOML) {
+            Ok(bytes) => bytes,
+            Err(FileError::Missing) => return None,
+            Err(error) => {
+                self.blind = true;
+                self.report(Problem::of_file(&on_host, error.to_string(), error.help()));
+                return None;
+            }
+        };
+        self.count_in(path, &bytes);
+        let Ok(text) = std::str::from_utf8(&bytes) else {
+            self.blind = true;
+            self.report(Problem::of_file(&on_host, "the file is not UTF-8", ""));
+            return None;
+        };
+        let document = Document::new(&on_host, text);
+        let fragment = document.read(|table| Fragment::read(table, reach));
+        self.blind |= fragment.is_none();
+        self.problems.extend(document.into_problems());
+        fragment
+    }
+
+    fn list(&mut self, directory: &Path) -> Vec<PathBuf> {
+        let on_host = self.files.below_root(directory);
+        self.looked_for.push(on_host.clone());
+        match self.files.list(directory, "toml") {
+            Ok(files) => files,
+            Err(FileError::Missing) => Vec::new(),
+            Err(error) => {
+                self.blind = true;
+                self.report(Problem::of_file(&on_host, error.to_string(), error.help()));
+                Vec::new()
+            }
+        }
+    }
+
+    /// A text file that `place` names: its path on this host and its text, which counts into the digest.
+    pub(super) fn text(&mut self, path: &Path, place: &Place) -> Option<(PathBuf, String)> {
+        let bytes = self.named(path, place)?;
+        self.count_in(path, &bytes);
+        match String::from_utf8(bytes) {
+            Ok(text) => Some((self.files.below_root(path), text)),
+            Err(_) => {
+                self.report(
+                    place.problem(format!("`{}`: the file is not UTF-8", path.display()), ""),
+                );
+                None
+            }
+        }
+    }
+
+    /// A file that `place` names and that others read later: its path on this host.
+    ///
+    /// Not in the digest: keys and authorities change while a server runs. That
+    /// it may be opened by name again rests on its directories having passed.
+    pub(super) fn vouch(&mut self, path: &Path, place: &Place) -> Option<PathBuf> {
+        self.named(path, place).map(|_| self.files.below_root(path))
+    }
+
+    pub(super) fn report(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+
+    fn named(&mut self, path: &Path, place: &Place) -> Option<Vec<u8>> {
+        let on_host = self.files.below_root(path);
+        self.looked_for.push(on_host.clone());
+        self.files
+            .read(path, MAX_NAMED)
+            .map_err(|error| {
+                self.report(
+                    place.problem(format!("`{}`: {error}", on_host.display()), error.help()),
+                )
+            })
+            .ok()
+    }
+
+    /// Lengths first, so that no two sets of files give the same bytes.
+    fn count_in(&mut self, path: &Path, bytes: &[u8]) {
+        for part in [path.as_os_str().as_encoded_bytes(), bytes] {
+            self.digest.update(&(part.len() as u64).to_be_bytes());
+            self.digest.update(part);
+        }
+    }
+}
+
+fn server_files(root: &Path) -> Vec<PathBuf> {
+    let directory = Files::new(root, OwnerRule::Root).below_root(Path::new(merge::SERVERS));
+    let mut files: Vec<PathBuf> = fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "toml")
+                && !path.is_dir()
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// One TOML file.
+const MAX_TOML: u64 = 1 << 20;
+
+/// One file that the configuration names: policies, keys, authorities.
+const MAX_NAMED: u64 = 4 << 20;

@@ -1,0 +1,143 @@
+//! Layers into one: which files are read, in which order, and who wins.
+//!
+//! Tables merge key by key; a scalar or an array of an upper layer replaces the
+//! lower one's whole. Called by `config` only.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    ServerName,
+    fragment::{AuthFragment, AuthzFragment, Fragment, LimitsFragment, Reach, SandboxFragment},
+    table::Said,
+};
+
+/// One place to look for files, lowest first.
+pub(super) enum Source {
+    /// A file that may be missing.
+    File(PathBuf, Reach),
+    /// Every `*.toml` in a directory that may be missing, by name.
+    DropIns(PathBuf, Reach),
+}
+
+/// Where one server's configuration comes from, lowest layer first.
+pub(super) fn sources(name: &ServerName) -> [Source; 5] {
+    let server = server_file(name);
+    let mut drop_ins = server.clone().into_os_string();
+    drop_ins.push(".d");
+    [
+        Source::File(PathBuf::from("/usr/lib/thv/thv.toml"), Reach::Host),
+        Source::File(PathBuf::from("/etc/thv/thv.toml"), Reach::Host),
+        Source::DropIns(PathBuf::from("/etc/thv/thv.toml.d"), Reach::Host),
+        Source::File(server, Reach::Server),
+        Source::DropIns(PathBuf::from(drop_ins), Reach::Server),
+    ]
+}
+
+/// The file that makes a server exist.
+pub(super) fn server_file(name: &ServerName) -> PathBuf {
+    Path::new(SERVERS).join(format!("{name}.toml"))
+}
+
+/// Where the servers' files are.
+pub(super) const SERVERS: &str = "/etc/thv/servers";
+
+impl Fragment {
+    /// This layer over a lower one. Taken apart by name, so that a new key must choose.
+    pub(super) fn over(self, lower: Self) -> Self {
+        let Self {
+            command,
+            resource,
+            hosts,
+            origins,
+            auth,
+            authz,
+            sandbox,
+            limits,
+            env,
+        } = self;
+        Self {
+            command: command.or(lower.command),
+            resource: resource.or(lower.resource),
+            hosts: hosts.or(lower.hosts),
+            origins: origins.or(lower.origins),
+            auth: auth.over(lower.auth),
+            authz: authz.over(lower.authz),
+            sandbox: sandbox.over(lower.sandbox),
+            limits: limits.over(lower.limits),
+            env: over(env, lower.env),
+        }
+    }
+}
+
+impl AuthFragment {
+    fn over(self, lower: Self) -> Self {
+        let Self { mode, issuer } = self;
+        Self {
+            mode: mode.or(lower.mode),
+            issuer: issuer.or(lower.issuer),
+        }
+    }
+}
+
+impl AuthzFragment {
+    fn over(self, lower: Self) -> Self {
+        let Self { decides } = self;
+        Self {
+            decides: decides.or(lower.decides),
+        }
+    }
+}
+
+impl SandboxFragment {
+    fn over(self, lower: Self) -> Self {
+        let Self {
+            state,
+            read_only,
+            optional,
+        } = self;
+        Self {
+            state: state.or(lower.state),
+            read_only: read_only.or(lower.read_only),
+            optional: optional.or(lower.optional),
+        }
+    }
+}
+
+impl LimitsFragment {
+    fn over(self, lower: Self) -> Self {
+        let Self {
+            memory,
+            tasks,
+            cpu,
+            sessions,
+            call_timeout,
+            session_idle,
+            exit_idle,
+            body,
+            connections,
+        } = self;
+        Self {
+            memory: memory.or(lower.memory),
+            tasks: tasks.or(lower.tasks),
+            cpu: cpu.or(lower.cpu),
+            sessions: sessions.or(lower.sessions),
+            call_timeout: call_timeout.or(lower.call_timeout),
+            session_idle: session_idle.or(lower.session_idle),
+            exit_idle: exit_idle.or(lower.exit_idle),
+            body: body.or(lower.body),
+            connections: connections.or(lower.connections),
+        }
+    }
+}
+
+fn over(
+    upper: BTreeMap<String, Said<String>>,
+    lower: BTreeMap<String, Said<String>>,
+) -> BTreeMap<String, Said<String>> {
+    let mut merged = lower;
+    merged.extend(upper);
+    merged
+}

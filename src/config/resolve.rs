@@ -1,0 +1,258 @@
+//! Merged fragments to a [`Config`]: defaults, what is required, what files hold.
+//!
+//! The only place that knows defaults ([`Limits::DEFAULT`] and the constants
+//! below). Reports everything that is missing, not the first of it.
+
+use std::{path::PathBuf, time::Duration};
+
+use super::{
+    Auth, Authz, Config, Issuer, KeySource, Limits, PolicyFile, Resource, Sandbox, ServerName,
+    fragment::{
+        AuthFragment, Decides, Fragment, IssuerFragment, LimitsFragment, Mode, SandboxFragment,
+    },
+    load::Loader,
+    problem::Place,
+    table::{At, Said},
+    value::ALGORITHMS,
+};
+
+/// Makes the configuration of `server`; `None` when something was reported.
+///
+/// `place` is where the server's own file begins: what is missing is missing there.
+pub(super) fn resolve(
+    loader: &mut Loader,
+    server: &ServerName,
+    merged: Fragment,
+    place: &Place,
+) -> Option<Config> {
+    let Fragment {
+        command,
+        resource,
+        hosts,
+        origins,
+        auth,
+        authz,
+        sandbox,
+        limits,
+        env,
+    } = merged;
+    let command = required(
+        loader,
+        command,
+        place,
+        "command",
+        "add `command = [\"/path/to/program\", …]`",
+    );
+    let resource = required(
+        loader,
+        resource,
+        place,
+        "resource",
+        "add `resource = \"https://HOST/PATH\"`, the URL clients are given",
+    );
+    let auth = resolve_auth(loader, auth, place);
+    let authz = match required(
+        loader,
+        authz.decides,
+        place,
+        "authz",
+        "add `policies = [\"/etc/thv/policies/FILE.cedar\"]` or `allow = \"authenticated\"` to [authz]",
+    ) {
+        Some(Decides::Policies(paths)) => policies(loader, paths).map(Authz::Policies),
+        Some(Decides::Authenticated) => Some(Authz::Authenticated),
+        None => None,
+    };
+    let (resource, limits) = (resource?, resolve_limits(limits));
+    Some(Config {
+        server: server.clone(),
+        digest: String::new(),
+        files: Vec::new(),
+        command: command?,
+        hosts: accepted_hosts(&resource, hosts.given().unwrap_or_default()),
+        origins: origins.given().unwrap_or_default(),
+        resource,
+        auth: auth?,
+        authz: authz?,
+        sandbox: resolve_sandbox(sandbox),
+        limits,
+        env: env
+            .into_iter()
+            .filter_map(|(name, said)| Some((name, said.given()?)))
+            .collect(),
+    })
+}
+
+fn resolve_auth(loader: &mut Loader, auth: AuthFragment, place: &Place) -> Option<Auth> {
+    if auth.mode.given().unwrap_or(Mode::Oidc) == Mode::None {
+        return Some(Auth::None);
+    }
+    let help = "add [[auth.issuer]] with `issuer` and `audience`; only `mode = \"none\"` in [auth] does without";
+    let issuers = required(loader, auth.issuer, place, "auth.issuer", help)?;
+    let resolved: Vec<_> = issuers
+        .into_iter()
+        .map(|issuer| resolve_issuer(loader, issuer))
+        .collect();
+    let issuers = resolved.into_iter().collect::<Option<Vec<Issuer>>>()?;
+    for (index, issuer) in issuers.iter().enumerate() {
+        if issuers[..index]
+            .iter()
+            .any(|earlier| earlier.issuer == issuer.issuer)
+        {
+            let place = place.about(&format!("auth.issuer[{index}].issuer"));
+            loader.report(place.problem(
+                format!("`{}` is named twice", issuer.issuer),
+                "put all into one [[auth.issuer]]",
+            ));
+        }
+    }
+    Some(Auth::Oidc(issuers))
+}
+
+fn resolve_issuer(loader: &mut Loader, fragment: IssuerFragment) -> Option<Issuer> {
+    let IssuerFragment {
+        place,
+        issuer,
+        audience,
+        keys,
+        ca_file,
+        algorithms,
+        leeway,
+        legacy_typ,
+        clients,
+    } = fragment;
+    let key = |name: &str| format!("{}.{name}", place.key);
+    let issuer = required(
+        loader,
+        issuer,
+        &place,
+        &key("issuer"),
+        "add `issuer = \"https://…\"`, exactly as in `iss`",
+    );
+    let audience = required(
+        loader,
+        audience,
+        &place,
+        &key("audience"),
+        "add `audience = [\"…\"]`; without it tokens made for others would be accepted",
+    );
+    let keys = match keys {
+        Said::Given(At {
+            value: KeySource::File(path),
+            place,
+        }) => loader.vouch(&path, &place).map(KeySource::File),
+        other => Some(other.given().unwrap_or(KeySource::Discovery)),
+    };
+    let ca_file = match ca_file {
+        Said::Given(at) => Some(loader.vouch(&at.value, &at.place)?),
+        Said::Nothing | Said::Wrong => None,
+    };
+    Some(Issuer {
+        issuer: issuer?,
+        audience: audience?,
+        keys: keys?,
+        ca_file,
+        algorithms: algorithms
+            .given()
+            .unwrap_or(ALGORITHMS.iter().map(|&name| name.to_owned()).collect()),
+        leeway: leeway.given().unwrap_or(LEEWAY),
+        legacy_typ: legacy_typ.given().unwrap_or(false),
+        clients: clients.given().unwrap_or_default(),
+    })
+}
+
+fn policies(loader: &mut Loader, paths: Vec<At<PathBuf>>) -> Option<Vec<PolicyFile>> {
+    let read: Vec<_> = paths
+        .into_iter()
+        .map(|At { value, place }| loader.text(&value, &place))
+        .collect();
+    read.into_iter()
+        .map(|read| read.map(|(path, text)| PolicyFile { path, text }))
+        .collect()
+}
+
+fn resolve_sandbox(fragment: SandboxFragment) -> Sandbox {
+    let SandboxFragment {
+        state,
+        read_only,
+        optional,
+    } = fragment;
+    Sandbox {
+        state: state.given().unwrap_or(false),
+        read_only: read_only.given().unwrap_or_default(),
+        optional: optional.given().unwrap_or_default(),
+    }
+}
+
+fn resolve_limits(fragment: LimitsFragment) -> Limits {
+    let LimitsFragment {
+        memory,
+        tasks,
+        cpu,
+        sessions,
+        call_timeout,
+        session_idle,
+        exit_idle,
+        body,
+        connections,
+    } = fragment;
+    let default = Limits::DEFAULT;
+    let count = |said: Said<u64>, default: usize| {
+        said.given()
+            .and_then(|n| usize::try_from(n).ok())
+            .unwrap_or(default)
+    };
+    Limits {
+        memory: memory.given().unwrap_or(default.memory),
+        tasks: tasks.given().unwrap_or(default.tasks),
+        cpu: cpu.given().unwrap_or(default.cpu),
+        sessions: count(sessions, default.sessions),
+        call_timeout: call_timeout.given().unwrap_or(default.call_timeout),
+        session_idle: session_idle.given().unwrap_or(default.session_idle),
+        exit_idle: exit_idle.given().unwrap_or(default.exit_idle),
+        body: body.given().unwrap_or(default.body),
+        connections: count(connections, default.connections),
+    }
+}
+
+/// The resource's own host first, then the others, each once.
+fn accepted_hosts(resource: &Resource, others: Vec<String>) -> Vec<String> {
+    let mut hosts = vec![resource.authority.clone()];
+    for host in others {
+        if !hosts.contains(&host) {
+            hosts.push(host);
+        }
+    }
+    hosts
+}
+
+/// The value; where nothing is said, a report. What is wrong was reported when it was read.
+fn required<T>(
+    loader: &mut Loader,
+    said: Said<T>,
+    place: &Place,
+    key: &str,
+    help: &str,
+) -> Option<T> {
+    if !said.is_said() {
+        loader.report(place.about(key).problem("missing", help));
+    }
+    said.given()
+}
+
+impl Limits {
+    /// What holds where the configuration says nothing.
+    pub const DEFAULT: Self = Self {
+        memory: 512 << 20,
+        tasks: 64,
+        cpu: 100,
+        sessions: 100,
+        call_timeout: Duration::from_secs(5 * 60),
+        session_idle: Duration::from_secs(30 * 60),
+        exit_idle: Duration::from_secs(5 * 60),
+        body: 4 << 20,
+        connections: 256,
+    };
+}
+
+/// Clock difference that is usual between synchronised machines, with room.
+const LEEWAY: Duration = Duration::from_secs(30);

@@ -1,0 +1,448 @@
+//! Reads one TOML table key by key, and remembers what nobody asked for.
+//!
+//! `serde` stops at the first error; a person wants all of them. So tables are
+//! walked by hand: each key is taken once, by name, with the function that
+//! reads its value, and what is left over is unknown. Used by `fragment` only.
+
+use std::{cell::RefCell, ops::Range, path::Path, sync::Arc};
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::problem::{Place, Problem};
+
+/// A value and where it was written.
+#[derive(Clone, Debug)]
+pub(super) struct At<T> {
+    pub(super) value: T,
+    pub(super) place: Place,
+}
+
+/// What a file says of one key.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Said<T> {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Something unreadable, which is reported already: neither missing nor known.
+    Wrong,
+    Given(At<T>),
+}
+
+impl<T> Said<T> {
+    /// What the upper layer says, if it says anything.
+    pub(super) fn or(self, lower: Self) -> Self {
+        if matches!(self, Self::Nothing) {
+            lower
+        } else {
+            self
+        }
+    }
+
+    pub(super) fn is_said(&self) -> bool {
+        !matches!(self, Self::Nothing)
+    }
+
+    pub(super) fn place(&self) -> Option<&Place> {
+        if let Self::Given(at) = self {
+            Some(&at.place)
+        } else {
+            None
+        }
+    }
+
+    /// The value, if there is one that could be read.
+    pub(super) fn given(self) -> Option<T> {
+        if let Self::Given(at) = self {
+            Some(at.value)
+        } else {
+            None
+        }
+    }
+}
+
+/// One file's text, and the problems found in it so far.
+pub(super) struct Document<'a> {
+    file: Arc<Path>,
+    text: &'a str,
+    problems: RefCell<Vec<Problem>>,
+}
+
+impl<'a> Document<'a> {
+    pub(super) fn new(file: &Path, text: &'a str) -> Self {
+        Self {
+            file: file.into(),
+            text,
+            problems: RefCell::default(),
+        }
+    }
+
+    /// Reads the whole file with `read`. Where the text is no TOML, says so and gives nothing.
+    pub(super) fn read<T>(&self, read: impl FnOnce(Table<'_>) -> T) -> Option<T> {
+        let (root, errors) = DeTable::parse_recoverable(self.text);
+        if errors.is_empty() {
+            return Some(read(Table::new(
+                self,
+                String::new(),
+                0..0,
+                Some(root.get_ref()),
+            )));
+        }
+        let mut last_line = 0;
+        for error in errors {
+            let place = self.place(error.span().unwrap_or_default(), String::new());
+            // The second error of a line mostly follows from the first.
+            if place.line > last_line {
+                last_line = place.line;
+                // The parser's text may go over lines (`expected …`): one problem is one line.
+                place.report(
+                    self,
+                    error.message().lines().collect::<Vec<_>>().join(", "),
+                    "",
+                );
+            }
+        }
+        None
+    }
+
+    pub(super) fn into_problems(self) -> Vec<Problem> {
+        self.problems.into_inner()
+    }
+
+    fn place(&self, span: Range<usize>, key: String) -> Place {
+        let before = self.text.get(..span.start).unwrap_or_default();
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let count = |number: usize| u32::try_from(number + 1).unwrap_or(u32::MAX);
+        Place {
+            file: Arc::clone(&self.file),
+            line: count(before.matches('\n').count()),
+            column: count(before[line_start..].chars().count()),
+            key,
+        }
+    }
+}
+
+impl Place {
+    fn report(&self, document: &Document<'_>, message: impl Into<String>, help: impl Into<String>) {
+        document
+            .problems
+            .borrow_mut()
+            .push(self.problem(message, help));
+    }
+}
+
+/// One table, of which keys are taken.
+pub(super) struct Table<'a> {
+    document: &'a Document<'a>,
+    /// The way here, as `auth.` or `auth.issuer[0].`.
+    prefix: String,
+    place: Place,
+    left: Vec<(
+        &'a Spanned<std::borrow::Cow<'a, str>>,
+        &'a Spanned<DeValue<'a>>,
+    )>,
+    known: Vec<&'static str>,
+}
+
+impl<'a> Table<'a> {
+    fn new(
+        document: &'a Document<'a>,
+        key: String,
+        span: Range<usize>,
+        table: Option<&'a DeTable<'a>>,
+    ) -> Self {
+        let prefix = if key.is_empty() {
+            String::new()
+        } else {
+            format!("{key}.")
+        };
+        Self {
+            document,
+            prefix,
+            place: document.place(span, key),
+            left: table
+                .map(|table| table.iter().collect())
+                .unwrap_or_default(),
+            known: Vec::new(),
+        }
+    }
+
+    /// Takes a key; `read` reports itself what it cannot read.
+    pub(super) fn take<T>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&Value<'a>) -> Option<T>,
+    ) -> Said<T> {
+        self.known.push(key);
+        let Some(index) = self.left.iter().position(|(name, _)| name.get_ref() == key) else {
+            return Said::Nothing;
+        };
+        let (_, value) = self.left.swap_remove(index);
+        let value = Value {
+            document: self.document,
+            key: format!("{}{key}", self.prefix),
+            value,
+        };
+        match read(&value) {
+            Some(read) => Said::Given(At {
+                value: read,
+                place: value.place(),
+            }),
+            None => Said::Wrong,
+        }
+    }
+
+    /// Takes a table. One that is not there reads like an empty one.
+    pub(super) fn table<T>(&mut self, key: &'static str, read: impl Fn(Table<'_>) -> T) -> T {
+        match self.take(key, |value| value.table(&read)) {
+            Said::Given(at) => at.value,
+            Said::Nothing | Said::Wrong => read(Table::new(
+                self.document,
+                format!("{}{key}", self.prefix),
+                0..0,
+                None,
+            )),
+        }
+    }
+
+    /// Takes all keys that are left, each read by `read`.
+    pub(super) fn rest<T>(
+        &mut self,
+        read: impl Fn(&str, &Value<'_>) -> Option<T>,
+    ) -> Vec<(String, Said<T>)> {
+        let mut left: Vec<_> = self.left.drain(..).collect();
+        left.sort_by_key(|(_, value)| value.span().start);
+        left.into_iter()
+            .map(|(name, value)| {
+                let key = name.get_ref().to_string();
+                let value = Value {
+                    document: self.document,
+                    key: format!("{}{key}", self.prefix),
+                    value,
+                };
+                let said = read(&key, &value).map_or(Said::Wrong, |value_read| {
+                    Said::Given(At {
+                        value: value_read,
+                        place: value.place(),
+                    })
+                });
+                (key, said)
+            })
+            .collect()
+    }
+
+    /// Where the table begins.
+    pub(super) fn place(&self) -> Place {
+        self.place.clone()
+    }
+
+    /// Reports a problem of the table as a whole.
+    pub(super) fn wrong(&self, place: &Place, message: impl Into<String>, help: impl Into<String>) {
+        place.report(self.document, message, help);
+    }
+
+    /// Reports what was not taken. `later` are the keys of later versions.
+    pub(super) fn finish(self, later: &[&str]) {
+        for (name, _) in &self.left {
+            let key = name.get_ref();
+            let place = self
+                .document
+                .place(name.span(), format!("{}{}", self.prefix, printable(key)));
+            if later.contains(&key.as_ref()) {
+                place.report(self.document, NOT_YET, "remove it");
+            } else {
+                let help = match nearest(key, &self.known) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => "the keys are in thv.toml(5)".to_owned(),
+                };
+                place.report(self.document, "unknown key", help);
+            }
+        }
+    }
+}
+
+/// One value, to be read.
+pub(super) struct Value<'a> {
+    document: &'a Document<'a>,
+    key: String,
+    value: &'a Spanned<DeValue<'a>>,
+}
+
+impl Value<'_> {
+    pub(super) fn text(&self) -> Option<String> {
+        self.typed("a string in quotes", DeValue::as_str)
+            .map(str::to_owned)
+    }
+
+    pub(super) fn truth(&self) -> Option<bool> {
+        self.typed("`true` or `false`", DeValue::as_bool)
+    }
+
+    /// A whole number of at least one.
+    pub(super) fn count(&self) -> Option<u64> {
+        let digits = self.typed("a whole number without quotes", DeValue::as_integer)?;
+        match u64::from_str_radix(digits.as_str(), digits.radix()) {
+            Ok(number) if (1..=MAX_COUNT).contains(&number) => Some(number),
+            _ => self.wrong(format!("the number must be from 1 to {MAX_COUNT}"), ""),
+        }
+    }
+
+    /// A string with rules.
+    pub(super) fn parsed<T>(&self, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        parse(&self.text()?).map_or_else(|error| self.wrong(error, ""), Some)
+    }
+
+    /// A list of at least `least` elements, each with its place.
+    pub(super) fn list<T>(
+        &self,
+        least: usize,
+        read: impl Fn(&Value<'_>) -> Option<T>,
+    ) -> Option<Vec<At<T>>> {
+        let array = self.typed("a list in brackets", DeValue::as_array)?;
+        if array.len() < least {
+            return self.wrong("the list is empty", "");
+        }
+        let all: Vec<_> = array
+            .iter()
+            .enumerate()
+            .map(|(index, value)| {
+                let value = Value {
+                    document: self.document,
+                    key: format!("{}[{index}]", self.key),
+                    value,
+                };
+                read(&value).map(|element| At {
+                    value: element,
+                    place: value.place(),
+                })
+            })
+            .collect();
+        all.into_iter().collect()
+    }
+
+    /// One string with rules, or a list of them.
+    pub(super) fn one_or_more<T>(
+        &self,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        if self.value.get_ref().is_array() {
+            self.list(1, |value| value.parsed(&parse)).map(plain)
+        } else {
+            self.parsed(parse).map(|value| vec![value])
+        }
+    }
+
+    pub(super) fn table<T>(&self, read: impl FnOnce(Table<'_>) -> T) -> Option<T> {
+        let table = self.typed("a table", DeValue::as_table)?;
+        Some(read(Table::new(
+            self.document,
+            self.key.clone(),
+            self.value.span(),
+            Some(table),
+        )))
+    }
+
+    pub(super) fn is_table(&self) -> bool {
+        self.value.get_ref().is_table()
+    }
+
+    /// Reports, and gives nothing.
+    pub(super) fn wrong<T>(
+        &self,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Option<T> {
+        self.place().report(self.document, message, help);
+        None
+    }
+
+    fn place(&self) -> Place {
+        self.document.place(self.value.span(), self.key.clone())
+    }
+
+    fn typed<'v, T>(
+        &'v self,
+        wanted: &str,
+        read: impl FnOnce(&'v DeValue<'v>) -> Option<T>,
+    ) -> Option<T> {
+        let value = self.value.get_ref();
+        let found = value.type_str();
+        read(value)
+            .or_else(|| self.wrong(format!("must be {wanted}, not {}", with_article(found)), ""))
+    }
+}
+
+/// The values without their places.
+pub(super) fn plain<T>(list: Vec<At<T>>) -> Vec<T> {
+    list.into_iter().map(|at| at.value).collect()
+}
+
+/// The known word that `word` was probably meant to be.
+pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+    // Underscores for hyphens are the commonest slip, and count as none.
+    let word = word.to_lowercase().replace('_', "-");
+    known
+        .iter()
+        .map(|known| (distance(&word, known), *known))
+        .filter(|(distance, known)| *distance <= (known.len() / 3).max(1))
+        .min()
+        .map(|(_, known)| known)
+}
+
+/// Insertions, deletions and replacements between two words (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// A key as it may stand in a one-line message.
+fn printable(key: &str) -> String {
+    key.chars()
+        .take(64)
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
+
+fn with_article(type_name: &str) -> String {
+    let vowel = type_name.starts_with(['a', 'e', 'i', 'o', 'u']);
+    format!("{} {type_name}", if vowel { "an" } else { "a" })
+}
+
+/// For keys and values of later versions: never accepted and ignored.
+pub(super) const NOT_YET: &str = "not supported by this version of thv";
+
+/// Larger numbers are slips of the keyboard.
+const MAX_COUNT: u64 = 1_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_near_miss_is_named_and_a_far_one_is_not() {
+        let known = ["command", "resource", "read-only"];
+        assert_eq!(nearest("comand", &known), Some("command"));
+        assert_eq!(nearest("read_only", &known), Some("read-only"));
+        assert_eq!(nearest("Resource", &known), Some("resource"));
+        assert_eq!(nearest("xyzzy", &known), None);
+        assert_eq!(nearest("", &known), None);
+    }
+
+    #[test]
+    fn lines_and_columns_count_characters_from_one() {
+        let document = Document::new(Path::new("f"), "a = 1\nä = 2\n");
+        let place = document.place(8..9, String::new());
+        assert_eq!((place.line, place.column), (2, 2));
+    }
+}

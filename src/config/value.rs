@@ -1,0 +1,265 @@
+//! Durations, sizes, paths and names as configuration writes them.
+//!
+//! Pure; called by `fragment` only. Each error says what would be right.
+
+use std::{
+    path::{Component, Path, PathBuf},
+    time::Duration,
+};
+
+use super::{
+    Layer,
+    table::{NOT_YET, nearest},
+};
+
+/// A time span such as `30s`, `5min` or `1h 30min`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration <= MAX_DURATION => Ok(duration),
+        Ok(_) => Err("the time span is longer than 365 days".to_owned()),
+        Err(_) => Err(format!(
+            "{text:?} is not a time span such as \"30s\" or \"5min\""
+        )),
+    }
+}
+
+/// A time span that is not zero.
+pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("the time span must not be zero".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+/// A clock difference: beyond five minutes the clocks want repair, not leeway.
+pub(super) fn leeway(text: &str) -> Result<Duration, String> {
+    let leeway = duration(text)?;
+    if leeway <= MAX_LEEWAY {
+        Ok(leeway)
+    } else {
+        Err("a leeway is at most 5min; synchronise the clocks".to_owned())
+    }
+}
+
+/// Bytes, such as `512M`; K, M, G and T are powers of 1024, as in systemd.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let wrong = || {
+        format!("{text:?} is not a size such as \"512M\" (K, M, G, T, or bytes without a letter)")
+    };
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K') => (&text[..text.len() - 1], 10),
+        Some(b'M') => (&text[..text.len() - 1], 20),
+        Some(b'G') => (&text[..text.len() - 1], 30),
+        Some(b'T') => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    let number = digits_only(digits).ok_or_else(wrong)?;
+    match number.checked_mul(1 << shift) {
+        Some(bytes @ MIN_SIZE..=MAX_SIZE) => Ok(bytes),
+        _ => Err("a size is from 1K to 16T".to_owned()),
+    }
+}
+
+/// A request body: it is held in memory as a whole.
+pub(super) fn body_size(text: &str) -> Result<usize, String> {
+    let bytes = size(text)?;
+    if bytes <= MAX_BODY {
+        usize::try_from(bytes).map_err(|error| error.to_string())
+    } else {
+        Err("a body is at most 64M".to_owned())
+    }
+}
+
+/// Per cent of one processor, such as `150%`.
+pub(super) fn percent(text: &str) -> Result<u64, String> {
+    match text.strip_suffix('%').and_then(digits_only) {
+        Some(number @ 1..=100_000) => Ok(number),
+        _ => Err(format!(
+            "{text:?} is not a share of processors such as \"100%\" (one) or \"250%\""
+        )),
+    }
+}
+
+/// An absolute path without `.` and `..`.
+pub(super) fn absolute_path(text: &str) -> Result<PathBuf, String> {
+    let path = Path::new(text);
+    let plain = path
+        .components()
+        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if !text.starts_with('/') {
+        Err(format!("{text:?} is not an absolute path"))
+    } else if text.contains('\0') || !plain || text.split('/').any(|part| part == ".") {
+        Err("a path here has no `.`, no `..` and no null byte".to_owned())
+    } else {
+        // Without a final slash, so that paths can be compared.
+        Ok(path.components().collect())
+    }
+}
+
+/// A host path that a child may be shown.
+pub(super) fn shown_path(text: &str) -> Result<PathBuf, String> {
+    let path = absolute_path(text)?;
+    if path == Path::new("/") {
+        return Err("the whole host cannot be shown; name directories".to_owned());
+    }
+    match OWN_PLACES.iter().find(|own| path.starts_with(own)) {
+        Some(own) => Err(format!("`{own}` is made by the sandbox itself")),
+        None => Ok(path),
+    }
+}
+
+/// A program argument or an environment value.
+pub(super) fn no_null(text: &str) -> Result<String, String> {
+    if text.contains('\0') {
+        Err("there must be no null byte".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+/// Text that is compared with claims.
+pub(super) fn not_empty(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        Err("must not be empty".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+/// A signature algorithm by its JOSE name.
+pub(super) fn algorithm(text: &str) -> Result<String, String> {
+    if ALGORITHMS.contains(&text) {
+        Ok(text.to_owned())
+    } else if text == "none" || text.starts_with("HS") {
+        Err(format!(
+            "`{text}` proves nothing about the issuer; use one of {}",
+            ALGORITHMS.join(", ")
+        ))
+    } else {
+        Err(format!("{text:?} is none of {}", ALGORITHMS.join(", ")))
+    }
+}
+
+/// A sandbox layer's name.
+pub(super) fn layer(text: &str) -> Result<Layer, String> {
+    Layer::ALL
+        .into_iter()
+        .find(|layer| layer.name() == text)
+        .ok_or_else(|| one_of(text, &Layer::ALL.map(Layer::name), &[]))
+}
+
+/// One word of `now`; those of `later` are for later versions.
+pub(super) fn word(
+    text: &str,
+    now: &[&'static str],
+    later: &[&str],
+) -> Result<&'static str, String> {
+    now.iter()
+        .find(|word| **word == text)
+        .copied()
+        .ok_or_else(|| one_of(text, now, later))
+}
+
+fn one_of(text: &str, now: &[&str], later: &[&str]) -> String {
+    if later.contains(&text) {
+        return format!("{text:?} is {NOT_YET}");
+    }
+    let choice = now
+        .iter()
+        .map(|word| format!("{word:?}"))
+        .collect::<Vec<_>>()
+        .join(", ");
+    match nearest(text, now) {
+        Some(near) => format!("{text:?} is none of {choice}; did you mean {near:?}?"),
+        None => format!("{text:?} is none of {choice}"),
+    }
+}
+
+fn digits_only(text: &str) -> Option<u64> {
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        text.parse().ok()
+    } else {
+        None
+    }
+}
+
+/// What may sign a token, where the configuration does not say: everything asymmetric.
+pub(super) const ALGORITHMS: &[&str] = &[
+    "RS256", "RS384", "PS256", "PS384", "ES256", "ES384", "EdDSA", "Ed25519",
+];
+
+const OWN_PLACES: &[&str] = &["/dev", "/proc", "/sys"];
+
+const MAX_LEEWAY: Duration = Duration::from_secs(5 * 60);
+const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const MIN_SIZE: u64 = 1 << 10;
+const MAX_SIZE: u64 = 16 << 40;
+const MAX_BODY: u64 = 64 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_spans_have_units() {
+        assert_eq!(duration("5min"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("1h 30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(duration("0s"), Ok(Duration::ZERO));
+        for bad in ["", "5", "min", "-1s", "5 parsecs", "400days"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert!(positive_duration("0s").is_err());
+        assert_eq!(leeway("5min"), Ok(Duration::from_secs(300)));
+        assert!(leeway("301s").is_err());
+    }
+
+    #[test]
+    fn sizes_are_powers_of_1024_and_bounded() {
+        assert_eq!(size("512M"), Ok(512 << 20));
+        assert_eq!(size("4096"), Ok(4096));
+        for bad in [
+            "",
+            "M",
+            "1.5G",
+            "+5K",
+            "512m",
+            "512 M",
+            "512MB",
+            "1",
+            "17T",
+            "99999999999999999999",
+        ] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+        assert_eq!(body_size("64M"), Ok(64 << 20));
+        assert!(body_size("65M").is_err());
+        assert_eq!(percent("250%"), Ok(250));
+        for bad in ["100", "0%", "%", "1.5%", "-1%"] {
+            assert!(percent(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn paths_are_absolute_and_plain() {
+        assert_eq!(
+            absolute_path("/srv/repos/"),
+            Ok(PathBuf::from("/srv/repos"))
+        );
+        for bad in ["", "srv", "/a/../b", "/a/./b", "/a\0b"] {
+            assert!(absolute_path(bad).is_err(), "{bad:?}");
+        }
+        assert!(shown_path("/srv").is_ok());
+        assert!(shown_path("/process").is_ok());
+        for bad in ["/", "//", "/proc", "/proc/1", "/dev/sda", "/sys/fs"] {
+            assert!(shown_path(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn symmetric_and_absent_signatures_are_refused_by_name() {
+        assert!(algorithm("ES256").is_ok());
+        for bad in ["none", "HS256", "RS512", "rs256", ""] {
+            assert!(algorithm(bad).is_err(), "{bad}");
+        }
+    }
+}
