@@ -12,7 +12,7 @@ use super::{
 use crate::{
     auth::Identity,
     config::{Authz, ServerName},
-    mcp::{Call, Target, method},
+    mcp::{Call, Shape, Target, method},
 };
 
 /// Decides for one server.
@@ -138,6 +138,10 @@ impl Engine {
         reason = "both ways carry the call, and neither is the rare one"
     )]
     pub fn decide(&self, identity: &Identity, call: Call) -> Result<Permit, Denied> {
+        // About the conversation alone: whoever owns the session may; `session` compares on every message.
+        if matches!(call.shape(), Shape::Response(_)) || method::is_riding(call.method()) {
+            return Ok(Permit { call, policies: vec![SESSION.to_owned()] });
+        }
         let verdict = self.caller(identity).verdict(call.method(), &call.target());
         match verdict {
             Verdict::Permit(policies) => Ok(Permit { call, policies }),
@@ -255,6 +259,8 @@ fn policy_error(policies: Vec<String>, errors: Vec<String>) -> Verdict {
     }
 }
 
+/// The policy name in records of what rides on a session's identity.
+const SESSION: &str = "session";
 /// The policy name in records where `allow = "authenticated"` decided.
 const AUTHENTICATED: &str = "authenticated";
 

@@ -99,7 +99,7 @@ pub struct Problems(Vec<Problem>);
 
 impl Problems {
     /// `Ok` when there is none.
-    pub(super) fn check(mut problems: Vec<Problem>) -> Result<(), Self> {
+    pub fn check(mut problems: Vec<Problem>) -> Result<(), Self> {
         problems.sort();
         problems.dedup();
         if problems.is_empty() {

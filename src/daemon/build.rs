@@ -1,38 +1,58 @@
 //! From a configuration to a gateway, in order.
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+};
 
 use tokio::sync::Notify;
 
 use crate::{
     auth::{self, Authenticator},
-    authz::Engine,
+    authz::{Engine, PolicyProblem},
     child::{Connection, Launcher},
-    config::{Auth, Config, Problems},
+    config::{Auth, Config, Problem, Problems},
     daemon::Setup,
     pipeline::Gateway,
     session::{self, Sessions},
 };
 
 /// The launcher's task: runs beside the gateway.
-pub type Launching = Pin<Box<dyn Future<Output = ()> + Send>>;
+pub(super) type Launching = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What is wrong with policies, in the words of all other files.
+pub fn policy_problems(found: Vec<PolicyProblem>) -> Problems {
+    let problem = |found: PolicyProblem| Problem {
+        line: u32::try_from(found.line).unwrap_or(u32::MAX),
+        column: u32::try_from(found.column).unwrap_or(u32::MAX),
+        ..Problem::of_file(&found.file, found.message, "see thv-cedar(7)")
+    };
+    let none = || Problem::of_file(Path::new("/etc/thv/policies"), "the policies were refused", "");
+    Problems::check(found.into_iter().map(problem).collect()).err().unwrap_or_else(|| none().into())
+}
+
+/// A problem that only shows when the configuration meets what surrounds it.
+fn problem(config: &Config, message: &str, help: &str) -> Problems {
+    let file = config.files.last().map_or(Path::new("/etc/thv"), PathBuf::as_path);
+    Problem::of_file(file, message, help).into()
+}
 
 /// Builds the gateway of `config`. Starts nothing.
-pub fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching), Problems> {
+pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching), Problems> {
     if matches!(config.auth, Auth::None) && !setup.listener.is_local() {
-        return Err(Problems::one(
+        return Err(problem(
             &config,
-            "auth.mode",
-            "`none` needs a Unix socket or a loopback address",
-            "run `thv listen NAME 127.0.0.1:PORT`, or set mode = \"oidc\"",
+            "auth.mode = \"none\" needs a Unix socket or a loopback address",
+            &format!("run `thv listen {} 127.0.0.1:PORT`, or set auth.mode = \"oidc\"", config.server),
         ));
     }
-    let engine = Arc::new(Engine::build(&config.authz, &config.server)?);
+    let engine = Engine::build(&config.authz, &config.server).map_err(policy_problems)?;
     let authenticator = Authenticator::build(&config.auth, setup.clock.clone())?;
     let runner = match &setup.runner {
         Connection::Path(path) => Connection::Path(path.clone()),
         Connection::Inherited(socket) => Connection::Inherited(socket.try_clone().map_err(|error| {
-            Problems::one(&config, "runner", &format!("its socket cannot be used: {error}"), "start again")
+            problem(&config, &format!("the runner's socket cannot be used: {error}"), "start again")
         })?),
     };
     let (launcher, launching) = Launcher::new(runner, setup.key.clone(), config.digest.clone());
@@ -47,7 +67,7 @@ pub fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching), Prob
         metadata: auth::metadata(&config),
         metadata_paths: auth::metadata_paths(&config.resource).to_vec(),
         authenticator,
-        engine,
+        engine: Arc::new(engine),
         sessions,
         audit: setup.audit.clone(),
         stale: Notify::new(),

@@ -23,7 +23,8 @@ use crate::{
     time::Clock,
 };
 
-pub use build::build;
+use build::build;
+pub use build::policy_problems;
 
 /// What a gateway is run with: everything that surrounds it.
 pub struct Setup {
@@ -65,7 +66,12 @@ pub async fn run(mut setup: Setup) -> Result<Exit> {
             Err(problems) => {
                 for problem in problems.iter() {
                     error!(%problem, "configuration refused");
-                    setup.audit.record(&Event::config_refused(problem));
+                    setup.audit.record(&Event::ConfigRefused {
+                        file: problem.file.to_path_buf(),
+                        line: problem.line as usize,
+                        key: Some(problem.key.clone()).filter(|key| !key.is_empty()),
+                        message: problem.message.clone(),
+                    });
                 }
                 match misconfigured::answer(&mut setup, first.take(), &problems, &mut signals).await? {
                     misconfigured::Way::Mended(connection) => first = Some(connection),

@@ -21,7 +21,7 @@ use crate::{
 pub(super) async fn serve(
     gateway: Arc<Gateway>,
     launching: Launching,
-    mut setup: Setup,
+    setup: Setup,
     first: Option<Accepted>,
     signals: &mut Signals,
 ) -> Result<Exit> {
