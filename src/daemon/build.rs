@@ -9,7 +9,8 @@ use std::{
 use tokio::sync::Notify;
 
 use crate::{
-    auth::{self, Authenticator},
+    audit::Event,
+    auth::{self, Authenticator, Notice, Notices},
     authz::{Engine, PolicyProblem},
     child::{Connection, Launcher},
     config::{Auth, Config, Problem, Problems},
@@ -32,6 +33,13 @@ pub fn policy_problems(found: Vec<PolicyProblem>) -> Problems {
     Problems::check(found.into_iter().map(problem).collect()).err().unwrap_or_else(|| none().into())
 }
 
+fn keys_event(notice: Notice) -> Event {
+    match notice {
+        Notice::Fetched { issuer, keys } => Event::KeysFetched { issuer, keys },
+        Notice::Unavailable { issuer, cached, error } => Event::KeysUnavailable { issuer, cached, error },
+    }
+}
+
 /// A problem that only shows when the configuration meets what surrounds it.
 fn problem(config: &Config, message: &str, help: &str) -> Problems {
     let file = config.files.last().map_or(Path::new("/etc/thv"), PathBuf::as_path);
@@ -48,7 +56,10 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         ));
     }
     let engine = Engine::build(&config.authz, &config.server).map_err(policy_problems)?;
-    let authenticator = Authenticator::build(&config.auth, setup.clock.clone())?;
+    let audit = setup.audit.clone();
+    let notices: Notices = Arc::new(move |notice| audit.record(&keys_event(notice)));
+    let authenticator = Authenticator::build(&config.auth, setup.clock.clone(), &notices)
+        .map_err(|error| problem(&config, &error.to_string(), "mend `ca-file` of the issuer"))?;
     let runner = match &setup.runner {
         Connection::Path(path) => Connection::Path(path.clone()),
         Connection::Inherited(socket) => Connection::Inherited(socket.try_clone().map_err(|error| {

@@ -1,0 +1,159 @@
+//! From a request's headers to an [`Identity`].
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use aws_lc_rs::digest;
+use http::HeaderMap;
+
+use super::{
+    AuthError, Fault, Identity, Kind, bearer, claims, jwt,
+    jwt::Unverified,
+    keys::{KeyRing, NoKey, Notices},
+};
+use crate::{
+    config::{Auth, Issuer},
+    fetch::FetchError,
+    time::Clock,
+};
+
+/// Validates callers against one server's configuration.
+pub struct Authenticator {
+    /// Empty where nobody has to prove anything (`mode = "none"`).
+    issuers: Vec<Trusted>,
+    open: bool,
+    clock: Clock,
+    /// The latest time ever seen: a clock set back must not revive a token (tok-70).
+    latest: AtomicU64,
+    verified: Mutex<HashMap<[u8; 32], Verified>>,
+}
+
+struct Trusted {
+    config: Issuer,
+    keys: KeyRing,
+}
+
+/// A token that was good, for as long as nothing it rests on has changed.
+struct Verified {
+    identity: Identity,
+    issuer: usize,
+    /// Of the issuer's keys when the signature was verified.
+    generation: u64,
+}
+
+impl Authenticator {
+    /// Prepares the issuers of `auth`; asks nobody anything yet.
+    pub fn build(auth: &Auth, clock: Clock, notices: &Notices) -> Result<Self, FetchError> {
+        // The first of a process wins; it is the same each time.
+        let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
+        let trusted = |config: &Issuer| {
+            KeyRing::new(config, notices.clone()).map(|keys| Trusted { config: config.clone(), keys })
+        };
+        let (issuers, open) = match auth {
+            Auth::Oidc(issuers) => (issuers.iter().map(trusted).collect::<Result<_, _>>()?, false),
+            Auth::None => (Vec::new(), true),
+        };
+        Ok(Self { issuers, open, clock, latest: AtomicU64::new(0), verified: Mutex::default() })
+    }
+
+    /// Says who sends a request with these headers and this query.
+    pub async fn authenticate(&self, headers: &HeaderMap, query: Option<&str>) -> Result<Identity, AuthError> {
+        if self.open {
+            return Ok(anonymous());
+        }
+        let token = bearer::token(headers, query)?;
+        let now = self.now();
+        let name = fingerprint(token);
+        if let Some(identity) = self.recall(&name, now) {
+            return Ok(identity);
+        }
+        let unverified = jwt::read(token)?;
+        let named = claims::issuer(&unverified.claims)?;
+        let (index, trusted) = self
+            .issuers
+            .iter()
+            .enumerate()
+            .find(|(_, trusted)| trusted.config.issuer == named)
+            .ok_or(AuthError::Rejected(Fault::Issuer))?;
+        let identity = claims::check(&unverified.header, &unverified.claims, &trusted.config, now)?;
+        trusted.verify(&unverified).await?;
+        if let Some(generation) = trusted.keys.generation() {
+            self.remember(name, Verified { identity: identity.clone(), issuer: index, generation }, now);
+        }
+        Ok(identity)
+    }
+
+    fn recall(&self, name: &[u8; 32], now: u64) -> Option<Identity> {
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = verified.get(name)?;
+        let trusted = &self.issuers[known.issuer];
+        let current = trusted.keys.generation() == Some(known.generation);
+        if current && now < known.identity.expires_at().saturating_add(trusted.config.leeway.as_secs()) {
+            return Some(known.identity.clone());
+        }
+        verified.remove(name);
+        None
+    }
+
+    fn remember(&self, name: [u8; 32], token: Verified, now: u64) {
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if verified.len() >= MAX_VERIFIED {
+            verified.retain(|_, token| now < token.identity.expires_at());
+            if verified.len() >= MAX_VERIFIED {
+                // Those that are still in use cost one verification each to come back.
+                verified.clear();
+            }
+        }
+        verified.insert(name, token);
+    }
+
+    fn now(&self) -> u64 {
+        let now = self.clock.now();
+        self.latest.fetch_max(now, Ordering::Relaxed).max(now)
+    }
+}
+
+impl Trusted {
+    async fn verify(&self, token: &Unverified<'_>) -> Result<(), AuthError> {
+        let algorithm = token.header.algorithm;
+        if !self.config.algorithms.iter().any(|name| algorithm.is_called(name)) {
+            return Err(AuthError::Rejected(Fault::Algorithm));
+        }
+        let key = self.keys.find(token.header.kid.as_deref()).await.map_err(|error| match error {
+            NoKey::Unknown => AuthError::Rejected(Fault::KeyUnknown),
+            NoKey::Down(retry_after) => AuthError::IssuerDown { issuer: self.config.issuer.clone(), retry_after },
+        })?;
+        if key.verifies(algorithm, token.signed, token.signature) {
+            Ok(())
+        } else {
+            Err(AuthError::Rejected(Fault::Signature))
+        }
+    }
+}
+
+/// Whoever it is, where nobody has to say.
+fn anonymous() -> Identity {
+    Identity {
+        issuer: String::new(),
+        subject: "anonymous".to_owned(),
+        kind: Kind::User,
+        client: None,
+        scopes: Vec::new(),
+        groups: Vec::new(),
+        expires_at: u64::MAX,
+    }
+}
+
+fn fingerprint(token: &str) -> [u8; 32] {
+    let mut name = [0; 32];
+    name.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
+    name
+}
+
+/// Verified tokens remembered at once.
+const MAX_VERIFIED: usize = 4096;
