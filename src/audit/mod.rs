@@ -9,6 +9,8 @@ mod event;
 mod journal;
 mod queue;
 mod reason;
+#[cfg(test)]
+mod real;
 mod record;
 mod text;
 
