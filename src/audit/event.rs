@@ -16,28 +16,68 @@ pub enum Event {
     Stopping,
     /// Nobody has asked for a while: the process ends, the socket stays.
     IdleExit,
-    ConfigRefused { file: PathBuf, line: usize, key: Option<String>, message: String },
+    ConfigRefused {
+        file: PathBuf,
+        line: usize,
+        key: Option<String>,
+        message: String,
+    },
     /// What was decided about one request, before anything reached a child.
     Decision(Decision),
     /// What became of a request that was allowed.
     Outcome(Outcome),
     /// `principal` is the [`crate::auth::PrincipalKey`] of whom it serves.
-    ChildStarted { child: u64, pid: u32, principal: Option<String> },
+    ChildStarted {
+        child: u64,
+        pid: u32,
+        principal: Option<String>,
+    },
     /// `expected`: because its session ended or thv stopped.
-    ChildExited { child: u64, pid: u32, exit: Exit, expected: bool },
+    ChildExited {
+        child: u64,
+        pid: u32,
+        exit: Exit,
+        expected: bool,
+    },
     /// One line that a child wrote to its standard error, as bytes.
-    ChildStderr { child: u64, pid: u32, line: Vec<u8> },
+    ChildStderr {
+        child: u64,
+        pid: u32,
+        line: Vec<u8>,
+    },
     /// A required layer of the sandbox could not be applied: the child did not start.
-    LayerFailed { layer: Layer, reason: String },
-    KeysFetched { issuer: String, keys: usize },
+    LayerFailed {
+        layer: Layer,
+        reason: String,
+    },
+    KeysFetched {
+        issuer: String,
+        keys: usize,
+    },
     /// `cached`: keys from before are still in use.
-    KeysUnavailable { issuer: String, cached: bool, error: String },
+    KeysUnavailable {
+        issuer: String,
+        cached: bool,
+        error: String,
+    },
     /// Policies failed while they were evaluated; the request was denied.
-    PolicyError { request_id: RequestId, policies: Vec<String>, errors: Vec<String> },
+    PolicyError {
+        request_id: RequestId,
+        policies: Vec<String>,
+        errors: Vec<String>,
+    },
     /// Somebody ran into a limit, which `reason` names.
-    LimitHit { reason: Reason, limit: u64, peer: Option<String> },
+    LimitHit {
+        reason: Reason,
+        limit: u64,
+        peer: Option<String>,
+    },
     /// Records were lost because a sink could not take them; made by the queue itself.
-    Dropped { count: u64, first: u64, last: u64 },
+    Dropped {
+        count: u64,
+        first: u64,
+        last: u64,
+    },
 }
 
 /// The decision on one request.
@@ -62,7 +102,11 @@ pub struct Decision {
 impl Decision {
     /// A refusal about which nothing else is known yet.
     pub fn denied(request_id: RequestId, reason: Reason, status: u16) -> Self {
-        Self { verdict: Verdict::Deny(reason), status: Some(status), ..Self::allowed(request_id, Vec::new()) }
+        Self {
+            verdict: Verdict::Deny(reason),
+            status: Some(status),
+            ..Self::allowed(request_id, Vec::new())
+        }
     }
 
     /// A permission by these policies.

@@ -31,7 +31,10 @@ impl Socket {
     pub(super) fn new(path: &Path) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, path: path.to_owned() })
+        Ok(Self {
+            socket,
+            path: path.to_owned(),
+        })
     }
 
     /// A record that is too large for a datagram goes as a sealed file.
@@ -44,7 +47,13 @@ impl Socket {
         let address = UnixAddr::new(&self.path)?;
         let fds = [file.as_raw_fd()];
         let rights = [ControlMessage::ScmRights(&fds)];
-        sendmsg(self.socket.as_raw_fd(), &[], &rights, MsgFlags::MSG_DONTWAIT, Some(&address))?;
+        sendmsg(
+            self.socket.as_raw_fd(),
+            &[],
+            &rights,
+            MsgFlags::MSG_DONTWAIT,
+            Some(&address),
+        )?;
         Ok(())
     }
 }
@@ -80,14 +89,30 @@ mod tests {
     const LONG: Duration = Duration::from_secs(30);
 
     fn decision(policy: &str) -> Event {
-        Event::Decision(Decision::allowed(RequestId::random(), vec![policy.to_owned()]))
+        Event::Decision(Decision::allowed(
+            RequestId::random(),
+            vec![policy.to_owned()],
+        ))
     }
 
     /// The numbers that arrived, and those that are reported lost.
     fn numbers(received: &[Received]) -> (Vec<u64>, u64) {
-        let number = |record: &Received, name| record.field(name).map(|value| value.parse::<u64>().unwrap());
-        let arrived = received.iter().filter_map(|record| number(record, "THV_SEQ")).collect();
-        (arrived, received.iter().filter_map(|record| number(record, "THV_DROPPED")).sum())
+        let number = |record: &Received, name| {
+            record
+                .field(name)
+                .map(|value| value.parse::<u64>().unwrap())
+        };
+        let arrived = received
+            .iter()
+            .filter_map(|record| number(record, "THV_SEQ"))
+            .collect();
+        (
+            arrived,
+            received
+                .iter()
+                .filter_map(|record| number(record, "THV_DROPPED"))
+                .sum(),
+        )
     }
 
     #[test]
@@ -95,7 +120,11 @@ mod tests {
         let journald = Journald::start();
         let audit = Audit::journal(journald.path(), &server()).unwrap();
         let id = RequestId::random();
-        audit.record(&Event::Decision(Decision::denied(id, Reason::TokenExpired, 401)));
+        audit.record(&Event::Decision(Decision::denied(
+            id,
+            Reason::TokenExpired,
+            401,
+        )));
         let record = journald.receive();
         for (name, value) in [
             ("MESSAGE", "denied (token-expired)"),
@@ -128,7 +157,14 @@ mod tests {
         let received: Vec<_> = (0..100).map(|_| journald.receive()).collect();
         for (n, record) in received.iter().enumerate() {
             assert_eq!(record.field("THV_POLICY"), Some(n.to_string().as_str()));
-            assert!(record.field("THV_TIME_USEC").unwrap().parse::<u128>().unwrap() <= before);
+            assert!(
+                record
+                    .field("THV_TIME_USEC")
+                    .unwrap()
+                    .parse::<u128>()
+                    .unwrap()
+                    <= before
+            );
         }
         assert_eq!(numbers(&received), ((1..=100).collect(), 0));
         assert!(audit.flush(LONG));
@@ -157,13 +193,30 @@ mod tests {
         assert_eq!(arrived.len() as u64 + dropped, 10_000);
         assert_eq!(dropped, backlog.dropped);
         assert!(arrived.is_sorted());
-        let report = received.iter().find(|record| record.field("THV_DROPPED").is_some()).unwrap();
-        assert_eq!(report.field("MESSAGE_ID"), Some("06153da70e5449debddcf126b126ea53"));
+        let report = received
+            .iter()
+            .find(|record| record.field("THV_DROPPED").is_some())
+            .unwrap();
+        assert_eq!(
+            report.field("MESSAGE_ID"),
+            Some("06153da70e5449debddcf126b126ea53")
+        );
         // First and last name the hole exactly.
         let all: BTreeSet<u64> = arrived.iter().copied().collect();
-        let (first, last) = (report.field("THV_DROPPED_FIRST").unwrap(), report.field("THV_DROPPED_LAST").unwrap());
-        let hole: Vec<u64> = (1..=10_000).filter(|number| !all.contains(number)).collect();
-        assert_eq!((hole.first().unwrap().to_string().as_str(), hole.last().unwrap().to_string().as_str()), (first, last));
+        let (first, last) = (
+            report.field("THV_DROPPED_FIRST").unwrap(),
+            report.field("THV_DROPPED_LAST").unwrap(),
+        );
+        let hole: Vec<u64> = (1..=10_000)
+            .filter(|number| !all.contains(number))
+            .collect();
+        assert_eq!(
+            (
+                hole.first().unwrap().to_string().as_str(),
+                hole.last().unwrap().to_string().as_str()
+            ),
+            (first, last)
+        );
         assert!(audit.flush(LONG));
     }
 
@@ -181,7 +234,9 @@ mod tests {
         let mut received: Vec<_> = (0..50).map(|_| journald.receive()).collect();
         let (journald, rest) = journald.restart();
         received.extend(rest);
-        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        writers
+            .into_iter()
+            .for_each(|writer| writer.join().unwrap());
         while received.len() < 400 {
             received.push(journald.receive());
         }
@@ -194,7 +249,11 @@ mod tests {
     fn noise_of_a_child_does_not_displace_decisions() {
         let journald = Journald::prepare();
         let audit = Audit::journal(journald.path(), &server()).unwrap();
-        let noise = Event::ChildStderr { child: 1, pid: 2, line: b"noise".to_vec() };
+        let noise = Event::ChildStderr {
+            child: 1,
+            pid: 2,
+            line: b"noise".to_vec(),
+        };
         for n in 0..20_000 {
             audit.record(&noise);
             if n % 100 == 0 {
@@ -203,7 +262,12 @@ mod tests {
         }
         let journald = journald.bind();
         let mut received = Vec::new();
-        while received.iter().filter(|record: &&Received| record.field("THV_DECISION").is_some()).count() < 200 {
+        while received
+            .iter()
+            .filter(|record: &&Received| record.field("THV_DECISION").is_some())
+            .count()
+            < 200
+        {
             received.push(journald.receive());
         }
         let (arrived, dropped) = numbers(&received);
@@ -225,7 +289,11 @@ mod tests {
             audit.record(&errors(count));
             let record = journald.receive();
             assert_eq!(record.as_file, as_file, "{count}");
-            let found: Vec<_> = record.fields.iter().filter(|(name, _)| name == "THV_ERROR").collect();
+            let found: Vec<_> = record
+                .fields
+                .iter()
+                .filter(|(name, _)| name == "THV_ERROR")
+                .collect();
             assert!(found.len() == count && found.iter().all(|(_, value)| *value == error));
             assert_eq!(record.field("THV_DECISION"), None);
         }

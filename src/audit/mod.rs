@@ -8,9 +8,9 @@
 mod event;
 mod journal;
 mod queue;
-mod reason;
 #[cfg(test)]
 mod real;
+mod reason;
 mod record;
 mod text;
 
@@ -44,7 +44,11 @@ enum Sink {
 impl Audit {
     /// To the journal's socket, normally [`JOURNAL`], which need not be there yet.
     pub fn journal(socket: &Path, server: &ServerName) -> io::Result<Self> {
-        let queue = queue::Queue::direct(journal::Socket::new(socket)?, record::native, server.as_str())?;
+        let queue = queue::Queue::direct(
+            journal::Socket::new(socket)?,
+            record::native,
+            server.as_str(),
+        )?;
         Ok(Self(Arc::new(Sink::Queue(queue))))
     }
 
@@ -58,7 +62,10 @@ impl Audit {
     /// Into memory, to be read back.
     pub fn memory(server: &ServerName) -> (Self, Memory) {
         let memory = Memory::default();
-        let sink = Sink::Memory { memory: memory.clone(), server: server.to_string() };
+        let sink = Sink::Memory {
+            memory: memory.clone(),
+            server: server.to_string(),
+        };
         (Self(Arc::new(sink)), memory)
     }
 
@@ -123,7 +130,10 @@ impl Memory {
 /// A session's id as records show it: enough to join records, not enough to use.
 pub fn session_tag(id: &str) -> String {
     let hash = digest::digest(&digest::SHA256, id.as_bytes());
-    hash.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    hash.as_ref()[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// A writer as a sink: each record is one line.
@@ -179,13 +189,23 @@ mod fixture {
         /// A place for it, where nothing listens yet.
         pub(super) fn prepare() -> Self {
             let dir = tempfile::tempdir().unwrap();
-            Self { socket: (), path: dir.path().join("socket"), dir }
+            Self {
+                socket: (),
+                path: dir.path().join("socket"),
+                dir,
+            }
         }
 
         pub(super) fn bind(self) -> Journald {
             let socket = UnixDatagram::bind(&self.path).unwrap();
-            socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-            Journald { socket, path: self.path, dir: self.dir }
+            socket
+                .set_read_timeout(Some(Duration::from_secs(30)))
+                .unwrap();
+            Journald {
+                socket,
+                path: self.path,
+                dir: self.dir,
+            }
         }
     }
 
@@ -205,7 +225,11 @@ mod fixture {
             std::fs::remove_file(&self.path).unwrap();
             self.socket.set_nonblocking(true).unwrap();
             let rest = std::iter::from_fn(|| self.try_receive()).collect();
-            let away = Journald { socket: (), path: self.path, dir: self.dir };
+            let away = Journald {
+                socket: (),
+                path: self.path,
+                dir: self.dir,
+            };
             (away.bind(), rest)
         }
 
@@ -219,8 +243,13 @@ mod fixture {
             let mut control = nix::cmsg_space!([i32; 1]);
             let (length, file) = {
                 let mut slices = [IoSliceMut::new(&mut buffer)];
-                let message =
-                    recvmsg::<()>(self.socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC).ok()?;
+                let message = recvmsg::<()>(
+                    self.socket.as_raw_fd(),
+                    &mut slices,
+                    Some(&mut control),
+                    MsgFlags::MSG_CMSG_CLOEXEC,
+                )
+                .ok()?;
                 let file = message.cmsgs().unwrap().find_map(|cmsg| match cmsg {
                     ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
                     _ => None,
@@ -234,13 +263,19 @@ mod fixture {
                 buffer = std::fs::read(format!("/proc/self/fd/{fd}")).unwrap();
                 nix::unistd::close(fd).unwrap();
             }
-            Some(Received { fields: parse(&buffer), as_file })
+            Some(Received {
+                fields: parse(&buffer),
+                as_file,
+            })
         }
     }
 
     impl Received {
         pub(super) fn field(&self, name: &str) -> Option<&str> {
-            self.fields.iter().find(|(field, _)| field == name).map(|(_, value)| value.as_str())
+            self.fields
+                .iter()
+                .find(|(field, _)| field == name)
+                .map(|(_, value)| value.as_str())
         }
     }
 
@@ -250,11 +285,18 @@ mod fixture {
         let mut fields = Vec::new();
         while let Some(end) = bytes.iter().position(|byte| matches!(byte, b'=' | b'\n')) {
             let (name, length, start) = if bytes[end] == b'=' {
-                let length = bytes[end + 1..].iter().position(|byte| *byte == b'\n').unwrap();
+                let length = bytes[end + 1..]
+                    .iter()
+                    .position(|byte| *byte == b'\n')
+                    .unwrap();
                 (text(&bytes[..end]), length, end + 1)
             } else {
                 let length = u64::from_le_bytes(bytes[end + 1..end + 9].try_into().unwrap());
-                (text(&bytes[..end]), usize::try_from(length).unwrap(), end + 9)
+                (
+                    text(&bytes[..end]),
+                    usize::try_from(length).unwrap(),
+                    end + 9,
+                )
             };
             fields.push((name, text(&bytes[start..start + length])));
             assert_eq!(bytes[start + length], b'\n');

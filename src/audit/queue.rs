@@ -80,16 +80,29 @@ struct Gap {
 
 impl Queue {
     /// For a sink that never blocks: whoever records tries it at once.
-    pub(super) fn direct(sink: impl Sink, encode: fn(&Record) -> Vec<u8>, server: &str) -> io::Result<Self> {
+    pub(super) fn direct(
+        sink: impl Sink,
+        encode: fn(&Record) -> Vec<u8>,
+        server: &str,
+    ) -> io::Result<Self> {
         Self::new(Box::new(sink), encode, server, true)
     }
 
     /// For a sink that may block: only the queue's thread uses it.
-    pub(super) fn threaded(sink: impl Sink, encode: fn(&Record) -> Vec<u8>, server: &str) -> io::Result<Self> {
+    pub(super) fn threaded(
+        sink: impl Sink,
+        encode: fn(&Record) -> Vec<u8>,
+        server: &str,
+    ) -> io::Result<Self> {
         Self::new(Box::new(sink), encode, server, false)
     }
 
-    fn new(sink: Box<dyn Sink>, encode: fn(&Record) -> Vec<u8>, server: &str, direct: bool) -> io::Result<Self> {
+    fn new(
+        sink: Box<dyn Sink>,
+        encode: fn(&Record) -> Vec<u8>,
+        server: &str,
+        direct: bool,
+    ) -> io::Result<Self> {
         let state = State {
             sink: Some(sink),
             waiting: VecDeque::new(),
@@ -108,7 +121,9 @@ impl Queue {
             direct,
         });
         let worker = Arc::clone(&shared);
-        thread::Builder::new().name("audit".to_owned()).spawn(move || worker.run())?;
+        thread::Builder::new()
+            .name("audit".to_owned())
+            .spawn(move || worker.run())?;
         Ok(Self(shared))
     }
 
@@ -120,7 +135,10 @@ impl Queue {
         state.numbers += 1;
         let number = state.numbers;
         record.number(number);
-        let item = Item { number, bytes: (shared.encode)(&record) };
+        let item = Item {
+            number,
+            bytes: (shared.encode)(&record),
+        };
         let idle = state.nothing_waits();
         // What a child says must not push out what is known about it (fault-44).
         let noise = record.kind() == Kind::ChildStderr && state.waiting.len() >= MAX_NOISE;
@@ -142,7 +160,10 @@ impl Queue {
 
     pub(super) fn backlog(&self) -> Backlog {
         let state = self.0.lock();
-        Backlog { waiting: state.waiting.len(), dropped: state.dropped }
+        Backlog {
+            waiting: state.waiting.len(),
+            dropped: state.dropped,
+        }
     }
 
     pub(super) fn flush(&self, within: Duration) -> bool {
@@ -153,7 +174,12 @@ impl Queue {
             if left.is_zero() {
                 return false;
             }
-            state = self.0.empty.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self
+                .0
+                .empty
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         true
     }
@@ -182,29 +208,50 @@ impl Shared {
                 if state.closed {
                     return;
                 }
-                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self
+                    .work
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
             let (sent, all);
             (state, sent, all) = self.drain(state);
             // A sink that is merely busy takes more in a moment; one that is away is asked ever more rarely.
-            pause = if sent > 0 { FIRST_RETRY } else { (pause * 2).min(LAST_RETRY) };
+            pause = if sent > 0 {
+                FIRST_RETRY
+            } else {
+                (pause * 2).min(LAST_RETRY)
+            };
             if !all {
                 if state.closed {
                     return;
                 }
-                state = self.work.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0;
+                state = self
+                    .work
+                    .wait_timeout(state, pause)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
             }
         }
     }
 
     /// Sends until nothing waits (`true`) or the sink takes no more, and says how many went.
     /// Holds the lock only between records.
-    fn drain<'a>(&'a self, mut state: MutexGuard<'a, State>) -> (MutexGuard<'a, State>, usize, bool) {
+    fn drain<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+    ) -> (MutexGuard<'a, State>, usize, bool) {
         let mut count = 0;
-        let mut sink = state.sink.take().expect("only the one thread takes the sink, and gives it back");
+        let mut sink = state
+            .sink
+            .take()
+            .expect("only the one thread takes the sink, and gives it back");
         let all = loop {
             let gap = std::mem::take(&mut state.gap);
-            let item = if gap.count > 0 { Some(self.report(gap)) } else { state.next() };
+            let item = if gap.count > 0 {
+                Some(self.report(gap))
+            } else {
+                state.next()
+            };
             let Some(item) = item else { break true };
             drop(state);
             let sent = sink.send(&item.bytes);
@@ -230,9 +277,16 @@ impl Shared {
 
     /// The record about lost ones. It has no number: it stands for those it names.
     fn report(&self, gap: Gap) -> Item {
-        let event = Event::Dropped { count: gap.count, first: gap.first, last: gap.last };
+        let event = Event::Dropped {
+            count: gap.count,
+            first: gap.first,
+            last: gap.last,
+        };
         let record = Record::of(&event, &self.server, now());
-        Item { number: gap.last, bytes: (self.encode)(&record) }
+        Item {
+            number: gap.last,
+            bytes: (self.encode)(&record),
+        }
     }
 }
 
@@ -244,7 +298,8 @@ impl State {
     fn keep(&mut self, item: Item) {
         self.bytes += item.bytes.len();
         self.waiting.push_back(item);
-        while self.waiting.len() > MAX_WAITING || (self.bytes > MAX_BYTES && self.waiting.len() > 1) {
+        while self.waiting.len() > MAX_WAITING || (self.bytes > MAX_BYTES && self.waiting.len() > 1)
+        {
             let oldest = self.next().expect("more than one waits");
             self.lose(oldest.number);
         }
@@ -269,17 +324,31 @@ impl State {
 
 impl Gap {
     fn add(&mut self, number: u64) {
-        self.merge(Self { count: 1, first: number, last: number });
+        self.merge(Self {
+            count: 1,
+            first: number,
+            last: number,
+        });
     }
 
     fn merge(&mut self, other: Self) {
-        let first = if self.count == 0 { other.first } else { self.first.min(other.first) };
-        *self = Self { count: self.count + other.count, first, last: self.last.max(other.last) };
+        let first = if self.count == 0 {
+            other.first
+        } else {
+            self.first.min(other.first)
+        };
+        *self = Self {
+            count: self.count + other.count,
+            first,
+            last: self.last.max(other.last),
+        };
     }
 }
 
 pub(super) fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 /// Records that wait for a sink; beyond it, the oldest is dropped and counted.
@@ -308,9 +377,13 @@ mod tests {
 
     impl io::Write for Slow {
         fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-            self.leave.recv().map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+            self.leave
+                .recv()
+                .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
             assert_eq!(line.last(), Some(&b'\n'));
-            self.written.send(serde_json::from_slice(line).unwrap()).unwrap();
+            self.written
+                .send(serde_json::from_slice(line).unwrap())
+                .unwrap();
             Ok(line.len())
         }
 
@@ -322,20 +395,36 @@ mod tests {
     #[test]
     fn a_stderr_that_nobody_reads_holds_up_nobody() {
         let ((leave, wait), (written, lines)) = (mpsc::channel(), mpsc::channel());
-        let audit = Audit::stderr(Slow { leave: wait, written }, &server()).unwrap();
+        let audit = Audit::stderr(
+            Slow {
+                leave: wait,
+                written,
+            },
+            &server(),
+        )
+        .unwrap();
         for _ in 0..3_000 {
             audit.record(&Event::Ready);
         }
         let backlog = audit.backlog();
-        assert!(backlog.waiting <= MAX_WAITING && backlog.dropped >= 3_000 - MAX_WAITING as u64 - 1, "{backlog:?}");
+        assert!(
+            backlog.waiting <= MAX_WAITING && backlog.dropped >= 3_000 - MAX_WAITING as u64 - 1,
+            "{backlog:?}"
+        );
         assert!(!audit.flush(Duration::from_millis(1)));
         // One was in the writer's hands, then the report, then the rest.
         (0..MAX_WAITING + 2).for_each(|_| leave.send(()).unwrap());
         assert!(audit.flush(Duration::from_secs(30)));
         let lines: Vec<_> = lines.try_iter().collect();
-        let report = lines.iter().find(|line| line["THV_EVENT"] == "records-dropped").unwrap();
+        let report = lines
+            .iter()
+            .find(|line| line["THV_EVENT"] == "records-dropped")
+            .unwrap();
         let number = |value: &serde_json::Value| value.as_str().unwrap().parse::<u64>().unwrap();
-        let arrived = lines.iter().filter(|line| line["THV_EVENT"] == "ready").count() as u64;
+        let arrived = lines
+            .iter()
+            .filter(|line| line["THV_EVENT"] == "ready")
+            .count() as u64;
         assert_eq!(arrived + number(&report["THV_DROPPED"]), 3_000);
         assert_eq!(number(&lines.last().unwrap()["THV_SEQ"]), 3_000);
     }
@@ -344,9 +433,22 @@ mod tests {
     fn a_closed_stderr_is_given_up_record_by_record() {
         let ((leave, wait), (written, _lines)) = (mpsc::channel(), mpsc::channel());
         drop(leave);
-        let audit = Audit::stderr(Slow { leave: wait, written }, &server()).unwrap();
+        let audit = Audit::stderr(
+            Slow {
+                leave: wait,
+                written,
+            },
+            &server(),
+        )
+        .unwrap();
         (0..10).for_each(|_| audit.record(&Event::Ready));
         assert!(audit.flush(Duration::from_secs(30)));
-        assert_eq!(audit.backlog(), Backlog { waiting: 0, dropped: 10 });
+        assert_eq!(
+            audit.backlog(),
+            Backlog {
+                waiting: 0,
+                dropped: 10
+            }
+        );
     }
 }

@@ -32,13 +32,30 @@ impl Journald {
         }
         let own_run = || {
             unshare(CloneFlags::CLONE_NEWNS)?;
-            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-            mount(Some("run"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>)
+            mount(
+                None::<&str>,
+                "/",
+                None::<&str>,
+                MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+                None::<&str>,
+            )?;
+            mount(
+                Some("run"),
+                "/run",
+                Some("tmpfs"),
+                MsFlags::empty(),
+                None::<&str>,
+            )
         };
-        own_run().map_err(|error| format!("a mount namespace of our own needs root here ({error})"))?;
+        own_run()
+            .map_err(|error| format!("a mount namespace of our own needs root here ({error})"))?;
         fs::create_dir_all("/run/systemd/journal").unwrap();
         fs::create_dir_all("/run/log/journal").unwrap();
-        let child = Command::new(PROGRAM).stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let child = Command::new(PROGRAM)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let mut journald = Self(child);
         while !journald.sync() {
             if let Some(status) = journald.0.try_wait().unwrap() {
@@ -50,15 +67,33 @@ impl Journald {
 
     /// Whether everything sent so far can be read.
     fn sync(&self) -> bool {
-        Command::new("journalctl").arg("--sync").stderr(Stdio::null()).status().unwrap().success()
+        Command::new("journalctl")
+            .arg("--sync")
+            .stderr(Stdio::null())
+            .status()
+            .unwrap()
+            .success()
     }
 
     /// What `journalctl -o json` finds by these fields.
     fn find(&self, fields: &[&str]) -> Vec<Value> {
         assert!(self.sync());
-        let output = Command::new("journalctl").args(["-o", "json", "--all"]).args(fields).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| serde_json::from_slice(line).unwrap()).collect()
+        let output = Command::new("journalctl")
+            .args(["-o", "json", "--all"])
+            .args(fields)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        output
+            .stdout
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice(line).unwrap())
+            .collect()
     }
 
     fn signal(&self, signal: Signal) {
@@ -86,9 +121,16 @@ fn with_journald(test: impl FnOnce(&Journald) + Send + 'static) {
 fn the_real_journal_finds_exactly_the_refused_requests_with_subject_and_policy() {
     with_journald(|journald| {
         let audit = Audit::journal(JOURNAL.as_ref(), &server()).unwrap();
-        let who = Some(Who { issuer: "https://sso".into(), subject: "alice\nTHV_DECISION=allow".into(), client: None });
+        let who = Some(Who {
+            issuer: "https://sso".into(),
+            subject: "alice\nTHV_DECISION=allow".into(),
+            client: None,
+        });
         let denied = RequestId::random();
-        audit.record(&Event::Decision(Decision::allowed(RequestId::random(), vec!["github:a".into()])));
+        audit.record(&Event::Decision(Decision::allowed(
+            RequestId::random(),
+            vec!["github:a".into()],
+        )));
         audit.record(&Event::Decision(Decision {
             who,
             method: Some("tools/call".into()),
@@ -96,20 +138,43 @@ fn the_real_journal_finds_exactly_the_refused_requests_with_subject_and_policy()
             policies: vec!["github:b".into(), "github:c".into()],
             ..Decision::denied(denied, Reason::Policy, 403)
         }));
-        audit.record(&Event::Decision(Decision::denied(RequestId::random(), Reason::TokenMissing, 401)));
-        audit.record(&Event::ChildStderr { child: 1, pid: 2, line: b"THV_DECISION=deny\n\xff".to_vec() });
+        audit.record(&Event::Decision(Decision::denied(
+            RequestId::random(),
+            Reason::TokenMissing,
+            401,
+        )));
+        audit.record(&Event::ChildStderr {
+            child: 1,
+            pid: 2,
+            line: b"THV_DECISION=deny\n\xff".to_vec(),
+        });
 
         assert_eq!(journald.find(&["THV_SERVER=github"]).len(), 4);
         let found = journald.find(&["THV_DECISION=deny"]);
-        assert_eq!(found.iter().map(|record| &record["THV_REASON"]).collect::<Vec<_>>(), ["policy", "token-missing"]);
+        assert_eq!(
+            found
+                .iter()
+                .map(|record| &record["THV_REASON"])
+                .collect::<Vec<_>>(),
+            ["policy", "token-missing"]
+        );
         assert_eq!(found[0]["THV_SUBJECT"], "alice\nTHV_DECISION=allow");
         assert_eq!(found[0]["THV_DECISION"], "deny");
-        assert_eq!(found[0]["THV_POLICY"], serde_json::json!(["github:b", "github:c"]));
+        assert_eq!(
+            found[0]["THV_POLICY"],
+            serde_json::json!(["github:b", "github:c"])
+        );
         assert_eq!(found[0]["SYSLOG_IDENTIFIER"], "thv");
         assert_eq!(found[1]["THV_SUBJECT"], Value::Null);
-        assert_eq!(journald.find(&[&format!("THV_REQUEST_ID={denied}")]).len(), 1);
+        assert_eq!(
+            journald.find(&[&format!("THV_REQUEST_ID={denied}")]).len(),
+            1
+        );
         assert_eq!(journald.find(&["THV_POLICY=github:c"]).len(), 1);
-        assert_eq!(journald.find(&["THV_STREAM=stderr"])[0]["MESSAGE"], "THV_DECISION=deny\\u{a}\u{fffd}");
+        assert_eq!(
+            journald.find(&["THV_STREAM=stderr"])[0]["MESSAGE"],
+            "THV_DECISION=deny\\u{a}\u{fffd}"
+        );
     });
 }
 
@@ -119,13 +184,27 @@ fn the_real_journal_takes_large_records_whole() {
     with_journald(|journald| {
         let audit = Audit::journal(JOURNAL.as_ref(), &server()).unwrap();
         for count in [4, 40] {
-            let errors = (0..count).map(|n| format!("{n}\n{}", "x".repeat(15_000))).collect();
-            audit.record(&Event::PolicyError { request_id: RequestId::random(), policies: Vec::new(), errors });
+            let errors = (0..count)
+                .map(|n| format!("{n}\n{}", "x".repeat(15_000)))
+                .collect();
+            audit.record(&Event::PolicyError {
+                request_id: RequestId::random(),
+                policies: Vec::new(),
+                errors,
+            });
         }
         let found = journald.find(&["THV_EVENT=policy-error"]);
-        let sizes: Vec<_> = found.iter().map(|record| record["THV_ERROR"].as_array().unwrap().len()).collect();
+        let sizes: Vec<_> = found
+            .iter()
+            .map(|record| record["THV_ERROR"].as_array().unwrap().len())
+            .collect();
         assert_eq!(sizes, [4, 40]);
-        let all: Vec<_> = found[1]["THV_ERROR"].as_array().unwrap().iter().map(|error| error.as_str().unwrap().len()).collect();
+        let all: Vec<_> = found[1]["THV_ERROR"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|error| error.as_str().unwrap().len())
+            .collect();
         assert!(all.iter().all(|length| *length > 15_000), "{all:?}");
     });
 }
@@ -137,7 +216,11 @@ fn a_stopped_real_journal_holds_up_nobody_and_gets_everything_or_a_count() {
         let audit = Audit::journal(JOURNAL.as_ref(), &server()).unwrap();
         journald.signal(Signal::SIGSTOP);
         for _ in 0..3_000 {
-            audit.record(&Event::Decision(Decision::denied(RequestId::random(), Reason::TokenExpired, 401)));
+            audit.record(&Event::Decision(Decision::denied(
+                RequestId::random(),
+                Reason::TokenExpired,
+                401,
+            )));
         }
         let backlog = audit.backlog();
         assert_eq!(backlog.waiting, 1024);
@@ -153,8 +236,13 @@ fn a_stopped_real_journal_holds_up_nobody_and_gets_everything_or_a_count() {
         assert_eq!(reports.len(), 1);
         let number = |name: &str| reports[0][name].as_str().unwrap().parse::<u64>().unwrap();
         assert_eq!(number("THV_DROPPED"), backlog.dropped);
-        let hole: Vec<u64> = (1..=3_000).filter(|number| arrived.binary_search(number).is_err()).collect();
-        assert_eq!(hole, (number("THV_DROPPED_FIRST")..=number("THV_DROPPED_LAST")).collect::<Vec<_>>());
+        let hole: Vec<u64> = (1..=3_000)
+            .filter(|number| arrived.binary_search(number).is_err())
+            .collect();
+        assert_eq!(
+            hole,
+            (number("THV_DROPPED_FIRST")..=number("THV_DROPPED_LAST")).collect::<Vec<_>>()
+        );
     });
 }
 
@@ -164,12 +252,23 @@ fn the_catalog_is_accepted_by_journalctl() {
     let catalog = root.path().join("usr/lib/systemd/catalog");
     fs::create_dir_all(&catalog).unwrap();
     fs::create_dir_all(root.path().join("var/lib/systemd/catalog")).unwrap();
-    fs::write(catalog.join("thv.catalog"), include_str!("../../systemd/catalog/thv.catalog")).unwrap();
+    fs::write(
+        catalog.join("thv.catalog"),
+        include_str!("../../systemd/catalog/thv.catalog"),
+    )
+    .unwrap();
     let journalctl = |argument: &str| {
-        Command::new("journalctl").arg(format!("--root={}", root.path().display())).arg(argument).output()
+        Command::new("journalctl")
+            .arg(format!("--root={}", root.path().display()))
+            .arg(argument)
+            .output()
     };
     match journalctl("--update-catalog") {
-        Ok(output) => assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr)),
+        Ok(output) => assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        ),
         Err(error) => return eprintln!("skipped: journalctl is not installed ({error})"),
     }
     let list = String::from_utf8(journalctl("--list-catalog").unwrap().stdout).unwrap();

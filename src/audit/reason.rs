@@ -185,12 +185,22 @@ mod tests {
         for reason in Reason::ALL {
             let word = reason.as_str();
             assert!(words.insert(word), "{word} twice");
-            assert!(word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'), "{word}");
-            assert!(manual.lines().any(|line| line == format!(".It Li {word}")), "`{word}` is missing from man/thv-journal.7");
+            assert!(
+                word.bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte == b'-'),
+                "{word}"
+            );
+            assert!(
+                manual.lines().any(|line| line == format!(".It Li {word}")),
+                "`{word}` is missing from man/thv-journal.7"
+            );
         }
         // A variant that is missing from ALL would escape this test: count them in the source.
         let source = include_str!("reason.rs");
-        let arms = source.lines().filter(|line| line.trim_start().starts_with("Self::") && line.contains("=> \"")).count();
+        let arms = source
+            .lines()
+            .filter(|line| line.trim_start().starts_with("Self::") && line.contains("=> \""))
+            .count();
         assert_eq!(arms, Reason::ALL.len());
     }
 }

@@ -100,18 +100,26 @@ impl Record {
     }
 
     pub fn fields(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        self.fields.iter().map(|(name, value)| (*name, value.as_str()))
+        self.fields
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
     }
 
     /// The first value of a field.
     pub fn field(&self, name: &str) -> Option<&str> {
-        self.fields().find(|(field, _)| *field == name).map(|(_, value)| value)
+        self.fields()
+            .find(|(field, _)| *field == name)
+            .map(|(_, value)| value)
     }
 
     /// `time` is since the Unix epoch.
     pub(super) fn of(event: &Event, server: &str, time: Duration) -> Self {
         let (kind, priority, message) = headline(event);
-        let mut record = Self { kind, priority, fields: Vec::with_capacity(20) };
+        let mut record = Self {
+            kind,
+            priority,
+            fields: Vec::with_capacity(20),
+        };
         record.put("MESSAGE", message);
         record.put("MESSAGE_ID", kind.message_id());
         record.put("PRIORITY", priority.to_string());
@@ -146,7 +154,12 @@ impl Record {
     fn details(&mut self, event: &Event) {
         match event {
             Event::Ready | Event::Stopping | Event::IdleExit => {}
-            Event::ConfigRefused { file, line, key, message } => {
+            Event::ConfigRefused {
+                file,
+                line,
+                key,
+                message,
+            } => {
                 self.raw("THV_CONFIG_FILE", &file.to_string_lossy());
                 self.put("THV_CONFIG_LINE", line.to_string());
                 self.raw_if("THV_CONFIG_KEY", key.as_deref());
@@ -154,11 +167,17 @@ impl Record {
             }
             Event::Decision(decision) => self.decision(decision),
             Event::Outcome(outcome) => self.outcome(outcome),
-            Event::ChildStarted { child, pid, principal } => {
+            Event::ChildStarted {
+                child,
+                pid,
+                principal,
+            } => {
                 self.child(*child, *pid);
                 self.raw_if("THV_PRINCIPAL", principal.as_deref());
             }
-            Event::ChildExited { child, pid, exit, .. } => {
+            Event::ChildExited {
+                child, pid, exit, ..
+            } => {
                 self.child(*child, *pid);
                 self.put("THV_EXIT", exit.to_string());
             }
@@ -178,14 +197,22 @@ impl Record {
                 self.raw("THV_ISSUER", issuer);
                 self.raw("THV_ERROR", error);
             }
-            Event::PolicyError { request_id, policies, errors } => {
+            Event::PolicyError {
+                request_id,
+                policies,
+                errors,
+            } => {
                 self.put("THV_REQUEST_ID", request_id.to_string());
                 self.policies(policies);
                 for error in errors.iter().take(MAX_REPEATED) {
                     self.raw("THV_ERROR", error);
                 }
             }
-            Event::LimitHit { reason, limit, peer } => {
+            Event::LimitHit {
+                reason,
+                limit,
+                peer,
+            } => {
                 self.put("THV_REASON", reason.as_str());
                 self.put("THV_LIMIT", limit.to_string());
                 self.raw_if("THV_PEER_ADDR", peer.as_deref());
@@ -229,14 +256,24 @@ impl Record {
 
     fn outcome(&mut self, outcome: &Outcome) {
         self.put("THV_REQUEST_ID", outcome.request_id.to_string());
-        self.put("THV_OUTCOME", if outcome.reason.is_none() { "ok" } else { "failed" });
+        self.put(
+            "THV_OUTCOME",
+            if outcome.reason.is_none() {
+                "ok"
+            } else {
+                "failed"
+            },
+        );
         if let Some(reason) = outcome.reason {
             self.put("THV_REASON", reason.as_str());
         }
         if let Some(status) = outcome.status {
             self.put("THV_STATUS", status.to_string());
         }
-        self.put("THV_DURATION_USEC", outcome.duration.as_micros().to_string());
+        self.put(
+            "THV_DURATION_USEC",
+            outcome.duration.as_micros().to_string(),
+        );
         self.put("THV_BYTES_IN", outcome.bytes_in.to_string());
         self.put("THV_BYTES_OUT", outcome.bytes_out.to_string());
     }
@@ -258,50 +295,135 @@ impl Record {
 fn headline(event: &Event) -> (Kind, u8, String) {
     match event {
         Event::Ready => (Kind::Ready, INFO, "ready".to_owned()),
-        Event::Stopping => (Kind::Stopping, INFO, "stopping: no new requests, accepted ones are finished".to_owned()),
-        Event::IdleExit => (Kind::IdleExit, INFO, "idle: exiting, the socket stays open".to_owned()),
-        Event::ConfigRefused { file, line, message, .. } => {
+        Event::Stopping => (
+            Kind::Stopping,
+            INFO,
+            "stopping: no new requests, accepted ones are finished".to_owned(),
+        ),
+        Event::IdleExit => (
+            Kind::IdleExit,
+            INFO,
+            "idle: exiting, the socket stays open".to_owned(),
+        ),
+        Event::ConfigRefused {
+            file,
+            line,
+            message,
+            ..
+        } => {
             let file = shown(&file.to_string_lossy());
-            (Kind::ConfigRefused, ERROR, format!("configuration refused: {file}:{line}: {}", shown(message)))
+            (
+                Kind::ConfigRefused,
+                ERROR,
+                format!("configuration refused: {file}:{line}: {}", shown(message)),
+            )
         }
         Event::Decision(decision) => {
-            let priority = if decision.verdict == Verdict::Allow { INFO } else { NOTICE };
+            let priority = if decision.verdict == Verdict::Allow {
+                INFO
+            } else {
+                NOTICE
+            };
             (Kind::Decision, priority, decided(decision))
         }
         Event::Outcome(outcome) => {
             let millis = outcome.duration.as_millis();
             match outcome.reason {
                 None => (Kind::Outcome, INFO, format!("answered after {millis} ms")),
-                Some(reason) => (Kind::Outcome, NOTICE, format!("failed after {millis} ms: {}", reason.as_str())),
+                Some(reason) => (
+                    Kind::Outcome,
+                    NOTICE,
+                    format!("failed after {millis} ms: {}", reason.as_str()),
+                ),
             }
         }
-        Event::ChildStarted { child, pid, .. } => (Kind::ChildStarted, INFO, format!("child {child} started, pid {pid}")),
-        Event::ChildExited { child, pid, exit, expected: true } => {
-            (Kind::ChildExited, INFO, format!("child {child} (pid {pid}) ended: {exit}"))
-        }
-        Event::ChildExited { child, pid, exit, expected: false } => {
-            (Kind::ChildDied, WARNING, format!("child {child} (pid {pid}) ended unexpectedly: {exit}"))
-        }
+        Event::ChildStarted { child, pid, .. } => (
+            Kind::ChildStarted,
+            INFO,
+            format!("child {child} started, pid {pid}"),
+        ),
+        Event::ChildExited {
+            child,
+            pid,
+            exit,
+            expected: true,
+        } => (
+            Kind::ChildExited,
+            INFO,
+            format!("child {child} (pid {pid}) ended: {exit}"),
+        ),
+        Event::ChildExited {
+            child,
+            pid,
+            exit,
+            expected: false,
+        } => (
+            Kind::ChildDied,
+            WARNING,
+            format!("child {child} (pid {pid}) ended unexpectedly: {exit}"),
+        ),
         Event::ChildStderr { line: text, .. } => (Kind::ChildStderr, INFO, line(text)),
-        Event::LayerFailed { layer, reason } => {
-            (Kind::LayerFailed, ERROR, format!("sandbox layer {} failed, the child did not start: {}", layer.name(), shown(reason)))
-        }
-        Event::KeysFetched { issuer, keys } => (Kind::KeysFetched, INFO, format!("{keys} keys fetched from {}", shown(issuer))),
-        Event::KeysUnavailable { issuer, cached: true, error } => {
-            (Kind::KeysUnavailable, WARNING, format!("keys of {} unavailable, keeping those from before: {}", shown(issuer), shown(error)))
-        }
-        Event::KeysUnavailable { issuer, cached: false, error } => {
-            (Kind::KeysUnavailable, ERROR, format!("keys of {} unavailable, no token of it can be checked: {}", shown(issuer), shown(error)))
-        }
-        Event::PolicyError { policies, errors, .. } => {
+        Event::LayerFailed { layer, reason } => (
+            Kind::LayerFailed,
+            ERROR,
+            format!(
+                "sandbox layer {} failed, the child did not start: {}",
+                layer.name(),
+                shown(reason)
+            ),
+        ),
+        Event::KeysFetched { issuer, keys } => (
+            Kind::KeysFetched,
+            INFO,
+            format!("{keys} keys fetched from {}", shown(issuer)),
+        ),
+        Event::KeysUnavailable {
+            issuer,
+            cached: true,
+            error,
+        } => (
+            Kind::KeysUnavailable,
+            WARNING,
+            format!(
+                "keys of {} unavailable, keeping those from before: {}",
+                shown(issuer),
+                shown(error)
+            ),
+        ),
+        Event::KeysUnavailable {
+            issuer,
+            cached: false,
+            error,
+        } => (
+            Kind::KeysUnavailable,
+            ERROR,
+            format!(
+                "keys of {} unavailable, no token of it can be checked: {}",
+                shown(issuer),
+                shown(error)
+            ),
+        ),
+        Event::PolicyError {
+            policies, errors, ..
+        } => {
             let policies = shown(&policies.join(", "));
             let error = errors.first().map(|error| shown(error)).unwrap_or_default();
-            (Kind::PolicyError, ERROR, format!("policy failed, the request was denied: {policies}: {error}"))
+            (
+                Kind::PolicyError,
+                ERROR,
+                format!("policy failed, the request was denied: {policies}: {error}"),
+            )
         }
-        Event::LimitHit { reason, limit, .. } => (Kind::LimitHit, NOTICE, format!("limit hit: {} ({limit})", reason.as_str())),
-        Event::Dropped { count, first, last } => {
-            (Kind::Dropped, WARNING, format!("{count} records dropped, of those numbered {first} to {last}"))
-        }
+        Event::LimitHit { reason, limit, .. } => (
+            Kind::LimitHit,
+            NOTICE,
+            format!("limit hit: {} ({limit})", reason.as_str()),
+        ),
+        Event::Dropped { count, first, last } => (
+            Kind::Dropped,
+            WARNING,
+            format!("{count} records dropped, of those numbered {first} to {last}"),
+        ),
     }
 }
 
@@ -315,17 +437,27 @@ fn decided(decision: &Decision) -> String {
     }
     match &decision.aim {
         Aim::Server => {}
-        Aim::Tool(name) | Aim::Prompt(name) | Aim::Resource(name) => text = format!("{text} {}", shown(name)),
+        Aim::Tool(name) | Aim::Prompt(name) | Aim::Resource(name) => {
+            text = format!("{text} {}", shown(name))
+        }
     }
     if let Some(who) = &decision.who {
-        text = format!("{text}, for {} of {}", shown(&who.subject), shown(&who.issuer));
+        text = format!(
+            "{text}, for {} of {}",
+            shown(&who.subject),
+            shown(&who.issuer)
+        );
     }
     text
 }
 
 /// The journal's native form: `NAME=value`, or with a length where the value holds a line break.
 pub(super) fn native(record: &Record) -> Vec<u8> {
-    let size: usize = record.fields.iter().map(|(name, value)| name.len() + value.len() + 10).sum();
+    let size: usize = record
+        .fields
+        .iter()
+        .map(|(name, value)| name.len() + value.len() + 10)
+        .sum();
     let mut out = Vec::with_capacity(size);
     for (name, value) in record.fields() {
         out.extend_from_slice(name.as_bytes());
@@ -378,7 +510,11 @@ mod tests {
     };
 
     fn record(event: &Event) -> Record {
-        Record::of(event, "github", Duration::from_micros(1_700_000_000_000_001))
+        Record::of(
+            event,
+            "github",
+            Duration::from_micros(1_700_000_000_000_001),
+        )
     }
 
     /// One event of every kind, its texts made of `text`.
@@ -389,9 +525,18 @@ mod tests {
             Event::Ready,
             Event::Stopping,
             Event::IdleExit,
-            Event::ConfigRefused { file: PathBuf::from(text()), line: 7, key: Some(text()), message: text() },
+            Event::ConfigRefused {
+                file: PathBuf::from(text()),
+                line: 7,
+                key: Some(text()),
+                message: text(),
+            },
             Event::Decision(Decision {
-                who: Some(Who { issuer: text(), subject: text(), client: Some(text()) }),
+                who: Some(Who {
+                    issuer: text(),
+                    subject: text(),
+                    client: Some(text()),
+                }),
                 method: Some(text()),
                 aim: Aim::Tool(text()),
                 policies: vec![text(), text()],
@@ -407,16 +552,56 @@ mod tests {
                 bytes_in: 3,
                 bytes_out: 4,
             }),
-            Event::ChildStarted { child: 1, pid: 2, principal: Some(text()) },
-            Event::ChildExited { child: 1, pid: 2, exit: Exit::Code(0), expected: true },
-            Event::ChildExited { child: 1, pid: 2, exit: Exit::Signal(9), expected: false },
-            Event::ChildStderr { child: 1, pid: 2, line: text().into_bytes() },
-            Event::LayerFailed { layer: Layer::Seccomp, reason: text() },
-            Event::KeysFetched { issuer: text(), keys: 2 },
-            Event::KeysUnavailable { issuer: text(), cached: true, error: text() },
-            Event::PolicyError { request_id, policies: vec![text()], errors: vec![text()] },
-            Event::LimitHit { reason: Reason::SessionLimit, limit: 100, peer: Some(text()) },
-            Event::Dropped { count: 1, first: 2, last: 2 },
+            Event::ChildStarted {
+                child: 1,
+                pid: 2,
+                principal: Some(text()),
+            },
+            Event::ChildExited {
+                child: 1,
+                pid: 2,
+                exit: Exit::Code(0),
+                expected: true,
+            },
+            Event::ChildExited {
+                child: 1,
+                pid: 2,
+                exit: Exit::Signal(9),
+                expected: false,
+            },
+            Event::ChildStderr {
+                child: 1,
+                pid: 2,
+                line: text().into_bytes(),
+            },
+            Event::LayerFailed {
+                layer: Layer::Seccomp,
+                reason: text(),
+            },
+            Event::KeysFetched {
+                issuer: text(),
+                keys: 2,
+            },
+            Event::KeysUnavailable {
+                issuer: text(),
+                cached: true,
+                error: text(),
+            },
+            Event::PolicyError {
+                request_id,
+                policies: vec![text()],
+                errors: vec![text()],
+            },
+            Event::LimitHit {
+                reason: Reason::SessionLimit,
+                limit: 100,
+                peer: Some(text()),
+            },
+            Event::Dropped {
+                count: 1,
+                first: 2,
+                last: 2,
+            },
         ]
     }
 
@@ -424,18 +609,42 @@ mod tests {
     fn every_kind_has_an_id_of_its_own_a_catalog_entry_and_a_place_in_the_manual() {
         let catalog = include_str!("../../systemd/catalog/thv.catalog");
         let manual = include_str!("../../man/thv-journal.7");
-        let kinds: HashSet<Kind> = one_of_each("x").iter().map(|event| record(event).kind()).collect();
+        let kinds: HashSet<Kind> = one_of_each("x")
+            .iter()
+            .map(|event| record(event).kind())
+            .collect();
         assert_eq!(kinds, HashSet::from(Kind::ALL));
         let ids: HashSet<&str> = Kind::ALL.iter().map(|kind| kind.message_id()).collect();
         assert_eq!(ids.len(), Kind::ALL.len());
         for kind in Kind::ALL {
             let id = kind.message_id();
-            assert!(id.len() == 32 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')), "{id}");
-            assert!(catalog.lines().any(|line| line == format!("-- {id}")), "{id} ({}) has no catalog entry", kind.name());
-            assert!(manual.contains(id) && manual.contains(kind.name()), "{id} ({}) is not in thv-journal(7)", kind.name());
+            assert!(
+                id.len() == 32
+                    && id
+                        .bytes()
+                        .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')),
+                "{id}"
+            );
+            assert!(
+                catalog.lines().any(|line| line == format!("-- {id}")),
+                "{id} ({}) has no catalog entry",
+                kind.name()
+            );
+            assert!(
+                manual.contains(id) && manual.contains(kind.name()),
+                "{id} ({}) is not in thv-journal(7)",
+                kind.name()
+            );
         }
-        let entries = catalog.lines().filter(|line| line.starts_with("-- ") && line.len() == 35).count();
-        assert_eq!(entries, Kind::ALL.len(), "the catalog has entries for nothing");
+        let entries = catalog
+            .lines()
+            .filter(|line| line.starts_with("-- ") && line.len() == 35)
+            .count();
+        assert_eq!(
+            entries,
+            Kind::ALL.len(),
+            "the catalog has entries for nothing"
+        );
     }
 
     #[test]
@@ -443,12 +652,23 @@ mod tests {
         let manual = include_str!("../../man/thv-journal.7");
         let mut events = one_of_each("x");
         for aim in [Aim::Prompt("x".into()), Aim::Resource("x".into())] {
-            events.push(Event::Decision(Decision { aim, ..Decision::allowed(RequestId::random(), Vec::new()) }));
+            events.push(Event::Decision(Decision {
+                aim,
+                ..Decision::allowed(RequestId::random(), Vec::new())
+            }));
         }
         for (name, _) in events.iter().flat_map(|event| record(event).fields) {
-            assert!(name.len() <= 64 && name.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'_')), "{name}");
+            assert!(
+                name.len() <= 64 && name.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'_')),
+                "{name}"
+            );
             if name.starts_with("THV_") {
-                assert!(manual.lines().any(|line| line.starts_with(&format!(".It Va {name}"))), "{name} is not in thv-journal(7)");
+                assert!(
+                    manual
+                        .lines()
+                        .any(|line| line.starts_with(&format!(".It Va {name}"))),
+                    "{name} is not in thv-journal(7)"
+                );
             }
         }
         assert!(manual.contains(".It Va THV_SEQ"));
@@ -456,11 +676,21 @@ mod tests {
 
     #[test]
     fn no_message_holds_what_a_terminal_would_obey_and_none_is_long() {
-        for text in ["\x1b[2J\x07\n\u{202e}x", &"\n".repeat(100_000), &"w".repeat(100_000)] {
+        for text in [
+            "\x1b[2J\x07\n\u{202e}x",
+            &"\n".repeat(100_000),
+            &"w".repeat(100_000),
+        ] {
             for event in one_of_each(text) {
                 let message = record(&event).fields[0].clone();
                 assert_eq!(message.0, "MESSAGE");
-                assert!(!message.1.chars().any(|char| char.is_control() || char == '\u{202e}'), "{message:?}");
+                assert!(
+                    !message
+                        .1
+                        .chars()
+                        .any(|char| char.is_control() || char == '\u{202e}'),
+                    "{message:?}"
+                );
                 assert!(message.1.len() < 4_096, "{} bytes", message.1.len());
             }
         }
@@ -469,23 +699,39 @@ mod tests {
     #[test]
     fn an_allowed_request_says_who_did_what_by_which_policies() {
         let decision = Decision {
-            who: Some(Who { issuer: "https://sso".into(), subject: "alice".into(), client: Some("ide".into()) }),
+            who: Some(Who {
+                issuer: "https://sso".into(),
+                subject: "alice".into(),
+                client: Some("ide".into()),
+            }),
             method: Some("tools/call".into()),
             aim: Aim::Tool("rm\n-rf".into()),
             ..Decision::allowed(RequestId::random(), vec!["base:a".into(), "base:b".into()])
         };
         let record = record(&Event::Decision(decision));
-        assert_eq!(record.field("MESSAGE"), Some(r"allowed: tools/call rm\u{a}-rf, for alice of https://sso"));
+        assert_eq!(
+            record.field("MESSAGE"),
+            Some(r"allowed: tools/call rm\u{a}-rf, for alice of https://sso")
+        );
         assert_eq!(record.field("THV_TOOL"), Some("rm\n-rf"));
-        assert_eq!((record.field("THV_CLIENT_ID"), record.field("THV_REASON")), (Some("ide"), None));
+        assert_eq!(
+            (record.field("THV_CLIENT_ID"), record.field("THV_REASON")),
+            (Some("ide"), None)
+        );
         let json: Value = serde_json::from_slice(&json(&record)).unwrap();
         assert_eq!(json["THV_POLICY"], serde_json::json!(["base:a", "base:b"]));
-        assert_eq!((&json["PRIORITY"], &json["THV_DECISION"]), (&"6".into(), &"allow".into()));
+        assert_eq!(
+            (&json["PRIORITY"], &json["THV_DECISION"]),
+            (&"6".into(), &"allow".into())
+        );
     }
 
     #[test]
     fn decision_and_outcome_share_their_request_id() {
-        let ids: Vec<_> = one_of_each("x").iter().filter_map(|event| record(event).field("THV_REQUEST_ID").map(str::to_owned)).collect();
+        let ids: Vec<_> = one_of_each("x")
+            .iter()
+            .filter_map(|event| record(event).field("THV_REQUEST_ID").map(str::to_owned))
+            .collect();
         assert_eq!(ids.len(), 3);
         assert!(ids.iter().all(|id| *id == ids[0] && id.len() == 32));
         assert_ne!(RequestId::random(), RequestId::random());

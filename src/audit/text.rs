@@ -20,7 +20,10 @@ pub(super) fn field(text: &str) -> Cow<'_, str> {
     if text.len() <= MAX_FIELD {
         return Cow::Borrowed(text);
     }
-    let end = (0..=MAX_FIELD).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    let end = (0..=MAX_FIELD)
+        .rev()
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(0);
     Cow::Owned(format!("{}… (cut, {} bytes)", &text[..end], text.len()))
 }
 
@@ -65,7 +68,10 @@ mod tests {
 
     #[test]
     fn what_a_terminal_would_obey_is_written_out() {
-        assert_eq!(shown("a\x1b[31mb\nc\u{202e}d\u{9b}\0"), r"a\u{1b}[31mb\u{a}c\u{202e}d\u{9b}\u{0}");
+        assert_eq!(
+            shown("a\x1b[31mb\nc\u{202e}d\u{9b}\0"),
+            r"a\u{1b}[31mb\u{a}c\u{202e}d\u{9b}\u{0}"
+        );
         assert_eq!(shown("Grüße, 世界 🙂"), "Grüße, 世界 🙂");
         assert_eq!(line(b"ok \xff\xfe \r"), "ok \u{fffd}\u{fffd} \\u{d}");
     }
@@ -73,11 +79,17 @@ mod tests {
     #[test]
     fn text_is_cut_where_it_gets_too_long() {
         assert_eq!(shown(&"ä".repeat(MAX_SHOWN)), "ä".repeat(MAX_SHOWN));
-        assert_eq!(shown(&"ä".repeat(MAX_SHOWN + 1)), "ä".repeat(MAX_SHOWN) + "…");
+        assert_eq!(
+            shown(&"ä".repeat(MAX_SHOWN + 1)),
+            "ä".repeat(MAX_SHOWN) + "…"
+        );
         assert!(shown(&"\0".repeat(1_000_000)).len() < 2 * MAX_SHOWN);
         assert!(line(&vec![b'x'; 1_000_000]).len() < MAX_LINE + 8);
         assert_eq!(field(&"x".repeat(MAX_FIELD)), "x".repeat(MAX_FIELD));
         let cut = field(&"ä".repeat(MAX_FIELD)).into_owned();
-        assert!(cut.ends_with(&format!("ä… (cut, {} bytes)", 2 * MAX_FIELD)) && cut.len() < MAX_FIELD + 64);
+        assert!(
+            cut.ends_with(&format!("ä… (cut, {} bytes)", 2 * MAX_FIELD))
+                && cut.len() < MAX_FIELD + 64
+        );
     }
 }

@@ -64,19 +64,36 @@ impl Forward {
         let (end, ended) = mpsc::channel();
         let dropped = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&dropped);
-        thread::Builder::new().name("diagnostics".to_owned()).spawn(move || {
-            Replay { make, into: None, dropped: counter, reported: 0 }.run(&items);
-            drop(end);
-        })?;
-        let guard = Guard { queue: Some(queue.clone()), ended, dropped: Arc::clone(&dropped) };
+        thread::Builder::new()
+            .name("diagnostics".to_owned())
+            .spawn(move || {
+                Replay {
+                    make,
+                    into: None,
+                    dropped: counter,
+                    reported: 0,
+                }
+                .run(&items);
+                drop(end);
+            })?;
+        let guard = Guard {
+            queue: Some(queue.clone()),
+            ended,
+            dropped: Arc::clone(&dropped),
+        };
         Ok((Self { queue, dropped }, guard))
     }
 }
 
 impl<S: Subscriber> Layer<S> for Forward {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut owned = Owned { metadata: event.metadata(), values: Vec::new() };
-        owned.values.resize_with(owned.metadata.fields().len(), || None);
+        let mut owned = Owned {
+            metadata: event.metadata(),
+            values: Vec::new(),
+        };
+        owned
+            .values
+            .resize_with(owned.metadata.fields().len(), || None);
         event.record(&mut owned);
         if let Err(TrySendError::Full(_)) = self.queue.try_send(Item::Event(owned)) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -93,7 +110,9 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        let Some(queue) = self.queue.take() else { return };
+        let Some(queue) = self.queue.take() else {
+            return;
+        };
         // A full queue has an end too: the thread is stuck, and no one waits for it.
         if queue.try_send(Item::End).is_ok() {
             // Ended or too slow: both are an error here, and both are fine.
@@ -140,8 +159,11 @@ impl Replay {
 impl Owned {
     /// The same event again, of the same call site, with the same fields.
     fn send(&self, into: &Dispatch) {
-        let values: Vec<Option<&dyn Value>> =
-            self.values.iter().map(|value| value.as_ref().map(Copied::as_value)).collect();
+        let values: Vec<Option<&dyn Value>> = self
+            .values
+            .iter()
+            .map(|value| value.as_ref().map(Copied::as_value))
+            .collect();
         let values = self.metadata.fields().value_set_all(&values);
         into.event(&Event::new(self.metadata, &values));
     }
@@ -155,7 +177,10 @@ impl Owned {
 
 impl Visit for Owned {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.put(field, Copied::Rendered(display(capped(format_args!("{value:?}")))));
+        self.put(
+            field,
+            Copied::Rendered(display(capped(format_args!("{value:?}")))),
+        );
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
@@ -215,7 +240,10 @@ impl fmt::Write for Capped {
             self.0.push_str(text);
             return Ok(());
         }
-        let end = (0..=room).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        let end = (0..=room)
+            .rev()
+            .find(|at| text.is_char_boundary(*at))
+            .unwrap_or(0);
         self.0.push_str(&text[..end]);
         Err(fmt::Error)
     }
@@ -250,7 +278,10 @@ mod tests {
 
     impl<S: Subscriber> Layer<S> for Blocking {
         fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-            let mut owned = Owned { metadata: event.metadata(), values: vec![None, None, None, None] };
+            let mut owned = Owned {
+                metadata: event.metadata(),
+                values: vec![None, None, None, None],
+            };
             event.record(&mut owned);
             let texts: Vec<_> = owned
                 .values
@@ -268,7 +299,9 @@ mod tests {
 
     fn unread(dir: &Path) -> UnixDatagram {
         let socket = UnixDatagram::bind(dir.join("socket")).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(30)))
+            .unwrap();
         socket
     }
 
@@ -284,11 +317,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let journal = unread(dir.path());
         let path = dir.path().join("socket");
-        let make: Make =
-            Box::new(move || Some(Registry::default().with(Blocking(UnixDatagram::unbound().unwrap(), path.clone())).into()));
+        let make: Make = Box::new(move || {
+            Some(
+                Registry::default()
+                    .with(Blocking(UnixDatagram::unbound().unwrap(), path.clone()))
+                    .into(),
+            )
+        });
         let (forward, guard) = Forward::start(make).unwrap();
         let before = Instant::now();
-        with_default(Registry::default().with(forward), || (0..10_000_u64).for_each(|n| info!(n, "line")));
+        with_default(Registry::default().with(forward), || {
+            (0..10_000_u64).for_each(|n| info!(n, "line"))
+        });
         let took = before.elapsed();
         assert!(took < Duration::from_secs(10), "{took:?}");
         assert!(guard.dropped() > 8_000, "{}", guard.dropped());
@@ -311,7 +351,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let make: Make = Box::new(move || {
-            path.exists().then(|| Registry::default().with(Blocking(UnixDatagram::unbound().unwrap(), path.clone())).into())
+            path.exists().then(|| {
+                Registry::default()
+                    .with(Blocking(UnixDatagram::unbound().unwrap(), path.clone()))
+                    .into()
+            })
         });
         let (forward, guard) = Forward::start(make).unwrap();
         with_default(Registry::default().with(forward), || {
@@ -321,7 +365,10 @@ mod tests {
             }
             let journal = unread(dir.path());
             info!("in time");
-            assert_eq!([receive(&journal), receive(&journal)], ["in time", "diagnostics dropped 1"]);
+            assert_eq!(
+                [receive(&journal), receive(&journal)],
+                ["in time", "diagnostics dropped 1"]
+            );
         });
     }
 
@@ -345,7 +392,14 @@ mod tests {
         }
         fn layer(buffer: &Buffer) -> Dispatch {
             let buffer = buffer.clone();
-            Registry::default().with(lines::layer().with_ansi(false).without_time().with_writer(move || buffer.clone())).into()
+            Registry::default()
+                .with(
+                    lines::layer()
+                        .with_ansi(false)
+                        .without_time()
+                        .with_writer(move || buffer.clone()),
+                )
+                .into()
         }
         let log = || {
             warn!(issuer = %"https://sso", age = ?Duration::from_secs(3), count = 7_u64, delta = -7, ratio = 0.5, ok = true, "key refresh failed");
@@ -359,7 +413,9 @@ mod tests {
         with_default(Registry::default().with(forward), log);
         drop(guard);
         assert_eq!(text(&replayed), text(&direct));
-        assert!(text(&direct).contains("issuer=https://sso age=3s count=7 delta=-7 ratio=0.5 ok=true"));
+        assert!(
+            text(&direct).contains("issuer=https://sso age=3s count=7 delta=-7 ratio=0.5 ok=true")
+        );
     }
 
     #[test]
@@ -377,12 +433,26 @@ mod tests {
     fn tracing_journald_behind_the_queue_sends_our_fields_and_stalls_nobody() {
         let in_own_run = || {
             unshare(CloneFlags::CLONE_NEWNS)?;
-            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-            mount(Some("run"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>)
+            mount(
+                None::<&str>,
+                "/",
+                None::<&str>,
+                MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+                None::<&str>,
+            )?;
+            mount(
+                Some("run"),
+                "/run",
+                Some("tmpfs"),
+                MsFlags::empty(),
+                None::<&str>,
+            )
         };
         let test = move || {
             if let Err(error) = in_own_run() {
-                return eprintln!("skipped: a mount namespace of our own needs root here ({error})");
+                return eprintln!(
+                    "skipped: a mount namespace of our own needs root here ({error})"
+                );
             }
             std::fs::create_dir_all("/run/systemd/journal").unwrap();
             let journal = unread(Path::new("/run/systemd/journal"));
@@ -395,11 +465,21 @@ mod tests {
             // The first datagram is tracing-journald's own empty probe.
             assert_eq!(receive(&journal), "");
             let first = receive(&journal);
-            for part in ["PRIORITY\n\u{1}\0\0\0\0\0\0\x006\n", "SYSLOG_IDENTIFIER\n", "MESSAGE\n", "first\n", "ISSUER\n", "https://sso\n", "CODE_FILE\n"] {
+            for part in [
+                "PRIORITY\n\u{1}\0\0\0\0\0\0\x006\n",
+                "SYSLOG_IDENTIFIER\n",
+                "MESSAGE\n",
+                "first\n",
+                "ISSUER\n",
+                "https://sso\n",
+                "CODE_FILE\n",
+            ] {
                 assert!(first.contains(part), "{part}: {first}");
             }
             // A report of what was dropped may come in between.
-            let noise = std::iter::repeat_with(|| receive(&journal)).find(|record| record.contains("noise")).unwrap();
+            let noise = std::iter::repeat_with(|| receive(&journal))
+                .find(|record| record.contains("noise"))
+                .unwrap();
             assert!(noise.contains("PRIORITY\n\u{1}\0\0\0\0\0\0\x007\n"));
         };
         // A thread of its own, because it leaves the namespace of the others.

@@ -28,8 +28,13 @@ pub(super) struct Datagram<'a> {
 
 impl Datagrams {
     pub(super) fn new(path: &Path) -> Self {
-        let socket = UnixDatagram::unbound().and_then(|socket| socket.set_nonblocking(true).map(|()| socket)).ok();
-        Self { socket, path: path.to_owned() }
+        let socket = UnixDatagram::unbound()
+            .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
+            .ok();
+        Self {
+            socket,
+            path: path.to_owned(),
+        }
     }
 }
 
@@ -37,7 +42,11 @@ impl<'a> MakeWriter<'a> for Datagrams {
     type Writer = Datagram<'a>;
 
     fn make_writer(&'a self) -> Self::Writer {
-        Datagram { to: self, priority: INFO, line: Vec::new() }
+        Datagram {
+            to: self,
+            priority: INFO,
+            line: Vec::new(),
+        }
     }
 
     fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Self::Writer {
@@ -47,7 +56,11 @@ impl<'a> MakeWriter<'a> for Datagrams {
             Level::INFO => INFO,
             _ => 7,
         };
-        Datagram { to: self, priority, line: Vec::new() }
+        Datagram {
+            to: self,
+            priority,
+            line: Vec::new(),
+        }
     }
 }
 
@@ -66,8 +79,14 @@ impl Write for Datagram<'_> {
 impl Drop for Datagram<'_> {
     fn drop(&mut self) {
         let message = self.line.trim_ascii_end();
-        let Some(socket) = self.to.socket.as_ref().filter(|_| !message.is_empty()) else { return };
-        let mut record = format!("SYSLOG_IDENTIFIER=thv\nPRIORITY={}\nMESSAGE\n", self.priority).into_bytes();
+        let Some(socket) = self.to.socket.as_ref().filter(|_| !message.is_empty()) else {
+            return;
+        };
+        let mut record = format!(
+            "SYSLOG_IDENTIFIER=thv\nPRIORITY={}\nMESSAGE\n",
+            self.priority
+        )
+        .into_bytes();
         record.extend_from_slice(&(message.len() as u64).to_le_bytes());
         record.extend_from_slice(message);
         record.push(b'\n');
@@ -88,8 +107,15 @@ mod tests {
     use super::*;
 
     fn log_to(path: &Path, log: impl FnOnce()) {
-        let lines = fmt::layer().with_ansi(false).without_time().with_level(false).with_target(false);
-        with_default(Registry::default().with(lines.with_writer(Datagrams::new(path))), log);
+        let lines = fmt::layer()
+            .with_ansi(false)
+            .without_time()
+            .with_level(false)
+            .with_target(false);
+        with_default(
+            Registry::default().with(lines.with_writer(Datagrams::new(path))),
+            log,
+        );
     }
 
     #[test]
@@ -105,7 +131,10 @@ mod tests {
         expected.extend_from_slice(&(message.len() as u64).to_le_bytes());
         expected.extend_from_slice(message);
         expected.push(b'\n');
-        assert_eq!(String::from_utf8_lossy(&buffer[..length]), String::from_utf8_lossy(&expected));
+        assert_eq!(
+            String::from_utf8_lossy(&buffer[..length]),
+            String::from_utf8_lossy(&expected)
+        );
     }
 
     #[test]

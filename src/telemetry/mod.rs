@@ -48,7 +48,10 @@ pub fn init(to: Target, filter: Option<&str>) -> Result<Guard, InitError> {
     };
     let (forward, guard) = Forward::start(make).map_err(InitError::Thread)?;
     let (filter, problem) = read_filter(filter);
-    install(Registry::default().with(filter).with(forward).into(), problem)?;
+    install(
+        Registry::default().with(filter).with(forward).into(),
+        problem,
+    )?;
     Ok(guard)
 }
 
@@ -58,10 +61,17 @@ pub fn init_single_threaded(to: Target, filter: Option<&str>) -> Result<(), Init
     let (filter, problem) = read_filter(filter);
     let dispatch: Dispatch = match to {
         Target::Journal => {
-            let lines = fmt::layer().with_ansi(false).without_time().with_level(false).with_writer(Datagrams::new(JOURNAL.as_ref()));
+            let lines = fmt::layer()
+                .with_ansi(false)
+                .without_time()
+                .with_level(false)
+                .with_writer(Datagrams::new(JOURNAL.as_ref()));
             Registry::default().with(filter).with(lines).into()
         }
-        Target::Stderr => Registry::default().with(filter).with(fmt::layer().with_ansi(false).with_writer(io::stderr)).into(),
+        Target::Stderr => Registry::default()
+            .with(filter)
+            .with(fmt::layer().with_ansi(false).with_writer(io::stderr))
+            .into(),
     };
     install(dispatch, problem)
 }
@@ -75,7 +85,10 @@ fn install(dispatch: Dispatch, problem: Option<String>) -> Result<(), InitError>
 }
 
 fn read_filter(filter: Option<&str>) -> (EnvFilter, Option<String>) {
-    match filter.filter(|filter| !filter.is_empty()).map(EnvFilter::try_new) {
+    match filter
+        .filter(|filter| !filter.is_empty())
+        .map(EnvFilter::try_new)
+    {
         Some(Ok(filter)) => (filter, None),
         Some(Err(error)) => (EnvFilter::new(DEFAULT_FILTER), Some(error.to_string())),
         None => (EnvFilter::new(DEFAULT_FILTER), None),
@@ -100,7 +113,9 @@ fn journal() -> Option<Dispatch> {
 }
 
 fn stderr() -> Dispatch {
-    Registry::default().with(fmt::layer().with_ansi(false).with_writer(io::stderr)).into()
+    Registry::default()
+        .with(fmt::layer().with_ansi(false).with_writer(io::stderr))
+        .into()
 }
 
 const DEFAULT_FILTER: &str = "info";
@@ -119,6 +134,9 @@ mod tests {
         let (filter, problem) = read_filter(Some("thv=debug"));
         assert_eq!((filter.to_string().as_str(), problem), ("thv=debug", None));
         let (filter, problem) = read_filter(Some("thv=loud"));
-        assert_eq!((filter.to_string().as_str(), problem.is_some()), ("info", true));
+        assert_eq!(
+            (filter.to_string().as_str(), problem.is_some()),
+            ("info", true)
+        );
     }
 }
