@@ -1,1 +1,308 @@
+//! What happened, for auditors: a closed set of events, each with fixed fields.
+//!
+//! [`Audit::record`] never blocks and never fails a request: what a sink cannot
+//! take now waits in a bounded queue, and what the queue cannot hold is counted
+//! and reported. Never a token, never an argument of a call. Called by
+//! `pipeline`, `session`, `child` and `daemon`; thv-journal(7) is the manual.
 
+mod event;
+mod journal;
+mod queue;
+#[cfg(test)]
+mod real;
+mod reason;
+mod record;
+mod text;
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    io::{self, Write},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use aws_lc_rs::digest;
+
+use crate::config::ServerName;
+
+pub use event::{Aim, Decision, Event, Exit, Outcome, RequestId, Verdict, Who};
+pub use queue::Backlog;
+pub use reason::Reason;
+pub use record::{Kind, Record};
+
+/// Where events go. Cheap to clone; all clones share one sequence.
+#[derive(Clone)]
+pub struct Audit(Arc<Sink>);
+
+enum Sink {
+    Queue(queue::Queue),
+    Memory { memory: Memory, server: String },
+}
+
+impl Audit {
+    /// To the journal's socket, normally [`JOURNAL`], which need not be there yet.
+    pub fn journal(socket: &Path, server: &ServerName) -> io::Result<Self> {
+        let queue = queue::Queue::direct(
+            journal::Socket::new(socket)?,
+            record::native,
+            server.as_str(),
+        )?;
+        Ok(Self(Arc::new(Sink::Queue(queue))))
+    }
+
+    /// One JSON object a line, to `out` (normally stderr), with the names and
+    /// shapes of `journalctl -o json`. Written by a thread of its own.
+    pub fn stderr(out: impl Write + Send + 'static, server: &ServerName) -> io::Result<Self> {
+        let queue = queue::Queue::threaded(Lines(out), record::json, server.as_str())?;
+        Ok(Self(Arc::new(Sink::Queue(queue))))
+    }
+
+    /// Into memory, to be read back.
+    pub fn memory(server: &ServerName) -> (Self, Memory) {
+        let memory = Memory::default();
+        let sink = Sink::Memory {
+            memory: memory.clone(),
+            server: server.to_string(),
+        };
+        (Self(Arc::new(sink)), memory)
+    }
+
+    /// Records one event. Never blocks, never fails.
+    pub fn record(&self, event: &Event) {
+        match &*self.0 {
+            Sink::Queue(queue) => queue.put(event),
+            Sink::Memory { memory, server } => memory.put(event, server),
+        }
+    }
+
+    /// What waits, and what was lost so far.
+    pub fn backlog(&self) -> Backlog {
+        match &*self.0 {
+            Sink::Queue(queue) => queue.backlog(),
+            Sink::Memory { .. } => Backlog::default(),
+        }
+    }
+
+    /// Waits until nothing is queued any more, at most this long; for the end
+    /// of a process. Blocks: not for the async runtime's threads.
+    pub fn flush(&self, within: Duration) -> bool {
+        match &*self.0 {
+            Sink::Queue(queue) => queue.flush(within),
+            Sink::Memory { .. } => true,
+        }
+    }
+}
+
+impl fmt::Debug for Audit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Audit({:?})", self.backlog())
+    }
+}
+
+/// The records of [`Audit::memory`]: the latest [`MAX_MEMORY`].
+#[derive(Clone, Debug, Default)]
+pub struct Memory(Arc<Mutex<(u64, VecDeque<Record>)>>);
+
+impl Memory {
+    /// Everything recorded so far, in order.
+    pub fn records(&self) -> Vec<Record> {
+        self.lock().1.iter().cloned().collect()
+    }
+
+    fn put(&self, event: &Event, server: &str) {
+        let mut record = Record::of(event, server, queue::now());
+        let mut inner = self.lock();
+        inner.0 += 1;
+        record.number(inner.0);
+        if inner.1.len() == MAX_MEMORY {
+            inner.1.pop_front();
+        }
+        inner.1.push_back(record);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (u64, VecDeque<Record>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A session's id as records show it: enough to join records, not enough to use.
+pub fn session_tag(id: &str) -> String {
+    let hash = digest::digest(&digest::SHA256, id.as_bytes());
+    hash.as_ref()[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// A writer as a sink: each record is one line.
+struct Lines<W>(W);
+
+impl<W: Write + Send + 'static> queue::Sink for Lines<W> {
+    fn send(&mut self, record: &[u8]) -> queue::Sent {
+        // A closed stderr stays closed: waiting for it would only fill the queue.
+        match self.0.write_all(record).and_then(|()| self.0.flush()) {
+            Ok(()) => queue::Sent::Yes,
+            Err(_) => queue::Sent::Never,
+        }
+    }
+}
+
+/// Where journald listens for native records.
+pub const JOURNAL: &str = "/run/systemd/journal/socket";
+
+/// Records kept by [`Audit::memory`].
+const MAX_MEMORY: usize = 4096;
+
+#[cfg(test)]
+mod fixture {
+    //! A journald as far as its socket goes.
+
+    use std::{
+        io::IoSliceMut,
+        os::{fd::AsRawFd, unix::net::UnixDatagram},
+        path::{Path, PathBuf},
+        time::Duration,
+    };
+
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+
+    use crate::config::ServerName;
+
+    pub(super) fn server() -> ServerName {
+        ServerName::parse("github").unwrap()
+    }
+
+    pub(super) struct Journald<S = UnixDatagram> {
+        socket: S,
+        path: PathBuf,
+        dir: tempfile::TempDir,
+    }
+
+    pub(super) struct Received {
+        pub(super) fields: Vec<(String, String)>,
+        pub(super) as_file: bool,
+    }
+
+    impl Journald<()> {
+        /// A place for it, where nothing listens yet.
+        pub(super) fn prepare() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            Self {
+                socket: (),
+                path: dir.path().join("socket"),
+                dir,
+            }
+        }
+
+        pub(super) fn bind(self) -> Journald {
+            let socket = UnixDatagram::bind(&self.path).unwrap();
+            socket
+                .set_read_timeout(Some(Duration::from_secs(30)))
+                .unwrap();
+            Journald {
+                socket,
+                path: self.path,
+                dir: self.dir,
+            }
+        }
+    }
+
+    impl<S> Journald<S> {
+        pub(super) fn path(&self) -> &Path {
+            &self.path
+        }
+    }
+
+    impl Journald {
+        pub(super) fn start() -> Self {
+            Journald::prepare().bind()
+        }
+
+        /// Goes away, reads what had been sent to it, and listens again at the same path.
+        pub(super) fn restart(self) -> (Self, Vec<Received>) {
+            std::fs::remove_file(&self.path).unwrap();
+            self.socket.set_nonblocking(true).unwrap();
+            let rest = std::iter::from_fn(|| self.try_receive()).collect();
+            let away = Journald {
+                socket: (),
+                path: self.path,
+                dir: self.dir,
+            };
+            (away.bind(), rest)
+        }
+
+        #[track_caller]
+        pub(super) fn receive(&self) -> Received {
+            self.try_receive().expect("a record should have arrived")
+        }
+
+        fn try_receive(&self) -> Option<Received> {
+            let mut buffer = vec![0; 1 << 20];
+            let mut control = nix::cmsg_space!([i32; 1]);
+            let (length, file) = {
+                let mut slices = [IoSliceMut::new(&mut buffer)];
+                let message = recvmsg::<()>(
+                    self.socket.as_raw_fd(),
+                    &mut slices,
+                    Some(&mut control),
+                    MsgFlags::MSG_CMSG_CLOEXEC,
+                )
+                .ok()?;
+                let file = message.cmsgs().unwrap().find_map(|cmsg| match cmsg {
+                    ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
+                    _ => None,
+                });
+                (message.bytes, file)
+            };
+            buffer.truncate(length);
+            let as_file = file.is_some();
+            if let Some(fd) = file {
+                // By another open: it has an offset of its own, and needs no `unsafe`.
+                buffer = std::fs::read(format!("/proc/self/fd/{fd}")).unwrap();
+                nix::unistd::close(fd).unwrap();
+            }
+            Some(Received {
+                fields: parse(&buffer),
+                as_file,
+            })
+        }
+    }
+
+    impl Received {
+        pub(super) fn field(&self, name: &str) -> Option<&str> {
+            self.fields
+                .iter()
+                .find(|(field, _)| field == name)
+                .map(|(_, value)| value.as_str())
+        }
+    }
+
+    /// The native protocol, read as journald reads it.
+    pub(super) fn parse(mut bytes: &[u8]) -> Vec<(String, String)> {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let mut fields = Vec::new();
+        while let Some(end) = bytes.iter().position(|byte| matches!(byte, b'=' | b'\n')) {
+            let (name, length, start) = if bytes[end] == b'=' {
+                let length = bytes[end + 1..]
+                    .iter()
+                    .position(|byte| *byte == b'\n')
+                    .unwrap();
+                (text(&bytes[..end]), length, end + 1)
+            } else {
+                let length = u64::from_le_bytes(bytes[end + 1..end + 9].try_into().unwrap());
+                (
+                    text(&bytes[..end]),
+                    usize::try_from(length).unwrap(),
+                    end + 9,
+                )
+            };
+            fields.push((name, text(&bytes[start..start + length])));
+            assert_eq!(bytes[start + length], b'\n');
+            bytes = &bytes[start + length + 1..];
+        }
+        assert!(bytes.is_empty());
+        fields
+    }
+}

@@ -10,6 +10,7 @@ use super::{
     slice::{self, Answer, Slice},
 };
 use crate::{
+    audit::Reason,
     auth::Identity,
     config::{Authz, ServerName},
     mcp::{Call, Shape, Target, method},
@@ -113,6 +114,16 @@ pub enum DenyReason {
     Method,
 }
 
+impl From<DenyReason> for Reason {
+    fn from(reason: DenyReason) -> Self {
+        match reason {
+            DenyReason::Policy => Self::Policy,
+            DenyReason::PolicyError => Self::PolicyError,
+            DenyReason::Method => Self::MethodUnknown,
+        }
+    }
+}
+
 impl Engine {
     /// Reads `[authz]` of a server's configuration.
     pub fn build(authz: &Authz, server: &ServerName) -> Result<Self, Vec<PolicyProblem>> {
@@ -168,6 +179,7 @@ impl Engine {
         Caller {
             engine: self,
             principal: entity::principal(identity),
+            ambiguous: identity.issuer().contains('|'),
         }
     }
 }
@@ -176,6 +188,8 @@ impl Engine {
 pub(super) struct Caller<'a> {
     engine: &'a Engine,
     principal: Entity,
+    /// The issuer holds the separator of `ISSUER|SUBJECT`: two callers could have one entity id.
+    ambiguous: bool,
 }
 
 enum Verdict {
@@ -216,6 +230,12 @@ impl Caller<'_> {
     }
 
     fn question(&self, method: &str, target: &Target<'_>) -> Result<(Request, Entities), String> {
+        if self.ambiguous {
+            return Err(
+                "an issuer with `|` in it cannot be told from another issuer and subject"
+                    .to_owned(),
+            );
+        }
         let server = &self.engine.server;
         let resource = entity::target(target, &server.uid());
         let resource_uid: EntityUid = resource.as_ref().unwrap_or(server).uid();
@@ -487,6 +507,24 @@ mod tests {
             &Identity::example(ISSUER, "admin"),
             tool("x"),
             &["github:admin"],
+        );
+    }
+
+    #[test]
+    fn an_issuer_that_holds_the_separator_is_nobody() {
+        let engine = engine(r#"permit (principal == User::"https://a|b|c", action, resource);"#);
+        permitted(
+            &engine,
+            &Identity::example("https://a", "b|c"),
+            tool("x"),
+            &["github:policy0"],
+        );
+        denied(
+            &engine,
+            &Identity::example("https://a|b", "c"),
+            tool("x"),
+            DenyReason::PolicyError,
+            &[],
         );
     }
 

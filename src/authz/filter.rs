@@ -52,7 +52,13 @@ impl Engine {
 fn cuts(elements: Value<'_>, caller: &Caller<'_>, list: &List) -> Vec<Range<usize>> {
     let elements: Vec<(Range<usize>, bool)> = elements
         .elements()
-        .map(|element| (element.span(), stays(element, caller, list)))
+        .enumerate()
+        .map(|(index, element)| {
+            (
+                element.span(),
+                index < MAX_LISTED && stays(element, caller, list),
+            )
+        })
         .collect();
     let mut kept_before = false;
     let mut cuts = Vec::new();
@@ -96,6 +102,9 @@ fn list(method: &str) -> Option<List> {
         target,
     })
 }
+
+/// Elements of one answer that are decided on; those beyond it are not listed. Servers page longer lists.
+const MAX_LISTED: usize = 5_000;
 
 #[cfg(test)]
 mod tests {
@@ -199,6 +208,31 @@ mod tests {
                 r#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"x"}}"#
             ),
             None
+        );
+    }
+
+    #[test]
+    fn a_list_that_is_longer_than_anybody_reads_is_cut_off() {
+        let list = |count| format!("[{}]", vec![r#"{"name":"x"}"#; count].join(","));
+        let answer = |count| {
+            format!(
+                r#"{{"jsonrpc":"2.0","id":1,"result":{{"tools":{}}}}}"#,
+                list(count)
+            )
+        };
+        let engine =
+            Engine::build(&Authz::Authenticated, &ServerName::parse("github").unwrap()).unwrap();
+        let filter = |count| {
+            engine.filter(
+                &alice(),
+                "tools/list",
+                &Message::parse(Bytes::from(answer(count))).unwrap(),
+            )
+        };
+        assert_eq!(filter(MAX_LISTED), None);
+        assert_eq!(
+            filter(MAX_LISTED + 3),
+            Some(answer(MAX_LISTED).into_bytes())
         );
     }
 

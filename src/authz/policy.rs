@@ -553,4 +553,29 @@ mod tests {
                 .unwrap();
         }
     }
+
+    #[test]
+    fn the_manual_lists_every_action_and_its_examples_are_valid() {
+        let manual = include_str!("../../man/thv-cedar.7");
+        for method in method::DECIDED {
+            assert!(
+                manual.contains(&format!(".It Li Action::\\(dq{method}\\(dq")),
+                "{method} is missing from thv-cedar(7)"
+            );
+        }
+        let examples: Vec<_> = manual
+            .split(".Bd -literal -offset indent\n")
+            .skip(1)
+            .map(|rest| rest.split(".Ed").next().unwrap())
+            .collect();
+        assert_eq!(examples.len(), 5);
+        let files = examples
+            .iter()
+            .enumerate()
+            .map(|(n, text)| file(&format!("/p/{n}.cedar"), text))
+            .collect();
+        if let Err(problems) = build(files) {
+            panic!("{problems:#?}");
+        }
+    }
 }

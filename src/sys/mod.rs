@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "this room is where it stands, each use with its proof")]
 
 mod descriptors;
+pub(crate) mod memfd;
 mod readiness;
 
 pub(crate) use descriptors::received_descriptors;

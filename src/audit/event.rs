@@ -1,0 +1,229 @@
+//! The closed set of events, with what each carries.
+
+use std::{fmt, path::PathBuf, time::Duration};
+
+use aws_lc_rs::rand;
+
+use super::Reason;
+use crate::{auth::Identity, config::Layer, mcp::Target};
+
+/// Something that an auditor or an operator has to be able to find later.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Requests are served from now on.
+    Ready,
+    /// No new requests; those accepted are finished.
+    Stopping,
+    /// Nobody has asked for a while: the process ends, the socket stays.
+    IdleExit,
+    ConfigRefused {
+        file: PathBuf,
+        line: usize,
+        key: Option<String>,
+        message: String,
+    },
+    /// What was decided about one request, before anything reached a child.
+    Decision(Decision),
+    /// What became of a request that was allowed.
+    Outcome(Outcome),
+    /// `principal` is the [`crate::auth::PrincipalKey`] of whom it serves.
+    ChildStarted {
+        child: u64,
+        pid: u32,
+        principal: Option<String>,
+    },
+    /// `expected`: because its session ended or thv stopped.
+    ChildExited {
+        child: u64,
+        pid: u32,
+        exit: Exit,
+        expected: bool,
+    },
+    /// One line that a child wrote to its standard error, as bytes.
+    ChildStderr {
+        child: u64,
+        pid: u32,
+        line: Vec<u8>,
+    },
+    /// A required layer of the sandbox could not be applied: the child did not start.
+    LayerFailed {
+        layer: Layer,
+        reason: String,
+    },
+    KeysFetched {
+        issuer: String,
+        keys: usize,
+    },
+    /// `cached`: keys from before are still in use.
+    KeysUnavailable {
+        issuer: String,
+        cached: bool,
+        error: String,
+    },
+    /// Policies failed while they were evaluated; the request was denied.
+    PolicyError {
+        request_id: RequestId,
+        policies: Vec<String>,
+        errors: Vec<String>,
+    },
+    /// Somebody ran into a limit, which `reason` names.
+    LimitHit {
+        reason: Reason,
+        limit: u64,
+        peer: Option<String>,
+    },
+    /// Records were lost because a sink could not take them; made by the queue itself.
+    Dropped {
+        count: u64,
+        first: u64,
+        last: u64,
+    },
+}
+
+/// The decision on one request.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    pub request_id: RequestId,
+    /// `None` while nobody has been authenticated.
+    pub who: Option<Who>,
+    /// The JSON-RPC method, where the body got that far.
+    pub method: Option<String>,
+    pub aim: Aim,
+    pub verdict: Verdict,
+    /// The policies that decided, by name.
+    pub policies: Vec<String>,
+    /// The HTTP status of a refusal.
+    pub status: Option<u16>,
+    pub peer: Option<String>,
+    /// [`super::session_tag`] of the session.
+    pub session: Option<String>,
+}
+
+impl Decision {
+    /// A refusal about which nothing else is known yet.
+    pub fn denied(request_id: RequestId, reason: Reason, status: u16) -> Self {
+        Self {
+            verdict: Verdict::Deny(reason),
+            status: Some(status),
+            ..Self::allowed(request_id, Vec::new())
+        }
+    }
+
+    /// A permission by these policies.
+    pub fn allowed(request_id: RequestId, policies: Vec<String>) -> Self {
+        Self {
+            request_id,
+            who: None,
+            method: None,
+            aim: Aim::Server,
+            verdict: Verdict::Allow,
+            policies,
+            status: None,
+            peer: None,
+            session: None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    Allow,
+    Deny(Reason),
+}
+
+/// What became of one allowed request.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub request_id: RequestId,
+    /// `None`: the server answered with a result.
+    pub reason: Option<Reason>,
+    /// The HTTP status, where one was sent.
+    pub status: Option<u16>,
+    pub duration: Duration,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+}
+
+/// A caller, in the words of the token.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Who {
+    pub issuer: String,
+    pub subject: String,
+    pub client: Option<String>,
+}
+
+impl From<&Identity> for Who {
+    fn from(identity: &Identity) -> Self {
+        Self {
+            issuer: identity.issuer().to_owned(),
+            subject: identity.subject().to_owned(),
+            client: identity.client().map(str::to_owned),
+        }
+    }
+}
+
+/// What a request is aimed at.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Aim {
+    Server,
+    Tool(String),
+    Prompt(String),
+    Resource(String),
+}
+
+impl From<&Target<'_>> for Aim {
+    fn from(target: &Target<'_>) -> Self {
+        match *target {
+            Target::Server => Self::Server,
+            Target::Tool(name) => Self::Tool(name.to_owned()),
+            Target::Prompt(name) => Self::Prompt(name.to_owned()),
+            Target::Resource(uri) => Self::Resource(uri.to_owned()),
+        }
+    }
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+    /// Its memory ran out.
+    OutOfMemory,
+    Unknown,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "code {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::OutOfMemory => f.write_str("out of memory"),
+            Self::Unknown => f.write_str("unknown"),
+        }
+    }
+}
+
+/// The random name that joins everything recorded about one request.
+#[derive(Clone, Copy, Eq, Hash, PartialEq)]
+pub struct RequestId([u8; 16]);
+
+impl RequestId {
+    /// A new one.
+    pub fn random() -> Self {
+        let mut id = [0; 16];
+        rand::fill(&mut id).expect("the random generator works once the process runs");
+        Self(id)
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

@@ -1,0 +1,301 @@
+//! The journal's native socket, spoken to without ever waiting for it.
+//!
+//! `sd_journal_send` says "sent" when journald is absent and blocks when its
+//! queue is full; this one says so instead. The socket is not connected: a
+//! journald that comes back is found again by its path.
+
+use std::{
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::net::UnixDatagram,
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg},
+};
+
+use super::queue::{Sent, Sink};
+use crate::sys::memfd;
+
+pub(super) struct Socket {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
+
+impl Socket {
+    /// Nothing has to listen at `path` yet.
+    pub(super) fn new(path: &Path) -> io::Result<Self> {
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            socket,
+            path: path.to_owned(),
+        })
+    }
+
+    /// A record that is too large for a datagram goes as a sealed file.
+    fn send_file(&self, record: &[u8]) -> io::Result<()> {
+        let file = memfd::sealed(record)?;
+        self.send_fd(file.as_fd())
+    }
+
+    fn send_fd(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        let address = UnixAddr::new(&self.path)?;
+        let fds = [file.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&fds)];
+        sendmsg(
+            self.socket.as_raw_fd(),
+            &[],
+            &rights,
+            MsgFlags::MSG_DONTWAIT,
+            Some(&address),
+        )?;
+        Ok(())
+    }
+}
+
+impl Sink for Socket {
+    fn send(&mut self, record: &[u8]) -> Sent {
+        let sent = self.socket.send_to(record, &self.path).map(drop);
+        let too_large = |error: &io::Error| error.raw_os_error() == Some(Errno::EMSGSIZE as i32);
+        match sent {
+            Err(error) if too_large(&error) => match self.send_file(record) {
+                Err(error) if too_large(&error) => Sent::Never,
+                other => outcome(&other),
+            },
+            other => outcome(&other),
+        }
+    }
+}
+
+/// Absent, stopped, full, restarting, out of descriptors: all of it passes.
+fn outcome(sent: &io::Result<()>) -> Sent {
+    if sent.is_ok() { Sent::Yes } else { Sent::Later }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, thread, time::Duration};
+
+    use crate::audit::{
+        Audit, Decision, Event, Reason, RequestId,
+        fixture::{Journald, Received, server},
+    };
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    fn decision(policy: &str) -> Event {
+        Event::Decision(Decision::allowed(
+            RequestId::random(),
+            vec![policy.to_owned()],
+        ))
+    }
+
+    /// The numbers that arrived, and those that are reported lost.
+    fn numbers(received: &[Received]) -> (Vec<u64>, u64) {
+        let number = |record: &Received, name| {
+            record
+                .field(name)
+                .map(|value| value.parse::<u64>().unwrap())
+        };
+        let arrived = received
+            .iter()
+            .filter_map(|record| number(record, "THV_SEQ"))
+            .collect();
+        (
+            arrived,
+            received
+                .iter()
+                .filter_map(|record| number(record, "THV_DROPPED"))
+                .sum(),
+        )
+    }
+
+    #[test]
+    fn a_record_arrives_at_once_with_its_fields() {
+        let journald = Journald::start();
+        let audit = Audit::journal(journald.path(), &server()).unwrap();
+        let id = RequestId::random();
+        audit.record(&Event::Decision(Decision::denied(
+            id,
+            Reason::TokenExpired,
+            401,
+        )));
+        let record = journald.receive();
+        for (name, value) in [
+            ("MESSAGE", "denied (token-expired)"),
+            ("MESSAGE_ID", "10a520fad1d245a3b4612a4aafe999fa"),
+            ("PRIORITY", "5"),
+            ("SYSLOG_IDENTIFIER", "thv"),
+            ("THV_SERVER", "github"),
+            ("THV_DECISION", "deny"),
+            ("THV_REASON", "token-expired"),
+            ("THV_STATUS", "401"),
+            ("THV_REQUEST_ID", &id.to_string()),
+            ("THV_SEQ", "1"),
+        ] {
+            assert_eq!(record.field(name), Some(value), "{name}");
+        }
+        assert_eq!(record.field("THV_SUBJECT"), None);
+    }
+
+    /// fault-41: what was recorded while journald was away arrives when it is back, in order, with its own time.
+    #[test]
+    fn records_wait_for_a_journald_that_is_not_there() {
+        let journald = Journald::prepare();
+        let audit = Audit::journal(journald.path(), &server()).unwrap();
+        for n in 0..100 {
+            audit.record(&decision(&n.to_string()));
+        }
+        assert_eq!((audit.backlog().waiting, audit.backlog().dropped), (100, 0));
+        let before = crate::audit::queue::now().as_micros();
+        let journald = journald.bind();
+        let received: Vec<_> = (0..100).map(|_| journald.receive()).collect();
+        for (n, record) in received.iter().enumerate() {
+            assert_eq!(record.field("THV_POLICY"), Some(n.to_string().as_str()));
+            assert!(
+                record
+                    .field("THV_TIME_USEC")
+                    .unwrap()
+                    .parse::<u128>()
+                    .unwrap()
+                    <= before
+            );
+        }
+        assert_eq!(numbers(&received), ((1..=100).collect(), 0));
+        assert!(audit.flush(LONG));
+    }
+
+    /// fault-42: journald is stopped, its queue full. Nobody waits, and what is lost is counted and said.
+    #[test]
+    fn a_journald_that_reads_nothing_holds_up_nobody_and_hears_later_what_it_missed() {
+        let journald = Journald::start();
+        let audit = Audit::journal(journald.path(), &server()).unwrap();
+        let before = std::time::Instant::now();
+        for _ in 0..10_000 {
+            audit.record(&decision("p"));
+        }
+        let took = before.elapsed();
+        assert!(took < LONG, "{took:?}");
+        let backlog = audit.backlog();
+        assert_eq!(backlog.waiting, 1024);
+        assert!(backlog.dropped > 8_000);
+
+        let mut received = Vec::new();
+        while numbers(&received).0.last() != Some(&10_000) {
+            received.push(journald.receive());
+        }
+        let (arrived, dropped) = numbers(&received);
+        assert_eq!(arrived.len() as u64 + dropped, 10_000);
+        assert_eq!(dropped, backlog.dropped);
+        assert!(arrived.is_sorted());
+        let report = received
+            .iter()
+            .find(|record| record.field("THV_DROPPED").is_some())
+            .unwrap();
+        assert_eq!(
+            report.field("MESSAGE_ID"),
+            Some("06153da70e5449debddcf126b126ea53")
+        );
+        // First and last name the hole exactly.
+        let all: BTreeSet<u64> = arrived.iter().copied().collect();
+        let (first, last) = (
+            report.field("THV_DROPPED_FIRST").unwrap(),
+            report.field("THV_DROPPED_LAST").unwrap(),
+        );
+        let hole: Vec<u64> = (1..=10_000)
+            .filter(|number| !all.contains(number))
+            .collect();
+        assert_eq!(
+            (
+                hole.first().unwrap().to_string().as_str(),
+                hole.last().unwrap().to_string().as_str()
+            ),
+            (first, last)
+        );
+        assert!(audit.flush(LONG));
+    }
+
+    /// fault-43: the socket goes and comes back, under load from many threads.
+    #[test]
+    fn no_record_is_lost_or_doubled_when_journald_restarts() {
+        let journald = Journald::start();
+        let audit = Audit::journal(journald.path(), &server()).unwrap();
+        let writers: Vec<_> = (0..4)
+            .map(|_| {
+                let audit = audit.clone();
+                thread::spawn(move || (0..100).for_each(|_| audit.record(&decision("p"))))
+            })
+            .collect();
+        let mut received: Vec<_> = (0..50).map(|_| journald.receive()).collect();
+        let (journald, rest) = journald.restart();
+        received.extend(rest);
+        writers
+            .into_iter()
+            .for_each(|writer| writer.join().unwrap());
+        while received.len() < 400 {
+            received.push(journald.receive());
+        }
+        assert!(audit.flush(LONG));
+        assert_eq!(numbers(&received), ((1..=400).collect(), 0));
+    }
+
+    /// fault-44: what a child shouts while journald is slow does not push out what is known about it.
+    #[test]
+    fn noise_of_a_child_does_not_displace_decisions() {
+        let journald = Journald::prepare();
+        let audit = Audit::journal(journald.path(), &server()).unwrap();
+        let noise = Event::ChildStderr {
+            child: 1,
+            pid: 2,
+            line: b"noise".to_vec(),
+        };
+        for n in 0..20_000 {
+            audit.record(&noise);
+            if n % 100 == 0 {
+                audit.record(&decision("p"));
+            }
+        }
+        let journald = journald.bind();
+        let mut received = Vec::new();
+        while received
+            .iter()
+            .filter(|record: &&Received| record.field("THV_DECISION").is_some())
+            .count()
+            < 200
+        {
+            received.push(journald.receive());
+        }
+        let (arrived, dropped) = numbers(&received);
+        assert_eq!(arrived.len() as u64 + dropped, 20_200);
+    }
+
+    /// fault-45: line breaks, and sizes beyond a line's and beyond a datagram's.
+    #[test]
+    fn a_large_record_with_line_breaks_arrives_whole() {
+        let journald = Journald::start();
+        let audit = Audit::journal(journald.path(), &server()).unwrap();
+        let error = "line\nTHV_DECISION=allow\n".repeat(600);
+        let errors = |count| Event::PolicyError {
+            request_id: RequestId::random(),
+            policies: vec!["p".to_owned()],
+            errors: vec![error.clone(); count],
+        };
+        for (count, as_file) in [(1, false), (5, false), (30, true)] {
+            audit.record(&errors(count));
+            let record = journald.receive();
+            assert_eq!(record.as_file, as_file, "{count}");
+            let found: Vec<_> = record
+                .fields
+                .iter()
+                .filter(|(name, _)| name == "THV_ERROR")
+                .collect();
+            assert!(found.len() == count && found.iter().all(|(_, value)| *value == error));
+            assert_eq!(record.field("THV_DECISION"), None);
+        }
+    }
+}

@@ -1,0 +1,454 @@
+//! Between those who record and a sink that may be slow, full or away.
+//!
+//! At most [`MAX_WAITING`] records wait. The oldest go first, counted, and as
+//! soon as the sink takes records again it is told how many and which are
+//! missing. A record keeps its number and its time however late it arrives, so
+//! that numbers received and numbers reported missing leave no hole.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use super::{Event, Kind, Record};
+
+/// Where records go in the end.
+pub(super) trait Sink: Send + 'static {
+    fn send(&mut self, record: &[u8]) -> Sent;
+}
+
+/// Whether a sink took a record.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Sent {
+    Yes,
+    /// Not now; try the same one again later.
+    Later,
+    /// Not ever this one: counted as dropped.
+    Never,
+}
+
+/// How much waits and how much was lost.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Backlog {
+    pub waiting: usize,
+    /// Since the start.
+    pub dropped: u64,
+}
+
+/// The queue and its thread, which ends when the queue is dropped.
+pub(super) struct Queue(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    /// There may be something to do for the thread.
+    work: Condvar,
+    /// Nothing waits any more.
+    empty: Condvar,
+    encode: fn(&Record) -> Vec<u8>,
+    server: String,
+    /// Whether who records may use the sink: it never blocks.
+    direct: bool,
+}
+
+struct State {
+    /// `None` while the thread uses it, outside the lock.
+    sink: Option<Box<dyn Sink>>,
+    waiting: VecDeque<Item>,
+    /// Bytes of what waits.
+    bytes: usize,
+    gap: Gap,
+    dropped: u64,
+    numbers: u64,
+    closed: bool,
+}
+
+struct Item {
+    number: u64,
+    bytes: Vec<u8>,
+}
+
+/// Records lost since the sink was last told.
+#[derive(Clone, Copy, Debug, Default)]
+struct Gap {
+    count: u64,
+    first: u64,
+    last: u64,
+}
+
+impl Queue {
+    /// For a sink that never blocks: whoever records tries it at once.
+    pub(super) fn direct(
+        sink: impl Sink,
+        encode: fn(&Record) -> Vec<u8>,
+        server: &str,
+    ) -> io::Result<Self> {
+        Self::new(Box::new(sink), encode, server, true)
+    }
+
+    /// For a sink that may block: only the queue's thread uses it.
+    pub(super) fn threaded(
+        sink: impl Sink,
+        encode: fn(&Record) -> Vec<u8>,
+        server: &str,
+    ) -> io::Result<Self> {
+        Self::new(Box::new(sink), encode, server, false)
+    }
+
+    fn new(
+        sink: Box<dyn Sink>,
+        encode: fn(&Record) -> Vec<u8>,
+        server: &str,
+        direct: bool,
+    ) -> io::Result<Self> {
+        let state = State {
+            sink: Some(sink),
+            waiting: VecDeque::new(),
+            bytes: 0,
+            gap: Gap::default(),
+            dropped: 0,
+            numbers: 0,
+            closed: false,
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            empty: Condvar::new(),
+            encode,
+            server: server.to_owned(),
+            direct,
+        });
+        let worker = Arc::clone(&shared);
+        thread::Builder::new()
+            .name("audit".to_owned())
+            .spawn(move || worker.run())?;
+        Ok(Self(shared))
+    }
+
+    /// Numbers the event and hands it on, or keeps it for later.
+    pub(super) fn put(&self, event: &Event) {
+        let shared = &*self.0;
+        let mut record = Record::of(event, &shared.server, now());
+        let mut state = shared.lock();
+        state.numbers += 1;
+        let number = state.numbers;
+        record.number(number);
+        let item = Item {
+            number,
+            bytes: (shared.encode)(&record),
+        };
+        let idle = state.nothing_waits();
+        // What a child says must not push out what is known about it (fault-44).
+        let noise = record.kind() == Kind::ChildStderr && state.waiting.len() >= MAX_NOISE;
+        match &mut state.sink {
+            Some(sink) if shared.direct && idle => match sink.send(&item.bytes) {
+                Sent::Yes => return,
+                Sent::Later => state.keep(item),
+                Sent::Never => state.lose(number),
+            },
+            _ if noise => state.lose(number),
+            _ => state.keep(item),
+        }
+        drop(state);
+        if idle {
+            // Otherwise the thread is at work, or waits until it is time to retry.
+            shared.work.notify_one();
+        }
+    }
+
+    pub(super) fn backlog(&self) -> Backlog {
+        let state = self.0.lock();
+        Backlog {
+            waiting: state.waiting.len(),
+            dropped: state.dropped,
+        }
+    }
+
+    pub(super) fn flush(&self, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        let mut state = self.0.lock();
+        while !state.nothing_waits() || state.sink.is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state = self
+                .0
+                .empty
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        true
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.work.notify_one();
+        // Not joined: a sink that blocks must not hold up the end of the process. Who cares calls flush().
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The thread: sends what waits, in order, until the queue is dropped.
+    fn run(&self) {
+        let mut state = self.lock();
+        let mut pause = FIRST_RETRY;
+        loop {
+            while state.nothing_waits() {
+                self.empty.notify_all();
+                if state.closed {
+                    return;
+                }
+                state = self
+                    .work
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+            let (sent, all);
+            (state, sent, all) = self.drain(state);
+            // A sink that is merely busy takes more in a moment; one that is away is asked ever more rarely.
+            pause = if sent > 0 {
+                FIRST_RETRY
+            } else {
+                (pause * 2).min(LAST_RETRY)
+            };
+            if !all {
+                if state.closed {
+                    return;
+                }
+                state = self
+                    .work
+                    .wait_timeout(state, pause)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
+            }
+        }
+    }
+
+    /// Sends until nothing waits (`true`) or the sink takes no more, and says how many went.
+    /// Holds the lock only between records.
+    fn drain<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+    ) -> (MutexGuard<'a, State>, usize, bool) {
+        let mut count = 0;
+        let mut sink = state
+            .sink
+            .take()
+            .expect("only the one thread takes the sink, and gives it back");
+        let all = loop {
+            let gap = std::mem::take(&mut state.gap);
+            let item = if gap.count > 0 {
+                Some(self.report(gap))
+            } else {
+                state.next()
+            };
+            let Some(item) = item else { break true };
+            drop(state);
+            let sent = sink.send(&item.bytes);
+            state = self.lock();
+            match (sent, gap.count > 0) {
+                (Sent::Yes, _) => count += 1,
+                (Sent::Later, false) => {
+                    state.put_back(item);
+                    break false;
+                }
+                (Sent::Later, true) => {
+                    state.gap.merge(gap);
+                    break false;
+                }
+                (Sent::Never, false) => state.lose(item.number),
+                // Nobody is left to whom to report.
+                (Sent::Never, true) => {}
+            }
+        };
+        state.sink = Some(sink);
+        (state, count, all)
+    }
+
+    /// The record about lost ones. It has no number: it stands for those it names.
+    fn report(&self, gap: Gap) -> Item {
+        let event = Event::Dropped {
+            count: gap.count,
+            first: gap.first,
+            last: gap.last,
+        };
+        let record = Record::of(&event, &self.server, now());
+        Item {
+            number: gap.last,
+            bytes: (self.encode)(&record),
+        }
+    }
+}
+
+impl State {
+    fn nothing_waits(&self) -> bool {
+        self.waiting.is_empty() && self.gap.count == 0
+    }
+
+    fn keep(&mut self, item: Item) {
+        self.bytes += item.bytes.len();
+        self.waiting.push_back(item);
+        while self.waiting.len() > MAX_WAITING || (self.bytes > MAX_BYTES && self.waiting.len() > 1)
+        {
+            let oldest = self.next().expect("more than one waits");
+            self.lose(oldest.number);
+        }
+    }
+
+    fn put_back(&mut self, item: Item) {
+        self.bytes += item.bytes.len();
+        self.waiting.push_front(item);
+    }
+
+    fn next(&mut self) -> Option<Item> {
+        let item = self.waiting.pop_front()?;
+        self.bytes -= item.bytes.len();
+        Some(item)
+    }
+
+    fn lose(&mut self, number: u64) {
+        self.dropped += 1;
+        self.gap.add(number);
+    }
+}
+
+impl Gap {
+    fn add(&mut self, number: u64) {
+        self.merge(Self {
+            count: 1,
+            first: number,
+            last: number,
+        });
+    }
+
+    fn merge(&mut self, other: Self) {
+        let first = if self.count == 0 {
+            other.first
+        } else {
+            self.first.min(other.first)
+        };
+        *self = Self {
+            count: self.count + other.count,
+            first,
+            last: self.last.max(other.last),
+        };
+    }
+}
+
+pub(super) fn now() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
+/// Records that wait for a sink; beyond it, the oldest is dropped and counted.
+const MAX_WAITING: usize = 1024;
+/// Beyond so many, what children say is not kept any more.
+const MAX_NOISE: usize = MAX_WAITING / 2;
+/// Bytes of those records; likewise.
+const MAX_BYTES: usize = 4 << 20;
+/// How long until a sink that took no more is tried again: first this, then twice as long each time …
+const FIRST_RETRY: Duration = Duration::from_millis(1);
+/// … up to this.
+const LAST_RETRY: Duration = Duration::from_millis(250);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::audit::{Audit, fixture::server};
+
+    /// A writer that waits for leave before each line.
+    struct Slow {
+        leave: mpsc::Receiver<()>,
+        written: mpsc::Sender<serde_json::Value>,
+    }
+
+    impl io::Write for Slow {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            self.leave
+                .recv()
+                .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+            assert_eq!(line.last(), Some(&b'\n'));
+            self.written
+                .send(serde_json::from_slice(line).unwrap())
+                .unwrap();
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_stderr_that_nobody_reads_holds_up_nobody() {
+        let ((leave, wait), (written, lines)) = (mpsc::channel(), mpsc::channel());
+        let audit = Audit::stderr(
+            Slow {
+                leave: wait,
+                written,
+            },
+            &server(),
+        )
+        .unwrap();
+        for _ in 0..3_000 {
+            audit.record(&Event::Ready);
+        }
+        let backlog = audit.backlog();
+        assert!(
+            backlog.waiting <= MAX_WAITING && backlog.dropped >= 3_000 - MAX_WAITING as u64 - 1,
+            "{backlog:?}"
+        );
+        assert!(!audit.flush(Duration::from_millis(1)));
+        // One was in the writer's hands, then the report, then the rest.
+        (0..MAX_WAITING + 2).for_each(|_| leave.send(()).unwrap());
+        assert!(audit.flush(Duration::from_secs(30)));
+        let lines: Vec<_> = lines.try_iter().collect();
+        let report = lines
+            .iter()
+            .find(|line| line["THV_EVENT"] == "records-dropped")
+            .unwrap();
+        let number = |value: &serde_json::Value| value.as_str().unwrap().parse::<u64>().unwrap();
+        let arrived = lines
+            .iter()
+            .filter(|line| line["THV_EVENT"] == "ready")
+            .count() as u64;
+        assert_eq!(arrived + number(&report["THV_DROPPED"]), 3_000);
+        assert_eq!(number(&lines.last().unwrap()["THV_SEQ"]), 3_000);
+    }
+
+    #[test]
+    fn a_closed_stderr_is_given_up_record_by_record() {
+        let ((leave, wait), (written, _lines)) = (mpsc::channel(), mpsc::channel());
+        drop(leave);
+        let audit = Audit::stderr(
+            Slow {
+                leave: wait,
+                written,
+            },
+            &server(),
+        )
+        .unwrap();
+        (0..10).for_each(|_| audit.record(&Event::Ready));
+        assert!(audit.flush(Duration::from_secs(30)));
+        assert_eq!(
+            audit.backlog(),
+            Backlog {
+                waiting: 0,
+                dropped: 10
+            }
+        );
+    }
+}

@@ -1,0 +1,750 @@
+//! One event as a record: fields with fixed names, in the journal's two forms.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::{
+    event::{Aim, Decision, Event, Outcome, Verdict},
+    text::{field, line, shown},
+};
+
+/// What kind of event a record is about.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Kind {
+    Ready,
+    Stopping,
+    IdleExit,
+    ConfigRefused,
+    Decision,
+    Outcome,
+    ChildStarted,
+    ChildExited,
+    ChildDied,
+    ChildStderr,
+    LayerFailed,
+    KeysFetched,
+    KeysUnavailable,
+    PolicyError,
+    LimitHit,
+    Dropped,
+}
+
+impl Kind {
+    pub const ALL: [Self; 16] = [
+        Self::Ready,
+        Self::Stopping,
+        Self::IdleExit,
+        Self::ConfigRefused,
+        Self::Decision,
+        Self::Outcome,
+        Self::ChildStarted,
+        Self::ChildExited,
+        Self::ChildDied,
+        Self::ChildStderr,
+        Self::LayerFailed,
+        Self::KeysFetched,
+        Self::KeysUnavailable,
+        Self::PolicyError,
+        Self::LimitHit,
+        Self::Dropped,
+    ];
+
+    /// The value of `THV_EVENT` and of `MESSAGE_ID`; neither ever changes its meaning.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Ready => ("ready", "970066cd232c48108893c3043dab5915"),
+            Self::Stopping => ("stopping", "82a94074639f4d19935b7b56c9925464"),
+            Self::IdleExit => ("idle-exit", "b18ca53d098f449ea0f7a53423c5bd84"),
+            Self::ConfigRefused => ("config-refused", "69a8b6df9bec473c9e82863b15c65e60"),
+            Self::Decision => ("decision", "10a520fad1d245a3b4612a4aafe999fa"),
+            Self::Outcome => ("outcome", "142710fbd4e64d84a8a1cb9e4f953af6"),
+            Self::ChildStarted => ("child-started", "639d3fd02ecc44418bdb40be1f812b15"),
+            Self::ChildExited => ("child-exited", "a9bc192da44b49d0bd64b78d7efdb54e"),
+            Self::ChildDied => ("child-died", "5a5d73d86fbe4b19897e64627bc6af78"),
+            Self::ChildStderr => ("child-stderr", "16ebfa72e6f242b4a5cd994c6751c9b3"),
+            Self::LayerFailed => ("layer-failed", "127ebdad14004333b5282dfe28a9bdb9"),
+            Self::KeysFetched => ("keys-fetched", "d291049956fa40dc8f43fafc6a370549"),
+            Self::KeysUnavailable => ("keys-unavailable", "2948196264094d86a180c87366974595"),
+            Self::PolicyError => ("policy-error", "eb982177257d4bea8404b1ca1642eecf"),
+            Self::LimitHit => ("limit-hit", "64a425d016214e309e95e53b892229f3"),
+            Self::Dropped => ("records-dropped", "06153da70e5449debddcf126b126ea53"),
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        self.names().0
+    }
+
+    pub fn message_id(self) -> &'static str {
+        self.names().1
+    }
+}
+
+/// What is sent: names and values in order. A name may stand there more than once.
+#[derive(Clone, Debug)]
+pub struct Record {
+    kind: Kind,
+    priority: u8,
+    fields: Vec<(&'static str, String)>,
+}
+
+impl Record {
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// As in syslog(3): 3 error, 4 warning, 5 notice, 6 information.
+    pub fn priority(&self) -> u8 {
+        self.priority
+    }
+
+    pub fn fields(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.fields
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+    }
+
+    /// The first value of a field.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.fields()
+            .find(|(field, _)| *field == name)
+            .map(|(_, value)| value)
+    }
+
+    /// `time` is since the Unix epoch.
+    pub(super) fn of(event: &Event, server: &str, time: Duration) -> Self {
+        let (kind, priority, message) = headline(event);
+        let mut record = Self {
+            kind,
+            priority,
+            fields: Vec::with_capacity(20),
+        };
+        record.put("MESSAGE", message);
+        record.put("MESSAGE_ID", kind.message_id());
+        record.put("PRIORITY", priority.to_string());
+        record.put("SYSLOG_IDENTIFIER", "thv");
+        record.put("THV_EVENT", kind.name());
+        record.put("THV_SERVER", server);
+        record.put("THV_TIME_USEC", time.as_micros().to_string());
+        record.details(event);
+        record
+    }
+
+    /// Gives the record its place in the sequence.
+    pub(super) fn number(&mut self, number: u64) {
+        self.put("THV_SEQ", number.to_string());
+    }
+
+    fn put(&mut self, name: &'static str, value: impl Into<String>) {
+        self.fields.push((name, value.into()));
+    }
+
+    /// A stranger's text, raw but capped: only ever in a field of its own.
+    fn raw(&mut self, name: &'static str, value: &str) {
+        self.fields.push((name, field(value).into_owned()));
+    }
+
+    fn raw_if(&mut self, name: &'static str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.raw(name, value);
+        }
+    }
+
+    fn details(&mut self, event: &Event) {
+        match event {
+            Event::Ready | Event::Stopping | Event::IdleExit => {}
+            Event::ConfigRefused {
+                file,
+                line,
+                key,
+                message,
+            } => {
+                self.raw("THV_CONFIG_FILE", &file.to_string_lossy());
+                self.put("THV_CONFIG_LINE", line.to_string());
+                self.raw_if("THV_CONFIG_KEY", key.as_deref());
+                self.raw("THV_ERROR", message);
+            }
+            Event::Decision(decision) => self.decision(decision),
+            Event::Outcome(outcome) => self.outcome(outcome),
+            Event::ChildStarted {
+                child,
+                pid,
+                principal,
+            } => {
+                self.child(*child, *pid);
+                self.raw_if("THV_PRINCIPAL", principal.as_deref());
+            }
+            Event::ChildExited {
+                child, pid, exit, ..
+            } => {
+                self.child(*child, *pid);
+                self.put("THV_EXIT", exit.to_string());
+            }
+            Event::ChildStderr { child, pid, .. } => {
+                self.child(*child, *pid);
+                self.put("THV_STREAM", "stderr");
+            }
+            Event::LayerFailed { layer, reason } => {
+                self.put("THV_LAYER", layer.name());
+                self.raw("THV_ERROR", reason);
+            }
+            Event::KeysFetched { issuer, keys } => {
+                self.raw("THV_ISSUER", issuer);
+                self.put("THV_KEYS", keys.to_string());
+            }
+            Event::KeysUnavailable { issuer, error, .. } => {
+                self.raw("THV_ISSUER", issuer);
+                self.raw("THV_ERROR", error);
+            }
+            Event::PolicyError {
+                request_id,
+                policies,
+                errors,
+            } => {
+                self.put("THV_REQUEST_ID", request_id.to_string());
+                self.policies(policies);
+                for error in errors.iter().take(MAX_REPEATED) {
+                    self.raw("THV_ERROR", error);
+                }
+            }
+            Event::LimitHit {
+                reason,
+                limit,
+                peer,
+            } => {
+                self.put("THV_REASON", reason.as_str());
+                self.put("THV_LIMIT", limit.to_string());
+                self.raw_if("THV_PEER_ADDR", peer.as_deref());
+            }
+            Event::Dropped { count, first, last } => {
+                self.put("THV_DROPPED", count.to_string());
+                self.put("THV_DROPPED_FIRST", first.to_string());
+                self.put("THV_DROPPED_LAST", last.to_string());
+            }
+        }
+    }
+
+    fn decision(&mut self, decision: &Decision) {
+        self.put("THV_REQUEST_ID", decision.request_id.to_string());
+        match decision.verdict {
+            Verdict::Allow => self.put("THV_DECISION", "allow"),
+            Verdict::Deny(reason) => {
+                self.put("THV_DECISION", "deny");
+                self.put("THV_REASON", reason.as_str());
+            }
+        }
+        if let Some(who) = &decision.who {
+            self.raw("THV_SUBJECT", &who.subject);
+            self.raw("THV_ISSUER", &who.issuer);
+            self.raw_if("THV_CLIENT_ID", who.client.as_deref());
+        }
+        self.raw_if("THV_METHOD", decision.method.as_deref());
+        match &decision.aim {
+            Aim::Server => {}
+            Aim::Tool(name) => self.raw("THV_TOOL", name),
+            Aim::Prompt(name) => self.raw("THV_PROMPT", name),
+            Aim::Resource(uri) => self.raw("THV_RESOURCE_URI", uri),
+        }
+        self.policies(&decision.policies);
+        if let Some(status) = decision.status {
+            self.put("THV_STATUS", status.to_string());
+        }
+        self.raw_if("THV_PEER_ADDR", decision.peer.as_deref());
+        self.raw_if("THV_SESSION", decision.session.as_deref());
+    }
+
+    fn outcome(&mut self, outcome: &Outcome) {
+        self.put("THV_REQUEST_ID", outcome.request_id.to_string());
+        self.put(
+            "THV_OUTCOME",
+            if outcome.reason.is_none() {
+                "ok"
+            } else {
+                "failed"
+            },
+        );
+        if let Some(reason) = outcome.reason {
+            self.put("THV_REASON", reason.as_str());
+        }
+        if let Some(status) = outcome.status {
+            self.put("THV_STATUS", status.to_string());
+        }
+        self.put(
+            "THV_DURATION_USEC",
+            outcome.duration.as_micros().to_string(),
+        );
+        self.put("THV_BYTES_IN", outcome.bytes_in.to_string());
+        self.put("THV_BYTES_OUT", outcome.bytes_out.to_string());
+    }
+
+    fn child(&mut self, child: u64, pid: u32) {
+        self.put("THV_CHILD", child.to_string());
+        self.put("THV_CHILD_PID", pid.to_string());
+    }
+
+    /// One field a policy, so that `THV_POLICY=x` finds it whatever else decided.
+    fn policies(&mut self, policies: &[String]) {
+        for policy in policies.iter().take(MAX_REPEATED) {
+            self.raw("THV_POLICY", policy);
+        }
+    }
+}
+
+/// Kind, priority and what a person reads first. Strangers' text only as `shown`.
+fn headline(event: &Event) -> (Kind, u8, String) {
+    match event {
+        Event::Ready => (Kind::Ready, INFO, "ready".to_owned()),
+        Event::Stopping => (
+            Kind::Stopping,
+            INFO,
+            "stopping: no new requests, accepted ones are finished".to_owned(),
+        ),
+        Event::IdleExit => (
+            Kind::IdleExit,
+            INFO,
+            "idle: exiting, the socket stays open".to_owned(),
+        ),
+        Event::ConfigRefused {
+            file,
+            line,
+            message,
+            ..
+        } => {
+            let file = shown(&file.to_string_lossy());
+            (
+                Kind::ConfigRefused,
+                ERROR,
+                format!("configuration refused: {file}:{line}: {}", shown(message)),
+            )
+        }
+        Event::Decision(decision) => {
+            let priority = if decision.verdict == Verdict::Allow {
+                INFO
+            } else {
+                NOTICE
+            };
+            (Kind::Decision, priority, decided(decision))
+        }
+        Event::Outcome(outcome) => {
+            let millis = outcome.duration.as_millis();
+            match outcome.reason {
+                None => (Kind::Outcome, INFO, format!("answered after {millis} ms")),
+                Some(reason) => (
+                    Kind::Outcome,
+                    NOTICE,
+                    format!("failed after {millis} ms: {}", reason.as_str()),
+                ),
+            }
+        }
+        Event::ChildStarted { child, pid, .. } => (
+            Kind::ChildStarted,
+            INFO,
+            format!("child {child} started, pid {pid}"),
+        ),
+        Event::ChildExited {
+            child,
+            pid,
+            exit,
+            expected: true,
+        } => (
+            Kind::ChildExited,
+            INFO,
+            format!("child {child} (pid {pid}) ended: {exit}"),
+        ),
+        Event::ChildExited {
+            child,
+            pid,
+            exit,
+            expected: false,
+        } => (
+            Kind::ChildDied,
+            WARNING,
+            format!("child {child} (pid {pid}) ended unexpectedly: {exit}"),
+        ),
+        Event::ChildStderr { line: text, .. } => (Kind::ChildStderr, INFO, line(text)),
+        Event::LayerFailed { layer, reason } => (
+            Kind::LayerFailed,
+            ERROR,
+            format!(
+                "sandbox layer {} failed, the child did not start: {}",
+                layer.name(),
+                shown(reason)
+            ),
+        ),
+        Event::KeysFetched { issuer, keys } => (
+            Kind::KeysFetched,
+            INFO,
+            format!("{keys} keys fetched from {}", shown(issuer)),
+        ),
+        Event::KeysUnavailable {
+            issuer,
+            cached: true,
+            error,
+        } => (
+            Kind::KeysUnavailable,
+            WARNING,
+            format!(
+                "keys of {} unavailable, keeping those from before: {}",
+                shown(issuer),
+                shown(error)
+            ),
+        ),
+        Event::KeysUnavailable {
+            issuer,
+            cached: false,
+            error,
+        } => (
+            Kind::KeysUnavailable,
+            ERROR,
+            format!(
+                "keys of {} unavailable, no token of it can be checked: {}",
+                shown(issuer),
+                shown(error)
+            ),
+        ),
+        Event::PolicyError {
+            policies, errors, ..
+        } => {
+            let policies = shown(&policies.join(", "));
+            let error = errors.first().map(|error| shown(error)).unwrap_or_default();
+            (
+                Kind::PolicyError,
+                ERROR,
+                format!("policy failed, the request was denied: {policies}: {error}"),
+            )
+        }
+        Event::LimitHit { reason, limit, .. } => (
+            Kind::LimitHit,
+            NOTICE,
+            format!("limit hit: {} ({limit})", reason.as_str()),
+        ),
+        Event::Dropped { count, first, last } => (
+            Kind::Dropped,
+            WARNING,
+            format!("{count} records dropped, of those numbered {first} to {last}"),
+        ),
+    }
+}
+
+fn decided(decision: &Decision) -> String {
+    let mut text = match decision.verdict {
+        Verdict::Allow => "allowed".to_owned(),
+        Verdict::Deny(reason) => format!("denied ({})", reason.as_str()),
+    };
+    if let Some(method) = &decision.method {
+        text = format!("{text}: {}", shown(method));
+    }
+    match &decision.aim {
+        Aim::Server => {}
+        Aim::Tool(name) | Aim::Prompt(name) | Aim::Resource(name) => {
+            text = format!("{text} {}", shown(name))
+        }
+    }
+    if let Some(who) = &decision.who {
+        text = format!(
+            "{text}, for {} of {}",
+            shown(&who.subject),
+            shown(&who.issuer)
+        );
+    }
+    text
+}
+
+/// The journal's native form: `NAME=value`, or with a length where the value holds a line break.
+pub(super) fn native(record: &Record) -> Vec<u8> {
+    let size: usize = record
+        .fields
+        .iter()
+        .map(|(name, value)| name.len() + value.len() + 10)
+        .sum();
+    let mut out = Vec::with_capacity(size);
+    for (name, value) in record.fields() {
+        out.extend_from_slice(name.as_bytes());
+        if value.contains('\n') {
+            out.push(b'\n');
+            out.extend_from_slice(&(value.len() as u64).to_le_bytes());
+        } else {
+            out.push(b'=');
+        }
+        out.extend_from_slice(value.as_bytes());
+        out.push(b'\n');
+    }
+    out
+}
+
+/// One line of JSON: strings, and arrays of strings for names that stand there more than once.
+pub(super) fn json(record: &Record) -> Vec<u8> {
+    let mut object = Map::new();
+    for (name, value) in record.fields() {
+        let value = Value::from(value);
+        match object.get_mut(name) {
+            None => drop(object.insert(name.to_owned(), value)),
+            Some(Value::Array(values)) => values.push(value),
+            Some(first) => *first = Value::Array(vec![first.take(), value]),
+        }
+    }
+    let mut line = Value::Object(object).to_string().into_bytes();
+    line.push(b'\n');
+    line
+}
+
+/// Values of one repeated field.
+const MAX_REPEATED: usize = 64;
+
+const ERROR: u8 = 3;
+const WARNING: u8 = 4;
+const NOTICE: u8 = 5;
+const INFO: u8 = 6;
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, path::PathBuf};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        audit::{Exit, Reason, RequestId, Who, fixture::parse},
+        config::Layer,
+    };
+
+    fn record(event: &Event) -> Record {
+        Record::of(
+            event,
+            "github",
+            Duration::from_micros(1_700_000_000_000_001),
+        )
+    }
+
+    /// One event of every kind, its texts made of `text`.
+    fn one_of_each(text: &str) -> Vec<Event> {
+        let text = || text.to_owned();
+        let request_id = RequestId::random();
+        vec![
+            Event::Ready,
+            Event::Stopping,
+            Event::IdleExit,
+            Event::ConfigRefused {
+                file: PathBuf::from(text()),
+                line: 7,
+                key: Some(text()),
+                message: text(),
+            },
+            Event::Decision(Decision {
+                who: Some(Who {
+                    issuer: text(),
+                    subject: text(),
+                    client: Some(text()),
+                }),
+                method: Some(text()),
+                aim: Aim::Tool(text()),
+                policies: vec![text(), text()],
+                peer: Some(text()),
+                session: Some(text()),
+                ..Decision::denied(request_id, Reason::Policy, 403)
+            }),
+            Event::Outcome(Outcome {
+                request_id,
+                reason: Some(Reason::ChildGone),
+                status: Some(200),
+                duration: Duration::from_millis(2),
+                bytes_in: 3,
+                bytes_out: 4,
+            }),
+            Event::ChildStarted {
+                child: 1,
+                pid: 2,
+                principal: Some(text()),
+            },
+            Event::ChildExited {
+                child: 1,
+                pid: 2,
+                exit: Exit::Code(0),
+                expected: true,
+            },
+            Event::ChildExited {
+                child: 1,
+                pid: 2,
+                exit: Exit::Signal(9),
+                expected: false,
+            },
+            Event::ChildStderr {
+                child: 1,
+                pid: 2,
+                line: text().into_bytes(),
+            },
+            Event::LayerFailed {
+                layer: Layer::Seccomp,
+                reason: text(),
+            },
+            Event::KeysFetched {
+                issuer: text(),
+                keys: 2,
+            },
+            Event::KeysUnavailable {
+                issuer: text(),
+                cached: true,
+                error: text(),
+            },
+            Event::PolicyError {
+                request_id,
+                policies: vec![text()],
+                errors: vec![text()],
+            },
+            Event::LimitHit {
+                reason: Reason::SessionLimit,
+                limit: 100,
+                peer: Some(text()),
+            },
+            Event::Dropped {
+                count: 1,
+                first: 2,
+                last: 2,
+            },
+        ]
+    }
+
+    #[test]
+    fn every_kind_has_an_id_of_its_own_a_catalog_entry_and_a_place_in_the_manual() {
+        let catalog = include_str!("../../systemd/catalog/thv.catalog");
+        let manual = include_str!("../../man/thv-journal.7");
+        let kinds: HashSet<Kind> = one_of_each("x")
+            .iter()
+            .map(|event| record(event).kind())
+            .collect();
+        assert_eq!(kinds, HashSet::from(Kind::ALL));
+        let ids: HashSet<&str> = Kind::ALL.iter().map(|kind| kind.message_id()).collect();
+        assert_eq!(ids.len(), Kind::ALL.len());
+        for kind in Kind::ALL {
+            let id = kind.message_id();
+            assert!(
+                id.len() == 32
+                    && id
+                        .bytes()
+                        .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')),
+                "{id}"
+            );
+            assert!(
+                catalog.lines().any(|line| line == format!("-- {id}")),
+                "{id} ({}) has no catalog entry",
+                kind.name()
+            );
+            assert!(
+                manual.contains(id) && manual.contains(kind.name()),
+                "{id} ({}) is not in thv-journal(7)",
+                kind.name()
+            );
+        }
+        let entries = catalog
+            .lines()
+            .filter(|line| line.starts_with("-- ") && line.len() == 35)
+            .count();
+        assert_eq!(
+            entries,
+            Kind::ALL.len(),
+            "the catalog has entries for nothing"
+        );
+    }
+
+    #[test]
+    fn every_field_is_well_named_and_in_the_manual() {
+        let manual = include_str!("../../man/thv-journal.7");
+        let mut events = one_of_each("x");
+        for aim in [Aim::Prompt("x".into()), Aim::Resource("x".into())] {
+            events.push(Event::Decision(Decision {
+                aim,
+                ..Decision::allowed(RequestId::random(), Vec::new())
+            }));
+        }
+        for (name, _) in events.iter().flat_map(|event| record(event).fields) {
+            assert!(
+                name.len() <= 64 && name.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'_')),
+                "{name}"
+            );
+            if name.starts_with("THV_") {
+                assert!(
+                    manual
+                        .lines()
+                        .any(|line| line.starts_with(&format!(".It Va {name}"))),
+                    "{name} is not in thv-journal(7)"
+                );
+            }
+        }
+        assert!(manual.contains(".It Va THV_SEQ"));
+    }
+
+    #[test]
+    fn no_message_holds_what_a_terminal_would_obey_and_none_is_long() {
+        for text in [
+            "\x1b[2J\x07\n\u{202e}x",
+            &"\n".repeat(100_000),
+            &"w".repeat(100_000),
+        ] {
+            for event in one_of_each(text) {
+                let message = record(&event).fields[0].clone();
+                assert_eq!(message.0, "MESSAGE");
+                assert!(
+                    !message
+                        .1
+                        .chars()
+                        .any(|char| char.is_control() || char == '\u{202e}'),
+                    "{message:?}"
+                );
+                assert!(message.1.len() < 4_096, "{} bytes", message.1.len());
+            }
+        }
+    }
+
+    #[test]
+    fn an_allowed_request_says_who_did_what_by_which_policies() {
+        let decision = Decision {
+            who: Some(Who {
+                issuer: "https://sso".into(),
+                subject: "alice".into(),
+                client: Some("ide".into()),
+            }),
+            method: Some("tools/call".into()),
+            aim: Aim::Tool("rm\n-rf".into()),
+            ..Decision::allowed(RequestId::random(), vec!["base:a".into(), "base:b".into()])
+        };
+        let record = record(&Event::Decision(decision));
+        assert_eq!(
+            record.field("MESSAGE"),
+            Some(r"allowed: tools/call rm\u{a}-rf, for alice of https://sso")
+        );
+        assert_eq!(record.field("THV_TOOL"), Some("rm\n-rf"));
+        assert_eq!(
+            (record.field("THV_CLIENT_ID"), record.field("THV_REASON")),
+            (Some("ide"), None)
+        );
+        let json: Value = serde_json::from_slice(&json(&record)).unwrap();
+        assert_eq!(json["THV_POLICY"], serde_json::json!(["base:a", "base:b"]));
+        assert_eq!(
+            (&json["PRIORITY"], &json["THV_DECISION"]),
+            (&"6".into(), &"allow".into())
+        );
+    }
+
+    #[test]
+    fn decision_and_outcome_share_their_request_id() {
+        let ids: Vec<_> = one_of_each("x")
+            .iter()
+            .filter_map(|event| record(event).field("THV_REQUEST_ID").map(str::to_owned))
+            .collect();
+        assert_eq!(ids.len(), 3);
+        assert!(ids.iter().all(|id| *id == ids[0] && id.len() == 32));
+        assert_ne!(RequestId::random(), RequestId::random());
+    }
+
+    proptest! {
+        #[test]
+        fn the_native_form_is_read_back_as_it_was_whatever_the_text(text in "[\\PC\n=\x1b]{0,64}") {
+            for event in one_of_each(&text) {
+                let record = record(&event);
+                let fields: Vec<_> = record.fields().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+                prop_assert_eq!(parse(&native(&record)), fields);
+            }
+        }
+    }
+}
