@@ -1,0 +1,587 @@
+//! One call, one identity → [`Permit`] or [`Denied`].
+
+use std::collections::HashMap;
+
+use cedar_policy::{Authorizer, Context, Entities, Entity, EntityUid, Request};
+
+use super::{
+    entity, policy,
+    policy::PolicyProblem,
+    slice::{self, Answer, Slice},
+};
+use crate::{
+    auth::Identity,
+    config::{Authz, ServerName},
+    mcp::{Call, Target, method},
+};
+
+/// Decides for one server.
+#[derive(Debug)]
+pub struct Engine {
+    server: Entity,
+    rules: Rules,
+}
+
+#[derive(Debug)]
+enum Rules {
+    Authenticated,
+    Policies {
+        authorizer: Authorizer,
+        slices: HashMap<&'static str, Slice>,
+    },
+}
+
+/// Proof that a policy permitted one call: what `session` wants before it sends anything.
+///
+/// Only [`Engine::decide`] makes one. It cannot be written out,
+///
+/// ```compile_fail,E0451
+/// fn forge(call: thv::mcp::Call) -> thv::authz::Permit {
+///     thv::authz::Permit { call, policies: Vec::new() }
+/// }
+/// ```
+///
+/// nor be used twice,
+///
+/// ```compile_fail,E0599
+/// fn twice(permit: thv::authz::Permit) -> (thv::authz::Permit, thv::authz::Permit) {
+///     (permit.clone(), permit)
+/// }
+/// ```
+///
+/// nor be opened outside this crate,
+///
+/// ```compile_fail,E0624
+/// fn open(permit: thv::authz::Permit) -> thv::mcp::Call {
+///     permit.into_call()
+/// }
+/// ```
+///
+/// while holding, reading and asking for one is fine:
+///
+/// ```
+/// use thv::{auth::Identity, authz::{Denied, Engine, Permit}, mcp::Call};
+///
+/// fn ask(engine: &Engine, identity: &Identity, call: Call) -> Result<Permit, Denied> {
+///     let permit = engine.decide(identity, call)?;
+///     assert!(!permit.policies().is_empty());
+///     Ok(permit)
+/// }
+/// ```
+#[must_use = "a permit that is not sent decided nothing"]
+#[derive(Debug)]
+pub struct Permit {
+    call: Call,
+    policies: Vec<String>,
+}
+
+impl Permit {
+    /// The call, to be sent now.
+    pub(crate) fn into_call(self) -> Call {
+        self.call
+    }
+
+    pub fn call(&self) -> &Call {
+        &self.call
+    }
+
+    /// The policies that permitted it, by name; never empty.
+    pub fn policies(&self) -> &[String] {
+        &self.policies
+    }
+}
+
+/// A call that is not permitted.
+#[derive(Debug)]
+pub struct Denied {
+    pub call: Call,
+    /// The `forbid`s that matched, or the policies that failed; empty when nothing permitted the call.
+    pub policies: Vec<String>,
+    pub reason: DenyReason,
+    /// For [`DenyReason::PolicyError`]: what Cedar said, for the operator only.
+    pub errors: Vec<String>,
+}
+
+/// Why a call is not permitted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum DenyReason {
+    /// A policy forbids it, or none permits it.
+    Policy,
+    /// A policy could not be evaluated: an operator has to look.
+    PolicyError,
+    /// A method that nobody may call (`-32601`).
+    Method,
+}
+
+impl Engine {
+    /// Reads `[authz]` of a server's configuration.
+    pub fn build(authz: &Authz, server: &ServerName) -> Result<Self, Vec<PolicyProblem>> {
+        let rules = match authz {
+            Authz::Authenticated => Rules::Authenticated,
+            Authz::Policies(files) => {
+                let policies = policy::read(files)?;
+                Rules::Policies {
+                    authorizer: Authorizer::new(),
+                    slices: slice::slices(&policies),
+                }
+            }
+        };
+        Ok(Self {
+            server: entity::server(server),
+            rules,
+        })
+    }
+
+    /// Decides one call. What is permitted is what the [`Permit`] holds: no second look at any bytes.
+    #[allow(
+        clippy::result_large_err,
+        reason = "both ways carry the call, and neither is the rare one"
+    )]
+    pub fn decide(&self, identity: &Identity, call: Call) -> Result<Permit, Denied> {
+        let verdict = self.caller(identity).verdict(call.method(), &call.target());
+        match verdict {
+            Verdict::Permit(policies) => Ok(Permit { call, policies }),
+            Verdict::Deny {
+                reason,
+                policies,
+                errors,
+            } => Err(Denied {
+                call,
+                policies,
+                reason,
+                errors,
+            }),
+        }
+    }
+
+    /// Whether [`Engine::decide`] would permit it.
+    pub fn may_call(&self, identity: &Identity, method: &str, target: &Target<'_>) -> bool {
+        self.caller(identity).may_call(method, target)
+    }
+
+    /// Prepares any number of decisions for one identity.
+    pub(super) fn caller(&self, identity: &Identity) -> Caller<'_> {
+        Caller {
+            engine: self,
+            principal: entity::principal(identity),
+        }
+    }
+}
+
+/// An identity about to be decided on.
+pub(super) struct Caller<'a> {
+    engine: &'a Engine,
+    principal: Entity,
+}
+
+enum Verdict {
+    Permit(Vec<String>),
+    Deny {
+        reason: DenyReason,
+        policies: Vec<String>,
+        errors: Vec<String>,
+    },
+}
+
+impl Caller<'_> {
+    pub(super) fn may_call(&self, method: &str, target: &Target<'_>) -> bool {
+        matches!(self.verdict(method, target), Verdict::Permit(_))
+    }
+
+    /// The one decision: calls and lists both come here.
+    fn verdict(&self, method: &str, target: &Target<'_>) -> Verdict {
+        if !method::is_decided(method) {
+            return Verdict::Deny {
+                reason: DenyReason::Method,
+                policies: Vec::new(),
+                errors: Vec::new(),
+            };
+        }
+        match &self.engine.rules {
+            Rules::Authenticated => Verdict::Permit(vec![AUTHENTICATED.to_owned()]),
+            Rules::Policies { authorizer, slices } => {
+                let slice = slices
+                    .get(method)
+                    .expect("slices() makes one for every decided method");
+                match self.question(method, target) {
+                    Ok((request, entities)) => judge(slice.ask(authorizer, &request, &entities)),
+                    Err(error) => policy_error(Vec::new(), vec![error]),
+                }
+            }
+        }
+    }
+
+    fn question(&self, method: &str, target: &Target<'_>) -> Result<(Request, Entities), String> {
+        let server = &self.engine.server;
+        let resource = entity::target(target, &server.uid());
+        let resource_uid: EntityUid = resource.as_ref().unwrap_or(server).uid();
+        let request = Request::new(
+            self.principal.uid(),
+            entity::action(method),
+            resource_uid,
+            Context::empty(),
+            None,
+        )
+        .map_err(|error| error.to_string())?;
+        let all = [self.principal.clone(), server.clone()]
+            .into_iter()
+            .chain(resource);
+        let entities = Entities::from_entities(all, None).map_err(|error| error.to_string())?;
+        Ok((request, entities))
+    }
+}
+
+/// Cedar skips a policy that fails, and a skipped `forbid` permits: so one error denies (cedar-1).
+fn judge(answer: Answer) -> Verdict {
+    if !answer.errors.is_empty() {
+        let (policies, errors) = answer.errors.into_iter().unzip();
+        return policy_error(policies, errors);
+    }
+    if answer.forbids.is_empty() && !answer.permits.is_empty() {
+        return Verdict::Permit(answer.permits);
+    }
+    Verdict::Deny {
+        reason: DenyReason::Policy,
+        policies: answer.forbids,
+        errors: Vec::new(),
+    }
+}
+
+fn policy_error(policies: Vec<String>, errors: Vec<String>) -> Verdict {
+    Verdict::Deny {
+        reason: DenyReason::PolicyError,
+        policies,
+        errors,
+    }
+}
+
+/// The policy name in records where `allow = "authenticated"` decided.
+const AUTHENTICATED: &str = "authenticated";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        auth::Kind,
+        authz::fixture::{ISSUER, alice, build, call, engine, file, tool},
+        mcp::Shape,
+    };
+
+    /// Permitted by these policies.
+    #[track_caller]
+    fn permitted(engine: &Engine, identity: &Identity, call: Call, by: &[&str]) {
+        match engine.decide(identity, call) {
+            Ok(permit) => assert_eq!(permit.policies(), by),
+            Err(denied) => panic!("denied: {denied:?}"),
+        }
+    }
+
+    /// Denied for this reason because of these policies.
+    #[track_caller]
+    fn denied(engine: &Engine, identity: &Identity, call: Call, reason: DenyReason, by: &[&str]) {
+        match engine.decide(identity, call) {
+            Ok(permit) => panic!("permitted: {permit:?}"),
+            Err(denied) => assert_eq!(
+                (denied.reason, denied.policies),
+                (reason, by.iter().map(|id| (*id).to_owned()).collect())
+            ),
+        }
+    }
+
+    #[test]
+    fn what_no_policy_permits_is_denied_and_what_one_permits_is_not() {
+        let engine = engine(
+            r#"@id("echo") permit (principal, action == Action::"tools/call", resource == Tool::"echo");"#,
+        );
+        permitted(&engine, &alice(), tool("echo"), &["github:echo"]);
+        denied(&engine, &alice(), tool("Echo"), DenyReason::Policy, &[]);
+        denied(
+            &engine,
+            &alice(),
+            call("tools/list", "{}"),
+            DenyReason::Policy,
+            &[],
+        );
+        denied(
+            &engine,
+            &alice(),
+            call("prompts/get", r#"{"name":"echo"}"#),
+            DenyReason::Policy,
+            &[],
+        );
+    }
+
+    #[test]
+    fn a_forbid_wins_and_is_named() {
+        let engine = engine(
+            r#"
+            permit (principal, action, resource);
+            @id("no rm") forbid (principal, action, resource == Tool::"rm");
+            @id("no r") forbid (principal, action == Action::"tools/call", resource) when { resource.name like "r*" };
+            "#,
+        );
+        permitted(&engine, &alice(), tool("ls"), &["github:policy0"]);
+        denied(
+            &engine,
+            &alice(),
+            tool("rm"),
+            DenyReason::Policy,
+            &["github:no r", "github:no rm"],
+        );
+    }
+
+    #[test]
+    fn a_policy_may_ask_who_the_caller_is() {
+        let engine = engine(
+            r#"
+            @id("ops")    permit (principal is User, action, resource) when { principal.groups.contains("ops") };
+            @id("scoped") permit (principal, action == Action::"resources/read", resource)
+                          when { principal.scopes.contains("read") && resource.uri like "file:///srv/*" };
+            @id("bob")    permit (principal == User::"https://sso.example.com|bob", action, resource);
+            @id("ci")     permit (principal is Client, action, resource)
+                          when { principal has client && principal.client == "ci" && principal.issuer == "https://sso.example.com" };
+            "#,
+        );
+        let ops = alice().with(Kind::User, None, &["dev", "ops"], &[]);
+        permitted(&engine, &ops, tool("x"), &["github:ops"]);
+        // The group is a user's; a program that names it in its token is no user.
+        let program = alice().with(Kind::Client, None, &["ops"], &[]);
+        denied(&engine, &program, tool("x"), DenyReason::Policy, &[]);
+
+        let reader = alice().with(Kind::User, None, &[], &["read"]);
+        let read = |uri: &str| call("resources/read", &format!(r#"{{"uri":"{uri}"}}"#));
+        permitted(&engine, &reader, read("file:///srv/a"), &["github:scoped"]);
+        denied(
+            &engine,
+            &reader,
+            read("file:///etc/shadow"),
+            DenyReason::Policy,
+            &[],
+        );
+        denied(
+            &engine,
+            &alice(),
+            read("file:///srv/a"),
+            DenyReason::Policy,
+            &[],
+        );
+
+        permitted(
+            &engine,
+            &Identity::example(ISSUER, "bob"),
+            tool("x"),
+            &["github:bob"],
+        );
+        denied(
+            &engine,
+            &Identity::example("https://other.example.com", "bob"),
+            tool("x"),
+            DenyReason::Policy,
+            &[],
+        );
+
+        let client = |name| alice().with(Kind::Client, name, &[], &[]);
+        permitted(&engine, &client(Some("ci")), tool("x"), &["github:ci"]);
+        denied(
+            &engine,
+            &client(Some("ci2")),
+            tool("x"),
+            DenyReason::Policy,
+            &[],
+        );
+        denied(&engine, &client(None), tool("x"), DenyReason::Policy, &[]);
+    }
+
+    #[test]
+    fn a_policy_may_speak_of_one_server_and_not_of_another() {
+        let text = r#"permit (principal, action, resource in Server::"github");"#;
+        permitted(&engine(text), &alice(), tool("x"), &["github:policy0"]);
+        permitted(
+            &engine(text),
+            &alice(),
+            call("initialize", "{}"),
+            &["github:policy0"],
+        );
+        denied(
+            &engine(&text.replace("github", "gitlab")),
+            &alice(),
+            tool("x"),
+            DenyReason::Policy,
+            &[],
+        );
+    }
+
+    /// tok-79: a program and a person of the same name are two principals.
+    #[test]
+    fn a_client_credentials_token_is_a_client_and_not_a_user() {
+        let engine = engine(
+            r#"permit (principal == Client::"https://sso.example.com|alice", action, resource);"#,
+        );
+        permitted(
+            &engine,
+            &alice().with(Kind::Client, None, &[], &[]),
+            tool("x"),
+            &["github:policy0"],
+        );
+        denied(&engine, &alice(), tool("x"), DenyReason::Policy, &[]);
+    }
+
+    /// cedar-1, cedar-3: the erring `forbid` would permit by Cedar's own rule.
+    #[test]
+    fn a_policy_that_cannot_be_evaluated_denies() {
+        let engine = engine(
+            r#"
+            @id("all") permit (principal, action, resource);
+            @id("sum") forbid (principal, action == Action::"tools/call", resource) when { 9223372036854775807 + 1 > 0 };
+            "#,
+        );
+        permitted(&engine, &alice(), call("tools/list", "{}"), &["github:all"]);
+        let denied = engine.decide(&alice(), tool("x")).unwrap_err();
+        assert_eq!(
+            (denied.reason, denied.policies),
+            (DenyReason::PolicyError, vec!["github:sum".to_owned()])
+        );
+        assert!(denied.errors[0].contains("overflow"), "{:?}", denied.errors);
+        assert!(!engine.may_call(&alice(), "tools/call", &Target::Tool("x")));
+    }
+
+    /// cedar-4, cedar-5: text that would be an entity or an address if it were read as Cedar's JSON or Cedar's language.
+    #[test]
+    fn a_name_that_looks_like_cedar_is_only_a_name() {
+        let engine = engine(
+            r#"
+            @id("admin") permit (principal == User::"https://sso.example.com|admin", action, resource);
+            @id("free")  permit (principal, action, resource == Tool::"free");
+            "#,
+        );
+        for name in [
+            r#"{"__entity":{"type":"User","id":"https://sso.example.com|admin"}}"#,
+            r#"{"__extn":{"fn":"ip","arg":"10.0.0.1"}}"#,
+            r#"free" || true || "#,
+            "free\0",
+            r#"Tool::"free""#,
+        ] {
+            denied(
+                &engine,
+                &Identity::example(ISSUER, name),
+                tool("x"),
+                DenyReason::Policy,
+                &[],
+            );
+            denied(&engine, &alice(), tool(name), DenyReason::Policy, &[]);
+            permitted(
+                &engine,
+                &Identity::example(ISSUER, name),
+                tool("free"),
+                &["github:free"],
+            );
+        }
+        permitted(
+            &engine,
+            &Identity::example(ISSUER, "admin"),
+            tool("x"),
+            &["github:admin"],
+        );
+    }
+
+    /// cedar-9
+    #[test]
+    fn names_are_compared_as_they_are_spelled_without_normalization() {
+        let engine = engine("permit (principal, action, resource == Tool::\"caf\u{e9}\");");
+        permitted(&engine, &alice(), tool("caf\u{e9}"), &["github:policy0"]);
+        denied(
+            &engine,
+            &alice(),
+            tool("cafe\u{301}"),
+            DenyReason::Policy,
+            &[],
+        );
+    }
+
+    #[test]
+    fn a_method_that_nobody_may_call_is_denied_even_where_everything_is_permitted() {
+        let all = engine("permit (principal, action, resource);");
+        let server = ServerName::parse("github").unwrap();
+        let authenticated = Engine::build(&Authz::Authenticated, &server).unwrap();
+        for method in [
+            "sampling/createMessage",
+            "Tools/call",
+            "tools/call ",
+            "ping",
+            "server/discover",
+        ] {
+            denied(
+                &all,
+                &alice(),
+                call(method, r#"{"name":"x"}"#),
+                DenyReason::Method,
+                &[],
+            );
+            denied(
+                &authenticated,
+                &alice(),
+                call(method, r#"{"name":"x"}"#),
+                DenyReason::Method,
+                &[],
+            );
+        }
+        for method in method::DECIDED {
+            let params = r#"{"name":"x","uri":"file:///x"}"#;
+            permitted(&all, &alice(), call(method, params), &["github:policy0"]);
+            permitted(
+                &authenticated,
+                &alice(),
+                call(method, params),
+                &["authenticated"],
+            );
+        }
+    }
+
+    #[test]
+    fn a_response_or_a_notification_gets_no_permit() {
+        let engine = engine("permit (principal, action, resource);");
+        for body in [
+            r#"{"jsonrpc":"2.0","id":1,"result":{}}"#,
+            r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#,
+        ] {
+            let call = Call::read(bytes::Bytes::from(body), false).unwrap();
+            assert!(!matches!(call.shape(), Shape::Request(_)));
+            denied(&engine, &alice(), call, DenyReason::Method, &[]);
+        }
+    }
+
+    #[test]
+    fn the_permit_holds_the_very_bytes_that_were_decided_on() {
+        let body = br#"{ "jsonrpc":"2.0","method":"tools/call", "id":1.0e0 }"#;
+        assert!(Call::read(bytes::Bytes::from_static(body), false).is_err());
+        let body = br#"{ "jsonrpc":"2.0","id":1, "method":"tools\/call","params":{"name":"\u0065cho","arguments":{"n":1e400}} }"#;
+        let call = Call::read(bytes::Bytes::from_static(body), false).unwrap();
+        let permit = engine(r#"permit (principal, action, resource == Tool::"echo");"#)
+            .decide(&alice(), call)
+            .unwrap();
+        assert_eq!(permit.into_call().message().bytes().as_ref(), body);
+    }
+
+    #[test]
+    fn policies_of_several_files_count_together_and_are_named_after_their_files() {
+        let engine = build(vec![
+            file(
+                "/etc/thv/policies/base.cedar",
+                r#"permit (principal, action, resource);"#,
+            ),
+            file(
+                "/etc/thv/policies/locks.cedar",
+                r#"@id("rm") forbid (principal, action, resource == Tool::"rm");"#,
+            ),
+        ])
+        .unwrap();
+        permitted(&engine, &alice(), tool("ls"), &["base:policy0"]);
+        denied(
+            &engine,
+            &alice(),
+            tool("rm"),
+            DenyReason::Policy,
+            &["locks:rm"],
+        );
+    }
+}
