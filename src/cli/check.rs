@@ -352,4 +352,41 @@ mod tests {
         .unwrap();
         assert!(answer(root.path(), "x").warnings.is_empty());
     }
+
+    #[test]
+    fn the_shipped_examples_have_no_problem() {
+        let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging");
+        let host = fs::read_to_string(packaging.join("etc/thv.toml")).unwrap();
+        let root = root_with(&[
+            ("thv.toml", &host),
+            ("servers/x.toml", ""),
+            ("policies/x.cedar", ""),
+        ]);
+        fs::remove_file(root.path().join("etc/thv/servers/x.toml")).unwrap();
+        for entry in fs::read_dir(packaging.join("examples")).unwrap() {
+            let file = entry.unwrap().path();
+            let place = if file.extension().unwrap() == "toml" {
+                "servers"
+            } else {
+                "policies"
+            };
+            fs::copy(
+                &file,
+                root.path()
+                    .join("etc/thv")
+                    .join(place)
+                    .join(file.file_name().unwrap()),
+            )
+            .unwrap();
+        }
+        let servers = config::servers(root.path());
+        assert!(servers.len() >= 3);
+        for server in servers {
+            assert_eq!(
+                answer(root.path(), server.as_str()).problems,
+                [],
+                "{server}"
+            );
+        }
+    }
 }

@@ -31,7 +31,7 @@ pub(super) fn run(root: &Path, name: &ServerName, address: &str, public: bool) -
     unit::systemctl(&["try-restart", &socket, &format!("thv@{name}.service")])?;
     say(&format!(
         "thv: {socket} listens on {address} when it is enabled: `systemctl enable --now {socket}`\n\
-         thv: to see it: `systemctl cat {socket}`; to undo it: `systemctl revert {socket}`"
+         thv: to see it: `systemctl cat {socket}`; to undo it: remove the file and `systemctl daemon-reload`"
     ));
     Ok(ExitCode::SUCCESS)
 }

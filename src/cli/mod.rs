@@ -32,7 +32,7 @@ use crate::config::{Problems, ServerName};
     max_term_width = 100,
     after_help = "See thv(1), thv.toml(5) and thv@.service(8)."
 )]
-struct Cli {
+pub struct Cli {
     /// Read and write configuration below this directory.
     #[arg(
         long,
@@ -47,7 +47,7 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+pub(crate) enum Verb {
     /// Run the gateway of a server (what thv@NAME.service does)
     Serve { name: ServerName },
     /// Run the runner of a server (what thv-runner@NAME.service does)
