@@ -1,1 +1,262 @@
+//! The command line: a file a verb. Parses, calls one function, prints.
+//!
+//! Data goes to stdout, talk to stderr. Exit codes are those of sysexits.h:
+//! systemd's units name 64, 71 and 78 as not worth a restart.
 
+mod check;
+pub mod demo;
+mod key;
+mod listen;
+mod path;
+mod runner;
+mod serve;
+mod unit;
+
+use std::{
+    ffi::OsString,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::config::{Problems, ServerName};
+
+/// MCP servers behind single sign-on, as systemd units.
+#[derive(Debug, Parser)]
+#[command(
+    name = "thv",
+    version,
+    max_term_width = 100,
+    after_help = "See thv(1), thv.toml(5) and thv@.service(8)."
+)]
+pub struct Cli {
+    /// Read and write configuration below this directory.
+    #[arg(
+        long,
+        global = true,
+        hide = true,
+        default_value = "/",
+        value_name = "DIR"
+    )]
+    root: PathBuf,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Run the gateway of a server (what thv@NAME.service does)
+    Serve { name: ServerName },
+    /// Run the runner of a server (what thv-runner@NAME.service does)
+    Runner { name: ServerName },
+    /// Make the key by which a runner knows its gateway
+    #[command(hide = true)]
+    RunnerKey { name: ServerName },
+    /// Say what is wrong with the configuration of one server, or of all
+    Check {
+        name: Option<ServerName>,
+        /// Print what the child will be allowed to see and do
+        #[arg(long)]
+        explain: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a server listen on another address
+    Listen {
+        name: ServerName,
+        /// IP:PORT, [IPv6]:PORT, PORT (on 127.0.0.1) or the path of a Unix socket
+        address: String,
+        /// Agree to an address that other machines can reach
+        #[arg(long)]
+        public: bool,
+    },
+    /// Let a server's runner reach a path that its unit hides
+    Path {
+        name: ServerName,
+        path: PathBuf,
+        /// Reach it for writing, too
+        #[arg(long)]
+        write: bool,
+    },
+    /// Show the whole of it on loopback: no root, no configuration, no network
+    Demo {
+        /// End after the show instead of serving on
+        #[arg(long)]
+        once: bool,
+    },
+    /// The small MCP server of the demo
+    #[command(hide = true)]
+    DemoServer,
+}
+
+/// Runs the command line `args`, the program's name first.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let done = Cli::try_parse_from(args)
+        .map_err(anyhow::Error::from)
+        .and_then(dispatch);
+    match done {
+        Ok(code) => code,
+        Err(error) => fail(&error),
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode> {
+    let root = cli.root.as_path();
+    match cli.verb {
+        // First, to be seen: it must find no thread and no async runtime.
+        Verb::Runner { name } => runner::run(root, &name),
+        Verb::Serve { name } => serve::run(root, &name),
+        Verb::RunnerKey { name } => key::run(root, &name),
+        Verb::Check {
+            name,
+            explain,
+            json,
+        } => check::run(root, name.as_ref(), check::Form { explain, json }),
+        Verb::Listen {
+            name,
+            address,
+            public,
+        } => listen::run(root, &name, &address, public),
+        Verb::Path { name, path, write } => path::run(root, &name, &path, write),
+        Verb::Demo { once } => demo::run(once, &mut io::stdout()),
+        Verb::DemoServer => {
+            unless_broken_pipe(demo::server::run(io::stdin().lock(), io::stdout().lock()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Says why, and chooses the exit code.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    if let Some(error) = error.downcast_ref::<clap::Error>() {
+        let text = error.render().to_string();
+        return if error.use_stderr() {
+            say(text.trim_end());
+            ExitCode::from(exit::USAGE)
+        } else {
+            print(&text).map_or(ExitCode::from(exit::IO), |()| ExitCode::SUCCESS)
+        };
+    }
+    say(&format!("thv: {error:#}"));
+    ExitCode::from(code_of(error))
+}
+
+fn code_of(error: &anyhow::Error) -> u8 {
+    for cause in error.chain() {
+        if cause.is::<Usage>() {
+            return exit::USAGE;
+        }
+        if cause.is::<Problems>() {
+            return exit::CONFIG;
+        }
+        if let Some(error) = cause.downcast_ref::<io::Error>() {
+            return if error.kind() == io::ErrorKind::PermissionDenied {
+                exit::NO_PERMISSION
+            } else {
+                exit::OS
+            };
+        }
+    }
+    exit::GENERAL
+}
+
+/// An argument that clap cannot judge.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// Prints data.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    unless_broken_pipe(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// Talks. What cannot be said is lost: there is nobody to tell.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// A reader that has seen enough (`thv check | head -1`) is no failure.
+fn unless_broken_pipe(written: io::Result<()>) -> io::Result<()> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+/// Where an absolute path lies below `root`.
+fn below(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+/// Exit codes, from sysexits.h.
+pub mod exit {
+    /// Something else.
+    pub const GENERAL: u8 = 1;
+    /// The command line is wrong.
+    pub const USAGE: u8 = 64;
+    /// The operating system refuses, or lacks, something.
+    pub const OS: u8 = 71;
+    /// Output cannot be written.
+    pub const IO: u8 = 74;
+    /// Another user must do this.
+    pub const NO_PERMISSION: u8 = 77;
+    /// The configuration is wrong.
+    pub const CONFIG: u8 = 78;
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::config::Problem;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn each_failure_has_its_exit_code() {
+        let io = |kind| anyhow::Error::from(io::Error::from(kind)).context("writing");
+        let problems = Problems::from(Problem::of_file(Path::new("/x"), "wrong", ""));
+        for (error, code) in [
+            (Usage("no".into()).into(), exit::USAGE),
+            (
+                anyhow::Error::from(problems).context("loading"),
+                exit::CONFIG,
+            ),
+            (io(io::ErrorKind::PermissionDenied), exit::NO_PERMISSION),
+            (io(io::ErrorKind::NotFound), exit::OS),
+            (anyhow::anyhow!("else"), exit::GENERAL),
+        ] {
+            assert_eq!(code_of(&error), code, "{error:#}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_no_unit_can_have_is_a_usage_error() {
+        let parse = |args: &[&str]| Cli::try_parse_from(args);
+        assert!(parse(&["thv", "serve", "github"]).is_ok());
+        assert!(parse(&["thv", "check"]).is_ok());
+        for bad in [
+            &["thv", "serve", "Git_Hub"][..],
+            &["thv", "serve"],
+            &["thv"],
+            &["thv", "listen", "x"],
+            &["thv", "xyz"],
+        ] {
+            let error = parse(bad).unwrap_err();
+            assert!(
+                error.use_stderr() || error.kind() == clap::error::ErrorKind::DisplayHelp,
+                "{bad:?}"
+            );
+        }
+        assert!(!parse(&["thv", "--version"]).unwrap_err().use_stderr());
+    }
+}

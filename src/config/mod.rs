@@ -22,6 +22,7 @@ pub use load::{Stamp, load, misnamed, servers, stamp};
 pub use name::{BadName, ServerName};
 pub use owner::OwnerRule;
 pub use problem::{Problem, Problems};
+pub use value::plain_path;
 
 /// Everything that one server's configuration says, checked.
 #[derive(Clone, Debug)]

@@ -96,6 +96,21 @@ pub(super) fn absolute_path(text: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// A path that a unit file takes literally: no spaces, quotes, specifiers or separators.
+pub fn plain_path(text: &str) -> Result<PathBuf, String> {
+    let path = absolute_path(text)?;
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+@,=~".contains(c);
+    if path == Path::new("/") {
+        Err("this is the whole host; name a directory".to_owned())
+    } else if text.chars().all(is_plain) {
+        Ok(path)
+    } else {
+        Err(format!(
+            "{text:?} has characters that mean something in a unit file; use `systemctl edit`"
+        ))
+    }
+}
+
 /// A host path that a child may be shown.
 pub(super) fn shown_path(text: &str) -> Result<PathBuf, String> {
     let path = absolute_path(text)?;

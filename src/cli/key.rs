@@ -1,0 +1,86 @@
+//! `thv runner-key NAME`: the random key by which a runner knows its own gateway.
+//!
+//! Run by the runner's socket unit before it listens. Both units load the file
+//! as a credential; nobody but root can read the file itself.
+
+use std::{
+    fs::{self, DirBuilder, OpenOptions, Permissions},
+    io::Write as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::Path,
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use aws_lc_rs::rand;
+
+use super::below;
+use crate::config::ServerName;
+
+/// Writes a new key, in one step for whoever reads it.
+pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
+    let directory = below(root, KEYS);
+    let context = || format!("writing the key of `{name}` into `{}`", directory.display());
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&directory)
+        .with_context(context)?;
+    // The directory may be older than this program's idea of its mode.
+    fs::set_permissions(&directory, Permissions::from_mode(0o700)).with_context(context)?;
+
+    let mut key = [0; KEY_BYTES];
+    rand::fill(&mut key).map_err(|_| anyhow!("the random number generator failed"))?;
+    let text: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+
+    // A server's name has no dot, so this is no server's key.
+    let new = directory.join(format!(".{name}.{}", std::process::id()));
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&new)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|()| fs::rename(&new, directory.join(name.as_str())));
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written.with_context(context)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where the units' `LoadCredential=` looks.
+const KEYS: &str = "/run/thv/key";
+
+const KEY_BYTES: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_start_of_the_socket_gives_a_new_key_that_only_its_owner_reads() {
+        let root = tempfile::tempdir().unwrap();
+        let name = ServerName::parse("github").unwrap();
+        let file = root.path().join("run/thv/key/github");
+        let make = || {
+            run(root.path(), &name).unwrap();
+            fs::read_to_string(&file).unwrap()
+        };
+        let (first, second) = (make(), make());
+        assert_ne!(first, second);
+        assert!(
+            first.len() == 64
+                && first
+                    .bytes()
+                    .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        );
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode(&file), mode(file.parent().unwrap())), (0o600, 0o700));
+        assert_eq!(
+            fs::read_dir(file.parent().unwrap()).unwrap().count(),
+            1,
+            "nothing else is left behind"
+        );
+    }
+}

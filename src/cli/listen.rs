@@ -1,0 +1,210 @@
+//! `thv listen NAME ADDRESS`: a drop-in of the socket unit.
+//!
+//! Ports belong to the socket unit, so that `systemctl cat thv@NAME.socket` is
+//! the whole truth. Refuses what other machines can reach unless told `--public`.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Result;
+
+use super::{Usage, print, say, unit};
+use crate::config::{self, Auth, OwnerRule, ServerName};
+
+pub(super) fn run(root: &Path, name: &ServerName, address: &str, public: bool) -> Result<ExitCode> {
+    let address = Address::parse(address).map_err(Usage)?;
+    if address.is_public() {
+        refuse_public(root, name, &address, public)?;
+    }
+    let socket = format!("thv@{name}.socket");
+    let path = unit::write_drop_in(root, &socket, "50-listen.conf", &drop_in(name, &address))?;
+    print(&format!("{}\n", path.display()))?;
+    if !unit::is_host(root) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    unit::systemctl(&["daemon-reload"])?;
+    // Both in one transaction: systemd starts no socket whose service is running.
+    // What is not running stays so.
+    unit::systemctl(&["try-restart", &socket, &format!("thv@{name}.service")])?;
+    say(&format!(
+        "thv: {socket} listens on {address} when it is enabled: `systemctl enable --now {socket}`\n\
+         thv: to see it: `systemctl cat {socket}`; to undo it: remove the file and `systemctl daemon-reload`"
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where a socket listens.
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Address {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl Address {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.starts_with('/') {
+            return unix(text);
+        }
+        let address = match text.parse::<u16>() {
+            Ok(port) => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port),
+            Err(_) => text.parse().map_err(|_| {
+                format!("`{text}` is not an address: 127.0.0.1:PORT, [::1]:PORT, PORT or /run/PATH.sock (no host names)")
+            })?,
+        };
+        if address.port() == 0 {
+            Err("port 0 is no port to be found at".to_owned())
+        } else {
+            Ok(Self::Tcp(address))
+        }
+    }
+
+    /// Whether other machines can reach it.
+    fn is_public(&self) -> bool {
+        match self {
+            Self::Tcp(address) => !address.ip().to_canonical().is_loopback(),
+            Self::Unix(_) => false,
+        }
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+fn unix(text: &str) -> Result<Address, String> {
+    let path = config::plain_path(text)?;
+    if text.len() > MAX_SOCKET_PATH {
+        return Err(format!(
+            "the path of a Unix socket has at most {MAX_SOCKET_PATH} bytes"
+        ));
+    }
+    Ok(Address::Unix(path))
+}
+
+fn refuse_public(root: &Path, name: &ServerName, address: &Address, public: bool) -> Result<()> {
+    if !public {
+        let message = format!(
+            "other machines can reach {address}; put a TLS reverse proxy before 127.0.0.1, or say `thv listen {name} {address} --public`"
+        );
+        return Err(Usage(message).into());
+    }
+    // A configuration that does not load says nothing of this; the gateway asks again when it starts.
+    if let Ok(config) = config::load(root, name, OwnerRule::RootOrCaller)
+        && matches!(config.auth, Auth::None)
+    {
+        let message = format!(
+            "`{name}` asks for no token (auth.mode = \"none\"): it may listen on loopback or a Unix socket only"
+        );
+        return Err(Usage(message).into());
+    }
+    say(&format!(
+        "thv: {address} speaks plain HTTP: tokens pass readable unless a TLS reverse proxy stands before it"
+    ));
+    Ok(())
+}
+
+fn drop_in(name: &ServerName, address: &Address) -> String {
+    // The empty line takes back the unit's own address.
+    let mut text = format!(
+        "# written by `thv listen {name} {address}`\n[Socket]\nListenStream=\nListenStream={address}\n"
+    );
+    if matches!(address, Address::Tcp(_)) {
+        text.push_str("NoDelay=yes\nFreeBind=yes\n");
+    }
+    text
+}
+
+/// `sun_path` without its null byte.
+const MAX_SOCKET_PATH: usize = 107;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_the_public_ones_known() {
+        for (text, canonical, public) in [
+            ("127.0.0.1:8081", "127.0.0.1:8081", false),
+            ("8081", "127.0.0.1:8081", false),
+            ("[::1]:8081", "[::1]:8081", false),
+            ("[::ffff:127.0.0.1]:1", "[::ffff:127.0.0.1]:1", false),
+            ("/run/x.sock", "/run/x.sock", false),
+            ("0.0.0.0:80", "0.0.0.0:80", true),
+            ("[::]:80", "[::]:80", true),
+            ("10.0.0.1:80", "10.0.0.1:80", true),
+        ] {
+            let address = Address::parse(text).unwrap();
+            assert_eq!(
+                (address.to_string().as_str(), address.is_public()),
+                (canonical, public),
+                "{text}"
+            );
+        }
+        for bad in [
+            "",
+            "0",
+            "127.0.0.1:0",
+            "127.0.0.1",
+            "localhost:80",
+            "70000",
+            "x.sock",
+            "/run/../x",
+            "/run/a b",
+            "/run/%t",
+        ] {
+            assert!(Address::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_drop_in_takes_back_the_default_address() {
+        let root = tempfile::tempdir().unwrap();
+        let name = ServerName::parse("github").unwrap();
+        run(root.path(), &name, "127.0.0.1:8081", false).unwrap();
+        let file = root
+            .path()
+            .join("etc/systemd/system/thv@github.socket.d/50-listen.conf");
+        assert_eq!(
+            std::fs::read_to_string(&file).unwrap(),
+            "# written by `thv listen github 127.0.0.1:8081`\n[Socket]\nListenStream=\nListenStream=127.0.0.1:8081\n\
+             NoDelay=yes\nFreeBind=yes\n"
+        );
+        run(root.path(), &name, "/run/x.sock", false).unwrap();
+        assert!(
+            std::fs::read_to_string(&file)
+                .unwrap()
+                .ends_with("ListenStream=\nListenStream=/run/x.sock\n")
+        );
+    }
+
+    #[test]
+    fn a_public_address_must_be_agreed_to_and_wants_tokens() {
+        let root = tempfile::tempdir().unwrap();
+        let name = ServerName::parse("x").unwrap();
+        let file = root
+            .path()
+            .join("etc/systemd/system/thv@x.socket.d/50-listen.conf");
+        assert!(run(root.path(), &name, "0.0.0.0:80", false).is_err());
+        assert!(!file.exists());
+        run(root.path(), &name, "0.0.0.0:80", true).unwrap();
+        assert!(file.exists());
+        std::fs::remove_file(&file).unwrap();
+        let servers = root.path().join("etc/thv/servers");
+        std::fs::create_dir_all(&servers).unwrap();
+        let text = "command = [\"/bin/true\"]\nresource = \"https://h/x\"\nauth.mode = \"none\"\nauthz.allow = \"authenticated\"\n";
+        std::fs::write(servers.join("x.toml"), text).unwrap();
+        config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
+        assert!(run(root.path(), &name, "0.0.0.0:80", true).is_err());
+        assert!(!file.exists());
+        run(root.path(), &name, "8081", true).unwrap();
+        assert!(file.exists());
+    }
+}

@@ -1,0 +1,220 @@
+//! `thv path NAME PATH`: a drop-in by which the runner's unit shows a host path.
+//!
+//! A child sees at most what its runner sees, and the runner's unit hides homes
+//! and temporary files and locks everything against writing. This opens the
+//! unit; what the child sees of it is still said by `[sandbox]`.
+
+use std::{path::Path, process::ExitCode};
+
+use anyhow::Result;
+
+use super::{Usage, print, say, unit};
+use crate::config::{self, ServerName};
+
+pub(super) fn run(root: &Path, name: &ServerName, path: &Path, write: bool) -> Result<ExitCode> {
+    let text = path
+        .to_str()
+        .ok_or_else(|| Usage("the path is not UTF-8".to_owned()))?;
+    let path = config::plain_path(text).map_err(Usage)?;
+    let Some(lines) = lines(&path, write) else {
+        say(&format!(
+            "thv: the runner of `{name}` can read `{0}` already; name it in the server's file: [sandbox] read-only = [\"{0}\"]",
+            path.display()
+        ));
+        return Ok(ExitCode::SUCCESS);
+    };
+    let service = format!("thv-runner@{name}.service");
+    let file = file_name(&path)?;
+    let said = if write { " --write" } else { "" };
+    let text = format!(
+        "# written by `thv path {name} {}{said}`\n[Service]\n{lines}",
+        path.display()
+    );
+    let written = unit::write_drop_in(root, &service, &file, &text)?;
+    print(&format!("{}\n", written.display()))?;
+    if unit::is_host(root) {
+        unit::systemctl(&["daemon-reload"])?;
+    }
+    if write {
+        say(
+            "thv: this opens the path to the runner; a child's own writable directory is [sandbox] state = true",
+        );
+    } else {
+        say(&format!(
+            "thv: name it in the server's file: [sandbox] read-only = [\"{}\"]",
+            path.display()
+        ));
+    }
+    say(&format!(
+        "thv: it counts from the next start of the runner: `systemctl try-restart {service}`"
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether `path` lies where the runner's unit hides what the host has.
+pub(super) fn is_hidden(path: &Path) -> bool {
+    HOMES
+        .iter()
+        .chain(TEMPORARY)
+        .any(|hidden| path.starts_with(hidden))
+}
+
+/// Whether a drop-in shows `path` (or a directory above it) to the runner of `name`.
+pub(super) fn is_shown(root: &Path, name: &ServerName, path: &Path) -> bool {
+    unit::drop_ins(root, "thv-runner@", name.as_str(), "service")
+        .iter()
+        .any(|text| shows(text, path))
+}
+
+fn shows(drop_in: &str, path: &Path) -> bool {
+    drop_in
+        .lines()
+        .filter_map(|line| {
+            line.trim()
+                .strip_prefix("BindReadOnlyPaths=")
+                .or(line.trim().strip_prefix("BindPaths="))
+        })
+        .flat_map(str::split_whitespace)
+        // `-` may stand before a path, `:DESTINATION` after it.
+        .filter_map(|entry| entry.trim_start_matches('-').split(':').next())
+        .any(|shown| path.starts_with(shown))
+}
+
+/// What the unit needs for `path`; `None` where it needs nothing.
+fn lines(path: &Path, write: bool) -> Option<String> {
+    let hidden = is_hidden(path);
+    if !hidden && !write {
+        return None;
+    }
+    let shown = path.display();
+    let mut lines = String::new();
+    if HOMES.iter().any(|home| path.starts_with(home)) {
+        // Under `yes` the homes are inaccessible, and systemd drops mounts below such places.
+        lines.push_str("ProtectHome=tmpfs\n");
+    }
+    lines.push_str(&match (hidden, write) {
+        (true, false) => format!("BindReadOnlyPaths={shown}\n"),
+        (true, true) => format!("BindPaths={shown}\n"),
+        (false, _) => format!("ReadWritePaths={shown}\n"),
+    });
+    Some(lines)
+}
+
+/// `50-path-…`, with the path escaped as systemd does it, so that no two paths share a file.
+fn file_name(path: &Path) -> Result<String, Usage> {
+    let text = path.to_string_lossy();
+    let escaped = text
+        .trim_start_matches('/')
+        .replace('-', "\\x2d")
+        .replace('/', "-");
+    let file = format!("50-path-{escaped}.conf");
+    if file.len() > MAX_FILE_NAME {
+        return Err(Usage(
+            "the path is too long for a drop-in's name; use `systemctl edit`".to_owned(),
+        ));
+    }
+    Ok(file)
+}
+
+/// What `ProtectHome=` hides.
+const HOMES: &[&str] = &["/home", "/root", "/run/user"];
+
+/// What `PrivateTmp=` hides.
+const TEMPORARY: &[&str] = &["/tmp", "/var/tmp"];
+
+/// `NAME_MAX`, with room for the name under which it is written.
+const MAX_FILE_NAME: usize = 230;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(path: &str, write: bool, expected: Option<(&str, &str)>) {
+        let root = tempfile::tempdir().unwrap();
+        let name = ServerName::parse("x").unwrap();
+        run(root.path(), &name, Path::new(path), write).unwrap();
+        let directory = root
+            .path()
+            .join("etc/systemd/system/thv-runner@x.service.d");
+        match expected {
+            None => assert!(!directory.exists()),
+            Some((file, lines)) => {
+                let text = std::fs::read_to_string(directory.join(file)).unwrap();
+                assert_eq!(text.split_once("[Service]\n").unwrap().1, lines);
+                assert_eq!(
+                    is_shown(root.path(), &name, &Path::new(path).join("below")),
+                    is_hidden(Path::new(path))
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_path_needs_what_its_unit_takes_away() {
+        check("/srv/repos", false, None);
+        check(
+            "/srv/repos",
+            true,
+            Some(("50-path-srv-repos.conf", "ReadWritePaths=/srv/repos\n")),
+        );
+        check(
+            "/home/a/my-repos/",
+            false,
+            Some((
+                "50-path-home-a-my\\x2drepos.conf",
+                "ProtectHome=tmpfs\nBindReadOnlyPaths=/home/a/my-repos\n",
+            )),
+        );
+        check(
+            "/root/x",
+            true,
+            Some((
+                "50-path-root-x.conf",
+                "ProtectHome=tmpfs\nBindPaths=/root/x\n",
+            )),
+        );
+        check(
+            "/tmp/x",
+            false,
+            Some(("50-path-tmp-x.conf", "BindReadOnlyPaths=/tmp/x\n")),
+        );
+    }
+
+    #[test]
+    fn a_path_that_a_unit_file_could_read_otherwise_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let name = ServerName::parse("x").unwrap();
+        for bad in [
+            "srv",
+            "/",
+            "/a/../b",
+            "/home/a b",
+            "/home/%h",
+            "/home/a:b",
+            "/home/a\nUser=root",
+            "/home/\"a",
+            "/home/a\\b",
+        ] {
+            assert!(
+                run(root.path(), &name, Path::new(bad), true).is_err(),
+                "{bad:?}"
+            );
+        }
+        assert!(!root.path().join("etc").exists());
+    }
+
+    #[test]
+    fn a_drop_in_shows_what_lies_below_its_paths() {
+        let text = "[Service]\nBindReadOnlyPaths=/home/a -/home/b:/x\n BindPaths=/tmp/c\n#BindPaths=/home/d\n";
+        for (path, shown) in [
+            ("/home/a/x", true),
+            ("/home/b", true),
+            ("/tmp/c", true),
+            ("/home/d", false),
+            ("/home/ab", false),
+        ] {
+            assert_eq!(shows(text, Path::new(path)), shown, "{path}");
+        }
+    }
+}

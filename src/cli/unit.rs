@@ -1,0 +1,92 @@
+//! Drop-ins of systemd units: where they are, writing them, telling systemd.
+//!
+//! Used by `listen`, `path` and `check`. A drop-in is an ordinary file that
+//! `systemctl cat` shows and an administrator may edit or delete.
+
+use std::{
+    fs::{self, OpenOptions, Permissions},
+    io::{self, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::below;
+
+/// Writes `text` as the drop-in `file` of `unit`; gives its path.
+pub(super) fn write_drop_in(root: &Path, unit: &str, file: &str, text: &str) -> Result<PathBuf> {
+    let directory = below(root, &format!("{UNITS}/{unit}.d"));
+    let path = directory.join(file);
+    write(&directory, &path, text).with_context(|| {
+        format!(
+            "writing `{}` (this is root's to do: try `sudo`)",
+            path.display()
+        )
+    })?;
+    Ok(path)
+}
+
+/// The text of every drop-in that applies to the instance `name` of `template`, such as `thv-runner@`.
+pub(super) fn drop_ins(root: &Path, template: &str, name: &str, kind: &str) -> Vec<String> {
+    let mut texts = Vec::new();
+    for unit in [
+        format!("{template}.{kind}"),
+        format!("{template}{name}.{kind}"),
+    ] {
+        for units in [UNITS, "/run/systemd/system", "/usr/lib/systemd/system"] {
+            let entries = fs::read_dir(below(root, &format!("{units}/{unit}.d")))
+                .into_iter()
+                .flatten();
+            let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+            let confs = paths.filter(|path| {
+                path.extension()
+                    .is_some_and(|extension| extension == "conf")
+            });
+            texts.extend(confs.filter_map(|path| fs::read_to_string(path).ok()));
+        }
+    }
+    texts
+}
+
+/// Whether systemd is to be told: only about this host's own units.
+pub(super) fn is_host(root: &Path) -> bool {
+    root == Path::new("/")
+}
+
+/// Runs `systemctl`, whose own words go to stderr.
+pub(super) fn systemctl(args: &[&str]) -> Result<()> {
+    let status = Command::new("systemctl")
+        .args(args)
+        .status()
+        .with_context(|| format!("running `systemctl {}`", args.join(" ")))?;
+    if !status.success() {
+        bail!(
+            "`systemctl {}` failed ({status}); the drop-in is written",
+            args.join(" ")
+        );
+    }
+    Ok(())
+}
+
+fn write(directory: &Path, path: &Path, text: &str) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    let new = path.with_extension(format!("new-{}", std::process::id()));
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .open(&new)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        // Whatever the umask: units are no secrets.
+        .and_then(|()| fs::set_permissions(&new, Permissions::from_mode(0o644)))
+        .and_then(|()| fs::rename(&new, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written
+}
+
+/// Where an administrator's units and drop-ins are.
+const UNITS: &str = "/etc/systemd/system";
