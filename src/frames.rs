@@ -22,6 +22,12 @@ use crate::sys;
 /// The version of this conversation; both sides must speak the same.
 pub const VERSION: u16 = 1;
 
+/// The systemd credential that holds the key.
+pub const KEY_CREDENTIAL: &str = "runner-key";
+
+/// Bytes of the key's file: hex, and perhaps a line end.
+pub const MAX_KEY: usize = 256;
+
 /// Bytes of one frame.
 pub const MAX_FRAME: usize = 4096;
 

@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf, time::Duration};
 use aws_lc_rs::rand;
 
 use super::Reason;
-use crate::{auth::Identity, config::Layer, mcp::Target};
+use crate::{auth::Identity, mcp::Target};
 
 /// Something that an auditor or an operator has to be able to find later.
 #[derive(Clone, Debug)]
@@ -45,9 +45,10 @@ pub enum Event {
         pid: u32,
         line: Vec<u8>,
     },
-    /// A required layer of the sandbox could not be applied: the child did not start.
+    /// A child did not start: `layer` is the layer of the sandbox that could not
+    /// be applied, or `exec`, `limit`, `config`, `runner`.
     LayerFailed {
-        layer: Layer,
+        layer: String,
         reason: String,
     },
     KeysFetched {

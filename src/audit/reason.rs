@@ -1,5 +1,7 @@
 //! Why not: the fixed vocabulary of `THV_REASON`.
 
+use crate::auth::{AuthError, Fault};
+
 /// Why thv refused a request, or why what it permitted did not succeed.
 ///
 /// The words are part of the interface: auditors filter by them, thv-journal(7) lists them.
@@ -46,6 +48,8 @@ pub enum Reason {
     SessionOfAnother,
     SessionLimit,
     InFlightLimit,
+    IdInUse,
+    NotAsked,
     // The server behind thv.
     SandboxLayer,
     ChildStartFailed,
@@ -101,6 +105,8 @@ impl Reason {
         Self::SessionOfAnother,
         Self::SessionLimit,
         Self::InFlightLimit,
+        Self::IdInUse,
+        Self::NotAsked,
         Self::SandboxLayer,
         Self::ChildStartFailed,
         Self::ChildGone,
@@ -155,6 +161,8 @@ impl Reason {
             Self::SessionOfAnother => "session-of-another",
             Self::SessionLimit => "session-limit",
             Self::InFlightLimit => "in-flight-limit",
+            Self::IdInUse => "id-in-use",
+            Self::NotAsked => "not-asked",
             Self::SandboxLayer => "sandbox-layer",
             Self::ChildStartFailed => "child-start-failed",
             Self::ChildGone => "child-gone",
@@ -168,6 +176,29 @@ impl Reason {
             Self::Stopping => "stopping",
             Self::AuditUnavailable => "audit-unavailable",
             Self::Internal => "internal",
+        }
+    }
+}
+
+impl From<&AuthError> for Reason {
+    fn from(error: &AuthError) -> Self {
+        match error {
+            AuthError::Missing => Self::TokenMissing,
+            AuthError::IssuerDown { .. } => Self::ProviderUnavailable,
+            AuthError::Malformed(fault) | AuthError::Rejected(fault) => match fault {
+                Fault::Ambiguous => Self::TokenAmbiguous,
+                Fault::Form => Self::TokenMalformed,
+                Fault::Type => Self::TokenType,
+                Fault::Algorithm => Self::TokenAlgorithm,
+                Fault::KeyUnknown => Self::TokenKeyUnknown,
+                Fault::Signature => Self::TokenSignature,
+                Fault::Issuer => Self::TokenIssuer,
+                Fault::Audience => Self::TokenAudience,
+                Fault::Expired => Self::TokenExpired,
+                Fault::NotYetValid => Self::TokenNotYetValid,
+                Fault::Claim => Self::TokenClaim,
+                Fault::Client => Self::TokenClient,
+            },
         }
     }
 }

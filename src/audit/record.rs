@@ -186,7 +186,7 @@ impl Record {
                 self.put("THV_STREAM", "stderr");
             }
             Event::LayerFailed { layer, reason } => {
-                self.put("THV_LAYER", layer.name());
+                self.raw("THV_LAYER", layer);
                 self.raw("THV_ERROR", reason);
             }
             Event::KeysFetched { issuer, keys } => {
@@ -367,8 +367,8 @@ fn headline(event: &Event) -> (Kind, u8, String) {
             Kind::LayerFailed,
             ERROR,
             format!(
-                "sandbox layer {} failed, the child did not start: {}",
-                layer.name(),
+                "the server did not start: {}: {}",
+                shown(layer),
                 shown(reason)
             ),
         ),
@@ -575,7 +575,7 @@ mod tests {
                 line: text().into_bytes(),
             },
             Event::LayerFailed {
-                layer: Layer::Seccomp,
+                layer: "seccomp".to_owned(),
                 reason: text(),
             },
             Event::KeysFetched {

@@ -18,6 +18,7 @@ use super::{below, exit, path, print, say, unit};
 use crate::{
     authz::Engine,
     config::{self, Config, OwnerRule, Problem, ServerName},
+    daemon,
 };
 
 /// How the answer is wanted.
@@ -183,15 +184,10 @@ fn warning(root: &Path, server: &str, key: &str, message: String, help: String) 
 
 /// What is wrong with the policies of a configuration that loads.
 fn policies(config: &Config) -> Vec<Problem> {
-    let found = Engine::build(&config.authz, &config.server)
-        .err()
-        .unwrap_or_default();
-    let problems = found.into_iter().map(|found| Problem {
-        line: u32::try_from(found.line).unwrap_or(u32::MAX),
-        column: u32::try_from(found.column).unwrap_or(u32::MAX),
-        ..Problem::of_file(&found.file, found.message, "")
-    });
-    problems.collect()
+    match Engine::build(&config.authz, &config.server) {
+        Ok(_) => Vec::new(),
+        Err(found) => daemon::policy_problems(found).iter().cloned().collect(),
+    }
 }
 
 /// What a child of `config` may see and do, as its runner will apply it.

@@ -5,6 +5,7 @@
 
 mod check;
 pub mod demo;
+mod foreground;
 mod key;
 mod listen;
 mod path;

@@ -1,12 +1,72 @@
 //! `thv serve NAME`: the gateway, as thv@NAME.service starts it.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result};
 
-use crate::config::ServerName;
+use super::exit;
+use crate::{
+    audit::{Audit, JOURNAL},
+    child::Connection,
+    config::{self, OwnerRule, ServerName},
+    daemon::{self, Exit, Setup},
+    frames,
+    http::peer::Listener,
+    systemd::{self, Notifier, SocketError, Wanted},
+    telemetry,
+    time::Clock,
+};
 
 /// Serves until told to stop, or idle.
-pub(super) fn run(_root: &Path, name: &ServerName) -> Result<ExitCode> {
-    bail!("this build has no gateway to serve `{name}` with")
+pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
+    // First, while there is one thread: it unsets what systemd passed.
+    let socket = match systemd::take(SOCKET, Wanted::Stream) {
+        Ok(socket) => socket,
+        Err(error @ (SocketError::None | SocketError::OtherProcess(_))) => {
+            return Err(super::Usage(error.to_string()).into());
+        }
+        Err(error) => {
+            super::say(&format!("thv: {error}"));
+            return Ok(ExitCode::from(exit::CONFIG));
+        }
+    };
+    let notifier = Notifier::from_environment();
+    let filter = std::env::var(telemetry::FILTER_VARIABLE).ok();
+    let _diagnostics = telemetry::init(telemetry::Target::Journal, filter.as_deref())?;
+    let key = systemd::credential(frames::KEY_CREDENTIAL, frames::MAX_KEY)?;
+    let key = String::from_utf8(key).context("the runner's key is not text")?.trim().to_owned();
+    let audit = Audit::journal(Path::new(JOURNAL), name).context("opening a socket for the journal")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let exit = runtime.block_on(async {
+        let (root, server) = (root.to_owned(), name.clone());
+        let (root_again, server_again) = (root.clone(), server.clone());
+        let mut stamp = None;
+        daemon::run(Setup {
+            server: server.clone(),
+            load: Box::new(move || config::load(&root, &server, OwnerRule::Root)),
+            changed: Box::new(move || {
+                let now = config::stamp(&root_again, &server_again);
+                let before = stamp.replace(now.clone());
+                before != Some(now)
+            }),
+            listener: Listener::from_fd(socket).context("using the socket from systemd")?,
+            runner: Connection::Path(PathBuf::from(format!("/run/thv/runner/{name}.sock"))),
+            key,
+            audit,
+            clock: Clock::system(),
+            notifier,
+            may_exit: true,
+        })
+        .await
+    })?;
+    Ok(match exit {
+        Exit::Done => ExitCode::SUCCESS,
+        Exit::Misconfigured => ExitCode::from(exit::CONFIG),
+    })
 }
+
+/// `FileDescriptorName=` in thv@.socket.
+const SOCKET: &str = "mcp";

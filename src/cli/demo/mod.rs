@@ -7,6 +7,7 @@
 mod client;
 mod files;
 mod issuer;
+#[cfg(any())]
 mod play;
 pub mod server;
 
