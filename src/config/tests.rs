@@ -58,6 +58,7 @@ fn a_missing_server_is_a_problem_that_names_the_file() {
     assert!(servers(root.path()).is_empty());
 }
 
+/// inc-25: who can write the configuration can run commands, so only its owner may.
 #[test]
 fn the_owner_rule_holds_for_every_file_that_is_read() {
     let files = [
