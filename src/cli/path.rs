@@ -59,25 +59,39 @@ pub(super) fn is_hidden(path: &Path) -> bool {
         .any(|hidden| path.starts_with(hidden))
 }
 
-/// Whether a drop-in shows `path` (or a directory above it) to the runner of `name`.
+/// Whether drop-ins show `path` (or a directory above it) to the runner of `name`.
 pub(super) fn is_shown(root: &Path, name: &ServerName, path: &Path) -> bool {
-    unit::drop_ins(root, "thv-runner@", name.as_str(), "service")
-        .iter()
-        .any(|text| shows(text, path))
+    let drop_ins = unit::drop_ins(root, "thv-runner@", name.as_str());
+    if !in_homes(path) {
+        return is_bound(&drop_ins, path);
+    }
+    match settings(&drop_ins, "ProtectHome=").last() {
+        Some("tmpfs") => is_bound(&drop_ins, path),
+        Some("no" | "false" | "off" | "0" | "read-only") => true,
+        // The unit itself says `yes`, under which a mount below a home is dropped.
+        _ => false,
+    }
 }
 
-fn shows(drop_in: &str, path: &Path) -> bool {
-    drop_in
-        .lines()
-        .filter_map(|line| {
-            line.trim()
-                .strip_prefix("BindReadOnlyPaths=")
-                .or(line.trim().strip_prefix("BindPaths="))
-        })
+fn is_bound(drop_ins: &[String], path: &Path) -> bool {
+    settings(drop_ins, "BindReadOnlyPaths=")
+        .chain(settings(drop_ins, "BindPaths="))
         .flat_map(str::split_whitespace)
         // `-` may stand before a path, `:DESTINATION` after it.
         .filter_map(|entry| entry.trim_start_matches('-').split(':').next())
         .any(|shown| path.starts_with(shown))
+}
+
+/// What the drop-ins assign to `key`, in order.
+fn settings<'d>(drop_ins: &'d [String], key: &'d str) -> impl Iterator<Item = &'d str> {
+    drop_ins
+        .iter()
+        .flat_map(|text| text.lines())
+        .filter_map(move |line| line.trim().strip_prefix(key))
+}
+
+fn in_homes(path: &Path) -> bool {
+    HOMES.iter().any(|home| path.starts_with(home))
 }
 
 /// What the unit needs for `path`; `None` where it needs nothing.
@@ -88,7 +102,7 @@ fn lines(path: &Path, write: bool) -> Option<String> {
     }
     let shown = path.display();
     let mut lines = String::new();
-    if HOMES.iter().any(|home| path.starts_with(home)) {
+    if in_homes(path) {
         // Under `yes` the homes are inaccessible, and systemd drops mounts below such places.
         lines.push_str("ProtectHome=tmpfs\n");
     }
@@ -205,16 +219,42 @@ mod tests {
     }
 
     #[test]
-    fn a_drop_in_shows_what_lies_below_its_paths() {
-        let text = "[Service]\nBindReadOnlyPaths=/home/a -/home/b:/x\n BindPaths=/tmp/c\n#BindPaths=/home/d\n";
+    fn drop_ins_show_what_lies_below_their_paths() {
+        let text = "[Service]\nBindReadOnlyPaths=/tmp/a -/tmp/b:/x\n BindPaths=/tmp/c\n#BindPaths=/tmp/d\n";
+        let drop_ins = [text.to_owned()];
         for (path, shown) in [
-            ("/home/a/x", true),
-            ("/home/b", true),
+            ("/tmp/a/x", true),
+            ("/tmp/b", true),
             ("/tmp/c", true),
-            ("/home/d", false),
-            ("/home/ab", false),
+            ("/tmp/d", false),
+            ("/tmp/ab", false),
         ] {
-            assert_eq!(shows(text, Path::new(path)), shown, "{path}");
+            assert_eq!(is_bound(&drop_ins, Path::new(path)), shown, "{path}");
+        }
+    }
+
+    /// Measured on systemd 257: under `ProtectHome=yes` a bind mount below /home is dropped.
+    #[test]
+    fn a_home_is_shown_only_where_the_unit_lets_it_be() {
+        let name = ServerName::parse("x").unwrap();
+        for (lines, shown) in [
+            ("BindReadOnlyPaths=/home/a", false),
+            ("ProtectHome=tmpfs", false),
+            ("ProtectHome=tmpfs\nBindReadOnlyPaths=/home/a", true),
+            (
+                "ProtectHome=tmpfs\nProtectHome=yes\nBindReadOnlyPaths=/home/a",
+                false,
+            ),
+            ("ProtectHome=read-only", true),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let text = format!("[Service]\n{lines}\n");
+            unit::write_drop_in(root.path(), "thv-runner@x.service", "a.conf", &text).unwrap();
+            assert_eq!(
+                is_shown(root.path(), &name, Path::new("/home/a/x")),
+                shown,
+                "{lines}"
+            );
         }
     }
 }

@@ -4,6 +4,7 @@
 //! `systemctl cat` shows and an administrator may edit or delete.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, OpenOptions, Permissions},
     io::{self, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
@@ -28,26 +29,32 @@ pub(super) fn write_drop_in(root: &Path, unit: &str, file: &str, text: &str) -> 
     Ok(path)
 }
 
-/// The text of every drop-in that applies to the instance `name` of `template`, such as `thv-runner@`.
-pub(super) fn drop_ins(root: &Path, template: &str, name: &str, kind: &str) -> Vec<String> {
-    let mut texts = Vec::new();
-    for unit in [
-        format!("{template}.{kind}"),
-        format!("{template}{name}.{kind}"),
-    ] {
-        for units in [UNITS, "/run/systemd/system", "/usr/lib/systemd/system"] {
+/// The texts of the drop-ins that apply to the service `template` + `name`, in systemd's order:
+/// by file name, where a higher directory's file masks a lower one's.
+pub(super) fn drop_ins(root: &Path, template: &str, name: &str) -> Vec<String> {
+    let mut files = BTreeMap::new();
+    for units in ["/usr/lib/systemd/system", "/run/systemd/system", UNITS] {
+        for unit in [
+            format!("{template}.service"),
+            format!("{template}{name}.service"),
+        ] {
             let entries = fs::read_dir(below(root, &format!("{units}/{unit}.d")))
                 .into_iter()
                 .flatten();
-            let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-            let confs = paths.filter(|path| {
-                path.extension()
+            for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+                if path
+                    .extension()
                     .is_some_and(|extension| extension == "conf")
-            });
-            texts.extend(confs.filter_map(|path| fs::read_to_string(path).ok()));
+                {
+                    files.insert(path.file_name().map(ToOwned::to_owned), path);
+                }
+            }
         }
     }
-    texts
+    files
+        .values()
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .collect()
 }
 
 /// Whether systemd is to be told: only about this host's own units.

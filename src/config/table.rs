@@ -219,7 +219,7 @@ impl<'a> Table<'a> {
                 let key = name.get_ref().to_string();
                 let value = Value {
                     document: self.document,
-                    key: format!("{}{key}", self.prefix),
+                    key: format!("{}{}", self.prefix, printable(&key)),
                     value,
                 };
                 let said = read(&key, &value).map_or(Said::Wrong, |value_read| {

@@ -10,7 +10,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::*;
+use proptest::prelude::*;
+
+use super::{
+    fragment::{Fragment, Reach},
+    table::Document,
+    *,
+};
 
 #[test]
 fn every_tree_loads_as_its_expectation_says() {
@@ -58,6 +64,7 @@ fn a_missing_server_is_a_problem_that_names_the_file() {
     assert!(servers(root.path()).is_empty());
 }
 
+/// inc-25: who can write the configuration can run commands, so only its owner may.
 #[test]
 fn the_owner_rule_holds_for_every_file_that_is_read() {
     let files = [
@@ -214,6 +221,29 @@ fn files_that_the_configuration_names_must_be_there() {
         KeySource::File(root.path().join("etc/thv/keys.json"))
     );
     assert!(config.files.contains(&root.path().join("etc/thv/ca.pem")));
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics_and_every_problem_is_one_line(text in prop::collection::vec(
+        prop::sample::select(vec![
+            "command", "resource", "auth", "issuer", "[[auth.issuer]]", "[auth]", "[limits]", "[env]", "env", ".", " = ",
+            "\n", "[", "]", "{", "}", "\"", "'", "\"\"\"", ",", "1", "-0x1F", "true", "1979-05-27", "\\u0000", "\u{1b}",
+            "\"a\\nb\" = 1", "ä", "#", "memory", "leeway", "\"5min\"", "hosts", "inf",
+        ]),
+        0..40,
+    )) {
+        let text = text.concat();
+        let document = Document::new(Path::new("/f"), &text);
+        let read = document.read(|table| Fragment::read(table, Reach::Server));
+        let problems = document.into_problems();
+        prop_assert!(read.is_some() || !problems.is_empty());
+        for problem in problems {
+            let line = problem.to_string();
+            prop_assert!(line.chars().all(|c| !c.is_control()), "{line:?}");
+            prop_assert!(problem.line as usize <= text.lines().count().max(1) + 1);
+        }
+    }
 }
 
 fn minimal(authz: &str) -> String {

@@ -88,8 +88,8 @@ pub(super) fn absolute_path(text: &str) -> Result<PathBuf, String> {
         .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
     if !text.starts_with('/') {
         Err(format!("{text:?} is not an absolute path"))
-    } else if text.contains('\0') || !plain || text.split('/').any(|part| part == ".") {
-        Err("a path here has no `.`, no `..` and no null byte".to_owned())
+    } else if text.contains(char::is_control) || !plain || text.split('/').any(|part| part == ".") {
+        Err("a path here has no `.`, no `..` and no control character".to_owned())
     } else {
         // Without a final slash, so that paths can be compared.
         Ok(path.components().collect())
@@ -260,7 +260,7 @@ mod tests {
             absolute_path("/srv/repos/"),
             Ok(PathBuf::from("/srv/repos"))
         );
-        for bad in ["", "srv", "/a/../b", "/a/./b", "/a\0b"] {
+        for bad in ["", "srv", "/a/../b", "/a/./b", "/a\0b", "/a\nb"] {
             assert!(absolute_path(bad).is_err(), "{bad:?}");
         }
         assert!(shown_path("/srv").is_ok());
