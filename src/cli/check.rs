@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     os::unix::fs::PermissionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -19,6 +19,7 @@ use crate::{
     authz::Engine,
     config::{self, Config, OwnerRule, Problem, ServerName},
     daemon,
+    sandbox::{self, Host},
 };
 
 /// How the answer is wanted.
@@ -143,7 +144,7 @@ fn check(root: &Path, server: &ServerName, form: Form) -> Result<Checked> {
             checked.warnings = warnings(root, &config);
             checked.resource = Some(config.resource.url.clone());
             if form.explain {
-                checked.explanation = Some(plan(&config)?);
+                checked.explanation = Some(plan(&config));
             }
         }
         Err(problems) => checked.problems = problems.iter().cloned().collect(),
@@ -191,8 +192,10 @@ fn policies(config: &Config) -> Vec<Problem> {
 }
 
 /// What a child of `config` may see and do, as its runner will apply it.
-fn plan(config: &Config) -> Result<String> {
-    anyhow::bail!("this build cannot print the plan of `{}`", config.server)
+fn plan(config: &Config) -> String {
+    // Which directory is the principal's is not known before there is one.
+    let state = config.sandbox.state.then(|| PathBuf::from(format!("/var/lib/private/thv-runner/{}/PRINCIPAL", config.server)));
+    sandbox::plan(config, &Host::look(), state.as_deref()).to_string()
 }
 
 fn warnings(root: &Path, config: &Config) -> Vec<Problem> {

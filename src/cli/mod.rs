@@ -5,11 +5,9 @@
 
 mod check;
 pub mod demo;
-mod foreground;
 mod key;
 mod listen;
 mod path;
-mod runner;
 mod serve;
 mod unit;
 
@@ -52,7 +50,12 @@ pub(crate) enum Verb {
     /// Run the gateway of a server (what thv@NAME.service does)
     Serve { name: ServerName },
     /// Run the runner of a server (what thv-runner@NAME.service does)
-    Runner { name: ServerName },
+    Runner {
+        name: ServerName,
+        /// Serve the gateway at the other end of standard input
+        #[arg(long, hide = true)]
+        foreground: bool,
+    },
     /// Make the key by which a runner knows its gateway
     #[command(hide = true)]
     RunnerKey { name: ServerName },
@@ -109,7 +112,14 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
     let root = cli.root.as_path();
     match cli.verb {
         // First, to be seen: it must find no thread and no async runtime.
-        Verb::Runner { name } => runner::run(root, &name),
+        Verb::Runner {
+            name,
+            foreground: false,
+        } => crate::runner::run_as_service(root, &name),
+        Verb::Runner {
+            name,
+            foreground: true,
+        } => crate::runner::run_in_foreground(root, &name),
         Verb::Serve { name } => serve::run(root, &name),
         Verb::RunnerKey { name } => key::run(root, &name),
         Verb::Check {

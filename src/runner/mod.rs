@@ -1,1 +1,118 @@
+//! The runner: starts, limits and reaps children for its own gateway.
+//!
+//! One thread, no async runtime, so that a copy of it can become anything. It
+//! reads small frames from a peer that knows its key, and computes what to start
+//! from the root-owned configuration alone. When the gateway goes, so do its
+//! children; when nobody is left, so does the runner.
 
+mod child;
+mod foreground;
+mod link;
+mod person;
+mod serve;
+mod staging;
+
+use std::{
+    collections::HashMap,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    sys::prctl,
+};
+
+pub use foreground::{Foreground, foreground};
+pub use person::Person;
+
+use crate::{
+    config::{OwnerRule, ServerName},
+    frames, sandbox,
+    systemd::{self, Notifier, Wanted},
+    telemetry,
+};
+
+/// What a runner works with.
+struct Setup {
+    root: PathBuf,
+    server: ServerName,
+    owner: OwnerRule,
+    /// Lower-case hex; whoever says hello must know it.
+    key: String,
+    /// Where directories of principals are made.
+    state: Option<PathBuf>,
+    /// Parts of the host that were put elsewhere before root was given up.
+    staged: HashMap<PathBuf, PathBuf>,
+    filter: sandbox::Filter,
+    host: sandbox::Host,
+    notifier: Notifier,
+}
+
+/// Runs as thv-runner@NAME.service: socket, key and directories come from systemd.
+pub fn run_as_service(root: &Path, server: &ServerName) -> Result<ExitCode> {
+    let socket = systemd::take(SOCKET, Wanted::Packets)?;
+    let notifier = Notifier::from_environment();
+    let filter = std::env::var(telemetry::FILTER_VARIABLE).ok();
+    telemetry::init_single_threaded(telemetry::Target::Journal, filter.as_deref())?;
+    let key = systemd::credential(frames::KEY_CREDENTIAL, frames::MAX_KEY)?;
+    let setup = Setup {
+        root: root.to_owned(),
+        server: server.clone(),
+        owner: OwnerRule::Root,
+        key: text(key)?,
+        state: systemd::state_directory(),
+        staged: HashMap::new(),
+        filter: sandbox::Filter::compile()?,
+        host: sandbox::Host::look(),
+        notifier,
+    };
+    nonblocking(&socket)?;
+    serve::run(&setup, serve::Peers::Listener(socket))
+}
+
+/// Runs for a gateway without systemd, over descriptor 0, with the key as the
+/// first line of descriptor 1's other end; see [`foreground()`].
+pub fn run_in_foreground(root: &Path, server: &ServerName) -> Result<ExitCode> {
+    let filter = std::env::var(telemetry::FILTER_VARIABLE).ok();
+    telemetry::init_single_threaded(telemetry::Target::Stderr, Some(filter.as_deref().unwrap_or("warn")))?;
+    // The gateway's end is this runner's end.
+    prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM).context("tying its life to the gateway's")?;
+    let (channel, key) = foreground::inherited()?;
+    let staged = match Person::to_become() {
+        Some(person) => {
+            let staged = staging::stage(root, server).context("making the server reachable for an ordinary user")?;
+            person.become_for_good()?;
+            staged
+        }
+        None => HashMap::new(),
+    };
+    let setup = Setup {
+        root: root.to_owned(),
+        server: server.clone(),
+        owner: OwnerRule::RootOrCaller,
+        key,
+        state: None,
+        staged,
+        filter: sandbox::Filter::compile()?,
+        host: sandbox::Host::look(),
+        notifier: Notifier::none(),
+    };
+    nonblocking(&channel)?;
+    serve::run(&setup, serve::Peers::One(channel))
+}
+
+fn nonblocking(socket: &OwnedFd) -> Result<()> {
+    let flags = OFlag::from_bits_truncate(fcntl(socket, FcntlArg::F_GETFL)?);
+    fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).context("using its socket")?;
+    Ok(())
+}
+
+fn text(key: Vec<u8>) -> Result<String> {
+    Ok(String::from_utf8(key).context("the key is not text")?.trim().to_owned())
+}
+
+/// `FileDescriptorName=` in thv-runner@.socket.
+const SOCKET: &str = "runner";

@@ -1,1 +1,22 @@
+//! What a child may see and do.
+//!
+//! [`plan`](plan()) computes it from the configuration, without side effects;
+//! it is data that is printed, compared and applied. `stage` applies it in
+//! order, in the process that becomes the child, a mechanism a file. Knows
+//! nothing of tokens, HTTP or MCP. Used by `runner`, and by `cli` to explain.
 
+mod plan;
+mod explain;
+mod stage;
+mod namespaces;
+mod root;
+mod privileges;
+mod filter;
+mod init;
+pub mod cgroup;
+
+pub use filter::{Filter, FilterError};
+pub use namespaces::FLAGS;
+pub use plan::{Access, Entry, Host, Plan, plan};
+pub use stage::{Fault, Start, read_report, run};
+pub use init::read_status;

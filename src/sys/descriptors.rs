@@ -2,10 +2,18 @@
 
 use std::{
     io,
-    os::fd::{FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
-use nix::sys::socket::{ControlMessageOwned, RecvMsg};
+use nix::sys::socket::{ControlMessageOwned, RecvMsg, SockFlag, accept4};
+
+/// Accepts a connection, non-blocking and closed at exec (accept4(2)).
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = accept4(listener.as_raw_fd(), flags)?;
+    // SAFETY: the kernel has just made this descriptor for the caller.
+    Ok(unsafe { OwnedFd::from_raw_fd(socket) })
+}
 
 /// The descriptors of a received message (unix(7), `SCM_RIGHTS`), owned.
 ///

@@ -3,7 +3,10 @@
 
 mod descriptors;
 pub(crate) mod memfd;
+pub(crate) mod mounts;
+pub(crate) mod privileges;
+pub(crate) mod process;
 mod readiness;
 
-pub(crate) use descriptors::received_descriptors;
+pub(crate) use descriptors::{accept, received_descriptors};
 pub(crate) use readiness::readiness;

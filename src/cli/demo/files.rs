@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use aws_lc_rs::rand;
 
-use crate::cli::foreground::Person;
+use crate::runner::Person;
 
 /// A directory that is removed when this is dropped.
 pub(super) struct Files(PathBuf);

@@ -6,8 +6,7 @@
 
 mod client;
 mod files;
-mod issuer;
-#[cfg(any())]
+pub mod issuer;
 mod play;
 pub mod server;
 
@@ -18,15 +17,15 @@ use anyhow::{Context as _, Result};
 use crate::{
     audit::Audit,
     child::Connection,
-    cli::foreground,
     config::{self, OwnerRule, ServerName},
     daemon::{self, Setup},
     http::peer::Listener,
+    runner::{self, Person},
     systemd::Notifier,
     time::Clock,
 };
 
-use self::issuer::DemoIssuer;
+pub use self::issuer::DemoIssuer;
 
 /// Plays the demo; with `once` it ends after it, else it serves until Ctrl-C.
 pub fn run(once: bool, out: &mut (impl Write + Send)) -> Result<ExitCode> {
@@ -34,10 +33,11 @@ pub fn run(once: bool, out: &mut (impl Write + Send)) -> Result<ExitCode> {
     let issuer_listener = TcpListener::bind("127.0.0.1:0").context("listening on loopback")?;
     let address = listener.local_addr()?;
     let server = ServerName::parse("demo").context("the demo's own name")?;
-    let person = foreground::unprivileged()?;
+    let person = Person::to_become();
     let files = files::write(address, issuer_listener.local_addr()?, person.as_ref())?;
     // Before any thread: the runner is forked, and root is given up for good.
-    let runner = foreground::start_runner(files.root(), &server, person.as_ref())?;
+    let program = std::env::current_exe().context("finding this program")?;
+    let runner = runner::foreground(&program, files.root(), &server)?;
     if let Some(person) = &person {
         person.become_for_good()?;
         writeln!(out, "Started by root: gateway and server run as uid {}.\n", person.uid())?;
@@ -53,8 +53,8 @@ pub fn run(once: bool, out: &mut (impl Write + Send)) -> Result<ExitCode> {
             load: Box::new(move || config::load(&root, &name, OwnerRule::RootOrCaller)),
             changed: Box::new(|| false),
             listener: Listener::from_fd(listener.into())?,
-            runner: Connection::Inherited(runner.socket),
-            key: runner.key,
+            runner: Connection::Inherited(runner.socket.try_clone()?),
+            key: runner.key.clone(),
             audit,
             clock: Clock::system(),
             notifier: Notifier::none(),

@@ -7,7 +7,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
-    audit::Records,
+    audit::{Kind, Memory, Record},
     cli::demo::{
         client::{Answer, Client},
         issuer::DemoIssuer,
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Plays it; fails where anything is not as it says.
-pub(super) async fn play(address: SocketAddr, issuer: &DemoIssuer, records: &Records, out: &mut impl Write) -> Result<()> {
+pub(super) async fn play(address: SocketAddr, issuer: &DemoIssuer, records: &Memory, out: &mut impl Write) -> Result<()> {
     writeln!(out, "An MCP server stands at http://{address}{PATH}, behind the issuer {}.\n", issuer.issuer())?;
 
     let answer = Client::new(address, PATH, None).initialize().await?;
@@ -62,11 +62,23 @@ pub(super) async fn play(address: SocketAddr, issuer: &DemoIssuer, records: &Rec
     alice.end().await?;
 
     writeln!(out, "6. What the journal would hold (here it was kept in memory), a line a record:")?;
-    for record in records.decisions_and_outcomes() {
-        writeln!(out, "   {record}")?;
+    for record in records.records().iter().filter(|record| matches!(record.kind(), Kind::Decision | Kind::Outcome)) {
+        writeln!(out, "   {}", line(record))?;
     }
     out.flush()?;
     Ok(())
+}
+
+/// A record's own fields, in its order.
+fn line(record: &Record) -> String {
+    let shown = ["THV_EVENT", "THV_SUBJECT", "THV_METHOD", "THV_TOOL", "THV_DECISION", "THV_POLICY", "THV_REASON", "THV_STATUS"];
+    let mut parts: Vec<_> = shown
+        .iter()
+        .filter_map(|name| record.field(name).map(|value| format!("{}={value}", name.trim_start_matches("THV_"))))
+        .collect();
+    let id = record.field("THV_REQUEST_ID").unwrap_or_default();
+    parts.push(format!("REQUEST_ID={}…", id.chars().take(8).collect::<String>()));
+    parts.join(" ")
 }
 
 /// What a person can try next.

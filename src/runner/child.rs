@@ -1,0 +1,214 @@
+//! One child, from its clone to its reaping.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::DirBuilderExt,
+    },
+    path::PathBuf,
+    time::Instant,
+};
+
+use nix::{
+    fcntl::OFlag,
+    sys::wait::{WaitStatus, waitpid},
+    unistd::{Pid, getegid, geteuid, pipe2},
+};
+
+use super::Setup;
+use crate::{
+    config::{Config, Layer},
+    frames::{Signal, Status},
+    sandbox::{
+        self, Fault, Start,
+        cgroup::{Delegated, Group},
+    },
+    sys::process::{self, Cloned},
+};
+
+/// A child that is starting or runs. Killed and reaped when dropped.
+pub(super) struct Child {
+    pub(super) number: u64,
+    pid: Pid,
+    pidfd: OwnedFd,
+    /// Open until the exec has succeeded, or failed.
+    report: Option<File>,
+    status: File,
+    /// The gateway's ends, until they are handed over.
+    streams: Option<[OwnedFd; 3]>,
+    group: Option<Group>,
+    pub(super) since: Instant,
+    reaped: bool,
+}
+
+/// How a start went.
+pub(super) enum Told {
+    /// Not known yet.
+    Nothing,
+    Started,
+    Failed(Fault),
+}
+
+impl Child {
+    /// Clones a child for `principal` (64 hex digits); what becomes of it is read from its report.
+    pub(super) fn start(
+        number: u64,
+        principal: &str,
+        config: &Config,
+        setup: &Setup,
+        cgroups: &Result<Delegated, Fault>,
+    ) -> Result<Self, Fault> {
+        let state = if config.sandbox.state { Some(state_directory(setup, principal)?) } else { None };
+        let plan = sandbox::plan(config, &setup.host, state.as_deref());
+        let group = match cgroups {
+            Ok(cgroups) => cgroups.group(number, plan.cgroup).map(Some),
+            Err(fault) => Err(fault.clone()),
+        };
+        let group = match group {
+            Err(_) if plan.optional.contains(&Layer::Cgroup) => None,
+            other => other?,
+        };
+        let fault = |what: &str, error: io::Error| Fault { layer: "runner".to_owned(), reason: format!("{what}: {error}") };
+        let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(|error| fault("making a pipe", error.into()));
+        let ((stdin, to_stdin), (from_stdout, stdout), (from_stderr, stderr)) = (pipe()?, pipe()?, pipe()?);
+        let ((report, report_in), (status, status_in)) = (pipe()?, pipe()?);
+        let owner = (geteuid(), getegid());
+        let cgroup = group.as_ref().map(|group| group.directory().as_fd());
+        match process::clone_process(sandbox::FLAGS, cgroup).map_err(|error| no_namespaces(&error))? {
+            Cloned::Child => {
+                drop((to_stdin, from_stdout, from_stderr, report, status));
+                sandbox::run(Start {
+                    plan: &plan,
+                    filter: &setup.filter,
+                    staged: &setup.staged,
+                    owner,
+                    streams: [stdin, stdout, stderr],
+                    report: report_in,
+                    status: status_in,
+                })
+            }
+            Cloned::Parent { pid, pidfd } => Ok(Self {
+                number,
+                pid,
+                pidfd,
+                report: Some(File::from(report)),
+                status: File::from(status),
+                streams: Some([to_stdin, from_stdout, from_stderr]),
+                group,
+                since: Instant::now(),
+                reaped: false,
+            }),
+        }
+    }
+
+    /// What to wait for while it starts: its report.
+    pub(super) fn report(&self) -> Option<BorrowedFd<'_>> {
+        self.report.as_ref().map(AsFd::as_fd)
+    }
+
+    /// What to wait for once it runs: its end.
+    pub(super) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// The process id of its init.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid.as_raw().unsigned_abs()
+    }
+
+    pub(super) fn is_starting(&self) -> bool {
+        self.report.is_some()
+    }
+
+    /// Reads the report, which is ready.
+    pub(super) fn hear(&mut self) -> Told {
+        let Some(mut report) = self.report.take() else { return Told::Nothing };
+        match sandbox::read_report(&mut report) {
+            Ok(None) => Told::Started,
+            Ok(Some(fault)) => Told::Failed(fault),
+            Err(error) => Told::Failed(Fault { layer: "runner".to_owned(), reason: format!("reading its report: {error}") }),
+        }
+    }
+
+    /// The gateway's ends of its streams, once.
+    pub(super) fn take_streams(&mut self) -> Option<[OwnedFd; 3]> {
+        self.streams.take()
+    }
+
+    pub(super) fn signal(&self, signal: Signal) {
+        // The init passes SIGTERM on to the server; SIGKILL ends all of it.
+        let number = match signal {
+            Signal::Terminate => libc::SIGTERM,
+            Signal::Kill => libc::SIGKILL,
+        };
+        // It may have ended already: then it is about to be reaped.
+        let _ = process::signal(self.pidfd.as_fd(), number);
+    }
+
+    /// Reaps the init, which has ended, and says how the server did.
+    pub(super) fn reap(mut self) -> (Status, bool) {
+        let waited = self.wait();
+        let said = sandbox::read_status(&mut self.status);
+        let out_of_memory = self.group.as_ref().is_some_and(Group::ran_out_of_memory);
+        (said.unwrap_or(waited), out_of_memory)
+    }
+
+    fn wait(&mut self) -> Status {
+        self.reaped = true;
+        loop {
+            match waitpid(self.pid, None) {
+                Ok(WaitStatus::Exited(_, code)) => return Status::Code(code),
+                Ok(WaitStatus::Signaled(_, signal, _)) => return Status::Signal(signal as i32),
+                Err(nix::errno::Errno::EINTR) | Ok(_) => {}
+                Err(_) => return Status::Code(-1),
+            }
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if !self.reaped {
+            self.signal(Signal::Kill);
+            if let Some(group) = &self.group {
+                group.kill();
+            }
+            self.wait();
+        }
+    }
+}
+
+/// The principal's own directory; made when it is first needed.
+fn state_directory(setup: &Setup, principal: &str) -> Result<PathBuf, Fault> {
+    let fault = |reason: String| Fault { layer: "state".to_owned(), reason };
+    let is_key = principal.len() == 64 && principal.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if !is_key {
+        return Err(fault("the principal's name is not a key".to_owned()));
+    }
+    let base = setup.state.as_ref().ok_or_else(|| {
+        fault("sandbox.state needs a state directory, which only the unit has (StateDirectory=)".to_owned())
+    })?;
+    let path = base.join(principal);
+    match fs::DirBuilder::new().mode(0o700).create(&path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(fault(format!("`{}`: {error}", path.display())))
+        }
+        _ => Ok(path),
+    }
+}
+
+fn no_namespaces(error: &io::Error) -> Fault {
+    let cure = match error.raw_os_error() {
+        Some(libc::ENOSPC) => "allow some with `sysctl user.max_user_namespaces=15000`",
+        Some(libc::EPERM | libc::EACCES) => {
+            "unprivileged user namespaces are off: `sysctl kernel.unprivileged_userns_clone=1`, \
+             `sysctl kernel.apparmor_restrict_unprivileged_userns=0` or an AppArmor profile for thv, \
+             or the container that this runs in must allow them"
+        }
+        Some(libc::ENOSYS) => "a seccomp filter around thv hides clone3",
+        _ => "see `thv check` and user_namespaces(7)",
+    };
+    Fault { layer: Layer::Namespaces.name().to_owned(), reason: format!("making namespaces: {error}; {cure}") }
+}

@@ -1,0 +1,69 @@
+//! A runner that a gateway starts for itself, where no systemd does.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+use aws_lc_rs::rand;
+use nix::{
+    sys::socket::{AddressFamily, SockFlag, SockType, socketpair},
+    unistd::{dup, pipe2},
+};
+
+use crate::{config::ServerName, frames};
+
+/// A running runner; ended and reaped when this is dropped.
+pub struct Foreground {
+    /// The gateway's end.
+    pub socket: OwnedFd,
+    pub key: String,
+    process: Child,
+}
+
+impl Drop for Foreground {
+    fn drop(&mut self) {
+        // It ends by itself when its socket closes; this is for a runner that does not.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Starts `program runner NAME --foreground`: its standard input is its end of a
+/// packet socket, and its standard output a pipe that holds the key.
+pub fn foreground(program: &Path, root: &Path, server: &ServerName) -> Result<Foreground> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
+        .context("making a socket for the runner")?;
+    let mut random = [0; 32];
+    rand::fill(&mut random).map_err(|_| io::Error::other("no random bytes"))?;
+    let key: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (key_end, mut key_in) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map(|(read, write)| (read, File::from(write)))?;
+    key_in.write_all(key.as_bytes())?;
+    drop(key_in);
+    let process = Command::new(program)
+        .args(["--root".as_ref(), root.as_os_str(), "runner".as_ref(), server.as_str().as_ref(), "--foreground".as_ref()])
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::from(key_end))
+        .spawn()
+        .with_context(|| format!("starting `{}`", program.display()))?;
+    Ok(Foreground { socket: ours, key, process })
+}
+
+/// The runner's side of [`foreground`]: its socket, and the key.
+pub(super) fn inherited() -> Result<(OwnedFd, String)> {
+    let channel = dup(io::stdin().as_fd()).context("taking the socket from standard input")?;
+    let mut key = Vec::new();
+    File::from(dup(io::stdout().as_fd())?)
+        .take(frames::MAX_KEY as u64)
+        .read_to_end(&mut key)
+        .context("reading the key from standard output")?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    Ok((channel, super::text(key)?))
+}

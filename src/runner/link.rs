@@ -1,0 +1,201 @@
+//! One connection: a stranger until it has said hello, then a gateway.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use aws_lc_rs::constant_time;
+use tracing::{debug, warn};
+
+use super::{
+    Setup,
+    child::{Child, Told},
+};
+use crate::{
+    config::{self, Config},
+    frames::{self, Reply, Request},
+    sandbox::{Fault, cgroup::Delegated},
+};
+
+/// A connection and the children that were started over it.
+pub(super) struct Link {
+    socket: OwnedFd,
+    /// What its gateway was told it may have started; `None` before hello.
+    config: Option<Config>,
+    pub(super) children: BTreeMap<u64, Child>,
+    since: Instant,
+    over: bool,
+}
+
+/// The connection is over, and its children with it.
+#[derive(Debug)]
+struct Over;
+
+impl Link {
+    pub(super) fn new(socket: OwnedFd) -> Self {
+        Self { socket, config: None, children: BTreeMap::new(), since: Instant::now(), over: false }
+    }
+
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    pub(super) fn is_stranger(&self) -> bool {
+        self.config.is_none()
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// Whether time alone can change something here.
+    pub(super) fn has_deadline(&self) -> bool {
+        self.is_stranger() || self.children.values().any(Child::is_starting)
+    }
+
+    /// Reads the frames that are there.
+    pub(super) fn read(&mut self, setup: &Setup, cgroups: &Result<Delegated, Fault>) {
+        self.over |= self.read_all(setup, cgroups).is_err();
+    }
+
+    /// Reads a child's report and tells the gateway.
+    pub(super) fn hear(&mut self, number: u64) {
+        self.over |= self.tell_start(number).is_err();
+    }
+
+    /// Reaps a child that has ended and tells the gateway.
+    pub(super) fn reap(&mut self, number: u64) {
+        self.over |= self.tell_end(number).is_err();
+    }
+
+    /// Ends what takes too long.
+    pub(super) fn mind_deadlines(&mut self, now: Instant) {
+        if self.is_stranger() && now.duration_since(self.since) >= HELLO_DEADLINE {
+            debug!("no hello in time, closing the connection");
+            self.over = true;
+        }
+        let late = |child: &&Child| child.is_starting() && now.duration_since(child.since) >= START_DEADLINE;
+        let late: Vec<u64> = self.children.values().filter(late).map(|child| child.number).collect();
+        for number in late {
+            self.children.remove(&number);
+            let fault = Fault { layer: "exec".to_owned(), reason: "it did not start in time".to_owned() };
+            self.over |= self.failed(number, fault).is_err();
+        }
+    }
+
+    fn read_all(&mut self, setup: &Setup, cgroups: &Result<Delegated, Fault>) -> Result<(), Over> {
+        loop {
+            match frames::receive::<Request>(self.socket.as_fd()) {
+                Ok(Some((request, _))) => self.handle(request, setup, cgroups)?,
+                Ok(None) => return Err(Over),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => {
+                    warn!(%error, "a frame cannot be read, closing the connection");
+                    return Err(Over);
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, request: Request, setup: &Setup, cgroups: &Result<Delegated, Fault>) -> Result<(), Over> {
+        match (request, &self.config) {
+            (Request::Hello { version, key, .. }, None) => self.hello(version, &key, setup),
+            (Request::Start { child, principal }, Some(config)) => {
+                let started = if self.children.contains_key(&child) || self.children.len() >= config.limits.sessions {
+                    let reason = "the gateway asks for more children than limits.sessions".to_owned();
+                    Err(Fault { layer: "limit".to_owned(), reason })
+                } else {
+                    Child::start(child, &principal, config, setup, cgroups)
+                };
+                match started {
+                    Ok(started) => {
+                        self.children.insert(child, started);
+                        Ok(())
+                    }
+                    Err(fault) => self.failed(child, fault),
+                }
+            }
+            (Request::Signal { child, signal }, Some(_)) => {
+                if let Some(child) = self.children.get(&child) {
+                    child.signal(signal);
+                }
+                Ok(())
+            }
+            _ => {
+                warn!("a frame out of turn, closing the connection");
+                Err(Over)
+            }
+        }
+    }
+
+    fn hello(&mut self, version: u16, key: &str, setup: &Setup) -> Result<(), Over> {
+        let refuse = |link: &mut Self, reason: String| {
+            warn!(reason, "a connection was refused");
+            let _ = link.send(&Reply::Refused { reason }, &[]);
+            Err(Over)
+        };
+        // Compared in constant time, and before anything else is looked at.
+        if setup.key.is_empty() || constant_time::verify_slices_are_equal(key.as_bytes(), setup.key.as_bytes()).is_err() {
+            return refuse(self, "wrong key".to_owned());
+        }
+        if version != frames::VERSION {
+            return refuse(self, format!("it speaks version {version}, not {}; restart thv.target", frames::VERSION));
+        }
+        // Read anew for each gateway, so that a restarted one never meets an old plan.
+        match config::load(&setup.root, &setup.server, setup.owner) {
+            Ok(config) => {
+                let digest = config.digest.clone();
+                self.config = Some(config);
+                self.send(&Reply::Hello { version: frames::VERSION, digest }, &[])
+            }
+            Err(problems) => refuse(self, format!("configuration: {}", problems.first())),
+        }
+    }
+
+    fn tell_start(&mut self, number: u64) -> Result<(), Over> {
+        let Some(child) = self.children.get_mut(&number) else { return Ok(()) };
+        match child.hear() {
+            Told::Nothing => Ok(()),
+            Told::Failed(fault) => {
+                // Reaped here: nothing of it is left when the gateway hears of it.
+                self.children.remove(&number);
+                self.failed(number, fault)
+            }
+            Told::Started => {
+                let (pid, streams) = (child.pid(), child.take_streams());
+                let Some([stdin, stdout, stderr]) = streams else { return Ok(()) };
+                let pidfd = child.pidfd().try_clone_to_owned().map_err(|_| Over)?;
+                let reply = Reply::Started { child: number, pid };
+                self.send(&reply, &[stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), pidfd.as_fd()])
+            }
+        }
+    }
+
+    fn tell_end(&mut self, number: u64) -> Result<(), Over> {
+        let Some(child) = self.children.remove(&number) else { return Ok(()) };
+        let (status, out_of_memory) = child.reap();
+        debug!(number, ?status, out_of_memory, "child ended");
+        self.send(&Reply::Exited { child: number, status, out_of_memory }, &[])
+    }
+
+    fn failed(&mut self, child: u64, fault: Fault) -> Result<(), Over> {
+        warn!(layer = fault.layer, reason = fault.reason, "a child did not start");
+        self.send(&Reply::Failed { child, layer: fault.layer, reason: fault.reason }, &[])
+    }
+
+    /// A gateway that does not read its answers is no gateway any more.
+    fn send(&mut self, reply: &Reply, descriptors: &[BorrowedFd<'_>]) -> Result<(), Over> {
+        frames::send(self.socket.as_fd(), reply, descriptors).map_err(|error| {
+            warn!(%error, "the gateway does not take an answer, closing the connection");
+            Over
+        })
+    }
+}
+
+/// How long a connection may take to say hello.
+const HELLO_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a child may take to its exec.
+const START_DEADLINE: Duration = Duration::from_secs(10);

@@ -1,0 +1,124 @@
+//! A cgroup of its own for each child, below the one that systemd delegated
+//! (cgroups(7), cgroup v2).
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::{plan::CgroupLimits, stage::Fault};
+use crate::config::Layer;
+
+/// The delegated part of the tree, prepared: this process moved out of the way,
+/// and the controllers handed on.
+pub struct Delegated(PathBuf);
+
+/// One child's cgroup. Removed when dropped; what is still in it is killed.
+pub struct Group {
+    path: PathBuf,
+    directory: File,
+}
+
+impl Delegated {
+    /// Prepares the cgroup that this process is in.
+    pub fn prepare() -> Result<Self, Fault> {
+        let own = own_path().map_err(|error| fault("finding its own cgroup", error))?;
+        // A leaf of its own: a cgroup with processes hands on no controllers.
+        let leaf = own.join("runner");
+        let moved = create(&leaf).and_then(|()| fs::write(leaf.join("cgroup.procs"), "0"));
+        moved.map_err(|error| fault("using its own cgroup; the unit needs Delegate=yes", error))?;
+        let there = fs::read_to_string(own.join("cgroup.controllers")).unwrap_or_default();
+        let missing: Vec<_> = CONTROLLERS.iter().filter(|wanted| !there.split_whitespace().any(|it| it == **wanted)).collect();
+        if !missing.is_empty() {
+            let reason = format!(
+                "the controllers {missing:?} are not delegated to `{}`; it needs cgroup v2 and Delegate=yes, or sandbox.optional = [\"cgroup\"]",
+                own.display()
+            );
+            return Err(Fault { layer: Layer::Cgroup.name().to_owned(), reason });
+        }
+        let enable = CONTROLLERS.map(|controller| format!("+{controller}")).join(" ");
+        fs::write(own.join("cgroup.subtree_control"), enable)
+            .map_err(|error| fault("handing controllers on to children", error))?;
+        Ok(Self(own))
+    }
+
+    /// Makes the cgroup of child `number`.
+    pub fn group(&self, number: u64, limits: CgroupLimits) -> Result<Group, Fault> {
+        let path = self.0.join(format!("child-{number}"));
+        self.make(&path, limits).map_err(|error| fault(&format!("setting up `{}`", path.display()), error))
+    }
+
+    fn make(&self, path: &Path, limits: CgroupLimits) -> io::Result<Group> {
+        create(path)?;
+        let group = Group { path: path.to_owned(), directory: File::open(path)? };
+        group.write("memory.max", &limits.memory.to_string())?;
+        // Not there without swap.
+        match group.write("memory.swap.max", "0") {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        group.write("memory.oom.group", "1")?;
+        group.write("pids.max", &limits.tasks.to_string())?;
+        group.write("cpu.max", &format!("{} {CPU_PERIOD}", limits.cpu * CPU_PERIOD / 100))?;
+        Ok(group)
+    }
+}
+
+impl Group {
+    /// The cgroup's directory, to be cloned into.
+    pub fn directory(&self) -> &File {
+        &self.directory
+    }
+
+    /// Whether the kernel killed something in it for want of memory.
+    pub fn ran_out_of_memory(&self) -> bool {
+        let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
+        events.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
+    }
+
+    /// Ends everything in it.
+    pub fn kill(&self) {
+        let _ = self.write("cgroup.kill", "1");
+    }
+
+    fn write(&self, name: &str, value: &str) -> io::Result<()> {
+        fs::write(self.path.join(name), value)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Its init is reaped, and with it everything: this only fails if something
+        // outlived that, which kill has just ended; the next runner starts afresh.
+        if fs::remove_dir(&self.path).is_err() {
+            self.kill();
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+}
+
+fn create(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// Where this process stands in the v2 tree (cgroups(7), `/proc/[pid]/cgroup`).
+fn own_path() -> io::Result<PathBuf> {
+    let text = fs::read_to_string("/proc/self/cgroup")?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+    // The runner may have been moved already, by itself.
+    let path = path.strip_suffix("/runner").unwrap_or(path);
+    let mounted = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/unified" };
+    Ok(Path::new(mounted).join(path.trim_start_matches('/')))
+}
+
+fn fault(what: &str, error: io::Error) -> Fault {
+    Fault::of(Layer::Cgroup, what, error)
+}
+
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+/// Microseconds.
+const CPU_PERIOD: u64 = 100_000;

@@ -1,0 +1,41 @@
+//! Own users, mounts, processes, network, IPC, names and cgroups (namespaces(7)).
+
+use std::fs;
+
+use nix::{
+    mount::{MsFlags, mount},
+    sys::{prctl, signal::Signal},
+    unistd::{Gid, Uid, sethostname},
+};
+
+use super::{
+    plan::{ID, Plan},
+    stage::Fault,
+};
+use crate::{config::Layer, sys};
+
+/// What a child is cloned into.
+pub const FLAGS: i32 = libc::CLONE_NEWUSER
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP;
+
+/// Makes the new namespaces a place to work in.
+/// `uid` and `gid` are the runner's.
+pub(super) fn settle(plan: &Plan, (uid, gid): (Uid, Gid)) -> Result<(), Fault> {
+    let fault = |what: &str, error: std::io::Error| Fault::of(Layer::Namespaces, what, error);
+    // The runner's end is this sandbox's end (probe-78).
+    prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| fault("tying its life to the runner's", error.into()))?;
+    // Whoever gave up root is not dumpable, and may not write its own maps.
+    prctl::set_dumpable(true).map_err(|error| fault("becoming dumpable", error.into()))?;
+    fs::write("/proc/self/setgroups", "deny").map_err(|error| fault("refusing supplementary groups", error))?;
+    fs::write("/proc/self/uid_map", format!("{ID} {uid} 1")).map_err(|error| fault("mapping the user", error))?;
+    fs::write("/proc/self/gid_map", format!("{ID} {gid} 1")).map_err(|error| fault("mapping the group", error))?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .map_err(|error| fault("making the mounts private", error.into()))?;
+    sethostname(&plan.hostname).map_err(|error| fault("naming the host", error.into()))?;
+    sys::privileges::loopback_up().map_err(|error| fault("bringing its loopback up", error))
+}

@@ -1,0 +1,206 @@
+//! From a configuration to what its child may see and do. Pure.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::config::{Config, Layer, Limits};
+
+/// What a child may see and do, in the order in which it is applied.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Plan {
+    /// The host's name inside.
+    pub hostname: String,
+    /// What the root directory holds.
+    pub root: Vec<Entry>,
+    /// The program, by its absolute path, and its arguments.
+    pub argv: Vec<String>,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// Where the program starts; also its HOME.
+    pub home: PathBuf,
+    /// The limits of the child's own cgroup.
+    pub cgroup: CgroupLimits,
+    /// Layers without which the child starts all the same.
+    pub optional: BTreeSet<Layer>,
+}
+
+/// One thing that the root holds.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Entry {
+    Directory { at: PathBuf },
+    File { at: PathBuf, text: String },
+    Link { at: PathBuf, to: PathBuf },
+    /// A part of the host, at the same or another place.
+    Bind { from: PathBuf, at: PathBuf, access: Access },
+    /// Writable, private, in memory, gone with the child.
+    Scratch { at: PathBuf, bytes: u64 },
+    /// The processes of the child's own namespace.
+    Processes { at: PathBuf },
+}
+
+/// What may be done with a part of the host.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Access {
+    ReadOnly,
+    Writable,
+    /// One of the five device nodes.
+    Device,
+}
+
+/// The limits of one child's cgroup (cgroups(7)).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct CgroupLimits {
+    /// Bytes; there is no swap.
+    pub memory: u64,
+    pub tasks: u64,
+    /// Per cent of one processor.
+    pub cpu: u64,
+}
+
+/// What of this host the plan depends on.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Host {
+    /// `/bin`, `/lib` … where they are links into `/usr`, and where they lead.
+    pub links: Vec<(PathBuf, PathBuf)>,
+    /// Those of the others that exist.
+    pub present: Vec<PathBuf>,
+}
+
+impl Host {
+    /// Looks at the host.
+    pub fn look() -> Self {
+        let mut host = Self::default();
+        for name in ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"] {
+            match fs::symlink_metadata(name) {
+                Ok(kind) if kind.is_symlink() => {
+                    host.links.extend(fs::read_link(name).ok().map(|to| (PathBuf::from(name), to)));
+                }
+                Ok(_) => host.present.push(name.into()),
+                Err(_) => {}
+            }
+        }
+        let etc = fs::read_dir("/etc").into_iter().flatten().flatten().map(|entry| entry.path());
+        let java = etc.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("java")));
+        let mut java: Vec<PathBuf> = java.collect();
+        java.sort();
+        let wanted = ETC.iter().map(PathBuf::from).chain(java);
+        // A dangling link is not there.
+        host.present.extend(wanted.filter(|path| path.exists()));
+        host
+    }
+}
+
+/// The plan of `config` on `host`; `state` is the principal's own directory,
+/// where the configuration asks for one.
+pub fn plan(config: &Config, host: &Host, state: Option<&Path>) -> Plan {
+    let home = PathBuf::from(if state.is_some() { STATE } else { "/tmp" });
+    let mut env = vec![
+        ("HOME".to_owned(), home.display().to_string()),
+        ("LANG".to_owned(), "C.UTF-8".to_owned()),
+        ("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()),
+        ("TMPDIR".to_owned(), "/tmp".to_owned()),
+    ];
+    env.retain(|(name, _)| !config.env.contains_key(name));
+    env.extend(config.env.iter().map(|(name, value)| (name.clone(), value.clone())));
+    Plan {
+        hostname: config.server.to_string(),
+        root: root(config, host, state),
+        argv: config.command.clone(),
+        env,
+        home,
+        cgroup: cgroup(&config.limits),
+        optional: config.sandbox.optional.iter().copied().collect(),
+    }
+}
+
+fn root(config: &Config, host: &Host, state: Option<&Path>) -> Vec<Entry> {
+    let same = |path: &Path, access| Entry::Bind { from: path.to_owned(), at: path.to_owned(), access };
+    let mut entries = vec![same(Path::new("/usr"), Access::ReadOnly)];
+    entries.extend(host.links.iter().map(|(at, to)| Entry::Link { at: at.clone(), to: to.clone() }));
+    entries.extend(host.present.iter().map(|path| same(path, Access::ReadOnly)));
+    let name = &config.server;
+    for (at, text) in [
+        ("/etc/passwd", format!("root:x:0:0::/:/usr/sbin/nologin\nserver:x:{ID}:{ID}::{}:/bin/sh\n", home_of(state))),
+        ("/etc/group", format!("root:x:0:\nserver:x:{ID}:\n")),
+        ("/etc/hosts", format!("127.0.0.1 localhost {name}\n::1 localhost\n")),
+        ("/etc/hostname", format!("{name}\n")),
+        ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n".to_owned()),
+        ("/etc/resolv.conf", String::new()),
+    ] {
+        entries.push(Entry::File { at: at.into(), text });
+    }
+    entries.push(Entry::Directory { at: "/dev".into() });
+    for device in ["null", "zero", "full", "random", "urandom"] {
+        entries.push(same(&Path::new("/dev").join(device), Access::Device));
+    }
+    for (at, to) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+        ("/etc/os-release", "../usr/lib/os-release"),
+        ("/var/tmp", "../tmp"),
+    ] {
+        entries.push(Entry::Link { at: at.into(), to: to.into() });
+    }
+    entries.push(Entry::Scratch { at: "/dev/shm".into(), bytes: SHARED_MEMORY });
+    entries.push(Entry::Processes { at: "/proc".into() });
+    entries.push(Entry::Scratch { at: "/tmp".into(), bytes: SCRATCH });
+    entries.push(Entry::Directory { at: "/run".into() });
+    entries.extend(state.map(|state| Entry::Bind {
+        from: state.to_owned(),
+        at: STATE.into(),
+        access: Access::Writable,
+    }));
+    // Shorter paths first, so that what lies below another comes after it.
+    let mut shown: Vec<&Path> = config.sandbox.read_only.iter().map(PathBuf::as_path).collect();
+    shown.extend(config.command.first().map(Path::new));
+    shown.sort_by_key(|path| path.components().count());
+    for path in shown {
+        let seen = entries.iter().any(|entry| match entry {
+            Entry::Bind { at, access: Access::ReadOnly, .. } => path.starts_with(at),
+            Entry::Link { at, .. } => host.links.iter().any(|(link, _)| link == at) && path.starts_with(at),
+            _ => false,
+        });
+        if !seen {
+            entries.push(same(path, Access::ReadOnly));
+        }
+    }
+    entries
+}
+
+fn home_of(state: Option<&Path>) -> &'static str {
+    if state.is_some() { STATE } else { "/tmp" }
+}
+
+fn cgroup(limits: &Limits) -> CgroupLimits {
+    CgroupLimits { memory: limits.memory, tasks: limits.tasks, cpu: limits.cpu }
+}
+
+/// Parts of `/etc` that programs need and that hold no secret.
+const ETC: &[&str] = &[
+    "/etc/alternatives",
+    "/etc/ca-certificates",
+    "/etc/ca-certificates.conf",
+    "/etc/crypto-policies",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/localtime",
+    "/etc/mime.types",
+    "/etc/pki",
+    "/etc/protocols",
+    "/etc/services",
+    "/etc/ssl",
+];
+/// Where the state directory stands inside.
+const STATE: &str = "/state";
+/// The user and group inside.
+pub(super) const ID: u32 = 1000;
+/// Bytes of `/tmp`.
+const SCRATCH: u64 = 256 << 20;
+/// Bytes of `/dev/shm`.
+const SHARED_MEMORY: u64 = 64 << 20;

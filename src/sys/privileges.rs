@@ -1,0 +1,82 @@
+//! Giving up: capabilities, keyrings, the terminal's insides.
+
+use std::io;
+
+/// Drops every capability: bounding, ambient, and the three sets (capabilities(7)).
+pub(crate) fn drop_capabilities() -> io::Result<()> {
+    for capability in 0..=MAX_CAPABILITY {
+        // SAFETY: no memory is passed.
+        let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        if dropped != 0 {
+            let error = io::Error::last_os_error();
+            // The kernel has no more of them.
+            if error.raw_os_error() == Some(libc::EINVAL) {
+                break;
+            }
+            return Err(error);
+        }
+    }
+    // SAFETY: no memory is passed.
+    let cleared = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    if cleared != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let header = Header { version: CAPABILITY_VERSION_3, pid: 0 };
+    let none = [Sets { effective: 0, permitted: 0, inheritable: 0 }; 2];
+    // SAFETY: header and data are those of capset(2) for version 3: two elements.
+    let set = unsafe { libc::syscall(libc::SYS_capset, std::ptr::from_ref(&header), none.as_ptr()) };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Leaves the session keyring that was inherited for a new, empty one (keyctl(2)).
+pub(crate) fn new_session_keyring() -> io::Result<()> {
+    // SAFETY: a null name asks for an anonymous keyring; no other memory is passed.
+    let joined = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) };
+    if joined >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Brings the loopback interface of this network namespace up (netdevice(7)).
+pub(crate) fn loopback_up() -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let socket = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Inet,
+        nix::sys::socket::SockType::Datagram,
+        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    let mut request = Interface { name: [0; 16], flags: 0, padding: [0; 22] };
+    request.name[..2].copy_from_slice(b"lo");
+    #[allow(clippy::cast_possible_truncation, reason = "the kernel keeps these in a short")]
+    let up = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    request.flags = up;
+    // SAFETY: the socket is open and the structure that of SIOCSIFFLAGS, of 40 bytes.
+    let set = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, std::ptr::from_ref(&request)) };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[repr(C)]
+struct Header {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Sets {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// `struct ifreq` with its flags.
+#[repr(C)]
+struct Interface {
+    name: [u8; 16],
+    flags: i16,
+    padding: [u8; 22],
+}
+
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+/// More than there are.
+const MAX_CAPABILITY: libc::c_ulong = 63;
+const KEYCTL_JOIN_SESSION_KEYRING: i32 = 1;

@@ -1,0 +1,122 @@
+//! Processes: made into namespaces, known by descriptor.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    ptr,
+};
+
+use nix::unistd::{ForkResult, Pid};
+
+/// What [`clone_process`] returns on either side.
+pub(crate) enum Cloned {
+    /// In the new process.
+    Child,
+    /// In the caller: the child, and a descriptor of it (`CLONE_PIDFD`).
+    Parent { pid: Pid, pidfd: OwnedFd },
+}
+
+/// Makes a copy of this process in new namespaces (`flags`: `CLONE_NEW…`), and
+/// where given in a cgroup (clone3(2)).
+///
+/// Only for a process with one thread: then the copy may do whatever the
+/// original might have done.
+pub(crate) fn clone_process(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    let mut pidfd: RawFd = -1;
+    let into_cgroup = if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 };
+    #[allow(clippy::cast_sign_loss, reason = "flags and signals are bit patterns and small positive numbers")]
+    let arguments = CloneArguments {
+        flags: flags as u32 as u64 | libc::CLONE_PIDFD as u64 | into_cgroup,
+        pidfd: ptr::from_mut(&mut pidfd) as u64,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: libc::SIGCHLD as u64,
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: cgroup.map_or(0, |cgroup| cgroup.as_raw_fd() as u64),
+    };
+    // SAFETY: the structure is that of clone3(2), with its size; `pidfd` lives
+    // on this stack and is written before the call returns to the parent. No
+    // stack, tid or tls is passed, so the child goes on with a copy of this one,
+    // as after fork(2). The caller has one thread, so no lock is held elsewhere.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_ref(&arguments), size_of::<CloneArguments>()) };
+    match result {
+        0 => Ok(Cloned::Child),
+        pid if pid > 0 => {
+            let pid = Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?);
+            // SAFETY: the kernel has just put a new descriptor here, owned by nobody else.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Cloned::Parent { pid, pidfd })
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// fork(2), under the same condition as [`clone_process`].
+pub(crate) fn fork() -> nix::Result<ForkResult> {
+    // SAFETY: the caller has one thread, so the child may allocate and lock.
+    unsafe { nix::unistd::fork() }
+}
+
+/// Signals the process behind `pidfd`; immune to the reuse of its number.
+pub(crate) fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: `pidfd` is borrowed, hence open; the null siginfo asks the kernel
+    // to make one; no other memory is passed.
+    let result = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, ptr::null::<libc::siginfo_t>(), 0)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Ends this process at once: no destructors, no buffers, nothing that the
+/// copied memory of another process would do twice.
+pub(crate) fn leave(code: i32) -> ! {
+    // SAFETY: _exit(2) touches no memory of the caller's.
+    unsafe { libc::_exit(code) }
+}
+
+/// Marks every descriptor from `first` on to be closed at exec (close_range(2)).
+pub(crate) fn close_at_exec_from(first: u32) -> io::Result<()> {
+    close_range(first, libc::CLOSE_RANGE_CLOEXEC)
+}
+
+/// Closes every descriptor from `first` on. For a process that is about to
+/// become something else: whoever owns one of them must never use it again.
+pub(crate) fn close_from(first: u32) -> io::Result<()> {
+    close_range(first, 0)
+}
+
+fn close_range(first: u32, flags: u32) -> io::Result<()> {
+    // SAFETY: no memory is passed. What is closed is no longer used: callers are
+    // the stage and the init, which keep only descriptors below `first`.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `struct clone_args` of clone3(2).
+#[repr(C)]
+struct CloneArguments {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Not in libc as a number that fits.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Descriptor 2 as a file, for a process that has put something there itself.
+pub(crate) fn standard_error() -> io::Result<std::fs::File> {
+    use std::os::fd::AsFd;
+    Ok(std::fs::File::from(io::stderr().as_fd().try_clone_to_owned()?))
+}
