@@ -182,7 +182,8 @@ mod tests {
         let took = before.elapsed();
         assert!(took < LONG, "{took:?}");
         let backlog = audit.backlog();
-        assert_eq!(backlog.waiting, 1024);
+        // One more may be in the thread's hands.
+        assert!((1024..=1025).contains(&backlog.waiting), "{backlog:?}");
         assert!(backlog.dropped > 8_000);
 
         let mut received = Vec::new();
@@ -191,7 +192,7 @@ mod tests {
         }
         let (arrived, dropped) = numbers(&received);
         assert_eq!(arrived.len() as u64 + dropped, 10_000);
-        assert_eq!(dropped, backlog.dropped);
+        assert_eq!(dropped, audit.backlog().dropped);
         assert!(arrived.is_sorted());
         let report = received
             .iter()

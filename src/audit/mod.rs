@@ -1,12 +1,14 @@
 //! What happened, for auditors: a closed set of events, each with fixed fields.
 //!
-//! [`Audit::record`] never blocks and never fails a request: what a sink cannot
+//! `Audit::record` never blocks and never fails a request: what a sink cannot
 //! take now waits in a bounded queue, and what the queue cannot hold is counted
 //! and reported. Never a token, never an argument of a call. Called by
 //! `pipeline`, `session`, `child` and `daemon`; thv-journal(7) is the manual.
 
+mod encode;
 mod event;
 mod journal;
+mod message;
 mod queue;
 #[cfg(test)]
 mod real;
@@ -46,7 +48,7 @@ impl Audit {
     pub fn journal(socket: &Path, server: &ServerName) -> io::Result<Self> {
         let queue = queue::Queue::direct(
             journal::Socket::new(socket)?,
-            record::native,
+            encode::native,
             server.as_str(),
         )?;
         Ok(Self(Arc::new(Sink::Queue(queue))))
@@ -55,7 +57,7 @@ impl Audit {
     /// One JSON object a line, to `out` (normally stderr), with the names and
     /// shapes of `journalctl -o json`. Written by a thread of its own.
     pub fn stderr(out: impl Write + Send + 'static, server: &ServerName) -> io::Result<Self> {
-        let queue = queue::Queue::threaded(Lines(out), record::json, server.as_str())?;
+        let queue = queue::Queue::threaded(Lines(out), encode::json, server.as_str())?;
         Ok(Self(Arc::new(Sink::Queue(queue))))
     }
 
@@ -101,7 +103,7 @@ impl fmt::Debug for Audit {
     }
 }
 
-/// The records of [`Audit::memory`]: the latest [`MAX_MEMORY`].
+/// The records of [`Audit::memory`]: the latest few thousand.
 #[derive(Clone, Debug, Default)]
 pub struct Memory(Arc<Mutex<(u64, VecDeque<Record>)>>);
 

@@ -223,7 +223,7 @@ fn a_stopped_real_journal_holds_up_nobody_and_gets_everything_or_a_count() {
             )));
         }
         let backlog = audit.backlog();
-        assert_eq!(backlog.waiting, 1024);
+        assert!((1024..=1025).contains(&backlog.waiting), "{backlog:?}");
         journald.signal(Signal::SIGCONT);
         assert!(audit.flush(LONG));
         let arrived: Vec<u64> = journald
@@ -235,7 +235,7 @@ fn a_stopped_real_journal_holds_up_nobody_and_gets_everything_or_a_count() {
         let reports = journald.find(&["THV_EVENT=records-dropped"]);
         assert_eq!(reports.len(), 1);
         let number = |name: &str| reports[0][name].as_str().unwrap().parse::<u64>().unwrap();
-        assert_eq!(number("THV_DROPPED"), backlog.dropped);
+        assert_eq!(number("THV_DROPPED"), audit.backlog().dropped);
         let hole: Vec<u64> = (1..=3_000)
             .filter(|number| arrived.binary_search(number).is_err())
             .collect();

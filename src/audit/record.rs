@@ -1,12 +1,11 @@
-//! One event as a record: fields with fixed names, in the journal's two forms.
+//! One event as a record: fields with fixed names.
 
 use std::time::Duration;
 
-use serde_json::{Map, Value};
-
 use super::{
     event::{Aim, Decision, Event, Outcome, Verdict},
-    text::{field, line, shown},
+    message::headline,
+    text::field,
 };
 
 /// What kind of event a record is about.
@@ -291,221 +290,23 @@ impl Record {
     }
 }
 
-/// Kind, priority and what a person reads first. Strangers' text only as `shown`.
-fn headline(event: &Event) -> (Kind, u8, String) {
-    match event {
-        Event::Ready => (Kind::Ready, INFO, "ready".to_owned()),
-        Event::Stopping => (
-            Kind::Stopping,
-            INFO,
-            "stopping: no new requests, accepted ones are finished".to_owned(),
-        ),
-        Event::IdleExit => (
-            Kind::IdleExit,
-            INFO,
-            "idle: exiting, the socket stays open".to_owned(),
-        ),
-        Event::ConfigRefused {
-            file,
-            line,
-            message,
-            ..
-        } => {
-            let file = shown(&file.to_string_lossy());
-            (
-                Kind::ConfigRefused,
-                ERROR,
-                format!("configuration refused: {file}:{line}: {}", shown(message)),
-            )
-        }
-        Event::Decision(decision) => {
-            let priority = if decision.verdict == Verdict::Allow {
-                INFO
-            } else {
-                NOTICE
-            };
-            (Kind::Decision, priority, decided(decision))
-        }
-        Event::Outcome(outcome) => {
-            let millis = outcome.duration.as_millis();
-            match outcome.reason {
-                None => (Kind::Outcome, INFO, format!("answered after {millis} ms")),
-                Some(reason) => (
-                    Kind::Outcome,
-                    NOTICE,
-                    format!("failed after {millis} ms: {}", reason.as_str()),
-                ),
-            }
-        }
-        Event::ChildStarted { child, pid, .. } => (
-            Kind::ChildStarted,
-            INFO,
-            format!("child {child} started, pid {pid}"),
-        ),
-        Event::ChildExited {
-            child,
-            pid,
-            exit,
-            expected: true,
-        } => (
-            Kind::ChildExited,
-            INFO,
-            format!("child {child} (pid {pid}) ended: {exit}"),
-        ),
-        Event::ChildExited {
-            child,
-            pid,
-            exit,
-            expected: false,
-        } => (
-            Kind::ChildDied,
-            WARNING,
-            format!("child {child} (pid {pid}) ended unexpectedly: {exit}"),
-        ),
-        Event::ChildStderr { line: text, .. } => (Kind::ChildStderr, INFO, line(text)),
-        Event::LayerFailed { layer, reason } => (
-            Kind::LayerFailed,
-            ERROR,
-            format!(
-                "the server did not start: {}: {}",
-                shown(layer),
-                shown(reason)
-            ),
-        ),
-        Event::KeysFetched { issuer, keys } => (
-            Kind::KeysFetched,
-            INFO,
-            format!("{keys} keys fetched from {}", shown(issuer)),
-        ),
-        Event::KeysUnavailable {
-            issuer,
-            cached: true,
-            error,
-        } => (
-            Kind::KeysUnavailable,
-            WARNING,
-            format!(
-                "keys of {} unavailable, keeping those from before: {}",
-                shown(issuer),
-                shown(error)
-            ),
-        ),
-        Event::KeysUnavailable {
-            issuer,
-            cached: false,
-            error,
-        } => (
-            Kind::KeysUnavailable,
-            ERROR,
-            format!(
-                "keys of {} unavailable, no token of it can be checked: {}",
-                shown(issuer),
-                shown(error)
-            ),
-        ),
-        Event::PolicyError {
-            policies, errors, ..
-        } => {
-            let policies = shown(&policies.join(", "));
-            let error = errors.first().map(|error| shown(error)).unwrap_or_default();
-            (
-                Kind::PolicyError,
-                ERROR,
-                format!("policy failed, the request was denied: {policies}: {error}"),
-            )
-        }
-        Event::LimitHit { reason, limit, .. } => (
-            Kind::LimitHit,
-            NOTICE,
-            format!("limit hit: {} ({limit})", reason.as_str()),
-        ),
-        Event::Dropped { count, first, last } => (
-            Kind::Dropped,
-            WARNING,
-            format!("{count} records dropped, of those numbered {first} to {last}"),
-        ),
-    }
-}
-
-fn decided(decision: &Decision) -> String {
-    let mut text = match decision.verdict {
-        Verdict::Allow => "allowed".to_owned(),
-        Verdict::Deny(reason) => format!("denied ({})", reason.as_str()),
-    };
-    if let Some(method) = &decision.method {
-        text = format!("{text}: {}", shown(method));
-    }
-    match &decision.aim {
-        Aim::Server => {}
-        Aim::Tool(name) | Aim::Prompt(name) | Aim::Resource(name) => {
-            text = format!("{text} {}", shown(name))
-        }
-    }
-    if let Some(who) = &decision.who {
-        text = format!(
-            "{text}, for {} of {}",
-            shown(&who.subject),
-            shown(&who.issuer)
-        );
-    }
-    text
-}
-
-/// The journal's native form: `NAME=value`, or with a length where the value holds a line break.
-pub(super) fn native(record: &Record) -> Vec<u8> {
-    let size: usize = record
-        .fields
-        .iter()
-        .map(|(name, value)| name.len() + value.len() + 10)
-        .sum();
-    let mut out = Vec::with_capacity(size);
-    for (name, value) in record.fields() {
-        out.extend_from_slice(name.as_bytes());
-        if value.contains('\n') {
-            out.push(b'\n');
-            out.extend_from_slice(&(value.len() as u64).to_le_bytes());
-        } else {
-            out.push(b'=');
-        }
-        out.extend_from_slice(value.as_bytes());
-        out.push(b'\n');
-    }
-    out
-}
-
-/// One line of JSON: strings, and arrays of strings for names that stand there more than once.
-pub(super) fn json(record: &Record) -> Vec<u8> {
-    let mut object = Map::new();
-    for (name, value) in record.fields() {
-        let value = Value::from(value);
-        match object.get_mut(name) {
-            None => drop(object.insert(name.to_owned(), value)),
-            Some(Value::Array(values)) => values.push(value),
-            Some(first) => *first = Value::Array(vec![first.take(), value]),
-        }
-    }
-    let mut line = Value::Object(object).to_string().into_bytes();
-    line.push(b'\n');
-    line
-}
-
 /// Values of one repeated field.
 const MAX_REPEATED: usize = 64;
-
-const ERROR: u8 = 3;
-const WARNING: u8 = 4;
-const NOTICE: u8 = 5;
-const INFO: u8 = 6;
 
 #[cfg(test)]
 mod tests {
     use std::{collections::HashSet, path::PathBuf};
 
     use proptest::prelude::*;
+    use serde_json::Value;
 
     use super::*;
     use crate::{
-        audit::{Exit, Reason, RequestId, Who, fixture::parse},
+        audit::{
+            Exit, Reason, RequestId, Who,
+            encode::{json, native},
+            fixture::parse,
+        },
         config::Layer,
     };
 

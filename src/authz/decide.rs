@@ -510,6 +510,29 @@ mod tests {
         );
     }
 
+    /// cedar-6, cedar-7: what Cedar's own JSON reader chokes on or misreads never gets there.
+    #[test]
+    fn arguments_do_not_reach_the_policies_and_a_doubled_name_reaches_nobody() {
+        let engine = engine(r#"permit (principal, action, resource == Tool::"echo");"#);
+        for argument in [
+            "1.5",
+            "null",
+            "9223372036854775808",
+            r#"{"__entity":1}"#,
+            "1e999",
+        ] {
+            let params = format!(r#"{{"name":"echo","arguments":{{"x":{argument}}}}}"#);
+            permitted(
+                &engine,
+                &alice(),
+                call("tools/call", &params),
+                &["github:policy0"],
+            );
+        }
+        let doubled = br#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","n\u0061me":"rm"}}"#;
+        assert!(Call::read(bytes::Bytes::from_static(doubled), false).is_err());
+    }
+
     #[test]
     fn an_issuer_that_holds_the_separator_is_nobody() {
         let engine = engine(r#"permit (principal == User::"https://a|b|c", action, resource);"#);
@@ -528,7 +551,7 @@ mod tests {
         );
     }
 
-    /// cedar-9
+    /// cedar-9: what looks the same need not be the same.
     #[test]
     fn names_are_compared_as_they_are_spelled_without_normalization() {
         let engine = engine("permit (principal, action, resource == Tool::\"caf\u{e9}\");");

@@ -1,10 +1,10 @@
 //! Cedar decides what an identity may do.
 //!
-//! [`Engine::build`] reads and validates the policy files, [`Engine::decide`]
-//! turns a `Call` into a [`Permit`] or a [`Denied`], [`Engine::filter`] cuts
+//! `Engine::build` reads and validates the policy files, `Engine::decide`
+//! turns a `Call` into a `Permit` or a `Denied`, `Engine::filter` cuts
 //! from a list what may not be called. All three ask the same function. Default
 //! deny; a policy that cannot be evaluated denies. No clock, no files, no
-//! sockets, no logging. Called by `pipeline`; `session` takes the [`Permit`].
+//! sockets, no logging. Called by `pipeline`; `session` takes the `Permit`.
 
 mod decide;
 mod entity;

@@ -456,6 +456,7 @@ mod tests {
         );
     }
 
+    /// fault-51: the engine is built anew, or not at all; keeping the old one is the caller's part.
     #[test]
     fn a_file_without_a_policy_is_refused_for_it_may_be_half_written() {
         refused("", 1, 1, "no policy");

@@ -4,7 +4,7 @@
 //! on (to `tracing-journald`, whose socket blocks). A queue that is full drops
 //! and counts: a slow or stopped journal never stalls a request. Not audit:
 //! nothing here has to be kept. Set up once by `main`; the runner, which may
-//! have no threads, uses [`init_single_threaded`].
+//! have no threads, uses `init_single_threaded`.
 
 mod forward;
 mod inline;

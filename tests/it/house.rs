@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use thv::{
-    audit::{Audit, Records},
+    audit::{Audit, Memory, Record},
     child::Connection,
     cli::demo::DemoIssuer,
     config::{self, OwnerRule, ServerName},
@@ -21,7 +21,7 @@ use thv::{
 };
 use tokio::task::JoinHandle;
 
-use crate::wire::{self, Answer};
+use crate::wire::{self, Answer, PATIENCE};
 
 /// What a house is to be like.
 pub struct Plan {
@@ -95,7 +95,8 @@ impl Plan {
         let server = ServerName::parse("it").unwrap();
         let program = Path::new(env!("CARGO_BIN_EXE_thv"));
         let runner = runner::foreground(program, files.path(), &server).unwrap();
-        let (audit, records) = Audit::memory(&server);
+        let (audit, memory) = Audit::memory(&server);
+        let records = Records(memory);
         let (root, name) = (files.path().to_owned(), server.clone());
         let mut stamp = config::stamp(&root, &name);
         let (root_again, name_again) = (root.clone(), name.clone());
@@ -173,6 +174,29 @@ impl House {
 impl Drop for House {
     fn drop(&mut self) {
         self.gateway.abort();
+    }
+}
+
+/// What the house has recorded.
+pub struct Records(Memory);
+
+impl Records {
+    /// Every record as one line of its fields.
+    pub fn all(&self) -> Vec<String> {
+        let line = |record: &Record| {
+            record.fields().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+        };
+        self.0.records().iter().map(line).collect()
+    }
+
+    /// Waits until something of that kind is recorded.
+    pub async fn wait_for(&self, kind: &str) {
+        let there = async {
+            while !self.all().iter().any(|record| record.contains(&format!("THV_EVENT={kind} "))) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, there).await.unwrap_or_else(|_| panic!("no {kind}: {:#?}", self.all()));
     }
 }
 
