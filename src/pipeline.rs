@@ -96,7 +96,11 @@ fn permitted_call(
             let (request_id, policies) = (record.request_id, record.policies.clone());
             gateway.audit.record(&Event::PolicyError { request_id, policies, errors: denied.errors });
         }
-        Refusal::Denied(denied.reason)
+        match denied.reason {
+            // There is no answer to a notification that could say more.
+            DenyReason::Method if denied.call.id().is_none() => CallError::Invalid("an unknown notification").into(),
+            reason => Refusal::Denied(reason),
+        }
     })?;
     record.policies = permit.policies().to_vec();
     let session = session_id(&head.headers)?;

@@ -574,7 +574,6 @@ mod tests {
             "sampling/createMessage",
             "Tools/call",
             "tools/call ",
-            "ping",
             "server/discover",
         ] {
             denied(
@@ -605,16 +604,19 @@ mod tests {
     }
 
     #[test]
-    fn a_response_or_a_notification_gets_no_permit() {
-        let engine = engine("permit (principal, action, resource);");
+    fn what_is_about_the_conversation_alone_rides_on_the_session() {
+        let engine = engine("forbid (principal, action, resource);");
         for body in [
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#,
             r#"{"jsonrpc":"2.0","id":1,"result":{}}"#,
             r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#,
         ] {
             let call = Call::read(bytes::Bytes::from(body), false).unwrap();
-            assert!(!matches!(call.shape(), Shape::Request(_)));
-            denied(&engine, &alice(), call, DenyReason::Method, &[]);
+            permitted(&engine, &alice(), call, &["session"]);
         }
+        let unknown = br#"{"jsonrpc":"2.0","method":"notifications/anything"}"#;
+        let call = Call::read(bytes::Bytes::from_static(unknown), false).unwrap();
+        denied(&engine, &alice(), call, DenyReason::Method, &[]);
     }
 
     #[test]

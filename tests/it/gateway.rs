@@ -65,7 +65,7 @@ async fn a_session_answers_only_the_identity_that_opened_it() {
     again.session.clone_from(&alice.session);
     assert_eq!(again.call("echo", json!({})).await.status, 200);
     assert!(!alice.seen().await.iter().any(|line| line.contains("mallory")));
-    assert!(house.records.all().iter().any(|record| record.contains("session-mismatch")));
+    assert!(house.records.all().iter().any(|record| record.contains("session-of-another")));
 }
 
 /// A tool that no policy permits is refused, is not in the list, and the child never hears of it.
@@ -299,7 +299,7 @@ async fn more_sessions_than_allowed_are_refused_before_anything_starts() {
     let _alice = house.session("alice").await;
     let answer = house.caller("bob").initialize().await;
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")));
-    assert_eq!(answer.json()["error"]["data"]["reason"], "sessions-full");
+    assert_eq!(answer.json()["error"]["data"]["reason"], "session-limit");
     assert_eq!(house.children_started(), 1);
 }
 
