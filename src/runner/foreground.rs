@@ -22,14 +22,29 @@ pub struct Foreground {
     /// The gateway's end.
     pub socket: OwnedFd,
     pub key: String,
-    process: Child,
+    /// Until it is taken.
+    process: Option<Child>,
+}
+
+impl Foreground {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().map_or(0, Child::id)
+    }
+
+    /// Lets go of the socket and leaves the process to the caller.
+    pub fn abandon(mut self) -> Child {
+        self.process.take().expect("only this takes it, and only once")
+    }
 }
 
 impl Drop for Foreground {
     fn drop(&mut self) {
         // It ends by itself when its socket closes; this is for a runner that does not.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        if let Some(process) = &mut self.process {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
     }
 }
 
@@ -51,7 +66,7 @@ pub fn foreground(program: &Path, root: &Path, server: &ServerName) -> Result<Fo
         .stdout(Stdio::from(key_end))
         .spawn()
         .with_context(|| format!("starting `{}`", program.display()))?;
-    Ok(Foreground { socket: ours, key, process })
+    Ok(Foreground { socket: ours, key, process: Some(process) })
 }
 
 /// The runner's side of [`foreground`]: its socket, and the key.

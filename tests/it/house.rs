@@ -29,6 +29,7 @@ pub struct Plan {
     arguments: Vec<String>,
     policy: Option<String>,
     more: String,
+    optional: &'static str,
     /// Replaces the whole server file.
     broken: Option<String>,
 }
@@ -40,12 +41,12 @@ pub struct House {
     pub records: Records,
     files: TempDir,
     gateway: JoinHandle<anyhow::Result<daemon::Exit>>,
-    _runner: runner::Foreground,
+    runner: Option<runner::Foreground>,
 }
 
 /// A house with the scripted server, in which everybody may do everything.
 pub fn house() -> Plan {
-    Plan { command: None, arguments: Vec::new(), policy: None, more: String::new(), broken: None }
+    Plan { command: None, arguments: Vec::new(), policy: None, more: String::new(), optional: "\"cgroup\"", broken: None }
 }
 
 impl Plan {
@@ -69,6 +70,12 @@ impl Plan {
     /// More lines of the server's file.
     pub fn with(mut self, toml: &str) -> Self {
         self.more.push_str(toml);
+        self
+    }
+
+    /// Without any layer of the sandbox being optional.
+    pub fn layers_required(mut self) -> Self {
+        self.optional = "";
         self
     }
 
@@ -116,7 +123,7 @@ impl Plan {
             may_exit: false,
         };
         let gateway = tokio::spawn(daemon::run(setup));
-        House { address, issuer, records, files, gateway, _runner: runner }
+        House { address, issuer, records, files, gateway, runner: Some(runner) }
     }
 
     fn server_file(&self, address: SocketAddr, issuer: &str) -> String {
@@ -129,9 +136,9 @@ impl Plan {
             if self.policy.is_some() { r#"policies = ["/etc/thv/policies/it.cedar"]"# } else { r#"allow = "authenticated""# };
         format!(
             "command = {command:?}\nresource = \"http://{address}/mcp\"\n\n[[auth.issuer]]\nissuer = \"{issuer}\"\n\
-             audience = \"http://{address}/mcp\"\n\n[authz]\n{authz}\n\n[sandbox]\noptional = [\"cgroup\"]\n\
+             audience = \"http://{address}/mcp\"\n\n[authz]\n{authz}\n\n[sandbox]\noptional = [{}]\n\
              read-only = [{servers:?}]\n\n{}",
-            self.more
+            self.optional, self.more
         )
     }
 }
@@ -163,6 +170,18 @@ impl House {
         let answer = caller.initialize().await;
         assert_eq!(answer.status, 200, "{}\n{:#?}", answer.text(), self.records.all());
         caller
+    }
+
+    pub fn runner_pid(&self) -> u32 {
+        self.runner.as_ref().unwrap().pid()
+    }
+
+    /// Ends the gateway, as if it had been killed, and leaves its runner.
+    pub async fn leave(mut self) -> std::process::Child {
+        let runner = self.runner.take().unwrap().abandon();
+        self.gateway.abort();
+        let _ = (&mut self.gateway).await;
+        runner
     }
 
     /// How many children were ever started.

@@ -6,4 +6,6 @@ mod edge;
 /// From the wire to the child and back.
 mod gateway;
 mod house;
+/// What a server can see and do from inside.
+mod sandbox;
 mod wire;

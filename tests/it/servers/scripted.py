@@ -9,8 +9,10 @@ import os
 import sys
 import time
 
+import probes
+
 seen = []
-TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "garbage", "both", "stray", "stderr", "secret"]
+TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "garbage", "both", "stray", "stderr", "probe", "secret"]
 
 
 def say(text):
@@ -71,6 +73,8 @@ def call(identifier, params):
         sys.stderr.write("<0>MESSAGE_ID=0\x1b[31m forged\n")
         sys.stderr.flush()
         text(identifier, "said")
+    elif name == "probe":
+        text(identifier, json.dumps(probes.probe(arguments["probe"], arguments.get("argument", ""))))
     elif name == "secret":
         text(identifier, "nobody may call this")
     else:

@@ -1,0 +1,212 @@
+"""What a curious program would try, each as one probe that says whether it got through.
+
+Run outside a sandbox first (`probes.py NAME ARGUMENT`): there each must get
+through, or it proves nothing.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import platform
+import socket
+import struct
+import sys
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def opened(path, flags=os.O_RDONLY):
+    os.close(os.open(path, flags))
+    return "opened"
+
+
+def listed(path):
+    return " ".join(sorted(os.listdir(path)))
+
+
+def connected(family, kind, address):
+    with socket.socket(family, kind) as probe:
+        probe.settimeout(3)
+        probe.connect(address)
+        if kind == socket.SOCK_DGRAM:
+            probe.send(b"x")
+    return "connected"
+
+
+def call(number, *arguments):
+    """A system call by number; its error as OSError. What the kernel itself refuses counts as let through."""
+    libc.syscall.restype = ctypes.c_long
+    converted = [ctypes.c_long(argument) for argument in arguments]
+    if libc.syscall(ctypes.c_long(number), *converted) == -1:
+        code = ctypes.get_errno()
+        if code in (errno.EPERM, errno.ENOSYS, errno.EACCES):
+            raise OSError(code, os.strerror(code))
+    return "let through"
+
+
+def status(_):
+    fields = dict(line.split(":\t", 1) for line in open("/proc/self/status") if ":\t" in line)
+    return json.dumps({name: fields[name].strip() for name in
+                       ("Uid", "CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")})
+
+
+def kills_all(_):
+    os.kill(-1, 0)
+    return "others can be signalled"
+
+
+def kills(pid):
+    os.kill(int(pid), 0)
+    return "signalled"
+
+
+def made_node(path):
+    os.mknod(path, 0o600 | 0o020000, os.makedev(1, 3))
+    os.unlink(path)
+    return "made"
+
+
+def wrote(path):
+    with open(path, "a"):
+        pass
+    return "opened for writing"
+
+
+def fork_and_hide(_):
+    """A child that leaves its session, closes everything and stays."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            for descriptor in range(3):
+                os.close(descriptor)
+            while True:
+                libc.pause()
+        os._exit(0)
+    os.wait()
+    return "hidden"
+
+
+def zombies(_):
+    """Grandchildren whose parents are gone: PID 1 has to take them."""
+    for _ in range(50):
+        if os.fork() == 0:
+            if os.fork() == 0:
+                os._exit(0)
+            os._exit(0)
+        os.wait()
+    for _ in range(1000):
+        states = [open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0]
+                  for pid in os.listdir("/proc") if pid.isdigit()]
+        if "Z" not in states:
+            return "reaped"
+        os.sched_yield()
+    raise OSError(errno.EBUSY, "zombies are left")
+
+
+def set_user_map(_):
+    with open("/proc/self/uid_map", "w") as uid_map:
+        uid_map.write("0 0 1")
+    return "written"
+
+
+def raised_limit(_):
+    import resource
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (1 << 20, 1 << 20))
+    return f"raised from {soft}"
+
+
+def has_terminal(_):
+    return opened("/dev/tty")
+
+
+def scratch(_):
+    with open("/tmp/thv-probe", "w") as file:
+        file.write("x")
+    os.unlink("/tmp/thv-probe")
+    return "written"
+
+
+def descriptors(_):
+    return " ".join(sorted(os.listdir("/proc/self/fd")))
+
+
+def environment(_):
+    return json.dumps(dict(os.environ))
+
+
+# x86_64 numbers, with arguments that do no harm where they get through.
+CALLS = {
+    "mount": (165, 0, 0, 0, 0, 0), "umount2": (166, 0, 0), "pivot_root": (155, 0, 0), "chroot": (161, 0),
+    "move_mount": (429, -1, 0, -1, 0, 0), "open_tree": (428, -1, 0, 0), "fsopen": (430, 0, 0),
+    "fsmount": (432, -1, 0, 0), "mount_setattr": (442, -1, 0, 0, 0, 0), "bpf": (321, 99, 0, 0),
+    "perf_event_open": (298, 0, 0, -1, -1, 0), "io_uring_setup": (425, 0, 0), "io_uring_enter": (426, -1, 0, 0, 0, 0, 0),
+    "io_uring_register": (427, -1, 0, 0, 0), "keyctl": (250, 99, 0, 0), "add_key": (248, 0, 0, 0, 0, 0),
+    "request_key": (249, 0, 0, 0, 0), "userfaultfd": (323, 0x7fffffff), "kexec_load": (246, 0, 0, 0, 0xffff),
+    "kexec_file_load": (320, -1, -1, 0, 0, 0xffff), "reboot": (169, 0, 0, 0, 0), "swapon": (167, 0, 0),
+    "init_module": (175, 0, 0, 0), "finit_module": (313, -1, 0, 0xffff), "delete_module": (176, 0, 0),
+    "acct": (163, 1), "quotactl": (179, -1, 0, 0, 0), "syslog": (103, 99, 0, 0), "clock_settime": (227, 99, 0),
+    "settimeofday": (164, 1, 0), "adjtimex": (159, 1), "open_by_handle_at": (304, -1, 0, 0),
+    "name_to_handle_at": (303, -1, 0, 0, 0, 0), "iopl": (172, 99), "ioperm": (173, -1, 1, 1), "modify_ldt": (154, 99, 0, 0),
+    "personality": (135, 0x0400000), "ptrace": (101, 99, 0, 0, 0), "process_vm_readv": (310, 0, 0, 0, 0, 0, 0),
+    "pidfd_getfd": (438, -1, 0, 0), "kcmp": (312, os.getpid(), os.getpid(), 99, 0, 0), "setns": (308, -1, 0), "unshare": (272, 0),
+    "process_madvise": (440, -1, 0, 0, 0, 0), "move_pages": (279, 0, 0, 0, 0, 0, 0), "migrate_pages": (256, 0, 0, 0, 0),
+    "mbind": (237, 0, 0, 99, 0, 0, 0), "fanotify_init": (300, 0xffffff, 0), "sethostname": (170, 0, -1),
+    "setdomainname": (171, 0, -1),
+}
+# Families by name; what the kernel was built without is refused by it, too.
+FAMILIES = {"packet": (17, 3, 0), "netlink-audit": (16, 3, 9), "vsock": (40, 1, 0), "alg": (38, 5, 0), "key": (15, 3, 2),
+            "netlink-route": (16, 3, 0), "inet": (2, 1, 0), "inet6": (10, 1, 0), "unix": (1, 1, 0), "raw": (2, 3, 1)}
+
+
+def system_call(name):
+    return call(*CALLS[name])
+
+
+def family(name):
+    with socket.socket(*FAMILIES[name]):
+        return "made"
+
+
+def new_user_namespace(_):
+    child = libc.syscall(56, 0x10000000 | 17, 0, 0, 0, 0)
+    if child == 0:
+        os._exit(0)
+    if child < 0:
+        raise OSError(ctypes.get_errno(), "clone")
+    os.waitpid(child, 0)
+    return "made"
+
+
+def types_into_terminal(high_bits):
+    """TIOCSTI, also with bits above the 32 that the kernel looks at."""
+    request = 0x5412 | (int(high_bits) << 32)
+    read, write = os.pipe()
+    return call(16, read, request, 0) if write else ""
+
+
+PROBES = {
+    "open": opened, "list": listed, "write": wrote, "mknod": made_node, "status": status, "kill-all": kills_all,
+    "kill": kills, "call": system_call, "family": family, "new-user-namespace": new_user_namespace, "hide": fork_and_hide,
+    "zombies": zombies, "user-map": set_user_map, "raise-limit": raised_limit, "terminal": has_terminal,
+    "scratch": scratch, "descriptors": descriptors, "environment": environment, "tiocsti": types_into_terminal,
+    "tcp": lambda to: connected(socket.AF_INET, socket.SOCK_STREAM, (to.rsplit(":", 1)[0], int(to.rsplit(":", 1)[1]))),
+    "udp": lambda to: connected(socket.AF_INET, socket.SOCK_DGRAM, (to, 53)),
+    "unix": lambda path: connected(socket.AF_UNIX, socket.SOCK_STREAM, path),
+    "abstract": lambda name: connected(socket.AF_UNIX, socket.SOCK_STREAM, "\0" + name),
+}
+
+
+def probe(name, argument=""):
+    """(whether it got through, what came of it)"""
+    try:
+        return True, str(PROBES[name](argument))
+    except OSError as error:
+        return False, f"{errno.errorcode.get(error.errno, error.errno)} {error}"
+    except ValueError as error:
+        return False, str(error)
+
+
+if __name__ == "__main__":
+    print(json.dumps(probe(*sys.argv[1:])))
