@@ -307,7 +307,6 @@ mod tests {
             encode::{json, native},
             fixture::parse,
         },
-        config::Layer,
     };
 
     fn record(event: &Event) -> Record {

@@ -15,6 +15,8 @@ mod jwk;
 mod jwt;
 mod keys;
 mod metadata;
+#[cfg(test)]
+mod tests;
 
 pub use authenticate::Authenticator;
 pub use challenge::challenge;

@@ -290,7 +290,6 @@ mod tests {
     use crate::{
         auth::Kind,
         authz::fixture::{ISSUER, alice, build, call, engine, file, tool},
-        mcp::Shape,
     };
 
     /// Permitted by these policies.
