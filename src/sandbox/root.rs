@@ -6,12 +6,11 @@
 
 use std::{
     collections::HashMap,
-    ffi::CString,
     fs,
     io::{self, Write},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::{ffi::OsStrExt, fs::symlink},
+        unix::fs::symlink,
     },
     path::{Path, PathBuf},
 };
@@ -44,7 +43,7 @@ pub(super) fn build(plan: &Plan, staged: &HashMap<PathBuf, PathBuf>) -> Result<(
     for (entry, tree) in plan.root.iter().zip(trees) {
         place(entry, tree).map_err(|error| fault(&format!("placing `{}`", at(entry).display()), error))?;
     }
-    let root = mounts::open_place(AT_FDCWD, c".", mounts::Follow::Yes).map_err(|error| fault("opening the new root", error))?;
+    let root = mounts::open_place(AT_FDCWD, Path::new("."), mounts::Follow::Yes).map_err(|error| fault("opening the new root", error))?;
     mounts::restrict_tree(root.as_fd(), READ_ONLY, false).map_err(|error| fault("making the root read-only", error))?;
     pivot_root(".", ".").map_err(|error| fault("changing the root", error))?;
     umount2(".", MntFlags::MNT_DETACH).map_err(|error| fault("leaving the old root", error))?;
@@ -63,7 +62,7 @@ fn source(entry: &Entry, staged: &HashMap<PathBuf, PathBuf>) -> Result<Option<Tr
     let Entry::Bind { from, access, .. } = entry else { return Ok(None) };
     let path = staged.get(from).unwrap_or(from);
     let wrong = |what: &str, error: io::Error| fault(&format!("{what} `{}`", from.display()), error);
-    let place = mounts::open_place(AT_FDCWD, &text(path), mounts::Follow::Yes).map_err(|error| wrong("opening", error))?;
+    let place = mounts::open_place(AT_FDCWD, path, mounts::Follow::Yes).map_err(|error| wrong("opening", error))?;
     let kind = SFlag::from_bits_truncate(fstat(&place).map_err(|error| wrong("looking at", error.into()))?.st_mode);
     let tree = mounts::copy_tree(place.as_fd()).map_err(|error| wrong("copying the mounts of", error))?;
     let attributes = match access {
@@ -92,7 +91,7 @@ fn place(entry: &Entry, tree: Option<Tree>) -> io::Result<()> {
             } else if fs::symlink_metadata(inside).is_err() {
                 fs::File::create(inside)?;
             }
-            let target = mounts::open_place(AT_FDCWD, &text(inside), mounts::Follow::No)?;
+            let target = mounts::open_place(AT_FDCWD, inside, mounts::Follow::No)?;
             mounts::attach_tree(tree.mounts.as_fd(), target.as_fd())
         }
         Entry::Scratch { bytes, .. } => {
@@ -118,11 +117,6 @@ fn at(entry: &Entry) -> &Path {
         | Entry::Scratch { at, .. }
         | Entry::Processes { at } => at,
     }
-}
-
-fn text(path: &Path) -> CString {
-    // A path with a NUL was refused with the configuration.
-    CString::new(path.as_os_str().as_bytes()).unwrap_or_default()
 }
 
 fn fault(what: &str, error: impl Into<io::Error>) -> Fault {

@@ -2,9 +2,15 @@
 //! place without ever being named twice.
 
 use std::{
-    ffi::CStr,
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    path::{Component, Path},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, openat},
+    sys::stat::{Mode, SFlag, fstat},
 };
 
 /// Copies the mounts at `place` and below, attached nowhere (open_tree(2)).
@@ -55,33 +61,33 @@ pub(crate) fn restrict_tree(tree: BorrowedFd<'_>, attributes: u64, recursive: bo
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Follow {
     Yes,
-    /// None, anywhere in the path, which must also stay below its base.
+    /// None, anywhere in the path, which must also stay below its base; no `..`.
     No,
 }
 
-/// Opens `path` below `base` as a place (`O_PATH`), through no magic link (openat2(2)).
-pub(crate) fn open_place(base: BorrowedFd<'_>, path: &CStr, follow: Follow) -> io::Result<OwnedFd> {
-    #[allow(clippy::cast_sign_loss, reason = "flags are a bit pattern")]
-    let how = OpenHow {
-        flags: (libc::O_PATH | libc::O_CLOEXEC) as u64,
-        mode: 0,
-        resolve: match follow {
-            Follow::Yes => RESOLVE_NO_MAGICLINKS,
-            Follow::No => RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH,
-        },
-    };
-    // SAFETY: the path is a C string that outlives the call, the structure that
-    // of openat2(2), passed with its size.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_openat2,
-            base.as_raw_fd(),
-            path.as_ptr(),
-            std::ptr::from_ref(&how),
-            size_of::<OpenHow>(),
-        )
-    };
-    owned(result)
+/// Opens `path` below `base` as a place (`O_PATH`).
+///
+/// Component by component where no link is to be followed, because openat2(2) is
+/// not to be had: `DynamicUser=` implies `RestrictSUIDSGID=`, which answers ENOSYS.
+pub(crate) fn open_place(base: BorrowedFd<'_>, path: &Path, follow: Follow) -> io::Result<OwnedFd> {
+    let place = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    if follow == Follow::Yes {
+        return Ok(openat(base, path, place, Mode::empty())?);
+    }
+    let mut reached: Option<OwnedFd> = None;
+    for component in path.components() {
+        let Component::Normal(name) = component else {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        };
+        let from = reached.as_ref().map_or(base, AsFd::as_fd);
+        let next = openat(from, name, place | OFlag::O_NOFOLLOW, Mode::empty())?;
+        // Without following, a link opens as itself.
+        if SFlag::from_bits_truncate(fstat(&next)?.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK {
+            return Err(Errno::ELOOP.into());
+        }
+        reached = Some(next);
+    }
+    reached.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
 }
 
 fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
@@ -106,14 +112,6 @@ struct Attributes {
     userns: u64,
 }
 
-/// `struct open_how`.
-#[repr(C)]
-struct OpenHow {
-    flags: u64,
-    mode: u64,
-    resolve: u64,
-}
-
 pub(crate) const READ_ONLY: u64 = 0x1;
 pub(crate) const NO_SUID: u64 = 0x2;
 pub(crate) const NO_DEVICES: u64 = 0x4;
@@ -122,6 +120,25 @@ pub(crate) const NO_EXEC: u64 = 0x8;
 const OPEN_TREE_CLONE: i32 = 1;
 const MOVE_MOUNT_F_EMPTY_PATH: u32 = 0x4;
 const MOVE_MOUNT_T_EMPTY_PATH: u32 = 0x40;
-const RESOLVE_NO_MAGICLINKS: u64 = 0x2;
-const RESOLVE_NO_SYMLINKS: u64 = 0x4;
-const RESOLVE_BENEATH: u64 = 0x8;
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_place_is_opened_through_no_link_and_below_its_base() {
+        let base = tempfile::tempdir().unwrap();
+        fs::create_dir_all(base.path().join("a/b")).unwrap();
+        symlink("b", base.path().join("a/link")).unwrap();
+        fs::create_dir(base.path().join("a/b/c")).unwrap();
+        let at = fs::File::open(base.path()).unwrap();
+        let open = |path: &str, follow| open_place(at.as_fd(), Path::new(path), follow).is_ok();
+        assert!(open("a/b/c", Follow::No));
+        assert!(open("a/link/c", Follow::Yes));
+        for refused in ["a/link", "a/link/c", "a/../a", "/", "/etc", ".", "", "a/none"] {
+            assert!(!open(refused, Follow::No), "{refused:?}");
+        }
+    }
+}

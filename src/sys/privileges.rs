@@ -32,7 +32,15 @@ pub(crate) fn drop_capabilities() -> io::Result<()> {
 pub(crate) fn new_session_keyring() -> io::Result<()> {
     // SAFETY: a null name asks for an anonymous keyring; no other memory is passed.
     let joined = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) };
-    if joined >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        _ if joined >= 0 => Ok(()),
+        // A filter around this process, as containers have, takes keyctl away from
+        // it and from all that it starts: no keyring is in reach. The call itself
+        // has no such answer for an anonymous keyring.
+        Some(libc::EPERM | libc::ENOSYS) => Ok(()),
+        _ => Err(error),
+    }
 }
 
 /// Brings the loopback interface of this network namespace up (netdevice(7)).
