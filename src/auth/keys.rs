@@ -184,6 +184,9 @@ impl Inner {
             }
             Err(error) => {
                 let mut state = self.state();
+                // The pause is between questions, not from one question to the next:
+                // a silent provider costs its deadline once, not each time.
+                state.attempted = Some(Instant::now());
                 // It may have moved.
                 state.jwks_uri = None;
                 let cached = state.fetched.is_some_and(|fetched| fetched.elapsed() <= MAX_STALE);

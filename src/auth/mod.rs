@@ -17,6 +17,8 @@ mod keys;
 mod metadata;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod provider_tests;
 
 pub use authenticate::Authenticator;
 pub use challenge::challenge;
