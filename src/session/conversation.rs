@@ -2,7 +2,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -34,6 +37,8 @@ pub struct Session {
     /// Lines for the child. Bounded: a child that does not read is not waited for (probe-68).
     stdin: mpsc::Sender<Bytes>,
     state: Mutex<State>,
+    /// Messages of the child's that nobody could be given.
+    unheard: AtomicU64,
     /// Said once when the session must end.
     pub(super) end: Notify,
 }
@@ -108,7 +113,7 @@ impl Session {
             last_used: Instant::now(),
             ended: false,
         };
-        Arc::new(Self { id, owner, audit, call_timeout, stdin, state: Mutex::new(state), end: Notify::new() })
+        Arc::new(Self { id, owner, audit, call_timeout, stdin, state: Mutex::new(state), unheard: AtomicU64::new(0), end: Notify::new() })
     }
 
     /// The session's id: 128 random bits, visible ASCII (mcp-L7).
@@ -267,6 +272,16 @@ impl Session {
         for call in calls {
             self.fail(call, failure);
         }
+    }
+
+    /// Counts a message of the child's that nobody could be given.
+    pub(super) fn count_unheard(&self) {
+        self.unheard.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many there were.
+    pub(super) fn unheard(&self) -> u64 {
+        self.unheard.load(Ordering::Relaxed)
     }
 
     pub(super) fn has_ended(&self) -> bool {

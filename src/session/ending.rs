@@ -10,7 +10,7 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::{
     audit::{Audit, Event, Exit},
@@ -69,6 +69,10 @@ pub(super) async fn tend(
             launcher.signal(number, signal).await;
             status = timeout(TIME_TO_OBEY, &mut ended).await.ok().map(|told| told.unwrap_or(Ended::RunnerGone));
         }
+    }
+    let unheard = session.unheard();
+    if unheard > 0 {
+        info!(pid, unheard, "messages of the server's were dropped, because no client was listening");
     }
     if status.is_none() {
         warn!(pid, "the runner did not report the end of a child");

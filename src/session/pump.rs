@@ -82,6 +82,7 @@ fn request(session: &Session, message: &Message, method: &str, id: Value<'_>) ->
         return session.say(&OwnMessage::Pong { id: id.raw() });
     }
     if !session.ask(message.bytes().clone(), Bytes::copy_from_slice(id.raw())) {
+        session.count_unheard();
         debug!(method, "no client listens to the server's request");
         session.say(&OwnMessage::NobodyThere { id: id.raw() });
     }
@@ -98,6 +99,7 @@ fn notification(session: &Session, message: &Message, method: &str) {
     }
     let token = if method == "notifications/progress" { named("progressToken") } else { None };
     if !session.pass_on(message.bytes().clone(), token) {
+        session.count_unheard();
         debug!(method, "no client listens to the server's notification");
     }
 }

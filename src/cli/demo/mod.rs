@@ -9,6 +9,7 @@ mod files;
 pub mod issuer;
 mod play;
 pub mod server;
+mod window;
 
 use std::{io::Write, net::TcpListener, process::ExitCode};
 
@@ -26,6 +27,8 @@ use crate::{
 };
 
 pub use self::issuer::DemoIssuer;
+use self::play::Scene;
+use self::window::Window;
 
 /// Plays the demo; with `once` it ends after it, else it serves until Ctrl-C.
 pub fn run(once: bool, out: &mut (impl Write + Send)) -> Result<ExitCode> {
@@ -45,7 +48,9 @@ pub fn run(once: bool, out: &mut (impl Write + Send)) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let played = runtime.block_on(async {
         let issuer = DemoIssuer::start(issuer_listener)?;
-        let (audit, records) = Audit::memory(&server);
+        let window = Window::default();
+        let audit = Audit::stderr(window.clone(), &server)?;
+        let scene = Scene { address, issuer: &issuer, audit: audit.clone(), window: window.clone() };
         let root = files.root().to_owned();
         let name = server.clone();
         let setup = Setup {
@@ -62,7 +67,7 @@ pub fn run(once: bool, out: &mut (impl Write + Send)) -> Result<ExitCode> {
         };
         let mut gateway = tokio::spawn(daemon::run(setup));
         let played = tokio::select! {
-            played = play::play(address, &issuer, &records, out) => played,
+            played = play::play(&scene, out) => played,
             ended = &mut gateway => ended?.map(|_| ()).and_then(|()| anyhow::bail!("the gateway ended")),
         };
         played?;
@@ -71,7 +76,8 @@ pub fn run(once: bool, out: &mut (impl Write + Send)) -> Result<ExitCode> {
             gateway.abort();
             return Ok(ExitCode::SUCCESS);
         }
-        play::how_to_go_on(address, &issuer, out)?;
+        play::how_to_go_on(&scene, out)?;
+        window.open();
         gateway.await??;
         Ok(ExitCode::SUCCESS)
     });

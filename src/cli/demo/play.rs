@@ -1,21 +1,31 @@
 //! What the demo shows, in order, over the wire.
 
-use std::{io::Write, net::SocketAddr};
+use std::{io::Write, net::SocketAddr, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
-    audit::{Kind, Memory, Record},
+    audit::Audit,
     cli::demo::{
         client::{Answer, Client},
         issuer::DemoIssuer,
+        window::Window,
     },
 };
 
+/// What the play needs.
+pub(super) struct Scene<'a> {
+    pub(super) address: SocketAddr,
+    pub(super) issuer: &'a DemoIssuer,
+    pub(super) audit: Audit,
+    pub(super) window: Window,
+}
+
 /// Plays it; fails where anything is not as it says.
-pub(super) async fn play(address: SocketAddr, issuer: &DemoIssuer, records: &Memory, out: &mut impl Write) -> Result<()> {
+pub(super) async fn play(scene: &Scene<'_>, out: &mut impl Write) -> Result<()> {
+    let Scene { address, issuer, .. } = *scene;
     writeln!(out, "An MCP server stands at http://{address}{PATH}, behind the issuer {}.\n", issuer.issuer())?;
 
     let answer = Client::new(address, PATH, None).initialize().await?;
@@ -36,7 +46,9 @@ pub(super) async fn play(address: SocketAddr, issuer: &DemoIssuer, records: &Mem
     let answer = alice.initialize().await?;
     writeln!(out, "3. Alice has a token for this one. Her session gets a server process of its own, in a sandbox:")?;
     shown(out, &answer)?;
-    ensure!(answer.status == StatusCode::OK, "initialize: {}", failure(&answer));
+    if answer.status != StatusCode::OK {
+        bail!("the server was not started: {}", cause(scene).await.unwrap_or_else(|| failure(&answer)));
+    }
     let answer = alice.call("whoami").await?;
     writeln!(out, "   whoami → {}\n", answer.text())?;
     ensure!(answer.status == StatusCode::OK, "whoami: {}", failure(&answer));
@@ -61,34 +73,54 @@ pub(super) async fn play(address: SocketAddr, issuer: &DemoIssuer, records: &Mem
     ensure!(answer.status == StatusCode::OK, "look_around: {}", failure(&answer));
     alice.end().await?;
 
-    writeln!(out, "6. What the journal would hold (here it was kept in memory), a line a record:")?;
-    for record in records.records().iter().filter(|record| matches!(record.kind(), Kind::Decision | Kind::Outcome)) {
+    writeln!(out, "6. What the journal would hold, a line a record (the sink for places without a journal has the same as JSON):")?;
+    for record in records(scene).await.iter().filter(|record| matches!(field(record, "THV_EVENT"), "decision" | "outcome")) {
         writeln!(out, "   {}", line(record))?;
     }
     out.flush()?;
     Ok(())
 }
 
+/// Why the server did not start, as the record says it: cause and cure.
+async fn cause(scene: &Scene<'_>) -> Option<String> {
+    let records = records(scene).await;
+    let failed = records.iter().find(|record| field(record, "THV_EVENT") == "layer-failed")?;
+    Some(field(failed, "MESSAGE").to_owned())
+}
+
+/// All records so far, those included that were still on their way.
+async fn records(scene: &Scene<'_>) -> Vec<Value> {
+    let audit = scene.audit.clone();
+    let _ = tokio::task::spawn_blocking(move || audit.flush(Duration::from_secs(2))).await;
+    scene.window.records()
+}
+
+fn field<'a>(record: &'a Value, name: &str) -> &'a str {
+    record[name].as_str().unwrap_or_default()
+}
+
 /// A record's own fields, in its order.
-fn line(record: &Record) -> String {
-    let shown = ["THV_EVENT", "THV_SUBJECT", "THV_METHOD", "THV_TOOL", "THV_DECISION", "THV_POLICY", "THV_REASON", "THV_STATUS"];
+fn line(record: &Value) -> String {
+    let shown = ["EVENT", "SUBJECT", "METHOD", "TOOL", "DECISION", "POLICY", "REASON", "STATUS"];
     let mut parts: Vec<_> = shown
         .iter()
-        .filter_map(|name| record.field(name).map(|value| format!("{}={value}", name.trim_start_matches("THV_"))))
+        .map(|name| (name, field(record, &format!("THV_{name}"))))
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| format!("{name}={value}"))
         .collect();
-    let id = record.field("THV_REQUEST_ID").unwrap_or_default();
-    parts.push(format!("REQUEST_ID={}…", id.chars().take(8).collect::<String>()));
+    parts.push(format!("REQUEST_ID={}…", field(record, "THV_REQUEST_ID").chars().take(8).collect::<String>()));
     parts.join(" ")
 }
 
 /// What a person can try next.
-pub(super) fn how_to_go_on(address: SocketAddr, issuer: &DemoIssuer, out: &mut impl Write) -> Result<()> {
+pub(super) fn how_to_go_on(scene: &Scene<'_>, out: &mut impl Write) -> Result<()> {
+    let Scene { address, issuer, .. } = *scene;
     let token = issuer.token("alice", &audience(address), &["demo"])?;
     let body = json!({
         "jsonrpc": "2.0", "id": 1, "method": "initialize",
         "params": { "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "curl", "version": "1" } },
     });
-    writeln!(out, "\nServing until Ctrl-C. Alice's next token is good for an hour:\n")?;
+    writeln!(out, "\nServing until Ctrl-C, with audit records on stderr. Alice's next token is good for an hour:\n")?;
     writeln!(out, "curl -i http://{address}{PATH} \\\n  -H 'Authorization: Bearer {token}' \\")?;
     writeln!(out, "  -H 'Content-Type: application/json' -H 'Accept: application/json, text/event-stream' \\")?;
     writeln!(out, "  -d '{body}'")?;
