@@ -176,6 +176,7 @@ mod tests {
         assert!(matches!(second, Reply::Exited { out_of_memory: true, .. }) && none.is_empty());
     }
 
+    /// inc-2: no frame can name a command.
     #[test]
     fn nothing_there_a_hang_up_and_a_wrong_frame_are_told_apart() {
         let (gateway, runner) = pair();

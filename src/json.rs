@@ -464,6 +464,7 @@ mod tests {
         assert!(matches!(Document::parse(b"\"\xff\"", MESSAGE), Err(JsonError::Syntax(0))));
     }
 
+    /// json-4, json-5
     #[test]
     fn depth_and_nodes_are_capped() {
         let nested = |n: usize| "[".repeat(n) + &"]".repeat(n);

@@ -211,7 +211,7 @@ async fn keys_rotate_without_a_failed_request() {
     assert!(shown(&authenticator, &with_new).await.is_ok());
 }
 
-/// tok-97, fault-26: a provider that is down at first is waited for; nobody's token is called bad.
+/// tok-97, fault-26, inc-19: a provider that is down at first is waited for; nobody's token is called bad.
 #[tokio::test]
 async fn a_provider_that_is_down_at_first_is_no_verdict() {
     let keys = Keys::generate();

@@ -225,7 +225,7 @@ async fn what_is_no_bearer_token_counts_as_none() {
     assert!(desk.shown(&token).await.is_ok());
 }
 
-/// tok-3, tok-4, tok-6, tok-7, tok-9, tok-12, tok-13, tok-14, tok-18
+/// inc-18, tok-3, tok-4, tok-6, tok-7, tok-9, tok-12, tok-13, tok-14, tok-18
 #[tokio::test]
 async fn a_malformed_header_is_the_requests_fault() {
     let desk = Desk::open();

@@ -470,7 +470,7 @@ mod tests {
         assert!(!engine.may_call(&alice(), "tools/call", &Target::Tool("x")));
     }
 
-    /// cedar-4, cedar-5: text that would be an entity or an address if it were read as Cedar's JSON or Cedar's language.
+    /// cedar-4, cedar-5, inc-24: text that would be an entity or an address if it were read as Cedar's JSON or Cedar's language.
     #[test]
     fn a_name_that_looks_like_cedar_is_only_a_name() {
         let engine = engine(
@@ -618,6 +618,7 @@ mod tests {
         denied(&engine, &alice(), call, DenyReason::Method, &[]);
     }
 
+    /// inc-6: what was decided on is what is sent.
     #[test]
     fn the_permit_holds_the_very_bytes_that_were_decided_on() {
         let body = br#"{ "jsonrpc":"2.0","method":"tools/call", "id":1.0e0 }"#;

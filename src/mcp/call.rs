@@ -325,7 +325,7 @@ mod tests {
         }
     }
 
-    /// json-7
+    /// json-7, inc-5
     #[test]
     fn the_envelope_has_its_four_members_and_no_others() {
         for body in [

@@ -1,5 +1,7 @@
 //! Whom a process that root has started by hand becomes.
 
+use std::fs;
+
 use anyhow::{Context as _, Result};
 use nix::unistd::{Gid, Uid, geteuid, setgroups, setresgid, setresuid};
 
@@ -12,9 +14,11 @@ pub struct Person {
 
 impl Person {
     /// Nobody else for an ordinary user; for root the user that `sudo` was
-    /// called by, or nobody.
+    /// called by, or nobody. Root of a user namespace that has no other user is
+    /// an ordinary user, too.
     pub fn to_become() -> Option<Self> {
-        if !geteuid().is_root() {
+        let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        if !geteuid().is_root() || !maps(&map, NOBODY) {
             return None;
         }
         let id = |name| std::env::var(name).ok().and_then(|id: String| id.parse::<u32>().ok()).filter(|id| *id != 0);
@@ -38,5 +42,26 @@ impl Person {
     }
 }
 
+/// Whether a user exists here (user_namespaces(7), `/proc/[pid]/uid_map`).
+fn maps(map: &str, uid: u32) -> bool {
+    map.lines().any(|line| {
+        let numbers: Vec<u64> = line.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+        matches!(numbers[..], [first, _, count] if (first..first + count).contains(&u64::from(uid)))
+    })
+}
+
 /// The user and group that own nothing.
 const NOBODY: u32 = 65534;
+
+#[cfg(test)]
+mod tests {
+    use super::maps;
+
+    #[test]
+    fn a_user_exists_where_the_map_has_it() {
+        assert!(maps("         0          0 4294967295\n", 65534));
+        assert!(maps("0 1000 1\n1 100000 65536\n", 65534));
+        assert!(!maps("0 1000 1\n", 65534));
+        assert!(!maps("", 65534));
+    }
+}

@@ -50,6 +50,7 @@ pub(super) struct State {
     /// The server's own requests that a client may answer, by their id as JSON.
     asked: HashSet<Bytes>,
     last_used: Instant,
+    unwanted: bool,
     ended: bool,
 }
 
@@ -111,6 +112,7 @@ impl Session {
             in_flight: HashMap::new(),
             asked: HashSet::new(),
             last_used: Instant::now(),
+            unwanted: false,
             ended: false,
         };
         Arc::new(Self { id, owner, audit, call_timeout, stdin, state: Mutex::new(state), unheard: AtomicU64::new(0), end: Notify::new() })
@@ -148,9 +150,20 @@ impl Session {
         }
     }
 
-    /// Ends the session; its child is given time to leave.
+    /// Ends the session by its client's wish or the gateway's; its child is given time to leave.
     pub fn close(&self) {
+        self.state().unwanted = true;
         self.end.notify_one();
+    }
+
+    /// Its child has nothing more to say.
+    pub(super) fn hang_up(&self) {
+        self.end.notify_one();
+    }
+
+    /// Whether it ends because somebody wanted it to.
+    pub(super) fn is_unwanted(&self) -> bool {
+        self.state().unwanted
     }
 
     fn request(&self, call: &Call, id: Id, request: RequestId) -> Result<Exchange, SendError> {

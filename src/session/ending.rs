@@ -35,20 +35,20 @@ pub(super) async fn tend(
     let speaker = session.clone();
     streams.spawn(async move {
         pump::run(&speaker, stdout).await;
-        speaker.close();
+        speaker.hang_up();
     });
     let errors = audit.clone();
     streams.spawn(stdio::log_lines(stderr, move |line| {
         errors.record(&Event::ChildStderr { child, pid, line: line.to_vec() });
     }));
 
-    let mut expected = true;
     let mut status = tokio::select! {
         () = session.end.notified() => None,
         told = &mut ended => Some(told.unwrap_or(Ended::RunnerGone)),
     };
+    // Asked now: whoever is told of its end may let go of the session.
+    let expected = session.is_unwanted();
     if status.is_some() {
-        expected = false;
         // What it wrote before it ended is still to be read (fault-18).
         let _ = timeout(LAST_WORDS, session.end.notified()).await;
     } else if session.in_flight() > 0 {

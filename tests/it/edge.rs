@@ -42,7 +42,7 @@ impl Edge {
     }
 }
 
-/// tok-129, h1-8, h1-9: the Host is one of ours, once.
+/// tok-129, h1-8, h1-9, inc-20: the Host is one of ours, once.
 #[tokio::test]
 async fn a_request_for_another_host_is_refused() {
     let edge = Edge::open().await;
@@ -72,7 +72,7 @@ async fn a_request_from_another_origin_is_refused() {
     assert_eq!(edge.post(&[("Origin", &ours)]).await.status, 200);
 }
 
-/// conn-20: only the exact path serves; nothing is normalized.
+/// conn-20, inc-17: only the exact path serves; nothing is normalized.
 #[tokio::test]
 async fn only_the_exact_path_is_served() {
     let edge = Edge::open().await;
@@ -147,7 +147,7 @@ async fn a_body_over_the_cap_is_refused() {
     assert_eq!(alice.post(&fits).await.status, 200);
 }
 
-/// conn-6: a body that ends early is not dispatched.
+/// conn-6, inc-10: a body that ends early is not dispatched.
 #[tokio::test]
 async fn a_body_that_ends_early_reaches_no_child() {
     use tokio::io::AsyncWriteExt;
@@ -172,7 +172,7 @@ async fn a_head_over_the_cap_is_refused() {
     edge.nothing_started();
 }
 
-/// h1-3, h1-5, h1-7, h1-10: what cannot be framed is refused, and nothing behind it is served (conn-7).
+/// h1-3, h1-5, h1-7, h1-10, inc-22: what cannot be framed is refused, and nothing behind it is served (conn-7).
 #[tokio::test]
 async fn what_cannot_be_framed_ends_the_connection() {
     let edge = Edge::open().await;

@@ -45,7 +45,7 @@ async fn the_metadata_is_served_at_both_well_known_places() {
     }
 }
 
-/// tok-15, tok-131: another's session is as unknown as none.
+/// tok-15, tok-131, inc-8, inc-9: another's session is as unknown as none.
 #[tokio::test]
 async fn a_session_answers_only_the_identity_that_opened_it() {
     let house = house().open().await;
@@ -97,7 +97,7 @@ async fn what_no_policy_permits_reaches_no_child() {
     assert!(records.contains("not-bob") && records.contains("all-but-secret"), "{records}");
 }
 
-/// json-27: a method nobody has thought about is not forwarded.
+/// json-27, tok-125: a method nobody has thought about is not forwarded.
 #[tokio::test]
 async fn an_unknown_method_is_answered_by_the_gateway() {
     let house = house().open().await;
@@ -108,7 +108,7 @@ async fn an_unknown_method_is_answered_by_the_gateway() {
     assert!(!alice.seen().await.iter().any(|line| line.contains("destroy")));
 }
 
-/// json-13, json-22: ids are the gateway's own towards the child, and all else is byte for byte.
+/// json-13, json-22, sse-2, inc-7: ids are the gateway's own towards the child, and all else is byte for byte.
 #[tokio::test]
 async fn messages_pass_byte_for_byte_under_rewritten_ids() {
     let house = house().open().await;
@@ -150,7 +150,7 @@ async fn an_id_that_is_in_flight_is_not_taken_twice() {
     drop(waiting);
 }
 
-/// mcp-L5, sse-1: progress goes to the request that asked, as events; carriage returns do not break them.
+/// mcp-L5, sse-1, sse-4: progress goes to the request that asked, as events; carriage returns do not break them.
 #[tokio::test]
 async fn progress_and_answer_come_as_events() {
     let house = house().open().await;
@@ -171,7 +171,7 @@ async fn progress_and_answer_come_as_events() {
     assert_eq!(alice.call("echo", json!({})).await.header("content-type"), Some("application/json"));
 }
 
-/// tok-132: an answer is taken only where that session's server has asked.
+/// tok-132, json-18, sse-6: an answer is taken only where that session's server has asked.
 #[tokio::test]
 async fn the_servers_question_reaches_its_client_and_the_answer_goes_back() {
     let house = house().open().await;
@@ -181,6 +181,8 @@ async fn the_servers_question_reaches_its_client_and_the_answer_goes_back() {
     assert_eq!(stream.next().await["method"], "elicitation/create");
     let reply = r#"{"jsonrpc":"2.0","id":"mine-1","result":{"action":"decline"}}"#;
     assert_eq!(bob.post(reply).await.status, 400, "nobody asked bob");
+    let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
+    assert_eq!(bob.post(cancel).await.status, 202, "of his own there is none, so it has no effect");
     assert_eq!(alice.post(reply).await.status, 202);
     assert_eq!(alice.post(reply).await.status, 400, "only once");
     let answer = stream.next().await;
@@ -328,4 +330,77 @@ async fn a_program_that_does_not_exist_is_an_error_with_its_name() {
     assert_eq!((answer.status, &answer.json()["error"]["data"]["reason"]), (503, &json!("start-failed")));
     let records = house.records.all().join("\n");
     assert!(records.contains("thv-no-such-program"), "{records}");
+}
+
+/// tok-135: the client's token and cookies reach no child, by no way.
+#[tokio::test]
+async fn the_callers_credentials_do_not_reach_the_server() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let token = alice.token.clone().unwrap();
+    let signature = token.rsplit('.').next().unwrap().to_owned();
+    let with_cookie = String::from_utf8(alice.bytes("POST", &call(9, "echo", json!({})))).unwrap();
+    let with_cookie = with_cookie.replace("Content-Type:", "Cookie: secret-cookie\r\nContent-Type:");
+    assert_eq!(wire::exchange(house.address, with_cookie.as_bytes()).await.status, 200);
+    let mut heard = alice.seen().await.join("\n");
+    for probe in [json!({ "probe": "environment" }), json!({ "probe": "descriptors" })] {
+        heard.push_str(&alice.call("probe", probe).await.said());
+    }
+    assert!(heard.contains("echo"));
+    for secret in [token.as_str(), &signature, "Bearer", "secret-cookie", "Authorization"] {
+        assert!(!heard.contains(secret), "{secret}");
+    }
+    assert!(!house.records.all().join("\n").contains(&signature), "nor any record");
+}
+
+/// fault-14: a server that dies at its start is told with its first call, and the next one is tried.
+#[tokio::test]
+async fn a_server_that_dies_at_its_start_is_an_answer_to_its_own_client() {
+    let house = house().command(&["/usr/bin/python3", "-c", "raise SystemExit(7)"]).open().await;
+    for _ in 0..2 {
+        let answer = house.caller("alice").initialize().await;
+        assert_eq!((answer.status, &answer.json()["error"]["data"]["reason"]), (502, &json!("server-ended")));
+    }
+    house.records.wait_for("child-died").await;
+    assert!(house.records.all().iter().any(|record| record.contains("THV_EXIT=code 7")), "{:#?}", house.records.all());
+}
+
+/// fault-18: what a server has written before it ended is read.
+#[tokio::test]
+async fn the_last_words_of_a_server_are_heard() {
+    let script = "import sys\nline = sys.stdin.readline()\nprint('{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{\"last\":\"word\"}}')";
+    let house = house().command(&["/usr/bin/python3", "-c", script]).open().await;
+    let answer = house.caller("alice").initialize().await;
+    assert_eq!(answer.json()["result"]["last"], "word");
+}
+
+/// fault-19: a server that closes its output has ended, alive or not.
+#[tokio::test]
+async fn a_server_that_closes_its_output_has_ended() {
+    let script = "import os, time\nos.close(1)\ntime.sleep(600)";
+    let house = house().command(&["/usr/bin/python3", "-c", script]).open().await;
+    let answer = house.caller("alice").initialize().await;
+    assert_eq!((answer.status, &answer.json()["error"]["data"]["reason"]), (502, &json!("server-ended")));
+    house.records.wait_for("child-died").await;
+}
+
+/// fault-21, probe-68: a server that does not read is not waited for, and others are served.
+#[tokio::test]
+async fn a_server_that_does_not_read_holds_up_nobody() {
+    let house = house().with("[limits]\ncall-timeout = \"2s\"\n").open().await;
+    let alice = house.session("alice").await;
+    let bob = house.session("bob").await;
+    // Its one process waits for a child of its own, and reads nothing.
+    let hanging = alice.call("sleep", json!({}));
+    let flood = async {
+        let mut answers = Vec::new();
+        for number in 0..80 {
+            let big = call(format!("\"f{number}\""), "echo", json!({ "x": "y".repeat(200_000) }));
+            answers.push(Events::open(house.address, &alice.bytes("POST", &big)).await);
+        }
+        answers
+    };
+    let (hung, _flood) = tokio::join!(hanging, flood);
+    assert_eq!(hung.status, 504);
+    assert_eq!(bob.call("echo", json!({})).await.status, 200);
 }

@@ -47,7 +47,7 @@ pub(super) async fn play(scene: &Scene<'_>, out: &mut impl Write) -> Result<()> 
     writeln!(out, "3. Alice has a token for this one. Her session gets a server process of its own, in a sandbox:")?;
     shown(out, &answer)?;
     if answer.status != StatusCode::OK {
-        bail!("the server was not started: {}", cause(scene).await.unwrap_or_else(|| failure(&answer)));
+        bail!("the server did not start: {}", cause(scene).await.unwrap_or_else(|| failure(&answer)));
     }
     let answer = alice.call("whoami").await?;
     writeln!(out, "   whoami → {}\n", answer.text())?;
@@ -85,7 +85,7 @@ pub(super) async fn play(scene: &Scene<'_>, out: &mut impl Write) -> Result<()> 
 async fn cause(scene: &Scene<'_>) -> Option<String> {
     let records = records(scene).await;
     let failed = records.iter().find(|record| field(record, "THV_EVENT") == "layer-failed")?;
-    Some(field(failed, "MESSAGE").to_owned())
+    Some(field(failed, "THV_ERROR").to_owned())
 }
 
 /// All records so far, those included that were still on their way.

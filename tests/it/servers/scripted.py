@@ -12,7 +12,7 @@ import time
 import probes
 
 seen = []
-TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "garbage", "both", "stray", "stderr", "probe", "secret"]
+TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "sleep", "garbage", "both", "stray", "stderr", "probe", "secret"]
 
 
 def say(text):
@@ -60,6 +60,8 @@ def call(identifier, params):
     elif name == "hang":
         while True:
             read()
+    elif name == "sleep":
+        time.sleep(600)
     elif name == "garbage":
         sys.stdout.buffer.write(b"\xff\xfe not json\n{\"half\":\n[1]\n\n")
         say('{"jsonrpc":"2.0","id":%d,"result":{"big":9007199254740993, "e":1.0e+2,"u":"\\u00e9\u00e9"}}' % identifier)
