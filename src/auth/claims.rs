@@ -99,7 +99,7 @@ fn seconds(claims: &Claims, name: &str) -> Result<Option<u64>, AuthError> {
     let number = value.as_number().and_then(|text| text.parse::<f64>().ok());
     match number {
         // Up to here a double is exact; floor, not round (tok-63).
-        Some(seconds) if seconds >= 1.0 && seconds < MAX_SECONDS => {
+        Some(seconds) if (1.0..MAX_SECONDS).contains(&seconds) => {
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded just above")]
             Ok(Some(seconds as u64))
         }

@@ -70,12 +70,12 @@ fn outside(probe: &str, argument: &str) -> Outcome {
 fn is_root(test: &str) -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        println!("skipped: the controls of `{test}` need root");
+        eprintln!("skipped: the controls of `{test}` need root");
     }
     root
 }
 
-/// probe-1, probe-4, probe-12, probe-62: nothing of the host but what the plan names.
+/// probe-1, probe-4, probe-12, probe-62, probe-82: nothing of the host but what the plan names.
 #[tokio::test]
 async fn the_hosts_files_are_not_there() {
     if !is_root("the_hosts_files_are_not_there") {
@@ -83,7 +83,7 @@ async fn the_hosts_files_are_not_there() {
     }
     let sandbox = Sandbox::open().await;
     let marker = tempfile::NamedTempFile::with_prefix("thv-marker-").unwrap();
-    for path in ["/etc/shadow", "/root", "/home", "/var/log", "/run/lock", "/sys", marker.path().to_str().unwrap()] {
+    for path in ["/etc/shadow", "/root", "/home", "/var/log", "/run/lock", "/sys", "/sys/fs/cgroup", marker.path().to_str().unwrap()] {
         sandbox.refused("open", path).await;
     }
     for path in ["/run/credentials", "/run/dbus/system_bus_socket", "/run/systemd/journal/socket", "/etc/thv", "/var/lib"] {
@@ -158,7 +158,7 @@ async fn no_new_namespace_can_be_made() {
     assert!(sandbox.refused("new-user-namespace", "").await.contains("EPERM"));
 }
 
-/// probe-27…36, probe-38, probe-44…46, probe-19, probe-48: calls that must not work, each by its number.
+/// probe-19, probe-27…38, probe-44…46, probe-48: calls that must not work, each by its number.
 #[cfg(target_arch = "x86_64")]
 #[tokio::test]
 async fn dangerous_system_calls_are_refused() {
@@ -256,7 +256,7 @@ async fn no_descriptor_is_inherited() {
     assert_eq!(sandbox.inside("descriptors", "").await.1, "0 1 2 3");
 }
 
-/// probe-42, probe-83: no privilege is left, and none can be had.
+/// probe-26, probe-41, probe-42, probe-83: no privilege is left, and none can be had.
 #[tokio::test]
 async fn no_privilege_is_left_and_none_can_be_had() {
     let sandbox = Sandbox::open().await;
@@ -267,7 +267,36 @@ async fn no_privilege_is_left_and_none_can_be_had() {
     assert_eq!((&status["NoNewPrivs"], &status["Seccomp"]), (&json!("1"), &json!("2")));
     assert_eq!(status["Uid"], "1000\t1000\t1000\t1000");
     assert!(!sandbox.inside("user-map", "").await.0);
+    assert!(!sandbox.inside("real-time", "").await.0);
+    if is_root("the control of real-time scheduling") {
+        sandbox.refused("real-time", "").await;
+    }
     assert!(!sandbox.inside("raise-limit", "").await.0, "core dumps stay off (probe-26)");
+}
+
+/// probe-81: nothing writable is shared between sessions, of one principal or of two.
+#[tokio::test]
+async fn sessions_share_no_writable_place() {
+    let sandbox = Sandbox::open().await;
+    let bob = Sandbox { caller: sandbox.house.session("bob").await, house: house().open().await };
+    let again = Sandbox { caller: sandbox.house.session("alice").await, house: house().open().await };
+    for path in ["/tmp/thv-left", "/dev/shm/thv-left"] {
+        assert!(sandbox.inside("write", path).await.0);
+        assert!(sandbox.inside("open", path).await.0);
+        assert!(!bob.inside("open", path).await.0);
+        assert!(!again.inside("open", path).await.0);
+        assert!(fs::metadata(path).is_err());
+    }
+}
+
+/// probe-22: a server that ignores what it is told is killed.
+#[tokio::test]
+async fn a_server_that_will_not_leave_is_killed() {
+    let sandbox = Sandbox::open().await;
+    assert!(sandbox.inside("stay", "").await.0);
+    sandbox.caller.send("DELETE", "").await;
+    sandbox.house.records.wait_for("child-exited").await;
+    assert_eq!(descendants(sandbox.house.runner_pid()), Vec::<i32>::new());
 }
 
 /// probe-76: what programs need works.

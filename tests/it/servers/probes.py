@@ -117,6 +117,19 @@ def raised_limit(_):
     return f"raised from {soft}"
 
 
+def real_time(_):
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    return "real time"
+
+
+def stay(_):
+    """From now on neither signals nor the end of the input end this program."""
+    import signal
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit = lambda *_: [libc.pause() for _ in iter(int, 1)]
+    return "staying"
+
+
 def has_terminal(_):
     return opened("/dev/tty")
 
@@ -189,7 +202,7 @@ def types_into_terminal(high_bits):
 PROBES = {
     "open": opened, "list": listed, "write": wrote, "mknod": made_node, "status": status, "kill-all": kills_all,
     "kill": kills, "call": system_call, "family": family, "new-user-namespace": new_user_namespace, "hide": fork_and_hide,
-    "zombies": zombies, "user-map": set_user_map, "raise-limit": raised_limit, "terminal": has_terminal,
+    "zombies": zombies, "real-time": real_time, "stay": stay, "user-map": set_user_map, "raise-limit": raised_limit, "terminal": has_terminal,
     "scratch": scratch, "descriptors": descriptors, "environment": environment, "tiocsti": types_into_terminal,
     "tcp": lambda to: connected(socket.AF_INET, socket.SOCK_STREAM, (to.rsplit(":", 1)[0], int(to.rsplit(":", 1)[1]))),
     "udp": lambda to: connected(socket.AF_INET, socket.SOCK_DGRAM, (to, 53)),
