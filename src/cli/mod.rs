@@ -21,7 +21,10 @@ use std::{
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::config::{Problems, ServerName};
+use crate::{
+    config::{Problems, ServerName},
+    systemd::SocketError,
+};
 
 /// MCP servers behind single sign-on, as systemd units.
 #[derive(Debug, Parser)]
@@ -158,7 +161,8 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 
 fn code_of(error: &anyhow::Error) -> u8 {
     for cause in error.chain() {
-        if cause.is::<Usage>() {
+        // Without its socket it was started in another way than by its unit.
+        if cause.is::<Usage>() || cause.is::<SocketError>() {
             return exit::USAGE;
         }
         if cause.is::<Problems>() {

@@ -15,7 +15,7 @@ use crate::{
     daemon::{self, Exit, Setup},
     frames,
     http::peer::Listener,
-    systemd::{self, Notifier, SocketError, Wanted},
+    systemd::{self, Notifier, Wanted},
     telemetry,
     time::Clock,
 };
@@ -23,16 +23,7 @@ use crate::{
 /// Serves until told to stop, or idle.
 pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
     // First, while there is one thread: it unsets what systemd passed.
-    let socket = match systemd::take(SOCKET, Wanted::Stream) {
-        Ok(socket) => socket,
-        Err(error @ (SocketError::None | SocketError::OtherProcess(_))) => {
-            return Err(super::Usage(error.to_string()).into());
-        }
-        Err(error) => {
-            super::say(&format!("thv: {error}"));
-            return Ok(ExitCode::from(exit::CONFIG));
-        }
-    };
+    let socket = systemd::take(SOCKET, Wanted::Stream)?;
     let notifier = Notifier::from_environment();
     let filter = std::env::var(telemetry::FILTER_VARIABLE).ok();
     let _diagnostics = telemetry::init(telemetry::Target::Journal, filter.as_deref())?;

@@ -404,3 +404,17 @@ async fn a_server_that_does_not_read_holds_up_nobody() {
     assert_eq!(hung.status, 504);
     assert_eq!(bob.call("echo", json!({})).await.status, 200);
 }
+
+/// A file that is edited between gateway and runner is noticed: nothing starts by two readings of it.
+#[tokio::test]
+async fn a_gateway_with_an_old_configuration_makes_way() {
+    let house = house().open().await;
+    let mut alice = house.caller("alice");
+    // Served by the old reading, until a child would be started by the new one.
+    assert_eq!(alice.send("GET", "").await.status, 405);
+    house.edit();
+    let answer = alice.initialize().await;
+    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
+    assert_eq!(house.children_started(), 0);
+    assert_eq!(house.ended().await, thv::daemon::Exit::Done);
+}

@@ -159,6 +159,18 @@ impl House {
         fs::rename(etc.join("good.toml.kept"), etc.join("servers/it.toml")).unwrap();
     }
 
+    /// Edits the server's file without breaking it.
+    pub fn edit(&self) {
+        let path = self.files.path().join("etc/thv/servers/it.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("# edited\n{text}")).unwrap();
+    }
+
+    /// Waits for the gateway to end by itself.
+    pub async fn ended(mut self) -> daemon::Exit {
+        tokio::time::timeout(PATIENCE, &mut self.gateway).await.unwrap().unwrap().unwrap()
+    }
+
     /// A caller with a good token and no session yet.
     pub fn caller(&self, subject: &str) -> Caller {
         Caller { address: self.address, token: Some(self.token(subject)), session: None }
