@@ -29,8 +29,10 @@ pub(super) fn check(header: &Header, claims: &Claims, issuer: &Issuer, now: u64)
         return Err(AuthError::Rejected(Fault::Claim));
     }
     let client = client(claims, issuer)?;
-    // A program acting for itself, never the user of that name (RFC 9700 §4.15).
-    let kind = if client.as_deref() == Some(subject.as_str()) { Principal::Client } else { Principal::User };
+    // A program acting for itself, never the user of that name (RFC 9700 §4.15): whichever
+    // claim says so, read here or not.
+    let names_a_client = |name: &&str| claims.get(name).and_then(Value::as_str).as_deref() == Some(subject.as_str());
+    let kind = if CLIENT_CLAIMS.iter().any(names_a_client) { Principal::Client } else { Principal::User };
     Ok(Identity {
         issuer: issuer.issuer.clone(),
         subject,
@@ -93,13 +95,13 @@ fn times(claims: &Claims, issuer: &Issuer, now: u64) -> Result<u64, AuthError> {
     Ok(expires)
 }
 
-/// A NumericDate in whole seconds; absent is none, anything but a positive number is refused (inc-21).
+/// A NumericDate in whole seconds; absent is none, anything but a number from zero on is refused (inc-21).
 fn seconds(claims: &Claims, name: &str) -> Result<Option<u64>, AuthError> {
     let Some(value) = claims.get(name) else { return Ok(None) };
     let number = value.as_number().and_then(|text| text.parse::<f64>().ok());
     match number {
-        // Up to here a double is exact; floor, not round (tok-63).
-        Some(seconds) if seconds >= 1.0 && seconds < MAX_SECONDS => {
+        // Up to here a double is exact; floor, not round (tok-63). Zero is some providers' "always" in `nbf`.
+        Some(seconds) if (0.0..MAX_SECONDS).contains(&seconds) => {
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded just above")]
             Ok(Some(seconds as u64))
         }
@@ -108,8 +110,7 @@ fn seconds(claims: &Claims, name: &str) -> Result<Option<u64>, AuthError> {
 }
 
 fn client(claims: &Claims, issuer: &Issuer) -> Result<Option<String>, AuthError> {
-    // `cid` and `appid` are what Okta and Entra ID v1 say instead.
-    let names: &[&str] = if issuer.legacy_typ { &["client_id", "azp", "cid", "appid"] } else { &["client_id", "azp"] };
+    let names = if issuer.legacy_typ { &CLIENT_CLAIMS } else { &CLIENT_CLAIMS[..2] };
     let mut found = None;
     for name in names {
         if let Some(client) = text(claims, name, MAX_ID)? {
@@ -168,6 +169,8 @@ fn text(claims: &Claims, name: &str, max: usize) -> Result<Option<String>, AuthE
     }
 }
 
+/// What names the client: RFC 9068, OpenID Connect Core, then what Okta and Entra ID v1 say instead.
+const CLIENT_CLAIMS: [&str; 4] = ["client_id", "azp", "cid", "appid"];
 /// Bytes of a subject, client or token id (OpenID Connect Core §2 says 255).
 const MAX_ID: usize = 255;
 /// How long a token may live, in seconds.

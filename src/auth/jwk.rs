@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, EcdsaVerificationAlgorithm, ParsedPublicKey};
 use jsonwebtoken::DecodingKey;
 
 use crate::json::{self, Document, Kind, Value};
@@ -86,10 +87,14 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// Whether `signature` (base64url) is this key's over `signed`, by the algorithm that the token names.
-    pub(super) fn verifies(&self, named: Algorithm, signed: &[u8], signature: &str) -> bool {
-        named == self.algorithm
-            && jsonwebtoken::crypto::verify(signature, signed, &self.key, self.algorithm.for_crate()).unwrap_or(false)
+    /// The one algorithm that the key is for (RFC 8725 §3.1).
+    pub(super) fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// Whether `signature` (base64url) is this key's over `signed`.
+    pub(super) fn verifies(&self, signed: &[u8], signature: &str) -> bool {
+        jsonwebtoken::crypto::verify(signature, signed, &self.key, self.algorithm.for_crate()).unwrap_or(false)
     }
 }
 
@@ -102,13 +107,16 @@ pub(super) struct KeySet {
 
 impl KeySet {
     /// Reads a JWK set. Unusable keys are left out one by one (RFC 7517 §5);
-    /// `None` if the text is no JWK set at all. `accepted` are the issuer's algorithms.
+    /// `None` if the text is no JWK set at all, or has too many keys. `accepted` are the issuer's algorithms.
     pub(super) fn read(text: &[u8], accepted: &[Algorithm]) -> Option<Self> {
         let document = Document::parse(text, LIMITS).ok()?;
         let keys = document.root(text).get("keys").filter(|keys| keys.kind() == Kind::Array)?;
         let mut set = Self::default();
         let mut seen: HashMap<String, usize> = HashMap::new();
-        for jwk in keys.elements().take(MAX_KEYS) {
+        if keys.elements().nth(MAX_KEYS).is_some() {
+            return None;
+        }
+        for jwk in keys.elements() {
             let kid = jwk.get("kid");
             let name = kid.and_then(Value::as_str);
             if let Some(name) = &name {
@@ -158,8 +166,8 @@ fn usable(jwk: Value<'_>, accepted: &[Algorithm]) -> Option<Key> {
     }
     let (family, key) = match (text("kty")?.as_ref(), text("crv").as_deref()) {
         ("RSA", None) => (Family::Rsa, rsa(&text("n")?, &text("e")?)?),
-        ("EC", Some("P-256")) => (Family::P256, curve(&text("x")?, &text("y")?, 32)?),
-        ("EC", Some("P-384")) => (Family::P384, curve(&text("x")?, &text("y")?, 48)?),
+        ("EC", Some("P-256")) => (Family::P256, curve(&text("x")?, &text("y")?, 32, &ECDSA_P256_SHA256_FIXED)?),
+        ("EC", Some("P-384")) => (Family::P384, curve(&text("x")?, &text("y")?, 48, &ECDSA_P384_SHA384_FIXED)?),
         ("OKP", Some("Ed25519")) => {
             let x = text("x")?;
             (Family::Ed25519, (decode(&x)?.len() == 32).then(|| DecodingKey::from_ed_components(&x).ok())??)
@@ -194,24 +202,55 @@ fn default_algorithm(family: Family, accepted: &[Algorithm]) -> Option<Algorithm
 
 fn rsa(n: &str, e: &str) -> Option<DecodingKey> {
     let (modulus, exponent) = (decode(n)?, decode(e)?);
+    // Some providers put a sign byte first, against RFC 7518 §2.
+    let (modulus, exponent) = (without_zeros(&modulus), without_zeros(&exponent));
     let bits = modulus.len() * 8 - modulus.first()?.leading_zeros() as usize;
     // RFC 7518 §3.3: 2048 bits or more; the upper bound keeps one verification cheap.
-    let sized = (MIN_RSA_BITS..=MAX_RSA_BITS).contains(&bits) && modulus.first() != Some(&0);
-    let odd = exponent.last().is_some_and(|last| last % 2 == 1) && exponent != [1] && exponent.len() <= 4;
-    (sized && odd).then(|| DecodingKey::from_rsa_components(n, e).ok()).flatten()
+    let sized = (MIN_RSA_BITS..=MAX_RSA_BITS).contains(&bits);
+    let odd = exponent.last().is_some_and(|last| last % 2 == 1) && *exponent != [1] && exponent.len() <= 4;
+    (sized && odd && !is_roca(modulus)).then(|| DecodingKey::from_rsa_raw_components(modulus, exponent))
 }
 
-fn curve(x: &str, y: &str, size: usize) -> Option<DecodingKey> {
+/// Whether a modulus was made by the generator of CVE-2017-15361, whose keys can be
+/// factored: modulo every small prime it is then a power of 65537 (tok-41).
+fn is_roca(modulus: &[u8]) -> bool {
+    let is_power = |prime: u32| {
+        let rest = modulus.iter().fold(0, |rest, byte| (rest * 256 + u32::from(*byte)) % prime);
+        let mut power = 1;
+        (0..prime).any(|_| {
+            let found = power == rest;
+            power = power * (65537 % prime) % prime;
+            found
+        })
+    };
+    ROCA_PRIMES.iter().all(|prime| is_power(*prime))
+}
+
+fn without_zeros(number: &[u8]) -> &[u8] {
+    &number[number.iter().take_while(|byte| **byte == 0).count()..]
+}
+
+fn curve(x: &str, y: &str, size: usize, algorithm: &'static EcdsaVerificationAlgorithm) -> Option<DecodingKey> {
+    let point = [vec![UNCOMPRESSED], decode(x)?, decode(y)?].concat();
     let fits = decode(x)?.len() == size && decode(y)?.len() == size;
-    fits.then(|| DecodingKey::from_ec_components(x, y).ok()).flatten()
+    // A point that is not on the curve is no key.
+    let key = fits.then(|| ParsedPublicKey::new(algorithm, &point).ok()).flatten();
+    key.and_then(|_| DecodingKey::from_ec_components(x, y).ok())
 }
 
 fn decode(text: &str) -> Option<Vec<u8>> {
     URL_SAFE_NO_PAD.decode(text).ok()
 }
 
-/// Keys read of one set.
+/// What an uncompressed point starts with (SEC 1 §2.3.3).
+const UNCOMPRESSED: u8 = 4;
+/// Keys in one set.
 const MAX_KEYS: usize = 64;
+/// The primes whose product divides what that generator adds to, for the smallest of its keys.
+const ROCA_PRIMES: [u32; 38] = [
+    3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113,
+    127, 131, 137, 139, 149, 151, 157, 163, 167,
+];
 const MIN_RSA_BITS: usize = 2048;
 const MAX_RSA_BITS: usize = 8192;
 /// What a JWK set may hold: `fetch` caps its bytes.

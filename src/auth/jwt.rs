@@ -40,24 +40,40 @@ impl Claims {
 
 /// Takes a token apart.
 pub(super) fn read(token: &str) -> Result<Unverified<'_>, AuthError> {
-    let form = || AuthError::Rejected(Fault::Form);
-    let mut parts = token.split('.');
-    let (Some(header), Some(payload), Some(signature), None) =
-        (parts.next(), parts.next(), parts.next(), parts.next())
-    else {
-        return Err(form());
-    };
-    // Before anything is decoded: only what RFC 8725 (bis, 3.14) allows a JWT to hold.
-    if [header, payload, signature].iter().any(|part| !part.bytes().all(is_base64url)) {
-        return Err(form());
-    }
-    let header = self::header(&object(header)?)?;
+    let Signed { header, payload, signed, signature } = Signed::read(token)?;
     let claims = object(payload)?;
     if claims.document.root(&claims.text).members().count() > MAX_CLAIMS {
-        return Err(form());
+        return Err(AuthError::Rejected(Fault::Form));
     }
-    let signed = &token.as_bytes()[..token.len() - signature.len() - 1];
     Ok(Unverified { header, claims, signed, signature })
+}
+
+/// A compact JWS, whatever its payload is.
+pub(super) struct Signed<'a> {
+    pub(super) header: Header,
+    payload: Vec<u8>,
+    pub(super) signed: &'a [u8],
+    pub(super) signature: &'a str,
+}
+
+impl<'a> Signed<'a> {
+    pub(super) fn read(token: &'a str) -> Result<Self, AuthError> {
+        let form = || AuthError::Rejected(Fault::Form);
+        let mut parts = token.split('.');
+        let (Some(header), Some(payload), Some(signature), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(form());
+        };
+        // Before anything is decoded: only what RFC 8725 (bis, 3.14) allows a JWT to hold.
+        if [header, payload, signature].iter().any(|part| !part.bytes().all(is_base64url)) {
+            return Err(form());
+        }
+        let header = self::header(&object(decode(header)?)?)?;
+        let payload = decode(payload)?;
+        let signed = &token.as_bytes()[..token.len() - signature.len() - 1];
+        Ok(Self { header, payload, signed, signature })
+    }
 }
 
 fn header(header: &Claims) -> Result<Header, AuthError> {
@@ -84,19 +100,19 @@ fn header(header: &Claims) -> Result<Header, AuthError> {
     Ok(Header { algorithm, kid: text("kid", Fault::KeyUnknown)?, typ })
 }
 
-/// One base64url part that holds one JSON object.
-fn object(part: &str) -> Result<Claims, AuthError> {
-    let form = |_| AuthError::Rejected(Fault::Form);
-    if part.len() > MAX_PART * 4 / 3 + 3 {
-        return Err(form(()));
-    }
-    // Strict: no padding, no bits left over (tok-20, tok-21).
-    let text = URL_SAFE_NO_PAD.decode(part).map_err(|_| form(()))?;
-    let document = Document::parse(&text, LIMITS).map_err(|_| form(()))?;
+/// One JSON object.
+fn object(text: Vec<u8>) -> Result<Claims, AuthError> {
+    let document = Document::parse(&text, LIMITS).map_err(|_| AuthError::Rejected(Fault::Form))?;
     if document.root(&text).kind() != Kind::Object {
-        return Err(form(()));
+        return Err(AuthError::Rejected(Fault::Form));
     }
     Ok(Claims { text, document })
+}
+
+/// Strict: no padding, no bits left over (tok-20, tok-21), no more than the cap.
+fn decode(part: &str) -> Result<Vec<u8>, AuthError> {
+    let decoded = URL_SAFE_NO_PAD.decode(part).ok().filter(|decoded| decoded.len() <= MAX_PART);
+    decoded.ok_or(AuthError::Rejected(Fault::Form))
 }
 
 fn is_base64url(byte: u8) -> bool {

@@ -6,17 +6,20 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
+    io::Read as _,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::{sync::Mutex as Turn, task::JoinSet, time::Instant};
+use aws_lc_rs::rand;
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use super::jwk::{Algorithm, Key, KeySet};
 use crate::{
     config::{Issuer, KeySource},
-    fetch::{FetchError, Fetcher},
+    fetch::{FetchError, Fetched, Fetcher},
     json::{self, Document, Value},
 };
 
@@ -40,8 +43,20 @@ pub(super) enum NoKey {
     Down(u64),
 }
 
+/// A key, and the generation of the set that it was found in.
+#[derive(Clone)]
+pub(super) struct Found {
+    pub(super) key: Key,
+    pub(super) generation: u64,
+}
+
 /// The keys of one issuer.
-pub(super) struct KeyRing(Arc<Inner>);
+pub(super) struct KeyRing {
+    inner: Arc<Inner>,
+    /// The refresh, while one runs. It is no request's own: a caller who hangs up
+    /// must not take it along, and with it the turn of all others.
+    refreshing: Mutex<JoinSet<()>>,
+}
 
 struct Inner {
     issuer: String,
@@ -50,18 +65,22 @@ struct Inner {
     fetcher: Fetcher,
     notices: Notices,
     state: Mutex<State>,
-    /// Held by whoever refreshes.
-    turn: Turn<()>,
-    background: Mutex<JoinSet<()>>,
 }
 
 struct State {
-    keys: Arc<KeySet>,
+    keys: KeySet,
     /// Counts replacements.
     generation: u64,
     fetched: Option<Instant>,
+    /// When the last attempt began.
     attempted: Option<Instant>,
+    /// When the last attempt failed, if it did.
+    failed: Option<Instant>,
+    /// Closed when the last attempt has ended.
+    running: Option<watch::Receiver<()>>,
     time_to_live: Duration,
+    /// The age at which the set is asked for again, behind the callers' backs.
+    refresh_after: Duration,
     /// Names that the issuer did not have, and when it was asked.
     misses: HashMap<String, Instant>,
     jwks_uri: Option<(String, Instant)>,
@@ -70,48 +89,54 @@ struct State {
 impl KeyRing {
     pub(super) fn new(issuer: &Issuer, notices: Notices) -> Result<Self, FetchError> {
         let state = State {
-            keys: Arc::default(),
+            keys: KeySet::default(),
             generation: 0,
             fetched: None,
             attempted: None,
+            failed: None,
+            running: None,
             time_to_live: DEFAULT_TTL,
+            refresh_after: DEFAULT_TTL,
             misses: HashMap::new(),
             jwks_uri: None,
         };
-        Ok(Self(Arc::new(Inner {
+        let inner = Inner {
             issuer: issuer.issuer.clone(),
             source: issuer.keys.clone(),
             accepted: issuer.algorithms.iter().filter_map(|name| Algorithm::parse(name)).collect(),
             fetcher: Fetcher::new(issuer.ca_file.as_deref())?,
             notices,
             state: Mutex::new(state),
-            turn: Turn::new(()),
-            background: Mutex::default(),
-        })))
+        };
+        Ok(Self { inner: Arc::new(inner), refreshing: Mutex::default() })
     }
 
     /// The key of that name, fetched if need be.
-    pub(super) async fn find(&self, kid: Option<&str>) -> Result<Key, NoKey> {
-        let inner = &self.0;
-        match inner.look(kid) {
-            Look::Good(key) => return Ok(key),
-            Look::Ageing(key) => {
-                self.refresh_behind();
-                return Ok(key);
+    pub(super) async fn find(&self, kid: Option<&str>) -> Result<Found, NoKey> {
+        let before = self.inner.state().generation;
+        match self.inner.look(kid) {
+            Look::Good(found) => return Ok(found),
+            Look::Ageing(found) => {
+                self.refresh();
+                return Ok(found);
             }
             Look::Absent => return Err(NoKey::Unknown),
             Look::Old | Look::Missing => {}
         }
-        inner.refresh().await;
-        let mut state = inner.state();
-        let age = state.fetched.map(|fetched| fetched.elapsed());
-        if age.is_none_or(|age| age > MAX_STALE) {
-            return Err(NoKey::Down(state.until_next_attempt().as_secs().max(1)));
+        if let Some(mut ended) = self.refresh() {
+            // Nothing is ever sent: this ends with the sender.
+            let _ = ended.changed().await;
         }
-        if let Some(key) = state.keys.find(kid) {
-            return Ok(key.clone());
+        let mut state = self.inner.state();
+        if state.age().is_none_or(|age| age > MAX_STALE) {
+            return Err(NoKey::Down(state.until_next_attempt().as_secs() + 1));
         }
-        if let Some(kid) = kid {
+        if let Some(found) = state.find(kid) {
+            return Ok(found);
+        }
+        if let Some(kid) = kid
+            && state.generation != before
+        {
             state.remember_miss(kid);
         }
         Err(NoKey::Unknown)
@@ -119,26 +144,41 @@ impl KeyRing {
 
     /// Counts replacements of the set, while the set is fresh; `None` while it is not.
     pub(super) fn generation(&self) -> Option<u64> {
-        let state = self.0.state();
-        let fresh = state.fetched.is_some_and(|fetched| fetched.elapsed() <= state.time_to_live);
-        fresh.then_some(state.generation)
+        let state = self.inner.state();
+        state.age().is_some_and(|age| age <= state.time_to_live).then_some(state.generation)
     }
 
-    fn refresh_behind(&self) {
-        let inner = self.0.clone();
-        let mut background = self.0.background.lock().unwrap_or_else(PoisonError::into_inner);
-        while background.try_join_next().is_some() {}
-        if background.is_empty() {
-            background.spawn(async move { inner.refresh().await });
+    /// Asks the issuer, unless that is being done or was done a moment ago. What is
+    /// returned closes when the answer is there; `None` if nobody is asked.
+    fn refresh(&self) -> Option<watch::Receiver<()>> {
+        let mut state = self.inner.state();
+        if let Some(running) = state.running.as_ref().filter(|running| running.has_changed().is_ok()) {
+            return Some(running.clone());
         }
+        if !state.until_next_attempt().is_zero() {
+            return None;
+        }
+        // Claimed before the question is asked, and counted whatever becomes of it (tok-93).
+        state.attempted = Some(Instant::now());
+        let (running, ended) = watch::channel(());
+        state.running = Some(ended.clone());
+        drop(state);
+        let inner = self.inner.clone();
+        let mut refreshing = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        while refreshing.try_join_next().is_some() {}
+        refreshing.spawn(async move {
+            inner.refresh().await;
+            drop(running);
+        });
+        Some(ended)
     }
 }
 
 /// What the set says about a name, without asking anybody.
 enum Look {
-    Good(Key),
-    /// Good, and past half of its time.
-    Ageing(Key),
+    Good(Found),
+    /// Good for now, but to be asked for again.
+    Ageing(Found),
     /// Past its time: to be asked for again before it is used.
     Old,
     Missing,
@@ -149,44 +189,33 @@ enum Look {
 impl Inner {
     fn look(&self, kid: Option<&str>) -> Look {
         let state = self.state();
-        let Some(age) = state.fetched.map(|fetched| fetched.elapsed()) else { return Look::Missing };
-        match state.keys.find(kid) {
-            None if age <= state.time_to_live && kid.is_some_and(|kid| state.lately_missed(kid)) => Look::Absent,
+        let Some(age) = state.age() else { return Look::Missing };
+        let fresh = age <= state.time_to_live;
+        match state.find(kid) {
+            // Asking again does not make a nameless key the only one.
+            None if fresh && kid.is_none_or(|kid| state.lately_missed(kid)) => Look::Absent,
             None => Look::Missing,
-            Some(_) if age > state.time_to_live => Look::Old,
-            Some(key) if age > state.refresh_after() => Look::Ageing(key.clone()),
-            Some(key) => Look::Good(key.clone()),
+            // The issuer was asked lately and is away: its callers do not wait for that again and again.
+            Some(found) if !fresh && age <= MAX_STALE && state.lately_failed() => Look::Ageing(found),
+            Some(_) if !fresh => Look::Old,
+            Some(found) if age > state.refresh_after => Look::Ageing(found),
+            Some(found) => Look::Good(found),
         }
     }
 
-    /// Asks the issuer, unless somebody has just done so: then waits for what came of it.
     async fn refresh(&self) {
-        let before = self.state().attempted;
-        let _turn = self.turn.lock().await;
-        {
-            let mut state = self.state();
-            if state.attempted != before || !state.until_next_attempt().is_zero() {
-                return;
-            }
-            // Claimed before the question is asked, and counted whatever becomes of it (tok-93).
-            state.attempted = Some(Instant::now());
-        }
         let notice = match self.ask().await {
             Ok((set, time_to_live)) => {
                 let keys = set.len();
-                let mut state = self.state();
-                state.misses.retain(|kid, _| set.find(Some(kid)).is_none());
-                state.generation += 1;
-                state.keys = Arc::new(set);
-                state.time_to_live = time_to_live;
-                state.fetched = Some(Instant::now());
+                self.state().replace(set, time_to_live);
                 Notice::Fetched { issuer: self.issuer.clone(), keys }
             }
             Err(error) => {
                 let mut state = self.state();
                 // It may have moved.
                 state.jwks_uri = None;
-                let cached = state.fetched.is_some_and(|fetched| fetched.elapsed() <= MAX_STALE);
+                state.failed = Some(Instant::now());
+                let cached = state.age().is_some_and(|age| age <= MAX_STALE);
                 Notice::Unavailable { issuer: self.issuer.clone(), cached, error }
             }
         };
@@ -196,10 +225,10 @@ impl Inner {
     async fn ask(&self) -> Result<(KeySet, Duration), String> {
         let (text, max_age) = match &self.source {
             KeySource::File(path) => (read_file(path)?, Some(FILE_TTL.as_secs())),
-            KeySource::Url(url) => self.fetch_keys(url).await?,
+            KeySource::Url(url) => document(url, self.fetcher.get(url).await)?,
             KeySource::Discovery => {
                 let url = self.discover().await?;
-                self.fetch_keys(&url).await?
+                document(&url, self.fetcher.get_linked(&url, &self.issuer).await)?
             }
         };
         let set = KeySet::read(&text, &self.accepted).ok_or("its key set is not a JWK set")?;
@@ -208,14 +237,6 @@ impl Inner {
         }
         let seconds = max_age.unwrap_or(DEFAULT_TTL.as_secs());
         Ok((set, Duration::from_secs(seconds).clamp(MIN_TTL, MAX_TTL)))
-    }
-
-    async fn fetch_keys(&self, url: &str) -> Result<(Vec<u8>, Option<u64>), String> {
-        let fetched = self.fetcher.get(url).await.map_err(|error| format!("key set `{url}`: {error}"))?;
-        if !fetched.media_type.contains("json") {
-            return Err(format!("key set `{url}`: it is `{}`, not JSON", fetched.media_type));
-        }
-        Ok((fetched.body.to_vec(), fetched.max_age))
     }
 
     /// Where the keys are, by OpenID Connect Discovery §4, or RFC 8414 §3.
@@ -228,12 +249,15 @@ impl Inner {
         let mut errors = Vec::new();
         for url in well_known(&self.issuer) {
             match self.fetcher.get(&url).await {
-                Ok(fetched) => {
-                    let jwks_uri = self.jwks_uri(&fetched.body).map_err(|error| format!("`{url}`: {error}"))?;
-                    self.state().jwks_uri = Some((jwks_uri.clone(), Instant::now()));
-                    return Ok(jwks_uri);
-                }
-                Err(error @ FetchError::Status(_)) => errors.push(format!("`{url}`: {error}")),
+                Ok(fetched) => match self.jwks_uri(&fetched.body) {
+                    Ok(jwks_uri) => {
+                        self.state().jwks_uri = Some((jwks_uri.clone(), Instant::now()));
+                        return Ok(jwks_uri);
+                    }
+                    // Some answer every path, with a page for people.
+                    Err(error) => errors.push(format!("`{url}`: {error}")),
+                },
+                Err(error @ (FetchError::Status(_) | FetchError::Redirect)) => errors.push(format!("`{url}`: {error}")),
                 // Unreachable there is unreachable under the next name too.
                 Err(error) => return Err(format!("`{url}`: {error}")),
             }
@@ -259,17 +283,35 @@ impl Inner {
 }
 
 impl State {
+    fn age(&self) -> Option<Duration> {
+        self.fetched.map(|fetched| fetched.elapsed())
+    }
+
+    fn find(&self, kid: Option<&str>) -> Option<Found> {
+        let generation = self.generation;
+        self.keys.find(kid).map(|key| Found { key: key.clone(), generation })
+    }
+
+    fn replace(&mut self, set: KeySet, time_to_live: Duration) {
+        self.misses.retain(|kid, _| set.find(Some(kid)).is_none());
+        self.generation += 1;
+        self.keys = set;
+        self.fetched = Some(Instant::now());
+        self.failed = None;
+        self.time_to_live = time_to_live;
+        self.refresh_after = time_to_live / 2 + time_to_live / 4 * u32::from(dice()) / 256;
+    }
+
     /// How long nobody may ask: longer while there are keys to use.
     fn until_next_attempt(&self) -> Duration {
         let pause = if self.fetched.is_some() { COOL_DOWN } else { RETRY };
-        self.attempted.map_or(Duration::ZERO, |attempted| pause.saturating_sub(attempted.elapsed()))
+        // A failure may have taken longer than the pause that its beginning started.
+        let last = self.attempted.max(self.failed);
+        last.map_or(Duration::ZERO, |last| pause.saturating_sub(last.elapsed()))
     }
 
-    /// Half of the time to live, and some more that differs from set to set, so
-    /// that many gateways do not ask at once.
-    fn refresh_after(&self) -> Duration {
-        let spread = [self.generation, self.time_to_live.as_secs()].iter().fold(0_u64, |sum, part| sum.wrapping_mul(31) + part);
-        self.time_to_live / 2 + self.time_to_live / 8 * u32::try_from(spread % 3).unwrap_or(0)
+    fn lately_failed(&self) -> bool {
+        self.failed.is_some_and(|failed| failed.elapsed() < 2 * COOL_DOWN)
     }
 
     fn lately_missed(&self, kid: &str) -> bool {
@@ -295,8 +337,31 @@ fn well_known(issuer: &str) -> [String; 2] {
     ]
 }
 
+/// A key set that was fetched, and how long it says it may be kept.
+fn document(url: &str, fetched: Result<Fetched, FetchError>) -> Result<(Vec<u8>, Option<u64>), String> {
+    let fetched = fetched.map_err(|error| format!("key set `{url}`: {error}"))?;
+    if !fetched.media_type.contains("json") {
+        return Err(format!("key set `{url}`: it is `{}`, not JSON", fetched.media_type));
+    }
+    Ok((fetched.body.to_vec(), fetched.max_age))
+}
+
 fn read_file(path: &Path) -> Result<Vec<u8>, String> {
-    std::fs::read(path).map_err(|error| format!("`{}`: {error}", path.display()))
+    let mut text = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut text));
+    match read {
+        Ok(_) if text.len() as u64 <= MAX_FILE => Ok(text),
+        Ok(_) => Err(format!("`{}`: it is longer than {MAX_FILE} bytes", path.display())),
+        Err(error) => Err(format!("`{}`: {error}", path.display())),
+    }
+}
+
+/// One of 256, so that many gateways do not ask at once.
+fn dice() -> u8 {
+    let mut byte = [0];
+    // Without randomness they do ask at once, and that is all.
+    let _ = rand::fill(&mut byte);
+    byte[0]
 }
 
 /// How long a set is used without asking again, where the provider says nothing.
@@ -306,6 +371,8 @@ const MIN_TTL: Duration = Duration::from_secs(60);
 const MAX_TTL: Duration = Duration::from_secs(600);
 /// How soon a changed key file is noticed.
 const FILE_TTL: Duration = MIN_TTL;
+/// Bytes of a key file.
+const MAX_FILE: u64 = 512 << 10;
 /// How long keys are used while their issuer is away (tok-96).
 const MAX_STALE: Duration = Duration::from_secs(3600);
 /// Between two questions, while there are keys (tok-92).

@@ -15,6 +15,10 @@ mod jwk;
 mod jwt;
 mod keys;
 mod metadata;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod wycheproof;
 
 pub use authenticate::Authenticator;
 pub use challenge::challenge;
