@@ -33,7 +33,8 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{AuthError, Authenticator, Fault, Identity, Notice, Notices};
+use super::{Authenticator, Identity, Notice, Notices};
+pub(super) use super::{AuthError, Fault};
 use crate::{
     config::{Auth, Issuer, KeySource},
     time::Clock,
