@@ -156,5 +156,13 @@ fn fingerprint(token: &str) -> [u8; 32] {
     name
 }
 
+#[cfg(test)]
+impl Authenticator {
+    /// The keys of each issuer, for the tests of keys.
+    pub(super) fn issuers(&self) -> Vec<&KeyRing> {
+        self.issuers.iter().map(|trusted| &trusted.keys).collect()
+    }
+}
+
 /// Verified tokens remembered at once.
 const MAX_VERIFIED: usize = 4096;

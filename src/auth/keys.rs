@@ -389,7 +389,403 @@ const MISS_TTL: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
-    use super::well_known;
+    use std::{
+        sync::{Arc, Mutex},
+        time::Duration,
+    };
+
+    use serde_json::json;
+    use tokio::{sync::Notify, task::JoinSet, time::Instant};
+
+    use super::{
+        super::{
+            AuthError, Authenticator, Fault, Notice, Notices,
+            testing::{
+                DISCOVERY, ISSUER, JWKS, KEYS, NOW, Provider, Reply, Signer, bearer, issuer, pass, raw, set, token, unheard,
+            },
+        },
+        *,
+    };
+    use crate::{config::Auth, time::Clock};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    async fn ask(authenticator: &Authenticator, token: &str) -> Result<(), AuthError> {
+        authenticator.authenticate(&bearer(token), None).await.map(|_| ())
+    }
+
+    fn is_down(answer: &Result<(), AuthError>) -> bool {
+        matches!(answer, Err(AuthError::IssuerDown { retry_after: 1.., .. }))
+    }
+
+    fn refused(fault: Fault) -> Result<(), AuthError> {
+        Err(AuthError::Rejected(fault))
+    }
+
+    fn broken() -> Reply {
+        raw("500 Internal Server Error", "", "")
+    }
+
+    /// A working provider, and an authenticator that has its keys.
+    async fn warm() -> (Provider, Arc<Authenticator>) {
+        let provider = Provider::with(&[&KEYS.es256, &KEYS.ed25519]).await;
+        let authenticator = provider.authenticator();
+        assert_eq!(ask(&authenticator, &provider.token().sign()).await, Ok(()));
+        (provider, authenticator)
+    }
+
+    /// Lets other tasks run until `true`; what is waited for happens on this thread or this host.
+    async fn until(mut happened: impl FnMut() -> bool) {
+        while !happened() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// tok-103: and all of them are answered.
+    #[tokio::test]
+    async fn a_thousand_first_requests_ask_the_provider_once() {
+        let provider = Provider::with(&[&KEYS.es256]).await;
+        let authenticator = provider.authenticator();
+        let mut requests = JoinSet::new();
+        for number in 0..1000 {
+            let (authenticator, token) = (authenticator.clone(), provider.token().claim("jti", number.to_string()).sign());
+            requests.spawn(async move { ask(&authenticator, &token).await });
+        }
+        assert!(requests.join_all().await.iter().all(|answer| *answer == Ok(())));
+        assert_eq!((provider.asked(DISCOVERY), provider.asked(JWKS)), (1, 1));
+    }
+
+    /// tok-97: nobody is called a liar, nothing crashes, and it goes on when the provider does.
+    #[tokio::test]
+    async fn a_provider_that_is_away_at_first_is_asked_again() {
+        let provider = Provider::start().await;
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let hear = heard.clone();
+        let notices: Notices = Arc::new(move |notice| hear.lock().unwrap().push(notice));
+        let authenticator = provider.authenticator_that_tells(&notices);
+        let token = provider.token().sign();
+        for _ in 0..3 {
+            assert!(is_down(&ask(&authenticator, &token).await));
+        }
+        assert_eq!(provider.asked(DISCOVERY), 1, "one question until the pause is over");
+        assert!(matches!(heard.lock().unwrap()[..], [Notice::Unavailable { cached: false, .. }]));
+        // A token that is good nowhere is refused all the same.
+        assert_eq!(ask(&authenticator, &provider.token().claim("aud", "x").sign()).await, refused(Fault::Audience));
+
+        provider.discovers(&provider.issuer(), &provider.url(JWKS));
+        provider.set(JWKS, Reply::Json(set([&KEYS.es256])));
+        pass(RETRY).await;
+        assert_eq!(ask(&authenticator, &token).await, Ok(()));
+        assert!(matches!(heard.lock().unwrap()[1..], [Notice::Fetched { keys: 1, .. }]));
+    }
+
+    /// tok-97: nothing listens there at all.
+    #[tokio::test]
+    async fn a_provider_that_refuses_connections_is_down() {
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let issuer = crate::config::Issuer { issuer: format!("http://{address}"), ..issuer(KeySource::Discovery) };
+        let authenticator = Authenticator::build(&Auth::Oidc(vec![issuer]), Clock::new(|| NOW), &unheard()).unwrap();
+        assert!(is_down(&ask(&authenticator, &token().claim("iss", format!("http://{address}")).sign()).await));
+    }
+
+    /// tok-96, tok-98: whatever it answers, the keys that were good stay good, for an hour.
+    #[tokio::test]
+    async fn keys_survive_an_outage_for_an_hour() {
+        let (provider, authenticator) = warm().await;
+        let token = provider.token().sign();
+        let json = "Content-Type: application/json\r\n";
+        let replies = [
+            broken(),
+            raw("404 Not Found", "", ""),
+            raw("200 OK", "Content-Type: text/html\r\n", set([&KEYS.es256]).to_string()),
+            raw("200 OK", json, "<html></html>"),
+            raw("200 OK", json, ""),
+            Reply::Json(json!({"keys": []})),
+            Reply::Json(json!({"keys": [{"kty": "oct", "k": "AAAA"}]})),
+            Reply::Json(json!([])),
+            raw("204 No Content", json, ""),
+            Reply::Raw(b"SSH-2.0-nothing\r\n".to_vec()),
+            Reply::Raw(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{".to_vec()),
+        ];
+        for reply in replies {
+            provider.set(JWKS, reply);
+            let asked = provider.asked(JWKS);
+            pass(DEFAULT_TTL + SECOND).await;
+            assert_eq!(ask(&authenticator, &token).await, Ok(()));
+            assert_eq!(provider.asked(JWKS), asked + 1);
+        }
+        // Eleven times five minutes have passed.
+        pass(MAX_STALE - 11 * DEFAULT_TTL).await;
+        assert!(is_down(&ask(&authenticator, &token).await));
+        provider.set(JWKS, Reply::Json(set([&KEYS.es256])));
+        pass(COOL_DOWN).await;
+        assert_eq!(ask(&authenticator, &token).await, Ok(()));
+    }
+
+    /// tok-92, tok-93: however many names are made up, the provider hears of one a pause.
+    #[tokio::test]
+    async fn unknown_key_names_ask_the_provider_once_a_pause() {
+        let (provider, authenticator) = warm().await;
+        let good = provider.token().sign();
+        for round in 1..=3 {
+            pass(COOL_DOWN).await;
+            for number in 0..1000 {
+                let made_up = provider.token().header("kid", format!("{round}-{number}")).sign();
+                assert_eq!(ask(&authenticator, &made_up).await, refused(Fault::KeyUnknown));
+            }
+            assert_eq!(provider.asked(JWKS), 1 + round);
+            assert_eq!(ask(&authenticator, &good).await, Ok(()));
+        }
+        assert_eq!(provider.asked(DISCOVERY), 1, "where the keys are is remembered");
+    }
+
+    /// tok-93: also while it fails, and with nothing held: attempts count, not successes.
+    #[tokio::test]
+    async fn a_failing_provider_is_asked_once_a_pause() {
+        let (provider, authenticator) = warm().await;
+        provider.set(JWKS, broken());
+        pass(COOL_DOWN).await;
+        for number in 0..1000 {
+            let made_up = provider.token().header("kid", number.to_string()).sign();
+            assert_eq!(ask(&authenticator, &made_up).await, refused(Fault::KeyUnknown));
+        }
+        assert_eq!(provider.asked(JWKS), 2);
+        let cold = provider.authenticator();
+        for number in 0..1000 {
+            assert!(is_down(&ask(&cold, &provider.token().header("kid", number.to_string()).sign()).await));
+        }
+        assert_eq!(provider.asked(JWKS), 3);
+    }
+
+    /// tok-92: what the provider did not have is not asked for again at every pause.
+    #[tokio::test]
+    async fn a_missed_name_is_remembered_for_a_while() {
+        let (provider, authenticator) = warm().await;
+        let unknown = provider.token().header("kid", "unknown").sign();
+        pass(COOL_DOWN).await;
+        for asked in [2, 2, 3] {
+            assert_eq!(ask(&authenticator, &unknown).await, refused(Fault::KeyUnknown));
+            assert_eq!(provider.asked(JWKS), asked);
+            pass(COOL_DOWN).await;
+        }
+    }
+
+    /// tok-94: the first token of a new key is good, and those of the old one stay so.
+    #[tokio::test]
+    async fn a_rotation_refuses_nobody() {
+        let (provider, authenticator) = warm().await;
+        let new = Signer::new("new", "ES256");
+        provider.set(JWKS, Reply::Json(set([&new, &KEYS.es256])));
+        pass(COOL_DOWN).await;
+        assert_eq!(ask(&authenticator, &provider.token().signed_by(&new)).await, Ok(()));
+        assert_eq!(ask(&authenticator, &provider.token().sign()).await, Ok(()));
+        assert_eq!(provider.asked(JWKS), 2);
+    }
+
+    /// tok-95: remembered tokens included.
+    #[tokio::test]
+    async fn a_removed_key_is_no_longer_good_after_its_time() {
+        let (provider, authenticator) = warm().await;
+        let token = provider.token().sign();
+        provider.set(JWKS, Reply::Json(set([&KEYS.ed25519])));
+        pass(DEFAULT_TTL + SECOND).await;
+        assert_eq!(ask(&authenticator, &token).await, refused(Fault::KeyUnknown));
+        assert_eq!(ask(&authenticator, &provider.token().signed_by(&KEYS.ed25519)).await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_set_that_ages_is_renewed_behind_its_users() {
+        let (provider, authenticator) = warm().await;
+        let released = Arc::new(Notify::new());
+        provider.set(JWKS, Reply::Held(set([&KEYS.es256]), released.clone()));
+        pass(DEFAULT_TTL - SECOND).await;
+        // Another token, because the first is remembered and needs no key.
+        for number in 0..3 {
+            let token = provider.token().claim("jti", format!("again {number}")).sign();
+            assert_eq!(ask(&authenticator, &token).await, Ok(()), "not held up");
+        }
+        until(|| provider.asked(JWKS) == 2).await;
+        released.notify_one();
+        let keys = &authenticator.issuers()[0];
+        until(|| keys.inner.state().generation == 2).await;
+        pass(DEFAULT_TTL / 2 - SECOND).await;
+        assert_eq!(ask(&authenticator, &provider.token().sign()).await, Ok(()));
+        assert_eq!(provider.asked(JWKS), 2);
+    }
+
+    #[tokio::test]
+    async fn a_caller_who_hangs_up_takes_no_refresh_along() {
+        let provider = Provider::with(&[&KEYS.es256]).await;
+        let released = Arc::new(Notify::new());
+        provider.set(JWKS, Reply::Held(set([&KEYS.es256]), released.clone()));
+        let authenticator = provider.authenticator();
+        let token = provider.token().sign();
+        let (first, its_token) = (authenticator.clone(), token.clone());
+        let impatient = tokio::spawn(async move { ask(&first, &its_token).await });
+        until(|| provider.asked(JWKS) == 1).await;
+        impatient.abort();
+        assert!(impatient.await.unwrap_err().is_cancelled());
+        released.notify_one();
+        assert_eq!(ask(&authenticator, &token).await, Ok(()));
+        assert_eq!(provider.asked(JWKS), 1);
+    }
+
+    /// tok-96: one waits to find out, the others do not wait for a provider that is known to be away.
+    #[tokio::test]
+    async fn a_provider_that_says_nothing_holds_up_one_request() {
+        let (provider, authenticator) = warm().await;
+        provider.set(JWKS, Reply::Silence);
+        pass(DEFAULT_TTL + SECOND).await;
+        tokio::time::pause();
+        let token = || provider.token().claim("jti", "another").sign();
+        let start = Instant::now();
+        assert_eq!(ask(&authenticator, &token()).await, Ok(()));
+        assert!(start.elapsed() >= 5 * SECOND, "it was asked, and given its time");
+        for _ in 0..3 {
+            let start = Instant::now();
+            assert_eq!(ask(&authenticator, &token()).await, Ok(()));
+            assert_eq!(start.elapsed(), Duration::ZERO);
+            // Of a paused clock: takes no time, and lets the deadlines on the way pass.
+            tokio::time::sleep(COOL_DOWN).await;
+        }
+    }
+
+    /// tok-99: no provider makes thv wait or fill up.
+    #[tokio::test]
+    async fn a_set_that_is_too_long_or_too_slow_is_not_read() {
+        let (provider, authenticator) = warm().await;
+        let token = provider.token().sign();
+        let many: Vec<_> = (0..100_000).map(|n| json!({"kty": "oct", "kid": n.to_string()})).collect();
+        let huge = vec![b' '; 600 << 10];
+        let endless = [&b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"[..], &huge].concat();
+        let gzip = raw("200 OK", "Content-Type: application/json\r\nContent-Encoding: gzip\r\n", [0x1f, 0x8b, 8, 0]);
+        for reply in [Reply::Json(json!({"keys": many})), Reply::Raw(endless), gzip] {
+            provider.set(JWKS, reply);
+            pass(DEFAULT_TTL + SECOND).await;
+            assert_eq!(ask(&authenticator, &token).await, Ok(()));
+            assert!(authenticator.issuers()[0].inner.state().failed.is_some());
+        }
+        provider.set(JWKS, Reply::Drip);
+        pass(2 * COOL_DOWN).await;
+        tokio::time::pause();
+        let start = Instant::now();
+        assert_eq!(ask(&authenticator, &token).await, Ok(()));
+        assert!((5 * SECOND..6 * SECOND).contains(&start.elapsed()));
+    }
+
+    /// tok-100: not to another origin, not twice.
+    #[tokio::test]
+    async fn a_redirect_is_followed_once_and_within_the_origin() {
+        let elsewhere = Provider::with(&[&KEYS.es256]).await;
+        for (status, location, good) in [
+            ("302 Found", elsewhere.url(JWKS), false),
+            ("307 Temporary Redirect", format!("//{}{JWKS}", elsewhere.address), false),
+            ("301 Moved Permanently", "https://evil.example/jwks".to_owned(), false),
+            ("308 Permanent Redirect", "file:///etc/passwd".to_owned(), false),
+            ("301 Moved Permanently", JWKS.to_owned(), false),
+            ("301 Moved Permanently", "/moved".to_owned(), true),
+        ] {
+            let provider = Provider::with(&[]).await;
+            provider.set(JWKS, raw(status, &format!("Location: {location}\r\n"), ""));
+            provider.set("/moved", Reply::Json(set([&KEYS.es256])));
+            let answer = ask(&provider.authenticator(), &provider.token().sign()).await;
+            assert_eq!(answer.is_ok(), good, "{location}: {answer:?}");
+            assert!(good || is_down(&answer));
+        }
+        assert_eq!(elsewhere.connections(), 0);
+    }
+
+    /// tok-101: a document of another issuer says nothing, and none sends thv somewhere inside.
+    #[tokio::test]
+    async fn a_discovery_document_that_lies_is_not_followed() {
+        let elsewhere = Provider::with(&[&KEYS.es256]).await;
+        let port = elsewhere.address.port();
+        let provider = Provider::with(&[&KEYS.es256]).await;
+        let same = provider.issuer();
+        for (issuer, jwks_uri) in [
+            (ISSUER.to_owned(), provider.url(JWKS)),
+            (format!("{same}/"), provider.url(JWKS)),
+            (same.to_uppercase(), provider.url(JWKS)),
+            (same.clone(), format!("http://localhost:{port}{JWKS}")),
+            (same.clone(), format!("http://user@127.0.0.1:{port}{JWKS}")),
+            (same.clone(), format!("https://127.0.0.2:{port}{JWKS}")),
+            (same.clone(), "http://sso.example.com/jwks".to_owned()),
+            (same.clone(), "https://169.254.169.254/latest".to_owned()),
+            (same.clone(), "https://10.0.0.1/jwks".to_owned()),
+            (same.clone(), "https://[64:ff9b::7f00:1]/jwks".to_owned()),
+            (same.clone(), "file:///etc/passwd".to_owned()),
+            (same.clone(), "gopher://127.0.0.1/".to_owned()),
+            (same.clone(), String::new()),
+        ] {
+            provider.discovers(&issuer, &jwks_uri);
+            let answer = ask(&provider.authenticator(), &provider.token().sign()).await;
+            assert!(is_down(&answer), "{issuer} {jwks_uri}: {answer:?}");
+        }
+        provider.set(DISCOVERY, Reply::Json(json!({"issuer": same, "jwks_uri": [provider.url(JWKS)]})));
+        assert!(is_down(&ask(&provider.authenticator(), &provider.token().sign()).await));
+        assert_eq!((provider.asked(JWKS), elsewhere.connections()), (0, 0));
+    }
+
+    /// A provider whose one well-known address has a page for people has its document at the other.
+    #[tokio::test]
+    async fn the_document_of_rfc_8414_is_read_where_there_is_no_other() {
+        let provider = Provider::with(&[&KEYS.es256]).await;
+        let document = json!({"issuer": provider.issuer(), "jwks_uri": provider.url(JWKS)});
+        provider.set("/.well-known/oauth-authorization-server", Reply::Json(document));
+        for page in [raw("404 Not Found", "", ""), raw("200 OK", "Content-Type: text/html\r\n", "<html></html>")] {
+            provider.set(DISCOVERY, page);
+            assert_eq!(ask(&provider.authenticator(), &provider.token().sign()).await, Ok(()));
+        }
+    }
+
+    /// tok-105: what the provider says about its time is heard, within bounds.
+    #[tokio::test]
+    async fn a_set_is_kept_for_as_long_as_it_says_within_bounds() {
+        for (says, kept) in [("max-age=31536000", MAX_TTL), ("max-age=0", MIN_TTL), ("no-store", DEFAULT_TTL), ("public, Max-Age=120", 120 * SECOND)] {
+            let provider = Provider::with(&[]).await;
+            let headers = format!("Content-Type: application/jwk-set+json; charset=utf-8\r\nCache-Control: {says}\r\n");
+            provider.set(JWKS, raw("200 OK", &headers, set([&KEYS.es256]).to_string()));
+            let authenticator = provider.authenticator();
+            assert_eq!(ask(&authenticator, &provider.token().sign()).await, Ok(()));
+            let state = authenticator.issuers()[0].inner.state();
+            assert_eq!(state.time_to_live, kept, "{says}");
+            assert!((kept / 2..kept).contains(&state.refresh_after));
+        }
+    }
+
+    /// tok-57: and a subject is one of its issuer (tok-80).
+    #[tokio::test]
+    async fn keys_are_held_per_issuer() {
+        let (one, two) = (Provider::with(&[&KEYS.es256]).await, Provider::with(&[&KEYS.ed25519]).await);
+        let of = |provider: &Provider| crate::config::Issuer { issuer: provider.issuer(), ..issuer(KeySource::Discovery) };
+        let both = Auth::Oidc(vec![of(&one), of(&two)]);
+        let both = Authenticator::build(&both, Clock::new(|| NOW), &unheard()).unwrap();
+        let first = both.authenticate(&bearer(&one.token().sign()), None).await.unwrap();
+        let second = both.authenticate(&bearer(&two.token().signed_by(&KEYS.ed25519)), None).await.unwrap();
+        assert_ne!(first.principal_key().to_string(), second.principal_key().to_string());
+        assert!(!first.owns_session_of(&second));
+        assert_eq!(ask(&both, &two.token().sign()).await, refused(Fault::KeyUnknown));
+        assert_eq!(ask(&both, &one.token().signed_by(&KEYS.ed25519)).await, refused(Fault::KeyUnknown));
+    }
+
+    /// tok-46, tok-47: no address in a token is ever asked.
+    #[tokio::test]
+    async fn an_address_in_a_token_is_not_visited() {
+        let (provider, authenticator) = warm().await;
+        let attacker = Provider::with(&[&KEYS.stranger]).await;
+        for name in ["jku", "x5u", "iss"] {
+            let forged = provider.token().header(name, attacker.url(JWKS));
+            let forged = if name == "iss" { forged.claim(name, attacker.issuer()) } else { forged };
+            assert!(ask(&authenticator, &forged.signed_by(&KEYS.stranger)).await.is_err());
+        }
+        assert_eq!((attacker.connections(), provider.asked(JWKS)), (0, 1));
+    }
+
+    #[test]
+    fn a_key_file_that_cannot_be_used_is_reported_and_not_fatal() {
+        assert!(read_file(Path::new("/nonexistent")).unwrap_err().starts_with("`/nonexistent`: "));
+        assert!(read_file(Path::new("/dev/zero")).unwrap_err().ends_with("longer than 524288 bytes"));
+    }
 
     /// mcp-A9: with a path, both ways of building the address.
     #[test]
