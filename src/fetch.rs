@@ -5,7 +5,7 @@
 //! proxies, no cookies, no credentials. The address that was resolved is the
 //! one that is dialled. Used by `auth` for discovery documents and key sets.
 
-use std::{io, net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{io, net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr}, path::Path, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Request, StatusCode, Uri, header};
@@ -50,6 +50,8 @@ pub enum FetchError {
     Authorities { path: String, source: io::Error },
     #[error("`{host}` cannot be resolved: {source}")]
     Resolve { host: String, source: io::Error },
+    #[error("`{0}` is no public address, and only a fetched document names it; set `jwks-url` if it is right")]
+    NotPublic(String),
     #[error("`{host}` cannot be reached: {source}")]
     Connect { host: String, source: io::Error },
     #[error("{0}")]
@@ -75,13 +77,25 @@ impl Fetcher {
         Ok(Self { extra, tls: OnceCell::new() })
     }
 
-    /// Fetches `url` whole, within the deadline.
+    /// Fetches `url`, which an administrator named, whole and within the deadline.
     pub async fn get(&self, url: &str) -> Result<Fetched, FetchError> {
-        timeout(DEADLINE, self.follow(url)).await.unwrap_or(Err(FetchError::Deadline))
+        self.within_deadline(Target::parse(url)?).await
     }
 
-    async fn follow(&self, url: &str) -> Result<Fetched, FetchError> {
-        let first = Target::parse(url)?;
+    /// Fetches `url`, which was found in a document of `origin`. On another host it
+    /// must have a public address: a provider says where its keys are, not what
+    /// thv knocks at inside (tok-101, inc-13).
+    pub async fn get_linked(&self, url: &str, origin: &str) -> Result<Fetched, FetchError> {
+        let mut target = Target::parse(url)?;
+        target.public_only = target.host != Target::parse(origin)?.host;
+        self.within_deadline(target).await
+    }
+
+    async fn within_deadline(&self, target: Target) -> Result<Fetched, FetchError> {
+        timeout(DEADLINE, self.follow(target)).await.unwrap_or(Err(FetchError::Deadline))
+    }
+
+    async fn follow(&self, first: Target) -> Result<Fetched, FetchError> {
         match self.once(&first).await? {
             Answer::Document(fetched) => Ok(fetched),
             Answer::Elsewhere(location) => {
@@ -95,7 +109,7 @@ impl Fetcher {
     }
 
     async fn once(&self, target: &Target) -> Result<Answer, FetchError> {
-        let stream = connect(&target.host, target.port).await?;
+        let stream = connect(target).await?;
         if !target.tls {
             return ask(stream, target).await;
         }
@@ -137,6 +151,8 @@ struct Target {
     /// As the Host header wants it.
     authority: String,
     path: String,
+    /// Only public addresses are dialled.
+    public_only: bool,
 }
 
 impl Target {
@@ -155,7 +171,19 @@ impl Target {
         }
         let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
         let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        Ok(Self { tls, host, port, authority: authority.to_string(), path })
+        Ok(Self { tls, host, port, authority: authority.to_string(), path, public_only: false })
+    }
+
+    /// The addresses, if all may be dialled: one that may not makes the others suspect.
+    fn checked(&self, addresses: impl Iterator<Item = SocketAddr>) -> Result<Vec<SocketAddr>, FetchError> {
+        let addresses: Vec<_> = addresses.collect();
+        if !self.tls && addresses.iter().any(|address| !address.ip().is_loopback()) {
+            return Err(FetchError::Url(format!("http://{}", self.authority)));
+        }
+        if self.public_only && addresses.iter().any(|address| !is_public(address.ip())) {
+            return Err(FetchError::NotPublic(self.host.clone()));
+        }
+        Ok(addresses)
     }
 
     /// Where a redirect leads, if that is within the origin.
@@ -163,7 +191,7 @@ impl Target {
         if location.starts_with('/') && !location.starts_with("//") {
             return Some(Self { path: location.to_owned(), authority: self.authority.clone(), host: self.host.clone(), ..*self });
         }
-        let other = Self::parse(location).ok()?;
+        let other = Self { public_only: self.public_only, ..Self::parse(location).ok()? };
         (other.tls == self.tls && other.host == self.host && other.port == self.port).then_some(other)
     }
 }
@@ -173,17 +201,42 @@ pub fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-async fn connect(host: &str, port: u16) -> Result<TcpStream, FetchError> {
-    let resolved = lookup_host((host, port)).await;
-    let addresses = resolved.map_err(|source| FetchError::Resolve { host: host.to_owned(), source })?;
+/// Resolves once, checks every address, and dials those that were checked (tok-102).
+async fn connect(target: &Target) -> Result<TcpStream, FetchError> {
+    let host = || target.host.clone();
+    let resolved = lookup_host((target.host.as_str(), target.port)).await;
+    let addresses = resolved.map_err(|source| FetchError::Resolve { host: host(), source })?;
     let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for address in addresses {
+    for address in target.checked(addresses)? {
         match TcpStream::connect(address).await {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
         }
     }
-    Err(FetchError::Connect { host: host.to_owned(), source: last })
+    Err(FetchError::Connect { host: host(), source: last })
+}
+
+/// Whether packets to an address leave for the public internet: everything that is
+/// assigned to another purpose (IANA's special-purpose registries) does not, nor what
+/// could be translated into such an address.
+fn is_public(address: IpAddr) -> bool {
+    let within = |networks: &[(&str, u32)], bits: u128, width: u32| {
+        networks.iter().any(|(network, prefix)| {
+            let network: IpAddr = network.parse().expect("the table holds addresses");
+            (as_bits(network) ^ bits) >> (width - prefix) == 0
+        })
+    };
+    match address {
+        IpAddr::V4(_) => !within(SPECIAL_V4, as_bits(address), 32),
+        IpAddr::V6(_) => within(GLOBAL_V6, as_bits(address), 128) && !within(SPECIAL_V6, as_bits(address), 128),
+    }
+}
+
+fn as_bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => Ipv4Addr::to_bits(address).into(),
+        IpAddr::V6(address) => Ipv6Addr::to_bits(address),
+    }
 }
 
 async fn ask(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, target: &Target) -> Result<Answer, FetchError> {
@@ -242,7 +295,7 @@ fn media_type(headers: &HeaderMap) -> String {
 }
 
 fn max_age(headers: &HeaderMap) -> Option<u64> {
-    let value = headers.get(header::CACHE_CONTROL)?.to_str().ok()?;
+    let value = headers.get(header::CACHE_CONTROL)?.to_str().ok()?.to_ascii_lowercase();
     value.split(',').find_map(|part| part.trim().strip_prefix("max-age=")?.parse().ok())
 }
 
@@ -252,6 +305,34 @@ fn authorities(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     if found.is_empty() { Err(io::Error::other("it holds no certificate")) } else { Ok(found) }
 }
 
+const SPECIAL_V4: &[(&str, u32)] = &[
+    ("0.0.0.0", 8),
+    ("10.0.0.0", 8),
+    // Carriers' address translation.
+    ("100.64.0.0", 10),
+    ("127.0.0.0", 8),
+    ("169.254.0.0", 16),
+    ("172.16.0.0", 12),
+    ("192.0.0.0", 24),
+    ("192.0.2.0", 24),
+    ("192.88.99.0", 24),
+    ("192.168.0.0", 16),
+    ("198.18.0.0", 15),
+    ("198.51.100.0", 24),
+    ("203.0.113.0", 24),
+    // Multicast, reserved, broadcast.
+    ("224.0.0.0", 3),
+];
+/// What is assigned to be global at all; NAT64 and IPv4-mapped addresses are outside.
+const GLOBAL_V6: &[(&str, u32)] = &[("2000::", 3)];
+const SPECIAL_V6: &[(&str, u32)] = &[
+    // Protocol assignments, Teredo among them.
+    ("2001::", 23),
+    ("2001:db8::", 32),
+    // 6to4.
+    ("2002::", 16),
+    ("3fff::", 20),
+];
 /// All of one fetch, name resolution and redirect included.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Bytes of a document.

@@ -81,10 +81,8 @@ impl Authenticator {
             .find(|(_, trusted)| trusted.config.issuer == named)
             .ok_or(AuthError::Rejected(Fault::Issuer))?;
         let identity = claims::check(&unverified.header, &unverified.claims, &trusted.config, now)?;
-        trusted.verify(&unverified).await?;
-        if let Some(generation) = trusted.keys.generation() {
-            self.remember(name, Verified { identity: identity.clone(), issuer: index, generation }, now);
-        }
+        let generation = trusted.verify(&unverified).await?;
+        self.remember(name, Verified { identity: identity.clone(), issuer: index, generation }, now);
         Ok(identity)
     }
 
@@ -119,20 +117,23 @@ impl Authenticator {
 }
 
 impl Trusted {
-    async fn verify(&self, token: &Unverified<'_>) -> Result<(), AuthError> {
+    /// Checks the signature; says of which generation the key is.
+    async fn verify(&self, token: &Unverified<'_>) -> Result<u64, AuthError> {
         let algorithm = token.header.algorithm;
         if !self.config.algorithms.iter().any(|name| algorithm.is_called(name)) {
             return Err(AuthError::Rejected(Fault::Algorithm));
         }
-        let key = self.keys.find(token.header.kid.as_deref()).await.map_err(|error| match error {
+        let found = self.keys.find(token.header.kid.as_deref()).await.map_err(|error| match error {
             NoKey::Unknown => AuthError::Rejected(Fault::KeyUnknown),
             NoKey::Down(retry_after) => AuthError::IssuerDown { issuer: self.config.issuer.clone(), retry_after },
         })?;
-        if key.verifies(algorithm, token.signed, token.signature) {
-            Ok(())
-        } else {
-            Err(AuthError::Rejected(Fault::Signature))
+        if found.key.algorithm() != algorithm {
+            return Err(AuthError::Rejected(Fault::Algorithm));
         }
+        if !found.key.verifies(token.signed, token.signature) {
+            return Err(AuthError::Rejected(Fault::Signature));
+        }
+        Ok(found.generation)
     }
 }
 
@@ -153,6 +154,14 @@ fn fingerprint(token: &str) -> [u8; 32] {
     let mut name = [0; 32];
     name.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
     name
+}
+
+#[cfg(test)]
+impl Authenticator {
+    /// The keys of each issuer, for the tests of keys.
+    pub(super) fn issuers(&self) -> Vec<&KeyRing> {
+        self.issuers.iter().map(|trusted| &trusted.keys).collect()
+    }
 }
 
 /// Verified tokens remembered at once.

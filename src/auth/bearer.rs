@@ -52,3 +52,121 @@ fn is_token68(token: &[u8]) -> bool {
 
 /// Bytes of a token (tok-13).
 const MAX_TOKEN: usize = 16 << 10;
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+    use super::{super::testing, AuthError, Fault, MAX_TOKEN};
+
+    const FORM: AuthError = AuthError::Malformed(Fault::Form);
+    const AMBIGUOUS: AuthError = AuthError::Malformed(Fault::Ambiguous);
+
+    fn lines(lines: &[&[u8]]) -> HeaderMap {
+        let value = |line: &&[u8]| (header::AUTHORIZATION, HeaderValue::from_bytes(line).unwrap());
+        lines.iter().map(value).collect()
+    }
+
+    #[track_caller]
+    fn refused(line: &[u8], wanted: &AuthError) {
+        let shown = String::from_utf8_lossy(&line[..line.len().min(60)]);
+        assert_eq!(super::token(&lines(&[line]), None).as_ref(), Err(wanted), "{shown}");
+    }
+
+    /// tok-1, tok-2, tok-10, tok-11: a token anywhere else is none.
+    #[test]
+    fn a_token_that_is_not_in_the_authorization_header_is_missing() {
+        let bench = testing::bench();
+        let token = testing::token().sign();
+        assert_eq!(bench.ask(&HeaderMap::new(), None), Err(AuthError::Missing));
+        for name in [
+            "cookie",
+            "x-forwarded-access-token",
+            "x-auth-request-access-token",
+            "proxy-authorization",
+            "mcp-session-id",
+            "x-authorization",
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(HeaderName::from_static(name), HeaderValue::try_from(format!("Bearer {token}")).unwrap());
+            assert_eq!(bench.ask(&headers, None), Err(AuthError::Missing), "{name}");
+        }
+        for line in ["Basic YTpi", "DPoP abc", "Negotiate abc", "", "Bearers abc", "Token abc"] {
+            refused(line.as_bytes(), &AuthError::Missing);
+        }
+    }
+
+    /// tok-3, tok-4, tok-12, tok-14, tok-18: what RFC 9110 does not call a token is malformed.
+    #[test]
+    fn what_is_not_exactly_one_token_is_malformed() {
+        for line in [
+            "Bearer", "Bearer ", "Bearer a b", "Bearer {}", "Bearer \"a\"", "Bearer a%20b", "Bearer\tabc", "Bearer a\tb",
+            "Bearer a=b", "Bearer ==", "Bearer=abc", "Bearer {\"payload\":\"e30\",\"signatures\":[]}", "Bearer a;b",
+        ] {
+            refused(line.as_bytes(), &FORM);
+        }
+        refused(b"Bearer ab\xe9", &FORM);
+        refused(b"Bearer \xc3\xa9", &FORM);
+        for byte in [b'\0', b'\r', b'\n'] {
+            assert!(HeaderValue::from_bytes(&[b'B', byte]).is_err(), "the HTTP parser lets no control byte through");
+        }
+    }
+
+    /// tok-5: a scheme has no case.
+    #[test]
+    fn the_scheme_may_be_written_in_any_case() {
+        let bench = testing::bench();
+        let token = testing::token().sign();
+        for scheme in ["Bearer", "bearer", "BEARER", "bEaReR", "Bearer  "] {
+            let headers = lines(&[format!("{scheme} {token}").as_bytes()]);
+            assert_eq!(bench.ask(&headers, None).unwrap().subject(), "alice");
+        }
+    }
+
+    /// tok-6, tok-7, inc-18: two tokens are never one good one.
+    #[test]
+    fn two_tokens_are_malformed_even_if_both_are_good() {
+        let bench = testing::bench();
+        let line = format!("Bearer {}", testing::token().sign());
+        assert_eq!(bench.ask(&lines(&[line.as_bytes(), line.as_bytes()]), None), Err(AMBIGUOUS));
+        assert_eq!(bench.ask(&lines(&[line.as_bytes(), b"Basic YTpi"]), None), Err(AMBIGUOUS));
+        assert_eq!(bench.ask(&lines(&[format!("{line}, {line}").as_bytes()]), None), Err(FORM));
+    }
+
+    /// tok-8, tok-9: a token in the query is not read, and beside one in the header it is one too many.
+    #[test]
+    fn a_token_in_the_query_is_no_token() {
+        let bench = testing::bench();
+        let token = testing::token().sign();
+        let query = format!("access_token={token}");
+        assert_eq!(bench.ask(&HeaderMap::new(), Some(&query)), Err(AuthError::Missing));
+        let headers = testing::bearer(&token);
+        for query in [&*query, "a=b&access_token=x", "access_token", "access_token="] {
+            assert_eq!(bench.ask(&headers, Some(query)), Err(AMBIGUOUS), "{query}");
+        }
+        assert!(bench.ask(&headers, Some("token=x&my_access_token=y")).is_ok());
+    }
+
+    /// tok-13: too long a token is refused before any of it is decoded.
+    #[test]
+    fn a_token_has_a_longest_length() {
+        let line = |length| format!("Bearer {}", "a".repeat(length));
+        assert_eq!(super::token(&lines(&[line(MAX_TOKEN).as_bytes()]), None).map(str::len), Ok(MAX_TOKEN));
+        refused(line(MAX_TOKEN + 1).as_bytes(), &FORM);
+        assert_eq!(testing::bench().ask(&lines(&[line(MAX_TOKEN).as_bytes()]), None), Err(AuthError::Rejected(Fault::Form)));
+    }
+
+    /// tok-16: who a caller says to be makes no difference.
+    #[test]
+    fn headers_that_name_a_user_have_no_effect() {
+        let bench = testing::bench();
+        let mut headers = testing::bearer(&testing::token().sign());
+        for name in ["x-user", "x_user", "x-forwarded-user", "x-forwarded-email", "x-auth-request-user", "x-remote-user"] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("root"));
+        }
+        let identity = bench.ask(&headers, None).unwrap();
+        assert_eq!((identity.issuer(), identity.subject()), (testing::ISSUER, "alice"));
+        headers.remove(header::AUTHORIZATION);
+        assert_eq!(bench.ask(&headers, None), Err(AuthError::Missing));
+    }
+}

@@ -29,8 +29,10 @@ pub(super) fn check(header: &Header, claims: &Claims, issuer: &Issuer, now: u64)
         return Err(AuthError::Rejected(Fault::Claim));
     }
     let client = client(claims, issuer)?;
-    // A program acting for itself, never the user of that name (RFC 9700 §4.15).
-    let kind = if client.as_deref() == Some(subject.as_str()) { Principal::Client } else { Principal::User };
+    // A program acting for itself, never the user of that name (RFC 9700 §4.15): whichever
+    // claim says so, read here or not.
+    let names_a_client = |name: &&str| claims.get(name).and_then(Value::as_str).as_deref() == Some(subject.as_str());
+    let kind = if CLIENT_CLAIMS.iter().any(names_a_client) { Principal::Client } else { Principal::User };
     Ok(Identity {
         issuer: issuer.issuer.clone(),
         subject,
@@ -93,13 +95,13 @@ fn times(claims: &Claims, issuer: &Issuer, now: u64) -> Result<u64, AuthError> {
     Ok(expires)
 }
 
-/// A NumericDate in whole seconds; absent is none, anything but a positive number is refused (inc-21).
+/// A NumericDate in whole seconds; absent is none, anything but a number from zero on is refused (inc-21).
 fn seconds(claims: &Claims, name: &str) -> Result<Option<u64>, AuthError> {
     let Some(value) = claims.get(name) else { return Ok(None) };
     let number = value.as_number().and_then(|text| text.parse::<f64>().ok());
     match number {
-        // Up to here a double is exact; floor, not round (tok-63).
-        Some(seconds) if (1.0..MAX_SECONDS).contains(&seconds) => {
+        // Up to here a double is exact; floor, not round (tok-63). Zero is some providers' "always" in `nbf`.
+        Some(seconds) if (0.0..MAX_SECONDS).contains(&seconds) => {
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded just above")]
             Ok(Some(seconds as u64))
         }
@@ -108,8 +110,7 @@ fn seconds(claims: &Claims, name: &str) -> Result<Option<u64>, AuthError> {
 }
 
 fn client(claims: &Claims, issuer: &Issuer) -> Result<Option<String>, AuthError> {
-    // `cid` and `appid` are what Okta and Entra ID v1 say instead.
-    let names: &[&str] = if issuer.legacy_typ { &["client_id", "azp", "cid", "appid"] } else { &["client_id", "azp"] };
+    let names = if issuer.legacy_typ { &CLIENT_CLAIMS } else { &CLIENT_CLAIMS[..2] };
     let mut found = None;
     for name in names {
         if let Some(client) = text(claims, name, MAX_ID)? {
@@ -168,6 +169,8 @@ fn text(claims: &Claims, name: &str, max: usize) -> Result<Option<String>, AuthE
     }
 }
 
+/// What names the client: RFC 9068, OpenID Connect Core, then what Okta and Entra ID v1 say instead.
+const CLIENT_CLAIMS: [&str; 4] = ["client_id", "azp", "cid", "appid"];
 /// Bytes of a subject, client or token id (OpenID Connect Core §2 says 255).
 const MAX_ID: usize = 255;
 /// How long a token may live, in seconds.
@@ -176,3 +179,314 @@ const MAX_LIFETIME: u64 = 24 * 60 * 60;
 const MAX_SECONDS: f64 = 9_007_199_254_740_992.0;
 const MAX_SCOPES: usize = 256;
 const MAX_GROUPS: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::{
+        super::{
+            Fault, Kind,
+            testing::{AUDIENCE, HEADER, ISSUER, LEEWAY, NOW, bench, bench_with, spelled, token},
+        },
+        MAX_GROUPS, MAX_LIFETIME,
+    };
+
+    const DAY: u64 = MAX_LIFETIME;
+
+    /// tok-49, tok-50, tok-51: an access token says that it is one.
+    #[test]
+    fn the_type_is_that_of_an_access_token() {
+        let strict = bench();
+        for typ in ["at+jwt", "AT+JWT", "application/at+jwt", "Application/AT+jwt"] {
+            strict.accepts(&token().header("typ", typ).sign());
+        }
+        for typ in [
+            "JWT", "dpop+jwt", "logout+jwt", "secevent+jwt", "oauth-authz-req+jwt", "entity-statement+jwt",
+            "oauth-id-jag+jwt", "at+jwt ", "application/application/at+jwt", "text/at+jwt",
+        ] {
+            strict.refuses(&token().header("typ", typ).sign(), Fault::Type);
+        }
+        strict.refuses(&token().without("typ").sign(), Fault::Type);
+        for typ in [json!(null), json!(1), json!(["at+jwt"]), json!("")] {
+            strict.refuses(&token().header("typ", typ).sign(), Fault::Type);
+        }
+    }
+
+    /// tok-49, tok-90: some providers say `JWT` or nothing; of those, an ID token is still none.
+    #[test]
+    fn a_legacy_type_is_accepted_where_configured_and_an_id_token_never() {
+        let legacy = bench_with(|issuer| issuer.legacy_typ = true);
+        legacy.accepts(&token().without("typ").sign());
+        for typ in ["JWT", "jwt", "application/jwt", "at+jwt"] {
+            legacy.accepts(&token().header("typ", typ).sign());
+        }
+        for typ in ["logout+jwt", "dpop+jwt", "oauth-id-jag+jwt"] {
+            legacy.refuses(&token().header("typ", typ).sign(), Fault::Type);
+        }
+        for marker in ["nonce", "at_hash", "c_hash"] {
+            legacy.refuses(&token().header("typ", "JWT").claim(marker, "x").sign(), Fault::Type);
+            bench().refuses(&token().claim(marker, "x").sign(), Fault::Type);
+        }
+    }
+
+    /// tok-60: half a minute for clocks that differ, and not a second more.
+    #[test]
+    fn an_expired_token_is_refused() {
+        let bench = bench();
+        let old = |exp: u64| token().claim("iat", NOW - 300).claim("exp", exp).sign();
+        bench.accepts(&old(NOW - LEEWAY + 1));
+        bench.refuses(&old(NOW - LEEWAY), Fault::Expired);
+        bench.refuses(&old(NOW - LEEWAY - 1), Fault::Expired);
+        let exact = bench_with(|issuer| issuer.leeway = Duration::ZERO);
+        exact.accepts(&old(NOW + 1));
+        exact.refuses(&old(NOW), Fault::Expired);
+    }
+
+    /// tok-60: also a token that has been accepted before.
+    #[test]
+    fn a_token_that_was_good_expires() {
+        let bench = bench();
+        let token = token().sign();
+        bench.accepts(&token);
+        bench.set_time(NOW + 300 + LEEWAY - 1);
+        bench.accepts(&token);
+        bench.set_time(NOW + 300 + LEEWAY);
+        bench.refuses(&token, Fault::Expired);
+    }
+
+    /// tok-70: a clock that is set back revives nothing.
+    #[test]
+    fn time_does_not_run_backwards() {
+        let bench = bench();
+        let old = token().sign();
+        bench.set_time(NOW + 3600);
+        bench.refuses(&old, Fault::Expired);
+        bench.set_time(NOW);
+        bench.refuses(&old, Fault::Expired);
+    }
+
+    /// tok-61, tok-62, tok-64, inc-21: a time is a number, and `exp` must be there.
+    #[test]
+    fn a_time_of_another_type_is_refused_and_not_skipped() {
+        let bench = bench();
+        bench.refuses(&token().without("exp").sign(), Fault::Claim);
+        for value in [json!("1800000300"), json!(true), json!(null), json!([1_800_000_300]), json!({}), json!(-1), json!(-1.5)] {
+            for name in ["exp", "nbf", "iat"] {
+                bench.refuses(&token().claim(name, value.clone()).sign(), Fault::Claim);
+            }
+        }
+        bench.refuses(&token().claim("exp", 0).sign(), Fault::Expired);
+    }
+
+    /// tok-63, tok-65, tok-66: fractions are cut, and nothing is too large to be read.
+    #[test]
+    fn numbers_of_every_size_are_read_as_what_they_are() {
+        let bench = bench_with(|issuer| issuer.leeway = Duration::ZERO);
+        let with = |exp: &str| {
+            let claims = token().claims_text().replace(&format!("\"exp\":{}", NOW + 300), &format!("\"exp\":{exp}"));
+            assert!(claims.contains(exp));
+            spelled(HEADER, claims)
+        };
+        bench.accepts(&with(&format!("{}.9", NOW + 300)));
+        bench.accepts(&with(&format!("{}.0e0", NOW + 1)));
+        bench.refuses(&with(&format!("{NOW}.9")), Fault::Expired);
+        bench.accepts(&with(&(NOW + DAY).to_string()));
+        for exp in [
+            &*(NOW + DAY + 1).to_string(), "10000000000", "1e10", "1e99", "9223372036854775808", "18446744073709551615",
+            "18446744073709551616", "1E400", &*format!("{}000", NOW + 300),
+        ] {
+            bench.refuses(&with(exp), Fault::Claim);
+        }
+        // Far away is no fault of its own.
+        bench.set_time(9_999_999_900);
+        bench.accepts(&token().claim("iat", 9_999_999_900_u64).claim("exp", 10_000_000_000_u64).sign());
+    }
+
+    /// tok-67, tok-68: not before its time, and not from the future.
+    #[test]
+    fn a_token_is_not_good_before_its_time() {
+        let bench = bench();
+        bench.accepts(&token().claim("nbf", NOW + LEEWAY).sign());
+        bench.accepts(&token().claim("nbf", 0).sign());
+        bench.refuses(&token().claim("nbf", NOW + LEEWAY + 1).sign(), Fault::NotYetValid);
+        bench.accepts(&token().claim("iat", NOW + LEEWAY).sign());
+        bench.refuses(&token().claim("iat", NOW + LEEWAY + 1).sign(), Fault::NotYetValid);
+        bench.refuses(&token().claim("nbf", NOW + 20).claim("exp", NOW + 10).sign(), Fault::Claim);
+        bench.refuses(&token().claim("iat", NOW + 20).claim("exp", NOW + 10).sign(), Fault::Claim);
+        bench.refuses(&token().without("iat").sign(), Fault::Claim);
+        bench_with(|issuer| issuer.legacy_typ = true).accepts(&token().without("iat").sign());
+    }
+
+    /// tok-71, tok-72: an issuer is compared byte for byte.
+    #[test]
+    fn another_issuer_is_refused_however_alike() {
+        let bench = bench();
+        for issuer in [
+            json!(null), json!(7), json!([ISSUER]), json!([ISSUER, "https://evil.example"]), json!(""), json!("https://evil.example"),
+            json!(format!("{ISSUER}/")), json!(ISSUER.to_uppercase()), json!("https://sso.example.com:443/realms/corp"),
+            json!("https://sso.example.com/realms/%63orp"), json!("http://sso.example.com/realms/corp"), json!(format!(" {ISSUER}")),
+        ] {
+            bench.refuses(&token().claim("iss", issuer).sign(), Fault::Issuer);
+        }
+        bench.refuses(&token().without("iss").sign(), Fault::Issuer);
+    }
+
+    /// tok-73, tok-74, tok-77: the audience is a string, or strings, one of which is ours.
+    #[test]
+    fn the_audience_names_this_server() {
+        let bench = bench();
+        bench.accepts(&token().claim("aud", json!([AUDIENCE])).sign());
+        bench.accepts(&token().claim("aud", json!(["https://other.example", AUDIENCE])).sign());
+        bench.refuses(&token().without("aud").sign(), Fault::Audience);
+        for audience in [
+            json!(null), json!({}), json!({"aud": AUDIENCE}), json!(1), json!([]), json!(""), json!([1, AUDIENCE]), json!([[AUDIENCE]]),
+            json!([AUDIENCE, null]), json!("https://other.example"), json!(["https://other.example"]),
+        ] {
+            bench.refuses(&token().claim("aud", audience).sign(), Fault::Audience);
+        }
+    }
+
+    /// tok-75, tok-76: but for one slash at the end, byte for byte.
+    #[test]
+    fn an_audience_that_resembles_ours_is_another() {
+        let bench = bench();
+        bench.accepts(&token().claim("aud", format!("{AUDIENCE}/")).sign());
+        for audience in [
+            "https://mcp.example.com", "https://mcp.example.com/", "https://mcp.example.com/git", "https://mcp.example.com/github/x",
+            "https://mcp.example.com/github//", "https://mcp.example.com/github#a", "https://mcp.example.com/github?a",
+            "https://mcp.example.com/GitHub", "HTTPS://mcp.example.com/github", "https://mcp.example.com:443/github", "mcp.example.com/github",
+            "https://mcp.example.com.evil.example/github", "editor", "*",
+        ] {
+            bench.refuses(&token().claim("aud", audience).sign(), Fault::Audience);
+        }
+        let listed = bench_with(|issuer| issuer.audience = vec!["https://mcp.example.com/github/".to_owned(), "api".to_owned()]);
+        for audience in [AUDIENCE, "https://mcp.example.com/github/", "api"] {
+            listed.accepts(&token().claim("aud", audience).sign());
+        }
+    }
+
+    /// tok-78: a subject can be written into a record.
+    #[test]
+    fn a_subject_is_a_short_plain_text() {
+        let bench = bench();
+        bench.refuses(&token().without("sub").sign(), Fault::Claim);
+        for subject in [
+            json!(""), json!(7), json!(null), json!(["alice"]), json!("a".repeat(256)), json!("a\nb"), json!("a\u{0}"), json!("a\u{7f}"),
+            json!("a\u{85}"), json!("a\tb"),
+        ] {
+            bench.refuses(&token().claim("sub", subject).sign(), Fault::Claim);
+        }
+        assert_eq!(bench.accepts(&token().claim("sub", "a".repeat(255)).sign()).subject().len(), 255);
+        assert_eq!(bench.accepts(&token().claim("sub", "Ålice|x").sign()).subject(), "Ålice|x");
+    }
+
+    /// tok-79: a program whose id is a user's name is not that user.
+    #[test]
+    fn a_client_acting_for_itself_is_no_user() {
+        let bench = bench();
+        let user = bench.accepts(&token().sign());
+        assert_eq!(user.kind(), Kind::User);
+        for name in ["client_id", "azp", "cid", "appid"] {
+            let client = bench.accepts(&token().claim(name, "alice").sign());
+            assert_eq!(client.kind(), Kind::Client, "{name}");
+            assert_ne!(client.principal_key().to_string(), user.principal_key().to_string());
+            assert!(!client.owns_session_of(&user));
+        }
+    }
+
+    /// tok-81: an address is no name, and none is taken for one.
+    #[test]
+    fn only_the_subject_identifies() {
+        let bench = bench();
+        let claims = [("email", "root@example.com"), ("preferred_username", "root"), ("upn", "root@good@evil"), ("name", "root")];
+        let token = claims.into_iter().fold(token(), |token, (name, value)| token.claim(name, value));
+        assert_eq!(bench.accepts(&token.clone().sign()).subject(), "alice");
+        bench.refuses(&token.without("sub").sign(), Fault::Claim);
+    }
+
+    /// tok-82, tok-83, tok-84: scopes are words, as they were written.
+    #[test]
+    fn scopes_are_distinct_words() {
+        let bench = bench();
+        let scopes = |value: &str| bench.accepts(&token().claim("scope", value).sign()).scopes().to_vec();
+        assert_eq!(scopes("tools:read Tools:Read"), ["tools:read", "Tools:Read"]);
+        assert!(scopes("").is_empty());
+        assert!(bench.accepts(&token().without("scope").sign()).scopes().is_empty());
+        for value in [
+            json!(["a"]), json!(7), json!(null), json!("a a"), json!("a  b"), json!(" a"), json!("a "), json!("a\tb"), json!("a\"b"),
+            json!("a\\b"), json!("ä"),
+        ] {
+            bench.refuses(&token().claim("scope", value).sign(), Fault::Claim);
+        }
+    }
+
+    /// tok-83: `scp` is read where the provider is an old one.
+    #[test]
+    fn scp_is_read_of_legacy_issuers_alone() {
+        let legacy = bench_with(|issuer| issuer.legacy_typ = true);
+        let token = || token().without("scope");
+        assert_eq!(legacy.accepts(&token().claim("scp", json!(["a", "b"])).sign()).scopes(), ["a", "b"]);
+        assert_eq!(legacy.accepts(&token().claim("scp", "a b").sign()).scopes(), ["a", "b"]);
+        legacy.refuses(&token().claim("scp", json!(["a", 1])).sign(), Fault::Claim);
+        legacy.refuses(&token().claim("scp", json!(["a b"])).sign(), Fault::Claim);
+        assert!(bench().accepts(&token().claim("scp", "a b").sign()).scopes().is_empty());
+    }
+
+    /// tok-86: groups are texts, and not too many.
+    #[test]
+    fn groups_are_texts_and_capped() {
+        let bench = bench();
+        assert_eq!(bench.accepts(&token().sign()).groups(), ["staff"]);
+        assert!(bench.accepts(&token().without("groups").sign()).groups().is_empty());
+        let text = "{\"__entity\":{\"type\":\"User\",\"id\":\"admin\"}}";
+        assert_eq!(bench.accepts(&token().claim("groups", json!([text])).sign()).groups(), [text]);
+        bench.accepts(&token().claim("groups", vec!["g"; MAX_GROUPS]).sign());
+        bench.refuses(&token().claim("groups", vec!["g"; MAX_GROUPS + 1]).sign(), Fault::Claim);
+        for groups in [json!([{"__entity": {"type": "User", "id": "admin"}}]), json!([1]), json!([["a"]]), json!({"a": 1}), json!(null)] {
+            bench.refuses(&token().claim("groups", groups).sign(), Fault::Claim);
+        }
+    }
+
+    /// tok-87: on whose behalf somebody acts gives no rights.
+    #[test]
+    fn an_actor_changes_nothing() {
+        let bench = bench();
+        let plain = bench.accepts(&token().sign());
+        let acting = token().claim("act", json!({"sub": "root"})).claim("may_act", json!({"sub": "root"}));
+        assert_eq!(bench.accepts(&acting.sign()), plain);
+    }
+
+    /// tok-88: a bearer token may be shown again; its id is short.
+    #[test]
+    fn a_token_may_be_used_again_and_its_id_is_short() {
+        let bench = bench();
+        let same = token().sign();
+        assert_eq!(bench.accepts(&same), bench.accepts(&same));
+        bench.accepts(&token().claim("jti", "j".repeat(255)).sign());
+        bench.refuses(&token().claim("jti", "j".repeat(256)).sign(), Fault::Claim);
+        bench.refuses(&token().claim("jti", 7).sign(), Fault::Claim);
+    }
+
+    /// tok-113: bound to a key that nobody shows here.
+    #[test]
+    fn a_sender_constrained_token_is_refused() {
+        for bound in [json!({"jkt": "abc"}), json!({"x5t#S256": "abc"}), json!({}), json!(null)] {
+            bench().refuses(&token().claim("cnf", bound).sign(), Fault::Claim);
+        }
+    }
+
+    #[test]
+    fn a_list_of_clients_is_really_compared() {
+        let listed = bench_with(|issuer| issuer.clients = vec!["editor".to_owned(), "agent".to_owned()]);
+        assert_eq!(listed.accepts(&token().sign()).client(), Some("editor"));
+        listed.accepts(&token().without("client_id").claim("azp", "agent").sign());
+        listed.refuses(&token().claim("client_id", "other").sign(), Fault::Client);
+        listed.refuses(&token().claim("azp", "other").sign(), Fault::Client);
+        listed.refuses(&token().without("client_id").sign(), Fault::Client);
+        listed.refuses(&token().claim("client_id", json!(["editor"])).sign(), Fault::Claim);
+        bench().accepts(&token().without("client_id").sign());
+    }
+}

@@ -12,11 +12,12 @@ pub fn metadata(config: &Config) -> Bytes {
         Auth::Oidc(issuers) => issuers.iter().map(|issuer| issuer.issuer.as_str()).collect(),
         Auth::None => Vec::new(),
     };
-    let document = json!({
-        "resource": config.resource.url,
-        "authorization_servers": issuers,
-        "bearer_methods_supported": ["header"],
-    });
+    let mut document = json!({ "resource": config.resource.url });
+    // What has no element is left out (RFC 9728 §3.2).
+    if !issuers.is_empty() {
+        document["authorization_servers"] = json!(issuers);
+        document["bearer_methods_supported"] = json!(["header"]);
+    }
     document.to_string().into()
 }
 

@@ -16,9 +16,9 @@ mod jwt;
 mod keys;
 mod metadata;
 #[cfg(test)]
-mod tests;
+mod testing;
 #[cfg(test)]
-mod provider_tests;
+mod wycheproof;
 
 pub use authenticate::Authenticator;
 pub use challenge::challenge;
