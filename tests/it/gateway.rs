@@ -308,7 +308,7 @@ async fn more_sessions_than_allowed_are_refused_before_anything_starts() {
 /// fault-8, fault-20: with a broken configuration everybody is told 503; a mended one serves on the same socket.
 #[tokio::test]
 async fn a_broken_configuration_is_a_mode_until_it_is_mended() {
-    let house = house().broken("command = [\"/usr/bin/python3\"]\nresorce = \"x\"\n").open().await;
+    let house = house().file("command = [\"/usr/bin/python3\"]\nresorce = \"x\"\n").open().await;
     let mut alice = house.caller("alice");
     for _ in 0..3 {
         let answer = alice.initialize().await;
@@ -417,4 +417,20 @@ async fn a_gateway_with_an_old_configuration_makes_way() {
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
     assert_eq!(house.children_started(), 0);
     assert_eq!(house.ended().await, thv::daemon::Exit::Done);
+}
+
+/// `mode = "none"` is a line that says so, and means everybody on this host.
+#[tokio::test]
+async fn without_authentication_everybody_on_this_host_is_anonymous() {
+    let open = "command = [\"/usr/bin/cat\"]\nresource = \"http://{address}/mcp\"\n[auth]\nmode = \"none\"\n\
+                [authz]\nallow = \"authenticated\"\n[sandbox]\noptional = [\"cgroup\"]\n";
+    let house = house().file(open).open().await;
+    let mut anybody = house.caller("x");
+    anybody.token = None;
+    // `cat` gives the request back, which is no answer: what matters is that one was started.
+    let answer = anybody.send("GET", "").await;
+    assert_eq!(answer.status, 405);
+    let metadata = wire::exchange(house.address, &wire::request("GET", "/.well-known/oauth-protected-resource", &[("Host", &house.address.to_string())], "")).await;
+    assert_eq!(metadata.json()["authorization_servers"], json!(null), "there is nobody to send them to");
+    assert!(house.records.all().iter().any(|record| record.contains("THV_SUBJECT=anonymous")));
 }

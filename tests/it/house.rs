@@ -31,7 +31,7 @@ pub struct Plan {
     more: String,
     optional: &'static str,
     /// Replaces the whole server file.
-    broken: Option<String>,
+    file: Option<String>,
 }
 
 /// A running gateway; it ends when this is dropped.
@@ -46,7 +46,7 @@ pub struct House {
 
 /// A house with the scripted server, in which everybody may do everything.
 pub fn house() -> Plan {
-    Plan { command: None, arguments: Vec::new(), policy: None, more: String::new(), optional: "\"cgroup\"", broken: None }
+    Plan { command: None, arguments: Vec::new(), policy: None, more: String::new(), optional: "\"cgroup\"", file: None }
 }
 
 impl Plan {
@@ -79,8 +79,9 @@ impl Plan {
         self
     }
 
-    pub fn broken(mut self, toml: &str) -> Self {
-        self.broken = Some(toml.to_owned());
+    /// Another server file than the usual one; `{address}` stands for where the house is.
+    pub fn file(mut self, toml: &str) -> Self {
+        self.file = Some(toml.to_owned());
         self
     }
 
@@ -96,7 +97,7 @@ impl Plan {
         }
         fs::write(etc.join("policies/it.cedar"), self.policy.as_deref().unwrap_or_default()).unwrap();
         fs::write(etc.join("good.toml.kept"), &good).unwrap();
-        fs::write(etc.join("servers/it.toml"), self.broken.as_ref().unwrap_or(&good)).unwrap();
+        fs::write(etc.join("servers/it.toml"), self.file.as_ref().map_or(good.clone(), |file| file.replace("{address}", &address.to_string()))).unwrap();
         readable(files.path());
 
         let server = ServerName::parse("it").unwrap();
