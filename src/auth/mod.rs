@@ -18,7 +18,7 @@ mod metadata;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
-mod wycheproof;
+mod wycheproof_tests;
 
 pub use authenticate::Authenticator;
 pub use challenge::challenge;
