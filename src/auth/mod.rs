@@ -18,7 +18,7 @@ mod metadata;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
-mod wycheproof_tests;
+mod wycheproof;
 
 pub use authenticate::Authenticator;
 pub use challenge::challenge;
