@@ -373,4 +373,97 @@ mod tests {
             assert!(first.redirected(elsewhere).is_none(), "{elsewhere}");
         }
     }
+
+    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| SocketAddr::new(text.parse().unwrap(), 443)).collect()
+    }
+
+    /// tok-101: by IANA's registries of special-purpose addresses.
+    #[test]
+    fn an_address_is_public_or_not() {
+        for public in ["1.1.1.1", "9.255.255.255", "11.0.0.0", "100.128.0.0", "172.32.0.1", "223.255.255.255", "2606:4700::1", "2a00:1450::1"] {
+            assert!(is_public(public.parse().unwrap()), "{public}");
+        }
+        for special in [
+            "0.0.0.0", "10.1.2.3", "100.64.0.1", "127.0.0.1", "127.9.9.9", "169.254.169.254", "172.16.0.1", "172.31.255.255",
+            "192.0.0.1", "192.168.1.1", "198.18.0.1", "203.0.113.1", "224.0.0.1", "255.255.255.255", "::", "::1", "::ffff:10.0.0.1",
+            "::ffff:8.8.8.8", "64:ff9b::a00:1", "64:ff9b:1::1", "100::1", "2001::1", "2001:db8::1", "2002:a00:1::", "fc00::1",
+            "fd12::1", "fe80::1", "ff02::1", "3fff::1",
+        ] {
+            assert!(!is_public(special.parse().unwrap()), "{special}");
+        }
+    }
+
+    /// tok-102: what is dialled is what was checked, all of it.
+    #[test]
+    fn an_address_that_may_not_be_dialled_spoils_the_others() {
+        let plain = Target::parse("http://localhost/").unwrap();
+        assert!(plain.checked(addresses(&["127.0.0.1", "::1"]).into_iter()).is_ok());
+        assert!(matches!(plain.checked(addresses(&["127.0.0.1", "192.168.1.1"]).into_iter()), Err(FetchError::Url(_))));
+        let named = Target::parse("https://sso.example.com/").unwrap();
+        assert_eq!(named.checked(addresses(&["10.0.0.1", "1.1.1.1"]).into_iter()).unwrap(), addresses(&["10.0.0.1", "1.1.1.1"]));
+        let linked = Target { public_only: true, ..named };
+        assert_eq!(linked.checked(addresses(&["1.1.1.1"]).into_iter()).unwrap(), addresses(&["1.1.1.1"]));
+        for mixed in [["1.1.1.1", "127.0.0.1"], ["10.0.0.1", "1.1.1.1"]] {
+            assert!(matches!(linked.checked(addresses(&mixed).into_iter()), Err(FetchError::NotPublic(_))));
+        }
+        assert!(linked.redirected("/b").unwrap().public_only && linked.redirected("https://sso.example.com/b").unwrap().public_only);
+    }
+
+    fn tls(name: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls").join(name)
+    }
+
+    /// Answers one connection over TLS with the certificate for `localhost`.
+    async fn serve_tls() -> (u16, tokio::task::JoinHandle<()>) {
+        use rustls::{ServerConfig, pki_types::PrivateKeyDer};
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let certificates = authorities(&tls("localhost.pem")).unwrap();
+        let key = PrivateKeyDer::from_pem_file(tls("localhost.key")).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(certificates, key)
+            .unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let serving = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(mut stream) = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await else { return };
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.unwrap_or(0) > 0 {}
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
+            let _ = stream.write_all(answer).await;
+            let _ = stream.shutdown().await;
+        });
+        (port, serving)
+    }
+
+    /// tok-98: certificates are checked, name and authority, and a `ca-file` adds one.
+    #[tokio::test]
+    async fn https_is_spoken_with_those_whom_an_authority_vouches_for() {
+        let ours = Fetcher::new(Some(&tls("ca.pem"))).unwrap();
+        let system = Fetcher::new(None).unwrap();
+        let (port, serving) = serve_tls().await;
+        let fetched = ours.get(&format!("https://localhost:{port}/jwks")).await.unwrap();
+        assert_eq!((&fetched.body[..], &*fetched.media_type), (&b"{}"[..], "application/json"));
+        serving.await.unwrap();
+        for (fetcher, host) in [(&system, "localhost"), (&ours, "127.0.0.1")] {
+            let (port, serving) = serve_tls().await;
+            let error = fetcher.get(&format!("https://{host}:{port}/jwks")).await.unwrap_err();
+            assert!(matches!(&error, FetchError::Connect { source, .. } if source.to_string().contains("certificate")), "{error}");
+            serving.await.unwrap();
+        }
+    }
+
+    #[test]
+    fn a_file_of_authorities_holds_some() {
+        assert_eq!(authorities(&tls("ca.pem")).unwrap().len(), 1);
+        for (file, says) in [("README.md", "no certificate"), ("localhost.key", "no certificate"), ("missing", "No such file")] {
+            let error = Fetcher::new(Some(&tls(file))).err().unwrap().to_string();
+            assert!(error.contains(file) && error.contains(says), "{error}");
+        }
+    }
 }

@@ -166,3 +166,63 @@ impl Authenticator {
 
 /// Verified tokens remembered at once.
 const MAX_VERIFIED: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+
+    use super::{
+        super::testing::{NOW, bearer, bench, clock, token, unheard},
+        *,
+    };
+
+    #[test]
+    fn a_token_says_who_calls() {
+        let identity = bench().accepts(&token().sign());
+        assert_eq!((identity.issuer(), identity.subject()), (super::super::testing::ISSUER, "alice"));
+        assert_eq!((identity.kind(), identity.client()), (Kind::User, Some("editor")));
+        assert_eq!((identity.scopes(), identity.groups()), (&["tools:read", "tools:call"].map(str::to_owned)[..], &["staff".to_owned()][..]));
+        assert_eq!(identity.expires_at(), NOW + 300);
+    }
+
+    #[tokio::test]
+    async fn where_nobody_has_to_prove_anything_all_are_one_anonymous_user() {
+        let open = Authenticator::build(&Auth::None, clock().1, &unheard()).unwrap();
+        for headers in [HeaderMap::new(), bearer("nonsense")] {
+            let identity = open.authenticate(&headers, None).await.unwrap();
+            assert_eq!((identity.issuer(), identity.subject(), identity.kind()), ("", "anonymous", Kind::User));
+        }
+    }
+
+    /// No token is kept, only its hash; and of those not more than so many.
+    #[test]
+    fn verified_tokens_are_remembered_up_to_a_number() {
+        let bench = bench();
+        for number in 0..3 {
+            bench.accepts(&token().claim("jti", number.to_string()).sign());
+            bench.accepts(&token().claim("jti", number.to_string()).sign());
+        }
+        let held = || bench.authenticator.verified.lock().unwrap().len();
+        let identity = bench.accepts(&token().sign());
+        let remember = |n: u64, expires_at| {
+            let mut name = [0; 32];
+            name[..8].copy_from_slice(&n.to_be_bytes());
+            let identity = Identity { expires_at, ..identity.clone() };
+            bench.authenticator.remember(name, Verified { identity, issuer: 0, generation: 1 }, NOW);
+        };
+        for number in 0..3 * MAX_VERIFIED as u64 / 2 {
+            remember(number, if number % 2 == 0 { NOW - 1 } else { NOW + 1 });
+            assert!(held() <= MAX_VERIFIED);
+        }
+        assert!(held() > MAX_VERIFIED / 2, "those that have expired went first");
+    }
+
+    #[test]
+    fn a_refused_token_is_not_remembered() {
+        let bench = bench();
+        for _ in 0..2 {
+            bench.refuses(&token().claim("aud", "https://other.example").sign(), Fault::Audience);
+        }
+        assert!(bench.authenticator.verified.lock().unwrap().is_empty());
+    }
+}

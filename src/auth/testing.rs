@@ -206,7 +206,7 @@ impl Token {
             }
         }
         let alg = self.header["alg"].as_str().unwrap_or_default().to_owned();
-        compact(&self.header.to_string(), &self.claims.to_string(), |message| signer.sign(&alg, message))
+        compact(&self.header.to_string(), self.claims.to_string(), |message| signer.sign(&alg, message))
     }
 
     pub(super) fn claims_text(&self) -> String {
