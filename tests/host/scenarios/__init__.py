@@ -1,0 +1,26 @@
+"""The scenarios, in the order in which they are played: first what installs, last what purges."""
+
+
+class Skipped(Exception):
+    """Why a scenario cannot be played here."""
+
+
+def foundation(scenario):
+    """What the others need: played even when only some were asked for."""
+    scenario.is_foundation = True
+    return scenario
+
+
+from . import calls, demo, idle, isolation, mistakes, package, probes, units  # noqa: E402
+
+ORDER = [
+    *package.FIRST,
+    *units.ALL,
+    *calls.ALL,
+    *isolation.ALL,
+    *probes.ALL,
+    *idle.ALL,
+    *mistakes.ALL,
+    *demo.ALL,
+    *package.LAST,
+]

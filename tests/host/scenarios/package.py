@@ -1,0 +1,110 @@
+"""Installing, upgrading, removing and purging the deb."""
+
+import threading
+import time
+
+import servers
+import wire
+from scenarios import foundation
+
+TARGETS = ["thv-sockets.target", "thv.target"]
+
+
+@foundation
+def installing_the_deb_enables_and_starts_two_targets_and_nothing_else(host):
+    before = listening(host)
+    host.run("dpkg", "--install", "/opt/thv.deb")
+    active = host.text("systemctl", "list-units", "--plain", "--no-legend", "thv*").splitlines()
+    assert [line.split()[0] for line in active] == TARGETS, active
+    enabled = host.text("systemctl", "list-unit-files", "--no-legend", "--state=enabled", "thv*").splitlines()
+    assert [line.split()[0] for line in enabled] == TARGETS, enabled
+    assert listening(host) == before
+    assert host.text("pgrep", "--count", "--exact", "thv", check=False) == "0"
+
+
+def manual_catalog_and_examples_are_where_people_look(host):
+    for page in ("1 thv", "5 thv.toml", "7 thv-cedar", "7 thv-journal", "8 thv@.service"):
+        host.run("man", "--where", *page.split())
+    # The decision's message (thv-journal(7)).
+    assert "policy" in host.text("journalctl", "--dump-catalog", "10a520fad1d245a3b4612a4aafe999fa").lower()
+    assert host.text("ls", "/usr/share/doc/thv/examples")
+    assert host.text("ls", "-A", "/etc/thv/servers", "/etc/thv/policies").split() == ["/etc/thv/policies:", "/etc/thv/servers:"]
+    host.run("thv", "check")
+
+
+def an_upgrade_restarts_what_runs_and_loses_no_connection(host):
+    name = servers.PROBES
+    token = wire.token("alice", servers.resource(name))
+    with wire.opened(servers.PORTS[name], token):
+        gateway, inode = host.pid(f"thv@{name}.service"), socket_inode(host, name)
+        assert gateway
+        stop, answers, errors = threading.Event(), [], []
+
+        def ask():
+            while not stop.is_set():
+                try:
+                    with wire.Client(servers.PORTS[name], token) as client:
+                        answers.append(client.initialize().status)
+                        # A session of the old gateway ends with it.
+                        client.leave()
+                except OSError as error:
+                    errors.append(repr(error))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            host.run("dpkg", "--install", "/opt/thv.deb")
+            count = len(answers)
+            end = time.monotonic() + 30
+            while len(answers) < count + 5 and time.monotonic() < end:
+                time.sleep(0.05)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    assert host.pid(f"thv@{name}.service") != gateway, "the upgrade has restarted nothing"
+    assert socket_inode(host, name) == inode, "the socket was closed"
+    refused = [error for error in errors if "Refused" in error]
+    assert not refused, refused
+    assert len(answers) >= count + 5, f"{len(answers)} answers, {errors[:3]}"
+    assert set(answers) == {200}, answers
+
+
+def removing_stops_every_server_and_purging_leaves_nothing(host):
+    name = servers.PROBES
+    with wire.opened(servers.PORTS[name], wire.token("alice", servers.resource(name))) as client:
+        client.said("echo")
+        assert host.is_active(f"thv@{name}.service") and host.is_active(f"thv-runner@{name}.service")
+        host.run("dpkg", "--remove", "thv")
+    active = host.text("systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating", "thv*")
+    assert not active, active
+    assert host.text("pgrep", "--count", "thv", check=False) == "0"
+    assert host.path(f"/etc/thv/servers/{name}.toml").exists(), "removing is not purging"
+    host.run("dpkg", "--purge", "thv")
+    left = host.text(
+        "find", "/etc", "/usr", "/run", "/var", "-xdev", "-name", "*thv*", "-not", "-path", "/var/log/*",
+        "-not", "-path", "/run/systemd/*", "-not", "-path", "/usr/share/man/*/index.db")
+    assert not left, left
+    assert "thv" not in host.text("systemctl", "list-unit-files", "thv*", check=False).replace("0 unit files", "")
+
+
+def listening(host):
+    return sorted(line.split()[4] for line in host.text("cat", "/proc/net/unix").splitlines()[1:] if "/run/thv" in line)
+
+
+def socket_inode(host, name):
+    """The kernel's number of the TCP socket that systemd holds."""
+    port = f":{servers.PORTS[name]:04X}"
+    lines = [line.split() for line in host.text("cat", "/proc/net/tcp").splitlines()[1:]]
+    return next(line[9] for line in lines if line[1].endswith(port) and line[3] == "0A")
+
+
+FIRST = [
+    installing_the_deb_enables_and_starts_two_targets_and_nothing_else,
+    manual_catalog_and_examples_are_where_people_look,
+]
+LAST = [
+    an_upgrade_restarts_what_runs_and_loses_no_connection,
+    removing_stops_every_server_and_purging_leaves_nothing,
+]
