@@ -86,7 +86,11 @@ pub enum Reply {
         reason: String,
     },
     /// The child has ended and is reaped.
-    Exited { child: u64, status: Status, out_of_memory: bool },
+    Exited {
+        child: u64,
+        status: Status,
+        out_of_memory: bool,
+    },
     /// The conversation ends: wrong key, version or configuration. For the journal.
     Refused { reason: String },
 }
@@ -100,27 +104,47 @@ pub enum Status {
 }
 
 /// Sends one frame with its descriptors. `WouldBlock` passes through.
-pub fn send(socket: BorrowedFd<'_>, frame: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub fn send(
+    socket: BorrowedFd<'_>,
+    frame: &impl Serialize,
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     let text = serde_json::to_vec(frame)?;
     if text.len() > MAX_FRAME {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the frame is too long"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the frame is too long",
+        ));
     }
     let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control = if raw.is_empty() { &[][..] } else { &rights[..] };
     // The peer may have gone; that is an error to handle, not a signal to die of.
-    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&text)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+    sendmsg::<()>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(&text)],
+        control,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
     Ok(())
 }
 
 /// Receives one frame with its descriptors; `None` when the peer has hung up.
 /// `WouldBlock` passes through.
-pub fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+pub fn receive<T: DeserializeOwned>(
+    socket: BorrowedFd<'_>,
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut text = [0; MAX_FRAME];
     let mut control = nix::cmsg_space!([std::os::fd::RawFd; MAX_DESCRIPTORS]);
     let mut slices = [IoSliceMut::new(&mut text)];
     let received = loop {
-        match recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC) {
+        match recvmsg::<()>(
+            socket.as_raw_fd(),
+            &mut slices,
+            Some(&mut control),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        ) {
             Err(Errno::EINTR) => {}
             other => break other?,
         }
@@ -131,9 +155,15 @@ pub fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option
         return Ok(None);
     }
     if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the frame is too long"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the frame is too long",
+        ));
     }
-    Ok(Some((serde_json::from_slice(&text[..length])?, descriptors)))
+    Ok(Some((
+        serde_json::from_slice(&text[..length])?,
+        descriptors,
+    )))
 }
 
 /// Descriptors of one frame.
@@ -162,7 +192,16 @@ mod tests {
         let (read, write) = nix::unistd::pipe().unwrap();
         let started = Reply::Started { child: 7, pid: 12 };
         send(runner.as_fd(), &started, &[write.as_fd()]).unwrap();
-        send(runner.as_fd(), &Reply::Exited { child: 7, status: Status::Signal(9), out_of_memory: true }, &[]).unwrap();
+        send(
+            runner.as_fd(),
+            &Reply::Exited {
+                child: 7,
+                status: Status::Signal(9),
+                out_of_memory: true,
+            },
+            &[],
+        )
+        .unwrap();
         drop(write);
         let (first, mut descriptors): (Reply, _) = receive(gateway.as_fd()).unwrap().unwrap();
         assert_eq!(first, started);
@@ -173,7 +212,15 @@ mod tests {
         File::from(read).read_to_string(&mut text).unwrap();
         assert_eq!(text, "through");
         let (second, none): (Reply, _) = receive(gateway.as_fd()).unwrap().unwrap();
-        assert!(matches!(second, Reply::Exited { out_of_memory: true, .. }) && none.is_empty());
+        assert!(
+            matches!(
+                second,
+                Reply::Exited {
+                    out_of_memory: true,
+                    ..
+                }
+            ) && none.is_empty()
+        );
     }
 
     /// inc-2: no frame can name a command.
@@ -182,9 +229,16 @@ mod tests {
         let (gateway, runner) = pair();
         let nothing = receive::<Request>(runner.as_fd()).unwrap_err();
         assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
-        for wrong in [&b"{}"[..], b"[\"hello\",1]", br#"{"frame":"start","child":1,"principal":"x","command":"/bin/sh"}"#] {
+        for wrong in [
+            &b"{}"[..],
+            b"[\"hello\",1]",
+            br#"{"frame":"start","child":1,"principal":"x","command":"/bin/sh"}"#,
+        ] {
             nix::unistd::write(&gateway, wrong).unwrap();
-            assert_eq!(receive::<Request>(runner.as_fd()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+            assert_eq!(
+                receive::<Request>(runner.as_fd()).unwrap_err().kind(),
+                io::ErrorKind::InvalidData
+            );
         }
         nix::unistd::write(&gateway, &[b' '; MAX_FRAME + 1]).unwrap();
         assert!(receive::<Request>(runner.as_fd()).is_err());

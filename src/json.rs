@@ -21,7 +21,10 @@ pub struct Limits {
 }
 
 /// The limits for a JSON-RPC message.
-pub const MESSAGE: Limits = Limits { depth: MAX_DEPTH, nodes: 2_000_000 };
+pub const MESSAGE: Limits = Limits {
+    depth: MAX_DEPTH,
+    nodes: 2_000_000,
+};
 
 /// Why a text is not acceptable JSON.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -78,19 +81,30 @@ impl Document {
         if u32::try_from(text.len()).is_err() || std::str::from_utf8(text).is_err() {
             return Err(JsonError::Syntax(0));
         }
-        let mut reader = Reader { text, at: 0, limits, nodes: Vec::with_capacity(32) };
+        let mut reader = Reader {
+            text,
+            at: 0,
+            limits,
+            nodes: Vec::with_capacity(32),
+        };
         reader.space();
         reader.value(0)?;
         reader.space();
         if reader.at != text.len() {
             return Err(JsonError::Syntax(reader.at));
         }
-        Ok(Self { nodes: reader.nodes })
+        Ok(Self {
+            nodes: reader.nodes,
+        })
     }
 
     /// The outermost value. `text` must be what was parsed.
     pub fn root<'a>(&'a self, text: &'a [u8]) -> Value<'a> {
-        Value { document: self, text, index: 0 }
+        Value {
+            document: self,
+            text,
+            index: 0,
+        }
     }
 }
 
@@ -117,7 +131,8 @@ impl<'a> Value<'a> {
 
     /// The number as it was written; `None` if it is none.
     pub fn as_number(self) -> Option<&'a str> {
-        (self.kind() == Kind::Number).then(|| std::str::from_utf8(self.raw()).expect("the text was checked to be UTF-8"))
+        (self.kind() == Kind::Number)
+            .then(|| std::str::from_utf8(self.raw()).expect("the text was checked to be UTF-8"))
     }
 
     pub fn as_bool(self) -> Option<bool> {
@@ -130,19 +145,28 @@ impl<'a> Value<'a> {
 
     /// The member of that name, if this is an object that has it.
     pub fn get(self, name: &str) -> Option<Self> {
-        self.members().find(|(key, _)| *key == name).map(|(_, value)| value)
+        self.members()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value)
     }
 
     /// The members of an object, in order; none for any other kind.
     pub fn members(self) -> impl Iterator<Item = (Cow<'a, str>, Self)> {
-        let end = if self.kind() == Kind::Object { self.node().next as usize } else { 0 };
+        let end = if self.kind() == Kind::Object {
+            self.node().next as usize
+        } else {
+            0
+        };
         let mut at = self.index + 1;
         std::iter::from_fn(move || {
             if at >= end {
                 return None;
             }
             let name = Value { index: at, ..self };
-            let value = Value { index: at + 1, ..self };
+            let value = Value {
+                index: at + 1,
+                ..self
+            };
             at = value.node().next as usize;
             Some((unescape(name.raw()), value))
         })
@@ -150,7 +174,11 @@ impl<'a> Value<'a> {
 
     /// The elements of an array, in order; none for any other kind.
     pub fn elements(self) -> impl Iterator<Item = Self> {
-        let end = if self.kind() == Kind::Array { self.node().next as usize } else { 0 };
+        let end = if self.kind() == Kind::Array {
+            self.node().next as usize
+        } else {
+            0
+        };
         let mut at = self.index + 1;
         std::iter::from_fn(move || {
             if at >= end {
@@ -304,7 +332,9 @@ impl Reader<'_> {
     fn hex(&self, at: usize) -> Result<u32, JsonError> {
         let digits = self.text.get(at..at + 4).ok_or(JsonError::Syntax(at))?;
         digits.iter().try_fold(0, |value, digit| {
-            let digit = char::from(*digit).to_digit(16).ok_or(JsonError::Syntax(at))?;
+            let digit = char::from(*digit)
+                .to_digit(16)
+                .ok_or(JsonError::Syntax(at))?;
             Ok(value * 16 + digit)
         })
     }
@@ -361,7 +391,12 @@ impl Reader<'_> {
             return Err(JsonError::Nodes);
         }
         let next = index_of(self.nodes.len() + 1);
-        self.nodes.push(Node { kind, start: index_of(start), end: index_of(self.at), next });
+        self.nodes.push(Node {
+            kind,
+            start: index_of(start),
+            end: index_of(self.at),
+            next,
+        });
         Ok(())
     }
 
@@ -402,7 +437,8 @@ impl<'a> Names<'a> {
 
 /// A checked string with its quotes → what it says.
 fn unescape(raw: &[u8]) -> Cow<'_, str> {
-    let inner = std::str::from_utf8(&raw[1..raw.len() - 1]).expect("the text was checked to be UTF-8");
+    let inner =
+        std::str::from_utf8(&raw[1..raw.len() - 1]).expect("the text was checked to be UTF-8");
     if !inner.contains('\\') {
         return Cow::Borrowed(inner);
     }
@@ -432,8 +468,20 @@ mod tests {
         let root = document.root(text.as_bytes());
         let a: Vec<_> = root.get("a").unwrap().elements().map(|v| v.raw()).collect();
         assert_eq!(a, [&b"1.0e+2"[..], br#""x\u0041""#, b"null"]);
-        assert_eq!(root.get("a").unwrap().elements().nth(1).unwrap().as_str().unwrap(), "xA");
-        assert_eq!(root.get("b\n").unwrap().get("c").unwrap().as_bool(), Some(true));
+        assert_eq!(
+            root.get("a")
+                .unwrap()
+                .elements()
+                .nth(1)
+                .unwrap()
+                .as_str()
+                .unwrap(),
+            "xA"
+        );
+        assert_eq!(
+            root.get("b\n").unwrap().get("c").unwrap().as_bool(),
+            Some(true)
+        );
         assert_eq!(root.members().count(), 2);
         assert!(root.get("c").is_none());
     }
@@ -445,23 +493,56 @@ mod tests {
             r#"{"x":[{"a":1,"\u0061":2}]}"#,
             r#"{"sub":1,"s\u0075b":2}"#,
         ] {
-            assert!(matches!(parse(text), Err(JsonError::Duplicate(_))), "{text}");
+            assert!(
+                matches!(parse(text), Err(JsonError::Duplicate(_))),
+                "{text}"
+            );
         }
         let many: String = (0..100).map(|n| format!("\"k{n}\":0,")).collect();
         assert!(parse(&format!("{{{many}\"z\":0}}")).is_ok());
-        assert!(matches!(parse(&format!("{{{many}\"k7\":0}}")), Err(JsonError::Duplicate(_))));
+        assert!(matches!(
+            parse(&format!("{{{many}\"k7\":0}}")),
+            Err(JsonError::Duplicate(_))
+        ));
     }
 
     #[test]
     fn what_is_not_json_is_refused() {
         for text in [
-            "", " ", "{", "[1,]", "{\"a\":1,}", "nul", "NaN", "01", "1.", ".5", "+1", "1e", "-", "\"\\x\"", "\"\n\"",
-            "\"\\ud800\"", "\"\\udc00\"", "\"\\ud800\\u0041\"", "1 2", "{} {}", "// x\n1", "\u{feff}1", "{1:2}",
-            "\"abc", "[1 2]", "{\"a\" 1}", "\"\\u12\"",
+            "",
+            " ",
+            "{",
+            "[1,]",
+            "{\"a\":1,}",
+            "nul",
+            "NaN",
+            "01",
+            "1.",
+            ".5",
+            "+1",
+            "1e",
+            "-",
+            "\"\\x\"",
+            "\"\n\"",
+            "\"\\ud800\"",
+            "\"\\udc00\"",
+            "\"\\ud800\\u0041\"",
+            "1 2",
+            "{} {}",
+            "// x\n1",
+            "\u{feff}1",
+            "{1:2}",
+            "\"abc",
+            "[1 2]",
+            "{\"a\" 1}",
+            "\"\\u12\"",
         ] {
             assert!(matches!(parse(text), Err(JsonError::Syntax(_))), "{text:?}");
         }
-        assert!(matches!(Document::parse(b"\"\xff\"", MESSAGE), Err(JsonError::Syntax(0))));
+        assert!(matches!(
+            Document::parse(b"\"\xff\"", MESSAGE),
+            Err(JsonError::Syntax(0))
+        ));
     }
 
     /// json-4, json-5
@@ -469,11 +550,20 @@ mod tests {
     fn depth_and_nodes_are_capped() {
         let nested = |n: usize| "[".repeat(n) + &"]".repeat(n);
         assert!(parse(&nested(MAX_DEPTH)).is_ok());
-        assert!(matches!(parse(&nested(MAX_DEPTH + 1)), Err(JsonError::Depth(_))));
-        assert!(matches!(parse(&nested(1_000_000)), Err(JsonError::Depth(_))));
+        assert!(matches!(
+            parse(&nested(MAX_DEPTH + 1)),
+            Err(JsonError::Depth(_))
+        ));
+        assert!(matches!(
+            parse(&nested(1_000_000)),
+            Err(JsonError::Depth(_))
+        ));
         let few = Limits { depth: 4, nodes: 4 };
         assert!(Document::parse(b"[1,2,3]", few).is_ok());
-        assert_eq!(Document::parse(b"[1,2,3,4]", few).unwrap_err(), JsonError::Nodes);
+        assert_eq!(
+            Document::parse(b"[1,2,3,4]", few).unwrap_err(),
+            JsonError::Nodes
+        );
     }
 
     proptest! {

@@ -48,13 +48,20 @@ pub async fn handle(gateway: &Gateway, request: Request<Incoming>, peer: Peer) -
     }
 }
 
-async fn answer(gateway: &Gateway, request: Request<Incoming>, record: &mut Decision) -> Result<Response, Refused> {
+async fn answer(
+    gateway: &Gateway,
+    request: Request<Incoming>,
+    record: &mut Decision,
+) -> Result<Response, Refused> {
     let (head, body) = request.into_parts();
     match route::route(&head, &gateway.config, &gateway.metadata_paths)? {
         Route::Metadata => return Ok(reply::json(StatusCode::OK, gateway.metadata.clone())),
         Route::Mcp => {}
     }
-    let identity = gateway.authenticator.authenticate(&head.headers, head.uri.query()).await?;
+    let identity = gateway
+        .authenticator
+        .authenticate(&head.headers, head.uri.query())
+        .await?;
     record.who = Some((&identity).into());
     match head.method {
         Method::DELETE => return end_session(gateway, &head, &identity, record),
@@ -62,7 +69,8 @@ async fn answer(gateway: &Gateway, request: Request<Incoming>, record: &mut Deci
         _ => Err(Refusal::MethodNotAllowed(route::MCP_METHODS))?,
     }
     let body = body::read(body, gateway.config.limits.body).await?;
-    let call = Call::read(body, version_of(&head.headers)? == Some(version::MODERN)).map_err(Refusal::Call)?;
+    let call = Call::read(body, version_of(&head.headers)? == Some(version::MODERN))
+        .map_err(Refusal::Call)?;
     record.method = Some(call.method().to_owned());
     record.aim = (&call.target()).into();
     let id = call.id().cloned();
@@ -94,11 +102,17 @@ fn permitted_call(
         record.policies = denied.policies;
         if denied.reason == DenyReason::PolicyError {
             let (request_id, policies) = (record.request_id, record.policies.clone());
-            gateway.audit.record(&Event::PolicyError { request_id, policies, errors: denied.errors });
+            gateway.audit.record(&Event::PolicyError {
+                request_id,
+                policies,
+                errors: denied.errors,
+            });
         }
         match denied.reason {
             // There is no answer to a notification that could say more.
-            DenyReason::Method if denied.call.id().is_none() => CallError::Invalid("an unknown notification").into(),
+            DenyReason::Method if denied.call.id().is_none() => {
+                CallError::Invalid("an unknown notification").into()
+            }
             reason => Refusal::Denied(reason),
         }
     })?;
@@ -108,16 +122,27 @@ fn permitted_call(
         return match session {
             None if gateway.sessions.is_full() => Err(Refusal::Open(OpenError::Full)),
             None => Ok((permit, Place::New)),
-            Some(_) => Err(Refusal::Call(CallError::Invalid("initialize opens a session of its own"))),
+            Some(_) => Err(Refusal::Call(CallError::Invalid(
+                "initialize opens a session of its own",
+            ))),
         };
     }
-    let session = gateway.sessions.enter(identity, session.ok_or(Refusal::SessionIdMissing)?).map_err(Refusal::NoSession)?;
+    let session = gateway
+        .sessions
+        .enter(identity, session.ok_or(Refusal::SessionIdMissing)?)
+        .map_err(Refusal::NoSession)?;
     record.session = Some(audit::session_tag(session.id()));
     session.admits(permit.call())?;
     Ok((permit, Place::Session(session)))
 }
 
-async fn deliver(gateway: &Gateway, identity: &Identity, permit: Permit, place: Place, request: RequestId) -> Response {
+async fn deliver(
+    gateway: &Gateway,
+    identity: &Identity,
+    permit: Permit,
+    place: Place,
+    request: RequestId,
+) -> Response {
     let id = permit.call().id().cloned();
     let list = permit.call().method().to_owned();
     let sent = match place {
@@ -129,19 +154,28 @@ async fn deliver(gateway: &Gateway, identity: &Identity, permit: Permit, place: 
             reply::exchange(id, only_permitted(gateway, identity, list, exchange)).await
         }
         (Ok(_), _) => {
-            gateway.audit.record(&Event::Outcome(outcome(request, None)));
+            gateway
+                .audit
+                .record(&Event::Outcome(outcome(request, None)));
             reply::empty(StatusCode::ACCEPTED)
         }
         (Err(error), id) => failed(gateway, request, &Refusal::Send(error), id.as_ref()),
     }
 }
 
-async fn open(gateway: &Gateway, identity: &Identity, permit: Permit, request: RequestId) -> Response {
+async fn open(
+    gateway: &Gateway,
+    identity: &Identity,
+    permit: Permit,
+    request: RequestId,
+) -> Response {
     let id = permit.call().id().cloned();
     match gateway.sessions.open(identity, permit, request).await {
         Ok((session, answer)) => {
             let mut response = reply::json(StatusCode::OK, answer);
-            if let Some(session) = session.and_then(|session| HeaderValue::from_str(session.id()).ok()) {
+            if let Some(session) =
+                session.and_then(|session| HeaderValue::from_str(session.id()).ok())
+            {
                 response.headers_mut().insert(SESSION_ID, session);
             }
             response
@@ -156,44 +190,75 @@ async fn open(gateway: &Gateway, identity: &Identity, permit: Permit, request: R
     }
 }
 
-fn end_session(gateway: &Gateway, head: &Parts, identity: &Identity, record: &mut Decision) -> Result<Response, Refused> {
+fn end_session(
+    gateway: &Gateway,
+    head: &Parts,
+    identity: &Identity,
+    record: &mut Decision,
+) -> Result<Response, Refused> {
     let id = session_id(&head.headers)?.ok_or(Refusal::SessionIdMissing)?;
-    let session = gateway.sessions.enter(identity, id).map_err(Refusal::NoSession)?;
+    let session = gateway
+        .sessions
+        .enter(identity, id)
+        .map_err(Refusal::NoSession)?;
     record.method = Some(head.method.to_string());
     record.session = Some(audit::session_tag(session.id()));
     gateway.audit.record(&Event::Decision(record.clone()));
     gateway.sessions.close(&session);
-    gateway.audit.record(&Event::Outcome(outcome(record.request_id, None)));
+    gateway
+        .audit
+        .record(&Event::Outcome(outcome(record.request_id, None)));
     Ok(reply::empty(StatusCode::NO_CONTENT))
 }
 
 /// A list shows exactly what the same identity may call.
-fn only_permitted(gateway: &Gateway, identity: &Identity, list: String, exchange: Exchange) -> Exchange {
- if !method::is_filtered_list(&list) {
+fn only_permitted(
+    gateway: &Gateway,
+    identity: &Identity,
+    list: String,
+    exchange: Exchange,
+) -> Exchange {
+    if !method::is_filtered_list(&list) {
         return exchange;
     }
     let (engine, identity) = (gateway.engine.clone(), identity.clone());
     exchange.finished_by(Box::new(move |answer| {
-        let filtered = Message::parse(answer.clone()).ok().and_then(|message| engine.filter(&identity, &list, &message));
+        let filtered = Message::parse(answer.clone())
+            .ok()
+            .and_then(|message| engine.filter(&identity, &list, &message));
         filtered.map_or(answer, Bytes::from)
     }))
 }
 
 /// The way out for what was permitted and could not be done.
 fn failed(gateway: &Gateway, request: RequestId, refusal: &Refusal, id: Option<&Id>) -> Response {
-    gateway.audit.record(&Event::Outcome(outcome(request, Some(refusal))));
+    gateway
+        .audit
+        .record(&Event::Outcome(outcome(request, Some(refusal))));
     refusal.response(Some(&gateway.config.resource), id)
 }
 
 /// The outcome of what no child has answered.
 fn outcome(request_id: RequestId, refusal: Option<&Refusal>) -> Outcome {
-    let (reason, status) = (refusal.map(Refusal::reason), refusal.map(|refusal| refusal.status().as_u16()));
-    Outcome { request_id, reason, status, duration: Duration::ZERO, bytes_in: 0, bytes_out: 0 }
+    let (reason, status) = (
+        refusal.map(Refusal::reason),
+        refusal.map(|refusal| refusal.status().as_u16()),
+    );
+    Outcome {
+        request_id,
+        reason,
+        status,
+        duration: Duration::ZERO,
+        bytes_in: 0,
+        bytes_out: 0,
+    }
 }
 
 /// The version that the request names, if it is one that exists here.
 fn version_of(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
-    let Some(named) = one(headers, VERSION)? else { return Ok(None) };
+    let Some(named) = one(headers, VERSION)? else {
+        return Ok(None);
+    };
     if named == version::MODERN || version::LEGACY.contains(&named) {
         Ok(Some(named))
     } else {

@@ -26,7 +26,8 @@ fn files(dir: &str, ends: &[&str]) -> Vec<PathBuf> {
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
             let path = entry.path();
             let name = entry.file_name().to_string_lossy().into_owned();
-            if path.is_dir() && !name.starts_with('.') && name != "node_modules" && name != "target" {
+            if path.is_dir() && !name.starts_with('.') && name != "node_modules" && name != "target"
+            {
                 left.push(path);
             } else if ends.iter().any(|end| name.ends_with(end)) {
                 found.push(path);
@@ -38,32 +39,53 @@ fn files(dir: &str, ends: &[&str]) -> Vec<PathBuf> {
 }
 
 fn shown(path: &Path) -> String {
-    path.strip_prefix(root()).unwrap_or(path).display().to_string()
+    path.strip_prefix(root())
+        .unwrap_or(path)
+        .display()
+        .to_string()
 }
 
 /// Whether a file's `mod` line says that it is compiled for tests alone.
 fn is_test_module(file: &Path) -> bool {
-    let (Some(dir), Some(stem)) = (file.parent(), file.file_stem()) else { return false };
+    let (Some(dir), Some(stem)) = (file.parent(), file.file_stem()) else {
+        return false;
+    };
     let parent = fs::read_to_string(dir.join("mod.rs")).unwrap_or_default();
     parent.contains(&format!("#[cfg(test)]\nmod {};", stem.to_string_lossy()))
 }
 
 /// The numbers of cases in a text: `tok-24`, `mcp-L9`, and ranges `tok-24…30` (`to` in Rust comments: `tok-24..=30`).
 fn cases_in(text: &str) -> BTreeSet<String> {
-    let families = ["tok-", "h1-", "conn-", "json-", "sse-", "probe-", "fault-", "inc-", "cedar-"];
+    let families = [
+        "tok-", "h1-", "conn-", "json-", "sse-", "probe-", "fault-", "inc-", "cedar-",
+    ];
     let mut found = BTreeSet::new();
     for family in families {
         for (at, _) in text.match_indices(family) {
-            if text[..at].chars().next_back().is_some_and(|c| c.is_alphanumeric() || c == '-') {
+            if text[..at]
+                .chars()
+                .next_back()
+                .is_some_and(|c| c.is_alphanumeric() || c == '-')
+            {
                 continue;
             }
             let rest = &text[at + family.len()..];
             let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-            let Ok(first) = digits.parse::<u32>() else { continue };
+            let Ok(first) = digits.parse::<u32>() else {
+                continue;
+            };
             let after = &rest[digits.len()..];
-            let last = ["…", "..="].iter().find_map(|to| after.strip_prefix(to)).and_then(|after| {
-                after.chars().take_while(char::is_ascii_digit).collect::<String>().parse::<u32>().ok()
-            });
+            let last = ["…", "..="]
+                .iter()
+                .find_map(|to| after.strip_prefix(to))
+                .and_then(|after| {
+                    after
+                        .chars()
+                        .take_while(char::is_ascii_digit)
+                        .collect::<String>()
+                        .parse::<u32>()
+                        .ok()
+                });
             found.extend((first..=last.unwrap_or(first)).map(|number| format!("{family}{number}")));
         }
     }
@@ -92,16 +114,40 @@ fn every_numbered_case_has_a_test_or_a_reason() {
         for file in files(dir, &[".rs", ".mjs", ".py", ".sh", "run"]) {
             let text = fs::read_to_string(&file).unwrap_or_default();
             // In sources only the documentation of tests counts.
-            let start = if dir == "src" { text.find("#[cfg(test)]").unwrap_or(text.len()) } else { 0 };
-            tested.extend(cases_in(if is_test_module(&file) { &text } else { &text[start..] }));
+            let start = if dir == "src" {
+                text.find("#[cfg(test)]").unwrap_or(text.len())
+            } else {
+                0
+            };
+            tested.extend(cases_in(if is_test_module(&file) {
+                &text
+            } else {
+                &text[start..]
+            }));
         }
     }
     let excused = cases_in(&read("tests/cases/not-here.md"));
-    let missing: Vec<_> = wanted.keys().filter(|case| !tested.contains(*case) && !excused.contains(*case)).collect();
-    assert!(missing.is_empty(), "no test and no reason in not-here.md: {missing:?}");
-    let both: Vec<_> = excused.iter().filter(|case| tested.contains(*case)).collect();
-    assert!(both.is_empty(), "tested, but still excused in not-here.md: {both:?}");
-    let unknown: Vec<_> = tested.iter().chain(&excused).filter(|case| !wanted.contains_key(*case)).collect();
+    let missing: Vec<_> = wanted
+        .keys()
+        .filter(|case| !tested.contains(*case) && !excused.contains(*case))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "no test and no reason in not-here.md: {missing:?}"
+    );
+    let both: Vec<_> = excused
+        .iter()
+        .filter(|case| tested.contains(*case))
+        .collect();
+    assert!(
+        both.is_empty(),
+        "tested, but still excused in not-here.md: {both:?}"
+    );
+    let unknown: Vec<_> = tested
+        .iter()
+        .chain(&excused)
+        .filter(|case| !wanted.contains_key(*case))
+        .collect();
     assert!(unknown.is_empty(), "no list has these cases: {unknown:?}");
 }
 
@@ -126,7 +172,18 @@ fn a_layer_uses_only_those_below_it() {
     }
     let values = ["auth", "mcp"];
     allow("audit", &[&base, &second, &values]);
-    allow("runner", &[&["sys", "time", "config", "systemd", "telemetry", "frames", "sandbox"]]);
+    allow(
+        "runner",
+        &[&[
+            "sys",
+            "time",
+            "config",
+            "systemd",
+            "telemetry",
+            "frames",
+            "sandbox",
+        ]],
+    );
     for room in ["authz", "child"] {
         allow(room, &[&base, &second, &values, &["audit"]]);
     }
@@ -134,22 +191,35 @@ fn a_layer_uses_only_those_below_it() {
     allow("session", &[&base, &second, &lower]);
     allow("http", &[&base, &second, &lower, &["session", "pipeline"]]);
     allow("pipeline", &[&base, &second, &lower, &["session", "http"]]);
-    let all = ["sandbox", "runner", "session", "http", "pipeline", "daemon", "cli"];
+    let all = [
+        "sandbox", "runner", "session", "http", "pipeline", "daemon", "cli",
+    ];
     allow("daemon", &[&base, &second, &lower, &all]);
     allow("cli", &[&base, &second, &lower, &all]);
 
     let mut wrong = Vec::new();
     for file in files("src", &[".rs"]) {
         let path = shown(&file);
-        let room = path.trim_start_matches("src/").split(['/', '.']).next().unwrap_or_default().to_owned();
+        let room = path
+            .trim_start_matches("src/")
+            .split(['/', '.'])
+            .next()
+            .unwrap_or_default()
+            .to_owned();
         let Some(may) = may.get(room.as_str()) else {
-            assert!(["lib", "main"].contains(&room.as_str()), "`{path}` belongs to no layer: add it to the map in lib.rs and here");
+            assert!(
+                ["lib", "main"].contains(&room.as_str()),
+                "`{path}` belongs to no layer: add it to the map in lib.rs and here"
+            );
             continue;
         };
         let text = fs::read_to_string(&file).unwrap();
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-        let code: String =
-            code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+        let code: String = code
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+            .collect::<Vec<_>>()
+            .join("\n");
         let flat = code.split_whitespace().collect::<Vec<_>>().join(" ");
         for used in used_rooms(&flat) {
             if !may.contains(used.as_str()) && room != used {
@@ -162,7 +232,11 @@ fn a_layer_uses_only_those_below_it() {
 
 /// The rooms that `crate::…` names in code with single spaces: `crate::a::b` and `crate::{ a::…, b }`.
 fn used_rooms(code: &str) -> BTreeSet<String> {
-    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let word = |text: &str| {
+        text.chars()
+            .take_while(|c| c.is_alphanumeric() || *c == '_')
+            .collect::<String>()
+    };
     let mut rooms = BTreeSet::new();
     for (at, _) in code.match_indices("crate::") {
         let rest = &code[at + "crate::".len()..];
@@ -194,8 +268,14 @@ fn used_rooms(code: &str) -> BTreeSet<String> {
 fn unsafe_code_stands_in_sys_alone_and_says_why_it_is_safe() {
     for file in files("src", &[".rs"]) {
         let text = fs::read_to_string(&file).unwrap();
-        let has = ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"].iter().any(|word| text.contains(word));
-        assert!(!has || shown(&file).starts_with("src/sys/"), "unsafe code in {}", shown(&file));
+        let has = ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"]
+            .iter()
+            .any(|word| text.contains(word));
+        assert!(
+            !has || shown(&file).starts_with("src/sys/"),
+            "unsafe code in {}",
+            shown(&file)
+        );
     }
 }
 
@@ -204,8 +284,17 @@ fn files_stay_short_enough_to_read() {
     let mut sizes = Vec::new();
     for file in files("src", &[".rs"]) {
         let text = fs::read_to_string(&file).unwrap();
-        let lines = text.split("#[cfg(test)]").next().unwrap_or_default().lines().count();
-        assert!(lines <= 500 || is_test_module(&file), "{} has {lines} lines without its tests", shown(&file));
+        let lines = text
+            .split("#[cfg(test)]")
+            .next()
+            .unwrap_or_default()
+            .lines()
+            .count();
+        assert!(
+            lines <= 500 || is_test_module(&file),
+            "{} has {lines} lines without its tests",
+            shown(&file)
+        );
         sizes.push(lines);
     }
     sizes.sort_unstable();
@@ -216,11 +305,26 @@ fn files_stay_short_enough_to_read() {
 #[test]
 fn every_verb_and_every_flag_is_in_the_manual() {
     let manual = read("man/thv.1").replace("\\-", "-");
-    for verb in thv::cli::Cli::command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
-        assert!(manual.contains(&format!("Cm {}", verb.get_name())), "`{}` is missing from man/thv.1", verb.get_name());
-        for flag in verb.get_arguments().filter(|flag| !flag.is_hide_set()).filter_map(|flag| flag.get_long()) {
+    for verb in thv::cli::Cli::command()
+        .get_subcommands()
+        .filter(|verb| !verb.is_hide_set())
+    {
+        assert!(
+            manual.contains(&format!("Cm {}", verb.get_name())),
+            "`{}` is missing from man/thv.1",
+            verb.get_name()
+        );
+        for flag in verb
+            .get_arguments()
+            .filter(|flag| !flag.is_hide_set())
+            .filter_map(|flag| flag.get_long())
+        {
             let known = flag == "help" || manual.contains(&format!("Fl -{flag}"));
-            assert!(known, "`--{flag}` of `{}` is missing from man/thv.1", verb.get_name());
+            assert!(
+                known,
+                "`--{flag}` of `{}` is missing from man/thv.1",
+                verb.get_name()
+            );
         }
     }
 }
@@ -231,8 +335,15 @@ fn every_key_is_in_the_manual() {
     let fragment = read("src/config/fragment.rs");
     let mut keys = 0;
     for taking in ["take(\"", "table(\""] {
-        for key in fragment.split(taking).skip(1).filter_map(|rest| rest.split('"').next()) {
-            assert!(manual.contains(key), "`{key}` is missing from man/thv.toml.5");
+        for key in fragment
+            .split(taking)
+            .skip(1)
+            .filter_map(|rest| rest.split('"').next())
+        {
+            assert!(
+                manual.contains(key),
+                "`{key}` is missing from man/thv.toml.5"
+            );
             keys += 1;
         }
     }
@@ -245,7 +356,10 @@ fn every_shipped_file_is_on_the_one_list() {
     for dir in ["systemd", "man", "packaging/examples", "packaging/etc"] {
         for file in files(dir, &[""]) {
             let path = shown(&file);
-            let folder = Path::new(&path).parent().map(|dir| format!("{}/*", dir.display())).unwrap_or_default();
+            let folder = Path::new(&path)
+                .parent()
+                .map(|dir| format!("{}/*", dir.display()))
+                .unwrap_or_default();
             assert!(
                 list.contains(&path) || list.contains(&folder),
                 "`{path}` is not in packaging/install, so no package has it"
@@ -257,17 +371,27 @@ fn every_shipped_file_is_on_the_one_list() {
 #[test]
 fn every_journal_message_has_a_catalog_entry() {
     let catalog = read("systemd/catalog/thv.catalog");
-    let entries: BTreeSet<_> = catalog.lines().filter_map(|line| line.strip_prefix("-- ")).map(str::trim).collect();
+    let entries: BTreeSet<_> = catalog
+        .lines()
+        .filter_map(|line| line.strip_prefix("-- "))
+        .map(str::trim)
+        .collect();
     let used: BTreeSet<String> = files("src/audit", &[".rs"])
         .iter()
         .flat_map(|file| {
             let text = fs::read_to_string(file).unwrap();
-            text.split('"').filter(|word| is_message_id(word)).map(str::to_owned).collect::<Vec<_>>()
+            text.split('"')
+                .filter(|word| is_message_id(word))
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
         })
         .collect();
     assert!(!used.is_empty());
     for id in &used {
-        assert!(entries.contains(id.as_str()), "MESSAGE_ID {id} has no entry in systemd/catalog/thv.catalog");
+        assert!(
+            entries.contains(id.as_str()),
+            "MESSAGE_ID {id} has no entry in systemd/catalog/thv.catalog"
+        );
     }
     for id in entries {
         assert!(used.contains(id), "catalog entry {id} is sent by nobody");
@@ -275,7 +399,10 @@ fn every_journal_message_has_a_catalog_entry() {
 }
 
 fn is_message_id(word: &str) -> bool {
-    word.len() == 32 && word.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    word.len() == 32
+        && word
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 #[test]
@@ -288,7 +415,11 @@ fn the_shipped_examples_load() {
     fs::copy(root().join("packaging/etc/thv.toml"), etc.join("thv.toml")).unwrap();
     let mut loaded = 0;
     for example in files("packaging/examples", &[".toml", ".cedar"]) {
-        let place = if example.extension().is_some_and(|end| end == "toml") { "servers" } else { "policies" };
+        let place = if example.extension().is_some_and(|end| end == "toml") {
+            "servers"
+        } else {
+            "policies"
+        };
         fs::copy(&example, etc.join(place).join(example.file_name().unwrap())).unwrap();
     }
     for example in files("packaging/examples", &[".toml"]) {
@@ -311,21 +442,42 @@ fn manual_pages_give_no_warning() {
     };
     assert!(version.status.success());
     for page in files("man", &[".1", ".5", ".7", ".8"]) {
-        let checked = Command::new("groff").args(["-ww", "-z", "-mdoc", "-Tutf8"]).arg(&page).output().unwrap();
+        let checked = Command::new("groff")
+            .args(["-ww", "-z", "-mdoc", "-Tutf8"])
+            .arg(&page)
+            .output()
+            .unwrap();
         let said = String::from_utf8_lossy(&checked.stderr);
-        assert!(checked.status.success() && said.is_empty(), "{}: {said}", shown(&page));
+        assert!(
+            checked.status.success() && said.is_empty(),
+            "{}: {said}",
+            shown(&page)
+        );
     }
 }
 
 #[test]
 fn the_repository_speaks_of_thv_alone() {
     // Put together here so that this file does not name them itself.
-    let foreign = [["/", "work/"].concat(), ["/", "farm/"].concat(), ["../", "shared"].concat()];
+    let foreign = [
+        ["/", "work/"].concat(),
+        ["/", "farm/"].concat(),
+        ["../", "shared"].concat(),
+    ];
     for dir in ["src", "tests", "man", "systemd", "packaging", "benches"] {
-        for file in files(dir, &[".rs", ".md", ".1", ".5", ".7", ".8", ".toml", ".mjs", ".py", "run", "build", ".sh"]) {
+        for file in files(
+            dir,
+            &[
+                ".rs", ".md", ".1", ".5", ".7", ".8", ".toml", ".mjs", ".py", "run", "build", ".sh",
+            ],
+        ) {
             let text = fs::read_to_string(&file).unwrap_or_default();
             for word in &foreign {
-                assert!(!text.contains(word.as_str()), "{} names {word}", shown(&file));
+                assert!(
+                    !text.contains(word.as_str()),
+                    "{} names {word}",
+                    shown(&file)
+                );
             }
         }
     }

@@ -301,12 +301,10 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::{
-        audit::{
-            Exit, Reason, RequestId, Who,
-            encode::{json, native},
-            fixture::parse,
-        },
+    use crate::audit::{
+        Exit, Reason, RequestId, Who,
+        encode::{json, native},
+        fixture::parse,
     };
 
     fn record(event: &Event) -> Record {

@@ -52,17 +52,33 @@ impl Authenticator {
         // The first of a process wins; it is the same each time.
         let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
         let trusted = |config: &Issuer| {
-            KeyRing::new(config, notices.clone()).map(|keys| Trusted { config: config.clone(), keys })
+            KeyRing::new(config, notices.clone()).map(|keys| Trusted {
+                config: config.clone(),
+                keys,
+            })
         };
         let (issuers, open) = match auth {
-            Auth::Oidc(issuers) => (issuers.iter().map(trusted).collect::<Result<_, _>>()?, false),
+            Auth::Oidc(issuers) => (
+                issuers.iter().map(trusted).collect::<Result<_, _>>()?,
+                false,
+            ),
             Auth::None => (Vec::new(), true),
         };
-        Ok(Self { issuers, open, clock, latest: AtomicU64::new(0), verified: Mutex::default() })
+        Ok(Self {
+            issuers,
+            open,
+            clock,
+            latest: AtomicU64::new(0),
+            verified: Mutex::default(),
+        })
     }
 
     /// Says who sends a request with these headers and this query.
-    pub async fn authenticate(&self, headers: &HeaderMap, query: Option<&str>) -> Result<Identity, AuthError> {
+    pub async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        query: Option<&str>,
+    ) -> Result<Identity, AuthError> {
         if self.open {
             return Ok(anonymous());
         }
@@ -82,7 +98,15 @@ impl Authenticator {
             .ok_or(AuthError::Rejected(Fault::Issuer))?;
         let identity = claims::check(&unverified.header, &unverified.claims, &trusted.config, now)?;
         let generation = trusted.verify(&unverified).await?;
-        self.remember(name, Verified { identity: identity.clone(), issuer: index, generation }, now);
+        self.remember(
+            name,
+            Verified {
+                identity: identity.clone(),
+                issuer: index,
+                generation,
+            },
+            now,
+        );
         Ok(identity)
     }
 
@@ -91,7 +115,13 @@ impl Authenticator {
         let known = verified.get(name)?;
         let trusted = &self.issuers[known.issuer];
         let current = trusted.keys.generation() == Some(known.generation);
-        if current && now < known.identity.expires_at().saturating_add(trusted.config.leeway.as_secs()) {
+        if current
+            && now
+                < known
+                    .identity
+                    .expires_at()
+                    .saturating_add(trusted.config.leeway.as_secs())
+        {
             return Some(known.identity.clone());
         }
         verified.remove(name);
@@ -120,13 +150,25 @@ impl Trusted {
     /// Checks the signature; says of which generation the key is.
     async fn verify(&self, token: &Unverified<'_>) -> Result<u64, AuthError> {
         let algorithm = token.header.algorithm;
-        if !self.config.algorithms.iter().any(|name| algorithm.is_called(name)) {
+        if !self
+            .config
+            .algorithms
+            .iter()
+            .any(|name| algorithm.is_called(name))
+        {
             return Err(AuthError::Rejected(Fault::Algorithm));
         }
-        let found = self.keys.find(token.header.kid.as_deref()).await.map_err(|error| match error {
-            NoKey::Unknown => AuthError::Rejected(Fault::KeyUnknown),
-            NoKey::Down(retry_after) => AuthError::IssuerDown { issuer: self.config.issuer.clone(), retry_after },
-        })?;
+        let found =
+            self.keys
+                .find(token.header.kid.as_deref())
+                .await
+                .map_err(|error| match error {
+                    NoKey::Unknown => AuthError::Rejected(Fault::KeyUnknown),
+                    NoKey::Down(retry_after) => AuthError::IssuerDown {
+                        issuer: self.config.issuer.clone(),
+                        retry_after,
+                    },
+                })?;
         if found.key.algorithm() != algorithm {
             return Err(AuthError::Rejected(Fault::Algorithm));
         }
@@ -179,9 +221,21 @@ mod tests {
     #[test]
     fn a_token_says_who_calls() {
         let identity = bench().accepts(&token().sign());
-        assert_eq!((identity.issuer(), identity.subject()), (super::super::testing::ISSUER, "alice"));
-        assert_eq!((identity.kind(), identity.client()), (Kind::User, Some("editor")));
-        assert_eq!((identity.scopes(), identity.groups()), (&["tools:read", "tools:call"].map(str::to_owned)[..], &["staff".to_owned()][..]));
+        assert_eq!(
+            (identity.issuer(), identity.subject()),
+            (super::super::testing::ISSUER, "alice")
+        );
+        assert_eq!(
+            (identity.kind(), identity.client()),
+            (Kind::User, Some("editor"))
+        );
+        assert_eq!(
+            (identity.scopes(), identity.groups()),
+            (
+                &["tools:read", "tools:call"].map(str::to_owned)[..],
+                &["staff".to_owned()][..]
+            )
+        );
         assert_eq!(identity.expires_at(), NOW + 300);
     }
 
@@ -190,7 +244,10 @@ mod tests {
         let open = Authenticator::build(&Auth::None, clock().1, &unheard()).unwrap();
         for headers in [HeaderMap::new(), bearer("nonsense")] {
             let identity = open.authenticate(&headers, None).await.unwrap();
-            assert_eq!((identity.issuer(), identity.subject(), identity.kind()), ("", "anonymous", Kind::User));
+            assert_eq!(
+                (identity.issuer(), identity.subject(), identity.kind()),
+                ("", "anonymous", Kind::User)
+            );
         }
     }
 
@@ -207,21 +264,38 @@ mod tests {
         let remember = |n: u64, expires_at| {
             let mut name = [0; 32];
             name[..8].copy_from_slice(&n.to_be_bytes());
-            let identity = Identity { expires_at, ..identity.clone() };
-            bench.authenticator.remember(name, Verified { identity, issuer: 0, generation: 1 }, NOW);
+            let identity = Identity {
+                expires_at,
+                ..identity.clone()
+            };
+            bench.authenticator.remember(
+                name,
+                Verified {
+                    identity,
+                    issuer: 0,
+                    generation: 1,
+                },
+                NOW,
+            );
         };
         for number in 0..3 * MAX_VERIFIED as u64 / 2 {
             remember(number, if number % 2 == 0 { NOW - 1 } else { NOW + 1 });
             assert!(held() <= MAX_VERIFIED);
         }
-        assert!(held() > MAX_VERIFIED / 2, "those that have expired went first");
+        assert!(
+            held() > MAX_VERIFIED / 2,
+            "those that have expired went first"
+        );
     }
 
     #[test]
     fn a_refused_token_is_not_remembered() {
         let bench = bench();
         for _ in 0..2 {
-            bench.refuses(&token().claim("aud", "https://other.example").sign(), Fault::Audience);
+            bench.refuses(
+                &token().claim("aud", "https://other.example").sign(),
+                Fault::Audience,
+            );
         }
         assert!(bench.authenticator.verified.lock().unwrap().is_empty());
     }

@@ -8,12 +8,17 @@ use super::{AuthError, Fault};
 pub(super) fn token<'a>(headers: &'a HeaderMap, query: Option<&str>) -> Result<&'a str, AuthError> {
     let mut lines = headers.get_all(header::AUTHORIZATION).iter();
     // A token in the query is never read (OAuth 2.1 §5.1) …
-    let Some(line) = lines.next() else { return Err(AuthError::Missing) };
+    let Some(line) = lines.next() else {
+        return Err(AuthError::Missing);
+    };
     if lines.next().is_some() {
         return Err(AuthError::Malformed(Fault::Ambiguous));
     }
     let value = line.as_bytes();
-    let scheme_end = value.iter().position(|byte| !is_tchar(*byte)).unwrap_or(value.len());
+    let scheme_end = value
+        .iter()
+        .position(|byte| !is_tchar(*byte))
+        .unwrap_or(value.len());
     let (scheme, rest) = value.split_at(scheme_end);
     if value.iter().any(|byte| *byte >= 0x80) {
         return Err(AuthError::Malformed(Fault::Form));
@@ -35,7 +40,9 @@ pub(super) fn token<'a>(headers: &'a HeaderMap, query: Option<&str>) -> Result<&
 }
 
 fn names_a_token(query: &str) -> bool {
-    query.split('&').any(|pair| pair.split('=').next() == Some("access_token"))
+    query
+        .split('&')
+        .any(|pair| pair.split('=').next() == Some("access_token"))
 }
 
 /// RFC 9110 §5.6.2.
@@ -47,7 +54,10 @@ fn is_tchar(byte: u8) -> bool {
 fn is_token68(token: &[u8]) -> bool {
     let padding = token.iter().rev().take_while(|byte| **byte == b'=').count();
     let body = &token[..token.len() - padding];
-    !body.is_empty() && body.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte))
+    !body.is_empty()
+        && body
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte))
 }
 
 /// Bytes of a token (tok-13).
@@ -63,14 +73,23 @@ mod tests {
     const AMBIGUOUS: AuthError = AuthError::Malformed(Fault::Ambiguous);
 
     fn lines(lines: &[&[u8]]) -> HeaderMap {
-        let value = |line: &&[u8]| (header::AUTHORIZATION, HeaderValue::from_bytes(line).unwrap());
+        let value = |line: &&[u8]| {
+            (
+                header::AUTHORIZATION,
+                HeaderValue::from_bytes(line).unwrap(),
+            )
+        };
         lines.iter().map(value).collect()
     }
 
     #[track_caller]
     fn refused(line: &[u8], wanted: &AuthError) {
         let shown = String::from_utf8_lossy(&line[..line.len().min(60)]);
-        assert_eq!(super::token(&lines(&[line]), None).as_ref(), Err(wanted), "{shown}");
+        assert_eq!(
+            super::token(&lines(&[line]), None).as_ref(),
+            Err(wanted),
+            "{shown}"
+        );
     }
 
     /// tok-1, tok-2, tok-10, tok-11: a token anywhere else is none.
@@ -88,10 +107,20 @@ mod tests {
             "x-authorization",
         ] {
             let mut headers = HeaderMap::new();
-            headers.insert(HeaderName::from_static(name), HeaderValue::try_from(format!("Bearer {token}")).unwrap());
+            headers.insert(
+                HeaderName::from_static(name),
+                HeaderValue::try_from(format!("Bearer {token}")).unwrap(),
+            );
             assert_eq!(bench.ask(&headers, None), Err(AuthError::Missing), "{name}");
         }
-        for line in ["Basic YTpi", "DPoP abc", "Negotiate abc", "", "Bearers abc", "Token abc"] {
+        for line in [
+            "Basic YTpi",
+            "DPoP abc",
+            "Negotiate abc",
+            "",
+            "Bearers abc",
+            "Token abc",
+        ] {
             refused(line.as_bytes(), &AuthError::Missing);
         }
     }
@@ -100,15 +129,29 @@ mod tests {
     #[test]
     fn what_is_not_exactly_one_token_is_malformed() {
         for line in [
-            "Bearer", "Bearer ", "Bearer a b", "Bearer {}", "Bearer \"a\"", "Bearer a%20b", "Bearer\tabc", "Bearer a\tb",
-            "Bearer a=b", "Bearer ==", "Bearer=abc", "Bearer {\"payload\":\"e30\",\"signatures\":[]}", "Bearer a;b",
+            "Bearer",
+            "Bearer ",
+            "Bearer a b",
+            "Bearer {}",
+            "Bearer \"a\"",
+            "Bearer a%20b",
+            "Bearer\tabc",
+            "Bearer a\tb",
+            "Bearer a=b",
+            "Bearer ==",
+            "Bearer=abc",
+            "Bearer {\"payload\":\"e30\",\"signatures\":[]}",
+            "Bearer a;b",
         ] {
             refused(line.as_bytes(), &FORM);
         }
         refused(b"Bearer ab\xe9", &FORM);
         refused(b"Bearer \xc3\xa9", &FORM);
         for byte in [b'\0', b'\r', b'\n'] {
-            assert!(HeaderValue::from_bytes(&[b'B', byte]).is_err(), "the HTTP parser lets no control byte through");
+            assert!(
+                HeaderValue::from_bytes(&[b'B', byte]).is_err(),
+                "the HTTP parser lets no control byte through"
+            );
         }
     }
 
@@ -128,9 +171,18 @@ mod tests {
     fn two_tokens_are_malformed_even_if_both_are_good() {
         let bench = testing::bench();
         let line = format!("Bearer {}", testing::token().sign());
-        assert_eq!(bench.ask(&lines(&[line.as_bytes(), line.as_bytes()]), None), Err(AMBIGUOUS));
-        assert_eq!(bench.ask(&lines(&[line.as_bytes(), b"Basic YTpi"]), None), Err(AMBIGUOUS));
-        assert_eq!(bench.ask(&lines(&[format!("{line}, {line}").as_bytes()]), None), Err(FORM));
+        assert_eq!(
+            bench.ask(&lines(&[line.as_bytes(), line.as_bytes()]), None),
+            Err(AMBIGUOUS)
+        );
+        assert_eq!(
+            bench.ask(&lines(&[line.as_bytes(), b"Basic YTpi"]), None),
+            Err(AMBIGUOUS)
+        );
+        assert_eq!(
+            bench.ask(&lines(&[format!("{line}, {line}").as_bytes()]), None),
+            Err(FORM)
+        );
     }
 
     /// tok-8, tok-9: a token in the query is not read, and beside one in the header it is one too many.
@@ -139,21 +191,39 @@ mod tests {
         let bench = testing::bench();
         let token = testing::token().sign();
         let query = format!("access_token={token}");
-        assert_eq!(bench.ask(&HeaderMap::new(), Some(&query)), Err(AuthError::Missing));
+        assert_eq!(
+            bench.ask(&HeaderMap::new(), Some(&query)),
+            Err(AuthError::Missing)
+        );
         let headers = testing::bearer(&token);
-        for query in [&*query, "a=b&access_token=x", "access_token", "access_token="] {
+        for query in [
+            &*query,
+            "a=b&access_token=x",
+            "access_token",
+            "access_token=",
+        ] {
             assert_eq!(bench.ask(&headers, Some(query)), Err(AMBIGUOUS), "{query}");
         }
-        assert!(bench.ask(&headers, Some("token=x&my_access_token=y")).is_ok());
+        assert!(
+            bench
+                .ask(&headers, Some("token=x&my_access_token=y"))
+                .is_ok()
+        );
     }
 
     /// tok-13: too long a token is refused before any of it is decoded.
     #[test]
     fn a_token_has_a_longest_length() {
         let line = |length| format!("Bearer {}", "a".repeat(length));
-        assert_eq!(super::token(&lines(&[line(MAX_TOKEN).as_bytes()]), None).map(str::len), Ok(MAX_TOKEN));
+        assert_eq!(
+            super::token(&lines(&[line(MAX_TOKEN).as_bytes()]), None).map(str::len),
+            Ok(MAX_TOKEN)
+        );
         refused(line(MAX_TOKEN + 1).as_bytes(), &FORM);
-        assert_eq!(testing::bench().ask(&lines(&[line(MAX_TOKEN).as_bytes()]), None), Err(AuthError::Rejected(Fault::Form)));
+        assert_eq!(
+            testing::bench().ask(&lines(&[line(MAX_TOKEN).as_bytes()]), None),
+            Err(AuthError::Rejected(Fault::Form))
+        );
     }
 
     /// tok-16: who a caller says to be makes no difference.
@@ -161,11 +231,24 @@ mod tests {
     fn headers_that_name_a_user_have_no_effect() {
         let bench = testing::bench();
         let mut headers = testing::bearer(&testing::token().sign());
-        for name in ["x-user", "x_user", "x-forwarded-user", "x-forwarded-email", "x-auth-request-user", "x-remote-user"] {
-            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("root"));
+        for name in [
+            "x-user",
+            "x_user",
+            "x-forwarded-user",
+            "x-forwarded-email",
+            "x-auth-request-user",
+            "x-remote-user",
+        ] {
+            headers.insert(
+                HeaderName::from_static(name),
+                HeaderValue::from_static("root"),
+            );
         }
         let identity = bench.ask(&headers, None).unwrap();
-        assert_eq!((identity.issuer(), identity.subject()), (testing::ISSUER, "alice"));
+        assert_eq!(
+            (identity.issuer(), identity.subject()),
+            (testing::ISSUER, "alice")
+        );
         headers.remove(header::AUTHORIZATION);
         assert_eq!(bench.ask(&headers, None), Err(AuthError::Missing));
     }

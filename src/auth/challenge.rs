@@ -13,10 +13,16 @@ pub fn challenge(error: &AuthError, resource: &Resource) -> Option<HeaderValue> 
         AuthError::Malformed(_) => {
             "error=\"invalid_request\", error_description=\"The Authorization header is malformed\", "
         }
-        AuthError::Rejected(_) => "error=\"invalid_token\", error_description=\"The token is not valid here\", ",
+        AuthError::Rejected(_) => {
+            "error=\"invalid_token\", error_description=\"The token is not valid here\", "
+        }
         AuthError::IssuerDown { .. } => return None,
     };
-    HeaderValue::from_str(&format!("Bearer {error}resource_metadata=\"{}\"", metadata_url(resource))).ok()
+    HeaderValue::from_str(&format!(
+        "Bearer {error}resource_metadata=\"{}\"",
+        metadata_url(resource)
+    ))
+    .ok()
 }
 
 #[cfg(test)]
@@ -24,7 +30,7 @@ mod tests {
     use super::{
         super::{
             AuthError, Fault,
-            testing::{bench, bearer, token},
+            testing::{bearer, bench, token},
         },
         challenge,
     };
@@ -43,23 +49,36 @@ mod tests {
         challenge(error, &resource()).map(|value| value.to_str().unwrap().to_owned())
     }
 
-    const WHERE: &str = "resource_metadata=\"https://mcp.example.com/.well-known/oauth-protected-resource/github\"";
+    const WHERE: &str =
+        "resource_metadata=\"https://mcp.example.com/.well-known/oauth-protected-resource/github\"";
 
     /// tok-1, tok-3, mcp-A2: RFC 6750 §3.1: no error where no token was shown.
     #[test]
     fn a_challenge_says_where_tokens_come_from_and_what_was_wrong() {
-        assert_eq!(text(&AuthError::Missing).unwrap(), format!("Bearer {WHERE}"));
+        assert_eq!(
+            text(&AuthError::Missing).unwrap(),
+            format!("Bearer {WHERE}")
+        );
         for (error, code) in [
             (AuthError::Malformed(Fault::Form), "invalid_request"),
             (AuthError::Rejected(Fault::Expired), "invalid_token"),
         ] {
             let text = text(&error).unwrap();
-            assert!(text.starts_with(&format!("Bearer error=\"{code}\", error_description=\"")), "{text}");
+            assert!(
+                text.starts_with(&format!("Bearer error=\"{code}\", error_description=\"")),
+                "{text}"
+            );
             assert!(text.ends_with(WHERE), "{text}");
             // Two at most of an outer and an inner quote each, and nothing that breaks the line.
             assert_eq!(text.matches('"').count(), 6);
         }
-        assert_eq!(text(&AuthError::IssuerDown { issuer: "x".to_owned(), retry_after: 5 }), None);
+        assert_eq!(
+            text(&AuthError::IssuerDown {
+                issuer: "x".to_owned(),
+                retry_after: 5
+            }),
+            None
+        );
     }
 
     /// Whoever probes learns nothing: each fault is answered alike, and nothing of the token comes back.
@@ -73,7 +92,13 @@ mod tests {
             token().claim("exp", 1).sign(),
             "opaque".to_owned(),
         ];
-        let answers = faults.map(|token| text(&bench.ask(&bearer(&token), None).unwrap_err()).unwrap());
-        assert!(answers.iter().all(|answer| *answer == answers[0] && !answer.contains("quote")), "{answers:?}");
+        let answers =
+            faults.map(|token| text(&bench.ask(&bearer(&token), None).unwrap_err()).unwrap());
+        assert!(
+            answers
+                .iter()
+                .all(|answer| *answer == answers[0] && !answer.contains("quote")),
+            "{answers:?}"
+        );
     }
 }

@@ -9,13 +9,21 @@ use crate::{
 
 /// The issuer that a token names, if it names one.
 pub(super) fn issuer(claims: &Claims) -> Result<String, AuthError> {
-    let issuer = claims.get("iss").and_then(Value::as_str).ok_or(AuthError::Rejected(Fault::Issuer))?;
+    let issuer = claims
+        .get("iss")
+        .and_then(Value::as_str)
+        .ok_or(AuthError::Rejected(Fault::Issuer))?;
     Ok(issuer.into_owned())
 }
 
 /// Checks all that does not need the issuer's keys, and says whose token it is.
 /// The result is worth nothing until the signature is verified.
-pub(super) fn check(header: &Header, claims: &Claims, issuer: &Issuer, now: u64) -> Result<Identity, AuthError> {
+pub(super) fn check(
+    header: &Header,
+    claims: &Claims,
+    issuer: &Issuer,
+    now: u64,
+) -> Result<Identity, AuthError> {
     kind_of_token(header, claims, issuer)?;
     audience(claims, issuer)?;
     let expires_at = times(claims, issuer, now)?;
@@ -31,8 +39,13 @@ pub(super) fn check(header: &Header, claims: &Claims, issuer: &Issuer, now: u64)
     let client = client(claims, issuer)?;
     // A program acting for itself, never the user of that name (RFC 9700 §4.15): whichever
     // claim says so, read here or not.
-    let names_a_client = |name: &&str| claims.get(name).and_then(Value::as_str).as_deref() == Some(subject.as_str());
-    let kind = if CLIENT_CLAIMS.iter().any(names_a_client) { Principal::Client } else { Principal::User };
+    let names_a_client =
+        |name: &&str| claims.get(name).and_then(Value::as_str).as_deref() == Some(subject.as_str());
+    let kind = if CLIENT_CLAIMS.iter().any(names_a_client) {
+        Principal::Client
+    } else {
+        Principal::User
+    };
     Ok(Identity {
         issuer: issuer.issuer.clone(),
         subject,
@@ -51,21 +64,34 @@ fn kind_of_token(header: &Header, claims: &Claims, issuer: &Issuer) -> Result<()
         Some("jwt") | None => issuer.legacy_typ,
         Some(_) => false,
     };
-    let of_an_id_token = ["nonce", "at_hash", "c_hash"].iter().any(|marker| claims.get(marker).is_some());
-    if right && !of_an_id_token { Ok(()) } else { Err(AuthError::Rejected(Fault::Type)) }
+    let of_an_id_token = ["nonce", "at_hash", "c_hash"]
+        .iter()
+        .any(|marker| claims.get(marker).is_some());
+    if right && !of_an_id_token {
+        Ok(())
+    } else {
+        Err(AuthError::Rejected(Fault::Type))
+    }
 }
 
 fn audience(claims: &Claims, issuer: &Issuer) -> Result<(), AuthError> {
     let wrong = AuthError::Rejected(Fault::Audience);
-    let Some(audience) = claims.get("aud") else { return Err(wrong) };
+    let Some(audience) = claims.get("aud") else {
+        return Err(wrong);
+    };
     // With or without one trailing slash; everything else byte for byte (tok-75).
     let bare = |url: &str| url.strip_suffix('/').unwrap_or(url).to_owned();
     let ours = |named: &str| issuer.audience.iter().any(|ours| bare(ours) == bare(named));
     let good = match audience.kind() {
         Kind::String => audience.as_str().is_some_and(|named| ours(&named)),
         Kind::Array => {
-            audience.elements().all(|named| named.kind() == Kind::String)
-                && audience.elements().filter_map(Value::as_str).any(|named| ours(&named))
+            audience
+                .elements()
+                .all(|named| named.kind() == Kind::String)
+                && audience
+                    .elements()
+                    .filter_map(Value::as_str)
+                    .any(|named| ours(&named))
         }
         _ => false,
     };
@@ -89,7 +115,9 @@ fn times(claims: &Claims, issuer: &Issuer, now: u64) -> Result<u64, AuthError> {
     }
     // Also catches milliseconds taken for seconds (tok-66).
     let start = issued.or(from).unwrap_or(now);
-    if from.max(issued).is_some_and(|from| from > expires) || expires - start.min(expires) > MAX_LIFETIME {
+    if from.max(issued).is_some_and(|from| from > expires)
+        || expires - start.min(expires) > MAX_LIFETIME
+    {
         return Err(AuthError::Rejected(Fault::Claim));
     }
     Ok(expires)
@@ -97,12 +125,19 @@ fn times(claims: &Claims, issuer: &Issuer, now: u64) -> Result<u64, AuthError> {
 
 /// A NumericDate in whole seconds; absent is none, anything but a number from zero on is refused (inc-21).
 fn seconds(claims: &Claims, name: &str) -> Result<Option<u64>, AuthError> {
-    let Some(value) = claims.get(name) else { return Ok(None) };
+    let Some(value) = claims.get(name) else {
+        return Ok(None);
+    };
     let number = value.as_number().and_then(|text| text.parse::<f64>().ok());
     match number {
         // Up to here a double is exact; floor, not round (tok-63). Zero is some providers' "always" in `nbf`.
-        Some(seconds) if (0.0..MAX_SECONDS).contains(&seconds) => {
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded just above")]
+        Some(seconds) if (0.0..MAX_SECONDS).contains(&seconds) =>
+        {
+            #[allow(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "bounded just above"
+            )]
             Ok(Some(seconds as u64))
         }
         _ => Err(AuthError::Rejected(Fault::Claim)),
@@ -110,7 +145,11 @@ fn seconds(claims: &Claims, name: &str) -> Result<Option<u64>, AuthError> {
 }
 
 fn client(claims: &Claims, issuer: &Issuer) -> Result<Option<String>, AuthError> {
-    let names = if issuer.legacy_typ { &CLIENT_CLAIMS } else { &CLIENT_CLAIMS[..2] };
+    let names = if issuer.legacy_typ {
+        &CLIENT_CLAIMS
+    } else {
+        &CLIENT_CLAIMS[..2]
+    };
     let mut found = None;
     for name in names {
         if let Some(client) = text(claims, name, MAX_ID)? {
@@ -128,34 +167,62 @@ fn client(claims: &Claims, issuer: &Issuer) -> Result<Option<String>, AuthError>
 
 fn scopes(claims: &Claims, issuer: &Issuer) -> Result<Vec<String>, AuthError> {
     let wrong = || AuthError::Rejected(Fault::Claim);
-    let list = match (claims.get("scope"), claims.get("scp").filter(|_| issuer.legacy_typ)) {
+    let list = match (
+        claims.get("scope"),
+        claims.get("scp").filter(|_| issuer.legacy_typ),
+    ) {
         (None, None) => return Ok(Vec::new()),
         (Some(scope), _) => words(scope).ok_or_else(wrong)?,
         // Okta says a list, Entra ID a string.
-        (None, Some(scopes)) if scopes.kind() == Kind::Array => strings(scopes).ok_or_else(wrong)?,
+        (None, Some(scopes)) if scopes.kind() == Kind::Array => {
+            strings(scopes).ok_or_else(wrong)?
+        }
         (None, Some(scope)) => words(scope).ok_or_else(wrong)?,
     };
-    let distinct = list.iter().enumerate().all(|(at, scope)| !list[..at].contains(scope));
+    let distinct = list
+        .iter()
+        .enumerate()
+        .all(|(at, scope)| !list[..at].contains(scope));
     // RFC 6749 §3.3.
     let legal = |scope: &String| {
-        !scope.is_empty() && scope.bytes().all(|byte| matches!(byte, 0x21 | 0x23..=0x5B | 0x5D..=0x7E))
+        !scope.is_empty()
+            && scope
+                .bytes()
+                .all(|byte| matches!(byte, 0x21 | 0x23..=0x5B | 0x5D..=0x7E))
     };
-    if distinct && list.len() <= MAX_SCOPES && list.iter().all(legal) { Ok(list) } else { Err(wrong()) }
+    if distinct && list.len() <= MAX_SCOPES && list.iter().all(legal) {
+        Ok(list)
+    } else {
+        Err(wrong())
+    }
 }
 
 fn words(value: Value<'_>) -> Option<Vec<String>> {
     let text = value.as_str()?;
-    Some(if text.is_empty() { Vec::new() } else { text.split(' ').map(str::to_owned).collect() })
+    Some(if text.is_empty() {
+        Vec::new()
+    } else {
+        text.split(' ').map(str::to_owned).collect()
+    })
 }
 
 fn groups(claims: &Claims) -> Result<Vec<String>, AuthError> {
-    let Some(groups) = claims.get("groups") else { return Ok(Vec::new()) };
-    let list = if groups.kind() == Kind::Array { strings(groups) } else { None };
-    list.filter(|list| list.len() <= MAX_GROUPS).ok_or(AuthError::Rejected(Fault::Claim))
+    let Some(groups) = claims.get("groups") else {
+        return Ok(Vec::new());
+    };
+    let list = if groups.kind() == Kind::Array {
+        strings(groups)
+    } else {
+        None
+    };
+    list.filter(|list| list.len() <= MAX_GROUPS)
+        .ok_or(AuthError::Rejected(Fault::Claim))
 }
 
 fn strings(list: Value<'_>) -> Option<Vec<String>> {
-    list.elements().map(|element| element.as_str().map(|text| text.into_owned())).collect()
+    list.elements()
+        .map(|element| element.as_str().map(|text| text.into_owned()))
+        .collect()
 }
 
 /// A claim that is a string of at most `max` bytes, where it is there at all.
@@ -200,12 +267,25 @@ mod tests {
     #[test]
     fn the_type_is_that_of_an_access_token() {
         let strict = bench();
-        for typ in ["at+jwt", "AT+JWT", "application/at+jwt", "Application/AT+jwt"] {
+        for typ in [
+            "at+jwt",
+            "AT+JWT",
+            "application/at+jwt",
+            "Application/AT+jwt",
+        ] {
             strict.accepts(&token().header("typ", typ).sign());
         }
         for typ in [
-            "JWT", "dpop+jwt", "logout+jwt", "secevent+jwt", "oauth-authz-req+jwt", "entity-statement+jwt",
-            "oauth-id-jag+jwt", "at+jwt ", "application/application/at+jwt", "text/at+jwt",
+            "JWT",
+            "dpop+jwt",
+            "logout+jwt",
+            "secevent+jwt",
+            "oauth-authz-req+jwt",
+            "entity-statement+jwt",
+            "oauth-id-jag+jwt",
+            "at+jwt ",
+            "application/application/at+jwt",
+            "text/at+jwt",
         ] {
             strict.refuses(&token().header("typ", typ).sign(), Fault::Type);
         }
@@ -227,7 +307,10 @@ mod tests {
             legacy.refuses(&token().header("typ", typ).sign(), Fault::Type);
         }
         for marker in ["nonce", "at_hash", "c_hash"] {
-            legacy.refuses(&token().header("typ", "JWT").claim(marker, "x").sign(), Fault::Type);
+            legacy.refuses(
+                &token().header("typ", "JWT").claim(marker, "x").sign(),
+                Fault::Type,
+            );
             bench().refuses(&token().claim(marker, "x").sign(), Fault::Type);
         }
     }
@@ -273,7 +356,15 @@ mod tests {
     fn a_time_of_another_type_is_refused_and_not_skipped() {
         let bench = bench();
         bench.refuses(&token().without("exp").sign(), Fault::Claim);
-        for value in [json!("1800000300"), json!(true), json!(null), json!([1_800_000_300]), json!({}), json!(-1), json!(-1.5)] {
+        for value in [
+            json!("1800000300"),
+            json!(true),
+            json!(null),
+            json!([1_800_000_300]),
+            json!({}),
+            json!(-1),
+            json!(-1.5),
+        ] {
             for name in ["exp", "nbf", "iat"] {
                 bench.refuses(&token().claim(name, value.clone()).sign(), Fault::Claim);
             }
@@ -286,7 +377,9 @@ mod tests {
     fn numbers_of_every_size_are_read_as_what_they_are() {
         let bench = bench_with(|issuer| issuer.leeway = Duration::ZERO);
         let with = |exp: &str| {
-            let claims = token().claims_text().replace(&format!("\"exp\":{}", NOW + 300), &format!("\"exp\":{exp}"));
+            let claims = token()
+                .claims_text()
+                .replace(&format!("\"exp\":{}", NOW + 300), &format!("\"exp\":{exp}"));
             assert!(claims.contains(exp));
             spelled(HEADER, claims)
         };
@@ -295,14 +388,26 @@ mod tests {
         bench.refuses(&with(&format!("{NOW}.9")), Fault::Expired);
         bench.accepts(&with(&(NOW + DAY).to_string()));
         for exp in [
-            &*(NOW + DAY + 1).to_string(), "10000000000", "1e10", "1e99", "9223372036854775808", "18446744073709551615",
-            "18446744073709551616", "1E400", &*format!("{}000", NOW + 300),
+            &*(NOW + DAY + 1).to_string(),
+            "10000000000",
+            "1e10",
+            "1e99",
+            "9223372036854775808",
+            "18446744073709551615",
+            "18446744073709551616",
+            "1E400",
+            &*format!("{}000", NOW + 300),
         ] {
             bench.refuses(&with(exp), Fault::Claim);
         }
         // Far away is no fault of its own.
         bench.set_time(9_999_999_900);
-        bench.accepts(&token().claim("iat", 9_999_999_900_u64).claim("exp", 10_000_000_000_u64).sign());
+        bench.accepts(
+            &token()
+                .claim("iat", 9_999_999_900_u64)
+                .claim("exp", 10_000_000_000_u64)
+                .sign(),
+        );
     }
 
     /// tok-67, tok-68: not before its time, and not from the future.
@@ -311,11 +416,23 @@ mod tests {
         let bench = bench();
         bench.accepts(&token().claim("nbf", NOW + LEEWAY).sign());
         bench.accepts(&token().claim("nbf", 0).sign());
-        bench.refuses(&token().claim("nbf", NOW + LEEWAY + 1).sign(), Fault::NotYetValid);
+        bench.refuses(
+            &token().claim("nbf", NOW + LEEWAY + 1).sign(),
+            Fault::NotYetValid,
+        );
         bench.accepts(&token().claim("iat", NOW + LEEWAY).sign());
-        bench.refuses(&token().claim("iat", NOW + LEEWAY + 1).sign(), Fault::NotYetValid);
-        bench.refuses(&token().claim("nbf", NOW + 20).claim("exp", NOW + 10).sign(), Fault::Claim);
-        bench.refuses(&token().claim("iat", NOW + 20).claim("exp", NOW + 10).sign(), Fault::Claim);
+        bench.refuses(
+            &token().claim("iat", NOW + LEEWAY + 1).sign(),
+            Fault::NotYetValid,
+        );
+        bench.refuses(
+            &token().claim("nbf", NOW + 20).claim("exp", NOW + 10).sign(),
+            Fault::Claim,
+        );
+        bench.refuses(
+            &token().claim("iat", NOW + 20).claim("exp", NOW + 10).sign(),
+            Fault::Claim,
+        );
         bench.refuses(&token().without("iat").sign(), Fault::Claim);
         bench_with(|issuer| issuer.legacy_typ = true).accepts(&token().without("iat").sign());
     }
@@ -325,9 +442,18 @@ mod tests {
     fn another_issuer_is_refused_however_alike() {
         let bench = bench();
         for issuer in [
-            json!(null), json!(7), json!([ISSUER]), json!([ISSUER, "https://evil.example"]), json!(""), json!("https://evil.example"),
-            json!(format!("{ISSUER}/")), json!(ISSUER.to_uppercase()), json!("https://sso.example.com:443/realms/corp"),
-            json!("https://sso.example.com/realms/%63orp"), json!("http://sso.example.com/realms/corp"), json!(format!(" {ISSUER}")),
+            json!(null),
+            json!(7),
+            json!([ISSUER]),
+            json!([ISSUER, "https://evil.example"]),
+            json!(""),
+            json!("https://evil.example"),
+            json!(format!("{ISSUER}/")),
+            json!(ISSUER.to_uppercase()),
+            json!("https://sso.example.com:443/realms/corp"),
+            json!("https://sso.example.com/realms/%63orp"),
+            json!("http://sso.example.com/realms/corp"),
+            json!(format!(" {ISSUER}")),
         ] {
             bench.refuses(&token().claim("iss", issuer).sign(), Fault::Issuer);
         }
@@ -339,11 +465,24 @@ mod tests {
     fn the_audience_names_this_server() {
         let bench = bench();
         bench.accepts(&token().claim("aud", json!([AUDIENCE])).sign());
-        bench.accepts(&token().claim("aud", json!(["https://other.example", AUDIENCE])).sign());
+        bench.accepts(
+            &token()
+                .claim("aud", json!(["https://other.example", AUDIENCE]))
+                .sign(),
+        );
         bench.refuses(&token().without("aud").sign(), Fault::Audience);
         for audience in [
-            json!(null), json!({}), json!({"aud": AUDIENCE}), json!(1), json!([]), json!(""), json!([1, AUDIENCE]), json!([[AUDIENCE]]),
-            json!([AUDIENCE, null]), json!("https://other.example"), json!(["https://other.example"]),
+            json!(null),
+            json!({}),
+            json!({"aud": AUDIENCE}),
+            json!(1),
+            json!([]),
+            json!(""),
+            json!([1, AUDIENCE]),
+            json!([[AUDIENCE]]),
+            json!([AUDIENCE, null]),
+            json!("https://other.example"),
+            json!(["https://other.example"]),
         ] {
             bench.refuses(&token().claim("aud", audience).sign(), Fault::Audience);
         }
@@ -355,14 +494,29 @@ mod tests {
         let bench = bench();
         bench.accepts(&token().claim("aud", format!("{AUDIENCE}/")).sign());
         for audience in [
-            "https://mcp.example.com", "https://mcp.example.com/", "https://mcp.example.com/git", "https://mcp.example.com/github/x",
-            "https://mcp.example.com/github//", "https://mcp.example.com/github#a", "https://mcp.example.com/github?a",
-            "https://mcp.example.com/GitHub", "HTTPS://mcp.example.com/github", "https://mcp.example.com:443/github", "mcp.example.com/github",
-            "https://mcp.example.com.evil.example/github", "editor", "*",
+            "https://mcp.example.com",
+            "https://mcp.example.com/",
+            "https://mcp.example.com/git",
+            "https://mcp.example.com/github/x",
+            "https://mcp.example.com/github//",
+            "https://mcp.example.com/github#a",
+            "https://mcp.example.com/github?a",
+            "https://mcp.example.com/GitHub",
+            "HTTPS://mcp.example.com/github",
+            "https://mcp.example.com:443/github",
+            "mcp.example.com/github",
+            "https://mcp.example.com.evil.example/github",
+            "editor",
+            "*",
         ] {
             bench.refuses(&token().claim("aud", audience).sign(), Fault::Audience);
         }
-        let listed = bench_with(|issuer| issuer.audience = vec!["https://mcp.example.com/github/".to_owned(), "api".to_owned()]);
+        let listed = bench_with(|issuer| {
+            issuer.audience = vec![
+                "https://mcp.example.com/github/".to_owned(),
+                "api".to_owned(),
+            ]
+        });
         for audience in [AUDIENCE, "https://mcp.example.com/github/", "api"] {
             listed.accepts(&token().claim("aud", audience).sign());
         }
@@ -374,13 +528,32 @@ mod tests {
         let bench = bench();
         bench.refuses(&token().without("sub").sign(), Fault::Claim);
         for subject in [
-            json!(""), json!(7), json!(null), json!(["alice"]), json!("a".repeat(256)), json!("a\nb"), json!("a\u{0}"), json!("a\u{7f}"),
-            json!("a\u{85}"), json!("a\tb"),
+            json!(""),
+            json!(7),
+            json!(null),
+            json!(["alice"]),
+            json!("a".repeat(256)),
+            json!("a\nb"),
+            json!("a\u{0}"),
+            json!("a\u{7f}"),
+            json!("a\u{85}"),
+            json!("a\tb"),
         ] {
             bench.refuses(&token().claim("sub", subject).sign(), Fault::Claim);
         }
-        assert_eq!(bench.accepts(&token().claim("sub", "a".repeat(255)).sign()).subject().len(), 255);
-        assert_eq!(bench.accepts(&token().claim("sub", "Ålice|x").sign()).subject(), "Ålice|x");
+        assert_eq!(
+            bench
+                .accepts(&token().claim("sub", "a".repeat(255)).sign())
+                .subject()
+                .len(),
+            255
+        );
+        assert_eq!(
+            bench
+                .accepts(&token().claim("sub", "Ålice|x").sign())
+                .subject(),
+            "Ålice|x"
+        );
     }
 
     /// tok-79: a program whose id is a user's name is not that user.
@@ -392,7 +565,10 @@ mod tests {
         for name in ["client_id", "azp", "cid", "appid"] {
             let client = bench.accepts(&token().claim(name, "alice").sign());
             assert_eq!(client.kind(), Kind::Client, "{name}");
-            assert_ne!(client.principal_key().to_string(), user.principal_key().to_string());
+            assert_ne!(
+                client.principal_key().to_string(),
+                user.principal_key().to_string()
+            );
             assert!(!client.owns_session_of(&user));
         }
     }
@@ -401,8 +577,15 @@ mod tests {
     #[test]
     fn only_the_subject_identifies() {
         let bench = bench();
-        let claims = [("email", "root@example.com"), ("preferred_username", "root"), ("upn", "root@good@evil"), ("name", "root")];
-        let token = claims.into_iter().fold(token(), |token, (name, value)| token.claim(name, value));
+        let claims = [
+            ("email", "root@example.com"),
+            ("preferred_username", "root"),
+            ("upn", "root@good@evil"),
+            ("name", "root"),
+        ];
+        let token = claims
+            .into_iter()
+            .fold(token(), |token, (name, value)| token.claim(name, value));
         assert_eq!(bench.accepts(&token.clone().sign()).subject(), "alice");
         bench.refuses(&token.without("sub").sign(), Fault::Claim);
     }
@@ -411,13 +594,35 @@ mod tests {
     #[test]
     fn scopes_are_distinct_words() {
         let bench = bench();
-        let scopes = |value: &str| bench.accepts(&token().claim("scope", value).sign()).scopes().to_vec();
-        assert_eq!(scopes("tools:read Tools:Read"), ["tools:read", "Tools:Read"]);
+        let scopes = |value: &str| {
+            bench
+                .accepts(&token().claim("scope", value).sign())
+                .scopes()
+                .to_vec()
+        };
+        assert_eq!(
+            scopes("tools:read Tools:Read"),
+            ["tools:read", "Tools:Read"]
+        );
         assert!(scopes("").is_empty());
-        assert!(bench.accepts(&token().without("scope").sign()).scopes().is_empty());
+        assert!(
+            bench
+                .accepts(&token().without("scope").sign())
+                .scopes()
+                .is_empty()
+        );
         for value in [
-            json!(["a"]), json!(7), json!(null), json!("a a"), json!("a  b"), json!(" a"), json!("a "), json!("a\tb"), json!("a\"b"),
-            json!("a\\b"), json!("ä"),
+            json!(["a"]),
+            json!(7),
+            json!(null),
+            json!("a a"),
+            json!("a  b"),
+            json!(" a"),
+            json!("a "),
+            json!("a\tb"),
+            json!("a\"b"),
+            json!("a\\b"),
+            json!("ä"),
         ] {
             bench.refuses(&token().claim("scope", value).sign(), Fault::Claim);
         }
@@ -428,11 +633,24 @@ mod tests {
     fn scp_is_read_of_legacy_issuers_alone() {
         let legacy = bench_with(|issuer| issuer.legacy_typ = true);
         let token = || token().without("scope");
-        assert_eq!(legacy.accepts(&token().claim("scp", json!(["a", "b"])).sign()).scopes(), ["a", "b"]);
-        assert_eq!(legacy.accepts(&token().claim("scp", "a b").sign()).scopes(), ["a", "b"]);
+        assert_eq!(
+            legacy
+                .accepts(&token().claim("scp", json!(["a", "b"])).sign())
+                .scopes(),
+            ["a", "b"]
+        );
+        assert_eq!(
+            legacy.accepts(&token().claim("scp", "a b").sign()).scopes(),
+            ["a", "b"]
+        );
         legacy.refuses(&token().claim("scp", json!(["a", 1])).sign(), Fault::Claim);
         legacy.refuses(&token().claim("scp", json!(["a b"])).sign(), Fault::Claim);
-        assert!(bench().accepts(&token().claim("scp", "a b").sign()).scopes().is_empty());
+        assert!(
+            bench()
+                .accepts(&token().claim("scp", "a b").sign())
+                .scopes()
+                .is_empty()
+        );
     }
 
     /// tok-86: groups are texts, and not too many.
@@ -440,12 +658,31 @@ mod tests {
     fn groups_are_texts_and_capped() {
         let bench = bench();
         assert_eq!(bench.accepts(&token().sign()).groups(), ["staff"]);
-        assert!(bench.accepts(&token().without("groups").sign()).groups().is_empty());
+        assert!(
+            bench
+                .accepts(&token().without("groups").sign())
+                .groups()
+                .is_empty()
+        );
         let text = "{\"__entity\":{\"type\":\"User\",\"id\":\"admin\"}}";
-        assert_eq!(bench.accepts(&token().claim("groups", json!([text])).sign()).groups(), [text]);
+        assert_eq!(
+            bench
+                .accepts(&token().claim("groups", json!([text])).sign())
+                .groups(),
+            [text]
+        );
         bench.accepts(&token().claim("groups", vec!["g"; MAX_GROUPS]).sign());
-        bench.refuses(&token().claim("groups", vec!["g"; MAX_GROUPS + 1]).sign(), Fault::Claim);
-        for groups in [json!([{"__entity": {"type": "User", "id": "admin"}}]), json!([1]), json!([["a"]]), json!({"a": 1}), json!(null)] {
+        bench.refuses(
+            &token().claim("groups", vec!["g"; MAX_GROUPS + 1]).sign(),
+            Fault::Claim,
+        );
+        for groups in [
+            json!([{"__entity": {"type": "User", "id": "admin"}}]),
+            json!([1]),
+            json!([["a"]]),
+            json!({"a": 1}),
+            json!(null),
+        ] {
             bench.refuses(&token().claim("groups", groups).sign(), Fault::Claim);
         }
     }
@@ -455,7 +692,9 @@ mod tests {
     fn an_actor_changes_nothing() {
         let bench = bench();
         let plain = bench.accepts(&token().sign());
-        let acting = token().claim("act", json!({"sub": "root"})).claim("may_act", json!({"sub": "root"}));
+        let acting = token()
+            .claim("act", json!({"sub": "root"}))
+            .claim("may_act", json!({"sub": "root"}));
         assert_eq!(bench.accepts(&acting.sign()), plain);
     }
 
@@ -473,20 +712,29 @@ mod tests {
     /// tok-113: bound to a key that nobody shows here.
     #[test]
     fn a_sender_constrained_token_is_refused() {
-        for bound in [json!({"jkt": "abc"}), json!({"x5t#S256": "abc"}), json!({}), json!(null)] {
+        for bound in [
+            json!({"jkt": "abc"}),
+            json!({"x5t#S256": "abc"}),
+            json!({}),
+            json!(null),
+        ] {
             bench().refuses(&token().claim("cnf", bound).sign(), Fault::Claim);
         }
     }
 
     #[test]
     fn a_list_of_clients_is_really_compared() {
-        let listed = bench_with(|issuer| issuer.clients = vec!["editor".to_owned(), "agent".to_owned()]);
+        let listed =
+            bench_with(|issuer| issuer.clients = vec!["editor".to_owned(), "agent".to_owned()]);
         assert_eq!(listed.accepts(&token().sign()).client(), Some("editor"));
         listed.accepts(&token().without("client_id").claim("azp", "agent").sign());
         listed.refuses(&token().claim("client_id", "other").sign(), Fault::Client);
         listed.refuses(&token().claim("azp", "other").sign(), Fault::Client);
         listed.refuses(&token().without("client_id").sign(), Fault::Client);
-        listed.refuses(&token().claim("client_id", json!(["editor"])).sign(), Fault::Claim);
+        listed.refuses(
+            &token().claim("client_id", json!(["editor"])).sign(),
+            Fault::Claim,
+        );
         bench().accepts(&token().without("client_id").sign());
     }
 }

@@ -104,10 +104,24 @@ impl Identity {
     /// For the tests of other modules: a user without groups or scopes.
     pub(crate) fn example(issuer: &str, subject: &str) -> Self {
         let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
-        Self { issuer, subject, kind: Kind::User, client: None, scopes: Vec::new(), groups: Vec::new(), expires_at: u64::MAX }
+        Self {
+            issuer,
+            subject,
+            kind: Kind::User,
+            client: None,
+            scopes: Vec::new(),
+            groups: Vec::new(),
+            expires_at: u64::MAX,
+        }
     }
 
-    pub(crate) fn with(mut self, kind: Kind, client: Option<&str>, groups: &[&str], scopes: &[&str]) -> Self {
+    pub(crate) fn with(
+        mut self,
+        kind: Kind,
+        client: Option<&str>,
+        groups: &[&str],
+        scopes: &[&str],
+    ) -> Self {
         let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
         (self.kind, self.client) = (kind, client.map(str::to_owned));
         (self.groups, self.scopes) = (owned(groups), owned(scopes));

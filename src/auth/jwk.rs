@@ -3,8 +3,10 @@
 
 use std::collections::HashMap;
 
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, EcdsaVerificationAlgorithm, ParsedPublicKey,
+};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, EcdsaVerificationAlgorithm, ParsedPublicKey};
 use jsonwebtoken::DecodingKey;
 
 use crate::json::{self, Document, Kind, Value};
@@ -48,7 +50,9 @@ impl Algorithm {
 
     fn family(self) -> Family {
         match self {
-            Self::Rs256 | Self::Rs384 | Self::Rs512 | Self::Ps256 | Self::Ps384 | Self::Ps512 => Family::Rsa,
+            Self::Rs256 | Self::Rs384 | Self::Rs512 | Self::Ps256 | Self::Ps384 | Self::Ps512 => {
+                Family::Rsa
+            }
             Self::Es256 => Family::P256,
             Self::Es384 => Family::P384,
             Self::Ed25519 => Family::Ed25519,
@@ -94,7 +98,8 @@ impl Key {
 
     /// Whether `signature` (base64url) is this key's over `signed`.
     pub(super) fn verifies(&self, signed: &[u8], signature: &str) -> bool {
-        jsonwebtoken::crypto::verify(signature, signed, &self.key, self.algorithm.for_crate()).unwrap_or(false)
+        jsonwebtoken::crypto::verify(signature, signed, &self.key, self.algorithm.for_crate())
+            .unwrap_or(false)
     }
 }
 
@@ -110,7 +115,10 @@ impl KeySet {
     /// `None` if the text is no JWK set at all, or has too many keys. `accepted` are the issuer's algorithms.
     pub(super) fn read(text: &[u8], accepted: &[Algorithm]) -> Option<Self> {
         let document = Document::parse(text, LIMITS).ok()?;
-        let keys = document.root(text).get("keys").filter(|keys| keys.kind() == Kind::Array)?;
+        let keys = document
+            .root(text)
+            .get("keys")
+            .filter(|keys| keys.kind() == Kind::Array)?;
         let mut set = Self::default();
         let mut seen: HashMap<String, usize> = HashMap::new();
         if keys.elements().nth(MAX_KEYS).is_some() {
@@ -122,7 +130,9 @@ impl KeySet {
             if let Some(name) = &name {
                 *seen.entry(name.clone().into_owned()).or_default() += 1;
             }
-            let Some(key) = usable(jwk, accepted) else { continue };
+            let Some(key) = usable(jwk, accepted) else {
+                continue;
+            };
             match (kid, name) {
                 (None, _) => set.without_kid.push(key),
                 (Some(_), Some(name)) => {
@@ -156,7 +166,9 @@ fn usable(jwk: Value<'_>, accepted: &[Algorithm]) -> Option<Key> {
         return None;
     }
     if let Some(operations) = jwk.get("key_ops")
-        && !operations.elements().any(|operation| operation.as_str().as_deref() == Some("verify"))
+        && !operations
+            .elements()
+            .any(|operation| operation.as_str().as_deref() == Some("verify"))
     {
         return None;
     }
@@ -166,11 +178,20 @@ fn usable(jwk: Value<'_>, accepted: &[Algorithm]) -> Option<Key> {
     }
     let (family, key) = match (text("kty")?.as_ref(), text("crv").as_deref()) {
         ("RSA", None) => (Family::Rsa, rsa(&text("n")?, &text("e")?)?),
-        ("EC", Some("P-256")) => (Family::P256, curve(&text("x")?, &text("y")?, 32, &ECDSA_P256_SHA256_FIXED)?),
-        ("EC", Some("P-384")) => (Family::P384, curve(&text("x")?, &text("y")?, 48, &ECDSA_P384_SHA384_FIXED)?),
+        ("EC", Some("P-256")) => (
+            Family::P256,
+            curve(&text("x")?, &text("y")?, 32, &ECDSA_P256_SHA256_FIXED)?,
+        ),
+        ("EC", Some("P-384")) => (
+            Family::P384,
+            curve(&text("x")?, &text("y")?, 48, &ECDSA_P384_SHA384_FIXED)?,
+        ),
         ("OKP", Some("Ed25519")) => {
             let x = text("x")?;
-            (Family::Ed25519, (decode(&x)?.len() == 32).then(|| DecodingKey::from_ed_components(&x).ok())??)
+            (
+                Family::Ed25519,
+                (decode(&x)?.len() == 32).then(|| DecodingKey::from_ed_components(&x).ok())??,
+            )
         }
         _ => return None,
     };
@@ -178,7 +199,8 @@ fn usable(jwk: Value<'_>, accepted: &[Algorithm]) -> Option<Key> {
         Some(named) => Algorithm::parse(&named.as_str()?)?,
         None => default_algorithm(family, accepted)?,
     };
-    (algorithm.family() == family && accepted.contains(&algorithm)).then_some(Key { algorithm, key })
+    (algorithm.family() == family && accepted.contains(&algorithm))
+        .then_some(Key { algorithm, key })
 }
 
 /// The one algorithm of a key that names none: the usual one of its kind, or
@@ -193,7 +215,9 @@ fn default_algorithm(family: Family, accepted: &[Algorithm]) -> Option<Algorithm
     if accepted.contains(&usual) {
         return Some(usual);
     }
-    let mut fitting = accepted.iter().filter(|algorithm| algorithm.family() == family);
+    let mut fitting = accepted
+        .iter()
+        .filter(|algorithm| algorithm.family() == family);
     match (fitting.next(), fitting.next()) {
         (Some(only), None) => Some(*only),
         _ => None,
@@ -207,15 +231,20 @@ fn rsa(n: &str, e: &str) -> Option<DecodingKey> {
     let bits = modulus.len() * 8 - modulus.first()?.leading_zeros() as usize;
     // RFC 7518 §3.3: 2048 bits or more; the upper bound keeps one verification cheap.
     let sized = (MIN_RSA_BITS..=MAX_RSA_BITS).contains(&bits);
-    let odd = exponent.last().is_some_and(|last| last % 2 == 1) && *exponent != [1] && exponent.len() <= 4;
-    (sized && odd && !is_roca(modulus)).then(|| DecodingKey::from_rsa_raw_components(modulus, exponent))
+    let odd = exponent.last().is_some_and(|last| last % 2 == 1)
+        && *exponent != [1]
+        && exponent.len() <= 4;
+    (sized && odd && !is_roca(modulus))
+        .then(|| DecodingKey::from_rsa_raw_components(modulus, exponent))
 }
 
 /// Whether a modulus was made by the generator of CVE-2017-15361, whose keys can be
 /// factored: modulo every small prime it is then a power of 65537 (tok-41).
 fn is_roca(modulus: &[u8]) -> bool {
     let is_power = |prime: u32| {
-        let rest = modulus.iter().fold(0, |rest, byte| (rest * 256 + u32::from(*byte)) % prime);
+        let rest = modulus
+            .iter()
+            .fold(0, |rest, byte| (rest * 256 + u32::from(*byte)) % prime);
         let mut power = 1;
         (0..prime).any(|_| {
             let found = power == rest;
@@ -230,11 +259,18 @@ fn without_zeros(number: &[u8]) -> &[u8] {
     &number[number.iter().take_while(|byte| **byte == 0).count()..]
 }
 
-fn curve(x: &str, y: &str, size: usize, algorithm: &'static EcdsaVerificationAlgorithm) -> Option<DecodingKey> {
+fn curve(
+    x: &str,
+    y: &str,
+    size: usize,
+    algorithm: &'static EcdsaVerificationAlgorithm,
+) -> Option<DecodingKey> {
     let point = [vec![UNCOMPRESSED], decode(x)?, decode(y)?].concat();
     let fits = decode(x)?.len() == size && decode(y)?.len() == size;
     // A point that is not on the curve is no key.
-    let key = fits.then(|| ParsedPublicKey::new(algorithm, &point).ok()).flatten();
+    let key = fits
+        .then(|| ParsedPublicKey::new(algorithm, &point).ok())
+        .flatten();
     key.and_then(|_| DecodingKey::from_ec_components(x, y).ok())
 }
 
@@ -248,13 +284,16 @@ const UNCOMPRESSED: u8 = 4;
 const MAX_KEYS: usize = 64;
 /// The primes whose product divides what that generator adds to, for the smallest of its keys.
 const ROCA_PRIMES: [u32; 38] = [
-    3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113,
-    127, 131, 137, 139, 149, 151, 157, 163, 167,
+    3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97,
+    101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167,
 ];
 const MIN_RSA_BITS: usize = 2048;
 const MAX_RSA_BITS: usize = 8192;
 /// What a JWK set may hold: `fetch` caps its bytes.
-const LIMITS: json::Limits = json::Limits { depth: 8, nodes: 65_536 };
+const LIMITS: json::Limits = json::Limits {
+    depth: 8,
+    nodes: 65_536,
+};
 
 #[cfg(test)]
 mod tests {
@@ -263,13 +302,18 @@ mod tests {
     use super::{
         super::{
             Fault,
-            testing::{ALGORITHMS, KEYS, base64url, bench, bench_of, bench_with, compact, set, token},
+            testing::{
+                ALGORITHMS, KEYS, base64url, bench, bench_of, bench_with, compact, set, token,
+            },
         },
         Algorithm, KeySet, MAX_KEYS,
     };
 
     fn read(keys: &Value) -> Option<KeySet> {
-        let every: Vec<Algorithm> = ALGORITHMS.iter().filter_map(|name| Algorithm::parse(name)).collect();
+        let every: Vec<Algorithm> = ALGORITHMS
+            .iter()
+            .filter_map(|name| Algorithm::parse(name))
+            .collect();
         KeySet::read(keys.to_string().as_bytes(), &every)
     }
 
@@ -287,7 +331,9 @@ mod tests {
     /// Left out, and not in the way of the key beside it.
     #[track_caller]
     fn left_out(jwk: &Value) {
-        let keys = read(&json!({"keys": [jwk, changed(&KEYS.ed25519.jwk(), "kid", json!("beside"))]})).unwrap();
+        let keys =
+            read(&json!({"keys": [jwk, changed(&KEYS.ed25519.jwk(), "kid", json!("beside"))]}))
+                .unwrap();
         assert_eq!(keys.len(), 1, "{jwk}");
         assert!(keys.find(Some("beside")).is_some(), "{jwk}");
     }
@@ -296,7 +342,12 @@ mod tests {
     fn every_published_key_verifies_its_own_tokens() {
         let bench = bench();
         for signer in KEYS.published() {
-            assert_eq!(bench.accepts(&token().signed_by(signer)).subject(), "alice", "{}", signer.alg);
+            assert_eq!(
+                bench.accepts(&token().signed_by(signer)).subject(),
+                "alice",
+                "{}",
+                signer.alg
+            );
         }
     }
 
@@ -308,13 +359,31 @@ mod tests {
         let secrets = KEYS.published().into_iter().flat_map(|signer| {
             let jwk = signer.jwk();
             let n = jwk["n"].as_str().unwrap_or_default().as_bytes().to_vec();
-            [signer.public_bytes(), jwk.to_string().into_bytes(), n, Vec::new(), b"secret".to_vec()].map(|secret| (signer.kid, secret))
+            [
+                signer.public_bytes(),
+                jwk.to_string().into_bytes(),
+                n,
+                Vec::new(),
+                b"secret".to_vec(),
+            ]
+            .map(|secret| (signer.kid, secret))
         });
         for (kid, secret) in secrets {
-            for (alg, of_alg) in [("HS256", hmac::HMAC_SHA256), ("HS384", hmac::HMAC_SHA384), ("HS512", hmac::HMAC_SHA512)] {
+            for (alg, of_alg) in [
+                ("HS256", hmac::HMAC_SHA256),
+                ("HS384", hmac::HMAC_SHA384),
+                ("HS512", hmac::HMAC_SHA512),
+            ] {
                 let header = json!({"alg": alg, "kid": kid, "typ": "at+jwt"}).to_string();
-                let mac = |message: &[u8]| hmac::sign(&hmac::Key::new(of_alg, &secret), message).as_ref().to_vec();
-                bench.refuses(&compact(&header, token().claims_text(), mac), Fault::Algorithm);
+                let mac = |message: &[u8]| {
+                    hmac::sign(&hmac::Key::new(of_alg, &secret), message)
+                        .as_ref()
+                        .to_vec()
+                };
+                bench.refuses(
+                    &compact(&header, token().claims_text(), mac),
+                    Fault::Algorithm,
+                );
             }
         }
     }
@@ -332,12 +401,29 @@ mod tests {
     #[test]
     fn a_key_is_used_with_its_one_algorithm() {
         let bench = bench();
-        for (signer, alg) in [(&KEYS.rs256, "PS256"), (&KEYS.rs256, "RS512"), (&KEYS.ps256, "RS256"), (&KEYS.ps256, "PS384")] {
-            bench.refuses(&token().header("alg", alg).signed_by(signer), Fault::Algorithm);
+        for (signer, alg) in [
+            (&KEYS.rs256, "PS256"),
+            (&KEYS.rs256, "RS512"),
+            (&KEYS.ps256, "RS256"),
+            (&KEYS.ps256, "PS384"),
+        ] {
+            bench.refuses(
+                &token().header("alg", alg).signed_by(signer),
+                Fault::Algorithm,
+            );
         }
-        bench.refuses(&token().header("alg", "ES256").signed_by(&KEYS.es384), Fault::Algorithm);
-        bench.refuses(&token().header("alg", "ES384").signed_by(&KEYS.es256), Fault::Algorithm);
-        bench.refuses(&token().header("alg", "EdDSA").signed_by(&KEYS.es256), Fault::Algorithm);
+        bench.refuses(
+            &token().header("alg", "ES256").signed_by(&KEYS.es384),
+            Fault::Algorithm,
+        );
+        bench.refuses(
+            &token().header("alg", "ES384").signed_by(&KEYS.es256),
+            Fault::Algorithm,
+        );
+        bench.refuses(
+            &token().header("alg", "EdDSA").signed_by(&KEYS.es256),
+            Fault::Algorithm,
+        );
     }
 
     /// tok-32: a key that names no algorithm gets one, and not a choice.
@@ -348,7 +434,10 @@ mod tests {
         let keys = json!({"keys": [jwk]});
         let bench = bench_of(&keys, |_| {});
         bench.accepts(&token().signed_by(&KEYS.rs256));
-        bench.refuses(&token().header("alg", "PS256").signed_by(&KEYS.rs256), Fault::Algorithm);
+        bench.refuses(
+            &token().header("alg", "PS256").signed_by(&KEYS.rs256),
+            Fault::Algorithm,
+        );
         let bench = bench_of(&keys, |issuer| issuer.algorithms = vec!["PS256".to_owned()]);
         bench.accepts(&token().header("alg", "PS256").signed_by(&KEYS.rs256));
     }
@@ -359,7 +448,10 @@ mod tests {
         let bench = bench();
         for alg in ["EdDSA", "Ed25519"] {
             bench.accepts(&token().header("alg", alg).signed_by(&KEYS.ed25519));
-            bench.refuses(&token().header("alg", alg).signed_by(&KEYS.es256), Fault::Algorithm);
+            bench.refuses(
+                &token().header("alg", alg).signed_by(&KEYS.es256),
+                Fault::Algorithm,
+            );
         }
         let ed448 = json!({"kty": "OKP", "crv": "Ed448", "x": base64url([1; 57]), "kid": "ed448", "alg": "EdDSA"});
         left_out(&ed448);
@@ -377,13 +469,23 @@ mod tests {
             let mut flipped = signature.clone();
             flipped[7] ^= 0x10;
             let longer = [&signature[..], &[0]].concat();
-            for wrong in [&[][..], &vec![0; signature.len()], &signature[1..], &signature[..signature.len() - 1], &flipped, &longer] {
+            for wrong in [
+                &[][..],
+                &vec![0; signature.len()],
+                &signature[1..],
+                &signature[..signature.len() - 1],
+                &flipped,
+                &longer,
+            ] {
                 bench.refuses(&with(wrong), Fault::Signature);
             }
             // The same signature under other claims.
             let other = token().claim("sub", "bob").signed_by(signer);
             let (other, _) = other.rsplit_once('.').unwrap();
-            bench.refuses(&format!("{other}.{}", base64url(&signature)), Fault::Signature);
+            bench.refuses(
+                &format!("{other}.{}", base64url(&signature)),
+                Fault::Signature,
+            );
         }
     }
 
@@ -392,8 +494,9 @@ mod tests {
     fn an_ecdsa_signature_has_one_form() {
         let bench = bench();
         let order = [
-            0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6, 0xfa, 0xad, 0xa7, 0x17,
-            0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
+            0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+            0xbc, 0xe6, 0xfa, 0xad, 0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63,
+            0x25, 0x51,
         ];
         let good = token().sign();
         let (signed, _) = good.rsplit_once('.').unwrap();
@@ -401,7 +504,15 @@ mod tests {
         let (r, s) = signature.split_at(32);
         let with = |parts: &[&[u8]]| format!("{signed}.{}", base64url(parts.concat()));
         bench.accepts(&with(&[r, s]));
-        for wrong in [[&[0; 32][..], &[0; 32]], [r, &[0; 32]], [&[0; 32], s], [&order, s], [r, &order], [&[0xff; 32], s], [s, r]] {
+        for wrong in [
+            [&[0; 32][..], &[0; 32]],
+            [r, &[0; 32]],
+            [&[0; 32], s],
+            [&order, s],
+            [r, &order],
+            [&[0xff; 32], s],
+            [s, r],
+        ] {
             bench.refuses(&with(&wrong), Fault::Signature);
         }
         let integer = |number: &[u8]| {
@@ -410,7 +521,10 @@ mod tests {
             [&[2, u8::try_from(number.len()).unwrap()][..], &number].concat()
         };
         let integers = [integer(r), integer(s)].concat();
-        bench.refuses(&with(&[&[0x30, u8::try_from(integers.len()).unwrap()], &integers]), Fault::Signature);
+        bench.refuses(
+            &with(&[&[0x30, u8::try_from(integers.len()).unwrap()], &integers]),
+            Fault::Signature,
+        );
     }
 
     /// tok-40, tok-41: weak keys are none. (Wycheproof has the one of a known bad generator.)
@@ -422,11 +536,22 @@ mod tests {
             left_out(&changed(&good, "n", json!(base64url(vec![0xff; size]))));
         }
         left_out(&changed(&good, "n", json!(base64url(vec![0xff; 1025]))));
-        for exponent in [&[1][..], &[0, 1], &[2], &[1, 0, 0], &[0], &[], &[1, 0, 0, 0, 1]] {
+        for exponent in [
+            &[1][..],
+            &[0, 1],
+            &[2],
+            &[1, 0, 0],
+            &[0],
+            &[],
+            &[1, 0, 0, 0, 1],
+        ] {
             left_out(&changed(&good, "e", json!(base64url(exponent))));
         }
         // A sign byte is somebody's habit, and makes no other number.
-        let jwk = bench_of(&json!({"keys": [changed(&good, "e", json!(base64url([0, 1, 0, 1])))]}), |_| {});
+        let jwk = bench_of(
+            &json!({"keys": [changed(&good, "e", json!(base64url([0, 1, 0, 1])))]}),
+            |_| {},
+        );
         jwk.accepts(&token().signed_by(&KEYS.rs256));
     }
 
@@ -439,7 +564,9 @@ mod tests {
         bench.refuses(&token().signed_by(&KEYS.stranger), Fault::Signature);
         let nameless = |signer: &super::super::testing::Signer| {
             let header = json!({"alg": signer.alg, "typ": "at+jwt"}).to_string();
-            compact(&header, token().claims_text(), |message| signer.sign(signer.alg, message))
+            compact(&header, token().claims_text(), |message| {
+                signer.sign(signer.alg, message)
+            })
         };
         bench.refuses(&nameless(&KEYS.es256), Fault::KeyUnknown);
         let single = bench_of(&set([&KEYS.es256]), |_| {});
@@ -451,15 +578,36 @@ mod tests {
     #[test]
     fn a_key_for_another_use_is_left_out() {
         let jwk = KEYS.es256.jwk();
-        for value in [json!("enc"), json!("SIG"), json!(["sig"]), json!(null), json!("")] {
+        for value in [
+            json!("enc"),
+            json!("SIG"),
+            json!(["sig"]),
+            json!(null),
+            json!(""),
+        ] {
             left_out(&changed(&jwk, "use", value));
         }
         usable(&changed(&jwk, "key_ops", json!(["verify"])));
         usable(&changed(&jwk, "key_ops", json!(["sign", "verify"])));
-        for value in [json!(["sign"]), json!(["encrypt"]), json!([]), json!("verify"), json!(null), json!([1])] {
+        for value in [
+            json!(["sign"]),
+            json!(["encrypt"]),
+            json!([]),
+            json!("verify"),
+            json!(null),
+            json!([1]),
+        ] {
             left_out(&changed(&jwk, "key_ops", value));
         }
-        for alg in [json!("ES384"), json!("RS256"), json!("HS256"), json!("none"), json!("ECDH-ES"), json!(1), json!(null)] {
+        for alg in [
+            json!("ES384"),
+            json!("RS256"),
+            json!("HS256"),
+            json!("none"),
+            json!("ECDH-ES"),
+            json!(1),
+            json!(null),
+        ] {
             left_out(&changed(&jwk, "alg", alg));
         }
     }
@@ -468,8 +616,16 @@ mod tests {
     #[test]
     fn two_keys_of_one_name_are_no_key() {
         let twin = |jwk: Value| changed(&jwk, "kid", json!("es"));
-        for other in [KEYS.stranger.jwk(), twin(KEYS.rs256.jwk()), KEYS.es256.jwk(), json!({"kty": "oct", "k": "AAAA", "kid": "es"})] {
-            let bench = bench_of(&json!({"keys": [KEYS.es256.jwk(), other, KEYS.ed25519.jwk()]}), |_| {});
+        for other in [
+            KEYS.stranger.jwk(),
+            twin(KEYS.rs256.jwk()),
+            KEYS.es256.jwk(),
+            json!({"kty": "oct", "k": "AAAA", "kid": "es"}),
+        ] {
+            let bench = bench_of(
+                &json!({"keys": [KEYS.es256.jwk(), other, KEYS.ed25519.jwk()]}),
+                |_| {},
+            );
             bench.refuses(&token().sign(), Fault::KeyUnknown);
             bench.accepts(&token().signed_by(&KEYS.ed25519));
         }
@@ -504,7 +660,13 @@ mod tests {
         ] {
             left_out(&changed(jwk, name, value));
         }
-        for strange in [json!(null), json!("key"), json!([]), json!({}), json!({"kty": "AKP", "alg": "ML-DSA-44"})] {
+        for strange in [
+            json!(null),
+            json!("key"),
+            json!([]),
+            json!({}),
+            json!({"kty": "AKP", "alg": "ML-DSA-44"}),
+        ] {
             left_out(&strange);
         }
         // What nobody reads may be wrong.
@@ -514,8 +676,20 @@ mod tests {
     /// tok-99: and a set has a largest size.
     #[test]
     fn what_is_no_key_set_is_none() {
-        for text in ["", "[]", "{}", "{\"keys\":{}}", "{\"keys\":null}", "<html></html>", "{\"keys\":[]}x", "{\"keys\":[],\"keys\":[]}"] {
-            assert!(KeySet::read(text.as_bytes(), &[Algorithm::Es256]).is_none(), "{text}");
+        for text in [
+            "",
+            "[]",
+            "{}",
+            "{\"keys\":{}}",
+            "{\"keys\":null}",
+            "<html></html>",
+            "{\"keys\":[]}x",
+            "{\"keys\":[],\"keys\":[]}",
+        ] {
+            assert!(
+                KeySet::read(text.as_bytes(), &[Algorithm::Es256]).is_none(),
+                "{text}"
+            );
         }
         let named = |count: usize| json!({"keys": (0..count).map(|n| changed(&KEYS.es256.jwk(), "kid", json!(n.to_string()))).collect::<Vec<_>>()});
         assert_eq!(read(&named(MAX_KEYS)).unwrap().len(), MAX_KEYS);

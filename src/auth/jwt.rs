@@ -40,12 +40,22 @@ impl Claims {
 
 /// Takes a token apart.
 pub(super) fn read(token: &str) -> Result<Unverified<'_>, AuthError> {
-    let Signed { header, payload, signed, signature } = Signed::read(token)?;
+    let Signed {
+        header,
+        payload,
+        signed,
+        signature,
+    } = Signed::read(token)?;
     let claims = object(payload)?;
     if claims.document.root(&claims.text).members().count() > MAX_CLAIMS {
         return Err(AuthError::Rejected(Fault::Form));
     }
-    Ok(Unverified { header, claims, signed, signature })
+    Ok(Unverified {
+        header,
+        claims,
+        signed,
+        signature,
+    })
 }
 
 /// A compact JWS, whatever its payload is.
@@ -66,26 +76,38 @@ impl<'a> Signed<'a> {
             return Err(form());
         };
         // Before anything is decoded: only what RFC 8725 (bis, 3.14) allows a JWT to hold.
-        if [header, payload, signature].iter().any(|part| !part.bytes().all(is_base64url)) {
+        if [header, payload, signature]
+            .iter()
+            .any(|part| !part.bytes().all(is_base64url))
+        {
             return Err(form());
         }
         let header = self::header(&object(decode(header)?)?)?;
         let payload = decode(payload)?;
         let signed = &token.as_bytes()[..token.len() - signature.len() - 1];
-        Ok(Self { header, payload, signed, signature })
+        Ok(Self {
+            header,
+            payload,
+            signed,
+            signature,
+        })
     }
 }
 
 fn header(header: &Claims) -> Result<Header, AuthError> {
     // Extensions that must be understood, keys that a token brings along, and
     // content that would have to be unpacked: all refused, not ignored.
-    for refused in ["crit", "b64", "jwk", "jku", "x5u", "x5c", "zip", "cty", "enc"] {
+    for refused in [
+        "crit", "b64", "jwk", "jku", "x5u", "x5c", "zip", "cty", "enc",
+    ] {
         if header.get(refused).is_some() {
             return Err(AuthError::Rejected(Fault::Form));
         }
     }
     let algorithm = header.get("alg").and_then(Value::as_str);
-    let algorithm = algorithm.and_then(|name| Algorithm::parse(&name)).ok_or(AuthError::Rejected(Fault::Algorithm))?;
+    let algorithm = algorithm
+        .and_then(|name| Algorithm::parse(&name))
+        .ok_or(AuthError::Rejected(Fault::Algorithm))?;
     let text = |name, fault| match header.get(name) {
         None => Ok(None),
         Some(value) => match value.as_str() {
@@ -95,9 +117,14 @@ fn header(header: &Claims) -> Result<Header, AuthError> {
     };
     let typ = text("typ", Fault::Type)?.map(|typ| {
         let typ = typ.to_ascii_lowercase();
-        typ.strip_prefix("application/").map_or(typ.clone(), str::to_owned)
+        typ.strip_prefix("application/")
+            .map_or(typ.clone(), str::to_owned)
     });
-    Ok(Header { algorithm, kid: text("kid", Fault::KeyUnknown)?, typ })
+    Ok(Header {
+        algorithm,
+        kid: text("kid", Fault::KeyUnknown)?,
+        typ,
+    })
 }
 
 /// One JSON object.
@@ -111,7 +138,10 @@ fn object(text: Vec<u8>) -> Result<Claims, AuthError> {
 
 /// Strict: no padding, no bits left over (tok-20, tok-21), no more than the cap.
 fn decode(part: &str) -> Result<Vec<u8>, AuthError> {
-    let decoded = URL_SAFE_NO_PAD.decode(part).ok().filter(|decoded| decoded.len() <= MAX_PART);
+    let decoded = URL_SAFE_NO_PAD
+        .decode(part)
+        .ok()
+        .filter(|decoded| decoded.len() <= MAX_PART);
     decoded.ok_or(AuthError::Rejected(Fault::Form))
 }
 
@@ -120,7 +150,10 @@ fn is_base64url(byte: u8) -> bool {
 }
 
 /// What a header or payload may hold (tok-26). 10,000 groups still fit; `claims` caps them.
-const LIMITS: json::Limits = json::Limits { depth: 16, nodes: 16_384 };
+const LIMITS: json::Limits = json::Limits {
+    depth: 16,
+    nodes: 16_384,
+};
 /// Bytes of a decoded header or payload.
 const MAX_PART: usize = 12 << 10;
 /// Members of the payload.
@@ -151,7 +184,10 @@ mod tests {
     /// Signed as it stands, so that only the form is wrong.
     fn signed(header: &str, payload: &str) -> String {
         let signed = format!("{header}.{payload}");
-        format!("{signed}.{}", base64url(KEYS.es256.sign("ES256", signed.as_bytes())))
+        format!(
+            "{signed}.{}",
+            base64url(KEYS.es256.sign("ES256", signed.as_bytes()))
+        )
     }
 
     /// The claims of a good token, with more text before the last brace.
@@ -179,7 +215,9 @@ mod tests {
         ] {
             bench.refuses(&text, Fault::Form);
         }
-        let encrypted = base64url(r#"{"alg":"PBES2-HS256+A128KW","enc":"A128GCM","p2c":2000000000,"zip":"DEF"}"#);
+        let encrypted = base64url(
+            r#"{"alg":"PBES2-HS256+A128KW","enc":"A128GCM","p2c":2000000000,"zip":"DEF"}"#,
+        );
         bench.refuses(&format!("{encrypted}.AAAA.AAAA.AAAA.AAAA"), Fault::Form);
         bench.refuses(&format!("{encrypted}.{payload}.{signature}"), Fault::Form);
     }
@@ -187,7 +225,10 @@ mod tests {
     /// Most of these are no `token68` either, so that `bearer` is the first to refuse them (tok-4).
     #[track_caller]
     fn unreadable(token: &str) {
-        assert!(matches!(super::read(token), Err(AuthError::Rejected(Fault::Form))), "{token:?}");
+        assert!(
+            matches!(super::read(token), Err(AuthError::Rejected(Fault::Form))),
+            "{token:?}"
+        );
     }
 
     /// tok-20: the shapes of Wycheproof's cases 360 to 377, signed with a key that is accepted.
@@ -201,12 +242,19 @@ mod tests {
         bench.accepts(&signed(&base64url(longer), &payload));
         unreadable(&signed(&padded(longer), &payload));
         let claims = claims_with("\"a\":\"\"");
-        let claims = if claims.len().is_multiple_of(3) { claims_with("\"a\":\"b\"") } else { claims };
+        let claims = if claims.len().is_multiple_of(3) {
+            claims_with("\"a\":\"b\"")
+        } else {
+            claims
+        };
         bench.accepts(&signed(&header, &base64url(&claims)));
         unreadable(&signed(&header, &padded(&claims)));
         for wrong in ["+", "/", "=", "~"] {
             unreadable(&signed(&header, &format!("{payload}{wrong}")));
-            bench.refuses(&format!("{header}.{payload}.{signature}{wrong}"), Fault::Form);
+            bench.refuses(
+                &format!("{header}.{payload}.{signature}{wrong}"),
+                Fault::Form,
+            );
         }
         for wrong in ["?", " ", "\n", "\r\n", "\0", "é"] {
             let (start, end) = payload.split_at(8);
@@ -225,9 +273,17 @@ mod tests {
         let spoilt = format!("{}{}", &signature[..85], next(last));
         bench.accepts(&format!("{header}.{payload}.{signature}"));
         bench.refuses(&format!("{header}.{payload}.{spoilt}"), Fault::Signature);
-        let claims = ["\"a\":\"\"", "\"a\":\"b\""].map(claims_with).into_iter().find(|claims| claims.len() % 3 != 0).unwrap();
+        let claims = ["\"a\":\"\"", "\"a\":\"b\""]
+            .map(claims_with)
+            .into_iter()
+            .find(|claims| claims.len() % 3 != 0)
+            .unwrap();
         let payload = base64url(claims);
-        let spoilt = format!("{}{}", &payload[..payload.len() - 1], next(payload.as_bytes()[payload.len() - 1]));
+        let spoilt = format!(
+            "{}{}",
+            &payload[..payload.len() - 1],
+            next(payload.as_bytes()[payload.len() - 1])
+        );
         bench.accepts(&signed(&header, &payload));
         bench.refuses(&signed(&header, &spoilt), Fault::Form);
     }
@@ -240,7 +296,10 @@ mod tests {
             bench.refuses(&spelled(HEADER, text), Fault::Form);
             bench.refuses(&spelled(text, token().claims_text()), Fault::Form);
         }
-        bench.refuses(&spelled(HEADER, format!("[{}]", token().claims_text())), Fault::Form);
+        bench.refuses(
+            &spelled(HEADER, format!("[{}]", token().claims_text())),
+            Fault::Form,
+        );
     }
 
     /// tok-23: nothing but one JSON text in UTF-8.
@@ -250,7 +309,12 @@ mod tests {
         let claims = token().claims_text();
         bench.accepts(&spelled(HEADER, format!(" {claims}\n")));
         let utf16: Vec<u8> = claims.encode_utf16().flat_map(u16::to_le_bytes).collect();
-        for text in [format!("{claims}x"), format!("{claims}{claims}"), format!("{claims}\0"), format!("\u{feff}{claims}")] {
+        for text in [
+            format!("{claims}x"),
+            format!("{claims}{claims}"),
+            format!("{claims}\0"),
+            format!("\u{feff}{claims}"),
+        ] {
             bench.refuses(&spelled(HEADER, text), Fault::Form);
         }
         bench.refuses(&spelled(HEADER, utf16), Fault::Form);
@@ -262,7 +326,10 @@ mod tests {
     fn text_that_is_no_unicode_is_refused() {
         let bench = bench();
         bench.accepts(&spelled(HEADER, claims_with(r#""unread":"\ud83d\ude00""#)));
-        bench.refuses(&spelled(HEADER, claims_with(r#""unread":"\ud83d""#)), Fault::Form);
+        bench.refuses(
+            &spelled(HEADER, claims_with(r#""unread":"\ud83d""#)),
+            Fault::Form,
+        );
         let mut bytes = claims_with(r#""unread":"@""#).into_bytes();
         let at = bytes.iter().rposition(|byte| *byte == b'@').unwrap();
         bytes[at] = 0xff;
@@ -273,7 +340,12 @@ mod tests {
     #[test]
     fn a_member_named_twice_is_refused() {
         let bench = bench();
-        for more in [r#""sub":"bob""#, r#""s\u0075b":"bob""#, r#""x":{"a":1,"a":2}"#, r#""x":[{"a":1,"\u0061":2}]"#] {
+        for more in [
+            r#""sub":"bob""#,
+            r#""s\u0075b":"bob""#,
+            r#""x":{"a":1,"a":2}"#,
+            r#""x":[{"a":1,"\u0061":2}]"#,
+        ] {
             bench.refuses(&spelled(HEADER, claims_with(more)), Fault::Form);
         }
         let claims = token().claims_text();
@@ -290,12 +362,25 @@ mod tests {
     #[test]
     fn claims_are_capped() {
         let bench = bench();
-        let nested = |depth: usize| claims_with(&format!("\"x\":{}{}", "[".repeat(depth), "]".repeat(depth)));
+        let nested = |depth: usize| {
+            claims_with(&format!("\"x\":{}{}", "[".repeat(depth), "]".repeat(depth)))
+        };
         bench.accepts(&spelled(HEADER, nested(15)));
         bench.refuses(&spelled(HEADER, nested(16)), Fault::Form);
         bench.refuses(&spelled(HEADER, nested(2000)), Fault::Form);
-        let own = serde_json::from_str::<Value>(&token().claims_text()).unwrap().as_object().unwrap().len();
-        let many = |count: usize| claims_with(&(own..count).map(|n| format!("\"x{n}\":0")).collect::<Vec<_>>().join(","));
+        let own = serde_json::from_str::<Value>(&token().claims_text())
+            .unwrap()
+            .as_object()
+            .unwrap()
+            .len();
+        let many = |count: usize| {
+            claims_with(
+                &(own..count)
+                    .map(|n| format!("\"x{n}\":0"))
+                    .collect::<Vec<_>>()
+                    .join(","),
+            )
+        };
         bench.accepts(&spelled(HEADER, many(MAX_CLAIMS)));
         bench.refuses(&spelled(HEADER, many(MAX_CLAIMS + 1)), Fault::Form);
         let bare = claims_with("\"x\":\"\"").len();
@@ -312,17 +397,44 @@ mod tests {
         let bench = bench();
         let claims = token().claims_text();
         for alg in [
-            json!("none"), json!("None"), json!("NONE"), json!("nOnE"), json!(""), json!(null), json!(256), json!(["ES256"]),
-            json!({"alg": "ES256"}), json!("hs256"), json!("es256"), json!(" RS256"), json!("ES256 "), json!("HS256"),
-            json!("HS384"), json!("HS512"), json!("ES256K"), json!("ES521"), json!("ES512"), json!("ES224"), json!("Ed448"),
-            json!("RS1"), json!("RSA-OAEP"), json!("dir"), json!("ES256\u{0}"),
+            json!("none"),
+            json!("None"),
+            json!("NONE"),
+            json!("nOnE"),
+            json!(""),
+            json!(null),
+            json!(256),
+            json!(["ES256"]),
+            json!({"alg": "ES256"}),
+            json!("hs256"),
+            json!("es256"),
+            json!(" RS256"),
+            json!("ES256 "),
+            json!("HS256"),
+            json!("HS384"),
+            json!("HS512"),
+            json!("ES256K"),
+            json!("ES521"),
+            json!("ES512"),
+            json!("ES224"),
+            json!("Ed448"),
+            json!("RS1"),
+            json!("RSA-OAEP"),
+            json!("dir"),
+            json!("ES256\u{0}"),
         ] {
             let header = json!({"alg": alg, "kid": "es", "typ": "at+jwt"}).to_string();
             bench.refuses(&spelled(&header, &claims), Fault::Algorithm);
             let [_, payload, _] = parts();
-            bench.refuses(&format!("{}.{payload}.", base64url(&header)), Fault::Algorithm);
+            bench.refuses(
+                &format!("{}.{payload}.", base64url(&header)),
+                Fault::Algorithm,
+            );
         }
-        bench.refuses(&spelled(r#"{"kid":"es","typ":"at+jwt"}"#, &claims), Fault::Algorithm);
+        bench.refuses(
+            &spelled(r#"{"kid":"es","typ":"at+jwt"}"#, &claims),
+            Fault::Algorithm,
+        );
     }
 
     /// tok-43, tok-44, tok-45, tok-46, tok-47, tok-48, tok-52: what a token asks to have understood, fetched,
@@ -349,13 +461,21 @@ mod tests {
         ] {
             bench.refuses(&token().header(name, value).sign(), Fault::Form);
         }
-        bench.accepts(&token().header("x5t", "abc").header("x5t#S256", "abc").header("unknown", json!({"a": 1})).sign());
+        bench.accepts(
+            &token()
+                .header("x5t", "abc")
+                .header("x5t#S256", "abc")
+                .header("unknown", json!({"a": 1}))
+                .sign(),
+        );
     }
 
     /// tok-45, tok-47: not even one that verifies its own token.
     #[test]
     fn a_key_in_the_token_is_never_used() {
-        let own = token().header("jwk", KEYS.stranger.jwk()).signed_by(&KEYS.stranger);
+        let own = token()
+            .header("jwk", KEYS.stranger.jwk())
+            .signed_by(&KEYS.stranger);
         bench().refuses(&own, Fault::Form);
     }
 
@@ -364,15 +484,33 @@ mod tests {
     fn a_strange_key_name_is_just_unknown() {
         let bench = bench();
         for kid in [
-            json!("../../dev/null"), json!("/dev/null"), json!("|sleep 10"), json!("' UNION SELECT '1"), json!("es\r\nX: y"),
-            json!("es\u{0}"), json!("🔑"), json!("ES"), json!(" es"), json!(""), json!("k".repeat(4096)), json!(7), json!(["es"]),
-            json!(null), json!({"kid": "es"}),
+            json!("../../dev/null"),
+            json!("/dev/null"),
+            json!("|sleep 10"),
+            json!("' UNION SELECT '1"),
+            json!("es\r\nX: y"),
+            json!("es\u{0}"),
+            json!("🔑"),
+            json!("ES"),
+            json!(" es"),
+            json!(""),
+            json!("k".repeat(4096)),
+            json!(7),
+            json!(["es"]),
+            json!(null),
+            json!({"kid": "es"}),
         ] {
             bench.refuses(&token().header("kid", kid).sign(), Fault::KeyUnknown);
         }
-        let long = format!("Bearer {}", token().header("kid", "k".repeat(1 << 20)).sign());
+        let long = format!(
+            "Bearer {}",
+            token().header("kid", "k".repeat(1 << 20)).sign()
+        );
         let mut headers = http::HeaderMap::new();
         headers.insert(http::header::AUTHORIZATION, long.parse().unwrap());
-        assert!(matches!(bench.ask(&headers, None), Err(AuthError::Malformed(Fault::Form))));
+        assert!(matches!(
+            bench.ask(&headers, None),
+            Err(AuthError::Malformed(Fault::Form))
+        ));
     }
 }

@@ -26,9 +26,16 @@ use crate::{
 /// What happens to keys, for the record.
 #[derive(Clone, Debug)]
 pub enum Notice {
-    Fetched { issuer: String, keys: usize },
+    Fetched {
+        issuer: String,
+        keys: usize,
+    },
     /// `cached`: keys from before are still in use.
-    Unavailable { issuer: String, cached: bool, error: String },
+    Unavailable {
+        issuer: String,
+        cached: bool,
+        error: String,
+    },
 }
 
 /// Who hears of it.
@@ -103,12 +110,19 @@ impl KeyRing {
         let inner = Inner {
             issuer: issuer.issuer.clone(),
             source: issuer.keys.clone(),
-            accepted: issuer.algorithms.iter().filter_map(|name| Algorithm::parse(name)).collect(),
+            accepted: issuer
+                .algorithms
+                .iter()
+                .filter_map(|name| Algorithm::parse(name))
+                .collect(),
             fetcher: Fetcher::new(issuer.ca_file.as_deref())?,
             notices,
             state: Mutex::new(state),
         };
-        Ok(Self { inner: Arc::new(inner), refreshing: Mutex::default() })
+        Ok(Self {
+            inner: Arc::new(inner),
+            refreshing: Mutex::default(),
+        })
     }
 
     /// The key of that name, fetched if need be.
@@ -145,14 +159,21 @@ impl KeyRing {
     /// Counts replacements of the set, while the set is fresh; `None` while it is not.
     pub(super) fn generation(&self) -> Option<u64> {
         let state = self.inner.state();
-        state.age().is_some_and(|age| age <= state.time_to_live).then_some(state.generation)
+        state
+            .age()
+            .is_some_and(|age| age <= state.time_to_live)
+            .then_some(state.generation)
     }
 
     /// Asks the issuer, unless that is being done or was done a moment ago. What is
     /// returned closes when the answer is there; `None` if nobody is asked.
     fn refresh(&self) -> Option<watch::Receiver<()>> {
         let mut state = self.inner.state();
-        if let Some(running) = state.running.as_ref().filter(|running| running.has_changed().is_ok()) {
+        if let Some(running) = state
+            .running
+            .as_ref()
+            .filter(|running| running.has_changed().is_ok())
+        {
             return Some(running.clone());
         }
         if !state.until_next_attempt().is_zero() {
@@ -164,7 +185,10 @@ impl KeyRing {
         state.running = Some(ended.clone());
         drop(state);
         let inner = self.inner.clone();
-        let mut refreshing = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refreshing = self
+            .refreshing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         while refreshing.try_join_next().is_some() {}
         refreshing.spawn(async move {
             inner.refresh().await;
@@ -189,14 +213,18 @@ enum Look {
 impl Inner {
     fn look(&self, kid: Option<&str>) -> Look {
         let state = self.state();
-        let Some(age) = state.age() else { return Look::Missing };
+        let Some(age) = state.age() else {
+            return Look::Missing;
+        };
         let fresh = age <= state.time_to_live;
         match state.find(kid) {
             // Asking again does not make a nameless key the only one.
             None if fresh && kid.is_none_or(|kid| state.lately_missed(kid)) => Look::Absent,
             None => Look::Missing,
             // The issuer was asked lately and is away: its callers do not wait for that again and again.
-            Some(found) if !fresh && age <= MAX_STALE && state.lately_failed() => Look::Ageing(found),
+            Some(found) if !fresh && age <= MAX_STALE && state.lately_failed() => {
+                Look::Ageing(found)
+            }
             Some(_) if !fresh => Look::Old,
             Some(found) if age > state.refresh_after => Look::Ageing(found),
             Some(found) => Look::Good(found),
@@ -208,7 +236,10 @@ impl Inner {
             Ok((set, time_to_live)) => {
                 let keys = set.len();
                 self.state().replace(set, time_to_live);
-                Notice::Fetched { issuer: self.issuer.clone(), keys }
+                Notice::Fetched {
+                    issuer: self.issuer.clone(),
+                    keys,
+                }
             }
             Err(error) => {
                 let mut state = self.state();
@@ -219,7 +250,11 @@ impl Inner {
                 state.jwks_uri = None;
                 state.failed = Some(Instant::now());
                 let cached = state.age().is_some_and(|age| age <= MAX_STALE);
-                Notice::Unavailable { issuer: self.issuer.clone(), cached, error }
+                Notice::Unavailable {
+                    issuer: self.issuer.clone(),
+                    cached,
+                    error,
+                }
             }
         };
         (self.notices)(notice);
@@ -260,7 +295,9 @@ impl Inner {
                     // Some answer every path, with a page for people.
                     Err(error) => errors.push(format!("`{url}`: {error}")),
                 },
-                Err(error @ (FetchError::Status(_) | FetchError::Redirect)) => errors.push(format!("`{url}`: {error}")),
+                Err(error @ (FetchError::Status(_) | FetchError::Redirect)) => {
+                    errors.push(format!("`{url}`: {error}"))
+                }
                 // Unreachable there is unreachable under the next name too.
                 Err(error) => return Err(format!("`{url}`: {error}")),
             }
@@ -269,14 +306,23 @@ impl Inner {
     }
 
     fn jwks_uri(&self, text: &[u8]) -> Result<String, String> {
-        let limits = json::Limits { depth: 16, nodes: 16_384 };
+        let limits = json::Limits {
+            depth: 16,
+            nodes: 16_384,
+        };
         let document = Document::parse(text, limits).map_err(|error| error.to_string())?;
         let root = document.root(text);
         // Discovery §4.3: another issuer's document says nothing about this one.
         if root.get("issuer").and_then(Value::as_str).as_deref() != Some(self.issuer.as_str()) {
-            return Err("its `issuer` is another one; compare it with `auth.issuer.issuer`, byte for byte".to_owned());
+            return Err(
+                "its `issuer` is another one; compare it with `auth.issuer.issuer`, byte for byte"
+                    .to_owned(),
+            );
         }
-        let uri = root.get("jwks_uri").and_then(Value::as_str).ok_or("it has no `jwks_uri`")?;
+        let uri = root
+            .get("jwks_uri")
+            .and_then(Value::as_str)
+            .ok_or("it has no `jwks_uri`")?;
         Ok(uri.into_owned())
     }
 
@@ -292,7 +338,10 @@ impl State {
 
     fn find(&self, kid: Option<&str>) -> Option<Found> {
         let generation = self.generation;
-        self.keys.find(kid).map(|key| Found { key: key.clone(), generation })
+        self.keys.find(kid).map(|key| Found {
+            key: key.clone(),
+            generation,
+        })
     }
 
     fn replace(&mut self, set: KeySet, time_to_live: Duration) {
@@ -307,18 +356,25 @@ impl State {
 
     /// How long nobody may ask: longer while there are keys to use.
     fn until_next_attempt(&self) -> Duration {
-        let pause = if self.fetched.is_some() { COOL_DOWN } else { RETRY };
+        let pause = if self.fetched.is_some() {
+            COOL_DOWN
+        } else {
+            RETRY
+        };
         // A failure may have taken longer than the pause that its beginning started.
         let last = self.attempted.max(self.failed);
         last.map_or(Duration::ZERO, |last| pause.saturating_sub(last.elapsed()))
     }
 
     fn lately_failed(&self) -> bool {
-        self.failed.is_some_and(|failed| failed.elapsed() < 2 * COOL_DOWN)
+        self.failed
+            .is_some_and(|failed| failed.elapsed() < 2 * COOL_DOWN)
     }
 
     fn lately_missed(&self, kid: &str) -> bool {
-        self.misses.get(kid).is_some_and(|asked| asked.elapsed() < MISS_TTL)
+        self.misses
+            .get(kid)
+            .is_some_and(|asked| asked.elapsed() < MISS_TTL)
     }
 
     fn remember_miss(&mut self, kid: &str) {
@@ -332,7 +388,10 @@ impl State {
 /// Where a discovery document may stand.
 fn well_known(issuer: &str) -> [String; 2] {
     let bare = issuer.strip_suffix('/').unwrap_or(issuer);
-    let path_at = bare.find("://").and_then(|at| bare[at + 3..].find('/').map(|slash| at + 3 + slash)).unwrap_or(bare.len());
+    let path_at = bare
+        .find("://")
+        .and_then(|at| bare[at + 3..].find('/').map(|slash| at + 3 + slash))
+        .unwrap_or(bare.len());
     let (origin, path) = bare.split_at(path_at);
     [
         format!("{bare}/.well-known/openid-configuration"),
@@ -341,10 +400,16 @@ fn well_known(issuer: &str) -> [String; 2] {
 }
 
 /// A key set that was fetched, and how long it says it may be kept.
-fn document(url: &str, fetched: Result<Fetched, FetchError>) -> Result<(Vec<u8>, Option<u64>), String> {
+fn document(
+    url: &str,
+    fetched: Result<Fetched, FetchError>,
+) -> Result<(Vec<u8>, Option<u64>), String> {
     let fetched = fetched.map_err(|error| format!("key set `{url}`: {error}"))?;
     if !fetched.media_type.contains("json") {
-        return Err(format!("key set `{url}`: it is `{}`, not JSON", fetched.media_type));
+        return Err(format!(
+            "key set `{url}`: it is `{}`, not JSON",
+            fetched.media_type
+        ));
     }
     Ok((fetched.body.to_vec(), fetched.max_age))
 }
@@ -354,7 +419,10 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut text));
     match read {
         Ok(_) if text.len() as u64 <= MAX_FILE => Ok(text),
-        Ok(_) => Err(format!("`{}`: it is longer than {MAX_FILE} bytes", path.display())),
+        Ok(_) => Err(format!(
+            "`{}`: it is longer than {MAX_FILE} bytes",
+            path.display()
+        )),
         Err(error) => Err(format!("`{}`: {error}", path.display())),
     }
 }
@@ -404,7 +472,8 @@ mod tests {
         super::{
             AuthError, Authenticator, Fault, Notice, Notices,
             testing::{
-                DISCOVERY, ISSUER, JWKS, KEYS, NOW, Provider, Reply, Signer, bearer, issuer, pass, raw, set, token, unheard,
+                DISCOVERY, ISSUER, JWKS, KEYS, NOW, Provider, Reply, Signer, bearer, issuer, pass,
+                raw, set, token, unheard,
             },
         },
         *,
@@ -414,11 +483,20 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     async fn ask(authenticator: &Authenticator, token: &str) -> Result<(), AuthError> {
-        authenticator.authenticate(&bearer(token), None).await.map(|_| ())
+        authenticator
+            .authenticate(&bearer(token), None)
+            .await
+            .map(|_| ())
     }
 
     fn is_down(answer: &Result<(), AuthError>) -> bool {
-        matches!(answer, Err(AuthError::IssuerDown { retry_after: 1.., .. }))
+        matches!(
+            answer,
+            Err(AuthError::IssuerDown {
+                retry_after: 1..,
+                ..
+            })
+        )
     }
 
     fn refused(fault: Fault) -> Result<(), AuthError> {
@@ -451,10 +529,19 @@ mod tests {
         let authenticator = provider.authenticator();
         let mut requests = JoinSet::new();
         for number in 0..1000 {
-            let (authenticator, token) = (authenticator.clone(), provider.token().claim("jti", number.to_string()).sign());
+            let (authenticator, token) = (
+                authenticator.clone(),
+                provider.token().claim("jti", number.to_string()).sign(),
+            );
             requests.spawn(async move { ask(&authenticator, &token).await });
         }
-        assert!(requests.join_all().await.iter().all(|answer| *answer == Ok(())));
+        assert!(
+            requests
+                .join_all()
+                .await
+                .iter()
+                .all(|answer| *answer == Ok(()))
+        );
         assert_eq!((provider.asked(DISCOVERY), provider.asked(JWKS)), (1, 1));
     }
 
@@ -470,25 +557,52 @@ mod tests {
         for _ in 0..3 {
             assert!(is_down(&ask(&authenticator, &token).await));
         }
-        assert_eq!(provider.asked(DISCOVERY), 1, "one question until the pause is over");
-        assert!(matches!(heard.lock().unwrap()[..], [Notice::Unavailable { cached: false, .. }]));
+        assert_eq!(
+            provider.asked(DISCOVERY),
+            1,
+            "one question until the pause is over"
+        );
+        assert!(matches!(
+            heard.lock().unwrap()[..],
+            [Notice::Unavailable { cached: false, .. }]
+        ));
         // A token that is good nowhere is refused all the same.
-        assert_eq!(ask(&authenticator, &provider.token().claim("aud", "x").sign()).await, refused(Fault::Audience));
+        assert_eq!(
+            ask(&authenticator, &provider.token().claim("aud", "x").sign()).await,
+            refused(Fault::Audience)
+        );
 
         provider.discovers(&provider.issuer(), &provider.url(JWKS));
         provider.set(JWKS, Reply::Json(set([&KEYS.es256])));
         pass(RETRY).await;
         assert_eq!(ask(&authenticator, &token).await, Ok(()));
-        assert!(matches!(heard.lock().unwrap()[1..], [Notice::Fetched { keys: 1, .. }]));
+        assert!(matches!(
+            heard.lock().unwrap()[1..],
+            [Notice::Fetched { keys: 1, .. }]
+        ));
     }
 
     /// tok-97: nothing listens there at all.
     #[tokio::test]
     async fn a_provider_that_refuses_connections_is_down() {
-        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let issuer = Issuer { issuer: format!("http://{address}"), ..issuer(KeySource::Discovery) };
-        let authenticator = Authenticator::build(&Auth::Oidc(vec![issuer]), Clock::new(|| NOW), &unheard()).unwrap();
-        assert!(is_down(&ask(&authenticator, &token().claim("iss", format!("http://{address}")).sign()).await));
+        let address = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let issuer = Issuer {
+            issuer: format!("http://{address}"),
+            ..issuer(KeySource::Discovery)
+        };
+        let authenticator =
+            Authenticator::build(&Auth::Oidc(vec![issuer]), Clock::new(|| NOW), &unheard())
+                .unwrap();
+        assert!(is_down(
+            &ask(
+                &authenticator,
+                &token().claim("iss", format!("http://{address}")).sign()
+            )
+            .await
+        ));
     }
 
     /// tok-96, tok-98, fault-27: whatever it answers, the keys that were good stay good, for an hour.
@@ -533,13 +647,23 @@ mod tests {
         for round in 1..=3 {
             pass(COOL_DOWN).await;
             for number in 0..1000 {
-                let made_up = provider.token().header("kid", format!("{round}-{number}")).sign();
-                assert_eq!(ask(&authenticator, &made_up).await, refused(Fault::KeyUnknown));
+                let made_up = provider
+                    .token()
+                    .header("kid", format!("{round}-{number}"))
+                    .sign();
+                assert_eq!(
+                    ask(&authenticator, &made_up).await,
+                    refused(Fault::KeyUnknown)
+                );
             }
             assert_eq!(provider.asked(JWKS), 1 + round);
             assert_eq!(ask(&authenticator, &good).await, Ok(()));
         }
-        assert_eq!(provider.asked(DISCOVERY), 1, "where the keys are is remembered");
+        assert_eq!(
+            provider.asked(DISCOVERY),
+            1,
+            "where the keys are is remembered"
+        );
     }
 
     /// tok-93, fault-29: also while it fails, and with nothing held: attempts count, not successes.
@@ -550,12 +674,21 @@ mod tests {
         pass(COOL_DOWN).await;
         for number in 0..1000 {
             let made_up = provider.token().header("kid", number.to_string()).sign();
-            assert_eq!(ask(&authenticator, &made_up).await, refused(Fault::KeyUnknown));
+            assert_eq!(
+                ask(&authenticator, &made_up).await,
+                refused(Fault::KeyUnknown)
+            );
         }
         assert_eq!(provider.asked(JWKS), 2);
         let cold = provider.authenticator();
         for number in 0..1000 {
-            assert!(is_down(&ask(&cold, &provider.token().header("kid", number.to_string()).sign()).await));
+            assert!(is_down(
+                &ask(
+                    &cold,
+                    &provider.token().header("kid", number.to_string()).sign()
+                )
+                .await
+            ));
         }
         assert_eq!(provider.asked(JWKS), 3);
     }
@@ -567,7 +700,10 @@ mod tests {
         let unknown = provider.token().header("kid", "unknown").sign();
         pass(COOL_DOWN).await;
         for asked in [2, 2, 3] {
-            assert_eq!(ask(&authenticator, &unknown).await, refused(Fault::KeyUnknown));
+            assert_eq!(
+                ask(&authenticator, &unknown).await,
+                refused(Fault::KeyUnknown)
+            );
             assert_eq!(provider.asked(JWKS), asked);
             pass(COOL_DOWN).await;
         }
@@ -580,7 +716,10 @@ mod tests {
         let new = Signer::new("new", "ES256");
         provider.set(JWKS, Reply::Json(set([&new, &KEYS.es256])));
         pass(COOL_DOWN).await;
-        assert_eq!(ask(&authenticator, &provider.token().signed_by(&new)).await, Ok(()));
+        assert_eq!(
+            ask(&authenticator, &provider.token().signed_by(&new)).await,
+            Ok(())
+        );
         assert_eq!(ask(&authenticator, &provider.token().sign()).await, Ok(()));
         assert_eq!(provider.asked(JWKS), 2);
     }
@@ -592,8 +731,14 @@ mod tests {
         let token = provider.token().sign();
         provider.set(JWKS, Reply::Json(set([&KEYS.ed25519])));
         pass(DEFAULT_TTL + SECOND).await;
-        assert_eq!(ask(&authenticator, &token).await, refused(Fault::KeyUnknown));
-        assert_eq!(ask(&authenticator, &provider.token().signed_by(&KEYS.ed25519)).await, Ok(()));
+        assert_eq!(
+            ask(&authenticator, &token).await,
+            refused(Fault::KeyUnknown)
+        );
+        assert_eq!(
+            ask(&authenticator, &provider.token().signed_by(&KEYS.ed25519)).await,
+            Ok(())
+        );
     }
 
     #[tokio::test]
@@ -604,7 +749,10 @@ mod tests {
         pass(DEFAULT_TTL - SECOND).await;
         // Another token, because the first is remembered and needs no key.
         for number in 0..3 {
-            let token = provider.token().claim("jti", format!("again {number}")).sign();
+            let token = provider
+                .token()
+                .claim("jti", format!("again {number}"))
+                .sign();
             assert_eq!(ask(&authenticator, &token).await, Ok(()), "not held up");
         }
         until(|| provider.asked(JWKS) == 2).await;
@@ -643,7 +791,10 @@ mod tests {
         let token = || provider.token().claim("jti", "another").sign();
         let start = Instant::now();
         assert_eq!(ask(&authenticator, &token()).await, Ok(()));
-        assert!(start.elapsed() >= 5 * SECOND, "it was asked, and given its time");
+        assert!(
+            start.elapsed() >= 5 * SECOND,
+            "it was asked, and given its time"
+        );
         for _ in 0..3 {
             let start = Instant::now();
             assert_eq!(ask(&authenticator, &token()).await, Ok(()));
@@ -658,11 +809,25 @@ mod tests {
     async fn a_set_that_is_too_long_or_too_slow_is_not_read() {
         let (provider, authenticator) = warm().await;
         let token = provider.token().sign();
-        let many: Vec<_> = (0..100_000).map(|n| json!({"kty": "oct", "kid": n.to_string()})).collect();
+        let many: Vec<_> = (0..100_000)
+            .map(|n| json!({"kty": "oct", "kid": n.to_string()}))
+            .collect();
         let huge = vec![b' '; 600 << 10];
-        let endless = [&b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"[..], &huge].concat();
-        let gzip = raw("200 OK", "Content-Type: application/json\r\nContent-Encoding: gzip\r\n", [0x1f, 0x8b, 8, 0]);
-        for reply in [Reply::Json(json!({"keys": many})), Reply::Raw(endless), gzip] {
+        let endless = [
+            &b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"[..],
+            &huge,
+        ]
+        .concat();
+        let gzip = raw(
+            "200 OK",
+            "Content-Type: application/json\r\nContent-Encoding: gzip\r\n",
+            [0x1f, 0x8b, 8, 0],
+        );
+        for reply in [
+            Reply::Json(json!({"keys": many})),
+            Reply::Raw(endless),
+            gzip,
+        ] {
             provider.set(JWKS, reply);
             pass(DEFAULT_TTL + SECOND).await;
             assert_eq!(ask(&authenticator, &token).await, Ok(()));
@@ -682,9 +847,21 @@ mod tests {
         let elsewhere = Provider::with(&[&KEYS.es256]).await;
         for (status, location, good) in [
             ("302 Found", elsewhere.url(JWKS), false),
-            ("307 Temporary Redirect", format!("//{}{JWKS}", elsewhere.address), false),
-            ("301 Moved Permanently", "https://evil.example/jwks".to_owned(), false),
-            ("308 Permanent Redirect", "file:///etc/passwd".to_owned(), false),
+            (
+                "307 Temporary Redirect",
+                format!("//{}{JWKS}", elsewhere.address),
+                false,
+            ),
+            (
+                "301 Moved Permanently",
+                "https://evil.example/jwks".to_owned(),
+                false,
+            ),
+            (
+                "308 Permanent Redirect",
+                "file:///etc/passwd".to_owned(),
+                false,
+            ),
             ("301 Moved Permanently", JWKS.to_owned(), false),
             ("301 Moved Permanently", "/moved".to_owned(), true),
         ] {
@@ -724,8 +901,13 @@ mod tests {
             let answer = ask(&provider.authenticator(), &provider.token().sign()).await;
             assert!(is_down(&answer), "{issuer} {jwks_uri}: {answer:?}");
         }
-        provider.set(DISCOVERY, Reply::Json(json!({"issuer": same, "jwks_uri": [provider.url(JWKS)]})));
-        assert!(is_down(&ask(&provider.authenticator(), &provider.token().sign()).await));
+        provider.set(
+            DISCOVERY,
+            Reply::Json(json!({"issuer": same, "jwks_uri": [provider.url(JWKS)]})),
+        );
+        assert!(is_down(
+            &ask(&provider.authenticator(), &provider.token().sign()).await
+        ));
         assert_eq!((provider.asked(JWKS), elsewhere.connections()), (0, 0));
     }
 
@@ -734,20 +916,39 @@ mod tests {
     async fn the_document_of_rfc_8414_is_read_where_there_is_no_other() {
         let provider = Provider::with(&[&KEYS.es256]).await;
         let document = json!({"issuer": provider.issuer(), "jwks_uri": provider.url(JWKS)});
-        provider.set("/.well-known/oauth-authorization-server", Reply::Json(document));
-        for page in [raw("404 Not Found", "", ""), raw("200 OK", "Content-Type: text/html\r\n", "<html></html>")] {
+        provider.set(
+            "/.well-known/oauth-authorization-server",
+            Reply::Json(document),
+        );
+        for page in [
+            raw("404 Not Found", "", ""),
+            raw("200 OK", "Content-Type: text/html\r\n", "<html></html>"),
+        ] {
             provider.set(DISCOVERY, page);
-            assert_eq!(ask(&provider.authenticator(), &provider.token().sign()).await, Ok(()));
+            assert_eq!(
+                ask(&provider.authenticator(), &provider.token().sign()).await,
+                Ok(())
+            );
         }
     }
 
     /// tok-105: what the provider says about its time is heard, within bounds.
     #[tokio::test]
     async fn a_set_is_kept_for_as_long_as_it_says_within_bounds() {
-        for (says, kept) in [("max-age=31536000", MAX_TTL), ("max-age=0", MIN_TTL), ("no-store", DEFAULT_TTL), ("public, Max-Age=120", 120 * SECOND)] {
+        for (says, kept) in [
+            ("max-age=31536000", MAX_TTL),
+            ("max-age=0", MIN_TTL),
+            ("no-store", DEFAULT_TTL),
+            ("public, Max-Age=120", 120 * SECOND),
+        ] {
             let provider = Provider::with(&[]).await;
-            let headers = format!("Content-Type: application/jwk-set+json; charset=utf-8\r\nCache-Control: {says}\r\n");
-            provider.set(JWKS, raw("200 OK", &headers, set([&KEYS.es256]).to_string()));
+            let headers = format!(
+                "Content-Type: application/jwk-set+json; charset=utf-8\r\nCache-Control: {says}\r\n"
+            );
+            provider.set(
+                JWKS,
+                raw("200 OK", &headers, set([&KEYS.es256]).to_string()),
+            );
             let authenticator = provider.authenticator();
             assert_eq!(ask(&authenticator, &provider.token().sign()).await, Ok(()));
             let state = authenticator.issuers()[0].inner.state();
@@ -759,16 +960,37 @@ mod tests {
     /// tok-57: and a subject is one of its issuer (tok-80).
     #[tokio::test]
     async fn keys_are_held_per_issuer() {
-        let (one, two) = (Provider::with(&[&KEYS.es256]).await, Provider::with(&[&KEYS.ed25519]).await);
-        let of = |provider: &Provider| Issuer { issuer: provider.issuer(), ..issuer(KeySource::Discovery) };
+        let (one, two) = (
+            Provider::with(&[&KEYS.es256]).await,
+            Provider::with(&[&KEYS.ed25519]).await,
+        );
+        let of = |provider: &Provider| Issuer {
+            issuer: provider.issuer(),
+            ..issuer(KeySource::Discovery)
+        };
         let both = Auth::Oidc(vec![of(&one), of(&two)]);
         let both = Authenticator::build(&both, Clock::new(|| NOW), &unheard()).unwrap();
-        let first = both.authenticate(&bearer(&one.token().sign()), None).await.unwrap();
-        let second = both.authenticate(&bearer(&two.token().signed_by(&KEYS.ed25519)), None).await.unwrap();
-        assert_ne!(first.principal_key().to_string(), second.principal_key().to_string());
+        let first = both
+            .authenticate(&bearer(&one.token().sign()), None)
+            .await
+            .unwrap();
+        let second = both
+            .authenticate(&bearer(&two.token().signed_by(&KEYS.ed25519)), None)
+            .await
+            .unwrap();
+        assert_ne!(
+            first.principal_key().to_string(),
+            second.principal_key().to_string()
+        );
         assert!(!first.owns_session_of(&second));
-        assert_eq!(ask(&both, &two.token().sign()).await, refused(Fault::KeyUnknown));
-        assert_eq!(ask(&both, &one.token().signed_by(&KEYS.ed25519)).await, refused(Fault::KeyUnknown));
+        assert_eq!(
+            ask(&both, &two.token().sign()).await,
+            refused(Fault::KeyUnknown)
+        );
+        assert_eq!(
+            ask(&both, &one.token().signed_by(&KEYS.ed25519)).await,
+            refused(Fault::KeyUnknown)
+        );
     }
 
     /// tok-46, tok-47: no address in a token is ever asked.
@@ -778,16 +1000,32 @@ mod tests {
         let attacker = Provider::with(&[&KEYS.stranger]).await;
         for name in ["jku", "x5u", "iss"] {
             let forged = provider.token().header(name, attacker.url(JWKS));
-            let forged = if name == "iss" { forged.claim(name, attacker.issuer()) } else { forged };
-            assert!(ask(&authenticator, &forged.signed_by(&KEYS.stranger)).await.is_err());
+            let forged = if name == "iss" {
+                forged.claim(name, attacker.issuer())
+            } else {
+                forged
+            };
+            assert!(
+                ask(&authenticator, &forged.signed_by(&KEYS.stranger))
+                    .await
+                    .is_err()
+            );
         }
         assert_eq!((attacker.connections(), provider.asked(JWKS)), (0, 1));
     }
 
     #[test]
     fn a_key_file_that_cannot_be_used_is_reported_and_not_fatal() {
-        assert!(read_file(Path::new("/nonexistent")).unwrap_err().starts_with("`/nonexistent`: "));
-        assert!(read_file(Path::new("/dev/zero")).unwrap_err().ends_with("longer than 524288 bytes"));
+        assert!(
+            read_file(Path::new("/nonexistent"))
+                .unwrap_err()
+                .starts_with("`/nonexistent`: ")
+        );
+        assert!(
+            read_file(Path::new("/dev/zero"))
+                .unwrap_err()
+                .ends_with("longer than 524288 bytes")
+        );
     }
 
     /// mcp-A9: with a path, both ways of building the address.

@@ -13,7 +13,10 @@ pub fn metadata(config: &Config) -> Bytes {
 
 fn document(auth: &Auth, resource: &Resource) -> Bytes {
     let issuers: Vec<&str> = match auth {
-        Auth::Oidc(issuers) => issuers.iter().map(|issuer| issuer.issuer.as_str()).collect(),
+        Auth::Oidc(issuers) => issuers
+            .iter()
+            .map(|issuer| issuer.issuer.as_str())
+            .collect(),
         Auth::None => Vec::new(),
     };
     let mut document = json!({ "resource": resource.url });
@@ -36,7 +39,11 @@ pub fn metadata_url(resource: &Resource) -> String {
 }
 
 fn inserted(resource: &Resource) -> String {
-    let path = if resource.path == "/" { "" } else { &resource.path };
+    let path = if resource.path == "/" {
+        ""
+    } else {
+        &resource.path
+    };
     format!("{WELL_KNOWN}{path}")
 }
 
@@ -59,21 +66,33 @@ mod tests {
     }
 
     fn oidc(issuers: &[&str]) -> Auth {
-        let issuer = |name: &&str| crate::config::Issuer { issuer: (*name).to_owned(), ..super::super::testing::issuer(KeySource::Discovery) };
+        let issuer = |name: &&str| crate::config::Issuer {
+            issuer: (*name).to_owned(),
+            ..super::super::testing::issuer(KeySource::Discovery)
+        };
         Auth::Oidc(issuers.iter().map(issuer).collect())
     }
 
     /// tok-134, mcp-A9: clients compare; a slash more or less is another issuer to them.
     #[test]
     fn names_stand_in_the_document_as_they_were_configured() {
-        let auth = oidc(&["https://sso.example.com", "https://sso.example.com/Realms/corp/"]);
-        let written = document(&auth, &resource("https://MCP.example.com:443/a%2Fb", "/a%2Fb"));
+        let auth = oidc(&[
+            "https://sso.example.com",
+            "https://sso.example.com/Realms/corp/",
+        ]);
+        let written = document(
+            &auth,
+            &resource("https://MCP.example.com:443/a%2Fb", "/a%2Fb"),
+        );
         let wanted = json!({
             "resource": "https://MCP.example.com:443/a%2Fb",
             "authorization_servers": ["https://sso.example.com", "https://sso.example.com/Realms/corp/"],
             "bearer_methods_supported": ["header"],
         });
-        assert_eq!(serde_json::from_slice::<serde_json::Value>(&written).unwrap(), wanted);
+        assert_eq!(
+            serde_json::from_slice::<serde_json::Value>(&written).unwrap(),
+            wanted
+        );
     }
 
     /// RFC 9728 §3.2: what would be empty is not there.
@@ -87,9 +106,21 @@ mod tests {
     #[test]
     fn it_is_served_where_clients_look() {
         let deep = resource("https://mcp.example.com/a/b", "/a/b");
-        assert_eq!(metadata_paths(&deep), ["/.well-known/oauth-protected-resource/a/b", "/.well-known/oauth-protected-resource"]);
-        assert_eq!(metadata_url(&deep), "https://mcp.example.com/.well-known/oauth-protected-resource/a/b");
+        assert_eq!(
+            metadata_paths(&deep),
+            [
+                "/.well-known/oauth-protected-resource/a/b",
+                "/.well-known/oauth-protected-resource"
+            ]
+        );
+        assert_eq!(
+            metadata_url(&deep),
+            "https://mcp.example.com/.well-known/oauth-protected-resource/a/b"
+        );
         let root = resource("https://mcp.example.com/", "/");
-        assert_eq!(metadata_url(&root), "https://mcp.example.com/.well-known/oauth-protected-resource");
+        assert_eq!(
+            metadata_url(&root),
+            "https://mcp.example.com/.well-known/oauth-protected-resource"
+        );
     }
 }

@@ -16,9 +16,10 @@ use aws_lc_rs::{
     rand::SystemRandom,
     rsa::KeySize,
     signature::{
-        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair,
-        RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PKCS1_SHA512, RSA_PSS_SHA256, RSA_PSS_SHA384, RSA_PSS_SHA512,
-        RsaEncoding, RsaKeyPair, RsaPublicKeyComponents,
+        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair,
+        Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PKCS1_SHA512,
+        RSA_PSS_SHA256, RSA_PSS_SHA384, RSA_PSS_SHA512, RsaEncoding, RsaKeyPair,
+        RsaPublicKeyComponents,
     },
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -33,8 +34,8 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Authenticator, Identity, Notice, Notices};
 pub(super) use super::{AuthError, Fault};
+use super::{Authenticator, Identity, Notice, Notices};
 use crate::{
     config::{Auth, Issuer, KeySource},
     time::Clock,
@@ -45,8 +46,9 @@ pub(super) const NOW: u64 = 1_800_000_000;
 pub(super) const ISSUER: &str = "https://sso.example.com/realms/corp";
 pub(super) const AUDIENCE: &str = "https://mcp.example.com/github";
 pub(super) const LEEWAY: u64 = 30;
-pub(super) const ALGORITHMS: [&str; 9] =
-    ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"];
+pub(super) const ALGORITHMS: [&str; 9] = [
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA",
+];
 
 pub(super) fn base64url(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
@@ -68,8 +70,12 @@ enum Private {
 impl Signer {
     pub(super) fn new(kid: &'static str, alg: &'static str) -> Self {
         let key = match alg {
-            "ES256" => Private::Ec(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap()),
-            "ES384" => Private::Ec(EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap()),
+            "ES256" => {
+                Private::Ec(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap())
+            }
+            "ES384" => {
+                Private::Ec(EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap())
+            }
             "EdDSA" => Private::Ed(Ed25519KeyPair::generate().unwrap()),
             _ => Private::Rsa(RsaKeyPair::generate(KeySize::Rsa2048).unwrap()),
         };
@@ -92,7 +98,8 @@ impl Signer {
                     _ => &RSA_PKCS1_SHA256,
                 };
                 let mut signature = vec![0; key.public_modulus_len()];
-                key.sign(encoding, &random, message, &mut signature).unwrap();
+                key.sign(encoding, &random, message, &mut signature)
+                    .unwrap();
                 signature
             }
         }
@@ -102,11 +109,18 @@ impl Signer {
     pub(super) fn jwk(&self) -> Value {
         let mut jwk = match &self.key {
             Private::Ec(key) => {
-                let (x, y) = key.public_key().as_ref()[1..].split_at(key.public_key().as_ref().len() / 2);
-                let crv = if self.alg == "ES256" { "P-256" } else { "P-384" };
+                let (x, y) =
+                    key.public_key().as_ref()[1..].split_at(key.public_key().as_ref().len() / 2);
+                let crv = if self.alg == "ES256" {
+                    "P-256"
+                } else {
+                    "P-384"
+                };
                 json!({"kty": "EC", "crv": crv, "x": base64url(x), "y": base64url(y)})
             }
-            Private::Ed(key) => json!({"kty": "OKP", "crv": "Ed25519", "x": base64url(key.public_key())}),
+            Private::Ed(key) => {
+                json!({"kty": "OKP", "crv": "Ed25519", "x": base64url(key.public_key())})
+            }
             Private::Rsa(key) => {
                 let public = RsaPublicKeyComponents::<Vec<u8>>::from(key.public_key());
                 json!({"kty": "RSA", "n": base64url(public.n), "e": base64url(public.e)})
@@ -150,7 +164,13 @@ pub(super) static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys {
 
 impl Keys {
     pub(super) fn published(&self) -> [&Signer; 5] {
-        [&self.es256, &self.es384, &self.rs256, &self.ps256, &self.ed25519]
+        [
+            &self.es256,
+            &self.es384,
+            &self.rs256,
+            &self.ps256,
+            &self.ed25519,
+        ]
     }
 }
 
@@ -206,7 +226,11 @@ impl Token {
             }
         }
         let alg = self.header["alg"].as_str().unwrap_or_default().to_owned();
-        compact(&self.header.to_string(), self.claims.to_string(), |message| signer.sign(&alg, message))
+        compact(
+            &self.header.to_string(),
+            self.claims.to_string(),
+            |message| signer.sign(&alg, message),
+        )
     }
 
     pub(super) fn claims_text(&self) -> String {
@@ -215,7 +239,11 @@ impl Token {
 }
 
 /// A compact JWS of these very texts.
-pub(super) fn compact(header: &str, payload: impl AsRef<[u8]>, sign: impl FnOnce(&[u8]) -> Vec<u8>) -> String {
+pub(super) fn compact(
+    header: &str,
+    payload: impl AsRef<[u8]>,
+    sign: impl FnOnce(&[u8]) -> Vec<u8>,
+) -> String {
     let signed = format!("{}.{}", base64url(header), base64url(payload));
     let signature = base64url(sign(signed.as_bytes()));
     format!("{signed}.{signature}")
@@ -230,7 +258,10 @@ pub(super) const HEADER: &str = r#"{"alg":"ES256","kid":"es","typ":"at+jwt"}"#;
 
 pub(super) fn bearer(token: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    headers.insert(header::AUTHORIZATION, HeaderValue::try_from(format!("Bearer {token}")).unwrap());
+    headers.insert(
+        header::AUTHORIZATION,
+        HeaderValue::try_from(format!("Bearer {token}")).unwrap(),
+    );
     headers
 }
 
@@ -272,7 +303,12 @@ pub(super) fn bench_of(keys: &Value, change: impl FnOnce(&mut Issuer)) -> Bench 
     let (now, clock) = clock();
     let authenticator = Authenticator::build(&Auth::Oidc(vec![issuer]), clock, &unheard()).unwrap();
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-    Bench { authenticator, now, runtime, _file: file }
+    Bench {
+        authenticator,
+        now,
+        runtime,
+        _file: file,
+    }
 }
 
 impl Bench {
@@ -280,18 +316,29 @@ impl Bench {
         self.now.store(now, Ordering::Relaxed);
     }
 
-    pub(super) fn ask(&self, headers: &HeaderMap, query: Option<&str>) -> Result<Identity, AuthError> {
-        self.runtime.block_on(self.authenticator.authenticate(headers, query))
+    pub(super) fn ask(
+        &self,
+        headers: &HeaderMap,
+        query: Option<&str>,
+    ) -> Result<Identity, AuthError> {
+        self.runtime
+            .block_on(self.authenticator.authenticate(headers, query))
     }
 
     #[track_caller]
     pub(super) fn accepts(&self, token: &str) -> Identity {
-        self.ask(&bearer(token), None).unwrap_or_else(|error| panic!("refused: {error:?}"))
+        self.ask(&bearer(token), None)
+            .unwrap_or_else(|error| panic!("refused: {error:?}"))
     }
 
     #[track_caller]
     pub(super) fn refuses(&self, token: &str, fault: Fault) {
-        assert_eq!(self.ask(&bearer(token), None), Err(AuthError::Rejected(fault)), "{}", &token[..token.len().min(300)]);
+        assert_eq!(
+            self.ask(&bearer(token), None),
+            Err(AuthError::Rejected(fault)),
+            "{}",
+            &token[..token.len().min(300)]
+        );
     }
 }
 
@@ -344,10 +391,25 @@ impl Provider {
     pub(super) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (replies, asked, connections) = (Arc::default(), Arc::default(), Arc::new(AtomicUsize::new(0)));
+        let (replies, asked, connections) = (
+            Arc::default(),
+            Arc::default(),
+            Arc::new(AtomicUsize::new(0)),
+        );
         let mut serving = JoinSet::new();
-        serving.spawn(serve(listener, Arc::clone(&replies), Arc::clone(&asked), Arc::clone(&connections)));
-        Self { address, replies, asked, connections, _serving: serving }
+        serving.spawn(serve(
+            listener,
+            Arc::clone(&replies),
+            Arc::clone(&asked),
+            Arc::clone(&connections),
+        ));
+        Self {
+            address,
+            replies,
+            asked,
+            connections,
+            _serving: serving,
+        }
     }
 
     pub(super) fn issuer(&self) -> String {
@@ -363,7 +425,10 @@ impl Provider {
     }
 
     pub(super) fn discovers(&self, issuer: &str, jwks_uri: &str) {
-        self.set(DISCOVERY, Reply::Json(json!({"issuer": issuer, "jwks_uri": jwks_uri})));
+        self.set(
+            DISCOVERY,
+            Reply::Json(json!({"issuer": issuer, "jwks_uri": jwks_uri})),
+        );
     }
 
     /// How often a path was asked for.
@@ -384,7 +449,10 @@ impl Provider {
     }
 
     pub(super) fn authenticator_that_tells(&self, notices: &Notices) -> Arc<Authenticator> {
-        let issuer = Issuer { issuer: self.issuer(), ..issuer(KeySource::Discovery) };
+        let issuer = Issuer {
+            issuer: self.issuer(),
+            ..issuer(KeySource::Discovery)
+        };
         // The tests' tokens live for minutes, and the tests for simulated hours.
         let clock = Clock::new(|| NOW);
         Arc::new(Authenticator::build(&Auth::Oidc(vec![issuer]), clock, notices).unwrap())
@@ -393,7 +461,11 @@ impl Provider {
 
 pub(super) fn raw(status: &str, headers: &str, body: impl AsRef<[u8]>) -> Reply {
     let body = body.as_ref();
-    let mut text = format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n", body.len()).into_bytes();
+    let mut text = format!(
+        "HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n",
+        body.len()
+    )
+    .into_bytes();
     text.extend_from_slice(body);
     Reply::Raw(text)
 }
@@ -411,7 +483,11 @@ async fn serve(
     }
 }
 
-async fn answer(mut stream: TcpStream, replies: Arc<Mutex<HashMap<String, Reply>>>, asked: Arc<Mutex<HashMap<String, usize>>>) {
+async fn answer(
+    mut stream: TcpStream,
+    replies: Arc<Mutex<HashMap<String, Reply>>>,
+    asked: Arc<Mutex<HashMap<String, usize>>>,
+) {
     let mut head = Vec::new();
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
         if stream.read_buf(&mut head).await.unwrap_or(0) == 0 {
@@ -420,11 +496,21 @@ async fn answer(mut stream: TcpStream, replies: Arc<Mutex<HashMap<String, Reply>
     }
     let text = String::from_utf8_lossy(&head).into_owned();
     // Nothing that names a person or could be replayed is ever sent to a provider.
-    assert!(["\r\nauthorization:", "\r\ncookie:"].iter().all(|name| !text.to_ascii_lowercase().contains(name)));
+    assert!(
+        ["\r\nauthorization:", "\r\ncookie:"]
+            .iter()
+            .all(|name| !text.to_ascii_lowercase().contains(name))
+    );
     let path = text.split(' ').nth(1).unwrap_or_default().to_owned();
     *asked.lock().unwrap().entry(path.clone()).or_default() += 1;
     let reply = replies.lock().unwrap().get(&path).cloned();
-    let json = |value: &Value| raw("200 OK", "Content-Type: application/json\r\n", value.to_string());
+    let json = |value: &Value| {
+        raw(
+            "200 OK",
+            "Content-Type: application/json\r\n",
+            value.to_string(),
+        )
+    };
     let reply = match reply {
         Some(Reply::Json(value)) => json(&value),
         Some(Reply::Held(value, released)) => {

@@ -12,7 +12,9 @@ use super::{
 };
 
 fn file(name: &str) -> Value {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name);
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/vectors")
+        .join(name);
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
@@ -29,15 +31,22 @@ fn number(test: &Value) -> u64 {
 }
 
 fn read(keys: &Value) -> KeySet {
-    let every: Vec<Algorithm> = ALGORITHMS.iter().filter_map(|name| Algorithm::parse(name)).collect();
+    let every: Vec<Algorithm> = ALGORITHMS
+        .iter()
+        .filter_map(|name| Algorithm::parse(name))
+        .collect();
     KeySet::read(keys.to_string().as_bytes(), &every).unwrap()
 }
 
 /// What the authenticator does with a token's header, key and signature.
 fn accepts(keys: &KeySet, jws: &str) -> bool {
-    let Ok(token) = Signed::read(jws) else { return false };
+    let Ok(token) = Signed::read(jws) else {
+        return false;
+    };
     let key = keys.find(token.header.kid.as_deref());
-    key.is_some_and(|key| key.algorithm() == token.header.algorithm && key.verifies(token.signed, token.signature))
+    key.is_some_and(|key| {
+        key.algorithm() == token.header.algorithm && key.verifies(token.signed, token.signature)
+    })
 }
 
 /// The numbers of those cases that are accepted though invalid, or refused though valid.
@@ -45,12 +54,23 @@ fn deviations(name: &str) -> BTreeSet<u64> {
     let file = file(name);
     let mut found = BTreeSet::new();
     for group in groups(&file) {
-        let keys = if group["public"].is_object() { &group["public"] } else { &group["private"] };
-        let keys = if keys["keys"].is_array() { keys.clone() } else { json!({"keys": [keys]}) };
+        let keys = if group["public"].is_object() {
+            &group["public"]
+        } else {
+            &group["private"]
+        };
+        let keys = if keys["keys"].is_array() {
+            keys.clone()
+        } else {
+            json!({"keys": [keys]})
+        };
         let keys = read(&keys);
         for test in tests(group) {
             // Some are in the JSON serialization: no bearer token has that form.
-            let token = test["jws"].as_str().or(test["jwe"].as_str()).unwrap_or_default();
+            let token = test["jws"]
+                .as_str()
+                .or(test["jwe"].as_str())
+                .unwrap_or_default();
             if accepts(&keys, token) != (test["result"] == "valid") {
                 found.insert(number(test));
             }
@@ -70,8 +90,15 @@ fn signed_tokens_are_judged_as_wycheproof_judges_them() {
     let es512 = [347, 351];
     // A `?` within base64url, against RFC 7515 §2.
     let wrong_base64 = [372, 373];
-    let expected: BTreeSet<u64> =
-        [&hmac_is_never_accepted[..], &wrong_in_the_vectors, &es512, &wrong_base64].concat().into_iter().collect();
+    let expected: BTreeSet<u64> = [
+        &hmac_is_never_accepted[..],
+        &wrong_in_the_vectors,
+        &es512,
+        &wrong_base64,
+    ]
+    .concat()
+    .into_iter()
+    .collect();
     assert_eq!(deviations("json_web_signature_test.json"), expected);
 }
 
@@ -95,7 +122,9 @@ fn raw(name: &str, alg: &str, jwk: impl Fn(&Value) -> Value) {
         let keys = read(&json!({"keys": [jwk]}));
         for test in tests(group) {
             let signature = base64url(hex(&test["sig"]));
-            let good = keys.find(None).is_some_and(|key| key.verifies(&hex(&test["msg"]), &signature));
+            let good = keys
+                .find(None)
+                .is_some_and(|key| key.verifies(&hex(&test["msg"]), &signature));
             // "Acceptable" is a digest without its NULL: refused (tok-38).
             assert_eq!(good, test["result"] == "valid", "{name} {}", number(test));
             judged += 1;
@@ -106,7 +135,10 @@ fn raw(name: &str, alg: &str, jwk: impl Fn(&Value) -> Value) {
 
 fn hex(text: &Value) -> Vec<u8> {
     let text = text.as_str().unwrap();
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+        .collect()
 }
 
 fn rsa(key: &Value) -> Value {
@@ -136,9 +168,21 @@ fn rsa_signatures_are_judged_as_wycheproof_judges_them() {
 /// tok-36: ranges of r and s, and edge cases of the arithmetic.
 #[test]
 fn elliptic_curve_signatures_are_judged_as_wycheproof_judges_them() {
-    raw("ecdsa_secp256r1_sha256_p1363_test.json", "ES256", ec("P-256"));
-    raw("ecdsa_secp384r1_sha384_p1363_test.json", "ES384", ec("P-384"));
-    raw("ed25519_test.json", "EdDSA", |key| json!({"kty": "OKP", "crv": "Ed25519", "x": base64url(hex(&key["pk"]))}));
+    raw(
+        "ecdsa_secp256r1_sha256_p1363_test.json",
+        "ES256",
+        ec("P-256"),
+    );
+    raw(
+        "ecdsa_secp384r1_sha384_p1363_test.json",
+        "ES384",
+        ec("P-384"),
+    );
+    raw(
+        "ed25519_test.json",
+        "EdDSA",
+        |key| json!({"kty": "OKP", "crv": "Ed25519", "x": base64url(hex(&key["pk"]))}),
+    );
 }
 
 /// tok-33: there is no ES512 here, so its keys are none.

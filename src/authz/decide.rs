@@ -151,7 +151,10 @@ impl Engine {
     pub fn decide(&self, identity: &Identity, call: Call) -> Result<Permit, Denied> {
         // About the conversation alone: whoever owns the session may; `session` compares on every message.
         if matches!(call.shape(), Shape::Response(_)) || method::is_riding(call.method()) {
-            return Ok(Permit { call, policies: vec![SESSION.to_owned()] });
+            return Ok(Permit {
+                call,
+                policies: vec![SESSION.to_owned()],
+            });
         }
         let verdict = self.caller(identity).verdict(call.method(), &call.target());
         match verdict {

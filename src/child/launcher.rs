@@ -85,14 +85,24 @@ pub enum StartError {
 
 #[derive(Debug)]
 enum Ask {
-    Start { principal: PrincipalKey, answer: oneshot::Sender<Result<Child, StartError>> },
-    Signal { child: u64, signal: Signal },
+    Start {
+        principal: PrincipalKey,
+        answer: oneshot::Sender<Result<Child, StartError>>,
+    },
+    Signal {
+        child: u64,
+        signal: Signal,
+    },
 }
 
 impl Launcher {
     /// The handle, and the task that must run beside it; the task ends when the
     /// last handle is gone.
-    pub fn new(connection: Connection, key: String, digest: String) -> (Self, impl Future<Output = ()>) {
+    pub fn new(
+        connection: Connection,
+        key: String,
+        digest: String,
+    ) -> (Self, impl Future<Output = ()>) {
         let (asks, inbox) = mpsc::channel(MAX_ASKS);
         let work = Work {
             source: Some(connection),
@@ -111,10 +121,15 @@ impl Launcher {
         let (answer, told) = oneshot::channel();
         let gone = || StartError::Unreachable("the gateway is stopping".to_owned());
         let ask = async {
-            self.asks.send(Ask::Start { principal, answer }).await.map_err(|_| gone())?;
+            self.asks
+                .send(Ask::Start { principal, answer })
+                .await
+                .map_err(|_| gone())?;
             told.await.map_err(|_| gone())?
         };
-        timeout(START_DEADLINE, ask).await.unwrap_or(Err(StartError::Deadline))
+        timeout(START_DEADLINE, ask)
+            .await
+            .unwrap_or(Err(StartError::Deadline))
     }
 
     /// Asks for a signal; what becomes of it is told by [`Child::ended`].
@@ -162,12 +177,17 @@ impl Work {
                 }
                 let child = self.next;
                 self.next += 1;
-                let frame = Request::Start { child, principal: principal.to_string() };
+                let frame = Request::Start {
+                    child,
+                    principal: principal.to_string(),
+                };
                 self.starting.insert(child, answer);
                 self.send(&frame).await;
             }
             // A connection that is gone has taken its children along.
-            Ask::Signal { child, signal } if self.link.is_some() => self.send(&Request::Signal { child, signal }).await,
+            Ask::Signal { child, signal } if self.link.is_some() => {
+                self.send(&Request::Signal { child, signal }).await
+            }
             Ask::Signal { .. } => {}
         }
     }
@@ -178,20 +198,34 @@ impl Work {
             Some(Connection::Path(path)) => {
                 let socket = dial(&path);
                 self.source = Some(Connection::Path(path.clone()));
-                socket.map_err(|error| StartError::Unreachable(format!("`{}`: {error}", path.display())))?
+                socket.map_err(|error| {
+                    StartError::Unreachable(format!("`{}`: {error}", path.display()))
+                })?
             }
             Some(Connection::Inherited(socket)) => socket,
             None => return Err(StartError::Unreachable("it has ended".to_owned())),
         };
         let link = sys::readiness(socket).map_err(unreachable)?;
-        let hello = Request::Hello { version: frames::VERSION, key: self.key.clone(), digest: self.digest.clone() };
+        let hello = Request::Hello {
+            version: frames::VERSION,
+            key: self.key.clone(),
+            digest: self.digest.clone(),
+        };
         let greeting = async {
             send(&link, &hello).await?;
             receive(Some(&link)).await
         };
-        let greeted = timeout(HELLO_DEADLINE, greeting).await.map_err(|_| StartError::Deadline)?;
+        let greeted = timeout(HELLO_DEADLINE, greeting)
+            .await
+            .map_err(|_| StartError::Deadline)?;
         match greeted.map_err(unreachable)? {
-            Some((Reply::Hello { version: frames::VERSION, digest }, _)) => {
+            Some((
+                Reply::Hello {
+                    version: frames::VERSION,
+                    digest,
+                },
+                _,
+            )) => {
                 if digest != self.digest {
                     return Err(StartError::Stale);
                 }
@@ -199,22 +233,37 @@ impl Work {
                 Ok(())
             }
             Some((Reply::Refused { reason }, _)) => Err(StartError::Refused(reason)),
-            Some(_) => Err(StartError::Refused("it speaks another version; restart thv.target".to_owned())),
-            None => Err(StartError::Unreachable("it closed the connection".to_owned())),
+            Some(_) => Err(StartError::Refused(
+                "it speaks another version; restart thv.target".to_owned(),
+            )),
+            None => Err(StartError::Unreachable(
+                "it closed the connection".to_owned(),
+            )),
         }
     }
 
     async fn reply(&mut self, reply: Reply, descriptors: Vec<OwnedFd>) {
         match reply {
             Reply::Started { child, pid } => self.started(child, pid, descriptors).await,
-            Reply::Failed { child, layer, reason } => {
+            Reply::Failed {
+                child,
+                layer,
+                reason,
+            } => {
                 if let Some(answer) = self.starting.remove(&child) {
                     let _ = answer.send(Err(StartError::Failed { layer, reason }));
                 }
             }
-            Reply::Exited { child, status, out_of_memory } => {
+            Reply::Exited {
+                child,
+                status,
+                out_of_memory,
+            } => {
                 if let Some(ended) = self.running.remove(&child) {
-                    let _ = ended.send(Ended::Exited { status, out_of_memory });
+                    let _ = ended.send(Ended::Exited {
+                        status,
+                        out_of_memory,
+                    });
                 }
             }
             Reply::Hello { .. } | Reply::Refused { .. } => self.lost("it said hello twice"),
@@ -222,14 +271,21 @@ impl Work {
     }
 
     async fn started(&mut self, child: u64, pid: u32, descriptors: Vec<OwnedFd>) {
-        let Some(answer) = self.starting.remove(&child) else { return };
+        let Some(answer) = self.starting.remove(&child) else {
+            return;
+        };
         let (end, ended) = oneshot::channel();
         self.running.insert(child, end);
-        let built = build(child, pid, descriptors, ended)
-            .map_err(|error| StartError::Unreachable(format!("its descriptors are not usable: {error}")));
+        let built = build(child, pid, descriptors, ended).map_err(|error| {
+            StartError::Unreachable(format!("its descriptors are not usable: {error}"))
+        });
         // Nobody waits any more, or it cannot be used: a child must not be left behind.
         if answer.send(built).is_err() {
-            self.send(&Request::Signal { child, signal: Signal::Kill }).await;
+            self.send(&Request::Signal {
+                child,
+                signal: Signal::Kill,
+            })
+            .await;
         }
     }
 
@@ -247,7 +303,11 @@ impl Work {
         if self.running.is_empty() && self.starting.is_empty() {
             debug!(why, "runner connection ended");
         } else {
-            warn!(why, children = self.running.len(), "runner connection lost, its children are gone");
+            warn!(
+                why,
+                children = self.running.len(),
+                "runner connection lost, its children are gone"
+            );
         }
         self.link = None;
         for (_, answer) in self.starting.drain() {
@@ -259,10 +319,16 @@ impl Work {
     }
 }
 
-fn build(child: u64, pid: u32, descriptors: Vec<OwnedFd>, ended: oneshot::Receiver<Ended>) -> io::Result<Child> {
+fn build(
+    child: u64,
+    pid: u32,
+    descriptors: Vec<OwnedFd>,
+    ended: oneshot::Receiver<Ended>,
+) -> io::Result<Child> {
     let wrong = || io::Error::new(io::ErrorKind::InvalidData, "four were expected");
     // The pidfd is for a gateway that must wait without its runner; this one hears `Exited`.
-    let [stdin, stdout, stderr, _pidfd]: [OwnedFd; 4] = descriptors.try_into().map_err(|_| wrong())?;
+    let [stdin, stdout, stderr, _pidfd]: [OwnedFd; 4] =
+        descriptors.try_into().map_err(|_| wrong())?;
     Ok(Child {
         number: child,
         pid,
@@ -291,7 +357,9 @@ async fn send(link: &AsyncFd<OwnedFd>, frame: &Request) -> io::Result<()> {
 
 /// The next frame; never, while there is no connection.
 async fn receive(link: Option<&AsyncFd<OwnedFd>>) -> io::Result<Option<(Reply, Vec<OwnedFd>)>> {
-    let Some(link) = link else { return std::future::pending().await };
+    let Some(link) = link else {
+        return std::future::pending().await;
+    };
     loop {
         let mut ready = link.readable().await?;
         if let Ok(received) = ready.try_io(|link| frames::receive(link.as_fd())) {

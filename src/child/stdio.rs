@@ -34,17 +34,30 @@ pub enum Line {
 
 impl<R: AsyncRead + Unpin> Lines<R> {
     pub fn new(reader: R, max: usize) -> Self {
-        Self { reader, buffer: BytesMut::new(), scanned: 0, max, ended: false }
+        Self {
+            reader,
+            buffer: BytesMut::new(),
+            scanned: 0,
+            max,
+            ended: false,
+        }
     }
 
     /// The next line. Safe to drop and call again.
     pub async fn next(&mut self) -> io::Result<Line> {
         loop {
-            if let Some(end) = self.buffer[self.scanned..].iter().position(|byte| *byte == b'\n') {
+            if let Some(end) = self.buffer[self.scanned..]
+                .iter()
+                .position(|byte| *byte == b'\n')
+            {
                 let mut line = self.buffer.split_to(self.scanned + end + 1).freeze();
                 self.scanned = 0;
                 line.truncate(line.len() - 1);
-                return Ok(if line.len() > self.max { Line::TooLong } else { Line::Text(line) });
+                return Ok(if line.len() > self.max {
+                    Line::TooLong
+                } else {
+                    Line::Text(line)
+                });
             }
             self.scanned = self.buffer.len();
             if self.scanned > self.max {
@@ -113,7 +126,10 @@ pub fn line(mut message: Vec<u8>) -> Bytes {
 
 /// Makes the line breaks between a message's tokens spaces.
 pub fn flatten(message: &mut [u8]) {
-    for byte in message.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')) {
+    for byte in message
+        .iter_mut()
+        .filter(|byte| matches!(byte, b'\n' | b'\r'))
+    {
         *byte = b' ';
     }
 }
@@ -152,16 +168,28 @@ mod tests {
     /// probe-69: a line over the cap ends the reading, finished or not.
     #[tokio::test]
     async fn a_line_over_the_cap_is_refused_without_holding_it() {
-        assert_eq!(lines(b"12345\n", 5).await, [Line::Text(Bytes::from_static(b"12345")), Line::End]);
+        assert_eq!(
+            lines(b"12345\n", 5).await,
+            [Line::Text(Bytes::from_static(b"12345")), Line::End]
+        );
         assert_eq!(lines(b"123456\n", 5).await, [Line::TooLong]);
         let endless = tokio::io::repeat(b'x');
-        assert_eq!(Lines::new(endless, MAX_LINE).next().await.unwrap(), Line::TooLong);
+        assert_eq!(
+            Lines::new(endless, MAX_LINE).next().await.unwrap(),
+            Line::TooLong
+        );
     }
 
     /// probe-70: a flood of standard error is counted, not kept.
     #[tokio::test(start_paused = true)]
     async fn a_flood_of_errors_is_cut_and_counted() {
-        let flood = [b"x".repeat(5000), b"\n".to_vec(), b"y\n".repeat(500), b"end".to_vec()].concat();
+        let flood = [
+            b"x".repeat(5000),
+            b"\n".to_vec(),
+            b"y\n".repeat(500),
+            b"end".to_vec(),
+        ]
+        .concat();
         let mut seen = Vec::new();
         log_lines(&flood[..], |line| seen.push(line.to_vec())).await;
         assert_eq!(seen[0].len(), MAX_ERROR_LINE);

@@ -194,7 +194,12 @@ fn policies(config: &Config) -> Vec<Problem> {
 /// What a child of `config` may see and do, as its runner will apply it.
 fn plan(config: &Config) -> String {
     // Which directory is the principal's is not known before there is one.
-    let state = config.sandbox.state.then(|| PathBuf::from(format!("/var/lib/private/thv-runner/{}/PRINCIPAL", config.server)));
+    let state = config.sandbox.state.then(|| {
+        PathBuf::from(format!(
+            "/var/lib/private/thv-runner/{}/PRINCIPAL",
+            config.server
+        ))
+    });
     sandbox::plan(config, &Host::look(), state.as_deref()).to_string()
 }
 

@@ -28,9 +28,16 @@ pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
     let filter = std::env::var(telemetry::FILTER_VARIABLE).ok();
     let _diagnostics = telemetry::init(telemetry::Target::Journal, filter.as_deref())?;
     let key = systemd::credential(frames::KEY_CREDENTIAL, frames::MAX_KEY)?;
-    let key = String::from_utf8(key).context("the runner's key is not text")?.trim().to_owned();
-    let audit = Audit::journal(Path::new(JOURNAL), name).context("opening a socket for the journal")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let key = String::from_utf8(key)
+        .context("the runner's key is not text")?
+        .trim()
+        .to_owned();
+    let audit =
+        Audit::journal(Path::new(JOURNAL), name).context("opening a socket for the journal")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
     let exit = runtime.block_on(async {
         let (root, server) = (root.to_owned(), name.clone());
         let (root_again, server_again) = (root.clone(), server.clone());

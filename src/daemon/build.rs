@@ -29,20 +29,39 @@ pub fn policy_problems(found: Vec<PolicyProblem>) -> Problems {
         column: u32::try_from(found.column).unwrap_or(u32::MAX),
         ..Problem::of_file(&found.file, found.message, "see thv-cedar(7)")
     };
-    let none = || Problem::of_file(Path::new("/etc/thv/policies"), "the policies were refused", "");
-    Problems::check(found.into_iter().map(problem).collect()).err().unwrap_or_else(|| none().into())
+    let none = || {
+        Problem::of_file(
+            Path::new("/etc/thv/policies"),
+            "the policies were refused",
+            "",
+        )
+    };
+    Problems::check(found.into_iter().map(problem).collect())
+        .err()
+        .unwrap_or_else(|| none().into())
 }
 
 fn keys_event(notice: Notice) -> Event {
     match notice {
         Notice::Fetched { issuer, keys } => Event::KeysFetched { issuer, keys },
-        Notice::Unavailable { issuer, cached, error } => Event::KeysUnavailable { issuer, cached, error },
+        Notice::Unavailable {
+            issuer,
+            cached,
+            error,
+        } => Event::KeysUnavailable {
+            issuer,
+            cached,
+            error,
+        },
     }
 }
 
 /// A problem that only shows when the configuration meets what surrounds it.
 fn problem(config: &Config, message: &str, help: &str) -> Problems {
-    let file = config.files.last().map_or(Path::new("/etc/thv"), PathBuf::as_path);
+    let file = config
+        .files
+        .last()
+        .map_or(Path::new("/etc/thv"), PathBuf::as_path);
     Problem::of_file(file, message, help).into()
 }
 
@@ -52,7 +71,10 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         return Err(problem(
             &config,
             "auth.mode = \"none\" needs a Unix socket or a loopback address",
-            &format!("run `thv listen {} 127.0.0.1:PORT`, or set auth.mode = \"oidc\"", config.server),
+            &format!(
+                "run `thv listen {} 127.0.0.1:PORT`, or set auth.mode = \"oidc\"",
+                config.server
+            ),
         ));
     }
     let engine = Engine::build(&config.authz, &config.server).map_err(policy_problems)?;
@@ -62,9 +84,15 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         .map_err(|error| problem(&config, &error.to_string(), "mend `ca-file` of the issuer"))?;
     let runner = match &setup.runner {
         Connection::Path(path) => Connection::Path(path.clone()),
-        Connection::Inherited(socket) => Connection::Inherited(socket.try_clone().map_err(|error| {
-            problem(&config, &format!("the runner's socket cannot be used: {error}"), "start again")
-        })?),
+        Connection::Inherited(socket) => {
+            Connection::Inherited(socket.try_clone().map_err(|error| {
+                problem(
+                    &config,
+                    &format!("the runner's socket cannot be used: {error}"),
+                    "start again",
+                )
+            })?)
+        }
     };
     let (launcher, launching) = Launcher::new(runner, setup.key.clone(), config.digest.clone());
     let sessions = Sessions::new(session::Setup {

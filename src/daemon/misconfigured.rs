@@ -36,7 +36,11 @@ pub(super) async fn answer(
     if let Some(accepted) = first {
         connections.spawn(refuse(accepted, draining.clone(), setup.audit.clone()));
     }
-    let summary = problems.iter().next().map(ToString::to_string).unwrap_or_default();
+    let summary = problems
+        .iter()
+        .next()
+        .map(ToString::to_string)
+        .unwrap_or_default();
     setup.notifier.status(&format!("misconfigured: {summary}"));
     setup.notifier.ready();
     let mut asked = Instant::now();
@@ -76,7 +80,11 @@ async fn refuse(accepted: Accepted, draining: watch::Receiver<bool>, audit: Audi
     let (stream, peer) = accepted;
     let answer = |_request| {
         let refusal = Refusal::Misconfigured;
-        let mut record = Decision::denied(RequestId::random(), refusal.reason(), refusal.status().as_u16());
+        let mut record = Decision::denied(
+            RequestId::random(),
+            refusal.reason(),
+            refusal.status().as_u16(),
+        );
         record.peer = Some(peer.to_string());
         audit.record(&Event::Decision(record));
         // Closed after one answer: the next request finds whoever serves then.

@@ -61,7 +61,8 @@ pub async fn run(mut setup: Setup) -> Result<Exit> {
         let built = (setup.load)().and_then(|config| build(config, &setup));
         match built {
             Ok((gateway, launching)) => {
-                return serving::serve(Arc::new(gateway), launching, setup, first, &mut signals).await;
+                return serving::serve(Arc::new(gateway), launching, setup, first, &mut signals)
+                    .await;
             }
             Err(problems) => {
                 for problem in problems.iter() {
@@ -73,7 +74,9 @@ pub async fn run(mut setup: Setup) -> Result<Exit> {
                         message: problem.message.clone(),
                     });
                 }
-                match misconfigured::answer(&mut setup, first.take(), &problems, &mut signals).await? {
+                match misconfigured::answer(&mut setup, first.take(), &problems, &mut signals)
+                    .await?
+                {
                     misconfigured::Way::Mended(connection) => first = Some(connection),
                     misconfigured::Way::Out(exit) => return Ok(exit),
                 }
@@ -93,7 +96,10 @@ struct Signals {
 
 impl Signals {
     fn new() -> Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     /// Waits for the next of them.

@@ -95,13 +95,21 @@ pub(super) async fn serve(
         () = signals.stop() => {}
     }
     gateway.sessions.end_all().await;
-    let _ = timeout_at(Instant::now() + LAST_ANSWERS, async { while connections.join_next().await.is_some() {} }).await;
+    let _ = timeout_at(Instant::now() + LAST_ANSWERS, async {
+        while connections.join_next().await.is_some() {}
+    })
+    .await;
     let audit = setup.audit.clone();
     tokio::task::spawn_blocking(move || audit.flush(LAST_ANSWERS)).await?;
     Ok(Exit::Done)
 }
 
-fn take(connections: &mut JoinSet<()>, gateway: &Arc<Gateway>, draining: &watch::Receiver<bool>, accepted: Accepted) {
+fn take(
+    connections: &mut JoinSet<()>,
+    gateway: &Arc<Gateway>,
+    draining: &watch::Receiver<bool>,
+    accepted: Accepted,
+) {
     let (stream, peer) = accepted;
     let gateway = gateway.clone();
     let draining = draining.clone();

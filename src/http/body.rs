@@ -64,7 +64,9 @@ impl HttpBody for Body {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Whole(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Self::Whole(text) => {
+                SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
+            }
             Self::Events(_) => SizeHint::default(),
         }
     }
@@ -82,11 +84,18 @@ impl Events {
     pub fn new(id: Id, first: Option<Event>, exchange: Exchange) -> Self {
         let mut keep_alive = interval_at(Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
         keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { id, first, exchange: Some(exchange), keep_alive }
+        Self {
+            id,
+            first,
+            exchange: Some(exchange),
+            keep_alive,
+        }
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        let Some(exchange) = &mut self.exchange else { return Poll::Ready(None) };
+        let Some(exchange) = &mut self.exchange else {
+            return Poll::Ready(None);
+        };
         let event = match self.first.take() {
             Some(event) => Poll::Ready(Some(event)),
             None => exchange.poll_next(context),
@@ -108,7 +117,10 @@ impl Events {
                 self.exchange = None;
                 Poll::Ready(None)
             }
-            Poll::Pending => self.keep_alive.poll_tick(context).map(|_| Some(Bytes::from_static(b":\n\n"))),
+            Poll::Pending => self
+                .keep_alive
+                .poll_tick(context)
+                .map(|_| Some(Bytes::from_static(b":\n\n"))),
         }
     }
 }
@@ -127,7 +139,9 @@ pub async fn read(body: Incoming, max: usize) -> Result<Bytes, Refusal> {
     if body.size_hint().lower() > max as u64 {
         return Err(Refusal::TooLarge);
     }
-    timeout(BODY_DEADLINE, collect(body, max)).await.unwrap_or(Err(Refusal::BodyTimeout))
+    timeout(BODY_DEADLINE, collect(body, max))
+        .await
+        .unwrap_or(Err(Refusal::BodyTimeout))
 }
 
 async fn collect(mut body: Incoming, max: usize) -> Result<Bytes, Refusal> {
@@ -135,7 +149,9 @@ async fn collect(mut body: Incoming, max: usize) -> Result<Bytes, Refusal> {
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Refusal::BodyIncomplete)?;
         // Trailers are dropped, never merged (h1-11).
-        let Ok(data) = frame.into_data() else { continue };
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
         if whole.len() + data.len() > max {
             return Err(Refusal::TooLarge);
         }

@@ -92,9 +92,16 @@ mod tests {
     /// conn-1, h1-20: a head that does not come to its end is waited for ten seconds.
     #[tokio::test(start_paused = true)]
     async fn a_slow_head_is_not_waited_for() {
-        for parts in [&["POST / HT"][..], &["POST / HTTP/1.1\r\nHost: x\r\nX: "], &[]] {
+        for parts in [
+            &["POST / HT"][..],
+            &["POST / HTTP/1.1\r\nHost: x\r\nX: "],
+            &[],
+        ] {
             let (answer, waited) = answer_to(parts).await;
-            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
+            assert!(
+                answer.is_empty() || answer.starts_with("HTTP/1.1 408"),
+                "{answer}"
+            );
             assert!(waited <= Duration::from_secs(11), "{waited:?}");
         }
     }
@@ -102,16 +109,23 @@ mod tests {
     /// conn-2: a body that does not come to its end is refused, and nothing is made of its beginning.
     #[tokio::test(start_paused = true)]
     async fn a_slow_body_is_refused() {
-        let (answer, waited) = answer_to(&["POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"]).await;
+        let (answer, waited) =
+            answer_to(&["POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"]).await;
         assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
-        assert!(answer.to_ascii_lowercase().contains("connection: close"), "{answer}");
+        assert!(
+            answer.to_ascii_lowercase().contains("connection: close"),
+            "{answer}"
+        );
         assert!(waited <= Duration::from_secs(31), "{waited:?}");
     }
 
     /// conn-8: what comes behind a body that was not read is not taken for a request.
     #[tokio::test(start_paused = true)]
     async fn what_follows_an_unread_body_is_not_served() {
-        let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n{}", "x".repeat(5000));
+        let head = format!(
+            "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n{}",
+            "x".repeat(5000)
+        );
         let (answer, _) = answer_to(&[&head, "GET /second HTTP/1.1\r\nHost: x\r\n\r\n"]).await;
         assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
         assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
@@ -122,7 +136,10 @@ mod tests {
     async fn a_draining_connection_answers_what_it_has() {
         let (drain, draining) = watch::channel(false);
         let (mut client, mut serving) = connect(draining);
-        client.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{").await.unwrap();
+        client
+            .write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{")
+            .await
+            .unwrap();
         tokio::task::yield_now().await;
         drain.send(true).unwrap();
         client.write_all(b"}").await.unwrap();

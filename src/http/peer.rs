@@ -19,7 +19,9 @@ use tokio::{
 pub enum Peer {
     Tcp(SocketAddr),
     /// A process of this host; its user, as the kernel says (unix(7), SO_PEERCRED).
-    Unix { uid: Option<u32> },
+    Unix {
+        uid: Option<u32>,
+    },
 }
 
 impl fmt::Display for Peer {
@@ -54,7 +56,10 @@ impl Listener {
                 listener.set_nonblocking(true)?;
                 Ok(Self::Tcp(TcpListener::from_std(listener)?))
             }
-            _ => Err(io::Error::new(io::ErrorKind::Unsupported, "the socket is neither TCP nor Unix")),
+            _ => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the socket is neither TCP nor Unix",
+            )),
         }
     }
 
@@ -78,7 +83,9 @@ impl Listener {
     /// Whether only this host can connect: what `mode = "none"` requires.
     pub fn is_local(&self) -> bool {
         match self {
-            Self::Tcp(listener) => listener.local_addr().is_ok_and(|address| address.ip().is_loopback()),
+            Self::Tcp(listener) => listener
+                .local_addr()
+                .is_ok_and(|address| address.ip().is_loopback()),
             Self::Unix(_) => true,
         }
     }
@@ -92,7 +99,11 @@ pub enum Stream {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
@@ -101,7 +112,11 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(context, bytes),

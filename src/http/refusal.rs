@@ -89,7 +89,9 @@ impl Refusal {
             Self::NoSession(NoSession::Mismatch) => Reason::SessionOfAnother,
             Self::Open(error) => match error {
                 OpenError::Full => Reason::SessionLimit,
-                OpenError::Start(StartError::Failed { .. } | StartError::Deadline) => Reason::ChildStartFailed,
+                OpenError::Start(StartError::Failed { .. } | StartError::Deadline) => {
+                    Reason::ChildStartFailed
+                }
                 OpenError::Start(_) => Reason::RunnerUnavailable,
                 OpenError::Failed(failure) => failure.reason(),
                 OpenError::Send(error) => sending(*error),
@@ -138,7 +140,10 @@ impl Refusal {
     /// The answer. `id` is the request's, where the body could be read.
     pub fn response(&self, resource: Option<&Resource>, id: Option<&Id>) -> Response {
         let (code, data) = self.error();
-        let mut response = reply::json(self.status(), reply::error(id, code, &self.to_string(), data));
+        let mut response = reply::json(
+            self.status(),
+            reply::error(id, code, &self.to_string(), data),
+        );
         let headers = response.headers_mut();
         if let (Self::Auth(error), Some(resource)) = (self, resource)
             && let Some(challenge) = auth::challenge(error, resource)
@@ -165,15 +170,22 @@ impl Refusal {
         match self {
             Self::Call(CallError::NotJson) => (-32700, reason("not-json")),
             Self::Call(CallError::Invalid(_)) => (-32600, reason("not-json-rpc")),
-            Self::Send(SendError::DuplicateId | SendError::NotAsked) => (-32600, reason(self.reason().as_str())),
+            Self::Send(SendError::DuplicateId | SendError::NotAsked) => {
+                (-32600, reason(self.reason().as_str()))
+            }
             Self::Call(CallError::Params(_)) => (-32602, reason("bad-parameters")),
             Self::Denied(DenyReason::Method) => (-32601, reason("method-unknown")),
-            Self::Version(requested) => (-32022, json!({ "supported": version::LEGACY, "requested": requested })),
+            Self::Version(requested) => (
+                -32022,
+                json!({ "supported": version::LEGACY, "requested": requested }),
+            ),
             Self::NoSession(_) => (reply::INTERNAL_ERROR, reason("session-unknown")),
             Self::Auth(AuthError::Rejected(_)) => (reply::INTERNAL_ERROR, reason("token-invalid")),
             Self::Denied(_) => (reply::INTERNAL_ERROR, reason("denied")),
             Self::Open(OpenError::Start(_)) => (reply::INTERNAL_ERROR, reason("start-failed")),
-            Self::Open(OpenError::Failed(failure)) => (reply::INTERNAL_ERROR, reason(failure.code())),
+            Self::Open(OpenError::Failed(failure)) => {
+                (reply::INTERNAL_ERROR, reason(failure.code()))
+            }
             _ => (reply::INTERNAL_ERROR, reason(self.reason().as_str())),
         }
     }

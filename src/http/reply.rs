@@ -16,7 +16,10 @@ use crate::{
 /// A JSON answer.
 pub fn json(status: StatusCode, text: impl Into<Body>) -> Response {
     let mut response = with_status(status, text.into());
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
     response
 }
 
@@ -31,7 +34,10 @@ pub async fn exchange(id: Id, mut exchange: Exchange) -> Response {
     match timeout(SOON, exchange.next()).await {
         Ok(Some(Event::Answer(answer))) => json(StatusCode::OK, answer),
         Ok(Some(Event::Failed(failed))) => json(failure_status(failed), failure(Some(&id), failed)),
-        Ok(None) => json(failure_status(Failure::ChildEnded), failure(Some(&id), Failure::ChildEnded)),
+        Ok(None) => json(
+            failure_status(Failure::ChildEnded),
+            failure(Some(&id), Failure::ChildEnded),
+        ),
         Ok(Some(message)) => events(Events::new(id, Some(message), exchange)),
         Err(_) => events(Events::new(id, None, exchange)),
     }
@@ -39,7 +45,12 @@ pub async fn exchange(id: Id, mut exchange: Exchange) -> Response {
 
 /// thv's own failure as a JSON-RPC error (`-32603`, `data.reason`).
 pub fn failure(id: Option<&Id>, failure: Failure) -> Bytes {
-    error(id, INTERNAL_ERROR, failure.message(), json!({ "reason": failure.code() }))
+    error(
+        id,
+        INTERNAL_ERROR,
+        failure.message(),
+        json!({ "reason": failure.code() }),
+    )
 }
 
 /// The status that goes with a failure, where it is told before any event.
@@ -71,7 +82,10 @@ pub fn error(id: Option<&Id>, code: i32, message: &str, data: serde_json::Value)
 fn events(events: Events) -> Response {
     let mut response = with_status(StatusCode::OK, Body::Events(Box::new(events)));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream"),
+    );
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }
@@ -80,7 +94,9 @@ fn with_status(status: StatusCode, body: Body) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     // Nothing here may be kept for another caller.
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 

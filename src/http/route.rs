@@ -2,10 +2,7 @@
 
 use http::{HeaderMap, Method, header, request::Parts};
 
-use crate::{
-    config::Config,
-    http::Refusal,
-};
+use crate::{config::Config, http::Refusal};
 
 /// Where a request goes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -23,7 +20,11 @@ pub fn route(head: &Parts, config: &Config, metadata: &[String]) -> Result<Route
     origin(&head.headers, config)?;
     let path = head.uri.path();
     if metadata.iter().any(|known| known == path) {
-        return if head.method == Method::GET { Ok(Route::Metadata) } else { Err(Refusal::MethodNotAllowed("GET")) };
+        return if head.method == Method::GET {
+            Ok(Route::Metadata)
+        } else {
+            Err(Refusal::MethodNotAllowed("GET"))
+        };
     }
     if path != config.resource.path {
         return Err(Refusal::NotFound);
@@ -37,11 +38,17 @@ pub fn route(head: &Parts, config: &Config, metadata: &[String]) -> Result<Route
 /// A POST's own headers: exactly JSON in, JSON and events out (conn-16 … conn-18).
 pub fn post_headers(headers: &HeaderMap) -> Result<(), Refusal> {
     let mut types = headers.get_all(header::CONTENT_TYPE).iter();
-    let (Some(kind), None) = (types.next(), types.next()) else { return Err(Refusal::ContentType) };
+    let (Some(kind), None) = (types.next(), types.next()) else {
+        return Err(Refusal::ContentType);
+    };
     if !media_type(kind.as_bytes()).eq_ignore_ascii_case(b"application/json") {
         return Err(Refusal::ContentType);
     }
-    if headers.get_all(header::CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+    if headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
         return Err(Refusal::ContentType);
     }
     let accepted: Vec<&[u8]> = headers
@@ -51,7 +58,12 @@ pub fn post_headers(headers: &HeaderMap) -> Result<(), Refusal> {
         .map(media_type)
         .collect();
     let accepts = |names: [&str; 2]| {
-        accepted.iter().any(|kind| *kind == b"*/*" || names.iter().any(|name| kind.eq_ignore_ascii_case(name.as_bytes())))
+        accepted.iter().any(|kind| {
+            *kind == b"*/*"
+                || names
+                    .iter()
+                    .any(|name| kind.eq_ignore_ascii_case(name.as_bytes()))
+        })
     };
     if accepts(["application/json", "application/*"]) && accepts(["text/event-stream", "text/*"]) {
         Ok(())
@@ -62,8 +74,15 @@ pub fn post_headers(headers: &HeaderMap) -> Result<(), Refusal> {
 
 fn host(head: &Parts, config: &Config) -> Result<(), Refusal> {
     let mut hosts = head.headers.get_all(header::HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(Refusal::BadHost) };
-    let listed = |name: &[u8]| config.hosts.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()));
+    let (Some(host), None) = (hosts.next(), hosts.next()) else {
+        return Err(Refusal::BadHost);
+    };
+    let listed = |name: &[u8]| {
+        config
+            .hosts
+            .iter()
+            .any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+    };
     if !listed(host.as_bytes()) {
         return Err(Refusal::HostNotAllowed);
     }
@@ -77,15 +96,26 @@ fn host(head: &Parts, config: &Config) -> Result<(), Refusal> {
 fn origin(headers: &HeaderMap, config: &Config) -> Result<(), Refusal> {
     let listed = |origin: &[u8]| {
         origin.eq_ignore_ascii_case(config.resource.origin.as_bytes())
-            || config.origins.iter().any(|known| origin.eq_ignore_ascii_case(known.as_bytes()))
+            || config
+                .origins
+                .iter()
+                .any(|known| origin.eq_ignore_ascii_case(known.as_bytes()))
     };
     let all = headers.get_all(header::ORIGIN);
-    if all.iter().all(|origin| listed(origin.as_bytes())) { Ok(()) } else { Err(Refusal::OriginNotAllowed) }
+    if all.iter().all(|origin| listed(origin.as_bytes())) {
+        Ok(())
+    } else {
+        Err(Refusal::OriginNotAllowed)
+    }
 }
 
 /// A media type or range without its parameters and spaces.
 fn media_type(value: &[u8]) -> &[u8] {
-    value.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii()
+    value
+        .split(|byte| *byte == b';')
+        .next()
+        .unwrap_or_default()
+        .trim_ascii()
 }
 
 /// The methods of the MCP endpoint that are answered. GET comes with the stream of its own.

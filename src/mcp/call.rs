@@ -64,10 +64,16 @@ impl Id {
         let fits = match value.kind() {
             Kind::String => value.span().len() <= MAX_ID + 2,
             // Integers within i64, spelled as integers: 1.0 and 1e2 are refused (json-11, json-12).
-            Kind::Number => value.as_number().is_some_and(|text| text.parse::<i64>().is_ok() && text != "-0"),
+            Kind::Number => value
+                .as_number()
+                .is_some_and(|text| text.parse::<i64>().is_ok() && text != "-0"),
             _ => false,
         };
-        if fits { Ok(Self(bytes.slice(value.span()))) } else { Err(CallError::Invalid("id")) }
+        if fits {
+            Ok(Self(bytes.slice(value.span())))
+        } else {
+            Err(CallError::Invalid("id"))
+        }
     }
 
     /// The id as JSON.
@@ -126,7 +132,9 @@ impl Call {
         })?;
         let root = message.root();
         if root.kind() == Kind::Array {
-            return Err(CallError::Invalid("batches are not part of this protocol version"));
+            return Err(CallError::Invalid(
+                "batches are not part of this protocol version",
+            ));
         }
         if root.kind() != Kind::Object {
             return Err(CallError::Invalid("a message is an object"));
@@ -135,16 +143,29 @@ impl Call {
             return Err(CallError::Invalid("jsonrpc is not \"2.0\""));
         }
         let shape = shape(&message)?;
-        let method = root.get("method").and_then(Value::as_str).unwrap_or_default().into_owned();
+        let method = root
+            .get("method")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .into_owned();
         let params = root.get("params");
         let target = target(&method, params)?;
         let modern_body = params
             .and_then(|params| params.get("_meta"))
-            .is_some_and(|meta| meta.get("io.modelcontextprotocol/protocolVersion").is_some());
+            .is_some_and(|meta| {
+                meta.get("io.modelcontextprotocol/protocolVersion")
+                    .is_some()
+            });
         // `initialize` is legacy whatever version it names (mcp-L9).
         let modern = (modern_header || modern_body) && method != "initialize";
         let era = if modern { Era::Modern } else { Era::Legacy };
-        Ok(Self { message, shape, method, target, era })
+        Ok(Self {
+            message,
+            shape,
+            method,
+            target,
+            era,
+        })
     }
 
     pub fn message(&self) -> &Message {
@@ -204,20 +225,34 @@ pub enum CallError {
 fn shape(message: &Message) -> Result<Shape, CallError> {
     let root = message.root();
     let method = root.get("method");
-    let id = root.get("id").map(|id| Id::of(message.bytes(), id)).transpose()?;
+    let id = root
+        .get("id")
+        .map(|id| Id::of(message.bytes(), id))
+        .transpose()?;
     // Only these members: `Method` or `paramſ` is somebody else's parser's idea (json-7).
-    let allowed: &[&str] =
-        if method.is_some() { &["jsonrpc", "id", "method", "params"] } else { &["jsonrpc", "id", "result", "error"] };
-    if root.members().any(|(name, _)| !allowed.contains(&name.as_ref())) {
+    let allowed: &[&str] = if method.is_some() {
+        &["jsonrpc", "id", "method", "params"]
+    } else {
+        &["jsonrpc", "id", "result", "error"]
+    };
+    if root
+        .members()
+        .any(|(name, _)| !allowed.contains(&name.as_ref()))
+    {
         return Err(CallError::Invalid("an unknown member"));
     }
     match method {
         Some(method) => {
-            let name = method.as_str().ok_or(CallError::Invalid("method is not a string"))?;
+            let name = method
+                .as_str()
+                .ok_or(CallError::Invalid("method is not a string"))?;
             if name.is_empty() || name.len() > MAX_METHOD {
                 return Err(CallError::Invalid("method is empty or too long"));
             }
-            if root.get("params").is_some_and(|params| params.kind() != Kind::Object) {
+            if root
+                .get("params")
+                .is_some_and(|params| params.kind() != Kind::Object)
+            {
                 return Err(CallError::Params("params is not an object"));
             }
             let notifies = name.starts_with("notifications/");
@@ -230,7 +265,9 @@ fn shape(message: &Message) -> Result<Shape, CallError> {
         }
         None => {
             let one = root.get("result").is_some() != root.get("error").is_some();
-            let id = id.filter(|_| one).ok_or(CallError::Invalid("neither a request nor a response"))?;
+            let id = id
+                .filter(|_| one)
+                .ok_or(CallError::Invalid("neither a request nor a response"))?;
             Ok(Shape::Response(id))
         }
     }
@@ -296,21 +333,40 @@ mod tests {
     fn what_is_not_one_json_document_is_no_message() {
         accepted(PING);
         accepted(&format!(" \r\n{PING}\n"));
-        for body in ["", "{", "NaN", "{\"a\":1,}", "// x\n{}", "\u{feff}{}", "\"\\ud800\"", "{\"a\":\"\u{1}\"}"] {
+        for body in [
+            "",
+            "{",
+            "NaN",
+            "{\"a\":1,}",
+            "// x\n{}",
+            "\u{feff}{}",
+            "\"\\ud800\"",
+            "{\"a\":\"\u{1}\"}",
+        ] {
             refused(body, "-32700");
         }
         refused(&format!("{PING} {PING}"), "-32700");
         refused(&format!("{PING}x"), "-32700");
-        assert_eq!(Call::read(Bytes::from_static(b"{\"a\":\"\xff\"}"), false).unwrap_err(), CallError::NotJson);
+        assert_eq!(
+            Call::read(Bytes::from_static(b"{\"a\":\"\xff\"}"), false).unwrap_err(),
+            CallError::NotJson
+        );
         let utf16: Vec<u8> = PING.encode_utf16().flat_map(u16::to_le_bytes).collect();
-        assert_eq!(Call::read(utf16.into(), false).unwrap_err(), CallError::NotJson);
+        assert_eq!(
+            Call::read(utf16.into(), false).unwrap_err(),
+            CallError::NotJson
+        );
     }
 
     /// json-4, json-6
     #[test]
     fn deep_and_doubled_members_are_refused() {
         let deep = |n: usize| {
-            format!(r#"{{"jsonrpc":"2.0","id":1,"method":"ping","params":{{"a":{}{}}}}}"#, "[".repeat(n), "]".repeat(n))
+            format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"ping","params":{{"a":{}{}}}}}"#,
+                "[".repeat(n),
+                "]".repeat(n)
+            )
         };
         accepted(&deep(62));
         refused(&deep(63), "-32600");
@@ -337,14 +393,20 @@ mod tests {
             refused(body, "-32600");
         }
         // Inside params other names pass, and mean nothing.
-        let call = accepted(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"Name":"b","name":"a"}}"#);
+        let call = accepted(
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"Name":"b","name":"a"}}"#,
+        );
         assert_eq!(call.target(), Target::Tool("a"));
     }
 
     /// json-8
     #[test]
     fn batches_and_positional_arrays_are_refused() {
-        for body in ["[]".to_owned(), format!("[{PING}]"), r#"["2.0",1,"tools/call",{}]"#.to_owned()] {
+        for body in [
+            "[]".to_owned(),
+            format!("[{PING}]"),
+            r#"["2.0",1,"tools/call",{}]"#.to_owned(),
+        ] {
             refused(&body, "-32600");
         }
         for body in ["1", "\"x\"", "null", "true"] {
@@ -356,7 +418,10 @@ mod tests {
     #[test]
     fn the_version_of_json_rpc_is_exact() {
         for version in ["2", "\"2.00\"", "\"1.0\"", "null", "2.0"] {
-            refused(&format!(r#"{{"jsonrpc":{version},"id":1,"method":"ping"}}"#), "-32600");
+            refused(
+                &format!(r#"{{"jsonrpc":{version},"id":1,"method":"ping"}}"#),
+                "-32600",
+            );
         }
         refused(r#"{"id":1,"method":"ping"}"#, "-32600");
     }
@@ -365,11 +430,29 @@ mod tests {
     #[test]
     fn an_id_is_a_short_string_or_an_integer_and_keeps_its_spelling() {
         let with = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"ping"}}"#);
-        for id in ["null", "1.5", "1.0", "1e2", "true", "{}", "[]", "-0", "9223372036854775808", "1e400"] {
+        for id in [
+            "null",
+            "1.5",
+            "1.0",
+            "1e2",
+            "true",
+            "{}",
+            "[]",
+            "-0",
+            "9223372036854775808",
+            "1e400",
+        ] {
             refused(&with(id), "-32600");
         }
         refused(&with(&format!("\"{}\"", "x".repeat(257))), "-32600");
-        for id in ["1", "\"1\"", "-7", "9223372036854775807", "\"\\u0041\"", "\"\""] {
+        for id in [
+            "1",
+            "\"1\"",
+            "-7",
+            "9223372036854775807",
+            "\"\\u0041\"",
+            "\"\"",
+        ] {
             assert_eq!(accepted(&with(id)).id().unwrap().as_json(), id.as_bytes());
         }
         assert_ne!(accepted(&with("1")).id(), accepted(&with("\"1\"")).id());
@@ -378,7 +461,10 @@ mod tests {
     /// json-15
     #[test]
     fn notifications_have_no_id_and_requests_have_one() {
-        refused(r#"{"jsonrpc":"2.0","id":1,"method":"notifications/initialized"}"#, "-32600");
+        refused(
+            r#"{"jsonrpc":"2.0","id":1,"method":"notifications/initialized"}"#,
+            "-32600",
+        );
         refused(r#"{"jsonrpc":"2.0","method":"tools/list"}"#, "-32600");
         let call = accepted(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
         assert_eq!(call.shape(), &Shape::Notification);
@@ -395,15 +481,30 @@ mod tests {
             r#"{"name":"a","arguments":[]}"#,
             r#"{"name":"a","arguments":null}"#,
         ] {
-            refused(&format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{params}}}"#), "-32602");
+            refused(
+                &format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{params}}}"#),
+                "-32602",
+            );
         }
-        refused(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call"}"#, "-32602");
+        refused(
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call"}"#,
+            "-32602",
+        );
     }
 
     /// json-21: what is decided on is the name's own bytes.
     #[test]
     fn names_are_taken_as_they_are_written() {
-        for name in ["e\u{301}", "\u{e9}", "a ", "A", "../x", "\u{202e}x", "x\\u0000", "line\\nbreak"] {
+        for name in [
+            "e\u{301}",
+            "\u{e9}",
+            "a ",
+            "A",
+            "../x",
+            "\u{202e}x",
+            "x\\u0000",
+            "line\\nbreak",
+        ] {
             let call = accepted(&format!(
                 r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"{name}"}}}}"#
             ));
@@ -415,7 +516,11 @@ mod tests {
     /// json-26
     #[test]
     fn a_resource_is_its_uri_as_the_client_spelled_it() {
-        for uri in ["file:///etc/shadow", "FILE:///etc/%2e%2e/shadow", "http://169.254.169.254/"] {
+        for uri in [
+            "file:///etc/shadow",
+            "FILE:///etc/%2e%2e/shadow",
+            "http://169.254.169.254/",
+        ] {
             let call = accepted(&format!(
                 r#"{{"jsonrpc":"2.0","id":1,"method":"resources/read","params":{{"uri":"{uri}"}}}}"#
             ));
@@ -428,7 +533,10 @@ mod tests {
         let call = accepted(r#"{"jsonrpc":"2.0","id":"s1","result":{}}"#);
         assert!(matches!(call.shape(), Shape::Response(id) if id.as_json() == b"\"s1\""));
         accepted(r#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":""}}"#);
-        refused(r#"{"jsonrpc":"2.0","id":1,"result":{},"error":{}}"#, "-32600");
+        refused(
+            r#"{"jsonrpc":"2.0","id":1,"result":{},"error":{}}"#,
+            "-32600",
+        );
         refused(r#"{"jsonrpc":"2.0","id":1}"#, "-32600");
         refused(r#"{"jsonrpc":"2.0","result":{}}"#, "-32600");
     }
@@ -439,9 +547,19 @@ mod tests {
         let modern = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}"#;
         assert_eq!(accepted(modern).era(), Era::Modern);
         assert_eq!(accepted(PING).era(), Era::Legacy);
-        assert_eq!(Call::read(Bytes::from_static(PING.as_bytes()), true).unwrap().era(), Era::Modern);
+        assert_eq!(
+            Call::read(Bytes::from_static(PING.as_bytes()), true)
+                .unwrap()
+                .era(),
+            Era::Modern
+        );
         let initialize = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2026-07-28"}}"#;
-        assert_eq!(Call::read(Bytes::from_static(initialize.as_bytes()), true).unwrap().era(), Era::Legacy);
+        assert_eq!(
+            Call::read(Bytes::from_static(initialize.as_bytes()), true)
+                .unwrap()
+                .era(),
+            Era::Legacy
+        );
     }
 
     #[test]
@@ -450,6 +568,9 @@ mod tests {
         let call = accepted(text);
         let id = call.message().root().get("id").unwrap().span();
         let changed = call.message().with(&[(id, b"77")]);
-        assert_eq!(String::from_utf8(changed).unwrap(), text.replace(r#""a\u0062""#, "77"));
+        assert_eq!(
+            String::from_utf8(changed).unwrap(),
+            text.replace(r#""a\u0062""#, "77")
+        );
     }
 }

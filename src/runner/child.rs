@@ -60,7 +60,11 @@ impl Child {
         setup: &Setup,
         cgroups: &Result<Delegated, Fault>,
     ) -> Result<Self, Fault> {
-        let state = if config.sandbox.state { Some(state_directory(setup, principal)?) } else { None };
+        let state = if config.sandbox.state {
+            Some(state_directory(setup, principal)?)
+        } else {
+            None
+        };
         let plan = sandbox::plan(config, &setup.host, state.as_deref());
         let group = match cgroups {
             Ok(cgroups) => cgroups.group(number, plan.cgroup).map(Some),
@@ -70,13 +74,19 @@ impl Child {
             Err(_) if plan.optional.contains(&Layer::Cgroup) => None,
             other => other?,
         };
-        let fault = |what: &str, error: io::Error| Fault { layer: "runner".to_owned(), reason: format!("{what}: {error}") };
+        let fault = |what: &str, error: io::Error| Fault {
+            layer: "runner".to_owned(),
+            reason: format!("{what}: {error}"),
+        };
         let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(|error| fault("making a pipe", error.into()));
-        let ((stdin, to_stdin), (from_stdout, stdout), (from_stderr, stderr)) = (pipe()?, pipe()?, pipe()?);
+        let ((stdin, to_stdin), (from_stdout, stdout), (from_stderr, stderr)) =
+            (pipe()?, pipe()?, pipe()?);
         let ((report, report_in), (status, status_in)) = (pipe()?, pipe()?);
         let owner = (geteuid(), getegid());
         let cgroup = group.as_ref().map(|group| group.directory().as_fd());
-        match process::clone_process(sandbox::FLAGS, cgroup).map_err(|error| no_namespaces(&error))? {
+        match process::clone_process(sandbox::FLAGS, cgroup)
+            .map_err(|error| no_namespaces(&error))?
+        {
             Cloned::Child => {
                 drop((to_stdin, from_stdout, from_stderr, report, status));
                 sandbox::run(Start {
@@ -124,11 +134,16 @@ impl Child {
 
     /// Reads the report, which is ready.
     pub(super) fn hear(&mut self) -> Told {
-        let Some(mut report) = self.report.take() else { return Told::Nothing };
+        let Some(mut report) = self.report.take() else {
+            return Told::Nothing;
+        };
         match sandbox::read_report(&mut report) {
             Ok(None) => Told::Started,
             Ok(Some(fault)) => Told::Failed(fault),
-            Err(error) => Told::Failed(Fault { layer: "runner".to_owned(), reason: format!("reading its report: {error}") }),
+            Err(error) => Told::Failed(Fault {
+                layer: "runner".to_owned(),
+                reason: format!("reading its report: {error}"),
+            }),
         }
     }
 
@@ -182,13 +197,22 @@ impl Drop for Child {
 
 /// The principal's own directory; made when it is first needed.
 fn state_directory(setup: &Setup, principal: &str) -> Result<PathBuf, Fault> {
-    let fault = |reason: String| Fault { layer: "state".to_owned(), reason };
-    let is_key = principal.len() == 64 && principal.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let fault = |reason: String| Fault {
+        layer: "state".to_owned(),
+        reason,
+    };
+    let is_key = principal.len() == 64
+        && principal
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     if !is_key {
         return Err(fault("the principal's name is not a key".to_owned()));
     }
     let base = setup.state.as_ref().ok_or_else(|| {
-        fault("sandbox.state needs a state directory, which only the unit has (StateDirectory=)".to_owned())
+        fault(
+            "sandbox.state needs a state directory, which only the unit has (StateDirectory=)"
+                .to_owned(),
+        )
     })?;
     let path = base.join(principal);
     match fs::DirBuilder::new().mode(0o700).create(&path) {
@@ -210,5 +234,8 @@ fn no_namespaces(error: &io::Error) -> Fault {
         Some(libc::ENOSYS) => "a seccomp filter around thv hides clone3",
         _ => "see `thv check` and user_namespaces(7)",
     };
-    Fault { layer: Layer::Namespaces.name().to_owned(), reason: format!("making namespaces: {error}; {cure}") }
+    Fault {
+        layer: Layer::Namespaces.name().to_owned(),
+        reason: format!("making namespaces: {error}; {cure}"),
+    }
 }

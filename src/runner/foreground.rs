@@ -34,7 +34,9 @@ impl Foreground {
 
     /// Lets go of the socket and leaves the process to the caller.
     pub fn abandon(mut self) -> Child {
-        self.process.take().expect("only this takes it, and only once")
+        self.process
+            .take()
+            .expect("only this takes it, and only once")
     }
 }
 
@@ -57,16 +59,27 @@ pub fn foreground(program: &Path, root: &Path, server: &ServerName) -> Result<Fo
     let mut random = [0; 32];
     rand::fill(&mut random).map_err(|_| io::Error::other("no random bytes"))?;
     let key: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    let (key_end, mut key_in) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map(|(read, write)| (read, File::from(write)))?;
+    let (key_end, mut key_in) =
+        pipe2(nix::fcntl::OFlag::O_CLOEXEC).map(|(read, write)| (read, File::from(write)))?;
     key_in.write_all(key.as_bytes())?;
     drop(key_in);
     let process = Command::new(program)
-        .args(["--root".as_ref(), root.as_os_str(), "runner".as_ref(), server.as_str().as_ref(), "--foreground".as_ref()])
+        .args([
+            "--root".as_ref(),
+            root.as_os_str(),
+            "runner".as_ref(),
+            server.as_str().as_ref(),
+            "--foreground".as_ref(),
+        ])
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::from(key_end))
         .spawn()
         .with_context(|| format!("starting `{}`", program.display()))?;
-    Ok(Foreground { socket: ours, key, process: Some(process) })
+    Ok(Foreground {
+        socket: ours,
+        key,
+        process: Some(process),
+    })
 }
 
 /// The runner's side of [`foreground`]: its socket, and the key.

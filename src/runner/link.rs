@@ -36,7 +36,13 @@ struct Over;
 
 impl Link {
     pub(super) fn new(socket: OwnedFd) -> Self {
-        Self { socket, config: None, children: BTreeMap::new(), since: Instant::now(), over: false }
+        Self {
+            socket,
+            config: None,
+            children: BTreeMap::new(),
+            since: Instant::now(),
+            over: false,
+        }
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
@@ -77,11 +83,21 @@ impl Link {
             debug!("no hello in time, closing the connection");
             self.over = true;
         }
-        let late = |child: &&Child| child.is_starting() && now.duration_since(child.since) >= START_DEADLINE;
-        let late: Vec<u64> = self.children.values().filter(late).map(|child| child.number).collect();
+        let late = |child: &&Child| {
+            child.is_starting() && now.duration_since(child.since) >= START_DEADLINE
+        };
+        let late: Vec<u64> = self
+            .children
+            .values()
+            .filter(late)
+            .map(|child| child.number)
+            .collect();
         for number in late {
             self.children.remove(&number);
-            let fault = Fault { layer: "exec".to_owned(), reason: "it did not start in time".to_owned() };
+            let fault = Fault {
+                layer: "exec".to_owned(),
+                reason: "it did not start in time".to_owned(),
+            };
             self.over |= self.failed(number, fault).is_err();
         }
     }
@@ -100,13 +116,24 @@ impl Link {
         }
     }
 
-    fn handle(&mut self, request: Request, setup: &Setup, cgroups: &Result<Delegated, Fault>) -> Result<(), Over> {
+    fn handle(
+        &mut self,
+        request: Request,
+        setup: &Setup,
+        cgroups: &Result<Delegated, Fault>,
+    ) -> Result<(), Over> {
         match (request, &self.config) {
             (Request::Hello { version, key, .. }, None) => self.hello(version, &key, setup),
             (Request::Start { child, principal }, Some(config)) => {
-                let started = if self.children.contains_key(&child) || self.children.len() >= config.limits.sessions {
-                    let reason = "the gateway asks for more children than limits.sessions".to_owned();
-                    Err(Fault { layer: "limit".to_owned(), reason })
+                let started = if self.children.contains_key(&child)
+                    || self.children.len() >= config.limits.sessions
+                {
+                    let reason =
+                        "the gateway asks for more children than limits.sessions".to_owned();
+                    Err(Fault {
+                        layer: "limit".to_owned(),
+                        reason,
+                    })
                 } else {
                     Child::start(child, &principal, config, setup, cgroups)
                 };
@@ -138,25 +165,41 @@ impl Link {
             Err(Over)
         };
         // Compared in constant time, and before anything else is looked at.
-        if setup.key.is_empty() || constant_time::verify_slices_are_equal(key.as_bytes(), setup.key.as_bytes()).is_err() {
+        if setup.key.is_empty()
+            || constant_time::verify_slices_are_equal(key.as_bytes(), setup.key.as_bytes()).is_err()
+        {
             return refuse(self, "wrong key".to_owned());
         }
         if version != frames::VERSION {
-            return refuse(self, format!("it speaks version {version}, not {}; restart thv.target", frames::VERSION));
+            return refuse(
+                self,
+                format!(
+                    "it speaks version {version}, not {}; restart thv.target",
+                    frames::VERSION
+                ),
+            );
         }
         // Read anew for each gateway, so that a restarted one never meets an old plan.
         match config::load(&setup.root, &setup.server, setup.owner) {
             Ok(config) => {
                 let digest = config.digest.clone();
                 self.config = Some(config);
-                self.send(&Reply::Hello { version: frames::VERSION, digest }, &[])
+                self.send(
+                    &Reply::Hello {
+                        version: frames::VERSION,
+                        digest,
+                    },
+                    &[],
+                )
             }
             Err(problems) => refuse(self, format!("configuration: {}", problems.first())),
         }
     }
 
     fn tell_start(&mut self, number: u64) -> Result<(), Over> {
-        let Some(child) = self.children.get_mut(&number) else { return Ok(()) };
+        let Some(child) = self.children.get_mut(&number) else {
+            return Ok(());
+        };
         match child.hear() {
             Told::Nothing => Ok(()),
             Told::Failed(fault) => {
@@ -166,24 +209,49 @@ impl Link {
             }
             Told::Started => {
                 let (pid, streams) = (child.pid(), child.take_streams());
-                let Some([stdin, stdout, stderr]) = streams else { return Ok(()) };
+                let Some([stdin, stdout, stderr]) = streams else {
+                    return Ok(());
+                };
                 let pidfd = child.pidfd().try_clone_to_owned().map_err(|_| Over)?;
                 let reply = Reply::Started { child: number, pid };
-                self.send(&reply, &[stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), pidfd.as_fd()])
+                self.send(
+                    &reply,
+                    &[stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), pidfd.as_fd()],
+                )
             }
         }
     }
 
     fn tell_end(&mut self, number: u64) -> Result<(), Over> {
-        let Some(child) = self.children.remove(&number) else { return Ok(()) };
+        let Some(child) = self.children.remove(&number) else {
+            return Ok(());
+        };
         let (status, out_of_memory) = child.reap();
         debug!(number, ?status, out_of_memory, "child ended");
-        self.send(&Reply::Exited { child: number, status, out_of_memory }, &[])
+        self.send(
+            &Reply::Exited {
+                child: number,
+                status,
+                out_of_memory,
+            },
+            &[],
+        )
     }
 
     fn failed(&mut self, child: u64, fault: Fault) -> Result<(), Over> {
-        warn!(layer = fault.layer, reason = fault.reason, "a child did not start");
-        self.send(&Reply::Failed { child, layer: fault.layer, reason: fault.reason }, &[])
+        warn!(
+            layer = fault.layer,
+            reason = fault.reason,
+            "a child did not start"
+        );
+        self.send(
+            &Reply::Failed {
+                child,
+                layer: fault.layer,
+                reason: fault.reason,
+            },
+            &[],
+        )
     }
 
     /// A gateway that does not read its answers is no gateway any more.

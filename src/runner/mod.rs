@@ -77,13 +77,18 @@ pub fn run_as_service(root: &Path, server: &ServerName) -> Result<ExitCode> {
 /// first line of descriptor 1's other end; see [`foreground()`].
 pub fn run_in_foreground(root: &Path, server: &ServerName) -> Result<ExitCode> {
     let filter = std::env::var(telemetry::FILTER_VARIABLE).ok();
-    telemetry::init_single_threaded(telemetry::Target::Stderr, Some(filter.as_deref().unwrap_or("warn")))?;
+    telemetry::init_single_threaded(
+        telemetry::Target::Stderr,
+        Some(filter.as_deref().unwrap_or("warn")),
+    )?;
     // The gateway's end is this runner's end.
-    prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM).context("tying its life to the gateway's")?;
+    prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
+        .context("tying its life to the gateway's")?;
     let (channel, key) = foreground::inherited()?;
     let staged = match Person::to_become() {
         Some(person) => {
-            let staged = staging::stage(root, server).context("making the server reachable for an ordinary user")?;
+            let staged = staging::stage(root, server)
+                .context("making the server reachable for an ordinary user")?;
             person.become_for_good()?;
             staged
         }
@@ -111,7 +116,10 @@ fn nonblocking(socket: &OwnedFd) -> Result<()> {
 }
 
 fn text(key: Vec<u8>) -> Result<String> {
-    Ok(String::from_utf8(key).context("the key is not text")?.trim().to_owned())
+    Ok(String::from_utf8(key)
+        .context("the key is not text")?
+        .trim()
+        .to_owned())
 }
 
 /// `FileDescriptorName=` in thv-runner@.socket.

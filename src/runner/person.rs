@@ -21,9 +21,19 @@ impl Person {
         if !geteuid().is_root() || !maps(&map, NOBODY) {
             return None;
         }
-        let id = |name| std::env::var(name).ok().and_then(|id: String| id.parse::<u32>().ok()).filter(|id| *id != 0);
-        let (uid, gid) = id("SUDO_UID").zip(id("SUDO_GID")).unwrap_or((NOBODY, NOBODY));
-        Some(Self { uid: Uid::from_raw(uid), gid: Gid::from_raw(gid) })
+        let id = |name| {
+            std::env::var(name)
+                .ok()
+                .and_then(|id: String| id.parse::<u32>().ok())
+                .filter(|id| *id != 0)
+        };
+        let (uid, gid) = id("SUDO_UID")
+            .zip(id("SUDO_GID"))
+            .unwrap_or((NOBODY, NOBODY));
+        Some(Self {
+            uid: Uid::from_raw(uid),
+            gid: Gid::from_raw(gid),
+        })
     }
 
     pub fn uid(&self) -> u32 {
@@ -45,7 +55,10 @@ impl Person {
 /// Whether a user exists here (user_namespaces(7), `/proc/[pid]/uid_map`).
 fn maps(map: &str, uid: u32) -> bool {
     map.lines().any(|line| {
-        let numbers: Vec<u64> = line.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+        let numbers: Vec<u64> = line
+            .split_whitespace()
+            .filter_map(|number| number.parse().ok())
+            .collect();
         matches!(numbers[..], [first, _, count] if (first..first + count).contains(&u64::from(uid)))
     })
 }

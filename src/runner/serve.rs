@@ -58,9 +58,15 @@ pub(super) fn run(setup: &Setup, peers: Peers) -> Result<ExitCode> {
                 None => {}
             }
         }
-        for event in wait(listener.as_ref().filter(|_| links.len() < MAX_LINKS), &links, patience)? {
+        for event in wait(
+            listener.as_ref().filter(|_| links.len() < MAX_LINKS),
+            &links,
+            patience,
+        )? {
             match event {
-                Event::Connection => links.extend(listener.as_ref().and_then(accept).map(Link::new)),
+                Event::Connection => {
+                    links.extend(listener.as_ref().and_then(accept).map(Link::new))
+                }
                 Event::Frame(link) => links[link].read(setup, &cgroups),
                 Event::Report(link, child) => links[link].hear(child),
                 Event::End(link, child) => links[link].reap(child),
@@ -79,7 +85,11 @@ pub(super) fn run(setup: &Setup, peers: Peers) -> Result<ExitCode> {
 }
 
 /// Waits for something to happen; returns nothing where only time has passed.
-fn wait(listener: Option<&OwnedFd>, links: &[Link], patience: Option<Instant>) -> Result<Vec<Event>> {
+fn wait(
+    listener: Option<&OwnedFd>,
+    links: &[Link],
+    patience: Option<Instant>,
+) -> Result<Vec<Event>> {
     let mut watched = Vec::new();
     let mut events = Vec::new();
     if let Some(listener) = listener {
@@ -101,14 +111,23 @@ fn wait(listener: Option<&OwnedFd>, links: &[Link], patience: Option<Instant>) -
     }
     // A deadline is only near while somebody is expected, or something starts.
     let hurried = patience.is_some() || links.iter().any(Link::has_deadline);
-    let time = if hurried { PollTimeout::from(HURRY) } else { PollTimeout::NONE };
+    let time = if hurried {
+        PollTimeout::from(HURRY)
+    } else {
+        PollTimeout::NONE
+    };
     match poll(&mut watched, time) {
         Ok(_) => {}
         Err(Errno::EINTR) => return Ok(Vec::new()),
         Err(error) => return Err(error).context("waiting for its gateway"),
     }
     let ready = watched.iter().map(|watched| watched.any().unwrap_or(false));
-    Ok(events.into_iter().zip(ready.collect::<Vec<_>>()).filter(|(_, ready)| *ready).map(|(event, _)| event).collect())
+    Ok(events
+        .into_iter()
+        .zip(ready.collect::<Vec<_>>())
+        .filter(|(_, ready)| *ready)
+        .map(|(event, _)| event)
+        .collect())
 }
 
 fn accept(listener: &OwnedFd) -> Option<OwnedFd> {

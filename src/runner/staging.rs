@@ -21,10 +21,13 @@ use crate::config::{self, OwnerRule, ServerName};
 /// Binds what the configuration shows its child, and says where to.
 pub(super) fn stage(root: &Path, server: &ServerName) -> Result<HashMap<PathBuf, PathBuf>> {
     // A broken configuration is reported when the gateway says hello.
-    let Ok(config) = config::load(root, server, OwnerRule::RootOrCaller) else { return Ok(HashMap::new()) };
+    let Ok(config) = config::load(root, server, OwnerRule::RootOrCaller) else {
+        return Ok(HashMap::new());
+    };
     unshare(CloneFlags::CLONE_NEWNS).context("entering a mount namespace")?;
     let none = None::<&str>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("making the mounts private")?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .context("making the mounts private")?;
     let program = config.command.first().map(PathBuf::from);
     let paths: Vec<PathBuf> = config
         .sandbox
@@ -35,10 +38,19 @@ pub(super) fn stage(root: &Path, server: &ServerName) -> Result<HashMap<PathBuf,
         .filter(|path| !path.starts_with("/usr"))
         .collect();
     // The sources first: the place may hide one of them.
-    let opened = paths.iter().map(fs::File::open).collect::<std::io::Result<Vec<_>>>();
+    let opened = paths
+        .iter()
+        .map(fs::File::open)
+        .collect::<std::io::Result<Vec<_>>>();
     let opened = opened.context("opening what the configuration shows the server")?;
-    mount(Some("thv"), PLACE, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755,size=1m"))
-        .with_context(|| format!("mounting at `{PLACE}`"))?;
+    mount(
+        Some("thv"),
+        PLACE,
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some("mode=0755,size=1m"),
+    )
+    .with_context(|| format!("mounting at `{PLACE}`"))?;
     let mut staged = HashMap::new();
     for (number, (path, source)) in paths.into_iter().zip(opened).enumerate() {
         use std::os::fd::AsRawFd;
@@ -49,8 +61,14 @@ pub(super) fn stage(root: &Path, server: &ServerName) -> Result<HashMap<PathBuf,
             fs::File::create(&target)?;
         }
         let source = format!("/proc/self/fd/{}", source.as_raw_fd());
-        mount(Some(source.as_str()), &target, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
-            .with_context(|| format!("binding `{}`", path.display()))?;
+        mount(
+            Some(source.as_str()),
+            &target,
+            none,
+            MsFlags::MS_BIND | MsFlags::MS_REC,
+            none,
+        )
+        .with_context(|| format!("binding `{}`", path.display()))?;
         staged.insert(path, target);
     }
     Ok(staged)

@@ -29,15 +29,23 @@ impl Delegated {
         let moved = create(&leaf).and_then(|()| fs::write(leaf.join("cgroup.procs"), "0"));
         moved.map_err(|error| fault("using its own cgroup; the unit needs Delegate=yes", error))?;
         let there = fs::read_to_string(own.join("cgroup.controllers")).unwrap_or_default();
-        let missing: Vec<_> = CONTROLLERS.iter().filter(|wanted| !there.split_whitespace().any(|it| it == **wanted)).collect();
+        let missing: Vec<_> = CONTROLLERS
+            .iter()
+            .filter(|wanted| !there.split_whitespace().any(|it| it == **wanted))
+            .collect();
         if !missing.is_empty() {
             let reason = format!(
                 "the controllers {missing:?} are not delegated to `{}`; it needs cgroup v2 and Delegate=yes, or sandbox.optional = [\"cgroup\"]",
                 own.display()
             );
-            return Err(Fault { layer: Layer::Cgroup.name().to_owned(), reason });
+            return Err(Fault {
+                layer: Layer::Cgroup.name().to_owned(),
+                reason,
+            });
         }
-        let enable = CONTROLLERS.map(|controller| format!("+{controller}")).join(" ");
+        let enable = CONTROLLERS
+            .map(|controller| format!("+{controller}"))
+            .join(" ");
         fs::write(own.join("cgroup.subtree_control"), enable)
             .map_err(|error| fault("handing controllers on to children", error))?;
         Ok(Self(own))
@@ -46,12 +54,16 @@ impl Delegated {
     /// Makes the cgroup of child `number`.
     pub fn group(&self, number: u64, limits: CgroupLimits) -> Result<Group, Fault> {
         let path = self.0.join(format!("child-{number}"));
-        self.make(&path, limits).map_err(|error| fault(&format!("setting up `{}`", path.display()), error))
+        self.make(&path, limits)
+            .map_err(|error| fault(&format!("setting up `{}`", path.display()), error))
     }
 
     fn make(&self, path: &Path, limits: CgroupLimits) -> io::Result<Group> {
         create(path)?;
-        let group = Group { path: path.to_owned(), directory: File::open(path)? };
+        let group = Group {
+            path: path.to_owned(),
+            directory: File::open(path)?,
+        };
         group.write("memory.max", &limits.memory.to_string())?;
         // Not there without swap.
         match group.write("memory.swap.max", "0") {
@@ -60,7 +72,10 @@ impl Delegated {
         }
         group.write("memory.oom.group", "1")?;
         group.write("pids.max", &limits.tasks.to_string())?;
-        group.write("cpu.max", &format!("{} {CPU_PERIOD}", limits.cpu * CPU_PERIOD / 100))?;
+        group.write(
+            "cpu.max",
+            &format!("{} {CPU_PERIOD}", limits.cpu * CPU_PERIOD / 100),
+        )?;
         Ok(group)
     }
 }
@@ -74,7 +89,10 @@ impl Group {
     /// Whether the kernel killed something in it for want of memory.
     pub fn ran_out_of_memory(&self) -> bool {
         let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
-        events.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
+        events.lines().any(|line| {
+            line.strip_prefix("oom_kill ")
+                .is_some_and(|count| count.trim() != "0")
+        })
     }
 
     /// Ends everything in it.
@@ -108,10 +126,17 @@ fn create(path: &Path) -> io::Result<()> {
 /// Where this process stands in the v2 tree (cgroups(7), `/proc/[pid]/cgroup`).
 fn own_path() -> io::Result<PathBuf> {
     let text = fs::read_to_string("/proc/self/cgroup")?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+    let path = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .unwrap_or("/");
     // The runner may have been moved already, by itself.
     let path = path.strip_suffix("/runner").unwrap_or(path);
-    let mounted = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/unified" };
+    let mounted = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        "/sys/fs/cgroup"
+    } else {
+        "/sys/fs/cgroup/unified"
+    };
     Ok(Path::new(mounted).join(path.trim_start_matches('/')))
 }
 

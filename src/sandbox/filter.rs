@@ -57,21 +57,30 @@ impl Filter {
             "mismatch_action": "allow", "match_action": { "errno": libc::EPERM }, "filter": rules(&profile.refuse),
         } });
         let program = |filter: Value| {
-            let mut programs = compile_from_json(filter.to_string().as_bytes(), arch).map_err(|error| wrong(&error))?;
-            programs.remove("filter").ok_or_else(|| FilterError("no program".to_owned()))
+            let mut programs = compile_from_json(filter.to_string().as_bytes(), arch)
+                .map_err(|error| wrong(&error))?;
+            programs
+                .remove("filter")
+                .ok_or_else(|| FilterError("no program".to_owned()))
         };
-        Ok(Self { programs: [program(allow)?, program(refuse)?] })
+        Ok(Self {
+            programs: [program(allow)?, program(refuse)?],
+        })
     }
 
     /// Binds this thread, and what it execs, for good.
     pub(super) fn apply(&self) -> Result<(), seccompiler::Error> {
-        self.programs.iter().try_for_each(|program| seccompiler::apply_filter(program))
+        self.programs
+            .iter()
+            .try_for_each(|program| seccompiler::apply_filter(program))
     }
 }
 
 fn rules(groups: &[Group]) -> Vec<Value> {
     let mut rules = Vec::new();
-    for group in groups.iter().filter(|group| group.arch.is_empty() || group.arch.iter().any(|arch| arch == std::env::consts::ARCH)) {
+    for group in groups.iter().filter(|group| {
+        group.arch.is_empty() || group.arch.iter().any(|arch| arch == std::env::consts::ARCH)
+    }) {
         for call in &group.calls {
             if group.when.is_empty() {
                 rules.push(json!({ "syscall": call }));
@@ -89,10 +98,16 @@ fn comparisons(comparison: &Comparison) -> impl Iterator<Item = Value> {
     let compare = |op: Value, value: Option<u64>| {
         value.map(|value| json!({ "index": comparison.argument, "type": "dword", "op": op, "val": value }))
     };
-    let has = comparison.has.map_or(Value::Null, |bits| json!({ "masked_eq": bits }));
-    [compare(json!("eq"), comparison.is), compare(json!("ne"), comparison.is_not), compare(has, comparison.has)]
-        .into_iter()
-        .flatten()
+    let has = comparison
+        .has
+        .map_or(Value::Null, |bits| json!({ "masked_eq": bits }));
+    [
+        compare(json!("eq"), comparison.is),
+        compare(json!("ne"), comparison.is_not),
+        compare(has, comparison.has),
+    ]
+    .into_iter()
+    .flatten()
 }
 
 const DEFAULT: &str = include_str!("filters/default.toml");
@@ -113,11 +128,22 @@ mod tests {
     #[test]
     fn no_call_is_both_allowed_and_refused_whatever_its_arguments() {
         let profile: Profile = toml::from_str(DEFAULT).unwrap();
-        let allowed: BTreeSet<_> = profile.allow.iter().flat_map(|group| &group.calls).collect();
-        let refused = profile.refuse.iter().filter(|group| group.when.is_empty()).flat_map(|group| &group.calls);
+        let allowed: BTreeSet<_> = profile
+            .allow
+            .iter()
+            .flat_map(|group| &group.calls)
+            .collect();
+        let refused = profile
+            .refuse
+            .iter()
+            .filter(|group| group.when.is_empty())
+            .flat_map(|group| &group.calls);
         for call in refused {
             assert!(!allowed.contains(call), "{call}");
         }
-        assert!(!allowed.contains(&"clone3".to_owned()), "its flags cannot be looked at");
+        assert!(
+            !allowed.contains(&"clone3".to_owned()),
+            "its flags cannot be looked at"
+        );
     }
 }

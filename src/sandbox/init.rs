@@ -75,8 +75,12 @@ fn reap(server: Pid) -> Option<[u8; 5]> {
     let mut ended = None;
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, code)) if pid == server => ended = Some(encode(EXITED, code)),
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == server => ended = Some(encode(KILLED, signal as i32)),
+            Ok(WaitStatus::Exited(pid, code)) if pid == server => {
+                ended = Some(encode(EXITED, code))
+            }
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == server => {
+                ended = Some(encode(KILLED, signal as i32))
+            }
             Ok(WaitStatus::StillAlive) | Err(_) => return ended,
             Ok(_) => {}
         }

@@ -5,18 +5,18 @@
 //! order, in the process that becomes the child, a mechanism a file. Knows
 //! nothing of tokens, HTTP or MCP. Used by `runner`, and by `cli` to explain.
 
-mod plan;
+pub mod cgroup;
 mod explain;
-mod stage;
-mod namespaces;
-mod root;
-mod privileges;
 mod filter;
 mod init;
-pub mod cgroup;
+mod namespaces;
+mod plan;
+mod privileges;
+mod root;
+mod stage;
 
 pub use filter::{Filter, FilterError};
+pub use init::read_status;
 pub use namespaces::FLAGS;
 pub use plan::{Access, Entry, Host, Plan, plan};
 pub use stage::{Fault, Start, read_report, run};
-pub use init::read_status;

@@ -28,14 +28,24 @@ pub const FLAGS: i32 = libc::CLONE_NEWUSER
 pub(super) fn settle(plan: &Plan, (uid, gid): (Uid, Gid)) -> Result<(), Fault> {
     let fault = |what: &str, error: std::io::Error| Fault::of(Layer::Namespaces, what, error);
     // The runner's end is this sandbox's end (probe-78).
-    prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| fault("tying its life to the runner's", error.into()))?;
+    prctl::set_pdeathsig(Signal::SIGKILL)
+        .map_err(|error| fault("tying its life to the runner's", error.into()))?;
     // Whoever gave up root is not dumpable, and may not write its own maps.
     prctl::set_dumpable(true).map_err(|error| fault("becoming dumpable", error.into()))?;
-    fs::write("/proc/self/setgroups", "deny").map_err(|error| fault("refusing supplementary groups", error))?;
-    fs::write("/proc/self/uid_map", format!("{ID} {uid} 1")).map_err(|error| fault("mapping the user", error))?;
-    fs::write("/proc/self/gid_map", format!("{ID} {gid} 1")).map_err(|error| fault("mapping the group", error))?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
-        .map_err(|error| fault("making the mounts private", error.into()))?;
+    fs::write("/proc/self/setgroups", "deny")
+        .map_err(|error| fault("refusing supplementary groups", error))?;
+    fs::write("/proc/self/uid_map", format!("{ID} {uid} 1"))
+        .map_err(|error| fault("mapping the user", error))?;
+    fs::write("/proc/self/gid_map", format!("{ID} {gid} 1"))
+        .map_err(|error| fault("mapping the group", error))?;
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        None::<&str>,
+    )
+    .map_err(|error| fault("making the mounts private", error.into()))?;
     sethostname(&plan.hostname).map_err(|error| fault("naming the host", error.into()))?;
     sys::privileges::loopback_up().map_err(|error| fault("bringing its loopback up", error))
 }

@@ -30,15 +30,32 @@ pub struct Plan {
 /// One thing that the root holds.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Entry {
-    Directory { at: PathBuf },
-    File { at: PathBuf, text: String },
-    Link { at: PathBuf, to: PathBuf },
+    Directory {
+        at: PathBuf,
+    },
+    File {
+        at: PathBuf,
+        text: String,
+    },
+    Link {
+        at: PathBuf,
+        to: PathBuf,
+    },
     /// A part of the host, at the same or another place.
-    Bind { from: PathBuf, at: PathBuf, access: Access },
+    Bind {
+        from: PathBuf,
+        at: PathBuf,
+        access: Access,
+    },
     /// Writable, private, in memory, gone with the child.
-    Scratch { at: PathBuf, bytes: u64 },
+    Scratch {
+        at: PathBuf,
+        bytes: u64,
+    },
     /// The processes of the child's own namespace.
-    Processes { at: PathBuf },
+    Processes {
+        at: PathBuf,
+    },
 }
 
 /// What may be done with a part of the host.
@@ -76,14 +93,22 @@ impl Host {
         for name in ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"] {
             match fs::symlink_metadata(name) {
                 Ok(kind) if kind.is_symlink() => {
-                    host.links.extend(fs::read_link(name).ok().map(|to| (PathBuf::from(name), to)));
+                    host.links
+                        .extend(fs::read_link(name).ok().map(|to| (PathBuf::from(name), to)));
                 }
                 Ok(_) => host.present.push(name.into()),
                 Err(_) => {}
             }
         }
-        let etc = fs::read_dir("/etc").into_iter().flatten().flatten().map(|entry| entry.path());
-        let java = etc.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("java")));
+        let etc = fs::read_dir("/etc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path());
+        let java = etc.filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("java"))
+        });
         let mut java: Vec<PathBuf> = java.collect();
         java.sort();
         let wanted = ETC.iter().map(PathBuf::from).chain(java);
@@ -104,7 +129,12 @@ pub fn plan(config: &Config, host: &Host, state: Option<&Path>) -> Plan {
         ("TMPDIR".to_owned(), "/tmp".to_owned()),
     ];
     env.retain(|(name, _)| !config.env.contains_key(name));
-    env.extend(config.env.iter().map(|(name, value)| (name.clone(), value.clone())));
+    env.extend(
+        config
+            .env
+            .iter()
+            .map(|(name, value)| (name.clone(), value.clone())),
+    );
     Plan {
         hostname: config.server.to_string(),
         root: root(config, host, state),
@@ -117,20 +147,42 @@ pub fn plan(config: &Config, host: &Host, state: Option<&Path>) -> Plan {
 }
 
 fn root(config: &Config, host: &Host, state: Option<&Path>) -> Vec<Entry> {
-    let same = |path: &Path, access| Entry::Bind { from: path.to_owned(), at: path.to_owned(), access };
+    let same = |path: &Path, access| Entry::Bind {
+        from: path.to_owned(),
+        at: path.to_owned(),
+        access,
+    };
     let mut entries = vec![same(Path::new("/usr"), Access::ReadOnly)];
-    entries.extend(host.links.iter().map(|(at, to)| Entry::Link { at: at.clone(), to: to.clone() }));
+    entries.extend(host.links.iter().map(|(at, to)| Entry::Link {
+        at: at.clone(),
+        to: to.clone(),
+    }));
     entries.extend(host.present.iter().map(|path| same(path, Access::ReadOnly)));
     let name = &config.server;
     for (at, text) in [
-        ("/etc/passwd", format!("root:x:0:0::/:/usr/sbin/nologin\nserver:x:{ID}:{ID}::{}:/bin/sh\n", home_of(state))),
+        (
+            "/etc/passwd",
+            format!(
+                "root:x:0:0::/:/usr/sbin/nologin\nserver:x:{ID}:{ID}::{}:/bin/sh\n",
+                home_of(state)
+            ),
+        ),
         ("/etc/group", format!("root:x:0:\nserver:x:{ID}:\n")),
-        ("/etc/hosts", format!("127.0.0.1 localhost {name}\n::1 localhost\n")),
+        (
+            "/etc/hosts",
+            format!("127.0.0.1 localhost {name}\n::1 localhost\n"),
+        ),
         ("/etc/hostname", format!("{name}\n")),
-        ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n".to_owned()),
+        (
+            "/etc/nsswitch.conf",
+            "passwd: files\ngroup: files\nhosts: files\n".to_owned(),
+        ),
         ("/etc/resolv.conf", String::new()),
     ] {
-        entries.push(Entry::File { at: at.into(), text });
+        entries.push(Entry::File {
+            at: at.into(),
+            text,
+        });
     }
     entries.push(Entry::Directory { at: "/dev".into() });
     for device in ["null", "zero", "full", "random", "urandom"] {
@@ -144,11 +196,20 @@ fn root(config: &Config, host: &Host, state: Option<&Path>) -> Vec<Entry> {
         ("/etc/os-release", "../usr/lib/os-release"),
         ("/var/tmp", "../tmp"),
     ] {
-        entries.push(Entry::Link { at: at.into(), to: to.into() });
+        entries.push(Entry::Link {
+            at: at.into(),
+            to: to.into(),
+        });
     }
-    entries.push(Entry::Scratch { at: "/dev/shm".into(), bytes: SHARED_MEMORY });
+    entries.push(Entry::Scratch {
+        at: "/dev/shm".into(),
+        bytes: SHARED_MEMORY,
+    });
     entries.push(Entry::Processes { at: "/proc".into() });
-    entries.push(Entry::Scratch { at: "/tmp".into(), bytes: SCRATCH });
+    entries.push(Entry::Scratch {
+        at: "/tmp".into(),
+        bytes: SCRATCH,
+    });
     entries.push(Entry::Directory { at: "/run".into() });
     entries.extend(state.map(|state| Entry::Bind {
         from: state.to_owned(),
@@ -156,13 +217,24 @@ fn root(config: &Config, host: &Host, state: Option<&Path>) -> Vec<Entry> {
         access: Access::Writable,
     }));
     // Shorter paths first, so that what lies below another comes after it.
-    let mut shown: Vec<&Path> = config.sandbox.read_only.iter().map(PathBuf::as_path).collect();
+    let mut shown: Vec<&Path> = config
+        .sandbox
+        .read_only
+        .iter()
+        .map(PathBuf::as_path)
+        .collect();
     shown.extend(config.command.first().map(Path::new));
     shown.sort_by_key(|path| path.components().count());
     for path in shown {
         let seen = entries.iter().any(|entry| match entry {
-            Entry::Bind { at, access: Access::ReadOnly, .. } => path.starts_with(at),
-            Entry::Link { at, .. } => host.links.iter().any(|(link, _)| link == at) && path.starts_with(at),
+            Entry::Bind {
+                at,
+                access: Access::ReadOnly,
+                ..
+            } => path.starts_with(at),
+            Entry::Link { at, .. } => {
+                host.links.iter().any(|(link, _)| link == at) && path.starts_with(at)
+            }
             _ => false,
         });
         if !seen {
@@ -177,7 +249,11 @@ fn home_of(state: Option<&Path>) -> &'static str {
 }
 
 fn cgroup(limits: &Limits) -> CgroupLimits {
-    CgroupLimits { memory: limits.memory, tasks: limits.tasks, cpu: limits.cpu }
+    CgroupLimits {
+        memory: limits.memory,
+        tasks: limits.tasks,
+        cpu: limits.cpu,
+    }
 }
 
 /// Parts of `/etc` that programs need and that hold no secret.

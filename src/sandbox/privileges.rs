@@ -41,10 +41,16 @@ pub(super) fn give_up(plan: &Plan) -> Result<(), Fault> {
 
 /// Binds this process to the system calls of the profile; the last thing before exec.
 pub(super) fn bind(plan: &Plan, filter: &Filter) -> Result<(), Fault> {
-    unless_optional(plan, Layer::Seccomp, || filter.apply().map_err(io::Error::other))
+    unless_optional(plan, Layer::Seccomp, || {
+        filter.apply().map_err(io::Error::other)
+    })
 }
 
-fn unless_optional(plan: &Plan, layer: Layer, apply: impl FnOnce() -> io::Result<()>) -> Result<(), Fault> {
+fn unless_optional(
+    plan: &Plan,
+    layer: Layer,
+    apply: impl FnOnce() -> io::Result<()>,
+) -> Result<(), Fault> {
     match apply() {
         Err(error) if !plan.optional.contains(&layer) => {
             Err(Fault::of(layer, "this host refuses it", error))

@@ -35,16 +35,29 @@ use crate::{
 pub(super) fn build(plan: &Plan, staged: &HashMap<PathBuf, PathBuf>) -> Result<(), Fault> {
     umask(Mode::from_bits_truncate(0o022));
     // All sources first: the new root is built over a place of the old one.
-    let trees = plan.root.iter().map(|entry| source(entry, staged)).collect::<Result<Vec<_>, _>>()?;
+    let trees = plan
+        .root
+        .iter()
+        .map(|entry| source(entry, staged))
+        .collect::<Result<Vec<_>, _>>()?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some("thv"), BUILDING_SITE, Some("tmpfs"), flags, Some("mode=0755,size=4m,nr_inodes=16k"))
-        .map_err(|error| fault("mounting a new root", error))?;
+    mount(
+        Some("thv"),
+        BUILDING_SITE,
+        Some("tmpfs"),
+        flags,
+        Some("mode=0755,size=4m,nr_inodes=16k"),
+    )
+    .map_err(|error| fault("mounting a new root", error))?;
     chdir(BUILDING_SITE).map_err(|error| fault("entering the new root", error))?;
     for (entry, tree) in plan.root.iter().zip(trees) {
-        place(entry, tree).map_err(|error| fault(&format!("placing `{}`", at(entry).display()), error))?;
+        place(entry, tree)
+            .map_err(|error| fault(&format!("placing `{}`", at(entry).display()), error))?;
     }
-    let root = mounts::open_place(AT_FDCWD, Path::new("."), mounts::Follow::Yes).map_err(|error| fault("opening the new root", error))?;
-    mounts::restrict_tree(root.as_fd(), READ_ONLY, false).map_err(|error| fault("making the root read-only", error))?;
+    let root = mounts::open_place(AT_FDCWD, Path::new("."), mounts::Follow::Yes)
+        .map_err(|error| fault("opening the new root", error))?;
+    mounts::restrict_tree(root.as_fd(), READ_ONLY, false)
+        .map_err(|error| fault("making the root read-only", error))?;
     pivot_root(".", ".").map_err(|error| fault("changing the root", error))?;
     umount2(".", MntFlags::MNT_DETACH).map_err(|error| fault("leaving the old root", error))?;
     chdir("/").map_err(|error| fault("entering the root", error))?;
@@ -59,25 +72,41 @@ struct Tree {
 }
 
 fn source(entry: &Entry, staged: &HashMap<PathBuf, PathBuf>) -> Result<Option<Tree>, Fault> {
-    let Entry::Bind { from, access, .. } = entry else { return Ok(None) };
+    let Entry::Bind { from, access, .. } = entry else {
+        return Ok(None);
+    };
     let path = staged.get(from).unwrap_or(from);
-    let wrong = |what: &str, error: io::Error| fault(&format!("{what} `{}`", from.display()), error);
-    let place = mounts::open_place(AT_FDCWD, path, mounts::Follow::Yes).map_err(|error| wrong("opening", error))?;
-    let kind = SFlag::from_bits_truncate(fstat(&place).map_err(|error| wrong("looking at", error.into()))?.st_mode);
-    let tree = mounts::copy_tree(place.as_fd()).map_err(|error| wrong("copying the mounts of", error))?;
+    let wrong =
+        |what: &str, error: io::Error| fault(&format!("{what} `{}`", from.display()), error);
+    let place = mounts::open_place(AT_FDCWD, path, mounts::Follow::Yes)
+        .map_err(|error| wrong("opening", error))?;
+    let kind = SFlag::from_bits_truncate(
+        fstat(&place)
+            .map_err(|error| wrong("looking at", error.into()))?
+            .st_mode,
+    );
+    let tree =
+        mounts::copy_tree(place.as_fd()).map_err(|error| wrong("copying the mounts of", error))?;
     let attributes = match access {
         Access::ReadOnly => READ_ONLY | NO_SUID | NO_DEVICES,
         Access::Writable => NO_SUID | NO_DEVICES,
         Access::Device => NO_SUID | NO_EXEC,
     };
     // With all that is mounted below it: a read-only tree has no writable branch.
-    mounts::restrict_tree(tree.as_fd(), attributes, true).map_err(|error| wrong("restricting", error))?;
-    Ok(Some(Tree { mounts: tree, is_directory: kind & SFlag::S_IFMT == SFlag::S_IFDIR }))
+    mounts::restrict_tree(tree.as_fd(), attributes, true)
+        .map_err(|error| wrong("restricting", error))?;
+    Ok(Some(Tree {
+        mounts: tree,
+        is_directory: kind & SFlag::S_IFMT == SFlag::S_IFDIR,
+    }))
 }
 
 fn place(entry: &Entry, tree: Option<Tree>) -> io::Result<()> {
     let inside = at(entry).strip_prefix("/").unwrap_or(at(entry));
-    if let Some(parent) = inside.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+    if let Some(parent) = inside
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
         fs::create_dir_all(parent)?;
     }
     match entry {
@@ -98,7 +127,14 @@ fn place(entry: &Entry, tree: Option<Tree>) -> io::Result<()> {
             fs::create_dir_all(inside)?;
             let options = format!("mode=1777,size={bytes},nr_inodes=64k");
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-            mount(Some("thv"), inside, Some("tmpfs"), flags, Some(options.as_str())).map_err(Into::into)
+            mount(
+                Some("thv"),
+                inside,
+                Some("tmpfs"),
+                flags,
+                Some(options.as_str()),
+            )
+            .map_err(Into::into)
         }
         Entry::Processes { .. } => {
             fs::create_dir_all(inside)?;

@@ -13,7 +13,9 @@ use std::{
     path::PathBuf,
 };
 
-use nix::unistd::{ForkResult, Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, setsid};
+use nix::unistd::{
+    ForkResult, Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, setsid,
+};
 
 use super::{filter::Filter, init, namespaces, plan::Plan, privileges, root};
 use crate::{config::Layer, sys};
@@ -45,15 +47,20 @@ pub struct Fault {
 
 impl Fault {
     pub(super) fn of(layer: Layer, what: &str, error: impl Into<io::Error>) -> Self {
-        Self { layer: layer.name().to_owned(), reason: format!("{what}: {}", error.into()) }
+        Self {
+            layer: layer.name().to_owned(),
+            reason: format!("{what}: {}", error.into()),
+        }
     }
 }
 
 /// Becomes the child. Never returns.
 pub fn run(start: Start<'_>) -> ! {
     let prepared = prepare(&start).and_then(|()| {
-        init::block_signals().map_err(|error| Fault::of(Layer::Namespaces, "blocking signals", error))?;
-        sys::process::fork().map_err(|error| Fault::of(Layer::Namespaces, "making the server's process", error))
+        init::block_signals()
+            .map_err(|error| Fault::of(Layer::Namespaces, "blocking signals", error))?;
+        sys::process::fork()
+            .map_err(|error| Fault::of(Layer::Namespaces, "making the server's process", error))
     });
     let mut report = File::from(start.report);
     match prepared {
@@ -79,7 +86,10 @@ fn prepare(start: &Start<'_>) -> Result<(), Fault> {
 
 /// Only returns where something failed.
 fn become_server(plan: &Plan, filter: &Filter, streams: [OwnedFd; 3]) -> Fault {
-    let exec = |what: &str, error: io::Error| Fault { layer: "exec".to_owned(), reason: format!("{what}: {error}") };
+    let exec = |what: &str, error: io::Error| Fault {
+        layer: "exec".to_owned(),
+        reason: format!("{what}: {error}"),
+    };
     let [stdin, stdout, stderr] = &streams;
     let standard = setsid()
         .and_then(|_| dup2_stdin(stdin))
@@ -93,15 +103,27 @@ fn become_server(plan: &Plan, filter: &Filter, streams: [OwnedFd; 3]) -> Fault {
         return exec("closing descriptors", error);
     }
     if let Err(error) = chdir(plan.home.as_path()) {
-        return exec(&format!("changing to `{}`", plan.home.display()), error.into());
+        return exec(
+            &format!("changing to `{}`", plan.home.display()),
+            error.into(),
+        );
     }
     let text = |text: &str| CString::new(text).unwrap_or_default();
     let argv: Vec<CString> = plan.argv.iter().map(|part| text(part)).collect();
-    let env: Vec<CString> = plan.env.iter().map(|(name, value)| text(&format!("{name}={value}"))).collect();
+    let env: Vec<CString> = plan
+        .env
+        .iter()
+        .map(|(name, value)| text(&format!("{name}={value}")))
+        .collect();
     let Some(program) = argv.first().cloned() else {
-        return exec("the command is empty", io::Error::from(io::ErrorKind::InvalidInput));
+        return exec(
+            "the command is empty",
+            io::Error::from(io::ErrorKind::InvalidInput),
+        );
     };
-    if let Err(fault) = init::unblock_signals().map_err(|error| exec("unblocking signals", error.into())) {
+    if let Err(fault) =
+        init::unblock_signals().map_err(|error| exec("unblocking signals", error.into()))
+    {
         return fault;
     }
     if let Err(fault) = privileges::give_up(plan).and_then(|()| privileges::bind(plan, filter)) {
@@ -127,7 +149,10 @@ fn fail(report: &mut File, fault: &Fault) -> ! {
 pub fn read_report(report: &mut impl Read) -> io::Result<Option<Fault>> {
     let mut text = String::new();
     report.take(MAX_REPORT).read_to_string(&mut text)?;
-    Ok(text.split_once('\n').map(|(layer, reason)| Fault { layer: layer.to_owned(), reason: reason.to_owned() }))
+    Ok(text.split_once('\n').map(|(layer, reason)| Fault {
+        layer: layer.to_owned(),
+        reason: reason.to_owned(),
+    }))
 }
 
 /// Bytes of a report that are read.

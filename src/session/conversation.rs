@@ -59,7 +59,11 @@ impl State {
         if self.in_flight.values().any(|other| other.id == *id) {
             return Err(SendError::DuplicateId);
         }
-        if self.in_flight.len() >= MAX_IN_FLIGHT { Err(SendError::Busy) } else { Ok(()) }
+        if self.in_flight.len() >= MAX_IN_FLIGHT {
+            Err(SendError::Busy)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -115,7 +119,16 @@ impl Session {
             unwanted: false,
             ended: false,
         };
-        Arc::new(Self { id, owner, audit, call_timeout, stdin, state: Mutex::new(state), unheard: AtomicU64::new(0), end: Notify::new() })
+        Arc::new(Self {
+            id,
+            owner,
+            audit,
+            call_timeout,
+            stdin,
+            state: Mutex::new(state),
+            unheard: AtomicU64::new(0),
+            end: Notify::new(),
+        })
     }
 
     /// The session's id: 128 random bits, visible ASCII (mcp-L7).
@@ -175,9 +188,22 @@ impl Session {
         let now = Instant::now();
         state.next += 1;
         state.last_used = now;
-        let outcome = OutcomeOwed { request, started: now, bytes_in: call.message().bytes().len() };
+        let outcome = OutcomeOwed {
+            request,
+            started: now,
+            bytes_in: call.message().bytes().len(),
+        };
         let deadline = now + self.call_timeout;
-        state.in_flight.insert(number, InFlight { id, events, deadline, progress_token: progress_token(call), outcome });
+        state.in_flight.insert(
+            number,
+            InFlight {
+                id,
+                events,
+                deadline,
+                progress_token: progress_token(call),
+                outcome,
+            },
+        );
         Ok(Exchange::new(receiver))
     }
 
@@ -187,12 +213,20 @@ impl Session {
         if call.method() != "notifications/cancelled" {
             return self.write(stdio::line(call.message().bytes().to_vec()));
         }
-        let Some(named) = call.params().and_then(|params| params.get("requestId")) else { return Ok(()) };
-        let number = state.in_flight.iter().find(|(_, call)| call.id.as_json() == named.raw()).map(|(number, _)| *number);
+        let Some(named) = call.params().and_then(|params| params.get("requestId")) else {
+            return Ok(());
+        };
+        let number = state
+            .in_flight
+            .iter()
+            .find(|(_, call)| call.id.as_json() == named.raw())
+            .map(|(number, _)| *number);
         // Another's id, or one already answered: accepted without effect (json-18).
         let Some(number) = number else { return Ok(()) };
         let text = number.to_string();
-        self.write(stdio::line(call.message().with(&[(named.span(), text.as_bytes())])))?;
+        self.write(stdio::line(
+            call.message().with(&[(named.span(), text.as_bytes())]),
+        ))?;
         if let Some(cancelled) = state.in_flight.remove(&number) {
             self.fail(cancelled, Failure::Cancelled);
         }
@@ -209,7 +243,12 @@ impl Session {
     }
 
     /// The child's answer to request `number`: what it is, and its text under the client's id.
-    pub(super) fn answer(&self, number: u64, answer: Answer, text: impl FnOnce(&Id) -> Bytes) -> Answered {
+    pub(super) fn answer(
+        &self,
+        number: u64,
+        answer: Answer,
+        text: impl FnOnce(&Id) -> Bytes,
+    ) -> Answered {
         let mut state = self.state();
         match state.in_flight.remove(&number) {
             Some(call) => {
@@ -235,7 +274,10 @@ impl Session {
     pub(super) fn pass_on(&self, message: Bytes, token: Option<&[u8]>) -> bool {
         let state = self.state();
         let meant = match token {
-            Some(token) => state.in_flight.values().find(|call| call.progress_token.as_deref() == Some(token)),
+            Some(token) => state
+                .in_flight
+                .values()
+                .find(|call| call.progress_token.as_deref() == Some(token)),
             None => newest_listener(&state),
         };
         meant.is_some_and(|call| call.events.try_send(Event::Message(message)).is_ok())
@@ -247,7 +289,8 @@ impl Session {
         if state.asked.len() >= MAX_ASKED {
             return false;
         }
-        let heard = newest_listener(&state).is_some_and(|call| call.events.try_send(Event::Message(message)).is_ok());
+        let heard = newest_listener(&state)
+            .is_some_and(|call| call.events.try_send(Event::Message(message)).is_ok());
         if heard {
             state.asked.insert(id);
         }
@@ -266,10 +309,17 @@ impl Session {
     /// Fails what is overdue, and says whether the session itself has been idle too long.
     pub(super) fn sweep(&self, now: Instant, idle: Duration) -> bool {
         let mut state = self.state();
-        let overdue: Vec<u64> =
-            state.in_flight.iter().filter(|(_, call)| call.deadline <= now).map(|(number, _)| *number).collect();
+        let overdue: Vec<u64> = state
+            .in_flight
+            .iter()
+            .filter(|(_, call)| call.deadline <= now)
+            .map(|(number, _)| *number)
+            .collect();
         for number in overdue {
-            self.say(&OwnMessage::Cancelled { number, reason: "timeout" });
+            self.say(&OwnMessage::Cancelled {
+                number,
+                reason: "timeout",
+            });
             if let Some(call) = state.in_flight.remove(&number) {
                 self.fail(call, Failure::Timeout);
             }
@@ -332,7 +382,11 @@ impl Session {
 
     fn lock(&self) -> Result<MutexGuard<'_, State>, SendError> {
         let state = self.state();
-        if state.ended { Err(SendError::Gone) } else { Ok(state) }
+        if state.ended {
+            Err(SendError::Gone)
+        } else {
+            Ok(state)
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -360,7 +414,12 @@ pub(super) enum Answered {
 
 /// The open stream of the latest request: where messages go that name no request.
 fn newest_listener(state: &State) -> Option<&InFlight> {
-    state.in_flight.iter().filter(|(_, call)| !call.events.is_closed()).max_by_key(|(number, _)| **number).map(|(_, call)| call)
+    state
+        .in_flight
+        .iter()
+        .filter(|(_, call)| !call.events.is_closed())
+        .max_by_key(|(number, _)| **number)
+        .map(|(_, call)| call)
 }
 
 /// The client's request under the gateway's own number, as a line; and where it
@@ -372,7 +431,12 @@ fn renumbered(call: &Call, number: u64) -> Bytes {
     if let Some(id) = message.root().get("id") {
         changes.push((id.span(), text.as_bytes()));
     }
-    let version = (call.method() == "initialize").then(|| call.params().and_then(|params| params.get("protocolVersion"))).flatten();
+    let version = (call.method() == "initialize")
+        .then(|| {
+            call.params()
+                .and_then(|params| params.get("protocolVersion"))
+        })
+        .flatten();
     if let Some(version) = version
         && version.as_str().as_deref() == Some(crate::mcp::version::MODERN)
     {
@@ -384,7 +448,9 @@ fn renumbered(call: &Call, number: u64) -> Bytes {
 
 fn progress_token(call: &Call) -> Option<Bytes> {
     let meta = call.params()?.get("_meta")?;
-    meta.get("progressToken").map(Value::raw).map(Bytes::copy_from_slice)
+    meta.get("progressToken")
+        .map(Value::raw)
+        .map(Bytes::copy_from_slice)
 }
 
 /// Requests a child has not yet answered, per session; beyond it, 503.

@@ -3,13 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{
-    io::AsyncWriteExt,
-    net::unix::pipe,
-    sync::mpsc,
-    task::JoinSet,
-    time::timeout,
-};
+use tokio::{io::AsyncWriteExt, net::unix::pipe, sync::mpsc, task::JoinSet, time::timeout};
 use tracing::{info, warn};
 
 use crate::{
@@ -28,7 +22,14 @@ pub(super) async fn tend(
     launcher: Launcher,
     audit: Audit,
 ) {
-    let Child { number, pid, stdin, stdout, stderr, mut ended } = child;
+    let Child {
+        number,
+        pid,
+        stdin,
+        stdout,
+        stderr,
+        mut ended,
+    } = child;
     let child = number;
     let mut streams = JoinSet::new();
     let input = streams.spawn(write(lines, stdin));
@@ -39,7 +40,11 @@ pub(super) async fn tend(
     });
     let errors = audit.clone();
     streams.spawn(stdio::log_lines(stderr, move |line| {
-        errors.record(&Event::ChildStderr { child, pid, line: line.to_vec() });
+        errors.record(&Event::ChildStderr {
+            child,
+            pid,
+            line: line.to_vec(),
+        });
     }));
 
     let mut status = tokio::select! {
@@ -53,37 +58,66 @@ pub(super) async fn tend(
         let _ = timeout(LAST_WORDS, session.end.notified()).await;
     } else if session.in_flight() > 0 {
         // Its output ended: how it ended itself decides what its callers are told.
-        status = timeout(LAST_WORDS, &mut ended).await.ok().map(|told| told.unwrap_or(Ended::RunnerGone));
+        status = timeout(LAST_WORDS, &mut ended)
+            .await
+            .ok()
+            .map(|told| told.unwrap_or(Ended::RunnerGone));
     }
     session.fail_all(match status {
-        Some(Ended::Exited { out_of_memory: true, .. }) => Failure::OutOfMemory,
+        Some(Ended::Exited {
+            out_of_memory: true,
+            ..
+        }) => Failure::OutOfMemory,
         _ => Failure::ChildEnded,
     });
     // Closes its input.
     input.abort();
     if status.is_none() {
-        status = timeout(TIME_TO_LEAVE, &mut ended).await.ok().map(|told| told.unwrap_or(Ended::RunnerGone));
+        status = timeout(TIME_TO_LEAVE, &mut ended)
+            .await
+            .ok()
+            .map(|told| told.unwrap_or(Ended::RunnerGone));
     }
     for signal in [Signal::Terminate, Signal::Kill] {
         if status.is_none() {
             launcher.signal(number, signal).await;
-            status = timeout(TIME_TO_OBEY, &mut ended).await.ok().map(|told| told.unwrap_or(Ended::RunnerGone));
+            status = timeout(TIME_TO_OBEY, &mut ended)
+                .await
+                .ok()
+                .map(|told| told.unwrap_or(Ended::RunnerGone));
         }
     }
     let unheard = session.unheard();
     if unheard > 0 {
-        info!(pid, unheard, "messages of the server's were dropped, because no client was listening");
+        info!(
+            pid,
+            unheard, "messages of the server's were dropped, because no client was listening"
+        );
     }
     if status.is_none() {
         warn!(pid, "the runner did not report the end of a child");
     }
     let exit = match status {
-        Some(Ended::Exited { out_of_memory: true, .. }) => Exit::OutOfMemory,
-        Some(Ended::Exited { status: Status::Code(code), .. }) => Exit::Code(code),
-        Some(Ended::Exited { status: Status::Signal(signal), .. }) => Exit::Signal(signal),
+        Some(Ended::Exited {
+            out_of_memory: true,
+            ..
+        }) => Exit::OutOfMemory,
+        Some(Ended::Exited {
+            status: Status::Code(code),
+            ..
+        }) => Exit::Code(code),
+        Some(Ended::Exited {
+            status: Status::Signal(signal),
+            ..
+        }) => Exit::Signal(signal),
         Some(Ended::RunnerGone) | None => Exit::Unknown,
     };
-    audit.record(&Event::ChildExited { child, pid, exit, expected });
+    audit.record(&Event::ChildExited {
+        child,
+        pid,
+        exit,
+        expected,
+    });
 }
 
 async fn write(mut lines: mpsc::Receiver<Bytes>, mut stdin: pipe::Sender) {

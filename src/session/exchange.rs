@@ -81,7 +81,10 @@ pub struct Exchange {
 
 impl Exchange {
     pub(super) fn new(events: mpsc::Receiver<Event>) -> Self {
-        Self { events, finish: None }
+        Self {
+            events,
+            finish: None,
+        }
     }
 
     /// Has the answer pass through `finish` (lists are filtered so).
@@ -96,10 +99,15 @@ impl Exchange {
         std::future::poll_fn(|context| self.poll_next(context)).await
     }
 
-    pub fn poll_next(&mut self, context: &mut std::task::Context<'_>) -> std::task::Poll<Option<Event>> {
-        self.events.poll_recv(context).map(|event| match (event, &self.finish) {
-            (Some(Event::Answer(answer)), Some(finish)) => Some(Event::Answer(finish(answer))),
-            (event, _) => event,
-        })
+    pub fn poll_next(
+        &mut self,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Event>> {
+        self.events
+            .poll_recv(context)
+            .map(|event| match (event, &self.finish) {
+                (Some(Event::Answer(answer)), Some(finish)) => Some(Event::Answer(finish(answer))),
+                (event, _) => event,
+            })
     }
 }

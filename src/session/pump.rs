@@ -24,7 +24,10 @@ pub(super) async fn run(session: &Session, stdout: impl AsyncRead + Unpin) {
             Ok(Line::Text(text)) if text.trim_ascii().is_empty() => true,
             Ok(Line::Text(text)) => take(session, text),
             Ok(Line::TooLong) => {
-                warn!(limit = MAX_LINE, "the server wrote an endless line, ending it");
+                warn!(
+                    limit = MAX_LINE,
+                    "the server wrote an endless line, ending it"
+                );
                 return;
             }
             Ok(Line::End) => return,
@@ -45,7 +48,9 @@ pub(super) async fn run(session: &Session, stdout: impl AsyncRead + Unpin) {
 
 /// Handles one line; `false` for what the protocol does not allow, which is dropped (sse-2).
 fn take(session: &Session, line: Bytes) -> bool {
-    let Ok(message) = Message::parse(one_line(line)) else { return false };
+    let Ok(message) = Message::parse(one_line(line)) else {
+        return false;
+    };
     let root = message.root();
     if root.kind() != Kind::Object {
         return false;
@@ -62,15 +67,18 @@ fn take(session: &Session, line: Bytes) -> bool {
 }
 
 fn answer(session: &Session, message: &Message, id: Value<'_>) -> bool {
-    let Some(number) = id.as_number().and_then(|number| number.parse().ok()) else { return false };
+    let Some(number) = id.as_number().and_then(|number| number.parse().ok()) else {
+        return false;
+    };
     let root = message.root();
     let answer = match (root.get("result"), root.get("error")) {
         (Some(_), None) => Answer::Result,
         (None, Some(_)) => Answer::Error,
         _ => Answer::Neither,
     };
-    let answered =
-        session.answer(number, answer, |client_id| message.with(&[(id.span(), client_id.as_json())]).into());
+    let answered = session.answer(number, answer, |client_id| {
+        message.with(&[(id.span(), client_id.as_json())]).into()
+    });
     answered != Answered::Unknown
 }
 
@@ -97,7 +105,11 @@ fn notification(session: &Session, message: &Message, method: &str) {
     {
         session.unask(id);
     }
-    let token = if method == "notifications/progress" { named("progressToken") } else { None };
+    let token = if method == "notifications/progress" {
+        named("progressToken")
+    } else {
+        None
+    };
     if !session.pass_on(message.bytes().clone(), token) {
         session.count_unheard();
         debug!(method, "no client listens to the server's notification");

@@ -61,7 +61,13 @@ pub enum OpenError {
 impl Sessions {
     pub fn new(setup: Setup) -> Self {
         let slots = Arc::new(Semaphore::new(setup.sessions));
-        Self { setup, slots, table: Arc::default(), tasks: Mutex::default(), ended: Arc::default() }
+        Self {
+            setup,
+            slots,
+            table: Arc::default(),
+            tasks: Mutex::default(),
+            ended: Arc::default(),
+        }
     }
 
     /// Starts a child for `identity` and has it answer the permitted
@@ -73,28 +79,66 @@ impl Sessions {
         permit: Permit,
         request: RequestId,
     ) -> Result<(Option<Arc<Session>>, Bytes), OpenError> {
-        let slot = self.slots.clone().try_acquire_owned().map_err(|_| OpenError::Full)?;
-        let child = self.setup.launcher.start(identity.principal_key()).await.inspect_err(|error| {
-            let layer = if let StartError::Failed { layer, .. } = error { layer } else { "runner" };
-            self.setup.audit.record(&Event::LayerFailed { layer: layer.to_owned(), reason: error.to_string() });
-        })?;
+        let slot = self
+            .slots
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| OpenError::Full)?;
+        let child = self
+            .setup
+            .launcher
+            .start(identity.principal_key())
+            .await
+            .inspect_err(|error| {
+                let layer = if let StartError::Failed { layer, .. } = error {
+                    layer
+                } else {
+                    "runner"
+                };
+                self.setup.audit.record(&Event::LayerFailed {
+                    layer: layer.to_owned(),
+                    reason: error.to_string(),
+                });
+            })?;
         let principal = Some(identity.principal_key().to_string());
-        self.setup.audit.record(&Event::ChildStarted { child: child.number, pid: child.pid, principal });
+        self.setup.audit.record(&Event::ChildStarted {
+            child: child.number,
+            pid: child.pid,
+            principal,
+        });
         let (stdin, lines) = mpsc::channel(MAX_LINES);
-        let session =
-            Session::new(new_id(), identity.clone(), self.setup.audit.clone(), self.setup.call_timeout, stdin);
+        let session = Session::new(
+            new_id(),
+            identity.clone(),
+            self.setup.audit.clone(),
+            self.setup.call_timeout,
+            stdin,
+        );
         // From here on the task sees the child out, whatever becomes of this request.
         let opening = Opening(Some(session.clone()));
-        let tended = ending::tend(session.clone(), child, lines, self.setup.launcher.clone(), self.setup.audit.clone());
-        let (table, ended, id) = (self.table.clone(), self.ended.clone(), session.id().to_owned());
+        let tended = ending::tend(
+            session.clone(),
+            child,
+            lines,
+            self.setup.launcher.clone(),
+            self.setup.audit.clone(),
+        );
+        let (table, ended, id) = (
+            self.table.clone(),
+            self.ended.clone(),
+            session.id().to_owned(),
+        );
         self.tasks().spawn(async move {
             tended.await;
             lock(&table).remove(&id);
             drop(slot);
             ended.notify_one();
         });
-        let answer = answer_of(session.send(permit, request)?).await.map_err(OpenError::Failed)?;
-        let accepted = Message::parse(answer.clone()).is_ok_and(|message| message.root().get("result").is_some());
+        let answer = answer_of(session.send(permit, request)?)
+            .await
+            .map_err(OpenError::Failed)?;
+        let accepted = Message::parse(answer.clone())
+            .is_ok_and(|message| message.root().get("result").is_some());
         if !accepted {
             return Ok((None, answer));
         }
@@ -111,8 +155,15 @@ impl Sessions {
     /// The session of that id, if it is this identity's. Another identity's is
     /// as unknown as none (tok-15): the reason is for the record only.
     pub fn enter(&self, identity: &Identity, id: &str) -> Result<Arc<Session>, NoSession> {
-        let session = lock(&self.table).get(id).cloned().ok_or(NoSession::Unknown)?;
-        if session.owner().owns_session_of(identity) { Ok(session) } else { Err(NoSession::Mismatch) }
+        let session = lock(&self.table)
+            .get(id)
+            .cloned()
+            .ok_or(NoSession::Unknown)?;
+        if session.owner().owns_session_of(identity) {
+            Ok(session)
+        } else {
+            Err(NoSession::Mismatch)
+        }
     }
 
     /// Ends a session by its client's wish.
@@ -154,12 +205,18 @@ impl Sessions {
 
     /// How many calls wait for a child's answer.
     pub fn in_flight(&self) -> usize {
-        lock(&self.table).values().map(|session| session.in_flight()).sum()
+        lock(&self.table)
+            .values()
+            .map(|session| session.in_flight())
+            .sum()
     }
 
     /// Ends every session; what is in flight is told that its outcome is not known.
     pub async fn end_all(&self) {
-        let sessions: Vec<_> = lock(&self.table).drain().map(|(_, session)| session).collect();
+        let sessions: Vec<_> = lock(&self.table)
+            .drain()
+            .map(|(_, session)| session)
+            .collect();
         for session in sessions {
             session.fail_all(Failure::ShuttingDown);
             session.close();
@@ -199,7 +256,9 @@ impl Drop for Opening {
 }
 
 async fn answer_of(sent: Sent) -> Result<Bytes, Failure> {
-    let Sent::Exchange(mut exchange) = sent else { return Err(Failure::BadAnswer) };
+    let Sent::Exchange(mut exchange) = sent else {
+        return Err(Failure::BadAnswer);
+    };
     loop {
         match exchange.next().await {
             Some(Heard::Answer(answer)) => return Ok(answer),
@@ -213,11 +272,14 @@ async fn answer_of(sent: Sent) -> Result<Bytes, Failure> {
 
 fn new_id() -> String {
     let mut random = [0; 16];
-    rand::fill(&mut random).expect("the operating system gives random bytes, or nothing here is safe");
+    rand::fill(&mut random)
+        .expect("the operating system gives random bytes, or nothing here is safe");
     random.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn lock(table: &Mutex<HashMap<String, Arc<Session>>>) -> MutexGuard<'_, HashMap<String, Arc<Session>>> {
+fn lock(
+    table: &Mutex<HashMap<String, Arc<Session>>>,
+) -> MutexGuard<'_, HashMap<String, Arc<Session>>> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

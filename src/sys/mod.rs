@@ -1,5 +1,8 @@
 //! The only `unsafe` code: one system call a function, safe at its face.
-#![allow(unsafe_code, reason = "this room is where it stands, each use with its proof")]
+#![allow(
+    unsafe_code,
+    reason = "this room is where it stands, each use with its proof"
+)]
 
 mod descriptors;
 pub(crate) mod memfd;

@@ -17,7 +17,8 @@ use nix::{
 pub(crate) fn copy_tree(place: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC | libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
     // SAFETY: the descriptor is open and the path a constant C string.
-    let result = unsafe { libc::syscall(libc::SYS_open_tree, place.as_raw_fd(), c"".as_ptr(), flags) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_open_tree, place.as_raw_fd(), c"".as_ptr(), flags) };
     owned(result)
 }
 
@@ -39,8 +40,17 @@ pub(crate) fn attach_tree(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::R
 }
 
 /// Sets attributes (`MOUNT_ATTR_…`) on a tree and, with `recursive`, on all below it (mount_setattr(2)).
-pub(crate) fn restrict_tree(tree: BorrowedFd<'_>, attributes: u64, recursive: bool) -> io::Result<()> {
-    let arguments = Attributes { set: attributes, clear: 0, propagation: 0, userns: 0 };
+pub(crate) fn restrict_tree(
+    tree: BorrowedFd<'_>,
+    attributes: u64,
+    recursive: bool,
+) -> io::Result<()> {
+    let arguments = Attributes {
+        set: attributes,
+        clear: 0,
+        propagation: 0,
+        userns: 0,
+    };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the descriptor is open, the path a constant C string, and the
     // structure that of mount_setattr(2), passed with its size.
@@ -100,7 +110,11 @@ fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
 }
 
 fn done(result: libc::c_long) -> io::Result<()> {
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// `struct mount_attr`.
@@ -137,7 +151,9 @@ mod tests {
         let open = |path: &str, follow| open_place(at.as_fd(), Path::new(path), follow).is_ok();
         assert!(open("a/b/c", Follow::No));
         assert!(open("a/link/c", Follow::Yes));
-        for refused in ["a/link", "a/link/c", "a/../a", "/", "/etc", ".", "", "a/none"] {
+        for refused in [
+            "a/link", "a/link/c", "a/../a", "/", "/etc", ".", "", "a/none",
+        ] {
             assert!(!open(refused, Follow::No), "{refused:?}");
         }
     }

@@ -17,21 +17,47 @@ pub(crate) fn drop_capabilities() -> io::Result<()> {
         }
     }
     // SAFETY: no memory is passed.
-    let cleared = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    let cleared = unsafe {
+        libc::prctl(
+            libc::PR_CAP_AMBIENT,
+            libc::PR_CAP_AMBIENT_CLEAR_ALL,
+            0,
+            0,
+            0,
+        )
+    };
     if cleared != 0 {
         return Err(io::Error::last_os_error());
     }
-    let header = Header { version: CAPABILITY_VERSION_3, pid: 0 };
-    let none = [Sets { effective: 0, permitted: 0, inheritable: 0 }; 2];
+    let header = Header {
+        version: CAPABILITY_VERSION_3,
+        pid: 0,
+    };
+    let none = [Sets {
+        effective: 0,
+        permitted: 0,
+        inheritable: 0,
+    }; 2];
     // SAFETY: header and data are those of capset(2) for version 3: two elements.
-    let set = unsafe { libc::syscall(libc::SYS_capset, std::ptr::from_ref(&header), none.as_ptr()) };
-    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let set =
+        unsafe { libc::syscall(libc::SYS_capset, std::ptr::from_ref(&header), none.as_ptr()) };
+    if set == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Leaves the session keyring that was inherited for a new, empty one (keyctl(2)).
 pub(crate) fn new_session_keyring() -> io::Result<()> {
     // SAFETY: a null name asks for an anonymous keyring; no other memory is passed.
-    let joined = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) };
+    let joined = unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            KEYCTL_JOIN_SESSION_KEYRING,
+            std::ptr::null::<u8>(),
+        )
+    };
     let error = io::Error::last_os_error();
     match error.raw_os_error() {
         _ if joined >= 0 => Ok(()),
@@ -52,14 +78,31 @@ pub(crate) fn loopback_up() -> io::Result<()> {
         nix::sys::socket::SockFlag::SOCK_CLOEXEC,
         None,
     )?;
-    let mut request = Interface { name: [0; 16], flags: 0, padding: [0; 22] };
+    let mut request = Interface {
+        name: [0; 16],
+        flags: 0,
+        padding: [0; 22],
+    };
     request.name[..2].copy_from_slice(b"lo");
-    #[allow(clippy::cast_possible_truncation, reason = "the kernel keeps these in a short")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "the kernel keeps these in a short"
+    )]
     let up = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
     request.flags = up;
     // SAFETY: the socket is open and the structure that of SIOCSIFFLAGS, of 40 bytes.
-    let set = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, std::ptr::from_ref(&request)) };
-    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let set = unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS,
+            std::ptr::from_ref(&request),
+        )
+    };
+    if set == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[repr(C)]

@@ -23,8 +23,15 @@ pub(crate) enum Cloned {
 /// original might have done.
 pub(crate) fn clone_process(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
     let mut pidfd: RawFd = -1;
-    let into_cgroup = if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 };
-    #[allow(clippy::cast_sign_loss, reason = "flags and signals are bit patterns and small positive numbers")]
+    let into_cgroup = if cgroup.is_some() {
+        CLONE_INTO_CGROUP
+    } else {
+        0
+    };
+    #[allow(
+        clippy::cast_sign_loss,
+        reason = "flags and signals are bit patterns and small positive numbers"
+    )]
     let arguments = CloneArguments {
         flags: flags as u32 as u64 | libc::CLONE_PIDFD as u64 | into_cgroup,
         pidfd: ptr::from_mut(&mut pidfd) as u64,
@@ -42,7 +49,13 @@ pub(crate) fn clone_process(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::R
     // on this stack and is written before the call returns to the parent. No
     // stack, tid or tls is passed, so the child goes on with a copy of this one,
     // as after fork(2). The caller has one thread, so no lock is held elsewhere.
-    let result = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_ref(&arguments), size_of::<CloneArguments>()) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            ptr::from_ref(&arguments),
+            size_of::<CloneArguments>(),
+        )
+    };
     match result {
         0 => Ok(Cloned::Child),
         pid if pid > 0 => {
@@ -66,9 +79,19 @@ pub(crate) fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     // SAFETY: `pidfd` is borrowed, hence open; the null siginfo asks the kernel
     // to make one; no other memory is passed.
     let result = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, ptr::null::<libc::siginfo_t>(), 0)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            ptr::null::<libc::siginfo_t>(),
+            0,
+        )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Ends this process at once: no destructors, no buffers, nothing that the
@@ -93,7 +116,11 @@ fn close_range(first: u32, flags: u32) -> io::Result<()> {
     // SAFETY: no memory is passed. What is closed is no longer used: callers are
     // the stage and the init, which keep only descriptors below `first`.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// `struct clone_args` of clone3(2).
@@ -118,5 +145,7 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Descriptor 2 as a file, for a process that has put something there itself.
 pub(crate) fn standard_error() -> io::Result<std::fs::File> {
     use std::os::fd::AsFd;
-    Ok(std::fs::File::from(io::stderr().as_fd().try_clone_to_owned()?))
+    Ok(std::fs::File::from(
+        io::stderr().as_fd().try_clone_to_owned()?,
+    ))
 }

@@ -18,13 +18,21 @@ pub use sockets::{SocketError, Wanted, take};
 
 /// Reads a credential (systemd.exec(5), CREDENTIALS) of at most `max` bytes.
 pub fn credential(name: &str, max: usize) -> Result<Vec<u8>, CredentialError> {
-    let directory = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or(CredentialError::NoDirectory)?;
+    let directory =
+        std::env::var_os("CREDENTIALS_DIRECTORY").ok_or(CredentialError::NoDirectory)?;
     let path = PathBuf::from(directory).join(name);
     let mut value = Vec::new();
     File::open(&path)
         .and_then(|file| file.take(max as u64 + 1).read_to_end(&mut value))
-        .map_err(|source| CredentialError::Unreadable { path: path.clone(), source })?;
-    if value.len() > max { Err(CredentialError::TooLong { path, max }) } else { Ok(value) }
+        .map_err(|source| CredentialError::Unreadable {
+            path: path.clone(),
+            source,
+        })?;
+    if value.len() > max {
+        Err(CredentialError::TooLong { path, max })
+    } else {
+        Ok(value)
+    }
 }
 
 /// The service's own writable directory (`StateDirectory=`).

@@ -24,12 +24,21 @@ impl Notifier {
         let listens = std::env::var_os("NOTIFY_SOCKET").is_some();
         // Half of its patience, as sd_watchdog_enabled(3) recommends.
         let watchdog = sd_notify::watchdog_enabled().map(|patience| patience / 2);
-        Self { listens, watchdog, ..Self::none() }
+        Self {
+            listens,
+            watchdog,
+            ..Self::none()
+        }
     }
 
     /// Tells nobody.
     pub fn none() -> Self {
-        Self { listens: false, watchdog: None, alive: Mutex::default(), status: Mutex::default() }
+        Self {
+            listens: false,
+            watchdog: None,
+            alive: Mutex::default(),
+            status: Mutex::default(),
+        }
     }
 
     pub fn ready(&self) {
@@ -42,7 +51,9 @@ impl Notifier {
 
     /// One line for `systemctl status`; sent when it changes.
     pub fn status(&self, text: &str) {
-        let Ok(mut last) = self.status.lock() else { return };
+        let Ok(mut last) = self.status.lock() else {
+            return;
+        };
         if *last != text {
             text.clone_into(&mut last);
             self.tell(&[NotifyState::Status(text)]);
@@ -51,7 +62,9 @@ impl Notifier {
 
     /// Called by the loop whose life is the service's; feeds the watchdog when it is due.
     pub fn alive(&self) {
-        let (Some(every), Ok(mut last)) = (self.watchdog, self.alive.lock()) else { return };
+        let (Some(every), Ok(mut last)) = (self.watchdog, self.alive.lock()) else {
+            return;
+        };
         if last.is_none_or(|last| last.elapsed() >= every) {
             *last = Some(Instant::now());
             self.tell(&[NotifyState::Watchdog]);

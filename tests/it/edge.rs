@@ -21,19 +21,35 @@ impl Edge {
 
     /// A POST of an `initialize` with these headers in place of, or besides, the good ones.
     async fn post(&self, changed: &[(&str, &str)]) -> Answer {
-        self.send("POST", "/mcp", changed, &initialize("2025-11-25")).await
+        self.send("POST", "/mcp", changed, &initialize("2025-11-25"))
+            .await
     }
 
-    async fn send(&self, method: &str, target: &str, changed: &[(&str, &str)], body: &str) -> Answer {
+    async fn send(
+        &self,
+        method: &str,
+        target: &str,
+        changed: &[(&str, &str)],
+        body: &str,
+    ) -> Answer {
         let good = [
             ("Host", self.host.as_str()),
             ("Authorization", &self.token),
             ("Content-Type", "application/json"),
             ("Accept", "application/json, text/event-stream"),
         ];
-        let kept = good.into_iter().filter(|(name, _)| !changed.iter().any(|(other, _)| other == name));
-        let headers: Vec<_> = kept.chain(changed.iter().copied()).filter(|(_, value)| !value.is_empty()).collect();
-        wire::exchange(self.house.address, &wire::request(method, target, &headers, body)).await
+        let kept = good
+            .into_iter()
+            .filter(|(name, _)| !changed.iter().any(|(other, _)| other == name));
+        let headers: Vec<_> = kept
+            .chain(changed.iter().copied())
+            .filter(|(_, value)| !value.is_empty())
+            .collect();
+        wire::exchange(
+            self.house.address,
+            &wire::request(method, target, &headers, body),
+        )
+        .await
     }
 
     /// Every refusal here must have left the runner alone.
@@ -46,28 +62,64 @@ impl Edge {
 #[tokio::test]
 async fn a_request_for_another_host_is_refused() {
     let edge = Edge::open().await;
-    for host in ["evil.example", "127.0.0.1", "127.0.0.1:1", "a/?x", "user@127.0.0.1"] {
+    for host in [
+        "evil.example",
+        "127.0.0.1",
+        "127.0.0.1:1",
+        "a/?x",
+        "user@127.0.0.1",
+    ] {
         assert_eq!(edge.post(&[("Host", host)]).await.status, 403, "{host}");
     }
     assert_eq!(edge.post(&[("Host", "")]).await.status, 400, "none");
-    assert_eq!(edge.post(&[("Host", &edge.host), ("Host", &edge.host)]).await.status, 400, "two");
+    assert_eq!(
+        edge.post(&[("Host", &edge.host), ("Host", &edge.host)])
+            .await
+            .status,
+        400,
+        "two"
+    );
     let absolute = format!("http://evil.example{}", "/mcp");
-    assert_eq!(edge.send("POST", &absolute, &[], &initialize("2025-11-25")).await.status, 403);
+    assert_eq!(
+        edge.send("POST", &absolute, &[], &initialize("2025-11-25"))
+            .await
+            .status,
+        403
+    );
     edge.nothing_started();
     assert_eq!(edge.post(&[]).await.status, 200);
     let absolute = format!("http://{}/mcp", edge.host);
-    assert_eq!(edge.send("POST", &absolute, &[], &initialize("2025-11-25")).await.status, 200);
+    assert_eq!(
+        edge.send("POST", &absolute, &[], &initialize("2025-11-25"))
+            .await
+            .status,
+        200
+    );
 }
 
 /// tok-128, inc-3: an Origin that is present is one of ours.
 #[tokio::test]
 async fn a_request_from_another_origin_is_refused() {
     let edge = Edge::open().await;
-    for origin in ["http://evil.example", "null", "https://127.0.0.1", "http://localhost"] {
-        assert_eq!(edge.post(&[("Origin", origin)]).await.status, 403, "{origin}");
+    for origin in [
+        "http://evil.example",
+        "null",
+        "https://127.0.0.1",
+        "http://localhost",
+    ] {
+        assert_eq!(
+            edge.post(&[("Origin", origin)]).await.status,
+            403,
+            "{origin}"
+        );
     }
     let ours = format!("http://{}", edge.host);
-    assert_eq!(edge.post(&[("Origin", &ours), ("Origin", "http://evil.example")]).await.status, 403);
+    assert_eq!(
+        edge.post(&[("Origin", &ours), ("Origin", "http://evil.example")])
+            .await
+            .status,
+        403
+    );
     edge.nothing_started();
     assert_eq!(edge.post(&[("Origin", &ours)]).await.status, 200);
 }
@@ -76,8 +128,25 @@ async fn a_request_from_another_origin_is_refused() {
 #[tokio::test]
 async fn only_the_exact_path_is_served() {
     let edge = Edge::open().await;
-    for path in ["/", "//mcp", "/mcp/", "/MCP", "/mcp;x", "/mcp%2f", "/./mcp", "/x/../mcp", "/%6dcp", "/mcp/sse"] {
-        assert_eq!(edge.send("POST", path, &[], &initialize("2025-11-25")).await.status, 404, "{path}");
+    for path in [
+        "/",
+        "//mcp",
+        "/mcp/",
+        "/MCP",
+        "/mcp;x",
+        "/mcp%2f",
+        "/./mcp",
+        "/x/../mcp",
+        "/%6dcp",
+        "/mcp/sse",
+    ] {
+        assert_eq!(
+            edge.send("POST", path, &[], &initialize("2025-11-25"))
+                .await
+                .status,
+            404,
+            "{path}"
+        );
     }
     edge.nothing_started();
 }
@@ -86,16 +155,42 @@ async fn only_the_exact_path_is_served() {
 #[tokio::test]
 async fn a_body_that_is_not_json_by_its_header_is_refused() {
     let edge = Edge::open().await;
-    for kind in ["", "text/plain", "application/json5", "application/x-www-form-urlencoded", "multipart/form-data"] {
-        assert_eq!(edge.post(&[("Content-Type", kind)]).await.status, 415, "{kind}");
+    for kind in [
+        "",
+        "text/plain",
+        "application/json5",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data",
+    ] {
+        assert_eq!(
+            edge.post(&[("Content-Type", kind)]).await.status,
+            415,
+            "{kind}"
+        );
     }
-    assert_eq!(edge.post(&[("Content-Type", "application/json"), ("Content-Type", "text/plain")]).await.status, 415);
+    assert_eq!(
+        edge.post(&[
+            ("Content-Type", "application/json"),
+            ("Content-Type", "text/plain")
+        ])
+        .await
+        .status,
+        415
+    );
     for coding in ["gzip", "br", "identity, gzip"] {
-        assert_eq!(edge.post(&[("Content-Encoding", coding)]).await.status, 415, "{coding}");
+        assert_eq!(
+            edge.post(&[("Content-Encoding", coding)]).await.status,
+            415,
+            "{coding}"
+        );
     }
     edge.nothing_started();
     for kind in ["application/json; charset=utf-8", "Application/JSON"] {
-        assert_eq!(edge.post(&[("Content-Type", kind)]).await.status, 200, "{kind}");
+        assert_eq!(
+            edge.post(&[("Content-Type", kind)]).await.status,
+            200,
+            "{kind}"
+        );
     }
 }
 
@@ -104,11 +199,23 @@ async fn a_body_that_is_not_json_by_its_header_is_refused() {
 async fn a_client_that_cannot_read_the_answer_is_refused() {
     let edge = Edge::open().await;
     for accept in ["", "application/json", "text/event-stream", "text/html"] {
-        assert_eq!(edge.post(&[("Accept", accept)]).await.status, 406, "{accept}");
+        assert_eq!(
+            edge.post(&[("Accept", accept)]).await.status,
+            406,
+            "{accept}"
+        );
     }
     edge.nothing_started();
-    for accept in ["*/*", "text/event-stream;q=0.5,application/json", "application/*, text/*"] {
-        assert_eq!(edge.post(&[("Accept", accept)]).await.status, 200, "{accept}");
+    for accept in [
+        "*/*",
+        "text/event-stream;q=0.5,application/json",
+        "application/*, text/*",
+    ] {
+        assert_eq!(
+            edge.post(&[("Accept", accept)]).await.status,
+            200,
+            "{accept}"
+        );
     }
 }
 
@@ -120,7 +227,13 @@ async fn other_methods_are_refused_with_those_there_are() {
         let answer = edge.send(method, "/mcp", &[], "").await;
         assert_eq!(answer.status, 405, "{method}");
         assert_eq!(answer.header("allow"), Some("POST, DELETE"), "{method}");
-        assert!(answer.headers.iter().all(|(name, _)| !name.starts_with("access-control")), "{method}");
+        assert!(
+            answer
+                .headers
+                .iter()
+                .all(|(name, _)| !name.starts_with("access-control")),
+            "{method}"
+        );
     }
     edge.nothing_started();
 }
@@ -153,11 +266,20 @@ async fn a_body_that_ends_early_reaches_no_child() {
     use tokio::io::AsyncWriteExt;
     let house = house().open().await;
     let alice = house.session("alice").await;
-    let whole = alice.bytes("POST", &call(1, "echo", serde_json::json!({ "marker": "cut-short" })));
+    let whole = alice.bytes(
+        "POST",
+        &call(1, "echo", serde_json::json!({ "marker": "cut-short" })),
+    );
     let mut stream = tokio::net::TcpStream::connect(house.address).await.unwrap();
     stream.write_all(&whole[..whole.len() - 3]).await.unwrap();
     drop(stream);
-    assert!(!alice.seen().await.iter().any(|line| line.contains("cut-short")));
+    assert!(
+        !alice
+            .seen()
+            .await
+            .iter()
+            .any(|line| line.contains("cut-short"))
+    );
 }
 
 /// h1-12, h1-13, tok-13: heads have their caps.
@@ -166,9 +288,15 @@ async fn a_head_over_the_cap_is_refused() {
     let edge = Edge::open().await;
     let many: Vec<(&str, &str)> = (0..80).map(|_| ("X-A", "b")).collect();
     assert_eq!(edge.post(&many).await.status, 431);
-    assert_eq!(edge.post(&[("X-A", &"b".repeat(300_000))]).await.status, 431);
+    assert_eq!(
+        edge.post(&[("X-A", &"b".repeat(300_000))]).await.status,
+        431
+    );
     let long = format!("/mcp?{}", "q".repeat(100_000));
-    assert!(matches!(edge.send("POST", &long, &[], "{}").await.status, 414 | 431));
+    assert!(matches!(
+        edge.send("POST", &long, &[], "{}").await.status,
+        414 | 431
+    ));
     edge.nothing_started();
 }
 
@@ -176,7 +304,10 @@ async fn a_head_over_the_cap_is_refused() {
 #[tokio::test]
 async fn what_cannot_be_framed_ends_the_connection() {
     let edge = Edge::open().await;
-    let good = format!("Host: {}\r\nAuthorization: {}\r\nContent-Type: application/json\r\n", edge.host, edge.token);
+    let good = format!(
+        "Host: {}\r\nAuthorization: {}\r\nContent-Type: application/json\r\n",
+        edge.host, edge.token
+    );
     for head in [
         "Content-Length: 1\r\nContent-Length: 2\r\n",
         "Content-Length: +2\r\n",
@@ -192,10 +323,20 @@ async fn what_cannot_be_framed_ends_the_connection() {
         ": empty\r\n",
         "Transfer-Encoding: chunked\r\n\r\n0x2\r\nab\r\n0\r\n",
     ] {
-        let request = format!("POST /mcp HTTP/1.1\r\n{good}{head}\r\nGET /second HTTP/1.1\r\nHost: {}\r\n\r\n", edge.host);
+        let request = format!(
+            "POST /mcp HTTP/1.1\r\n{good}{head}\r\nGET /second HTTP/1.1\r\nHost: {}\r\n\r\n",
+            edge.host
+        );
         let answer = wire::exchange(edge.house.address, request.as_bytes()).await;
-        assert!(matches!(answer.status, 400 | 406), "{head:?}: {}", answer.status);
-        assert!(!answer.text().contains("HTTP/1.1"), "{head:?}: a second answer");
+        assert!(
+            matches!(answer.status, 400 | 406),
+            "{head:?}: {}",
+            answer.status
+        );
+        assert!(
+            !answer.text().contains("HTTP/1.1"),
+            "{head:?}: a second answer"
+        );
     }
     edge.nothing_started();
 }

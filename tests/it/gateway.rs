@@ -12,18 +12,36 @@ async fn without_a_token_nobody_gets_in_and_nothing_starts() {
     let house = house().open().await;
     let mut nobody = house.caller("x");
     nobody.token = None;
-    for body in [initialize("2025-11-25"), call(1, "echo", json!({})), "nonsense".to_owned()] {
+    for body in [
+        initialize("2025-11-25"),
+        call(1, "echo", json!({})),
+        "nonsense".to_owned(),
+    ] {
         let answer = nobody.post(&body).await;
         assert_eq!(answer.status, 401);
-        let metadata = format!("http://{}/.well-known/oauth-protected-resource/mcp", house.address);
+        let metadata = format!(
+            "http://{}/.well-known/oauth-protected-resource/mcp",
+            house.address
+        );
         let challenge = answer.header("www-authenticate").unwrap();
-        assert!(challenge.starts_with("Bearer ") && challenge.contains(&metadata), "{challenge}");
+        assert!(
+            challenge.starts_with("Bearer ") && challenge.contains(&metadata),
+            "{challenge}"
+        );
         assert!(!challenge.contains("error="), "{challenge}");
         assert_eq!(answer.header("cache-control"), Some("no-store"));
     }
     assert_eq!(house.children_started(), 0);
     // Beside it, the success.
-    assert_eq!(house.session("alice").await.call("echo", json!({"a": 1})).await.said(), r#"{"a": 1}"#);
+    assert_eq!(
+        house
+            .session("alice")
+            .await
+            .call("echo", json!({"a": 1}))
+            .await
+            .said(),
+        r#"{"a": 1}"#
+    );
     assert_eq!(house.children_started(), 1);
 }
 
@@ -32,15 +50,33 @@ async fn without_a_token_nobody_gets_in_and_nothing_starts() {
 async fn the_metadata_is_served_at_both_well_known_places() {
     let house = house().open().await;
     let host = house.address.to_string();
-    for path in ["/.well-known/oauth-protected-resource/mcp", "/.well-known/oauth-protected-resource"] {
-        let answer = wire::exchange(house.address, &wire::request("GET", path, &[("Host", &host)], "")).await;
+    for path in [
+        "/.well-known/oauth-protected-resource/mcp",
+        "/.well-known/oauth-protected-resource",
+    ] {
+        let answer = wire::exchange(
+            house.address,
+            &wire::request("GET", path, &[("Host", &host)], ""),
+        )
+        .await;
         assert_eq!(answer.status, 200);
         assert_eq!(answer.json()["resource"], house.resource());
-        assert_eq!(answer.json()["authorization_servers"], json!([house.issuer.issuer()]));
-        let spoofed = wire::exchange(house.address, &wire::request("GET", path, &[("Host", "evil.example")], "")).await;
+        assert_eq!(
+            answer.json()["authorization_servers"],
+            json!([house.issuer.issuer()])
+        );
+        let spoofed = wire::exchange(
+            house.address,
+            &wire::request("GET", path, &[("Host", "evil.example")], ""),
+        )
+        .await;
         assert_eq!(spoofed.status, 403);
         assert!(!spoofed.text().contains("evil"));
-        let posted = wire::exchange(house.address, &wire::request("POST", path, &[("Host", &host)], "{}")).await;
+        let posted = wire::exchange(
+            house.address,
+            &wire::request("POST", path, &[("Host", &host)], "{}"),
+        )
+        .await;
         assert_eq!((posted.status, posted.header("allow")), (405, Some("GET")));
     }
 }
@@ -64,8 +100,20 @@ async fn a_session_answers_only_the_identity_that_opened_it() {
     let mut again = house.caller("alice");
     again.session.clone_from(&alice.session);
     assert_eq!(again.call("echo", json!({})).await.status, 200);
-    assert!(!alice.seen().await.iter().any(|line| line.contains("mallory")));
-    assert!(house.records.all().iter().any(|record| record.contains("session-of-another")));
+    assert!(
+        !alice
+            .seen()
+            .await
+            .iter()
+            .any(|line| line.contains("mallory"))
+    );
+    assert!(
+        house
+            .records
+            .all()
+            .iter()
+            .any(|record| record.contains("session-of-another"))
+    );
 }
 
 /// A tool that no policy permits is refused, is not in the list, and the child never hears of it.
@@ -80,7 +128,10 @@ async fn what_no_policy_permits_reaches_no_child() {
         .await;
     let bob = house.caller("bob").initialize().await;
     assert_eq!(bob.status, 403);
-    assert!(bob.header("www-authenticate").is_none(), "more scope would not help");
+    assert!(
+        bob.header("www-authenticate").is_none(),
+        "more scope would not help"
+    );
     assert_eq!(house.children_started(), 0);
     let alice = house.session("alice").await;
     let refused = alice.call("secret", json!({})).await;
@@ -88,13 +139,36 @@ async fn what_no_policy_permits_reaches_no_child() {
     assert_eq!(refused.json()["id"], 1);
     assert_eq!(refused.json()["error"]["data"]["reason"], "denied");
     let unknown = alice.call("no_such_tool", json!({})).await;
-    assert_eq!(unknown.status, 200, "permitted, so the server itself answers");
-    let list = alice.post(r#"{"jsonrpc":"2.0","id":7,"method":"tools/list"}"#).await.json();
-    let names: Vec<_> = list["result"]["tools"].as_array().unwrap().iter().map(|tool| &tool["name"]).collect();
-    assert!(names.contains(&&json!("echo")) && !names.contains(&&json!("secret")), "{names:?}");
-    assert!(!alice.seen().await.iter().any(|line| line.contains("secret")));
+    assert_eq!(
+        unknown.status, 200,
+        "permitted, so the server itself answers"
+    );
+    let list = alice
+        .post(r#"{"jsonrpc":"2.0","id":7,"method":"tools/list"}"#)
+        .await
+        .json();
+    let names: Vec<_> = list["result"]["tools"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|tool| &tool["name"])
+        .collect();
+    assert!(
+        names.contains(&&json!("echo")) && !names.contains(&&json!("secret")),
+        "{names:?}"
+    );
+    assert!(
+        !alice
+            .seen()
+            .await
+            .iter()
+            .any(|line| line.contains("secret"))
+    );
     let records = house.records.all().join("\n");
-    assert!(records.contains("not-bob") && records.contains("all-but-secret"), "{records}");
+    assert!(
+        records.contains("not-bob") && records.contains("all-but-secret"),
+        "{records}"
+    );
 }
 
 /// json-27, tok-125: a method nobody has thought about is not forwarded.
@@ -102,10 +176,21 @@ async fn what_no_policy_permits_reaches_no_child() {
 async fn an_unknown_method_is_answered_by_the_gateway() {
     let house = house().open().await;
     let alice = house.session("alice").await;
-    let answer = alice.post(r#"{"jsonrpc":"2.0","id":"x","method":"tools/destroy"}"#).await;
-    assert_eq!((answer.status, &answer.json()["error"]["code"]), (200, &json!(-32601)));
+    let answer = alice
+        .post(r#"{"jsonrpc":"2.0","id":"x","method":"tools/destroy"}"#)
+        .await;
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["code"]),
+        (200, &json!(-32601))
+    );
     assert_eq!(answer.json()["id"], "x");
-    assert!(!alice.seen().await.iter().any(|line| line.contains("destroy")));
+    assert!(
+        !alice
+            .seen()
+            .await
+            .iter()
+            .any(|line| line.contains("destroy"))
+    );
 }
 
 /// json-13, json-22, sse-2, inc-7: ids are the gateway's own towards the child, and all else is byte for byte.
@@ -115,9 +200,16 @@ async fn messages_pass_byte_for_byte_under_rewritten_ids() {
     let alice = house.session("alice").await;
     let body = "{ \"id\":\"a\\u0062c\",\n \"jsonrpc\":\"2.0\",\r\n \"method\":\"tools/call\", \"params\":{\"name\":\"echo\",\"arguments\":{\"n\":9007199254740993,\"f\":1.0e+2,\"u\":\"\\u00e9é\"}} }";
     let answer = alice.post(body).await;
-    assert!(answer.text().contains(r#""id": "a\u0062c""#), "{}", answer.text());
+    assert!(
+        answer.text().contains(r#""id": "a\u0062c""#),
+        "{}",
+        answer.text()
+    );
     let seen = alice.seen().await;
-    let line = seen.iter().find(|line| line.contains("9007199254740993")).unwrap();
+    let line = seen
+        .iter()
+        .find(|line| line.contains("9007199254740993"))
+        .unwrap();
     let flat = body.replace(['\r', '\n'], " ");
     let (before, after) = flat.split_once("\"a\\u0062c\"").unwrap();
     assert!(line.starts_with(before) && line.ends_with(after), "{line}");
@@ -125,7 +217,10 @@ async fn messages_pass_byte_for_byte_under_rewritten_ids() {
     assert!(number.parse::<u64>().is_ok(), "{number}");
     // The other way: what the server writes, garbage around it left out.
     let answer = alice.call("garbage", json!({})).await;
-    assert_eq!(answer.text(), "{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{\"big\":9007199254740993, \"e\":1.0e+2,\"u\":\"\\u00e9é\"}}");
+    assert_eq!(
+        answer.text(),
+        "{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{\"big\":9007199254740993, \"e\":1.0e+2,\"u\":\"\\u00e9é\"}}"
+    );
 }
 
 /// json-13: one id twice in flight is refused; the same id of another session is another id.
@@ -134,7 +229,11 @@ async fn an_id_that_is_in_flight_is_not_taken_twice() {
     let house = house().open().await;
     let alice = house.session("alice").await;
     let bob = house.session("bob").await;
-    let waiting = Events::open(house.address, &alice.bytes("POST", &call(5, "ask", json!({})))).await;
+    let waiting = Events::open(
+        house.address,
+        &alice.bytes("POST", &call(5, "ask", json!({}))),
+    )
+    .await;
     let twice = async {
         loop {
             let answer = alice.post(&call(5, "echo", json!({}))).await;
@@ -162,13 +261,18 @@ async fn progress_and_answer_come_as_events() {
         .text()
         .split("\n\n")
         .filter(|event| !event.is_empty())
-        .map(|event| serde_json::from_str(event.strip_prefix("event: message\ndata: ").unwrap()).unwrap())
+        .map(|event| {
+            serde_json::from_str(event.strip_prefix("event: message\ndata: ").unwrap()).unwrap()
+        })
         .collect();
     assert_eq!(events.len(), 3);
     assert_eq!(events[1]["params"]["progress"], 2);
     assert_eq!(events[2]["result"]["content"][0]["text"], "done");
     // An answer that is alone is plain JSON.
-    assert_eq!(alice.call("echo", json!({})).await.header("content-type"), Some("application/json"));
+    assert_eq!(
+        alice.call("echo", json!({})).await.header("content-type"),
+        Some("application/json")
+    );
 }
 
 /// tok-132, json-18, sse-6: an answer is taken only where that session's server has asked.
@@ -177,16 +281,25 @@ async fn the_servers_question_reaches_its_client_and_the_answer_goes_back() {
     let house = house().open().await;
     let alice = house.session("alice").await;
     let bob = house.session("bob").await;
-    let mut stream = Events::open(house.address, &alice.bytes("POST", &call(1, "ask", json!({})))).await;
+    let mut stream = Events::open(
+        house.address,
+        &alice.bytes("POST", &call(1, "ask", json!({}))),
+    )
+    .await;
     assert_eq!(stream.next().await["method"], "elicitation/create");
     let reply = r#"{"jsonrpc":"2.0","id":"mine-1","result":{"action":"decline"}}"#;
     assert_eq!(bob.post(reply).await.status, 400, "nobody asked bob");
     let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
-    assert_eq!(bob.post(cancel).await.status, 202, "of his own there is none, so it has no effect");
+    assert_eq!(
+        bob.post(cancel).await.status,
+        202,
+        "of his own there is none, so it has no effect"
+    );
     assert_eq!(alice.post(reply).await.status, 202);
     assert_eq!(alice.post(reply).await.status, 400, "only once");
     let answer = stream.next().await;
-    let heard: Value = serde_json::from_str(answer["result"]["content"][0]["text"].as_str().unwrap()).unwrap();
+    let heard: Value =
+        serde_json::from_str(answer["result"]["content"][0]["text"].as_str().unwrap()).unwrap();
     assert_eq!(heard["result"]["action"], "decline");
 }
 
@@ -202,13 +315,24 @@ async fn a_server_that_dies_fails_its_calls_and_its_session_alone() {
     assert_eq!(answer.json()["error"]["data"]["reason"], "server-ended");
     assert_eq!(alice.call("echo", json!({})).await.status, 404);
     assert_eq!(bob.call("echo", json!({})).await.status, 200);
-    assert_eq!(house.session("alice").await.call("echo", json!({})).await.status, 200);
+    assert_eq!(
+        house
+            .session("alice")
+            .await
+            .call("echo", json!({}))
+            .await
+            .status,
+        200
+    );
 }
 
 /// fault-16, fault-17: a call that takes too long is cancelled towards the server and failed towards the client.
 #[tokio::test]
 async fn a_call_that_takes_too_long_is_failed_and_cancelled() {
-    let house = house().with("[limits]\ncall-timeout = \"1s\"\n").open().await;
+    let house = house()
+        .with("[limits]\ncall-timeout = \"1s\"\n")
+        .open()
+        .await;
     let alice = house.session("alice").await;
     let answer = alice.call("hang", json!({})).await;
     assert_eq!(answer.status, 504);
@@ -221,7 +345,10 @@ async fn answers_that_are_none_do_not_reach_a_client() {
     let house = house().open().await;
     let alice = house.session("alice").await;
     let both = alice.call("both", json!({})).await;
-    assert_eq!((both.status, &both.json()["error"]["data"]["reason"]), (502, &json!("server-protocol-error")));
+    assert_eq!(
+        (both.status, &both.json()["error"]["data"]["reason"]),
+        (502, &json!("server-protocol-error"))
+    );
     assert_eq!(alice.call("stray", json!({})).await.said(), "mine");
 }
 
@@ -234,8 +361,14 @@ async fn a_servers_errors_are_records_of_their_own() {
     alice.send("DELETE", "").await;
     house.records.wait_for("child-exited").await;
     let records = house.records.all();
-    let line = records.iter().find(|record| record.contains("forged")).expect("the line was recorded");
-    assert!(line.contains("child-stderr") && !line.contains('\u{1b}'), "{line}");
+    let line = records
+        .iter()
+        .find(|record| record.contains("forged"))
+        .expect("the line was recorded");
+    assert!(
+        line.contains("child-stderr") && !line.contains('\u{1b}'),
+        "{line}"
+    );
 }
 
 #[tokio::test]
@@ -278,10 +411,24 @@ async fn a_version_that_is_not_served_is_refused_with_those_that_are() {
     };
     for version in ["2026-07-28", "1999-01-01", "x"] {
         let answer = wire::exchange(house.address, &with(version)).await;
-        assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!(-32022)), "{version}");
-        assert!(answer.json()["error"]["data"]["supported"].as_array().unwrap().contains(&json!("2025-11-25")));
+        assert_eq!(
+            (answer.status, &answer.json()["error"]["code"]),
+            (400, &json!(-32022)),
+            "{version}"
+        );
+        assert!(
+            answer.json()["error"]["data"]["supported"]
+                .as_array()
+                .unwrap()
+                .contains(&json!("2025-11-25"))
+        );
     }
-    assert_eq!(wire::exchange(house.address, &with("2025-11-25")).await.status, 200);
+    assert_eq!(
+        wire::exchange(house.address, &with("2025-11-25"))
+            .await
+            .status,
+        200
+    );
 }
 
 /// A server that refuses `initialize`, or dies before it, opens no session.
@@ -290,7 +437,10 @@ async fn a_refused_initialize_opens_no_session() {
     let house = house().argument("--refuse").open().await;
     let mut alice = house.caller("alice");
     let answer = alice.initialize().await;
-    assert_eq!((answer.status, &answer.json()["error"]["code"]), (200, &json!(-32602)));
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["code"]),
+        (200, &json!(-32602))
+    );
     assert!(alice.session.is_none());
     house.records.wait_for("child-exited").await;
 }
@@ -300,7 +450,10 @@ async fn more_sessions_than_allowed_are_refused_before_anything_starts() {
     let house = house().with("[limits]\nsessions = 1\n").open().await;
     let _alice = house.session("alice").await;
     let answer = house.caller("bob").initialize().await;
-    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")));
+    assert_eq!(
+        (answer.status, answer.header("retry-after")),
+        (503, Some("5"))
+    );
     assert_eq!(answer.json()["error"]["data"]["reason"], "session-limit");
     assert_eq!(house.children_started(), 1);
 }
@@ -308,16 +461,28 @@ async fn more_sessions_than_allowed_are_refused_before_anything_starts() {
 /// fault-8, fault-20: with a broken configuration everybody is told 503; a mended one serves on the same socket.
 #[tokio::test]
 async fn a_broken_configuration_is_a_mode_until_it_is_mended() {
-    let house = house().file("command = [\"/usr/bin/python3\"]\nresorce = \"x\"\n").open().await;
+    let house = house()
+        .file("command = [\"/usr/bin/python3\"]\nresorce = \"x\"\n")
+        .open()
+        .await;
     let mut alice = house.caller("alice");
     for _ in 0..3 {
         let answer = alice.initialize().await;
-        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("30")));
+        assert_eq!(
+            (answer.status, answer.header("retry-after")),
+            (503, Some("30"))
+        );
         assert_eq!(answer.json()["error"]["message"], "misconfigured");
-        assert!(!answer.text().contains("resorce"), "strangers are told no details");
+        assert!(
+            !answer.text().contains("resorce"),
+            "strangers are told no details"
+        );
     }
     let records = house.records.all().join("\n");
-    assert!(records.contains("servers/it.toml") && records.contains("resorce"), "{records}");
+    assert!(
+        records.contains("servers/it.toml") && records.contains("resorce"),
+        "{records}"
+    );
     house.mend();
     assert_eq!(alice.initialize().await.status, 200);
 }
@@ -325,9 +490,15 @@ async fn a_broken_configuration_is_a_mode_until_it_is_mended() {
 /// fault-20: a program that cannot be started says which and why, in the record; the client is told `start-failed`.
 #[tokio::test]
 async fn a_program_that_does_not_exist_is_an_error_with_its_name() {
-    let house = house().command(&["/usr/bin/thv-no-such-program"]).open().await;
+    let house = house()
+        .command(&["/usr/bin/thv-no-such-program"])
+        .open()
+        .await;
     let answer = house.caller("alice").initialize().await;
-    assert_eq!((answer.status, &answer.json()["error"]["data"]["reason"]), (503, &json!("start-failed")));
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["data"]["reason"]),
+        (503, &json!("start-failed"))
+    );
     let records = house.records.all().join("\n");
     assert!(records.contains("thv-no-such-program"), "{records}");
 }
@@ -340,36 +511,71 @@ async fn the_callers_credentials_do_not_reach_the_server() {
     let token = alice.token.clone().unwrap();
     let signature = token.rsplit('.').next().unwrap().to_owned();
     let with_cookie = String::from_utf8(alice.bytes("POST", &call(9, "echo", json!({})))).unwrap();
-    let with_cookie = with_cookie.replace("Content-Type:", "Cookie: secret-cookie\r\nContent-Type:");
-    assert_eq!(wire::exchange(house.address, with_cookie.as_bytes()).await.status, 200);
+    let with_cookie =
+        with_cookie.replace("Content-Type:", "Cookie: secret-cookie\r\nContent-Type:");
+    assert_eq!(
+        wire::exchange(house.address, with_cookie.as_bytes())
+            .await
+            .status,
+        200
+    );
     let mut heard = alice.seen().await.join("\n");
-    for probe in [json!({ "probe": "environment" }), json!({ "probe": "descriptors" })] {
+    for probe in [
+        json!({ "probe": "environment" }),
+        json!({ "probe": "descriptors" }),
+    ] {
         heard.push_str(&alice.call("probe", probe).await.said());
     }
     assert!(heard.contains("echo"));
-    for secret in [token.as_str(), &signature, "Bearer", "secret-cookie", "Authorization"] {
+    for secret in [
+        token.as_str(),
+        &signature,
+        "Bearer",
+        "secret-cookie",
+        "Authorization",
+    ] {
         assert!(!heard.contains(secret), "{secret}");
     }
-    assert!(!house.records.all().join("\n").contains(&signature), "nor any record");
+    assert!(
+        !house.records.all().join("\n").contains(&signature),
+        "nor any record"
+    );
 }
 
 /// fault-14: a server that dies at its start is told with its first call, and the next one is tried.
 #[tokio::test]
 async fn a_server_that_dies_at_its_start_is_an_answer_to_its_own_client() {
-    let house = house().command(&["/usr/bin/python3", "-c", "raise SystemExit(7)"]).open().await;
+    let house = house()
+        .command(&["/usr/bin/python3", "-c", "raise SystemExit(7)"])
+        .open()
+        .await;
     for _ in 0..2 {
         let answer = house.caller("alice").initialize().await;
-        assert_eq!((answer.status, &answer.json()["error"]["data"]["reason"]), (502, &json!("server-ended")));
+        assert_eq!(
+            (answer.status, &answer.json()["error"]["data"]["reason"]),
+            (502, &json!("server-ended"))
+        );
     }
     house.records.wait_for("child-died").await;
-    assert!(house.records.all().iter().any(|record| record.contains("THV_EXIT=code 7")), "{:#?}", house.records.all());
+    assert!(
+        house
+            .records
+            .all()
+            .iter()
+            .any(|record| record.contains("THV_EXIT=code 7")),
+        "{:#?}",
+        house.records.all()
+    );
 }
 
 /// fault-18: what a server has written before it ended is read.
 #[tokio::test]
 async fn the_last_words_of_a_server_are_heard() {
     let script = "import sys\nline = sys.stdin.readline()\nprint('{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{\"last\":\"word\"}}')";
-    let house = house().command(&["/usr/bin/python3", "-c", script]).open().await;
+    let house = house()
+        .command(&["/usr/bin/python3", "-c", script])
+        .open()
+        .await;
     let answer = house.caller("alice").initialize().await;
     assert_eq!(answer.json()["result"]["last"], "word");
 }
@@ -378,16 +584,25 @@ async fn the_last_words_of_a_server_are_heard() {
 #[tokio::test]
 async fn a_server_that_closes_its_output_has_ended() {
     let script = "import os, time\nos.close(1)\ntime.sleep(600)";
-    let house = house().command(&["/usr/bin/python3", "-c", script]).open().await;
+    let house = house()
+        .command(&["/usr/bin/python3", "-c", script])
+        .open()
+        .await;
     let answer = house.caller("alice").initialize().await;
-    assert_eq!((answer.status, &answer.json()["error"]["data"]["reason"]), (502, &json!("server-ended")));
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["data"]["reason"]),
+        (502, &json!("server-ended"))
+    );
     house.records.wait_for("child-died").await;
 }
 
 /// fault-21, probe-68: a server that does not read is not waited for, and others are served.
 #[tokio::test]
 async fn a_server_that_does_not_read_holds_up_nobody() {
-    let house = house().with("[limits]\ncall-timeout = \"2s\"\n").open().await;
+    let house = house()
+        .with("[limits]\ncall-timeout = \"2s\"\n")
+        .open()
+        .await;
     let alice = house.session("alice").await;
     let bob = house.session("bob").await;
     // Its one process waits for a child of its own, and reads nothing.
@@ -395,7 +610,11 @@ async fn a_server_that_does_not_read_holds_up_nobody() {
     let flood = async {
         let mut answers = Vec::new();
         for number in 0..80 {
-            let big = call(format!("\"f{number}\""), "echo", json!({ "x": "y".repeat(200_000) }));
+            let big = call(
+                format!("\"f{number}\""),
+                "echo",
+                json!({ "x": "y".repeat(200_000) }),
+            );
             answers.push(Events::open(house.address, &alice.bytes("POST", &big)).await);
         }
         answers
@@ -414,7 +633,10 @@ async fn a_gateway_with_an_old_configuration_makes_way() {
     assert_eq!(alice.send("GET", "").await.status, 405);
     house.edit();
     let answer = alice.initialize().await;
-    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
+    assert_eq!(
+        (answer.status, answer.header("retry-after")),
+        (503, Some("1"))
+    );
     assert_eq!(house.children_started(), 0);
     assert_eq!(house.ended().await, thv::daemon::Exit::Done);
 }
@@ -430,7 +652,26 @@ async fn without_authentication_everybody_on_this_host_is_anonymous() {
     // `cat` gives the request back, which is no answer: what matters is that one was started.
     let answer = anybody.send("GET", "").await;
     assert_eq!(answer.status, 405);
-    let metadata = wire::exchange(house.address, &wire::request("GET", "/.well-known/oauth-protected-resource", &[("Host", &house.address.to_string())], "")).await;
-    assert_eq!(metadata.json()["authorization_servers"], json!(null), "there is nobody to send them to");
-    assert!(house.records.all().iter().any(|record| record.contains("THV_SUBJECT=anonymous")));
+    let metadata = wire::exchange(
+        house.address,
+        &wire::request(
+            "GET",
+            "/.well-known/oauth-protected-resource",
+            &[("Host", &house.address.to_string())],
+            "",
+        ),
+    )
+    .await;
+    assert_eq!(
+        metadata.json()["authorization_servers"],
+        json!(null),
+        "there is nobody to send them to"
+    );
+    assert!(
+        house
+            .records
+            .all()
+            .iter()
+            .any(|record| record.contains("THV_SUBJECT=anonymous"))
+    );
 }

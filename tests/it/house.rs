@@ -46,7 +46,14 @@ pub struct House {
 
 /// A house with the scripted server, in which everybody may do everything.
 pub fn house() -> Plan {
-    Plan { command: None, arguments: Vec::new(), policy: None, more: String::new(), optional: "\"cgroup\"", file: None }
+    Plan {
+        command: None,
+        arguments: Vec::new(),
+        policy: None,
+        more: String::new(),
+        optional: "\"cgroup\"",
+        file: None,
+    }
 }
 
 impl Plan {
@@ -86,7 +93,10 @@ impl Plan {
     }
 
     pub async fn open(self) -> House {
-        let files = tempfile::Builder::new().prefix("thv-it-").tempdir().unwrap();
+        let files = tempfile::Builder::new()
+            .prefix("thv-it-")
+            .tempdir()
+            .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let issuer = DemoIssuer::start(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
@@ -95,9 +105,19 @@ impl Plan {
         for dir in ["servers", "policies"] {
             fs::create_dir_all(etc.join(dir)).unwrap();
         }
-        fs::write(etc.join("policies/it.cedar"), self.policy.as_deref().unwrap_or_default()).unwrap();
+        fs::write(
+            etc.join("policies/it.cedar"),
+            self.policy.as_deref().unwrap_or_default(),
+        )
+        .unwrap();
         fs::write(etc.join("good.toml.kept"), &good).unwrap();
-        fs::write(etc.join("servers/it.toml"), self.file.as_ref().map_or(good.clone(), |file| file.replace("{address}", &address.to_string()))).unwrap();
+        fs::write(
+            etc.join("servers/it.toml"),
+            self.file.as_ref().map_or(good.clone(), |file| {
+                file.replace("{address}", &address.to_string())
+            }),
+        )
+        .unwrap();
         readable(files.path());
 
         let server = ServerName::parse("it").unwrap();
@@ -124,7 +144,14 @@ impl Plan {
             may_exit: false,
         };
         let gateway = tokio::spawn(daemon::run(setup));
-        House { address, issuer, records, files, gateway, runner: Some(runner) }
+        House {
+            address,
+            issuer,
+            records,
+            files,
+            gateway,
+            runner: Some(runner),
+        }
     }
 
     fn server_file(&self, address: SocketAddr, issuer: &str) -> String {
@@ -133,8 +160,11 @@ impl Plan {
         command.push(servers.join("scripted.py").display().to_string());
         command.extend(self.arguments.iter().cloned());
         let command = self.command.clone().unwrap_or(command);
-        let authz =
-            if self.policy.is_some() { r#"policies = ["/etc/thv/policies/it.cedar"]"# } else { r#"allow = "authenticated""# };
+        let authz = if self.policy.is_some() {
+            r#"policies = ["/etc/thv/policies/it.cedar"]"#
+        } else {
+            r#"allow = "authenticated""#
+        };
         format!(
             "command = {command:?}\nresource = \"http://{address}/mcp\"\n\n[[auth.issuer]]\nissuer = \"{issuer}\"\n\
              audience = \"http://{address}/mcp\"\n\n[authz]\n{authz}\n\n[sandbox]\noptional = [{}]\n\
@@ -147,7 +177,9 @@ impl Plan {
 impl House {
     /// A good token for `subject`, in the group `it`.
     pub fn token(&self, subject: &str) -> String {
-        self.issuer.token(subject, &self.resource(), &["it"]).unwrap()
+        self.issuer
+            .token(subject, &self.resource(), &["it"])
+            .unwrap()
     }
 
     pub fn resource(&self) -> String {
@@ -169,19 +201,33 @@ impl House {
 
     /// Waits for the gateway to end by itself.
     pub async fn ended(mut self) -> daemon::Exit {
-        tokio::time::timeout(PATIENCE, &mut self.gateway).await.unwrap().unwrap().unwrap()
+        tokio::time::timeout(PATIENCE, &mut self.gateway)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
     }
 
     /// A caller with a good token and no session yet.
     pub fn caller(&self, subject: &str) -> Caller {
-        Caller { address: self.address, token: Some(self.token(subject)), session: None }
+        Caller {
+            address: self.address,
+            token: Some(self.token(subject)),
+            session: None,
+        }
     }
 
     /// A caller with a session.
     pub async fn session(&self, subject: &str) -> Caller {
         let mut caller = self.caller(subject);
         let answer = caller.initialize().await;
-        assert_eq!(answer.status, 200, "{}\n{:#?}", answer.text(), self.records.all());
+        assert_eq!(
+            answer.status,
+            200,
+            "{}\n{:#?}",
+            answer.text(),
+            self.records.all()
+        );
         caller
     }
 
@@ -199,7 +245,11 @@ impl House {
 
     /// How many children were ever started.
     pub fn children_started(&self) -> usize {
-        self.records.all().iter().filter(|record| record.contains("child-started")).count()
+        self.records
+            .all()
+            .iter()
+            .filter(|record| record.contains("child-started"))
+            .count()
     }
 }
 
@@ -216,7 +266,11 @@ impl Records {
     /// Every record as one line of its fields.
     pub fn all(&self) -> Vec<String> {
         let line = |record: &Record| {
-            record.fields().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+            record
+                .fields()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect::<Vec<_>>()
+                .join(" ")
         };
         self.0.records().iter().map(line).collect()
     }
@@ -224,11 +278,17 @@ impl Records {
     /// Waits until something of that kind is recorded.
     pub async fn wait_for(&self, kind: &str) {
         let there = async {
-            while !self.all().iter().any(|record| record.contains(&format!("THV_EVENT={kind} "))) {
+            while !self
+                .all()
+                .iter()
+                .any(|record| record.contains(&format!("THV_EVENT={kind} ")))
+            {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(PATIENCE, there).await.unwrap_or_else(|_| panic!("no {kind}: {:#?}", self.all()));
+        tokio::time::timeout(PATIENCE, there)
+            .await
+            .unwrap_or_else(|_| panic!("no {kind}: {:#?}", self.all()));
     }
 }
 
@@ -275,7 +335,11 @@ impl Caller {
             ("Accept", "application/json, text/event-stream"),
         ];
         headers.extend(bearer.as_deref().map(|bearer| ("Authorization", bearer)));
-        headers.extend(self.session.as_deref().map(|session| ("Mcp-Session-Id", session)));
+        headers.extend(
+            self.session
+                .as_deref()
+                .map(|session| ("Mcp-Session-Id", session)),
+        );
         wire::request(method, "/mcp", &headers, body)
     }
 }

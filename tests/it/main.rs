@@ -1,5 +1,9 @@
 //! One binary of scenarios: builders set the scene, the wire tells what came of it.
-#![allow(clippy::unwrap_used, unreachable_pub, reason = "a test that cannot go on has failed, and nobody uses it from outside")]
+#![allow(
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a test that cannot go on has failed, and nobody uses it from outside"
+)]
 
 /// What a request meets before anybody looks at its token.
 mod edge;

@@ -28,7 +28,10 @@ impl Sandbox {
     }
 
     async fn inside(&self, probe: &str, argument: &str) -> Outcome {
-        let answer = self.caller.call("probe", json!({ "probe": probe, "argument": argument })).await;
+        let answer = self
+            .caller
+            .call("probe", json!({ "probe": probe, "argument": argument }))
+            .await;
         serde_json::from_str(&answer.said()).unwrap()
     }
 
@@ -36,7 +39,11 @@ impl Sandbox {
     #[track_caller]
     fn refused(&self, probe: &'static str, argument: &str) -> impl Future<Output = String> {
         let outside = outside(probe, argument);
-        assert!(outside.0, "the control of `{probe} {argument}` failed, so it proves nothing: {}", outside.1);
+        assert!(
+            outside.0,
+            "the control of `{probe} {argument}` failed, so it proves nothing: {}",
+            outside.1
+        );
         let argument = argument.to_owned();
         async move {
             let inside = self.inside(probe, &argument).await;
@@ -47,9 +54,16 @@ impl Sandbox {
 
     /// Works outside and inside.
     async fn works(&self, probe: &'static str, argument: &str) -> String {
-        assert!(outside(probe, argument).0, "the control of `{probe} {argument}` failed");
+        assert!(
+            outside(probe, argument).0,
+            "the control of `{probe} {argument}` failed"
+        );
         let inside = self.inside(probe, argument).await;
-        assert!(inside.0, "`{probe} {argument}` does not work inside: {}", inside.1);
+        assert!(
+            inside.0,
+            "`{probe} {argument}` does not work inside: {}",
+            inside.1
+        );
         inside.1
     }
 }
@@ -83,21 +97,49 @@ async fn the_hosts_files_are_not_there() {
     }
     let sandbox = Sandbox::open().await;
     let marker = tempfile::NamedTempFile::with_prefix("thv-marker-").unwrap();
-    for path in ["/etc/shadow", "/root", "/home", "/var/log", "/run/lock", "/sys", "/sys/fs/cgroup", marker.path().to_str().unwrap()] {
+    for path in [
+        "/etc/shadow",
+        "/root",
+        "/home",
+        "/var/log",
+        "/run/lock",
+        "/sys",
+        "/sys/fs/cgroup",
+        marker.path().to_str().unwrap(),
+    ] {
         sandbox.refused("open", path).await;
     }
-    for path in ["/run/credentials", "/run/dbus/system_bus_socket", "/run/systemd/journal/socket", "/etc/thv", "/var/lib"] {
+    for path in [
+        "/run/credentials",
+        "/run/dbus/system_bus_socket",
+        "/run/systemd/journal/socket",
+        "/etc/thv",
+        "/var/lib",
+    ] {
         assert!(!sandbox.inside("open", path).await.0, "{path}");
     }
-    assert_eq!(sandbox.works("list", "/dev").await.split(' ').filter(|name| !["fd", "shm"].contains(name)).collect::<Vec<_>>(),
-        ["full", "null", "random", "stderr", "stdin", "stdout", "urandom", "zero"]);
+    assert_eq!(
+        sandbox
+            .works("list", "/dev")
+            .await
+            .split(' ')
+            .filter(|name| !["fd", "shm"].contains(name))
+            .collect::<Vec<_>>(),
+        [
+            "full", "null", "random", "stderr", "stdin", "stdout", "urandom", "zero"
+        ]
+    );
 }
 
 /// probe-2: the way through `/proc` leads to its own root.
 #[tokio::test]
 async fn the_root_of_its_init_is_not_shown() {
     let sandbox = Sandbox::open().await;
-    for path in ["/proc/1/root/etc/shadow", "/proc/1/cwd/etc/shadow", "/proc/self/root/etc/shadow"] {
+    for path in [
+        "/proc/1/root/etc/shadow",
+        "/proc/1/cwd/etc/shadow",
+        "/proc/self/root/etc/shadow",
+    ] {
         assert!(!sandbox.inside("open", path).await.0, "{path}");
     }
 }
@@ -107,11 +149,23 @@ async fn the_root_of_its_init_is_not_shown() {
 async fn no_environment_or_argument_tells_a_secret() {
     let sandbox = Sandbox::open().await;
     let environment: Value = serde_json::from_str(&sandbox.works("environment", "").await).unwrap();
-    let names: Vec<_> = environment.as_object().unwrap().keys().map(String::as_str).collect();
+    let names: Vec<_> = environment
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
     assert_eq!(names, ["HOME", "LANG", "PATH", "TMPDIR"]);
     assert!(outside("open", "/proc/self/environ").0);
-    for path in ["/proc/1/environ", "/proc/1/mem", "/proc/1/maps", "/proc/1/fd"] {
-        let (through, what) = sandbox.inside(if path.ends_with("fd") { "list" } else { "open" }, path).await;
+    for path in [
+        "/proc/1/environ",
+        "/proc/1/mem",
+        "/proc/1/maps",
+        "/proc/1/fd",
+    ] {
+        let (through, what) = sandbox
+            .inside(if path.ends_with("fd") { "list" } else { "open" }, path)
+            .await;
         assert!(!through, "{path}: {what}");
     }
 }
@@ -127,7 +181,10 @@ async fn what_is_shown_is_read_only() {
         sandbox.refused("write", path).await;
         fs::remove_file(path).unwrap();
     }
-    for path in ["/proc/sys/kernel/core_pattern", "/proc/sys/vm/overcommit_memory"] {
+    for path in [
+        "/proc/sys/kernel/core_pattern",
+        "/proc/sys/vm/overcommit_memory",
+    ] {
         sandbox.refused("write", path).await;
     }
     sandbox.refused("mknod", "/tmp/thv-probe-node").await;
@@ -144,8 +201,16 @@ async fn other_processes_are_neither_seen_nor_touched() {
     }
     let sandbox = Sandbox::open().await;
     let pids = sandbox.works("list", "/proc").await;
-    assert_eq!(pids.split(' ').filter(|name| name.bytes().all(|b| b.is_ascii_digit())).count(), 2, "{pids}");
-    sandbox.refused("kill", &std::process::id().to_string()).await;
+    assert_eq!(
+        pids.split(' ')
+            .filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
+            .count(),
+        2,
+        "{pids}"
+    );
+    sandbox
+        .refused("kill", &std::process::id().to_string())
+        .await;
     // Its init may be signalled by number, and stays.
     let _ = sandbox.inside("kill-all", "").await;
     assert_eq!(sandbox.caller.call("echo", json!({})).await.status, 200);
@@ -155,7 +220,12 @@ async fn other_processes_are_neither_seen_nor_touched() {
 #[tokio::test]
 async fn no_new_namespace_can_be_made() {
     let sandbox = Sandbox::open().await;
-    assert!(sandbox.refused("new-user-namespace", "").await.contains("EPERM"));
+    assert!(
+        sandbox
+            .refused("new-user-namespace", "")
+            .await
+            .contains("EPERM")
+    );
 }
 
 /// probe-19, probe-27…38, probe-44…46, probe-48: calls that must not work, each by its number.
@@ -168,24 +238,74 @@ async fn dangerous_system_calls_are_refused() {
     let sandbox = Sandbox::open().await;
     let mut absent = Vec::new();
     for call in [
-        "mount", "umount2", "pivot_root", "chroot", "move_mount", "open_tree", "fsopen", "fsmount", "mount_setattr", "bpf",
-        "perf_event_open", "io_uring_setup", "io_uring_enter", "io_uring_register", "keyctl", "add_key", "request_key",
-        "userfaultfd", "kexec_load", "kexec_file_load", "reboot", "swapon", "init_module", "finit_module", "delete_module",
-        "acct", "quotactl", "syslog", "clock_settime", "settimeofday", "adjtimex", "open_by_handle_at", "name_to_handle_at",
-        "iopl", "ioperm", "modify_ldt", "personality", "ptrace", "process_vm_readv", "pidfd_getfd", "kcmp", "setns", "unshare",
-        "process_madvise", "move_pages", "migrate_pages", "mbind", "fanotify_init", "sethostname", "setdomainname",
+        "mount",
+        "umount2",
+        "pivot_root",
+        "chroot",
+        "move_mount",
+        "open_tree",
+        "fsopen",
+        "fsmount",
+        "mount_setattr",
+        "bpf",
+        "perf_event_open",
+        "io_uring_setup",
+        "io_uring_enter",
+        "io_uring_register",
+        "keyctl",
+        "add_key",
+        "request_key",
+        "userfaultfd",
+        "kexec_load",
+        "kexec_file_load",
+        "reboot",
+        "swapon",
+        "init_module",
+        "finit_module",
+        "delete_module",
+        "acct",
+        "quotactl",
+        "syslog",
+        "clock_settime",
+        "settimeofday",
+        "adjtimex",
+        "open_by_handle_at",
+        "name_to_handle_at",
+        "iopl",
+        "ioperm",
+        "modify_ldt",
+        "personality",
+        "ptrace",
+        "process_vm_readv",
+        "pidfd_getfd",
+        "kcmp",
+        "setns",
+        "unshare",
+        "process_madvise",
+        "move_pages",
+        "migrate_pages",
+        "mbind",
+        "fanotify_init",
+        "sethostname",
+        "setdomainname",
     ] {
         let (through, what) = outside("call", call);
         if what.starts_with("ENOSYS") {
             absent.push(call);
         } else {
-            assert!(through, "the control of `{call}` failed, so it proves nothing: {what}");
+            assert!(
+                through,
+                "the control of `{call}` failed, so it proves nothing: {what}"
+            );
         }
         let (through, what) = sandbox.inside("call", call).await;
         assert!(!through && what.starts_with("EPERM"), "{call}: {what}");
     }
     println!("not proven here, because this kernel has none of them: {absent:?}");
-    assert!(absent.len() < 12, "too many controls are missing: {absent:?}");
+    assert!(
+        absent.len() < 12,
+        "too many controls are missing: {absent:?}"
+    );
 }
 
 /// probe-39: no typing into a terminal, also with bits above those that the kernel looks at; and there is none.
@@ -194,7 +314,12 @@ async fn dangerous_system_calls_are_refused() {
 async fn a_terminal_cannot_be_typed_into() {
     let sandbox = Sandbox::open().await;
     for high_bits in ["0", "1"] {
-        assert!(sandbox.refused("tiocsti", high_bits).await.contains("EPERM"));
+        assert!(
+            sandbox
+                .refused("tiocsti", high_bits)
+                .await
+                .contains("EPERM")
+        );
     }
     assert!(!sandbox.inside("terminal", "").await.0);
 }
@@ -223,14 +348,25 @@ async fn only_ordinary_sockets_can_be_made() {
 async fn nothing_is_reached_over_the_network() {
     let sandbox = Sandbox::open().await;
     let gateway = sandbox.house.address.to_string();
-    assert!(sandbox.refused("tcp", &gateway).await.contains("ECONNREFUSED"));
+    assert!(
+        sandbox
+            .refused("tcp", &gateway)
+            .await
+            .contains("ECONNREFUSED")
+    );
     for address in ["10.0.0.1:80", "169.254.169.254:80", "192.0.2.1:443"] {
         let (through, what) = sandbox.inside("tcp", address).await;
-        assert!(!through && what.starts_with("ENETUNREACH"), "{address}: {what}");
+        assert!(
+            !through && what.starts_with("ENETUNREACH"),
+            "{address}: {what}"
+        );
     }
     for address in ["8.8.8.8", "10.0.0.1"] {
         let (through, what) = sandbox.inside("udp", address).await;
-        assert!(!through && what.starts_with("ENETUNREACH"), "{address}: {what}");
+        assert!(
+            !through && what.starts_with("ENETUNREACH"),
+            "{address}: {what}"
+        );
     }
 }
 
@@ -264,22 +400,34 @@ async fn no_privilege_is_left_and_none_can_be_had() {
     for set in ["CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb"] {
         assert_eq!(status[set], "0000000000000000", "{set}");
     }
-    assert_eq!((&status["NoNewPrivs"], &status["Seccomp"]), (&json!("1"), &json!("2")));
+    assert_eq!(
+        (&status["NoNewPrivs"], &status["Seccomp"]),
+        (&json!("1"), &json!("2"))
+    );
     assert_eq!(status["Uid"], "1000\t1000\t1000\t1000");
     assert!(!sandbox.inside("user-map", "").await.0);
     assert!(!sandbox.inside("real-time", "").await.0);
     if is_root("the control of real-time scheduling") {
         sandbox.refused("real-time", "").await;
     }
-    assert!(!sandbox.inside("raise-limit", "").await.0, "core dumps stay off (probe-26)");
+    assert!(
+        !sandbox.inside("raise-limit", "").await.0,
+        "core dumps stay off (probe-26)"
+    );
 }
 
 /// probe-81: nothing writable is shared between sessions, of one principal or of two.
 #[tokio::test]
 async fn sessions_share_no_writable_place() {
     let sandbox = Sandbox::open().await;
-    let bob = Sandbox { caller: sandbox.house.session("bob").await, house: house().open().await };
-    let again = Sandbox { caller: sandbox.house.session("alice").await, house: house().open().await };
+    let bob = Sandbox {
+        caller: sandbox.house.session("bob").await,
+        house: house().open().await,
+    };
+    let again = Sandbox {
+        caller: sandbox.house.session("alice").await,
+        house: house().open().await,
+    };
     for path in ["/tmp/thv-left", "/dev/shm/thv-left"] {
         assert!(sandbox.inside("write", path).await.0);
         assert!(sandbox.inside("open", path).await.0);
@@ -320,8 +468,14 @@ async fn orphans_are_reaped() {
 async fn a_process_that_hides_ends_with_its_session() {
     let sandbox = Sandbox::open().await;
     let marker = sandbox.house.runner_pid();
-    assert_eq!(sandbox.inside("hide", "").await, (true, "hidden".to_owned()));
-    assert!(descendants(marker).len() >= 3, "init, server and the hidden one");
+    assert_eq!(
+        sandbox.inside("hide", "").await,
+        (true, "hidden".to_owned())
+    );
+    assert!(
+        descendants(marker).len() >= 3,
+        "init, server and the hidden one"
+    );
     sandbox.caller.send("DELETE", "").await;
     sandbox.house.records.wait_for("child-exited").await;
     assert_eq!(descendants(marker), Vec::<i32>::new());
@@ -352,9 +506,15 @@ async fn a_missing_layer_means_no_child() {
         println!("not proven here: this host has delegated cgroups");
         return;
     }
-    assert_eq!((answer.status, &answer.json()["error"]["data"]["reason"]), (503, &json!("start-failed")));
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["data"]["reason"]),
+        (503, &json!("start-failed"))
+    );
     let records = house.records.all().join("\n");
-    assert!(records.contains("THV_LAYER=cgroup") && records.contains("Delegate=yes"), "{records}");
+    assert!(
+        records.contains("THV_LAYER=cgroup") && records.contains("Delegate=yes"),
+        "{records}"
+    );
     assert_eq!(house.children_started(), 0);
 }
 
@@ -364,10 +524,18 @@ fn descendants(of: u32) -> Vec<i32> {
     let mut parents = vec![i32::try_from(of).unwrap()];
     while let Some(parent) = parents.pop() {
         for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
+                continue;
+            };
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect::<Vec<_>>());
-            if fields.is_some_and(|fields| fields.get(1).is_some_and(|ppid| *ppid == parent.to_string())) {
+            let fields = stat
+                .rsplit_once(')')
+                .map(|(_, rest)| rest.split_whitespace().collect::<Vec<_>>());
+            if fields.is_some_and(|fields| {
+                fields
+                    .get(1)
+                    .is_some_and(|ppid| *ppid == parent.to_string())
+            }) {
                 found.push(pid);
                 parents.push(pid);
             }

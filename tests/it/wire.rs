@@ -19,7 +19,10 @@ pub struct Answer {
 
 impl Answer {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     pub fn text(&self) -> String {
@@ -29,13 +32,20 @@ impl Answer {
     /// The JSON body, or the JSON of the last event.
     pub fn json(&self) -> Value {
         let text = self.text();
-        let json = text.lines().rev().find_map(|line| line.strip_prefix("data: ")).unwrap_or(&text);
+        let json = text
+            .lines()
+            .rev()
+            .find_map(|line| line.strip_prefix("data: "))
+            .unwrap_or(&text);
         serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
     /// The text of a tool's result.
     pub fn said(&self) -> String {
-        self.json()["result"]["content"][0]["text"].as_str().unwrap_or_else(|| panic!("no result: {self:?}")).to_owned()
+        self.json()["result"]["content"][0]["text"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no result: {self:?}"))
+            .to_owned()
     }
 }
 
@@ -44,13 +54,19 @@ pub async fn exchange(address: SocketAddr, request: &[u8]) -> Answer {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request).await.unwrap();
     let mut bytes = Vec::new();
-    timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("no answer in time").unwrap();
+    timeout(PATIENCE, stream.read_to_end(&mut bytes))
+        .await
+        .expect("no answer in time")
+        .unwrap();
     parse(&bytes)
 }
 
 /// A request's bytes: the head lines as given, `Connection: close`, and the body with its length.
 pub fn request(method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
-    let mut text = format!("{method} {target} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+    let mut text = format!(
+        "{method} {target} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n",
+        body.len()
+    );
     for (name, value) in headers {
         text.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -75,7 +91,10 @@ impl Events {
         let mut line = String::new();
         loop {
             line.clear();
-            let read = timeout(PATIENCE, self.0.read_line(&mut line)).await.expect("no event in time").unwrap();
+            let read = timeout(PATIENCE, self.0.read_line(&mut line))
+                .await
+                .expect("no event in time")
+                .unwrap();
             assert!(read > 0, "the stream ended");
             if let Some(data) = line.strip_prefix("data: ") {
                 return serde_json::from_str(data.trim_end()).unwrap();
@@ -85,19 +104,39 @@ impl Events {
 }
 
 fn parse(bytes: &[u8]) -> Answer {
-    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or_else(|| {
-        panic!("no answer: {:?}", String::from_utf8_lossy(bytes));
-    });
+    let end = bytes
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .unwrap_or_else(|| {
+            panic!("no answer: {:?}", String::from_utf8_lossy(bytes));
+        });
     let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
     let mut lines = head.split("\r\n");
-    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let status = lines
+        .next()
+        .unwrap()
+        .split(' ')
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
     let headers: Vec<_> = lines
         .map(|line| line.split_once(':').unwrap())
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    let chunked = headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked");
-    let body = if chunked { unchunk(&bytes[end + 4..]) } else { bytes[end + 4..].to_vec() };
-    Answer { status, headers, body }
+    let chunked = headers
+        .iter()
+        .any(|(name, value)| name == "transfer-encoding" && value == "chunked");
+    let body = if chunked {
+        unchunk(&bytes[end + 4..])
+    } else {
+        bytes[end + 4..].to_vec()
+    };
+    Answer {
+        status,
+        headers,
+        body,
+    }
 }
 
 fn unchunk(mut bytes: &[u8]) -> Vec<u8> {

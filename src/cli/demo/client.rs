@@ -28,7 +28,13 @@ pub(super) struct Answer {
 
 impl Client {
     pub(super) fn new(address: SocketAddr, path: &str, token: Option<String>) -> Self {
-        Self { address, path: path.to_owned(), token, session: None, next: 1 }
+        Self {
+            address,
+            path: path.to_owned(),
+            token,
+            session: None,
+            next: 1,
+        }
     }
 
     /// Sends `initialize`, and what must follow it.
@@ -39,9 +45,17 @@ impl Client {
             "clientInfo": { "name": "thv-demo", "version": env!("CARGO_PKG_VERSION") },
         });
         let answer = self.request("initialize", params).await?;
-        self.session = answer.headers.get("mcp-session-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+        self.session = answer
+            .headers
+            .get("mcp-session-id")
+            .and_then(|id| id.to_str().ok())
+            .map(str::to_owned);
         if self.session.is_some() {
-            self.send("POST", Some(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" }))).await?;
+            self.send(
+                "POST",
+                Some(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" })),
+            )
+            .await?;
         }
         Ok(answer)
     }
@@ -50,11 +64,16 @@ impl Client {
     pub(super) async fn request(&mut self, method: &str, params: Value) -> Result<Answer> {
         let id = self.next;
         self.next += 1;
-        self.send("POST", Some(&json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }))).await
+        self.send(
+            "POST",
+            Some(&json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params })),
+        )
+        .await
     }
 
     pub(super) async fn call(&mut self, tool: &str) -> Result<Answer> {
-        self.request("tools/call", json!({ "name": tool, "arguments": {} })).await
+        self.request("tools/call", json!({ "name": tool, "arguments": {} }))
+            .await
     }
 
     /// Ends the session.
@@ -63,8 +82,11 @@ impl Client {
     }
 
     async fn send(&self, method: &str, body: Option<&Value>) -> Result<Answer> {
-        let stream = TcpStream::connect(self.address).await.context("connecting to the gateway")?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let stream = TcpStream::connect(self.address)
+            .await
+            .context("connecting to the gateway")?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let mut request = Request::builder()
             .method(method)
             .uri(&self.path)
@@ -84,7 +106,11 @@ impl Client {
             let response = sender.send_request(request).await?;
             let (head, body) = response.into_parts();
             let body = body.collect().await?.to_bytes();
-            anyhow::Ok(Answer { status: head.status, headers: head.headers, body: message(&body) })
+            anyhow::Ok(Answer {
+                status: head.status,
+                headers: head.headers,
+                body: message(&body),
+            })
         };
         let (answer, _) = tokio::join!(exchange, connection);
         answer
@@ -94,7 +120,9 @@ impl Client {
 impl Answer {
     /// The text of a tool's result, or of the error.
     pub(super) fn text(&self) -> String {
-        let text = self.body["result"]["content"][0]["text"].as_str().or_else(|| self.body["error"]["message"].as_str());
+        let text = self.body["result"]["content"][0]["text"]
+            .as_str()
+            .or_else(|| self.body["error"]["message"].as_str());
         text.unwrap_or_default().to_owned()
     }
 }
@@ -102,6 +130,10 @@ impl Answer {
 /// The message of a body that is JSON, or one event with JSON in it.
 fn message(body: &[u8]) -> Value {
     let text = String::from_utf8_lossy(body);
-    let json = text.lines().rev().find_map(|line| line.strip_prefix("data: ")).unwrap_or(&text);
+    let json = text
+        .lines()
+        .rev()
+        .find_map(|line| line.strip_prefix("data: "))
+        .unwrap_or(&text);
     serde_json::from_str(json).unwrap_or(Value::Null)
 }

@@ -30,7 +30,11 @@ impl Drop for Files {
 
 /// Writes the configuration of a server at `address` whose callers come from
 /// `issuer`, readable by `person`.
-pub(super) fn write(address: SocketAddr, issuer: SocketAddr, person: Option<&Person>) -> Result<Files> {
+pub(super) fn write(
+    address: SocketAddr,
+    issuer: SocketAddr,
+    person: Option<&Person>,
+) -> Result<Files> {
     let files = Files(directory().context("making a directory for the demo")?);
     let program = std::env::current_exe().context("finding this program")?;
     let etc = files.root().join("etc/thv");
@@ -65,7 +69,10 @@ optional = ["cgroup"]
 fn directory() -> io::Result<PathBuf> {
     let mut random = [0; 8];
     rand::fill(&mut random).map_err(|_| io::Error::other("no random bytes"))?;
-    let name = random.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let name = random
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect::<String>();
     let path = std::env::temp_dir().join(format!("thv-demo-{name}"));
     // Fails if somebody was there before.
     fs::create_dir(&path)?;

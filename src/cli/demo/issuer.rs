@@ -27,14 +27,20 @@ pub struct DemoIssuer {
 impl DemoIssuer {
     /// Makes a key and serves its public half on `listener`, within the running runtime.
     pub fn start(listener: TcpListener) -> Result<Self> {
-        let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).map_err(|_| anyhow!("making a key"))?;
+        let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)
+            .map_err(|_| anyhow!("making a key"))?;
         let issuer = format!("http://{}", listener.local_addr()?);
         listener.set_nonblocking(true)?;
-        let listener = tokio::net::TcpListener::from_std(listener).context("serving the demo's issuer")?;
+        let listener =
+            tokio::net::TcpListener::from_std(listener).context("serving the demo's issuer")?;
         let documents = Arc::new(documents(&issuer, key.public_key().as_ref()));
         let mut serving = JoinSet::new();
         serving.spawn(serve(listener, documents));
-        Ok(Self { issuer, key, _serving: serving })
+        Ok(Self {
+            issuer,
+            key,
+            _serving: serving,
+        })
     }
 
     /// Its issuer identifier.
@@ -44,7 +50,9 @@ impl DemoIssuer {
 
     /// An access token (RFC 9068) for one hour.
     pub fn token(&self, subject: &str, audience: &str, groups: &[&str]) -> Result<String> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)?
+            .as_secs();
         self.sign(&json!({
             "iss": self.issuer, "sub": subject, "aud": audience, "client_id": "thv-demo",
             "iat": now, "exp": now + LIFETIME, "jti": id()?, "groups": groups,
@@ -56,7 +64,10 @@ impl DemoIssuer {
         let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let header = part(&json!({ "alg": "ES256", "typ": "at+jwt", "kid": KID }));
         let signed = format!("{header}.{}", part(claims));
-        let signature = self.key.sign(&SystemRandom::new(), signed.as_bytes()).map_err(|_| anyhow!("signing"))?;
+        let signature = self
+            .key
+            .sign(&SystemRandom::new(), signed.as_bytes())
+            .map_err(|_| anyhow!("signing"))?;
         Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 }
@@ -69,7 +80,10 @@ fn documents(issuer: &str, public_key: &[u8]) -> [(&'static str, String); 2] {
         "kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": KID, "x": coordinate(1), "y": coordinate(33),
     }] });
     let discovery = json!({ "issuer": issuer, "jwks_uri": format!("{issuer}/jwks") });
-    [("/.well-known/openid-configuration", discovery.to_string()), ("/jwks", keys.to_string())]
+    [
+        ("/.well-known/openid-configuration", discovery.to_string()),
+        ("/jwks", keys.to_string()),
+    ]
 }
 
 async fn serve(listener: tokio::net::TcpListener, documents: Arc<[(&'static str, String); 2]>) {
@@ -79,8 +93,14 @@ async fn serve(listener: tokio::net::TcpListener, documents: Arc<[(&'static str,
         let documents = documents.clone();
         connections.spawn(async move {
             let service = service_fn(move |request: Request<Incoming>| {
-                let found = documents.iter().find(|(path, _)| *path == request.uri().path());
-                let status = if found.is_some() { StatusCode::OK } else { StatusCode::NOT_FOUND };
+                let found = documents
+                    .iter()
+                    .find(|(path, _)| *path == request.uri().path());
+                let status = if found.is_some() {
+                    StatusCode::OK
+                } else {
+                    StatusCode::NOT_FOUND
+                };
                 let text = found.map(|(_, text)| text.clone()).unwrap_or_default();
                 let mut response = Response::new(Full::new(Bytes::from(text)));
                 *response.status_mut() = status;
@@ -89,7 +109,10 @@ async fn serve(listener: tokio::net::TcpListener, documents: Arc<[(&'static str,
                 async move { Ok::<_, Infallible>(response) }
             });
             let mut server = http1::Builder::new();
-            let _ = server.timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service).await;
+            let _ = server
+                .timer(TokioTimer::new())
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
         });
     }
 }

@@ -43,9 +43,16 @@ pub fn run(once: bool, out: &mut (impl Write + Send)) -> Result<ExitCode> {
     let runner = runner::foreground(&program, files.root(), &server)?;
     if let Some(person) = &person {
         person.become_for_good()?;
-        writeln!(out, "Started by root: gateway and server run as uid {}.\n", person.uid())?;
+        writeln!(
+            out,
+            "Started by root: gateway and server run as uid {}.\n",
+            person.uid()
+        )?;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     let played = runtime.block_on(async {
         let issuer = DemoIssuer::start(issuer_listener)?;
         let window = Window::default();

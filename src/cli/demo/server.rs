@@ -16,13 +16,20 @@ use serde_json::{Value, json};
 /// Serves MCP on `input` and `output` until the input ends.
 pub fn run(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
     for line in input.lines() {
-        let Ok(message) = serde_json::from_str::<Value>(&line?) else { continue };
-        let (Some(id), Some(method)) = (message.get("id"), message.get("method").and_then(Value::as_str)) else {
+        let Ok(message) = serde_json::from_str::<Value>(&line?) else {
+            continue;
+        };
+        let (Some(id), Some(method)) = (
+            message.get("id"),
+            message.get("method").and_then(Value::as_str),
+        ) else {
             continue;
         };
         let answer = match answer(method, message.get("params").unwrap_or(&Value::Null)) {
             Ok(result) => json!({ "jsonrpc": "2.0", "id": id, "result": result }),
-            Err((code, text)) => json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": text } }),
+            Err((code, text)) => {
+                json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": text } })
+            }
         };
         writeln!(output, "{answer}")?;
         output.flush()?;
@@ -44,7 +51,11 @@ fn answer(method: &str, params: &Value) -> Result<Value, (i32, String)> {
             tool("look_around", "What this server can see and do from where it runs"),
         ] })),
         "tools/call" => {
-            let text = match params.get("name").and_then(Value::as_str).unwrap_or_default() {
+            let text = match params
+                .get("name")
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+            {
                 "whoami" => whoami(),
                 "clock" => clock(),
                 "look_around" => look_around(),
@@ -62,11 +73,18 @@ fn tool(name: &str, description: &str) -> Value {
 
 fn whoami() -> String {
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("uid {}, process {}, on host `{}`", nix::unistd::getuid(), std::process::id(), host.trim())
+    format!(
+        "uid {}, process {}, on host `{}`",
+        nix::unistd::getuid(),
+        std::process::id(),
+        host.trim()
+    )
 }
 
 fn clock() -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let seconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
 }
 
@@ -76,26 +94,55 @@ fn look_around() -> String {
         let _ = writeln!(seen, "{what:<34}{found}");
     };
     say("the root directory holds", names("/"));
-    for path in ["/etc/shadow", "/etc/thv", "/root", "/home", "/run/credentials", "/run/dbus/system_bus_socket"] {
+    for path in [
+        "/etc/shadow",
+        "/etc/thv",
+        "/root",
+        "/home",
+        "/run/credentials",
+        "/run/dbus/system_bus_socket",
+    ] {
         say(path, outcome(fs::metadata(path)));
     }
-    say("writing to /usr", outcome(fs::write("/usr/thv-was-here", "")));
-    say("writing to /tmp", outcome(fs::write("/tmp/thv-was-here", "")));
-    let processes = names_of("/proc").into_iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit())).count();
+    say(
+        "writing to /usr",
+        outcome(fs::write("/usr/thv-was-here", "")),
+    );
+    say(
+        "writing to /tmp",
+        outcome(fs::write("/tmp/thv-was-here", "")),
+    );
+    let processes = names_of("/proc")
+        .into_iter()
+        .filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
+        .count();
     say("processes in sight", processes.to_string());
     say("network interfaces", interfaces());
     for address in [[127, 0, 0, 1], [169, 254, 169, 254], [1, 1, 1, 1]] {
         let address = SocketAddr::from((address, 80));
-        say(&format!("connecting to {address}"), outcome(TcpStream::connect_timeout(&address, Duration::from_secs(1))));
+        say(
+            &format!("connecting to {address}"),
+            outcome(TcpStream::connect_timeout(&address, Duration::from_secs(1))),
+        );
     }
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     for field in ["CapEff", "CapBnd", "NoNewPrivs", "Seccomp"] {
-        let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let value = status
+            .lines()
+            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         say(field, value.map_or("?", str::trim).to_owned());
     }
     // The directory being read is itself a descriptor.
-    say("open descriptors", names_of("/proc/self/fd").len().saturating_sub(1).to_string());
-    let mut variables: Vec<_> = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned()).collect();
+    say(
+        "open descriptors",
+        names_of("/proc/self/fd")
+            .len()
+            .saturating_sub(1)
+            .to_string(),
+    );
+    let mut variables: Vec<_> = std::env::vars_os()
+        .map(|(name, _)| name.to_string_lossy().into_owned())
+        .collect();
     variables.sort();
     say("environment", variables.join(" "));
     seen
@@ -103,7 +150,11 @@ fn look_around() -> String {
 
 fn interfaces() -> String {
     let table = fs::read_to_string("/proc/net/dev").unwrap_or_default();
-    let names: Vec<_> = table.lines().skip(2).filter_map(|line| Some(line.split_once(':')?.0.trim())).collect();
+    let names: Vec<_> = table
+        .lines()
+        .skip(2)
+        .filter_map(|line| Some(line.split_once(':')?.0.trim()))
+        .collect();
     names.join(" ")
 }
 
@@ -115,7 +166,9 @@ fn names(path: &str) -> String {
 
 fn names_of(path: &str) -> Vec<String> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
 }
 
 fn outcome<T>(tried: io::Result<T>) -> String {
@@ -146,11 +199,19 @@ mod tests {
         );
         let mut output = Vec::new();
         run(input.as_bytes(), &mut output).unwrap();
-        let answers: Vec<Value> =
-            String::from_utf8(output).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let answers: Vec<Value> = String::from_utf8(output)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
         assert_eq!(answers.len(), 3);
         assert_eq!(answers[0]["result"]["serverInfo"]["name"], "thv-demo");
-        assert!(answers[1]["result"]["content"][0]["text"].as_str().unwrap().starts_with("uid "));
+        assert!(
+            answers[1]["result"]["content"][0]["text"]
+                .as_str()
+                .unwrap()
+                .starts_with("uid ")
+        );
         assert_eq!(answers[2]["error"]["code"], -32602);
     }
 }

@@ -20,7 +20,11 @@ struct Kept {
 impl Window {
     /// The records so far.
     pub(super) fn records(&self) -> Vec<Value> {
-        self.kept().text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+        self.kept()
+            .text
+            .split(|byte| *byte == b'\n')
+            .filter_map(|line| serde_json::from_slice(line).ok())
+            .collect()
     }
 
     /// From now on records are shown instead of kept.
