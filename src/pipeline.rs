@@ -1,6 +1,6 @@
 //! The way of one request: who, what, may they, to whom, what came of it.
 //!
-//! Reads from top to bottom. Every way out of [`answer`] leaves a decision
+//! Reads from top to bottom. Every way out of `answer` leaves a decision
 //! record; what was allowed leaves an outcome record as well, under the same id.
 
 use std::{sync::Arc, time::Duration};

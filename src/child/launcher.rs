@@ -44,7 +44,7 @@ pub struct Launcher {
 }
 
 /// One running child. Dropping it closes its pipes; the runner still has to be
-/// told to end it ([`Child::signal`]).
+/// told to end it ([`Launcher::signal`]).
 #[derive(Debug)]
 pub struct Child {
     pub number: u64,

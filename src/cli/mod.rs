@@ -75,7 +75,7 @@ pub(crate) enum Verb {
     /// Make a server listen on another address
     Listen {
         name: ServerName,
-        /// IP:PORT, [IPv6]:PORT, PORT (on 127.0.0.1) or the path of a Unix socket
+        /// IP:PORT, \[IPv6\]:PORT, PORT (on 127.0.0.1) or the path of a Unix socket
         address: String,
         /// Agree to an address that other machines can reach
         #[arg(long)]

@@ -134,7 +134,7 @@ fn data(message: &[u8]) -> Bytes {
     event.freeze()
 }
 
-/// Reads a request body whole: at most `max` bytes within [`BODY_DEADLINE`].
+/// Reads a request body whole: at most `max` bytes within `BODY_DEADLINE`.
 pub async fn read(body: Incoming, max: usize) -> Result<Bytes, Refusal> {
     if body.size_hint().lower() > max as u64 {
         return Err(Refusal::TooLarge);
