@@ -15,10 +15,10 @@ use tokio::{
 };
 
 use crate::{
-    audit::{Audit, Event, RequestId},
+    audit::{Audit, Event, Outcome, Reason, RequestId},
     auth::Identity,
     authz::Permit,
-    child::{Launcher, StartError},
+    child::{Child, Launcher, StartError},
     mcp::Message,
     session::{
         SendError, Sent, Session, ending,
@@ -84,22 +84,7 @@ impl Sessions {
             .clone()
             .try_acquire_owned()
             .map_err(|_| OpenError::Full)?;
-        let child = self
-            .setup
-            .launcher
-            .start(identity.principal_key())
-            .await
-            .inspect_err(|error| {
-                let layer = if let StartError::Failed { layer, .. } = error {
-                    layer
-                } else {
-                    "runner"
-                };
-                self.setup.audit.record(&Event::LayerFailed {
-                    layer: layer.to_owned(),
-                    reason: error.to_string(),
-                });
-            })?;
+        let child = self.start(identity, request).await?;
         let principal = Some(identity.principal_key().to_string());
         self.setup.audit.record(&Event::ChildStarted {
             child: child.number,
@@ -150,6 +135,24 @@ impl Sessions {
             return Err(OpenError::Failed(Failure::ChildEnded));
         }
         Ok((Some(session), answer))
+    }
+
+    /// Has a child started; whatever comes in between, the request gets its outcome.
+    async fn start(&self, identity: &Identity, request: RequestId) -> Result<Child, StartError> {
+        let waiting = Waiting(&self.setup.audit, request);
+        let started = self.setup.launcher.start(identity.principal_key()).await;
+        // From here on whoever handles the result records it.
+        std::mem::forget(waiting);
+        started.inspect_err(|error| {
+            let layer = match error {
+                StartError::Failed { layer, .. } => layer,
+                _ => "runner",
+            };
+            self.setup.audit.record(&Event::LayerFailed {
+                layer: layer.to_owned(),
+                reason: error.to_string(),
+            });
+        })
     }
 
     /// The session of that id, if it is this identity's. Another identity's is
@@ -252,6 +255,23 @@ impl Drop for Opening {
         if let Some(session) = &self.0 {
             session.close();
         }
+    }
+}
+
+/// Records that a client went away before its child was there: the request was
+/// permitted, so it owes an outcome.
+struct Waiting<'a>(&'a Audit, RequestId);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.record(&Event::Outcome(Outcome {
+            request_id: self.1,
+            reason: Some(Reason::ClientGone),
+            status: None,
+            duration: Duration::ZERO,
+            bytes_in: 0,
+            bytes_out: 0,
+        }));
     }
 }
 
