@@ -57,6 +57,11 @@ impl Link {
         self.over
     }
 
+    /// Ends the connection.
+    pub(super) fn close(&mut self) {
+        self.over = true;
+    }
+
     /// Whether time alone can change something here.
     pub(super) fn has_deadline(&self) -> bool {
         self.is_stranger() || self.children.values().any(Child::is_starting)

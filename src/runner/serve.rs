@@ -58,14 +58,18 @@ pub(super) fn run(setup: &Setup, peers: Peers) -> Result<ExitCode> {
                 None => {}
             }
         }
-        for event in wait(
-            listener.as_ref().filter(|_| links.len() < MAX_LINKS),
-            &links,
-            patience,
-        )? {
+        for event in wait(listener.as_ref(), &links, patience)? {
             match event {
                 Event::Connection => {
-                    links.extend(listener.as_ref().and_then(accept).map(Link::new))
+                    if let Some(socket) = listener.as_ref().and_then(accept) {
+                        // A stranger gives way to whoever comes: a gateway says hello at once.
+                        if links.len() >= MAX_LINKS
+                            && let Some(stranger) = links.iter_mut().find(|link| link.is_stranger())
+                        {
+                            stranger.close();
+                        }
+                        links.push(Link::new(socket));
+                    }
                 }
                 Event::Frame(link) => links[link].read(setup, &cgroups),
                 Event::Report(link, child) => links[link].hear(child),
@@ -81,6 +85,8 @@ pub(super) fn run(setup: &Setup, peers: Peers) -> Result<ExitCode> {
         }
         // Dropping a link kills and reaps its children.
         links.retain(|link| !link.is_over());
+        // Only gateways are left over it, and there is one; its predecessor is about to go.
+        links.truncate(MAX_LINKS);
     }
 }
 

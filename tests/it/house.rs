@@ -369,3 +369,10 @@ fn readable(path: &Path) {
         }
     }
 }
+
+/// Writes the configuration of a server `it` below `root`, for whoever the runner becomes.
+pub fn write_server(root: &Path, toml: &str) {
+    fs::create_dir_all(root.join("etc/thv/servers")).unwrap();
+    fs::write(root.join("etc/thv/servers/it.toml"), toml).unwrap();
+    readable(root);
+}

@@ -1,0 +1,109 @@
+//! The runner towards whoever finds its socket: only its own gateway is served.
+
+use std::os::fd::AsFd;
+
+use thv::{
+    config::ServerName,
+    frames::{self, Reply, Request},
+    runner::{self, Foreground},
+};
+
+use crate::house;
+
+fn runner() -> (tempfile::TempDir, Foreground) {
+    let files = tempfile::tempdir().unwrap();
+    house::write_server(
+        files.path(),
+        "command = [\"/usr/bin/cat\"]\nresource = \"http://127.0.0.1:1/mcp\"\n[auth]\nmode = \"none\"\n\
+         [authz]\nallow = \"authenticated\"\n[sandbox]\noptional = [\"cgroup\"]\n",
+    );
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_thv"));
+    let server = ServerName::parse("it").unwrap();
+    let runner = runner::foreground(program, files.path(), &server).unwrap();
+    (files, runner)
+}
+
+/// The next frame, waited for; `None` when the runner has hung up.
+fn next(runner: &Foreground) -> Option<Reply> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let mut watched = [PollFd::new(runner.socket.as_fd(), PollFlags::POLLIN)];
+    let patience = PollTimeout::try_from(crate::wire::PATIENCE).unwrap();
+    assert_eq!(poll(&mut watched, patience).unwrap(), 1, "no frame in time");
+    frames::receive(runner.socket.as_fd())
+        .unwrap()
+        .map(|(reply, _)| reply)
+}
+
+fn hello(runner: &Foreground, version: u16, key: &str) {
+    let frame = Request::Hello {
+        version,
+        key: key.to_owned(),
+        digest: String::new(),
+    };
+    frames::send(runner.socket.as_fd(), &frame, &[]).unwrap();
+}
+
+#[test]
+fn who_does_not_know_the_key_is_refused_and_let_go() {
+    for key in ["", "00", &"0".repeat(64)] {
+        let (_files, runner) = runner();
+        hello(&runner, frames::VERSION, key);
+        assert!(matches!(next(&runner), Some(Reply::Refused { reason }) if reason == "wrong key"));
+        assert!(next(&runner).is_none());
+    }
+    let (_files, runner) = runner();
+    hello(&runner, frames::VERSION, &runner.key);
+    assert!(
+        matches!(next(&runner), Some(Reply::Hello { version: frames::VERSION, digest }) if digest.len() == 64)
+    );
+}
+
+#[test]
+fn another_version_is_refused_by_number() {
+    let (_files, runner) = runner();
+    hello(&runner, 99, &runner.key);
+    assert!(matches!(next(&runner), Some(Reply::Refused { reason }) if reason.contains("99")));
+}
+
+#[test]
+fn nothing_is_started_before_hello() {
+    let (_files, runner) = runner();
+    let start = Request::Start {
+        child: 1,
+        principal: "0".repeat(64),
+    };
+    frames::send(runner.socket.as_fd(), &start, &[]).unwrap();
+    assert!(next(&runner).is_none());
+}
+
+#[test]
+fn a_stranger_who_says_nothing_is_not_kept() {
+    let (_files, runner) = runner();
+    assert!(next(&runner).is_none(), "after the hello deadline");
+}
+
+#[test]
+fn a_child_is_started_once_by_its_number_and_named_when_it_ends() {
+    let (_files, runner) = runner();
+    hello(&runner, frames::VERSION, &runner.key);
+    assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
+    let start = |child| Request::Start {
+        child,
+        principal: "0".repeat(64),
+    };
+    frames::send(runner.socket.as_fd(), &start(7), &[]).unwrap();
+    // Its descriptors are dropped here, so `cat` reads the end of its input and leaves.
+    assert!(matches!(
+        next(&runner),
+        Some(Reply::Started { child: 7, .. })
+    ));
+    assert!(matches!(
+        next(&runner),
+        Some(Reply::Exited { child: 7, .. })
+    ));
+    frames::send(runner.socket.as_fd(), &start(8), &[]).unwrap();
+    assert!(matches!(
+        next(&runner),
+        Some(Reply::Started { child: 8, .. })
+    ));
+}
