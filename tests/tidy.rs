@@ -314,6 +314,13 @@ fn every_verb_and_every_flag_is_in_the_manual() {
             "`{}` is missing from man/thv.1",
             verb.get_name()
         );
+        for nested in verb.get_subcommands() {
+            assert!(
+                manual.contains(&format!("Cm {}", nested.get_name())),
+                "`{}` is missing from man/thv.1",
+                nested.get_name()
+            );
+        }
         for flag in verb
             .get_arguments()
             .filter(|flag| !flag.is_hide_set())

@@ -58,7 +58,11 @@ pub(super) fn check(
 }
 
 /// An access token, and no other kind of JWT (RFC 8725 §3.11).
-fn kind_of_token(header: &Header, claims: &Claims, issuer: &Issuer) -> Result<(), AuthError> {
+pub(super) fn kind_of_token(
+    header: &Header,
+    claims: &Claims,
+    issuer: &Issuer,
+) -> Result<(), AuthError> {
     let right = match header.typ.as_deref() {
         Some("at+jwt") => true,
         Some("jwt") | None => issuer.legacy_typ,
@@ -74,7 +78,7 @@ fn kind_of_token(header: &Header, claims: &Claims, issuer: &Issuer) -> Result<()
     }
 }
 
-fn audience(claims: &Claims, issuer: &Issuer) -> Result<(), AuthError> {
+pub(super) fn audience(claims: &Claims, issuer: &Issuer) -> Result<(), AuthError> {
     let wrong = AuthError::Rejected(Fault::Audience);
     let Some(audience) = claims.get("aud") else {
         return Err(wrong);
@@ -99,7 +103,7 @@ fn audience(claims: &Claims, issuer: &Issuer) -> Result<(), AuthError> {
 }
 
 /// `exp`, `nbf` and `iat`; returns `exp`.
-fn times(claims: &Claims, issuer: &Issuer, now: u64) -> Result<u64, AuthError> {
+pub(super) fn times(claims: &Claims, issuer: &Issuer, now: u64) -> Result<u64, AuthError> {
     let leeway = issuer.leeway.as_secs();
     let expires = seconds(claims, "exp")?.ok_or(AuthError::Rejected(Fault::Claim))?;
     let from = seconds(claims, "nbf")?;
@@ -144,7 +148,7 @@ fn seconds(claims: &Claims, name: &str) -> Result<Option<u64>, AuthError> {
     }
 }
 
-fn client(claims: &Claims, issuer: &Issuer) -> Result<Option<String>, AuthError> {
+pub(super) fn client(claims: &Claims, issuer: &Issuer) -> Result<Option<String>, AuthError> {
     let names = if issuer.legacy_typ {
         &CLIENT_CLAIMS
     } else {

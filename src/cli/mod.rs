@@ -9,6 +9,7 @@ mod key;
 mod listen;
 mod path;
 mod serve;
+mod token;
 mod unit;
 
 use std::{
@@ -89,6 +90,9 @@ pub(crate) enum Verb {
         #[arg(long)]
         write: bool,
     },
+    /// Say why a server accepts or refuses a token
+    #[command(subcommand)]
+    Token(Token),
     /// Show the whole of it on loopback: no root, no configuration, no network
     Demo {
         /// End after the show instead of serving on
@@ -98,6 +102,17 @@ pub(crate) enum Verb {
     /// The small MCP server of the demo
     #[command(hide = true)]
     DemoServer,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Read a token from standard input and print each check, what it compared, and the verdict
+    Explain {
+        name: ServerName,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Runs the command line `args`, the program's name first.
@@ -136,6 +151,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             public,
         } => listen::run(root, &name, &address, public),
         Verb::Path { name, path, write } => path::run(root, &name, &path, write),
+        Verb::Token(Token::Explain { name, json }) => token::explain_token(root, &name, json),
         Verb::Demo { once } => demo::run(once, &mut io::stdout()),
         Verb::DemoServer => {
             unless_broken_pipe(demo::server::run(io::stdin().lock(), io::stdout().lock()))?;

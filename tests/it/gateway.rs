@@ -675,3 +675,44 @@ async fn without_authentication_everybody_on_this_host_is_anonymous() {
             .any(|record| record.contains("THV_SUBJECT=anonymous"))
     );
 }
+
+/// What `thv token explain` says is what the gateway does.
+#[tokio::test]
+async fn an_explained_token_is_judged_as_the_gateway_judges_it() {
+    use std::{io::Write, process::Stdio};
+    let house = house().open().await;
+    let foreign = house
+        .issuer
+        .token("alice", "https://other.example/mcp", &[])
+        .unwrap();
+    for (token, accepted) in [(house.token("alice"), true), (foreign, false)] {
+        let root = house.root();
+        let line = format!("Authorization: Bearer {token}\n");
+        let run = tokio::task::spawn_blocking(move || {
+            let mut thv = std::process::Command::new(env!("CARGO_BIN_EXE_thv"))
+                .arg("--root")
+                .arg(root)
+                .args(["token", "explain", "it", "--json"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            thv.stdin
+                .take()
+                .unwrap()
+                .write_all(line.as_bytes())
+                .unwrap();
+            thv.wait_with_output().unwrap()
+        });
+        let run = run.await.unwrap();
+        let said: Value = serde_json::from_slice(&run.stdout).unwrap();
+        assert_eq!(
+            (run.status.success(), &said["accepted"]),
+            (accepted, &json!(accepted)),
+            "{said:#}"
+        );
+        let mut caller = house.caller("alice");
+        caller.token = Some(token);
+        assert_eq!(caller.initialize().await.status == 200, accepted);
+    }
+}

@@ -192,6 +192,11 @@ impl House {
         fs::rename(etc.join("good.toml.kept"), etc.join("servers/it.toml")).unwrap();
     }
 
+    /// What stands in for `/` in its configuration.
+    pub fn root(&self) -> PathBuf {
+        self.files.path().to_owned()
+    }
+
     /// Edits the server's file without breaking it.
     pub fn edit(&self) {
         let path = self.files.path().join("etc/thv/servers/it.toml");

@@ -1,0 +1,357 @@
+//! Why a token is or is not accepted, check by check: for `thv token explain`.
+//!
+//! Asks the functions that decide, one by one, and the authenticator for the
+//! verdict, so that an explanation cannot differ from what a server would do.
+//! Shows claims of the token to whoever already holds it; never its signature.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use http::{HeaderMap, HeaderValue, header};
+use serde::Serialize;
+
+use super::{
+    AuthError, Authenticator, Fault, Identity, Notice, bearer, claims, jwt, jwt::Unverified,
+};
+use crate::{
+    config::{Auth, Issuer},
+    fetch::FetchError,
+    json::Value,
+    time::Clock,
+};
+
+/// What was looked at, and what came of it.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Check {
+    /// What was looked at, such as `aud`.
+    pub what: &'static str,
+    pub passed: bool,
+    /// What the token says, and what it was compared with.
+    pub compared: String,
+}
+
+/// All checks of one token that could be made, and the verdict.
+#[derive(Debug)]
+pub struct Explanation {
+    pub checks: Vec<Check>,
+    pub verdict: Result<Identity, AuthError>,
+}
+
+/// Explains what a server with this `[auth]` makes of `token`.
+pub async fn explain(auth: &Auth, clock: Clock, token: &str) -> Result<Explanation, FetchError> {
+    let trouble: Arc<Mutex<Option<String>>> = Arc::default();
+    let heard = trouble.clone();
+    let notices: super::Notices = Arc::new(move |notice| {
+        if let Notice::Unavailable { error, .. } = notice {
+            *heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        }
+    });
+    let authenticator = Authenticator::build(auth, clock.clone(), &notices)?;
+    let mut headers = HeaderMap::new();
+    if let Ok(line) = HeaderValue::from_str(&format!("Bearer {token}")) {
+        headers.insert(header::AUTHORIZATION, line);
+    }
+    let mut checks = Vec::new();
+    let form = bearer::token(&headers, None);
+    checks.push(Check {
+        what: "form",
+        passed: form.is_ok(),
+        compared: format!(
+            "{} characters of the kind that a bearer token has",
+            token.len()
+        ),
+    });
+    if form.is_ok() {
+        match jwt::read(token) {
+            Ok(unverified) => of_jwt(&mut checks, auth, &unverified, clock.now()),
+            Err(error) => checks.push(Check {
+                what: "JWT",
+                passed: false,
+                compared: unreadable(&error).to_owned(),
+            }),
+        }
+    }
+    let verdict = authenticator.authenticate(&headers, None).await;
+    let trouble = trouble
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    if checks.iter().all(|check| check.passed) {
+        checks.push(of_signature(&verdict, trouble));
+    }
+    Ok(Explanation { checks, verdict })
+}
+
+fn of_jwt(checks: &mut Vec<Check>, auth: &Auth, token: &Unverified<'_>, now: u64) {
+    let Auth::Oidc(issuers) = auth else { return };
+    let said = |name: &str| shown(token.claims.get(name));
+    let named = claims::issuer(&token.claims).ok();
+    let issuer = issuers
+        .iter()
+        .find(|issuer| named.as_deref() == Some(&issuer.issuer));
+    let known: Vec<_> = issuers
+        .iter()
+        .map(|issuer| format!("`{}`", issuer.issuer))
+        .collect();
+    checks.push(Check {
+        what: "iss",
+        passed: issuer.is_some(),
+        compared: format!(
+            "{}; configured: {}, byte for byte",
+            said("iss"),
+            known.join(", ")
+        ),
+    });
+    let Some(issuer) = issuer else { return };
+    let mut check = |what, passed: Result<(), AuthError>, compared| {
+        checks.push(Check {
+            what,
+            passed: passed.is_ok(),
+            compared,
+        });
+    };
+    check(
+        "typ",
+        claims::kind_of_token(&token.header, &token.claims, issuer),
+        of_type(token, issuer),
+    );
+    let audience = issuer.audience.join("`, `");
+    check(
+        "aud",
+        claims::audience(&token.claims, issuer),
+        format!("{}; accepted: `{audience}`", said("aud")),
+    );
+    check(
+        "exp, nbf, iat",
+        claims::times(&token.claims, issuer, now).map(drop),
+        format!(
+            "exp {}, nbf {}, iat {}; now {now}, leeway {} s, at most a day of life",
+            said("exp"),
+            said("nbf"),
+            said("iat"),
+            issuer.leeway.as_secs()
+        ),
+    );
+    let clients = if issuer.clients.is_empty() {
+        "any".to_owned()
+    } else {
+        format!("`{}`", issuer.clients.join("`, `"))
+    };
+    check(
+        "client",
+        claims::client(&token.claims, issuer).map(drop),
+        format!(
+            "client_id {}, azp {}; accepted: {clients}",
+            said("client_id"),
+            said("azp")
+        ),
+    );
+    // All the rest of the claims: whatever is left fails here.
+    check(
+        "sub, scope, groups",
+        claims::check(&token.header, &token.claims, issuer, now).map(drop),
+        format!(
+            "sub {}, scope {}, groups {}",
+            said("sub"),
+            said("scope"),
+            said("groups")
+        ),
+    );
+    let algorithm = token.header.algorithm;
+    let listed = issuer
+        .algorithms
+        .iter()
+        .any(|name| algorithm.is_called(name));
+    let rejected = AuthError::Rejected(Fault::Algorithm);
+    check(
+        "alg",
+        if listed { Ok(()) } else { Err(rejected) },
+        format!("{algorithm:?}; accepted: {}", issuer.algorithms.join(" ")),
+    );
+}
+
+fn of_type(token: &Unverified<'_>, issuer: &Issuer) -> String {
+    let typ = token
+        .header
+        .typ
+        .as_deref()
+        .map_or("absent".to_owned(), |typ| format!("`{typ}`"));
+    if issuer.legacy_typ {
+        return format!("{typ}; accepted: at+jwt, JWT or none, without nonce, at_hash, c_hash");
+    }
+    format!(
+        "{typ}; accepted: at+jwt; for a provider that says JWT or nothing set `typ = \"legacy\"` of this issuer"
+    )
+}
+
+/// What only the issuer's keys can tell; everything else has passed.
+fn of_signature(verdict: &Result<Identity, AuthError>, trouble: Option<String>) -> Check {
+    let compared = match verdict {
+        Ok(_) => "by the issuer's key of that name and algorithm".to_owned(),
+        Err(AuthError::IssuerDown { issuer, .. }) => format!(
+            "the keys of `{issuer}` cannot be had: {}",
+            trouble.unwrap_or_else(|| "no answer".to_owned())
+        ),
+        Err(AuthError::Rejected(Fault::KeyUnknown)) => {
+            "the issuer publishes no usable key of the name in `kid`".to_owned()
+        }
+        Err(AuthError::Rejected(Fault::Algorithm)) => {
+            "the key of that name is for another algorithm".to_owned()
+        }
+        Err(_) => "the signature is not that key's".to_owned(),
+    };
+    Check {
+        what: "signature",
+        passed: verdict.is_ok(),
+        compared,
+    }
+}
+
+fn unreadable(error: &AuthError) -> &'static str {
+    match error {
+        AuthError::Rejected(Fault::Algorithm) => {
+            "`alg` is none of the asymmetric ones, exactly spelled"
+        }
+        AuthError::Rejected(Fault::KeyUnknown) => "`kid` is not a short text",
+        AuthError::Rejected(Fault::Type) => "`typ` is not a short text",
+        _ => {
+            "not three base64url parts of strict JSON, or a header with crit, jwk, jku, x5u, x5c, zip or cty"
+        }
+    }
+}
+
+/// A claim as it was written, cut and without what a terminal would act on.
+fn shown(value: Option<Value<'_>>) -> String {
+    let Some(value) = value else {
+        return "absent".to_owned();
+    };
+    let text = String::from_utf8_lossy(value.raw());
+    let cut: String = text
+        .chars()
+        .take(MAX_SHOWN)
+        .flat_map(char::escape_debug)
+        .collect();
+    let dots = if text.chars().count() > MAX_SHOWN {
+        "…"
+    } else {
+        ""
+    };
+    format!("{}{dots}", cut.replace("\\\"", "\""))
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.passed { "ok" } else { "NO" };
+        write!(f, "{verdict}  {:<20} {}", self.what, self.compared)
+    }
+}
+
+/// Characters of a claim that are shown.
+const MAX_SHOWN: usize = 200;
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{KEYS, NOW, issuer, set, token},
+        *,
+    };
+    use crate::config::KeySource;
+
+    async fn explained(token: &str, change: impl Fn(&mut Issuer)) -> Explanation {
+        let files = tempfile::tempdir().unwrap();
+        let path = files.path().join("keys.json");
+        std::fs::write(&path, set(KEYS.published()).to_string()).unwrap();
+        let mut issuer = issuer(KeySource::File(path));
+        change(&mut issuer);
+        explain(&Auth::Oidc(vec![issuer]), Clock::new(|| NOW), token)
+            .await
+            .unwrap()
+    }
+
+    /// The check that failed first, with what it compared.
+    async fn failed(token: &str) -> (&'static str, String) {
+        let explanation = explained(token, |_| {}).await;
+        assert!(explanation.verdict.is_err());
+        let check = explanation
+            .checks
+            .into_iter()
+            .find(|check| !check.passed)
+            .unwrap();
+        (check.what, check.compared)
+    }
+
+    #[tokio::test]
+    async fn a_good_token_passes_every_check() {
+        let explanation = explained(&token().sign(), |_| {}).await;
+        assert_eq!(explanation.verdict.unwrap().subject(), "alice");
+        assert!(explanation.checks.iter().all(|check| check.passed));
+        assert_eq!(explanation.checks.last().unwrap().what, "signature");
+    }
+
+    #[tokio::test]
+    async fn each_refusal_names_what_was_compared() {
+        for (bad, what, word) in [
+            ("a b".to_owned(), "form", "characters"),
+            ("a.b".to_owned(), "JWT", "three"),
+            (token().header("typ", "JWT").sign(), "typ", "legacy"),
+            (
+                token().claim("iss", "https://evil.example").sign(),
+                "iss",
+                "evil.example",
+            ),
+            (
+                token().claim("aud", "https://other.example").sign(),
+                "aud",
+                "other.example",
+            ),
+            (
+                token().claim("exp", NOW - 100).sign(),
+                "exp, nbf, iat",
+                "leeway",
+            ),
+            (
+                token().without("sub").sign(),
+                "sub, scope, groups",
+                "absent",
+            ),
+            (token().signed_by(&KEYS.stranger), "signature", "key"),
+        ] {
+            let (found, compared) = failed(&bad).await;
+            assert_eq!(found, what, "{compared}");
+            assert!(compared.contains(word), "{compared}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_explanation_shows_no_signature_and_no_control_characters() {
+        let good = token().claim("aud", "x\u{1b}[31m\ny").sign();
+        let signature = good.rsplit('.').next().unwrap().to_owned();
+        let text: String = explained(&good, |_| {})
+            .await
+            .checks
+            .iter()
+            .map(|check| format!("{check}\n"))
+            .collect();
+        assert!(!text.contains(&signature));
+        assert!(!text.contains('\u{1b}'));
+    }
+
+    #[tokio::test]
+    async fn keys_that_cannot_be_had_are_told_with_their_error() {
+        let explanation = explained(&token().sign(), |issuer| {
+            issuer.keys = KeySource::File("/nonexistent/keys.json".into());
+        })
+        .await;
+        let last = explanation.checks.last().unwrap();
+        assert!(
+            !last.passed && last.compared.contains("/nonexistent/keys.json"),
+            "{last}"
+        );
+        assert!(matches!(
+            explanation.verdict,
+            Err(AuthError::IssuerDown { .. })
+        ));
+    }
+}
