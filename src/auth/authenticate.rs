@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -71,6 +72,16 @@ impl Authenticator {
             latest: AtomicU64::new(0),
             verified: Mutex::default(),
         })
+    }
+
+    /// Keeps the issuers' keys in `directory` from one process to the next.
+    pub fn keeping(self, directory: &Path) -> Self {
+        for trusted in &self.issuers {
+            trusted
+                .keys
+                .keep_in(directory, &trusted.config, &self.clock);
+        }
+        self
     }
 
     /// Says who sends a request with these headers and this query.

@@ -15,12 +15,17 @@ use std::{
 
 use aws_lc_rs::rand;
 use tokio::{sync::watch, task::JoinSet, time::Instant};
+use tracing::warn;
 
-use super::jwk::{Algorithm, Key, KeySet};
+use super::{
+    jwk::{Algorithm, Key, KeySet},
+    shelf::{self, Shelf},
+};
 use crate::{
     config::{Issuer, KeySource},
     fetch::{FetchError, Fetched, Fetcher},
     json::{self, Document, Value},
+    time::Clock,
 };
 
 /// What happens to keys, for the record.
@@ -91,6 +96,8 @@ struct State {
     /// Names that the issuer did not have, and when it was asked.
     misses: HashMap<String, Instant>,
     jwks_uri: Option<(String, Instant)>,
+    /// Where the set is kept for the next process, and the time as it is written there.
+    shelf: Option<(Shelf, Clock)>,
 }
 
 impl KeyRing {
@@ -106,6 +113,7 @@ impl KeyRing {
             refresh_after: DEFAULT_TTL,
             misses: HashMap::new(),
             jwks_uri: None,
+            shelf: None,
         };
         let inner = Inner {
             issuer: issuer.issuer.clone(),
@@ -123,6 +131,24 @@ impl KeyRing {
             inner: Arc::new(inner),
             refreshing: Mutex::default(),
         })
+    }
+
+    /// Starts with the set that the last process has kept in `directory`, and
+    /// keeps each new one there.
+    pub(super) fn keep_in(&self, directory: &Path, issuer: &Issuer, clock: &Clock) {
+        let Some(shelf) = shelf::of(directory, issuer) else {
+            return;
+        };
+        let mut state = self.inner.state();
+        if let Some((text, age, time_to_live)) = shelf.take_down(clock.now())
+            && let Some(set) = KeySet::read(&text, &self.inner.accepted)
+            && set.len() > 0
+            && let Some(fetched) = Instant::now().checked_sub(age)
+        {
+            state.replace(set, time_to_live.clamp(MIN_TTL, MAX_TTL));
+            state.fetched = Some(fetched);
+        }
+        state.shelf = Some((shelf, clock.clone()));
     }
 
     /// The key of that name, fetched if need be.
@@ -233,9 +259,10 @@ impl Inner {
 
     async fn refresh(&self) {
         let notice = match self.ask().await {
-            Ok((set, time_to_live)) => {
+            Ok((set, text, time_to_live)) => {
                 let keys = set.len();
                 self.state().replace(set, time_to_live);
+                self.keep(&text, time_to_live);
                 Notice::Fetched {
                     issuer: self.issuer.clone(),
                     keys,
@@ -260,7 +287,17 @@ impl Inner {
         (self.notices)(notice);
     }
 
-    async fn ask(&self) -> Result<(KeySet, Duration), String> {
+    fn keep(&self, text: &[u8], time_to_live: Duration) {
+        let shelf = self.state().shelf.clone();
+        if let Some((shelf, clock)) = shelf
+            && let Err(error) = shelf.put(text, time_to_live, clock.now())
+        {
+            // The next process will ask; this one goes on from memory (fault-39).
+            warn!(%error, "the key set was not kept for the next start");
+        }
+    }
+
+    async fn ask(&self) -> Result<(KeySet, Vec<u8>, Duration), String> {
         let (text, max_age) = match &self.source {
             KeySource::File(path) => (read_file(path)?, Some(FILE_TTL.as_secs())),
             KeySource::Url(url) => document(url, self.fetcher.get(url).await)?,
@@ -274,7 +311,8 @@ impl Inner {
             return Err("its key set holds no usable key".to_owned());
         }
         let seconds = max_age.unwrap_or(DEFAULT_TTL.as_secs());
-        Ok((set, Duration::from_secs(seconds).clamp(MIN_TTL, MAX_TTL)))
+        let time_to_live = Duration::from_secs(seconds).clamp(MIN_TTL, MAX_TTL);
+        Ok((set, text, time_to_live))
     }
 
     /// Where the keys are, by OpenID Connect Discovery §4, or RFC 8414 §3.
@@ -478,7 +516,7 @@ mod tests {
         },
         *,
     };
-    use crate::{config::Auth, time::Clock};
+    use crate::config::Auth;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -1045,5 +1083,39 @@ mod tests {
                 "https://sso.example.com/.well-known/oauth-authorization-server",
             ]
         );
+    }
+
+    /// tok-104: a new process starts with the keys of the last one, and asks nobody while they are fresh.
+    #[tokio::test]
+    async fn a_cold_start_asks_nobody_while_the_kept_keys_are_fresh() {
+        let directory = tempfile::tempdir().unwrap();
+        let provider = Provider::with(&[&KEYS.es256]).await;
+        let now = Arc::new(Mutex::new(NOW));
+        let start = || {
+            let issuer = Issuer {
+                issuer: provider.issuer(),
+                ..issuer(KeySource::Discovery)
+            };
+            let shown = now.clone();
+            let clock = Clock::new(move || *shown.lock().unwrap());
+            let auth = Auth::Oidc(vec![issuer]);
+            Authenticator::build(&auth, clock, &unheard())
+                .unwrap()
+                .keeping(directory.path())
+        };
+        let good = provider.token().claim("exp", NOW + 80_000).sign();
+        assert_eq!(ask(&start(), &good).await, Ok(()));
+        let asked = provider.asked(JWKS);
+        for _ in 0..5 {
+            assert_eq!(ask(&start(), &good).await, Ok(()));
+        }
+        assert_eq!(provider.asked(JWKS), asked);
+        // The provider is away: kept keys serve for an hour, not longer.
+        provider.set(JWKS, broken());
+        provider.set(DISCOVERY, broken());
+        *now.lock().unwrap() = NOW + 3000;
+        assert_eq!(ask(&start(), &good).await, Ok(()));
+        *now.lock().unwrap() = NOW + 3700;
+        assert!(is_down(&ask(&start(), &good).await));
     }
 }

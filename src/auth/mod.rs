@@ -16,6 +16,7 @@ mod jwk;
 mod jwt;
 mod keys;
 mod metadata;
+mod shelf;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -55,6 +55,7 @@ pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
             key,
             audit,
             clock: Clock::system(),
+            state: systemd::state_directory(),
             notifier,
             may_exit: true,
         })

@@ -82,6 +82,10 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
     let notices: Notices = Arc::new(move |notice| audit.record(&keys_event(notice)));
     let authenticator = Authenticator::build(&config.auth, setup.clock.clone(), &notices)
         .map_err(|error| problem(&config, &error.to_string(), "mend `ca-file` of the issuer"))?;
+    let authenticator = match &setup.state {
+        Some(directory) => authenticator.keeping(directory),
+        None => authenticator,
+    };
     let runner = match &setup.runner {
         Connection::Path(path) => Connection::Path(path.clone()),
         Connection::Inherited(socket) => {

@@ -8,7 +8,7 @@ mod build;
 mod misconfigured;
 mod serving;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Result;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -39,6 +39,8 @@ pub struct Setup {
     pub key: String,
     pub audit: Audit,
     pub clock: Clock,
+    /// Where keys of issuers are kept from one process to the next.
+    pub state: Option<PathBuf>,
     pub notifier: Notifier,
     /// Whether to exit when idle: only where a socket unit starts us again.
     pub may_exit: bool,

@@ -140,6 +140,7 @@ impl Plan {
             key: runner.key.clone(),
             audit,
             clock: Clock::system(),
+            state: None,
             notifier: Notifier::none(),
             may_exit: false,
         };

@@ -69,6 +69,7 @@ pub fn run(once: bool, out: &mut (impl Write + Send)) -> Result<ExitCode> {
             key: runner.key.clone(),
             audit,
             clock: Clock::system(),
+            state: None,
             notifier: Notifier::none(),
             may_exit: false,
         };
