@@ -202,6 +202,7 @@ fn end_session(
         .enter(identity, id)
         .map_err(Refusal::NoSession)?;
     record.method = Some(head.method.to_string());
+    record.policies = vec!["session".to_owned()];
     record.session = Some(audit::session_tag(session.id()));
     gateway.audit.record(&Event::Decision(record.clone()));
     gateway.sessions.close(&session);

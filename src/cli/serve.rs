@@ -41,14 +41,14 @@ pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
     let exit = runtime.block_on(async {
         let (root, server) = (root.to_owned(), name.clone());
         let (root_again, server_again) = (root.clone(), server.clone());
-        let mut stamp = None;
+        // Before the first reading: what is edited after this is seen as a change.
+        let mut stamp = config::stamp(&root, &server);
         daemon::run(Setup {
             server: server.clone(),
             load: Box::new(move || config::load(&root, &server, OwnerRule::Root)),
             changed: Box::new(move || {
                 let now = config::stamp(&root_again, &server_again);
-                let before = stamp.replace(now.clone());
-                before != Some(now)
+                now != std::mem::replace(&mut stamp, now.clone())
             }),
             listener: Listener::from_fd(socket).context("using the socket from systemd")?,
             runner: Connection::Path(PathBuf::from(format!("/run/thv/runner/{name}.sock"))),

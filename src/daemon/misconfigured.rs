@@ -6,7 +6,7 @@ use anyhow::Result;
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, interval, sleep, sleep_until, timeout},
 };
 use tracing::{info, warn};
 
@@ -44,11 +44,18 @@ pub(super) async fn answer(
     setup.notifier.status(&format!("misconfigured: {summary}"));
     setup.notifier.ready();
     let mut asked = Instant::now();
+    // Not a sleep of each round: those who ask would keep it from ever ending.
+    let mut watchdog = interval(WATCHDOG);
     loop {
         tokio::select! {
             accepted = setup.listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                 Ok(accepted) if (setup.changed)() => {
                     info!("the configuration has changed, reading it again");
+                    // Those that are being answered are answered first.
+                    let _ = timeout(LAST_ANSWERS, async {
+                        while connections.join_next().await.is_some() {}
+                    })
+                    .await;
                     return Ok(Way::Mended(accepted));
                 }
                 Ok(accepted) => {
@@ -65,7 +72,7 @@ pub(super) async fn answer(
                 setup.notifier.stopping();
                 return Ok(Way::Out(Exit::Misconfigured));
             }
-            () = sleep(WATCHDOG) => setup.notifier.alive(),
+            _ = watchdog.tick() => setup.notifier.alive(),
             () = signals.stop() => {
                 setup.notifier.stopping();
                 setup.audit.record(&Event::Stopping);
@@ -93,6 +100,8 @@ async fn refuse(accepted: Accepted, draining: watch::Receiver<bool>, audit: Audi
     connection::serve(stream, draining, answer).await;
 }
 
+/// How long the last answers may take to leave.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Connections told 503 at once.
 const MAX_CONNECTIONS: usize = 256;
 /// How long nobody must have asked before the process leaves with status 78.

@@ -174,21 +174,23 @@ fn field<'a>(record: &'a Value, name: &str) -> &'a str {
 /// A record's own fields, in its order.
 fn line(record: &Value) -> String {
     let shown = [
-        "EVENT", "SUBJECT", "METHOD", "TOOL", "DECISION", "POLICY", "REASON", "STATUS",
+        "EVENT",
+        "SUBJECT",
+        "METHOD",
+        "TOOL",
+        "DECISION",
+        "POLICY",
+        "REASON",
+        "STATUS",
+        "REQUEST_ID",
     ];
-    let mut parts: Vec<_> = shown
+    let parts: Vec<_> = shown
         .iter()
-        .map(|name| (name, field(record, &format!("THV_{name}"))))
-        .filter(|(_, value)| !value.is_empty())
-        .map(|(name, value)| format!("{name}={value}"))
+        .map(|name| format!("THV_{name}"))
+        .map(|name| (field(record, &name).to_owned(), name))
+        .filter(|(value, _)| !value.is_empty())
+        .map(|(value, name)| format!("{name}={value}"))
         .collect();
-    parts.push(format!(
-        "REQUEST_ID={}…",
-        field(record, "THV_REQUEST_ID")
-            .chars()
-            .take(8)
-            .collect::<String>()
-    ));
     parts.join(" ")
 }
 

@@ -1,1 +1,68 @@
-ALL = []
+"""Nothing runs when nobody calls, and nothing is lost on the edge of it."""
+
+import random
+import time
+
+import servers
+import wire
+from servers import COUNTER, EVERYTHING
+
+REQUESTS = 1000
+# Twice `limits.exit-idle` of that server: half of the pauses end after the exit.
+LONGEST_PAUSE = 0.1
+SEED = 2
+
+
+def an_idle_server_has_no_process_and_serves_the_next_request(host):
+    # Sessions that earlier scenarios have left open end with it.
+    host.run("systemctl", "restart", f"thv@{EVERYTHING}.service")
+    token = wire.token("alice", servers.resource(EVERYTHING))
+    with wire.opened(servers.PORTS[EVERYTHING], token) as client:
+        client.said("echo", {"message": "x"})
+        client.leave()
+    for unit in (f"thv@{EVERYTHING}.service", f"thv-runner@{EVERYTHING}.service"):
+        host.wait_for(unit, "inactive")
+        assert host.unit(unit, "Result") == "success"
+    for unit in (f"thv@{EVERYTHING}.socket", f"thv-runner@{EVERYTHING}.socket"):
+        assert host.unit(unit, "SubState") == "listening"
+    with wire.opened(servers.PORTS[EVERYTHING], token) as client:
+        client.said("echo", {"message": "again"})
+        client.leave()
+
+
+def a_thousand_numbered_requests_around_the_idle_moment_are_each_served_once(host):
+    servers.enable(host, COUNTER)
+    token = wire.token("alice", servers.resource(COUNTER))
+    pauses, slowest, starts = random.Random(SEED), 0.0, host_starts(host)
+    for number in range(REQUESTS):
+        time.sleep(pauses.uniform(0, LONGEST_PAUSE))
+        start = time.monotonic()
+        with wire.Client(servers.PORTS[COUNTER], token) as client:
+            answer = client.initialize()
+            assert answer.status == 200, f"request {number}: {answer}"
+            assert client.said("count", {"number": number}) == str(number)
+            assert client.leave().status in (200, 204)
+        slowest = max(slowest, time.monotonic() - start)
+    starts = host_starts(host) - starts
+    state = host.text("find", f"/var/lib/private/thv-runner/{COUNTER}", "-name", "calls").splitlines()
+    assert len(state) == 1, state
+    logged = [int(line) for line in host.text("cat", state[0]).splitlines()]
+    assert logged == list(range(REQUESTS)), "the server's own list differs from the client's"
+    assert starts > REQUESTS / 10, f"the idle moment was met {starts} times only"
+    assert host.is_active(f"thv@{COUNTER}.socket")
+    print(f"        {REQUESTS} requests, {starts} gateways, the slowest took {slowest * 1000:.0f} ms (seed {SEED})")
+
+
+def host_starts(host):
+    """How often the gateway was started since boot."""
+    host.flush_journal()
+    # MESSAGE_ID of a unit that has started (systemd's own catalog).
+    return len(host.text(
+        "journalctl", "--output=cat", "MESSAGE_ID=39f53479d3a045ac8e11786248231fbf", f"UNIT=thv@{COUNTER}.service",
+        check=False).splitlines())
+
+
+ALL = [
+    an_idle_server_has_no_process_and_serves_the_next_request,
+    a_thousand_numbered_requests_around_the_idle_moment_are_each_served_once,
+]

@@ -1,1 +1,138 @@
-ALL = []
+"""Configurations that cannot be served, and a journal that does not listen."""
+
+import json
+import threading
+import time
+
+import servers
+import wire
+from machine import until
+from servers import PROBES, WRONG
+
+CLIENTS = 100
+SECONDS = 60
+GOOD = servers.configuration(WRONG, '["/usr/bin/python3", "/opt/peers/scripted.py"]', 'allow = "authenticated"')
+# The thirteenth line: an audience is mandatory.
+BAD = GOOD.replace("audience =", "audiense =")
+LINE = next(number for number, line in enumerate(BAD.splitlines(), 1) if "audiense" in line)
+
+
+def a_misconfigured_server_tells_every_client_so_and_serves_once_it_is_mended(host):
+    host.write(f"/etc/thv/servers/{WRONG}.toml", BAD)
+    host.run("thv", "listen", WRONG, f"127.0.0.1:{servers.PORTS[WRONG]}")
+    host.run("systemctl", "start", f"thv@{WRONG}.socket")
+    told, slowest = [], []
+
+    def ask(number):
+        time.sleep(number * SECONDS / CLIENTS)
+        start = time.monotonic()
+        with wire.Client(servers.PORTS[WRONG]) as client:
+            answer = client.initialize()
+        slowest.append(time.monotonic() - start)
+        told.append((answer.status, answer.headers["Retry-After"], b"misconfigured" in answer.body, b"audience" in answer.body))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert told == [(503, "30", True, False)] * CLIENTS, (len(told), set(told))
+    assert max(slowest) < 1, f"one waited {max(slowest):.2f} s"
+    assert host.is_active(f"thv@{WRONG}.socket")
+    assert host.unit(f"thv@{WRONG}.service", "NRestarts") == "0"
+    host.flush_journal()
+    records = [json.loads(line) for line in host.text(
+        "journalctl", f"--unit=thv@{WRONG}.service", "THV_EVENT=config-refused", "--output=json").splitlines()]
+    places = {(record["THV_CONFIG_FILE"], record["THV_CONFIG_LINE"], record["THV_CONFIG_KEY"]) for record in records}
+    file = f"/etc/thv/servers/{WRONG}.toml"
+    assert any(place[:2] == (file, str(LINE)) and "audiense" in place[2] for place in places), places
+    assert any("audiense" in record["MESSAGE"] and f"{file}:{LINE}" in record["MESSAGE"] for record in records), records[0]["MESSAGE"]
+    check = host.run("thv", "check", WRONG, check=False)
+    assert check.returncode == 78 and f"{file}:{LINE}" in check.stdout, check
+
+    gateway = host.pid(f"thv@{WRONG}.service")
+    host.write(file, GOOD)
+    token = wire.token("alice", servers.resource(WRONG))
+    with wire.opened(servers.PORTS[WRONG], token) as client:
+        client.said("echo")
+        client.leave()
+    assert host.pid(f"thv@{WRONG}.service") == gateway, "nothing had to be restarted"
+    host.run("systemctl", "stop", f"thv@{WRONG}.socket")
+
+
+def a_misconfigured_server_that_nobody_asks_leaves_with_78_and_its_socket_stays(host):
+    host.write(f"/etc/thv/servers/{WRONG}.toml", BAD)
+    host.run("systemctl", "start", f"thv@{WRONG}.socket")
+    with wire.Client(servers.PORTS[WRONG]) as client:
+        assert client.initialize().status == 503
+    service = f"thv@{WRONG}.service"
+    host.wait_for(service, "failed", 180)
+    assert host.unit(service, "ExecMainStatus") == "78"
+    assert host.unit(f"thv@{WRONG}.socket", "SubState") == "listening"
+    with wire.Client(servers.PORTS[WRONG]) as client:
+        assert client.initialize().status == 503
+    host.run("systemctl", "stop", f"thv@{WRONG}.socket")
+    host.run("systemctl", "reset-failed", service, check=False)
+
+
+def a_server_whose_program_is_missing_says_why_and_its_gateway_stays(host):
+    text = GOOD.replace("/usr/bin/python3", "/usr/bin/no-such-program")
+    host.write(f"/etc/thv/servers/{WRONG}.toml", text)
+    host.run("systemctl", "start", f"thv@{WRONG}.socket")
+    with wire.Client(servers.PORTS[WRONG], wire.token("alice", servers.resource(WRONG))) as client:
+        for _ in range(2):
+            answer = client.initialize()
+            assert answer.status == 503 and answer.message["error"]["code"] == -32603, answer
+    assert host.is_active(f"thv@{WRONG}.service")
+    host.flush_journal()
+    journal = host.text("journalctl", f"--unit=thv@{WRONG}.service", "--output=cat")
+    assert "no-such-program" in journal, journal[-500:]
+    host.run("systemctl", "stop", f"thv@{WRONG}.socket")
+
+
+def a_stopped_journal_stalls_no_request_and_gets_the_records_later(host):
+    with wire.opened(servers.PORTS[PROBES], wire.token("alice", servers.resource(PROBES))) as client:
+        client.said("echo")
+        marks = [f"journal-{number}" for number in range(300)]
+        host.run("systemctl", "kill", "--signal=STOP", "systemd-journald.service")
+        try:
+            slowest = 0.0
+            for mark in marks:
+                start = time.monotonic()
+                assert client.call("secret", {"mark": mark}).status == 403
+                slowest = max(slowest, time.monotonic() - start)
+            assert slowest < 1, f"one waited {slowest:.2f} s"
+        finally:
+            host.run("systemctl", "kill", "--signal=CONT", "systemd-journald.service")
+        said = client.said("echo")
+        assert said
+        client.leave()
+
+    def written():
+        host.flush_journal()
+        records = host.text(
+            "journalctl", f"--unit=thv@{PROBES}.service", "THV_TOOL=secret", "THV_EVENT=decision", "--output=cat", "--lines=all")
+        return len(records.splitlines()) >= len(marks)
+
+    until("the journal to have them all", 30, written)
+
+
+def a_hanging_gateway_is_ended_by_its_watchdog_and_the_next_request_is_served(host):
+    service = f"thv@{PROBES}.service"
+    client = wire.opened(servers.PORTS[PROBES], wire.token("alice", servers.resource(PROBES)))
+    before = host.pid(service)
+    host.run("systemctl", "kill", "--kill-whom=main", "--signal=STOP", service)
+    until("another gateway", 90, lambda: host.pid(service) not in (0, before))
+    client.close()
+    with wire.opened(servers.PORTS[PROBES], wire.token("alice", servers.resource(PROBES))) as client:
+        client.said("echo")
+        client.leave()
+
+
+ALL = [
+    a_misconfigured_server_tells_every_client_so_and_serves_once_it_is_mended,
+    a_misconfigured_server_that_nobody_asks_leaves_with_78_and_its_socket_stays,
+    a_server_whose_program_is_missing_says_why_and_its_gateway_stays,
+    a_stopped_journal_stalls_no_request_and_gets_the_records_later,
+    a_hanging_gateway_is_ended_by_its_watchdog_and_the_next_request_is_served,
+]

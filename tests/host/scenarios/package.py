@@ -42,13 +42,16 @@ def an_upgrade_restarts_what_runs_and_loses_no_connection(host):
 
         def ask():
             while not stop.is_set():
-                try:
-                    with wire.Client(servers.PORTS[name], token) as client:
+                with wire.Client(servers.PORTS[name], token) as client:
+                    try:
                         answers.append(client.initialize().status)
-                        # A session of the old gateway ends with it.
+                    except OSError as error:
+                        errors.append(repr(error))
+                        continue
+                    try:
                         client.leave()
-                except OSError as error:
-                    errors.append(repr(error))
+                    except OSError:
+                        pass  # the old gateway is gone, and the session with it
 
         threads = [threading.Thread(target=ask) for _ in range(3)]
         for thread in threads:
@@ -65,9 +68,8 @@ def an_upgrade_restarts_what_runs_and_loses_no_connection(host):
                 thread.join()
     assert host.pid(f"thv@{name}.service") != gateway, "the upgrade has restarted nothing"
     assert socket_inode(host, name) == inode, "the socket was closed"
-    refused = [error for error in errors if "Refused" in error]
-    assert not refused, refused
-    assert len(answers) >= count + 5, f"{len(answers)} answers, {errors[:3]}"
+    assert not errors, errors
+    assert len(answers) >= count + 5, f"{len(answers)} answers"
     assert set(answers) == {200}, answers
 
 
@@ -84,7 +86,9 @@ def removing_stops_every_server_and_purging_leaves_nothing(host):
     host.run("dpkg", "--purge", "thv")
     left = host.text(
         "find", "/etc", "/usr", "/run", "/var", "-xdev", "-name", "*thv*", "-not", "-path", "/var/log/*",
-        "-not", "-path", "/run/systemd/*", "-not", "-path", "/usr/share/man/*/index.db")
+        "-not", "-path", "/run/systemd/*",
+        # What man(1) has formatted for a reader is its own to forget.
+        "-not", "-path", "/var/cache/man/*")
     assert not left, left
     assert "thv" not in host.text("systemctl", "list-unit-files", "thv*", check=False).replace("0 unit files", "")
 

@@ -1,1 +1,156 @@
-ALL = []
+"""What a server tries from inside, under the shipped units: each probe beside its control.
+
+The control is the same probe by root, outside of any sandbox: there it must get
+through, or its failing inside proves nothing. More probes, without the units,
+are in tests/it/sandbox.rs.
+"""
+
+import json
+
+import servers
+import wire
+from machine import until
+from servers import PROBES
+
+RUNNER = f"thv-runner@{PROBES}.service"
+
+
+def the_hosts_secrets_cannot_be_read(host):
+    with session() as client:
+        for probe, argument in (
+            ("open", "/etc/shadow"),
+            ("open", "/etc/thv/thv.toml"),
+            ("open", f"/etc/thv/servers/{PROBES}.toml"),
+            ("open", "/etc/machine-id"),
+            ("list", "/etc/thv"),
+            ("list", "/run/credentials"),
+            ("open", f"/run/credentials/{RUNNER}/runner-key"),
+            ("open", f"/run/thv/key/{PROBES}"),
+            ("list", "/run/systemd"),
+            ("list", "/var/lib/private"),
+            ("list", "/home/caller"),
+            ("list", "/sys"),
+            ("list", "/root"),
+        ):
+            refused(host, client, probe, argument)
+        client.leave()
+
+
+def nothing_but_its_state_and_scratch_can_be_written(host):
+    with session() as client:
+        for path in ("/usr/thv-probe", "/etc/thv-probe", "/thv-probe", "/opt/peers/thv-probe", "/dev/thv-probe", "/run/thv-probe"):
+            refused(host, client, "write", path)
+            host.run("rm", path)
+        for path in ("/state/probe", "/tmp/probe", "/dev/shm/probe"):
+            works(client, "write", path)
+        client.leave()
+
+
+def other_processes_are_neither_seen_nor_signalled(host):
+    with session() as client:
+        inside = works(client, "list", "/proc").split()
+        numbers = sorted(int(entry) for entry in inside if entry.isdigit())
+        assert len(numbers) <= 2, f"init and server alone: {numbers}"
+        outside = control(host, "list", "/proc").split()
+        assert len([entry for entry in outside if entry.isdigit()]) > 5, outside
+        refused(host, client, "kill", str(host.pid("idp.service")))
+        refused(host, client, "kill", str(host.pid(RUNNER)))
+        refused(host, client, "open", "/proc/1/environ")
+        client.leave()
+
+
+def there_is_no_network(host):
+    with session() as client:
+        refused(host, client, "tcp", f"127.0.0.1:{wire.IDP_PORT}")
+        refused(host, client, "tcp", f"127.0.0.1:{servers.PORTS[PROBES]}")
+        for path in ("/run/systemd/journal/stdout", "/run/dbus/system_bus_socket", "/run/systemd/private"):
+            refused(host, client, "unix", path)
+        for family in ("packet", "raw"):
+            refused(host, client, "family", family)
+        for family in ("inet", "inet6", "unix", "netlink-route"):
+            works(client, "family", family)
+        client.leave()
+
+
+def no_privilege_is_left_and_none_can_be_had(host):
+    with session() as client:
+        status = json.loads(works(client, "status"))
+        sets = {name: status[name] for name in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb")}
+        assert set(sets.values()) == {"0" * 16}, status
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2"), status
+        outside = json.loads(control(host, "status"))
+        assert outside["CapEff"] != "0" * 16 and outside["Seccomp"] != "0" or outside["NoNewPrivs"] == "0", outside
+        for call in ("mount", "unshare", "setns", "pivot_root", "chroot", "sethostname"):
+            refused(host, client, "call", call)
+        refused(host, client, "new-user-namespace")
+        client.leave()
+
+
+def its_descriptors_are_the_three_standard_ones_and_its_environment_is_its_own(host):
+    with session() as client:
+        # The fourth is the directory being listed.
+        assert works(client, "descriptors") == "0 1 2 3"
+        environment = json.loads(works(client, "environment"))
+        assert sorted(environment) == ["HOME", "LANG", "PATH", "TMPDIR"], environment
+        outside = json.loads(control(host, "environment", environment={"NOTIFY_SOCKET": "x", "LISTEN_FDS": "1"}))
+        assert "NOTIFY_SOCKET" in outside, "the control sees what it was given"
+        client.leave()
+
+
+def nothing_of_a_child_is_left_when_its_session_ends(host):
+    with session() as client:
+        works(client, "hide")
+        runner = host.pid(RUNNER)
+        children = [pid for pid in host.processes_of(RUNNER) if pid != runner]
+        assert len(children) >= 3, f"init, server and the hidden one: {children}"
+        client.leave()
+    gone = lambda: not any(host.path(f"/proc/{pid}").exists() for pid in children)  # noqa: E731
+    until("the child and what it hid to be gone", 15, gone)
+
+
+def node_and_python_run_in_it(host):
+    with wire.opened(servers.PORTS[servers.EVERYTHING], wire.token("alice", servers.resource(servers.EVERYTHING))) as client:
+        assert "Echo" in client.said("echo", {"message": "node"})
+        client.leave()
+    with session() as client:
+        works(client, "scratch")
+        client.leave()
+
+
+def session():
+    return wire.opened(servers.PORTS[PROBES], wire.token("alice", servers.resource(PROBES)))
+
+
+def control(host, probe, argument="", environment=None):
+    given = [f"{name}={value}" for name, value in (environment or {}).items()]
+    through, said = json.loads(host.text("env", *given, "python3", "/opt/peers/probes.py", probe, argument))
+    assert through, f"the control of `{probe} {argument}` failed, so it proves nothing: {said}"
+    return said
+
+
+def inside(client, probe, argument=""):
+    return json.loads(client.said("probe", {"probe": probe, "argument": argument}))
+
+
+def refused(host, client, probe, argument=""):
+    control(host, probe, argument)
+    through, said = inside(client, probe, argument)
+    assert not through, f"`{probe} {argument}` got through: {said}"
+
+
+def works(client, probe, argument=""):
+    through, said = inside(client, probe, argument)
+    assert through, f"`{probe} {argument}` should work inside: {said}"
+    return said
+
+
+ALL = [
+    the_hosts_secrets_cannot_be_read,
+    nothing_but_its_state_and_scratch_can_be_written,
+    other_processes_are_neither_seen_nor_signalled,
+    there_is_no_network,
+    no_privilege_is_left_and_none_can_be_had,
+    its_descriptors_are_the_three_standard_ones_and_its_environment_is_its_own,
+    nothing_of_a_child_is_left_when_its_session_ends,
+    node_and_python_run_in_it,
+]
