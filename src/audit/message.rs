@@ -23,14 +23,19 @@ pub(super) fn headline(event: &Event) -> (Kind, u8, String) {
         Event::ConfigRefused {
             file,
             line,
+            key,
             message,
-            ..
         } => {
             let file = shown(&file.to_string_lossy());
+            let key = key.as_deref().map(|key| format!("{}: ", shown(key)));
             (
                 Kind::ConfigRefused,
                 ERROR,
-                format!("configuration refused: {file}:{line}: {}", shown(message)),
+                format!(
+                    "configuration refused: {file}:{line}: {}{}",
+                    key.unwrap_or_default(),
+                    shown(message)
+                ),
             )
         }
         Event::Decision(decision) => {

@@ -73,7 +73,10 @@ pub async fn run(mut setup: Setup) -> Result<Exit> {
                         file: problem.file.to_path_buf(),
                         line: problem.line as usize,
                         key: Some(problem.key.clone()).filter(|key| !key.is_empty()),
-                        message: problem.message.clone(),
+                        message: match problem.help.as_str() {
+                            "" => problem.message.clone(),
+                            help => format!("{}; {help}", problem.message),
+                        },
                     });
                 }
                 match misconfigured::answer(&mut setup, first.take(), &problems, &mut signals)
