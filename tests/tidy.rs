@@ -126,7 +126,12 @@ fn every_numbered_case_has_a_test_or_a_reason() {
             }));
         }
     }
-    let excused = cases_in(&read("tests/cases/not-here.md"));
+    // `- tok-1, tok-2: why`: what the reason names besides is not excused.
+    let excused: BTreeSet<String> = read("tests/cases/not-here.md")
+        .lines()
+        .filter_map(|line| line.strip_prefix("- ")?.split_once(": "))
+        .flat_map(|(cases, _)| cases_in(cases))
+        .collect();
     let missing: Vec<_> = wanted
         .keys()
         .filter(|case| !tested.contains(*case) && !excused.contains(*case))

@@ -1,6 +1,7 @@
 """Nothing runs when nobody calls, and nothing is lost on the edge of it."""
 
 import random
+import socket
 import time
 
 import servers
@@ -14,6 +15,7 @@ SEED = 2
 
 
 def an_idle_server_has_no_process_and_serves_the_next_request(host):
+    """fault-1"""
     # Sessions that earlier scenarios have left open end with it.
     host.run("systemctl", "restart", f"thv@{EVERYTHING}.service")
     token = wire.token("alice", servers.resource(EVERYTHING))
@@ -30,7 +32,29 @@ def an_idle_server_has_no_process_and_serves_the_next_request(host):
         client.leave()
 
 
+def a_thousand_connections_during_a_cold_start_are_all_answered(host):
+    """fault-2"""
+    port = servers.PORTS[EVERYTHING]
+    for unit in (f"thv@{EVERYTHING}.service", f"thv-runner@{EVERYTHING}.service"):
+        host.run("systemctl", "stop", unit)
+    request = (
+        f"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+        "Accept: application/json, text/event-stream\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}").encode()
+    clients = []
+    for _ in range(1000):
+        client = socket.create_connection(("127.0.0.1", port), timeout=60)
+        client.sendall(request)
+        clients.append(client)
+    answers = []
+    for client in clients:
+        with client, client.makefile("rb") as answer:
+            answers.append(answer.readline().split()[1])
+    assert answers == [b"401"] * 1000, set(answers)
+    assert host.unit(f"thv@{EVERYTHING}.service", "NRestarts") == "0"
+
+
 def a_thousand_numbered_requests_around_the_idle_moment_are_each_served_once(host):
+    """fault-5"""
     servers.enable(host, COUNTER)
     token = wire.token("alice", servers.resource(COUNTER))
     pauses, slowest, starts = random.Random(SEED), 0.0, host_starts(host)
@@ -64,5 +88,6 @@ def host_starts(host):
 
 ALL = [
     an_idle_server_has_no_process_and_serves_the_next_request,
+    a_thousand_connections_during_a_cold_start_are_all_answered,
     a_thousand_numbered_requests_around_the_idle_moment_are_each_served_once,
 ]

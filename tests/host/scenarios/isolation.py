@@ -55,6 +55,7 @@ def states_of_principals_are_apart(host):
 
 
 def a_killed_gateway_takes_its_children_along_and_the_next_request_is_served(host):
+    """fault-6"""
     client = session(PROBES)
     runner = RUNNERS[1]
     children = [pid for pid in host.processes_of(runner) if pid != host.pid(runner)]
