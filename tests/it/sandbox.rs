@@ -338,6 +338,11 @@ async fn only_ordinary_sockets_can_be_made() {
     for family in ["alg", "key"] {
         assert!(!sandbox.inside("family", family).await.0, "{family}");
     }
+    sandbox.works("pair", "unix").await;
+    for family in ["vsock", "inet", "packet"] {
+        let (through, what) = sandbox.inside("pair", family).await;
+        assert!(!through && what.starts_with("EPERM"), "{family}: {what}");
+    }
     for family in ["unix", "inet", "inet6", "netlink-route"] {
         sandbox.works("family", family).await;
     }

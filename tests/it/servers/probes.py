@@ -182,6 +182,12 @@ def family(name):
         return "made"
 
 
+def pair(name):
+    for end in socket.socketpair(*FAMILIES[name][:2]):
+        end.close()
+    return "made"
+
+
 def new_user_namespace(_):
     child = libc.syscall(56, 0x10000000 | 17, 0, 0, 0, 0)
     if child == 0:
@@ -201,7 +207,7 @@ def types_into_terminal(high_bits):
 
 PROBES = {
     "open": opened, "list": listed, "write": wrote, "mknod": made_node, "status": status, "kill-all": kills_all,
-    "kill": kills, "call": system_call, "family": family, "new-user-namespace": new_user_namespace, "hide": fork_and_hide,
+    "kill": kills, "call": system_call, "family": family, "pair": pair, "new-user-namespace": new_user_namespace, "hide": fork_and_hide,
     "zombies": zombies, "real-time": real_time, "stay": stay, "user-map": set_user_map, "raise-limit": raised_limit, "terminal": has_terminal,
     "scratch": scratch, "descriptors": descriptors, "environment": environment, "tiocsti": types_into_terminal,
     "tcp": lambda to: connected(socket.AF_INET, socket.SOCK_STREAM, (to.rsplit(":", 1)[0], int(to.rsplit(":", 1)[1]))),
