@@ -1,0 +1,115 @@
+"""Played inside a whole machine: what a child's own cgroup does, seen from outside it."""
+
+import http.client
+import json
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+MEMORY, TASKS = 64 << 20, 32
+GATEWAY = "thv@limits.service"
+
+
+class Connection(http.client.HTTPConnection):
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(120)
+        self.sock.connect("/run/thv/limits.sock")
+
+
+class Session:
+    def __init__(self):
+        self.id = None
+        status, headers, _ = self.send("initialize", {"protocolVersion": "2025-11-25", "capabilities": {},
+                                                      "clientInfo": {"name": "limits", "version": "1"}})
+        assert status == 200, status
+        self.id = headers["Mcp-Session-Id"]
+
+    def send(self, method, params=None, verb="POST"):
+        connection = Connection("localhost")
+        headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+        if self.id:
+            headers["Mcp-Session-Id"] = self.id
+        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params or {}}) if verb == "POST" else None
+        connection.request(verb, "/mcp", body, headers)
+        answer = connection.getresponse()
+        text = answer.read()
+        for line in text.splitlines():
+            if line.startswith(b"data: "):
+                text = line[6:]
+        return answer.status, answer.headers, json.loads(text) if text else None
+
+    def call(self, tool):
+        return self.send("tools/call", {"name": tool, "arguments": {}})
+
+    def said(self, tool):
+        status, _, message = self.call(tool)
+        assert status == 200 and "result" in message, (status, message)
+        return message["result"]["content"][0]["text"]
+
+
+def groups():
+    return sorted(pathlib.Path("/sys/fs/cgroup").rglob("child-*"))
+
+
+def pid():
+    return subprocess.run(["systemctl", "show", "--value", "--property=MainPID", GATEWAY], capture_output=True, text=True).stdout.strip()
+
+
+def each_child_has_a_cgroup_with_its_limits():
+    Session()
+    (group,) = groups()
+    found = {name: (group / name).read_text().strip() for name in ("memory.max", "memory.oom.group", "pids.max", "cpu.max")}
+    wanted = {"memory.max": str(MEMORY), "memory.oom.group": "1", "pids.max": str(TASKS), "cpu.max": "50000 100000"}
+    assert found == wanted, found
+    assert len((group / "cgroup.procs").read_text().split()) == 2, "init and server"
+
+
+def a_fork_bomb_ends_at_its_limit_and_the_gateway_answers_meanwhile():
+    """probe-23"""
+    before = pid()
+    session = Session()
+    said = json.loads(session.said("fork"))
+    assert said["refused"] == "Resource temporarily unavailable" and said["children"] < TASKS, said
+    assert session.said("echo") == "here"
+    assert pid() == before
+
+
+def a_child_that_eats_its_memory_ends_alone():
+    """probe-64, fault-22"""
+    before, eater, other = pid(), Session(), Session()
+    status, _, message = eater.call("eat")
+    assert status == 502 and message["error"]["data"]["reason"] == "server-out-of-memory", (status, message)
+    assert other.said("echo") == "here"
+    assert eater.call("echo")[0] == 404
+    assert pid() == before, "the gateway lives"
+
+
+def nothing_of_a_child_is_left_when_its_session_ends():
+    for _ in range(3):
+        assert Session().send("", verb="DELETE")[0] == 204
+    # Only the sessions that were left open above are still there.
+    end = time.monotonic() + 20
+    while len(groups()) > 3:
+        assert time.monotonic() < end, groups()
+    subprocess.run(["systemctl", "stop", GATEWAY, "thv-runner@limits.service"], check=True)
+    assert not groups(), groups()
+
+
+failed = 0
+subprocess.run(["systemctl", "start", "thv@limits.socket"], check=True)
+for scenario in (each_child_has_a_cgroup_with_its_limits, a_fork_bomb_ends_at_its_limit_and_the_gateway_answers_meanwhile,
+                 a_child_that_eats_its_memory_ends_alone, nothing_of_a_child_is_left_when_its_session_ends):
+    sentence = scenario.__name__.replace("_", " ")
+    try:
+        scenario()
+        print(f"ok      {sentence}", flush=True)
+    except Exception as error:
+        failed += 1
+        print(f"FAILED  {sentence}: {type(error).__name__} {error}", flush=True)
+if failed:
+    subprocess.run(["journalctl", "--no-pager", "--lines=40", "--output=cat", "--unit=thv*"])
+print(f"{4 - failed} passed, {failed} failed", flush=True)
+sys.exit(1 if failed else 0)

@@ -1,0 +1,47 @@
+"""An MCP server that runs into its limits when it is asked to."""
+
+import json
+import os
+import sys
+
+
+def fork_until_refused():
+    """probe-23: how many processes there could be, and how the next was refused."""
+    children, refused = [], None
+    while refused is None and len(children) < 1000:
+        try:
+            pid = os.fork()
+        except OSError as error:
+            refused = error.strerror
+            break
+        if pid == 0:
+            # Else it would itself keep the gate from closing.
+            os.close(GATE_IN)
+            os.read(GATE, 1)
+            os._exit(0)
+        children.append(pid)
+    os.close(GATE_IN)
+    for pid in children:
+        os.waitpid(pid, 0)
+    return json.dumps({"children": len(children), "refused": refused})
+
+
+def eat_memory():
+    """probe-64: more than it may have."""
+    eaten = []
+    while True:
+        eaten.append(bytearray(os.urandom(1 << 20)))
+
+
+TOOLS = {"fork": fork_until_refused, "eat": eat_memory, "echo": lambda: "here"}
+GATE, GATE_IN = os.pipe()
+
+for line in sys.stdin:
+    message = json.loads(line)
+    if "id" not in message:
+        continue
+    if message["method"] == "initialize":
+        result = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "limits", "version": "1"}}
+    else:
+        result = {"content": [{"type": "text", "text": TOOLS[message["params"]["name"]]()}]}
+    print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
