@@ -117,8 +117,15 @@ pub(super) fn shown_path(text: &str) -> Result<PathBuf, String> {
     if path == Path::new("/") {
         return Err("the whole host cannot be shown; name directories".to_owned());
     }
-    match OWN_PLACES.iter().find(|own| path.starts_with(own)) {
-        Some(own) => Err(format!("`{own}` is made by the sandbox itself")),
+    if let Some(own) = OWN_PLACES.iter().find(|own| path.starts_with(own)) {
+        return Err(format!("`{own}` is made by the sandbox itself"));
+    }
+    // Neither one of them, nor what lies in one, nor what holds one.
+    let secret = |secret: &&&str| path.starts_with(secret) || Path::new(secret).starts_with(&path);
+    match SECRETS.iter().find(secret) {
+        Some(secret) => Err(format!(
+            "it would show `{secret}`; name what is needed alone"
+        )),
         None => Ok(path),
     }
 }
@@ -204,6 +211,17 @@ pub(super) const ALGORITHMS: &[&str] = &[
 ];
 
 const OWN_PLACES: &[&str] = &["/dev", "/proc", "/sys"];
+/// What no server is shown: passwords, other servers' files, and sockets that run commands.
+const SECRETS: &[&str] = &[
+    "/etc/gshadow",
+    "/etc/shadow",
+    "/etc/thv",
+    "/run/credentials",
+    "/run/dbus",
+    "/run/systemd",
+    "/run/thv",
+    "/var/lib/private",
+];
 
 const MAX_LEEWAY: Duration = Duration::from_secs(5 * 60);
 const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -214,6 +232,31 @@ const MAX_BODY: u64 = 64 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// probe-1: no path shows a secret, by itself or by what holds it.
+    #[test]
+    fn what_no_server_is_shown_cannot_be_named() {
+        for secret in [
+            "/etc",
+            "/etc/shadow",
+            "/etc/thv/servers",
+            "/run",
+            "/run/systemd",
+            "/var",
+            "/var/lib/private/x",
+        ] {
+            assert!(shown_path(secret).is_err(), "{secret}");
+        }
+        for fine in [
+            "/srv/repos",
+            "/etc/ssl",
+            "/var/lib/git",
+            "/run/x",
+            "/etcetera",
+        ] {
+            assert!(shown_path(fine).is_ok(), "{fine}");
+        }
+    }
 
     #[test]
     fn time_spans_have_units() {

@@ -17,6 +17,8 @@ use nix::{
     unistd::{Pid, getegid, geteuid, pipe2},
 };
 
+use tracing::warn;
+
 use super::Setup;
 use crate::{
     config::{Config, Layer},
@@ -71,7 +73,14 @@ impl Child {
             Err(fault) => Err(fault.clone()),
         };
         let group = match group {
-            Err(_) if plan.optional.contains(&Layer::Cgroup) => None,
+            Err(fault) if plan.optional.contains(&Layer::Cgroup) => {
+                warn!(
+                    layer = fault.layer,
+                    reason = fault.reason,
+                    "a child starts without an optional layer"
+                );
+                None
+            }
             other => other?,
         };
         let fault = |what: &str, error: io::Error| Fault {
