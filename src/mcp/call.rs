@@ -275,6 +275,14 @@ fn shape(message: &Message) -> Result<Shape, CallError> {
 
 fn target(method: &str, params: Option<Value<'_>>) -> Result<Named, CallError> {
     let text = |member: &'static str, error| {
+        // A server whose parser ignores case (Go's encoding/json does) would read
+        // `Name` after `name`, and do what nobody has decided on.
+        let spelled_otherwise = |name: &str| name != member && name.eq_ignore_ascii_case(member);
+        if params.is_some_and(|params| params.members().any(|(name, _)| spelled_otherwise(&name))) {
+            return Err(CallError::Params(
+                "a member that is decided on stands there in another case, too",
+            ));
+        }
         params
             .and_then(|params| params.get(member))
             .and_then(Value::as_str)
@@ -394,9 +402,28 @@ mod tests {
         }
         // Inside params other names pass, and mean nothing.
         let call = accepted(
-            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"Name":"b","name":"a"}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"title":"b","name":"a"}}"#,
         );
         assert_eq!(call.target(), Target::Tool("a"));
+    }
+
+    /// json-7: Go's encoding/json takes the last of `name` and `Name`, so a policy on one would decide on another tool.
+    #[test]
+    fn what_is_decided_on_stands_there_in_one_case_alone() {
+        for (method, params) in [
+            ("tools/call", r#"{"name":"allowed","Name":"secret"}"#),
+            ("tools/call", r#"{"NAM\u0045":"secret","name":"allowed"}"#),
+            ("prompts/get", r#"{"name":"allowed","nAme":"secret"}"#),
+            (
+                "resources/read",
+                r#"{"uri":"file:///ok","URI":"file:///etc/shadow"}"#,
+            ),
+        ] {
+            refused(
+                &format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{params}}}"#),
+                "-32602",
+            );
+        }
     }
 
     /// json-8
