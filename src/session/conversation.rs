@@ -51,6 +51,8 @@ pub(super) struct State {
     asked: HashSet<Bytes>,
     last_used: Instant,
     unwanted: bool,
+    /// Its `initialize` was answered: its client may come in.
+    open: bool,
     ended: bool,
 }
 
@@ -117,6 +119,7 @@ impl Session {
             asked: HashSet::new(),
             last_used: Instant::now(),
             unwanted: false,
+            open: false,
             ended: false,
         };
         Arc::new(Self {
@@ -345,6 +348,14 @@ impl Session {
     /// How many there were.
     pub(super) fn unheard(&self) -> u64 {
         self.unheard.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn open(&self) {
+        self.state().open = true;
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.state().open
     }
 
     pub(super) fn has_ended(&self) -> bool {

@@ -101,6 +101,8 @@ impl Sessions {
         );
         // From here on the task sees the child out, whatever becomes of this request.
         let opening = Opening(Some(session.clone()));
+        // In the table at once, so that it is swept and ended like any other; entered only once it is open.
+        lock(&self.table).insert(session.id().to_owned(), session.clone());
         let tended = ending::tend(
             session.clone(),
             child,
@@ -127,11 +129,9 @@ impl Sessions {
         if !accepted {
             return Ok((None, answer));
         }
-        lock(&self.table).insert(session.id().to_owned(), session.clone());
+        session.open();
         opening.keep();
-        // It may have ended before it stood in the table.
         if session.has_ended() {
-            lock(&self.table).remove(session.id());
             return Err(OpenError::Failed(Failure::ChildEnded));
         }
         Ok((Some(session), answer))
@@ -160,6 +160,7 @@ impl Sessions {
     pub fn enter(&self, identity: &Identity, id: &str) -> Result<Arc<Session>, NoSession> {
         let session = lock(&self.table)
             .get(id)
+            .filter(|session| session.is_open())
             .cloned()
             .ok_or(NoSession::Unknown)?;
         if session.owner().owns_session_of(identity) {

@@ -445,6 +445,22 @@ async fn a_refused_initialize_opens_no_session() {
     house.records.wait_for("child-exited").await;
 }
 
+/// fault-16: a server that never answers `initialize` keeps neither its client nor its slot.
+#[tokio::test]
+async fn an_initialize_that_takes_too_long_is_failed_and_its_slot_is_free_again() {
+    let house = house()
+        .argument("--silent")
+        .with("[limits]\ncall-timeout = \"1s\"\nsessions = 1\n")
+        .open()
+        .await;
+    let answer = house.caller("alice").initialize().await;
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["data"]["reason"]),
+        (504, &json!("timeout"))
+    );
+    house.records.wait_for("child-exited").await;
+}
+
 #[tokio::test]
 async fn more_sessions_than_allowed_are_refused_before_anything_starts() {
     let house = house().with("[limits]\nsessions = 1\n").open().await;
