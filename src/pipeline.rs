@@ -185,6 +185,10 @@ async fn open(
                 gateway.stale.notify_one();
                 return failed(gateway, request, &Refusal::Restarting, id.as_ref());
             }
+            // What became of a call that reached its session is recorded there.
+            if matches!(error, OpenError::Failed(_)) {
+                return Refusal::Open(error).response(Some(&gateway.config.resource), id.as_ref());
+            }
             failed(gateway, request, &Refusal::Open(error), id.as_ref())
         }
     }

@@ -459,6 +459,37 @@ async fn an_initialize_that_takes_too_long_is_failed_and_its_slot_is_free_again(
         (504, &json!("timeout"))
     );
     house.records.wait_for("child-exited").await;
+    let outcomes = house
+        .records
+        .all()
+        .iter()
+        .filter(|record| record.contains("THV_EVENT=outcome "))
+        .count();
+    assert_eq!(
+        outcomes,
+        1,
+        "one request has one outcome: {:#?}",
+        house.records.all()
+    );
+}
+
+/// A client that hangs up while its server starts leaves a decision, and an outcome that says so.
+#[tokio::test]
+async fn an_initialize_that_is_given_up_has_an_outcome() {
+    use tokio::io::AsyncWriteExt as _;
+    let house = house().open().await;
+    let mut stream = tokio::net::TcpStream::connect(house.address).await.unwrap();
+    stream
+        .write_all(
+            &house
+                .caller("alice")
+                .bytes("POST", &initialize("2025-11-25")),
+        )
+        .await
+        .unwrap();
+    house.records.wait_for("decision").await;
+    drop(stream);
+    house.records.wait_for("outcome").await;
 }
 
 #[tokio::test]
