@@ -283,7 +283,7 @@ impl Session {
                 .find(|call| call.progress_token.as_deref() == Some(token)),
             None => newest_listener(&state),
         };
-        meant.is_some_and(|call| call.events.try_send(Event::Message(message)).is_ok())
+        meant.is_some_and(|call| tell(call, message))
     }
 
     /// Gives a request of the child's to a client that can answer it.
@@ -292,8 +292,7 @@ impl Session {
         if state.asked.len() >= MAX_ASKED {
             return false;
         }
-        let heard = newest_listener(&state)
-            .is_some_and(|call| call.events.try_send(Event::Message(message)).is_ok());
+        let heard = newest_listener(&state).is_some_and(|call| tell(call, message));
         if heard {
             state.asked.insert(id);
         }
@@ -421,6 +420,11 @@ pub(super) enum Answered {
     Delivered,
     Late,
     Unknown,
+}
+
+/// Gives a message to a client, if it keeps up: the last place is its answer's.
+fn tell(call: &InFlight, message: Bytes) -> bool {
+    call.events.capacity() > 1 && call.events.try_send(Event::Message(message)).is_ok()
 }
 
 /// The open stream of the latest request: where messages go that name no request.

@@ -275,6 +275,17 @@ async fn progress_and_answer_come_as_events() {
     );
 }
 
+/// A server that says more at once than its client's stream holds: messages are left out, never the answer.
+#[tokio::test]
+async fn a_burst_of_messages_does_not_push_out_the_answer() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let answer = alice
+        .call("burst", json!({ "count": 5000, "size": 1 }))
+        .await;
+    assert_eq!(answer.said(), "done");
+}
+
 /// tok-132, json-18, sse-6: an answer is taken only where that session's server has asked.
 #[tokio::test]
 async fn the_servers_question_reaches_its_client_and_the_answer_goes_back() {

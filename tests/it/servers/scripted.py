@@ -12,7 +12,7 @@ import time
 import probes
 
 seen = []
-TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "sleep", "garbage", "both", "stray", "stderr", "probe", "secret"]
+TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "sleep", "garbage", "both", "stray", "stderr", "burst", "probe", "secret"]
 
 
 def say(text):
@@ -75,6 +75,11 @@ def call(identifier, params):
         sys.stderr.write("<0>MESSAGE_ID=0\x1b[31m forged\n")
         sys.stderr.flush()
         text(identifier, "said")
+    elif name == "burst":
+        note = '{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"%s"}}'
+        notes = "\n".join(note % ("x" * arguments["size"]) for _ in range(arguments["count"]))
+        say(notes)
+        text(identifier, "done")
     elif name == "probe":
         text(identifier, json.dumps(probes.probe(arguments["probe"], arguments.get("argument", ""))))
     elif name == "secret":
