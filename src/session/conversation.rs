@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -36,6 +36,8 @@ pub struct Session {
     call_timeout: Duration,
     /// Lines for the child. Bounded: a child that does not read is not waited for (probe-68).
     stdin: mpsc::Sender<Bytes>,
+    /// Bytes of those lines.
+    unwritten: AtomicUsize,
     state: Mutex<State>,
     /// Messages of the child's that nobody could be given.
     unheard: AtomicU64,
@@ -72,6 +74,8 @@ impl State {
 struct InFlight {
     id: Id,
     events: mpsc::Sender<Event>,
+    /// Bytes of the messages among them that wait.
+    unread: Arc<AtomicUsize>,
     deadline: Instant,
     progress_token: Option<Bytes>,
     outcome: OutcomeOwed,
@@ -128,6 +132,7 @@ impl Session {
             audit,
             call_timeout,
             stdin,
+            unwritten: AtomicUsize::new(0),
             state: Mutex::new(state),
             unheard: AtomicU64::new(0),
             end: Notify::new(),
@@ -197,17 +202,20 @@ impl Session {
             bytes_in: call.message().bytes().len(),
         };
         let deadline = now + self.call_timeout;
+        let unread = Arc::new(AtomicUsize::new(0));
+        let exchange = Exchange::new(receiver, unread.clone());
         state.in_flight.insert(
             number,
             InFlight {
                 id,
                 events,
+                unread,
                 deadline,
                 progress_token: progress_token(call),
                 outcome,
             },
         );
-        Ok(Exchange::new(receiver))
+        Ok(exchange)
     }
 
     fn notify(&self, call: &Call) -> Result<(), SendError> {
@@ -383,11 +391,25 @@ impl Session {
         let _ = call.events.try_send(event);
     }
 
+    /// So many bytes of lines have reached the child.
+    pub(super) fn written(&self, bytes: usize) {
+        self.unwritten.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     fn write(&self, line: Bytes) -> Result<(), SendError> {
-        self.stdin.try_send(line).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => SendError::Busy,
-            mpsc::error::TrySendError::Closed(_) => SendError::Gone,
-        })
+        let bytes = line.len();
+        // Counted first: the writer may be done with it before this goes on.
+        let before = self.unwritten.fetch_add(bytes, Ordering::Relaxed);
+        let sent = if before > 0 && before + bytes > MAX_UNWRITTEN {
+            Err(mpsc::error::TrySendError::Full(line))
+        } else {
+            self.stdin.try_send(line)
+        };
+        sent.inspect_err(|_| self.written(bytes))
+            .map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => SendError::Busy,
+                mpsc::error::TrySendError::Closed(_) => SendError::Gone,
+            })
     }
 
     fn lock(&self) -> Result<MutexGuard<'_, State>, SendError> {
@@ -424,7 +446,13 @@ pub(super) enum Answered {
 
 /// Gives a message to a client, if it keeps up: the last place is its answer's.
 fn tell(call: &InFlight, message: Bytes) -> bool {
-    call.events.capacity() > 1 && call.events.try_send(Event::Message(message)).is_ok()
+    let bytes = message.len();
+    let unread = call.unread.load(Ordering::Relaxed);
+    if call.events.capacity() <= 1 || (unread > 0 && unread + bytes > MAX_UNREAD) {
+        return false;
+    }
+    call.unread.fetch_add(bytes, Ordering::Relaxed);
+    call.events.try_send(Event::Message(message)).is_ok()
 }
 
 /// The open stream of the latest request: where messages go that name no request.
@@ -472,5 +500,9 @@ fn progress_token(call: &Call) -> Option<Bytes> {
 const MAX_IN_FLIGHT: usize = 64;
 /// Events waiting for one client; one that reads slower than that loses its stream.
 const MAX_EVENTS: usize = 256;
+/// Bytes of messages waiting for one client; a single longer one still goes (conn-3).
+const MAX_UNREAD: usize = 1 << 20;
+/// Bytes of lines waiting for a child that does not read; a single longer one still goes.
+const MAX_UNWRITTEN: usize = 8 << 20;
 /// Requests of the server's that no client has answered.
 const MAX_ASKED: usize = 64;

@@ -32,7 +32,7 @@ pub(super) async fn tend(
     } = child;
     let child = number;
     let mut streams = JoinSet::new();
-    let input = streams.spawn(write(lines, stdin));
+    let input = streams.spawn(write(session.clone(), lines, stdin));
     let speaker = session.clone();
     streams.spawn(async move {
         pump::run(&speaker, stdout).await;
@@ -120,12 +120,13 @@ pub(super) async fn tend(
     });
 }
 
-async fn write(mut lines: mpsc::Receiver<Bytes>, mut stdin: pipe::Sender) {
+async fn write(session: Arc<Session>, mut lines: mpsc::Receiver<Bytes>, mut stdin: pipe::Sender) {
     while let Some(line) = lines.recv().await {
         // It has closed its input: its output tells what becomes of it.
         if stdin.write_all(&line).await.is_err() {
             return;
         }
+        session.written(line.len());
     }
 }
 

@@ -1,5 +1,10 @@
 //! One request's answers on their way back to the client.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
@@ -76,13 +81,16 @@ pub type Finish = Box<dyn Fn(Bytes) -> Bytes + Send>;
 /// The client's end of one request. Dropping it does not cancel the call.
 pub struct Exchange {
     pub(super) events: mpsc::Receiver<Event>,
+    /// Bytes of the messages that wait in it.
+    unread: Arc<AtomicUsize>,
     finish: Option<Finish>,
 }
 
 impl Exchange {
-    pub(super) fn new(events: mpsc::Receiver<Event>) -> Self {
+    pub(super) fn new(events: mpsc::Receiver<Event>, unread: Arc<AtomicUsize>) -> Self {
         Self {
             events,
+            unread,
             finish: None,
         }
     }
@@ -107,6 +115,10 @@ impl Exchange {
             .poll_recv(context)
             .map(|event| match (event, &self.finish) {
                 (Some(Event::Answer(answer)), Some(finish)) => Some(Event::Answer(finish(answer))),
+                (Some(Event::Message(message)), _) => {
+                    self.unread.fetch_sub(message.len(), Ordering::Relaxed);
+                    Some(Event::Message(message))
+                }
                 (event, _) => event,
             })
     }

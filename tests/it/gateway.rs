@@ -286,6 +286,42 @@ async fn a_burst_of_messages_does_not_push_out_the_answer() {
     assert_eq!(answer.said(), "done");
 }
 
+/// conn-3: what waits for a client that does not read is bounded by its bytes, too.
+#[tokio::test]
+async fn a_client_that_does_not_read_is_not_kept_everything() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let before = house
+        .records
+        .all()
+        .iter()
+        .filter(|record| record.contains("THV_EVENT=outcome "))
+        .count();
+    let mut stream = tokio::net::TcpStream::connect(house.address).await.unwrap();
+    stream
+        .write_all(&alice.bytes(
+            "POST",
+            &call(1, "burst", json!({ "count": 64, "size": 1 << 20 })),
+        ))
+        .await
+        .unwrap();
+    while house
+        .records
+        .all()
+        .iter()
+        .filter(|record| record.contains("THV_EVENT=outcome "))
+        .count()
+        == before
+    {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text).await.unwrap();
+    assert!(text.len() < 24 << 20, "{} bytes were kept", text.len());
+    assert!(String::from_utf8_lossy(&text).contains("done"));
+}
+
 /// tok-132, json-18, sse-6: an answer is taken only where that session's server has asked.
 #[tokio::test]
 async fn the_servers_question_reaches_its_client_and_the_answer_goes_back() {
