@@ -166,6 +166,36 @@ pub fn receive<T: DeserializeOwned>(
     )))
 }
 
+/// Receives one frame as [`receive`] does, from somebody who has no descriptors to
+/// send: without room for them the kernel drops what comes. Opened here they would
+/// have to be closed here, and closing some files takes as long as their owner likes.
+pub fn receive_bare<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<T>> {
+    let mut text = [0; MAX_FRAME];
+    let mut slices = [IoSliceMut::new(&mut text)];
+    let received = loop {
+        match recvmsg::<()>(
+            socket.as_raw_fd(),
+            &mut slices,
+            None,
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        ) {
+            Err(Errno::EINTR) => {}
+            other => break other?,
+        }
+    };
+    let (length, flags) = (received.bytes, received.flags);
+    if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the frame is too long, or brings descriptors",
+        ));
+    }
+    if length == 0 {
+        return Ok(None);
+    }
+    Ok(Some(serde_json::from_slice(&text[..length])?))
+}
+
 /// Descriptors of one frame.
 const MAX_DESCRIPTORS: usize = 8;
 
@@ -220,6 +250,36 @@ mod tests {
                     ..
                 }
             ) && none.is_empty()
+        );
+    }
+
+    /// A stranger that sends descriptors leaves none behind in the runner, however many and however often.
+    #[test]
+    fn descriptors_that_nobody_wants_are_never_opened() {
+        let (gateway, runner) = pair();
+        let own = || {
+            std::fs::read_dir("/proc/self/fd")
+                .unwrap()
+                .filter_map(|entry| {
+                    let target = std::fs::read_link(entry.unwrap().path()).ok()?;
+                    (target == std::path::Path::new("/proc/version")).then_some(())
+                })
+                .count()
+        };
+        let file = File::open("/proc/version").unwrap();
+        let hello = Request::Signal {
+            child: 1,
+            signal: Signal::Kill,
+        };
+        for count in [1, MAX_DESCRIPTORS, MAX_DESCRIPTORS + 1] {
+            send(gateway.as_fd(), &hello, &vec![file.as_fd(); count]).unwrap();
+            assert!(receive_bare::<Request>(runner.as_fd()).is_err());
+            assert_eq!(own(), 1, "{count}");
+        }
+        send(gateway.as_fd(), &hello, &[]).unwrap();
+        assert_eq!(
+            receive_bare::<Request>(runner.as_fd()).unwrap(),
+            Some(hello)
         );
     }
 

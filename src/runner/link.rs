@@ -53,6 +53,11 @@ impl Link {
         self.config.is_none()
     }
 
+    /// Ends it, to make room.
+    pub(super) fn dismiss(&mut self) {
+        self.over = true;
+    }
+
     pub(super) fn is_over(&self) -> bool {
         self.over
     }
@@ -109,8 +114,8 @@ impl Link {
 
     fn read_all(&mut self, setup: &Setup, cgroups: &Result<Delegated, Fault>) -> Result<(), Over> {
         loop {
-            match frames::receive::<Request>(self.socket.as_fd()) {
-                Ok(Some((request, _))) => self.handle(request, setup, cgroups)?,
+            match frames::receive_bare::<Request>(self.socket.as_fd()) {
+                Ok(Some(request)) => self.handle(request, setup, cgroups)?,
                 Ok(None) => return Err(Over),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => {

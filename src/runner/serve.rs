@@ -76,6 +76,13 @@ pub(super) fn run(setup: &Setup, peers: Peers) -> Result<ExitCode> {
                 Event::End(link, child) => links[link].reap(child),
             }
         }
+        // A gateway says hello at once. A stranger that says nothing makes room for
+        // whoever comes after it, or a few of them could keep the gateway waiting.
+        if links.len() > MAX_LINKS
+            && let Some(oldest) = links.iter_mut().find(|link| link.is_stranger())
+        {
+            oldest.dismiss();
+        }
         let now = Instant::now();
         for link in &mut links {
             link.mind_deadlines(now);
