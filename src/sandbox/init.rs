@@ -28,6 +28,7 @@ pub(super) fn block_signals() -> nix::Result<()> {
 
 /// Gives the server the signals of an ordinary program.
 pub(super) fn unblock_signals() -> nix::Result<()> {
+    process::default_signals();
     SigSet::all().thread_unblock()
 }
 

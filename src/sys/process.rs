@@ -94,6 +94,17 @@ pub(crate) fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     }
 }
 
+/// Has every signal do what it does by default: Rust's own start has SIGPIPE ignored, as
+/// systemd has (`IgnoreSIGPIPE=`), and what is ignored stays so through exec (signal(7)).
+pub(crate) fn default_signals() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    for number in Signal::iterator() {
+        // SAFETY: no handler is installed, so none can run at a bad moment. That
+        // of SIGKILL and SIGSTOP cannot be changed, nor need it be.
+        let _ = unsafe { signal(number, SigHandler::SigDfl) };
+    }
+}
+
 /// Ends this process at once: no destructors, no buffers, nothing that the
 /// copied memory of another process would do twice.
 pub(crate) fn leave(code: i32) -> ! {

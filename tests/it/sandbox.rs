@@ -452,6 +452,24 @@ async fn a_server_that_will_not_leave_is_killed() {
     assert_eq!(descendants(sandbox.house.runner_pid()), Vec::<i32>::new());
 }
 
+/// Rust has its own programs ignore SIGPIPE, and what is ignored stays so through exec: `yes | head` would never end.
+#[tokio::test]
+async fn no_signal_is_ignored_from_the_start() {
+    let house = house()
+        .command(&["/usr/bin/sh", "-c", "grep SigIgn /proc/self/status >&2"])
+        .open()
+        .await;
+    house.caller("alice").initialize().await;
+    house.records.wait_for("child-stderr").await;
+    let records = house.records.all().join("\n");
+    let (_, mask) = records
+        .split_once("SigIgn:\\u{9}")
+        .unwrap_or_else(|| panic!("{records}"));
+    let mask = u64::from_str_radix(&mask[..16], 16).unwrap();
+    // Those above are the C library's own, which it lets nobody change.
+    assert_eq!(mask & 0x7fff_ffff, 0, "{mask:x}");
+}
+
 /// probe-76: what programs need works.
 #[tokio::test]
 async fn random_bytes_and_scratch_space_are_there() {
