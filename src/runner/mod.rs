@@ -81,9 +81,6 @@ pub fn run_in_foreground(root: &Path, server: &ServerName) -> Result<ExitCode> {
         telemetry::Target::Stderr,
         Some(filter.as_deref().unwrap_or("warn")),
     )?;
-    // The gateway's end is this runner's end.
-    prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
-        .context("tying its life to the gateway's")?;
     let (channel, key) = foreground::inherited()?;
     let staged = match Person::to_become() {
         Some(person) => {
@@ -94,6 +91,9 @@ pub fn run_in_foreground(root: &Path, server: &ServerName) -> Result<ExitCode> {
         }
         None => HashMap::new(),
     };
+    // The gateway's end is this runner's end. Only now: a change of user forgets it (prctl(2)).
+    prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
+        .context("tying its life to the gateway's")?;
     let setup = Setup {
         root: root.to_owned(),
         server: server.clone(),
