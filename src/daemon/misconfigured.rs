@@ -51,11 +51,8 @@ pub(super) async fn answer(
             accepted = setup.listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                 Ok(accepted) if (setup.changed)() => {
                     info!("the configuration has changed, reading it again");
-                    // Those that are being answered are answered first.
-                    let _ = timeout(LAST_ANSWERS, async {
-                        while connections.join_next().await.is_some() {}
-                    })
-                    .await;
+                    // Those that were accepted before are still answered.
+                    connections.detach_all();
                     return Ok(Way::Mended(accepted));
                 }
                 Ok(accepted) => {
@@ -77,6 +74,7 @@ pub(super) async fn answer(
                 setup.notifier.stopping();
                 setup.audit.record(&Event::Stopping);
                 let _ = drain.send(true);
+                let _ = timeout(LAST_ANSWERS, async { while connections.join_next().await.is_some() {} }).await;
                 return Ok(Way::Out(Exit::Done));
             }
         }
@@ -100,11 +98,11 @@ async fn refuse(accepted: Accepted, draining: watch::Receiver<bool>, audit: Audi
     connection::serve(stream, draining, answer).await;
 }
 
-/// How long the last answers may take to leave.
-const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Connections told 503 at once.
 const MAX_CONNECTIONS: usize = 256;
 /// How long nobody must have asked before the process leaves with status 78.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long the last answers may take to leave.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// How often the watchdog is told that this still answers.
 const WATCHDOG: Duration = Duration::from_secs(5);

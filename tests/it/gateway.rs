@@ -581,6 +581,29 @@ async fn a_broken_configuration_is_a_mode_until_it_is_mended() {
     assert_eq!(alice.initialize().await.status, 200);
 }
 
+/// Promise 6: who was accepted before the files were mended is answered all the same.
+#[tokio::test]
+async fn a_connection_from_before_the_mending_is_answered() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let house = house().broken("resorce = \"x\"\n").open().await;
+    let mut alice = house.caller("alice");
+    let mut early = tokio::net::TcpStream::connect(house.address).await.unwrap();
+    assert_eq!(
+        alice.initialize().await.status,
+        503,
+        "and so the other one is accepted, too"
+    );
+    house.mend();
+    assert_eq!(alice.initialize().await.status, 200);
+    early
+        .write_all(&alice.bytes("POST", &initialize("2025-11-25")))
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    early.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer:?}");
+}
+
 /// fault-20: a program that cannot be started says which and why, in the record; the client is told `start-failed`.
 #[tokio::test]
 async fn a_program_that_does_not_exist_is_an_error_with_its_name() {
