@@ -69,7 +69,7 @@ impl Child {
         };
         let plan = sandbox::plan(config, &setup.host, state.as_deref());
         let group = match cgroups {
-            Ok(cgroups) => cgroups.group(number, plan.cgroup).map(Some),
+            Ok(cgroups) => cgroups.group(plan.cgroup).map(Some),
             Err(fault) => Err(fault.clone()),
         };
         let group = match group {

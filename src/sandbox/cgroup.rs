@@ -2,6 +2,7 @@
 //! (cgroups(7), cgroup v2).
 
 use std::{
+    cell::Cell,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -12,7 +13,11 @@ use crate::config::Layer;
 
 /// The delegated part of the tree, prepared: this process moved out of the way,
 /// and the controllers handed on.
-pub struct Delegated(PathBuf);
+pub struct Delegated {
+    path: PathBuf,
+    /// The number of the next group: a gateway's own numbers begin anew with each connection.
+    next: Cell<u64>,
+}
 
 /// One child's cgroup. Removed when dropped; what is still in it is killed.
 pub struct Group {
@@ -48,12 +53,16 @@ impl Delegated {
             .join(" ");
         fs::write(own.join("cgroup.subtree_control"), enable)
             .map_err(|error| fault("handing controllers on to children", error))?;
-        Ok(Self(own))
+        Ok(Self {
+            path: own,
+            next: Cell::new(1),
+        })
     }
 
-    /// Makes the cgroup of child `number`.
-    pub fn group(&self, number: u64, limits: CgroupLimits) -> Result<Group, Fault> {
-        let path = self.0.join(format!("child-{number}"));
+    /// Makes the cgroup of one child.
+    pub fn group(&self, limits: CgroupLimits) -> Result<Group, Fault> {
+        let number = self.next.replace(self.next.get() + 1);
+        let path = self.path.join(format!("child-{number}"));
         self.make(&path, limits)
             .map_err(|error| fault(&format!("setting up `{}`", path.display()), error))
     }
