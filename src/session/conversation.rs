@@ -247,10 +247,13 @@ impl Session {
     fn respond(&self, call: &Call, id: &Id) -> Result<(), SendError> {
         let mut state = self.lock()?;
         state.last_used = Instant::now();
-        if !state.asked.remove(id.as_json()) {
+        if !state.asked.contains(id.as_json()) {
             return Err(SendError::NotAsked);
         }
-        self.write(stdio::line(call.message().bytes().to_vec()))
+        // Only then: a client that is told to try again must find its question still there.
+        self.write(stdio::line(call.message().bytes().to_vec()))?;
+        state.asked.remove(id.as_json());
+        Ok(())
     }
 
     /// The child's answer to request `number`: what it is, and its text under the client's id.
@@ -297,7 +300,8 @@ impl Session {
     /// Gives a request of the child's to a client that can answer it.
     pub(super) fn ask(&self, message: Bytes, id: Bytes) -> bool {
         let mut state = self.state();
-        if state.asked.len() >= MAX_ASKED {
+        // While `initialize` is in flight nobody listens: its client waits for the answer alone.
+        if !state.open || state.asked.len() >= MAX_ASKED {
             return false;
         }
         let heard = newest_listener(&state).is_some_and(|call| tell(call, message));
