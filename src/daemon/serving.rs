@@ -15,6 +15,7 @@ use crate::{
     daemon::{ACCEPT_PAUSE, Accepted, Exit, Setup, Signals, build::Launching},
     http::connection,
     pipeline::{self, Gateway},
+    systemd::Notifier,
 };
 
 /// Serves until a signal, or until nothing has happened for `limits.exit-idle`.
@@ -90,7 +91,7 @@ pub(super) async fn serve(
     let _ = drain.send(true);
     let deadline = Instant::now() + DRAIN_DEADLINE;
     tokio::select! {
-        _ = timeout_at(deadline, all_answered(&mut connections, &gateway)) => {}
+        _ = timeout_at(deadline, all_answered(&mut connections, &gateway, &setup.notifier)) => {}
         // Told twice: stop now.
         () = signals.stop() => {}
     }
@@ -123,7 +124,7 @@ fn take(
 }
 
 /// Every connection closed, and every call answered or failed.
-async fn all_answered(connections: &mut JoinSet<()>, gateway: &Gateway) {
+async fn all_answered(connections: &mut JoinSet<()>, gateway: &Gateway, notifier: &Notifier) {
     let mut tick = interval(TICK);
     loop {
         tokio::select! {
@@ -132,7 +133,11 @@ async fn all_answered(connections: &mut JoinSet<()>, gateway: &Gateway) {
             } else if ended.is_none() {
                 tick.tick().await;
             },
-            _ = tick.tick() => gateway.sessions.sweep(Instant::now()),
+            _ = tick.tick() => {
+                gateway.sessions.sweep(Instant::now());
+                // A drain may take longer than the watchdog waits.
+                notifier.alive();
+            }
         }
     }
 }
