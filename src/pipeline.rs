@@ -181,7 +181,11 @@ async fn open(
             response
         }
         Err(error) => {
-            if matches!(error, OpenError::Start(StartError::Stale)) {
+            // Refused: the key, the version or the configuration of this process is not the runner's.
+            if matches!(
+                error,
+                OpenError::Start(StartError::Stale | StartError::Refused(_))
+            ) {
                 gateway.stale.notify_one();
                 return failed(gateway, request, &Refusal::Restarting, id.as_ref());
             }
