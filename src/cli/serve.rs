@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use nix::sys::prctl;
 
 use super::exit;
 use crate::{
@@ -24,6 +25,8 @@ use crate::{
 pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
     // First, while there is one thread: it unsets what systemd passed.
     let socket = systemd::take(SOCKET, Wanted::Stream)?;
+    // It holds tokens and keys: nobody else of its user looks into it.
+    prctl::set_dumpable(false).context("closing its memory to others")?;
     let notifier = Notifier::from_environment();
     let filter = std::env::var(telemetry::FILTER_VARIABLE).ok();
     let _diagnostics = telemetry::init(telemetry::Target::Journal, filter.as_deref())?;
