@@ -13,6 +13,7 @@ use std::{
 
 use nix::{
     fcntl::OFlag,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::wait::{WaitStatus, waitpid},
     unistd::{Pid, getegid, geteuid, pipe2},
 };
@@ -199,10 +200,23 @@ impl Drop for Child {
             if let Some(group) = &self.group {
                 group.kill();
             }
-            self.wait();
+            // What hangs in the kernel (a file server that is away) outlives even
+            // that, and this thread has others to look after.
+            let mut end = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+            if matches!(poll(&mut end, PollTimeout::from(TIME_TO_DIE)), Ok(1)) {
+                self.wait();
+            } else {
+                warn!(
+                    pid = self.pid.as_raw(),
+                    "a child does not end, leaving it behind"
+                );
+            }
         }
     }
 }
+
+/// Milliseconds from the kill to the end of a child that nothing holds.
+const TIME_TO_DIE: u16 = 2_000;
 
 /// The principal's own directory; made when it is first needed.
 fn state_directory(setup: &Setup, principal: &str) -> Result<PathBuf, Fault> {
