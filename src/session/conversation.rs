@@ -20,11 +20,11 @@ use crate::{
     auth::Identity,
     authz::Permit,
     child::stdio,
-    json::Value,
     mcp::{Call, Id, Shape},
     session::{
         exchange::{Event, Exchange, Failure},
         own::OwnMessage,
+        rewrite::{progress_token, renumbered},
     },
 };
 
@@ -467,37 +467,6 @@ fn newest_listener(state: &State) -> Option<&InFlight> {
         .filter(|(_, call)| !call.events.is_closed())
         .max_by_key(|(number, _)| **number)
         .map(|(_, call)| call)
-}
-
-/// The client's request under the gateway's own number, as a line; and where it
-/// names a version that only modern MCP has, the newest legacy one (mcp-L9).
-fn renumbered(call: &Call, number: u64) -> Bytes {
-    let message = call.message();
-    let text = number.to_string();
-    let mut changes = Vec::with_capacity(2);
-    if let Some(id) = message.root().get("id") {
-        changes.push((id.span(), text.as_bytes()));
-    }
-    let version = (call.method() == "initialize")
-        .then(|| {
-            call.params()
-                .and_then(|params| params.get("protocolVersion"))
-        })
-        .flatten();
-    if let Some(version) = version
-        && version.as_str().as_deref() == Some(crate::mcp::version::MODERN)
-    {
-        changes.push((version.span(), crate::mcp::version::NEWEST_LEGACY_JSON));
-    }
-    changes.sort_by_key(|(span, _)| span.start);
-    stdio::line(message.with(&changes))
-}
-
-fn progress_token(call: &Call) -> Option<Bytes> {
-    let meta = call.params()?.get("_meta")?;
-    meta.get("progressToken")
-        .map(Value::raw)
-        .map(Bytes::copy_from_slice)
 }
 
 /// Requests a child has not yet answered, per session; beyond it, 503.

@@ -10,6 +10,7 @@ mod ending;
 mod exchange;
 mod own;
 mod pump;
+mod rewrite;
 mod table;
 
 pub use conversation::{SendError, Sent, Session};

@@ -585,7 +585,10 @@ async fn a_broken_configuration_is_a_mode_until_it_is_mended() {
 #[tokio::test]
 async fn a_connection_from_before_the_mending_is_answered() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let house = house().broken("resorce = \"x\"\n").open().await;
+    let house = house()
+        .file("command = [\"/usr/bin/python3\"]\nresorce = \"x\"\n")
+        .open()
+        .await;
     let mut alice = house.caller("alice");
     let mut early = tokio::net::TcpStream::connect(house.address).await.unwrap();
     assert_eq!(

@@ -1,0 +1,41 @@
+//! What of a client's message is changed on its way to the child.
+
+use bytes::Bytes;
+
+use crate::{
+    child::stdio,
+    json::Value,
+    mcp::{Call, version},
+};
+
+/// The client's request under the gateway's own number, as a line; and where it
+/// names a version that only modern MCP has, the newest legacy one (mcp-L9).
+pub(super) fn renumbered(call: &Call, number: u64) -> Bytes {
+    let message = call.message();
+    let text = number.to_string();
+    let mut changes = Vec::with_capacity(2);
+    if let Some(id) = message.root().get("id") {
+        changes.push((id.span(), text.as_bytes()));
+    }
+    let version = (call.method() == "initialize")
+        .then(|| {
+            call.params()
+                .and_then(|params| params.get("protocolVersion"))
+        })
+        .flatten();
+    if let Some(version) = version
+        && version.as_str().as_deref() == Some(version::MODERN)
+    {
+        changes.push((version.span(), version::NEWEST_LEGACY_JSON));
+    }
+    changes.sort_by_key(|(span, _)| span.start);
+    stdio::line(message.with(&changes))
+}
+
+/// The token, as JSON, that the client's request asks progress under.
+pub(super) fn progress_token(call: &Call) -> Option<Bytes> {
+    let meta = call.params()?.get("_meta")?;
+    meta.get("progressToken")
+        .map(Value::raw)
+        .map(Bytes::copy_from_slice)
+}
