@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 
 use crate::{
     audit::{self, Audit, Decision, Event, Outcome, RequestId, Verdict},
-    auth::{AuthError, Authenticator, Identity},
+    auth::{AuthError, Authenticator, Identity, Presented},
     authz::{DenyReason, Engine, Permit},
     child::StartError,
     config::Config,
@@ -37,13 +37,13 @@ pub struct Gateway {
 pub async fn handle(gateway: &Gateway, request: Request<Incoming>, peer: Peer) -> Response {
     let mut record = Decision::allowed(RequestId::random(), Vec::new());
     record.peer = Some(peer.to_string());
-    match answer(gateway, request, &mut record).await {
+    match answer(gateway, request, peer, &mut record).await {
         Ok(response) => response,
         Err(Refused { refusal, id }) => {
             record.verdict = Verdict::Deny(refusal.reason());
             record.status = Some(refusal.status().as_u16());
             gateway.audit.record(&Event::Decision(record));
-            refusal.response(Some(&gateway.config.resource), id.as_ref())
+            refusal.response(Some(&gateway.config), id.as_ref())
         }
     }
 }
@@ -51,6 +51,7 @@ pub async fn handle(gateway: &Gateway, request: Request<Incoming>, peer: Peer) -
 async fn answer(
     gateway: &Gateway,
     request: Request<Incoming>,
+    peer: Peer,
     record: &mut Decision,
 ) -> Result<Response, Refused> {
     let (head, body) = request.into_parts();
@@ -60,9 +61,15 @@ async fn answer(
     }
     let identity = gateway
         .authenticator
-        .authenticate(&head.headers, head.uri.query())
+        .authenticate(&Presented {
+            method: &head.method,
+            headers: &head.headers,
+            query: head.uri.query(),
+            local: peer.local(),
+        })
         .await?;
     record.who = Some((&identity).into());
+    gateway.authenticator.check_scopes(&identity)?;
     match head.method {
         Method::DELETE => return end_session(gateway, &head, &identity, record),
         Method::POST => route::post_headers(&head.headers)?,
@@ -113,7 +120,15 @@ fn permitted_call(
             DenyReason::Method if denied.call.id().is_none() => {
                 CallError::Invalid("an unknown notification").into()
             }
-            reason => Refusal::Denied(reason),
+            reason => match denied.scopes {
+                Some(step) => {
+                    let mut needed = gateway.authenticator.scopes_for_all(identity).to_vec();
+                    needed.extend(step);
+                    needed.dedup();
+                    Refusal::Scope(needed)
+                }
+                None => Refusal::Denied(reason),
+            },
         }
     })?;
     record.policies = permit.policies().to_vec();
@@ -191,7 +206,7 @@ async fn open(
             }
             // What became of a call that reached its session is recorded there.
             if matches!(error, OpenError::Failed(_)) {
-                return Refusal::Open(error).response(Some(&gateway.config.resource), id.as_ref());
+                return Refusal::Open(error).response(Some(&gateway.config), id.as_ref());
             }
             failed(gateway, request, &Refusal::Open(error), id.as_ref())
         }
@@ -244,7 +259,7 @@ fn failed(gateway: &Gateway, request: RequestId, refusal: &Refusal, id: Option<&
     gateway
         .audit
         .record(&Event::Outcome(outcome(request, Some(refusal))));
-    refusal.response(Some(&gateway.config.resource), id)
+    refusal.response(Some(&gateway.config), id)
 }
 
 /// The outcome of what no child has answered.

@@ -3,8 +3,12 @@
 
 use std::collections::HashMap;
 
-use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, EcdsaVerificationAlgorithm, ParsedPublicKey,
+use aws_lc_rs::{
+    digest,
+    signature::{
+        ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, EcdsaVerificationAlgorithm,
+        ParsedPublicKey,
+    },
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::DecodingKey;
@@ -158,6 +162,28 @@ impl KeySet {
     pub(super) fn len(&self) -> usize {
         self.by_kid.len() + self.without_kid.len()
     }
+}
+
+/// The public key that a proof of possession brings along (RFC 9449 §4.2), for this
+/// algorithm, and its thumbprint (RFC 7638).
+pub(super) fn of_proof(jwk: Value<'_>, algorithm: Algorithm) -> Option<(Key, String)> {
+    let private = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
+    if private.iter().any(|name| jwk.get(name).is_some()) {
+        return None;
+    }
+    let key = usable(jwk, &[algorithm])?;
+    let members: &[&str] = match algorithm.family() {
+        Family::Rsa => &["e", "kty", "n"],
+        Family::P256 | Family::P384 => &["crv", "kty", "x", "y"],
+        Family::Ed25519 => &["crv", "kty", "x"],
+    };
+    let members: Option<Vec<_>> = members
+        .iter()
+        .map(|name| Some(format!("\"{name}\":\"{}\"", jwk.get(name)?.as_str()?)))
+        .collect();
+    let canonical = format!("{{{}}}", members?.join(","));
+    let thumbprint = digest::digest(&digest::SHA256, canonical.as_bytes());
+    Some((key, URL_SAFE_NO_PAD.encode(thumbprint)))
 }
 
 fn usable(jwk: Value<'_>, accepted: &[Algorithm]) -> Option<Key> {

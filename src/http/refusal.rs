@@ -1,6 +1,8 @@
 //! Every way of saying no before a policy has said yes, and the one table that
 //! turns them into HTTP.
 
+use std::borrow::Cow;
+
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
@@ -9,7 +11,7 @@ use crate::{
     auth::{self, AuthError},
     authz::DenyReason,
     child::StartError,
-    config::Resource,
+    config::Config,
     http::{Response, reply},
     mcp::{CallError, Id, version},
     session::{NoSession, OpenError, SendError},
@@ -48,6 +50,9 @@ pub enum Refusal {
     Version(String),
     #[error("not permitted")]
     Denied(DenyReason),
+    /// A policy would permit it to a token with these scopes.
+    #[error("the token lacks a scope")]
+    Scope(Vec<String>),
     #[error("Mcp-Session-Id is required")]
     SessionIdMissing,
     #[error("no such session")]
@@ -84,6 +89,7 @@ impl Refusal {
             Self::Denied(DenyReason::Policy) => Reason::Policy,
             Self::Denied(DenyReason::PolicyError) => Reason::PolicyError,
             Self::Denied(DenyReason::Method) => Reason::MethodUnknown,
+            Self::Scope(_) => Reason::ScopeInsufficient,
             Self::SessionIdMissing => Reason::SessionMissing,
             Self::NoSession(NoSession::Unknown) => Reason::SessionUnknown,
             Self::NoSession(NoSession::Mismatch) => Reason::SessionOfAnother,
@@ -112,9 +118,16 @@ impl Refusal {
             | Self::Version(_)
             | Self::SessionIdMissing
             | Self::Auth(AuthError::Malformed(_)) => StatusCode::BAD_REQUEST,
-            Self::Auth(AuthError::Missing | AuthError::Rejected(_)) => StatusCode::UNAUTHORIZED,
+            Self::Auth(
+                AuthError::Missing
+                | AuthError::Rejected(_)
+                | AuthError::Proof
+                | AuthError::Nonce(_),
+            ) => StatusCode::UNAUTHORIZED,
             Self::HostNotAllowed
             | Self::OriginNotAllowed
+            | Self::Auth(AuthError::Scope(_))
+            | Self::Scope(_)
             | Self::Denied(DenyReason::Policy | DenyReason::PolicyError) => StatusCode::FORBIDDEN,
             Self::NotFound | Self::NoSession(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
@@ -138,17 +151,22 @@ impl Refusal {
     }
 
     /// The answer. `id` is the request's, where the body could be read.
-    pub fn response(&self, resource: Option<&Resource>, id: Option<&Id>) -> Response {
+    pub fn response(&self, config: Option<&Config>, id: Option<&Id>) -> Response {
         let (code, data) = self.error();
         let mut response = reply::json(
             self.status(),
             reply::error(id, code, &self.to_string(), data),
         );
         let headers = response.headers_mut();
-        if let (Self::Auth(error), Some(resource)) = (self, resource)
-            && let Some(challenge) = auth::challenge(error, resource)
+        if let (Some(error), Some(config)) = (self.auth_error(), config)
+            && let Some(challenge) = auth::challenge(&error, &config.auth, &config.resource)
         {
             headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        if let Self::Auth(AuthError::Nonce(nonce)) = self
+            && let Ok(nonce) = HeaderValue::from_str(nonce)
+        {
+            headers.insert(DPOP_NONCE, nonce);
         }
         if let Self::MethodNotAllowed(methods) = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(methods));
@@ -161,6 +179,15 @@ impl Refusal {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+
+    /// What a challenge answers: the token's fault, or its lack of a scope that a policy wants.
+    fn auth_error(&self) -> Option<Cow<'_, AuthError>> {
+        match self {
+            Self::Auth(error) => Some(Cow::Borrowed(error)),
+            Self::Scope(needed) => Some(Cow::Owned(AuthError::Scope(needed.clone()))),
+            _ => None,
+        }
     }
 
     /// The JSON-RPC code and data. The word in `data.reason` says no more than the
@@ -206,6 +233,7 @@ impl Refusal {
             Self::Call(_)
                 | Self::Version(_)
                 | Self::Denied(_)
+                | Self::Scope(_)
                 | Self::SessionIdMissing
                 | Self::NoSession(_)
                 | Self::Open(_)
@@ -216,6 +244,8 @@ impl Refusal {
         )
     }
 }
+
+const DPOP_NONCE: &str = "dpop-nonce";
 
 fn sending(error: SendError) -> Reason {
     match error {

@@ -57,7 +57,8 @@ pub fn run_as_service(root: &Path, server: &ServerName) -> Result<ExitCode> {
     let notifier = Notifier::from_environment();
     let filter = std::env::var(telemetry::FILTER_VARIABLE).ok();
     telemetry::init_single_threaded(telemetry::Target::Journal, filter.as_deref())?;
-    let key = systemd::credential(frames::KEY_CREDENTIAL, frames::MAX_KEY)?;
+    let key =
+        systemd::Credentials::from_environment().read(frames::KEY_CREDENTIAL, frames::MAX_KEY)?;
     let setup = Setup {
         root: root.to_owned(),
         server: server.clone(),

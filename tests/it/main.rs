@@ -10,6 +10,8 @@ mod edge;
 /// From the wire to the child and back.
 mod gateway;
 mod house;
+/// Tokens of every kind, through the whole gateway.
+mod identity;
 /// Who may ask the runner for anything.
 mod runner;
 /// What a server can see and do from inside.
