@@ -8,6 +8,7 @@ pub mod demo;
 mod key;
 mod listen;
 mod path;
+mod provider;
 mod serve;
 mod token;
 mod unit;
