@@ -68,7 +68,7 @@ async fn answer(
             local: peer.local(),
         })
         .await?;
-    record.who = Some((&identity).into());
+    record.who = Some((&*identity).into());
     gateway.authenticator.check_scopes(&identity)?;
     match head.method {
         Method::DELETE => return end_session(gateway, &head, &identity, record),

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     path::Path,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -125,11 +125,14 @@ impl Authenticator {
     }
 
     /// Says who sends a request.
-    pub async fn authenticate(&self, presented: &Presented<'_>) -> Result<Identity, AuthError> {
+    pub async fn authenticate(
+        &self,
+        presented: &Presented<'_>,
+    ) -> Result<Arc<Identity>, AuthError> {
         let tokens = match &self.way {
             Way::Tokens(tokens) => tokens,
-            Way::Local => return local::identify(presented.local).await,
-            Way::Open => return Ok(anonymous()),
+            Way::Local => return local::identify(presented.local).await.map(Arc::new),
+            Way::Open => return Ok(Arc::new(anonymous())),
         };
         let shown = bearer::credentials(presented.headers, presented.query, &tokens.schemes)?;
         let now = self.now();
@@ -426,10 +429,10 @@ mod tests {
         let remember = |n: u64, expires_at| {
             let mut name = [0; 32];
             name[..8].copy_from_slice(&n.to_be_bytes());
-            let identity = Identity {
+            let identity = Arc::new(Identity {
                 expires_at,
                 ..identity.clone()
-            };
+            });
             bench.authenticator.remember(
                 name,
                 Verified {

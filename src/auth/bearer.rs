@@ -39,7 +39,7 @@ pub(super) fn credentials<'a>(
         .position(|byte| !is_tchar(*byte))
         .unwrap_or(value.len());
     let (scheme, rest) = value.split_at(scheme_end);
-    if value.iter().any(|byte| *byte >= 0x80) {
+    if !value.is_ascii() {
         return Err(AuthError::Malformed(Fault::Form));
     }
     let spoken = [(&b"bearer"[..], Scheme::Bearer), (b"dpop", Scheme::Dpop)];
@@ -80,11 +80,20 @@ fn is_tchar(byte: u8) -> bool {
 fn is_token68(token: &[u8]) -> bool {
     let padding = token.iter().rev().take_while(|byte| **byte == b'=').count();
     let body = &token[..token.len() - padding];
-    !body.is_empty()
-        && body
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte))
+    !body.is_empty() && body.iter().all(|byte| TOKEN68[usize::from(*byte)])
 }
+
+/// Which bytes a token68 holds before its padding: every byte of every token is looked up here.
+const TOKEN68: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric()
+            || matches!(byte as u8, b'-' | b'.' | b'_' | b'~' | b'+' | b'/');
+        byte += 1;
+    }
+    table
+};
 
 /// Bytes of a token (tok-13).
 const MAX_TOKEN: usize = 16 << 10;

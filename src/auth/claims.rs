@@ -1,6 +1,8 @@
 //! The claims of an access token against the issuer's configuration
 //! (RFC 9068 §4, RFC 7519 §4.1, OpenID Connect Core §2 for what marks an ID token).
 
+use std::sync::Arc;
+
 use super::{AuthError, Fault, Identity, Kind as Principal, callers, jwt::Claims, jwt::Header};
 use crate::{
     config::{Dpop, Issuer, TokenKind},
@@ -20,7 +22,7 @@ pub(super) fn issuer(claims: &Claims) -> Result<String, AuthError> {
 /// say so has vouched for them: a signature, or the issuer itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Claimed {
-    pub(super) identity: Identity,
+    pub(super) identity: Arc<Identity>,
     /// SHA-256 thumbprint of the key that the token is bound to (RFC 9449 §6.1).
     pub(super) bound_to: Option<String>,
 }
@@ -72,7 +74,10 @@ pub(super) fn check_claims(
         groups: groups(claims)?,
         expires_at,
     };
-    Ok(Claimed { identity, bound_to })
+    Ok(Claimed {
+        identity: Arc::new(identity),
+        bound_to,
+    })
 }
 
 /// A token of the configured kind, and no other kind of JWT (RFC 8725 §3.11).

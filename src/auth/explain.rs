@@ -39,7 +39,7 @@ pub struct Check {
 #[derive(Debug)]
 pub struct Explanation {
     pub checks: Vec<Check>,
-    pub verdict: Result<Identity, AuthError>,
+    pub verdict: Result<Arc<Identity>, AuthError>,
 }
 
 /// Explains what a server with this `[auth]` makes of `token`.
@@ -282,7 +282,7 @@ fn of_type(token: &Unverified<'_>, issuer: &Issuer) -> String {
 }
 
 /// What only the issuer's keys can tell; everything else has passed.
-fn of_signature(verdict: &Result<Identity, AuthError>, trouble: Option<String>) -> Check {
+fn of_signature(verdict: &Result<Arc<Identity>, AuthError>, trouble: Option<String>) -> Check {
     let compared = match verdict {
         Ok(_) => "by the issuer's key of that name and algorithm".to_owned(),
         Err(AuthError::IssuerDown { issuer, .. }) => format!(

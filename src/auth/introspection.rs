@@ -287,6 +287,7 @@ mod tests {
             self.authenticator
                 .authenticate(&post(&bearer(token), None))
                 .await
+                .map(Arc::unwrap_or_clone)
         }
 
         fn alarms(&self) -> String {
