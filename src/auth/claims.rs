@@ -35,12 +35,22 @@ pub(super) fn check(
     now: u64,
 ) -> Result<Claimed, AuthError> {
     kind_of_token(header, claims, issuer)?;
-    check_claims(claims, issuer, now)
+    check_claims(claims, Source::Token, issuer, now)
+}
+
+/// Where claims were found.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Source {
+    Token,
+    /// The issuer's answer to a question (RFC 7662 §2.2), in which `sub` may be missing:
+    /// then the client acts for itself.
+    Answer,
 }
 
 /// Checks claims, wherever they came from, and says whose they are.
 pub(super) fn check_claims(
     claims: &Claims,
+    source: Source,
     issuer: &Issuer,
     now: u64,
 ) -> Result<Claimed, AuthError> {
@@ -48,7 +58,11 @@ pub(super) fn check_claims(
     let expires_at = times(claims, issuer, now)?;
     let bound_to = binding(claims, issuer)?;
     text(claims, "jti", MAX_ID)?;
-    let subject = text(claims, "sub", MAX_ID)?.ok_or(AuthError::Rejected(Fault::Claim))?;
+    let mut subject = text(claims, "sub", MAX_ID)?;
+    if subject.is_none() && source == Source::Answer {
+        subject = text(claims, "client_id", MAX_ID)?;
+    }
+    let subject = subject.ok_or(AuthError::Rejected(Fault::Claim))?;
     if subject.is_empty() || subject.chars().any(char::is_control) {
         return Err(AuthError::Rejected(Fault::Claim));
     }

@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     AuthError, Fault, Notice, Notices, Surroundings,
-    claims::{self, Claimed},
+    claims::{self, Claimed, Source},
     discovery::Discovery,
     jwt::Claims,
     keys,
@@ -106,7 +106,7 @@ impl Introspector {
         let checked = match claims {
             Some(claims) => self
                 .is_ours(&claims)
-                .and_then(|()| claims::check_claims(&claims, &self.issuer, now)),
+                .and_then(|()| claims::check_claims(&claims, Source::Answer, &self.issuer, now)),
             None => Err(AuthError::Rejected(Fault::Inactive)),
         };
         if checked.is_err() {
@@ -389,7 +389,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_said_is_checked_like_the_claims_of_a_jwt() {
         let asking = Asking::start().await;
-        let cases: [(&str, Option<Value>, Fault); 9] = [
+        let cases: [(&str, Option<Value>, Fault); 10] = [
             ("iss", None, Fault::Issuer),
             ("iss", Some(json!("https://evil.example")), Fault::Issuer),
             ("aud", None, Fault::Audience),
@@ -397,7 +397,8 @@ mod tests {
             ("exp", None, Fault::Claim),
             ("exp", Some(json!(NOW - 100)), Fault::Expired),
             ("exp", Some(json!("soon")), Fault::Claim),
-            ("sub", None, Fault::Claim),
+            ("sub", Some(json!("")), Fault::Claim),
+            ("sub", Some(json!(null)), Fault::Claim),
             ("cnf", Some(json!({"jkt": "x"})), Fault::Claim),
         ];
         for (number, (name, value, fault)) in cases.into_iter().enumerate() {
@@ -411,6 +412,27 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    /// tok-79: a client that acts for itself has no `sub` in many providers' answers; it is no user.
+    #[tokio::test]
+    async fn a_client_without_a_user_is_itself() {
+        let asking = Asking::start().await;
+        asking.says(|answer| drop(answer.as_object_mut().unwrap().remove("sub")));
+        let identity = asking.shows("t1").await.unwrap();
+        assert_eq!(
+            (identity.subject(), identity.kind()),
+            ("editor", super::super::Kind::Client)
+        );
+        asking.says(|answer| {
+            for name in ["sub", "client_id"] {
+                answer.as_object_mut().unwrap().remove(name);
+            }
+        });
+        assert_eq!(
+            asking.shows("t2").await,
+            Err(AuthError::Rejected(Fault::Claim))
+        );
     }
 
     /// tok-109, tok-110, tok-112: whatever goes wrong between us and the issuer is not the token's fault.
