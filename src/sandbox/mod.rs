@@ -6,6 +6,7 @@
 //! nothing of tokens, HTTP or MCP. Used by `runner`, and by `cli` to explain.
 
 pub mod cgroup;
+mod doors;
 mod explain;
 mod filter;
 mod init;
@@ -15,8 +16,9 @@ mod privileges;
 mod root;
 mod stage;
 
+pub use doors::received;
 pub use filter::{Filter, FilterError};
 pub use init::read_status;
-pub use namespaces::FLAGS;
+pub use namespaces::flags;
 pub use plan::{Access, Entry, Host, Plan, plan};
 pub use stage::{Fault, Start, read_report, run};

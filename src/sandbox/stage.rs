@@ -17,7 +17,7 @@ use nix::unistd::{
     ForkResult, Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, setsid,
 };
 
-use super::{filter::Filter, init, namespaces, plan::Plan, privileges, root};
+use super::{doors, filter::Filter, init, namespaces, plan::Plan, privileges, root};
 use crate::{config::Layer, sys};
 
 /// What a child is started with.
@@ -34,6 +34,8 @@ pub struct Start<'a> {
     pub report: OwnedFd,
     /// Where the init says how the server ended.
     pub status: OwnedFd,
+    /// Where the sockets of the plan's ways out are sent.
+    pub doors: OwnedFd,
 }
 
 /// Why a child did not start.
@@ -80,6 +82,7 @@ pub fn run(start: Start<'_>) -> ! {
 
 fn prepare(start: &Start<'_>) -> Result<(), Fault> {
     namespaces::settle(start.plan, start.owner)?;
+    doors::open(start.plan, &start.doors)?;
     root::build(start.plan, start.staged)?;
     privileges::limit(start.plan)
 }
