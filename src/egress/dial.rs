@@ -165,7 +165,11 @@ mod tests {
     use super::*;
 
     fn line(host: Host, port: u16, blocks: &[&str]) -> Destination {
-        let blocks = blocks.iter().map(|block| block.parse().unwrap()).collect();
+        let read = |block: &&str| match block.parse::<IpAddr>() {
+            Ok(address) => address.into(),
+            Err(_) => block.parse().unwrap(),
+        };
+        let blocks = blocks.iter().map(read).collect();
         Destination { host, port, blocks }
     }
 
@@ -173,7 +177,7 @@ mod tests {
         line(Host::Name("a.test".to_owned()), port, blocks)
     }
 
-    /// probe-51, probe-56, inc-13: what is not public is refused, in every way of writing it.
+    /// probe-51, probe-56: what is not public is refused, in every way of writing it.
     #[test]
     fn an_address_that_is_not_public_is_dialled_only_where_it_is_named() {
         let special = [
