@@ -3,7 +3,7 @@
 
 use std::{
     fmt, io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
     pin::Pin,
     sync::Arc,
     time::Duration,
@@ -11,7 +11,9 @@ use std::{
 
 use ipnet::IpNet;
 use tokio::{
-    net::{TcpStream, lookup_host},
+    net::TcpStream,
+    sync::Semaphore,
+    task::spawn_blocking,
     time::{sleep, timeout},
 };
 
@@ -27,11 +29,23 @@ type Resolving = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
 pub struct Resolver(Arc<dyn Fn(String) -> Resolving + Send + Sync>);
 
 impl Resolver {
-    /// The system's: hosts file, DNS, whatever nsswitch.conf(5) says.
+    /// The system's: hosts file, DNS, whatever nsswitch.conf(5) says. Each question takes
+    /// a thread for as long as it takes, so there are so many at once: children must not
+    /// take them away from those who check tokens.
     pub fn system() -> Self {
-        Self::new(|name| async move {
-            let found = lookup_host((name.as_str(), 0)).await?;
-            Ok(found.map(|address| address.ip()).collect())
+        let slots = Arc::new(Semaphore::new(MAX_QUESTIONS));
+        Self::new(move |name| {
+            let slots = Arc::clone(&slots);
+            async move {
+                let slot = slots.acquire_owned().await.map_err(io::Error::other)?;
+                let ask = move || {
+                    // Until it has been answered, also where nobody waits any more.
+                    let _slot = slot;
+                    let found = (name.as_str(), 0).to_socket_addrs()?;
+                    Ok(found.map(|address| address.ip()).collect())
+                };
+                spawn_blocking(ask).await.map_err(io::Error::other)?
+            }
         })
     }
 
@@ -147,7 +161,9 @@ async fn connect(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, SocketAd
     Ok((stream, address))
 }
 
-/// How long a look-up may take.
+/// Questions to the system's resolver at once.
+const MAX_QUESTIONS: usize = 16;
+/// How long a look-up may take, its wait for a place included.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long it may take until one of the addresses answers.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(15);

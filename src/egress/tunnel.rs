@@ -2,14 +2,14 @@
 
 use std::{
     io,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{
@@ -50,6 +50,7 @@ pub(super) async fn run(
     let meter = Meter {
         outlet,
         moved: AtomicU64::new(0),
+        half: AtomicBool::new(false),
     };
     let up = async {
         begin(&mut from_child, &mut to_remote, &rule, &meter, &ledger.sent).await?;
@@ -63,6 +64,8 @@ struct Meter<'a> {
     outlet: &'a Outlet,
     /// Bytes of this tunnel: whether the other direction is alive.
     moved: AtomicU64,
+    /// One of the two has ended.
+    half: AtomicBool,
 }
 
 impl Meter<'_> {
@@ -79,12 +82,19 @@ impl Meter<'_> {
     /// Waits for `work`, for as long as something moves in either direction.
     async fn watch<T>(&self, work: impl Future<Output = io::Result<T>>) -> Result<T, Broken> {
         tokio::pin!(work);
+        let (mut since, mut before) = (Instant::now(), self.moved.load(Ordering::Relaxed));
         loop {
-            let before = self.moved.load(Ordering::Relaxed);
-            match timeout(IDLE, &mut work).await {
-                Ok(done) => return done.map_err(Broken::Io),
-                Err(_) if self.moved.load(Ordering::Relaxed) != before => {}
-                Err(_) => return Err(Broken::Idle),
+            if let Ok(done) = timeout(LOOK, &mut work).await {
+                return done.map_err(Broken::Io);
+            }
+            let moved = self.moved.load(Ordering::Relaxed);
+            if moved != before {
+                (since, before) = (Instant::now(), moved);
+            }
+            // Who has heard the end and does not end itself has forgotten the connection.
+            let half = self.half.load(Ordering::Relaxed);
+            if since.elapsed() >= if half { HALF_IDLE } else { IDLE } {
+                return Err(Broken::Idle);
             }
         }
     }
@@ -143,6 +153,7 @@ async fn carry(
         if read == 0 {
             // This direction has ended; the other may go on.
             let _ = to.shutdown().await;
+            meter.half.store(true, Ordering::Relaxed);
             return Ok(());
         }
         meter.count(read, own)?;
@@ -152,6 +163,10 @@ async fn carry(
 
 /// How long nothing may move: database pools keep connections for later.
 const IDLE: Duration = Duration::from_secs(60 * 60);
+/// The same, where one of the two has ended.
+const HALF_IDLE: Duration = Duration::from_secs(2 * 60);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_secs(30);
 /// How long a child may take to begin TLS, and then to go on with it.
 const HELLO_DEADLINE: Duration = Duration::from_secs(30);
 /// Bytes on their way in one direction.

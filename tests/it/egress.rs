@@ -240,6 +240,8 @@ async fn one_named_host_is_reached_and_nothing_else() {
     )
     .await;
 
+    // Its doors are not the child's own (probe-63, probe-79).
+    assert_eq!(inside.works("descriptors", "").await, "0 1 2 3");
     let url = format!("http://allowed.test:{port}/x");
     let door = format!("allowed.test:{port}");
     let (through, what) = inside.says(&door, "GET / HTTP/1.0\r\n\r\n").await;
