@@ -48,7 +48,7 @@ pub enum Event {
     /// One connection of a child to the outside, at its end: allowed or refused.
     Egress(Egress),
     /// A child did not start: `layer` is the layer of the sandbox that could not
-    /// be applied, or `exec`, `limit`, `config`, `runner`.
+    /// be applied, or `egress`, `exec`, `limit`, `config`, `runner`.
     LayerFailed {
         layer: String,
         reason: String,

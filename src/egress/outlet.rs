@@ -138,7 +138,8 @@ impl Outlet {
     fn take(self: Arc<Self>, stream: TcpStream, behind: Behind, open: &mut JoinSet<()>) {
         let asked = match &behind {
             Behind::Way(way) => way.to.to_string(),
-            Behind::Proxy => String::new(),
+            // Until it has said where to.
+            Behind::Proxy => PROXY.to_string(),
         };
         let mut ledger = Ledger::open(&self, asked);
         match self.slots.clone().try_acquire_owned() {

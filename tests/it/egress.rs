@@ -179,6 +179,17 @@ impl Inside {
         what
     }
 
+    /// By Python's `requests`; says how often that was.
+    async fn requests(&self, url: &str) -> usize {
+        let (through, said) = self.tries("requests", url).await;
+        if said.contains("not installed") {
+            eprintln!("not proven here: {said}");
+            return 0;
+        }
+        assert!(through && said == "reached", "{url}: {said}");
+        1
+    }
+
     /// Says this to a door and hears what comes back.
     async fn says(&self, to: &str, say: &str) -> (bool, String) {
         self.tries("says", json!({ "to": to, "say": say })).await
@@ -263,6 +274,7 @@ async fn one_named_host_is_reached_and_nothing_else() {
         assert_eq!(said, "reached\n");
         reached += 1;
     }
+    reached += inside.requests(&url).await;
     assert_eq!(host.heard().len(), reached);
 
     // The others are there, seen from here, and not from inside.
@@ -540,7 +552,7 @@ async fn tls_is_for_the_allowed_name_alone() {
                  fetch({url:?}).then(a => a.text()).then(t => {{ console.log(t); process.exit(0) }}, e => {{ console.error(e); process.exit(1) }})"
             );
             let (through, said) = inside.tries("run", json!([NODE, "-e", script])).await;
-            // Its `fetch` knows proxies from 22.21 and 24.5 on.
+            // Its `fetch` knows proxies from 22.21 and 24.0 on.
             assert!(
                 through && said.ends_with("reached\n")
                     || url.contains("wild") && said.contains("fetch failed"),
@@ -548,6 +560,9 @@ async fn tls_is_for_the_allowed_name_alone() {
             );
             reached += usize::from(through);
         }
+    }
+    for url in ["https://allowed.test:8443/", "https://a.wild.test:8443/"] {
+        reached += inside.requests(url).await;
     }
     assert_eq!(host.heard().len(), reached);
     for name in ["evil.test", "other.wild.test", "wild.test", "127.0.0.1"] {

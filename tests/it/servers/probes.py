@@ -256,6 +256,20 @@ def fetched(url):
         return answer.read().decode()
 
 
+def requested(url):
+    """By the library that most programs use; pip brings it along."""
+    try:
+        import requests
+    except ImportError:
+        from pip._vendor import requests
+    import warnings
+    warnings.simplefilter("ignore")
+    try:
+        return requests.get(url, timeout=5, verify=False).text
+    except requests.RequestException as error:
+        raise OSError(errno.EIO, str(error)) from error
+
+
 def ran(argument):
     """Another program, by its argument list."""
     import subprocess
@@ -312,7 +326,7 @@ PROBES = {
     "scratch": scratch, "descriptors": descriptors, "environment": environment, "tiocsti": types_into_terminal,
     "tcp": lambda to: connected(socket.AF_INET, socket.SOCK_STREAM, (to.rsplit(":", 1)[0], int(to.rsplit(":", 1)[1]))),
     "udp": lambda to: connected(socket.AF_INET, socket.SOCK_DGRAM, (to, 53)),
-    "says": says, "tls": begins_tls, "fetch": fetched, "run": ran, "name": named, "hold": holds, "listen": listens, "datagram": datagram,
+    "says": says, "tls": begins_tls, "fetch": fetched, "requests": requested, "run": ran, "name": named, "hold": holds, "listen": listens, "datagram": datagram,
     "unix": lambda path: connected(socket.AF_UNIX, socket.SOCK_STREAM, path),
     "abstract": lambda name: connected(socket.AF_UNIX, socket.SOCK_STREAM, "\0" + name),
 }
@@ -326,6 +340,8 @@ def probe(name, argument=""):
         return False, f"{errno.errorcode.get(error.errno, error.errno)} {error}"
     except ValueError as error:
         return False, str(error)
+    except ImportError as error:
+        return False, f"not installed: {error}"
 
 
 if __name__ == "__main__":
