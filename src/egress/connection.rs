@@ -28,7 +28,7 @@ pub(super) struct Ledger {
     outlet: Arc<Outlet>,
     pub(super) host: String,
     address: Option<SocketAddr>,
-    /// Not yet, as long as nothing has been decided.
+    /// By a line of the configuration, and by the address that its name has.
     allowed: bool,
     reason: Option<Reason>,
     error: Option<String>,
@@ -44,12 +44,17 @@ impl Ledger {
             host,
             address: None,
             allowed: false,
-            reason: None,
+            // What has not got as far as naming a host.
+            reason: Some(Reason::EgressRequest),
             error: None,
             since: Instant::now(),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
         }
+    }
+
+    fn allow(&mut self) {
+        (self.allowed, self.reason) = (true, None);
     }
 
     pub(super) fn deny(&mut self, reason: Reason, error: Option<String>) {
@@ -107,6 +112,7 @@ pub(super) async fn run(
             (to, hello::Expected::Exactly(name), true)
         }
     };
+    ledger.allow();
     let dialled = match &name {
         hello::Expected::Exactly(name) | hello::Expected::Perhaps(name) => {
             dial::by_name(&outlet.rules.resolver, name, &to).await
@@ -116,7 +122,6 @@ pub(super) async fn run(
     let remote = match dialled {
         Ok((remote, address)) => {
             ledger.address = Some(address);
-            ledger.allowed = true;
             remote
         }
         Err(error) => {
@@ -126,10 +131,7 @@ pub(super) async fn run(
             }
             match error {
                 DialError::Forbidden { .. } => ledger.deny(reason, Some(said)),
-                _ => {
-                    ledger.allowed = true;
-                    ledger.fail(reason, Some(said));
-                }
+                _ => ledger.fail(reason, Some(said)),
             }
             return;
         }

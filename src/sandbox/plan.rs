@@ -178,13 +178,18 @@ fn proxy(network: &Network) -> Vec<(String, String)> {
     .to_vec()
 }
 
-/// The hosts file: itself, and what its ways out are called.
+/// The hosts file: what its ways out are called, and itself. Of two lines for a name the first counts.
 fn hosts(config: &Config) -> String {
-    let mut text = format!("127.0.0.1 localhost {}\n::1 localhost\n", config.server);
-    for (address, name) in config.sandbox.network.names() {
-        text.push_str(&format!("{address} {name}\n"));
-    }
-    text
+    let names = config.sandbox.network.names();
+    let mut lines: Vec<_> = names
+        .iter()
+        .map(|(address, name)| format!("{address} {name}\n"))
+        .collect();
+    lines.push(format!(
+        "127.0.0.1 localhost {}\n::1 localhost\n",
+        config.server
+    ));
+    lines.concat()
 }
 
 fn root(config: &Config, host: &Host, state: Option<&Path>) -> Vec<Entry> {
