@@ -26,8 +26,8 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::{
-    house::{Caller, House, house},
-    wire::{self, Answer},
+    house::{Caller, House, call, house},
+    wire::{self, Answer, PATIENCE},
 };
 
 const DISCOVERY: &str = "/.well-known/openid-configuration";
@@ -141,7 +141,10 @@ impl Provider {
              &resource={resource}&code_challenge={challenge}&code_challenge_method=S256"
         );
         let mut cookies: Vec<String> = Vec::new();
+        let mut steps = 0;
         let code = loop {
+            steps += 1;
+            assert!(steps < 10, "led around: {at}");
             let jar = cookies.join("; ");
             let answer = ask(self.address, "GET", &at, &[("Cookie", &jar)], "").await;
             assert!((302..=303).contains(&answer.status), "{at}: {answer:?}");
@@ -215,9 +218,17 @@ fn run(address: SocketAddr, files: &Path) -> (Child, ChildStdin, BufReader<Child
 }
 
 fn line(answers: &mut BufReader<ChildStdout>) -> Value {
-    let mut line = String::new();
-    answers.read_line(&mut line).unwrap();
-    serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
+    loop {
+        let mut line = String::new();
+        assert!(
+            answers.read_line(&mut line).unwrap() > 0,
+            "the provider ended"
+        );
+        // What it says of settings that are only for tests is no answer.
+        if line.starts_with('{') {
+            return serde_json::from_str(&line).unwrap();
+        }
+    }
 }
 
 async fn ask(
@@ -242,7 +253,7 @@ async fn issued(provider: SocketAddr, resource: &str) -> String {
         escaped(resource)
     );
     let answer = ask(provider, "POST", TOKEN, &[], &body).await;
-    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.status, 200, "{}", answer.text());
     answer.json()["access_token"].as_str().unwrap().to_owned()
 }
 
@@ -337,7 +348,7 @@ async fn no_request_fails_while_the_provider_rotates_its_keys() {
         pass(COOL_DOWN).await;
         let before = part(&provider.token(&resource).await, 0)["kid"].clone();
         let mut calls = JoinSet::new();
-        for _ in 0..4 {
+        for name in 0..4 {
             let (address, resource, mut caller) =
                 (provider.address, resource.clone(), session.clone());
             let before = before.clone();
@@ -351,8 +362,9 @@ async fn no_request_fails_while_the_provider_rotates_its_keys() {
                         with_new += 1;
                     }
                     caller.token = Some(token);
-                    let answer = caller.call("echo", json!({})).await;
-                    assert_eq!(answer.status, 200, "{answer:?}");
+                    // Callers of one session tell their requests apart.
+                    let answer = caller.post(&call(name, "echo", json!({}))).await;
+                    assert_eq!(answer.status, 200, "{}", answer.text());
                 }
                 (with_old, with_new)
             });
@@ -449,11 +461,8 @@ async fn a_provider_that_falls_silent_holds_up_one_request() {
     pass(TIME_TO_LIVE).await;
     let start = Instant::now();
     assert_eq!(status(&house, &tokens[0]).await, LET_IN);
-    assert!(
-        start.elapsed() < Duration::from_secs(8),
-        "{:?}",
-        start.elapsed()
-    );
+    let deadline = Duration::from_secs(5)..Duration::from_secs(8);
+    assert!(deadline.contains(&start.elapsed()), "{:?}", start.elapsed());
     let start = Instant::now();
     for token in &tokens[1..] {
         assert_eq!(status(&house, token).await, LET_IN);
@@ -466,9 +475,16 @@ async fn a_provider_that_falls_silent_holds_up_one_request() {
     provider.go_on();
     pass(COOL_DOWN).await;
     assert_eq!(status(&house, &tokens[0]).await, LET_IN);
-    // The one that nobody answered in time, and perhaps the one that found it back.
-    let asked = provider.connections() - before;
-    assert!((1..=3).contains(&asked), "{asked} connections");
+    // The one that nobody answered in time, and the two documents once it was back, which are
+    // asked for behind that last caller.
+    let asked = async {
+        while provider.connections() < before + 3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked).await.unwrap();
+    assert_eq!(status(&house, &tokens[0]).await, LET_IN);
+    assert_eq!(provider.connections() - before, 3);
 }
 
 /// tok-92, tok-93: strangers who name keys that nobody has do not make the gateway ask for each.

@@ -26,7 +26,6 @@ const counts = { connections: 0, requests: {} };
 const server = createServer((request, response) => {
   const path = request.url.split("?")[0];
   counts.requests[path] = (counts.requests[path] ?? 0) + 1;
-  // Nothing that names a person is ever sent along when keys are asked for.
   return answer(request, response);
 });
 server.on("connection", () => counts.connections++);
@@ -46,6 +45,7 @@ function serve() {
   const provider = new Provider(issuer, {
     jwks: { keys },
     cookies: { keys: [createHash("sha256").update(issuer).digest("hex")] },
+    clientDefaults: { id_token_signed_response_alg: "ES256" },
     clients: [
       {
         client_id: "agent", client_secret: "secret-of-agent", grant_types: ["client_credentials"],
@@ -80,7 +80,7 @@ function serve() {
   const callback = provider.callback();
   return (request, response) =>
     request.url.startsWith("/login/")
-      ? provider.interactionFinished(request, response, { login: { accountId: "alice" } }, { mergeWithLastSubmission: false })
+      ? provider.interactionFinished(request, response, { login: { accountId: "alice" }, consent: {} }, { mergeWithLastSubmission: false })
       : callback(request, response);
 }
 
