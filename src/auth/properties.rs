@@ -97,7 +97,7 @@ pub fn claims(text: &[u8], issuer: &Issuer, now: u64) {
     };
     json(text);
     let named = claims::issuer(&claims);
-    let Ok(claimed) = claims::check_claims(&claims, issuer, now) else {
+    let Ok(claimed) = claims::check_claims(&claims, claims::Source::Token, issuer, now) else {
         return;
     };
     let identity = claimed.identity;
