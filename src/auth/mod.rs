@@ -24,6 +24,8 @@ mod jwt;
 mod keys;
 mod local;
 mod metadata;
+#[cfg(any(test, fuzzing))]
+pub mod properties;
 mod shelf;
 #[cfg(test)]
 mod testing;

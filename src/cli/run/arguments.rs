@@ -151,6 +151,7 @@ impl Run {
             Some(name) => profile::read(name)?,
             None => profile::Profile::default(),
         };
+        let egress = profile.egress;
         let mut read_only = profile.read;
         for volume in &self.volume {
             read_only.push(shown(volume)?);
@@ -180,6 +181,7 @@ impl Run {
             env,
             secrets,
             read_only,
+            egress,
             cgroup_is_optional: false,
         })
     }

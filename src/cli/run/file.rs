@@ -28,6 +28,8 @@ pub(super) struct Wish {
     /// Variables, and the credentials that they are filled from.
     pub(super) secrets: Vec<(String, String)>,
     pub(super) read_only: Vec<PathBuf>,
+    /// `HOST:PORT` that the server may connect to.
+    pub(super) egress: Vec<String>,
     /// Whether the server starts where its memory cannot be limited.
     pub(super) cgroup_is_optional: bool,
 }
@@ -102,6 +104,9 @@ impl Wish {
             .map(|path| path.display().to_string())
             .collect();
         let _ = writeln!(text, "read-only = {}", list(&shown));
+        if !self.egress.is_empty() {
+            let _ = writeln!(text, "egress = {}", list(&self.egress));
+        }
         if self.cgroup_is_optional {
             text.push_str("optional = [\"cgroup\"]\n");
         }

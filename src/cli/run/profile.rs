@@ -14,6 +14,8 @@ use crate::cli::Usage;
 pub(super) struct Profile {
     /// Paths of this host that it may read.
     pub(super) read: Vec<PathBuf>,
+    /// `HOST:PORT` that it may connect to.
+    pub(super) egress: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -61,7 +63,7 @@ pub(super) fn read(name: &str) -> Result<Profile, Usage> {
         "network" => {
             return Err(Usage(
                 "--permission-profile network: no server has the whole network here; \
-                 leave it away, and the server has none"
+                 name its hosts in a profile: `{\"network\":{\"outbound\":{\"allow_host\":[\"HOST\"]}}}`"
                     .to_owned(),
             ));
         }
@@ -92,7 +94,7 @@ fn parse(text: &str) -> Result<Profile, String> {
             "`network.mode`: `{mode}` would be a network of this host; remove it"
         ));
     }
-    outbound(network.outbound.unwrap_or_default())?;
+    let egress = outbound(network.outbound.unwrap_or_default())?;
     let read = written.read.into_iter().map(|path| {
         if path.contains("://") || path.contains(':') {
             Err(format!(
@@ -106,18 +108,46 @@ fn parse(text: &str) -> Result<Profile, String> {
     });
     Ok(Profile {
         read: read.collect::<Result<_, _>>()?,
+        egress,
     })
 }
 
-/// The one place where a profile's network becomes the server's.
-fn outbound(wanted: Outbound) -> Result<(), String> {
-    if wanted.insecure_allow_all || !wanted.allow_host.is_empty() || !wanted.allow_port.is_empty() {
+/// The one place where a profile's network becomes the server's: each host with each port,
+/// as a line of `sandbox.egress`. Without a port it is that of HTTPS.
+fn outbound(wanted: Outbound) -> Result<Vec<String>, String> {
+    if wanted.insecure_allow_all {
         return Err(
-            "`network.outbound`: a server has no network in this version; remove it".to_owned(),
+            "`network.outbound.insecure_allow_all`: no server has the whole network here; \
+             name its hosts in `allow_host`"
+                .to_owned(),
         );
     }
-    Ok(())
+    if wanted.allow_host.is_empty() && !wanted.allow_port.is_empty() {
+        return Err(
+            "`network.outbound.allow_port`: ports of which hosts? name them in `allow_host`"
+                .to_owned(),
+        );
+    }
+    let ports = if wanted.allow_port.is_empty() {
+        vec![HTTPS]
+    } else {
+        wanted.allow_port
+    };
+    let mut lines = Vec::new();
+    for host in &wanted.allow_host {
+        // `.example.com` is the host itself and all below it.
+        let hosts = match host.strip_prefix('.') {
+            Some(above) => vec![above.to_owned(), format!("*.{above}")],
+            None => vec![host.clone()],
+        };
+        for host in hosts {
+            lines.extend(ports.iter().map(|port| format!("{host}:{port}")));
+        }
+    }
+    Ok(lines)
 }
+
+const HTTPS: u16 = 443;
 
 #[cfg(test)]
 mod tests {
@@ -133,6 +163,22 @@ mod tests {
     }
 
     #[test]
+    fn hosts_and_ports_become_lines_of_egress() {
+        let lines = |text: &str| parse(text).unwrap().egress;
+        assert_eq!(
+            lines(r#"{"network":{"outbound":{"allow_host":["a.example",".b.example"]}}}"#),
+            ["a.example:443", "b.example:443", "*.b.example:443"]
+        );
+        assert_eq!(
+            lines(
+                r#"{"network":{"outbound":{"allow_host":["a.example"],"allow_port":[80,8443]}}}"#
+            ),
+            ["a.example:80", "a.example:8443"]
+        );
+        assert!(lines("{}").is_empty());
+    }
+
+    #[test]
     fn what_would_not_take_effect_is_refused() {
         for (text, word) in [
             (r#"{"privileged":true}"#, "privileged"),
@@ -142,8 +188,8 @@ mod tests {
                 "outbound",
             ),
             (
-                r#"{"network":{"outbound":{"allow_host":["a.example"]}}}"#,
-                "outbound",
+                r#"{"network":{"outbound":{"allow_port":[443]}}}"#,
+                "allow_port",
             ),
             (r#"{"network":{"inbound":{}}}"#, "inbound"),
             (r#"{"network":{"mode":"host"}}"#, "mode"),
