@@ -123,7 +123,7 @@ impl Child {
                     streams: [stdin, stdout, stderr],
                     report: report_in,
                     status: status_in,
-                    doors: doors_in,
+                    doors: Some(doors_in),
                 })
             }
             Cloned::Parent { pid, pidfd } => Ok(Self {

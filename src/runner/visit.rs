@@ -7,10 +7,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io,
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::net::UnixDatagram,
-    },
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
 };
 
@@ -23,7 +20,7 @@ use nix::{
 
 use super::{Person, staging};
 use crate::{
-    config::{self, EnvValue, Layer, Network, OwnerRule, ServerName},
+    config::{self, EnvValue, Layer, OwnerRule, ServerName},
     frames::Status,
     sandbox::{self, Credentials, Fault, Start},
     sys::process::{self, Cloned},
@@ -35,8 +32,8 @@ pub fn missing_from_visits(config: &config::Config) -> Vec<String> {
     if config.sandbox.state {
         missing.push("its state directory is not there".to_owned());
     }
-    if matches!(&config.sandbox.network, Network::Own(ways) if !ways.is_empty()) {
-        missing.push("its ways out to other hosts are closed".to_owned());
+    if !config.sandbox.network.ways().is_empty() {
+        missing.push("the hosts of `egress` and `forward` do not answer".to_owned());
     }
     for (name, value) in &config.env {
         if !matches!(value, EnvValue::Text(_)) {
@@ -50,10 +47,6 @@ pub fn missing_from_visits(config: &config::Config) -> Vec<String> {
 pub fn visit(root: &Path, server: &ServerName, command: Vec<String>) -> Result<Status> {
     let mut config = config::load(root, server, OwnerRule::RootOrCaller)?;
     config.command = command;
-    if let Network::Own(ways) = &mut config.sandbox.network {
-        // There is no gateway that would connect for it.
-        ways.clear();
-    }
     config.sandbox.optional.push(Layer::Cgroup);
     config
         .env
@@ -73,8 +66,6 @@ pub fn visit(root: &Path, server: &ServerName, command: Vec<String>) -> Result<S
     ];
     let (report, report_in) = pipe2(OFlag::O_CLOEXEC)?;
     let (status, status_in) = pipe2(OFlag::O_CLOEXEC)?;
-    // Its plan has no ways out, so nothing is ever sent there.
-    let (no_doors, _) = UnixDatagram::pair()?;
     let owner = (geteuid(), getegid());
     let cloned = process::clone_process(sandbox::flags(&plan), None)
         .map_err(|error| super::child::no_namespaces(&error));
@@ -88,9 +79,9 @@ pub fn visit(root: &Path, server: &ServerName, command: Vec<String>) -> Result<S
                 credentials: &Credentials::default(),
                 owner,
                 streams,
-                doors: no_doors.into(),
                 report: report_in,
                 status: status_in,
+                doors: None,
             })
         }
         Ok(Cloned::Parent { pid, .. }) => pid,

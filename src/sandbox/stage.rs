@@ -38,8 +38,8 @@ pub struct Start<'a> {
     pub report: OwnedFd,
     /// Where the init says how the server ended.
     pub status: OwnedFd,
-    /// Where the sockets of the plan's ways out are sent.
-    pub doors: OwnedFd,
+    /// Where the sockets of the plan's ways out are sent, if there is anybody behind them.
+    pub doors: Option<OwnedFd>,
 }
 
 /// Why a child did not start.
@@ -86,7 +86,9 @@ pub fn run(start: Start<'_>) -> ! {
 
 fn prepare(start: &Start<'_>) -> Result<(), Fault> {
     namespaces::settle(start.plan, start.owner)?;
-    doors::open(start.plan, &start.doors)?;
+    if let Some(doors) = &start.doors {
+        doors::open(start.plan, doors)?;
+    }
     root::build(start.plan, start.staged, start.credentials)?;
     privileges::limit(start.plan)
 }
