@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::sys;
 
 /// The version of this conversation; both sides must speak the same.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The systemd credential that holds the key.
 pub const KEY_CREDENTIAL: &str = "runner-key";
@@ -75,8 +75,13 @@ pub enum Reply {
         digest: String,
     },
     /// Carries four descriptors: write end of the child's stdin, read ends of
-    /// its stdout and stderr, and a pidfd of its init (to wait on).
-    Started { child: u64, pid: u32 },
+    /// its stdout and stderr, and a pidfd of its init (to wait on); then the
+    /// listening sockets of its ways out, which stand in its own network.
+    Started {
+        child: u64,
+        pid: u32,
+        listeners: usize,
+    },
     /// The child was not started, and nothing of it is left.
     Failed {
         child: u64,
@@ -93,6 +98,14 @@ pub enum Reply {
     },
     /// The conversation ends: wrong key, version or configuration. For the journal.
     Refused { reason: String },
+}
+
+/// What the stage of a child says to its runner, with the listening sockets that
+/// it has made in the child's network.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Listening {
+    pub listeners: usize,
 }
 
 /// How a process ended.
@@ -196,8 +209,9 @@ pub fn receive_bare<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<O
     Ok(Some(serde_json::from_slice(&text[..length])?))
 }
 
-/// Descriptors of one frame.
-const MAX_DESCRIPTORS: usize = 8;
+/// Descriptors of one frame: four of a child, and a listening socket for each line
+/// of `egress` and `forward` (the kernel has 253 at most).
+const MAX_DESCRIPTORS: usize = 208;
 
 #[cfg(test)]
 mod tests {
@@ -220,7 +234,11 @@ mod tests {
     fn frames_arrive_whole_in_order_and_with_their_descriptors() {
         let (gateway, runner) = pair();
         let (read, write) = nix::unistd::pipe().unwrap();
-        let started = Reply::Started { child: 7, pid: 12 };
+        let started = Reply::Started {
+            child: 7,
+            pid: 12,
+            listeners: 0,
+        };
         send(runner.as_fd(), &started, &[write.as_fd()]).unwrap();
         send(
             runner.as_fd(),

@@ -18,6 +18,8 @@ pub mod cli;
 pub mod config;
 // One gateway process: build in order, ready, run, drain. Never decides anything about a request.
 pub mod daemon;
+// The only way out of a child's network. The name first, then the address, and one record each.
+pub mod egress;
 // The only HTTP client. No surprise redirects, no proxies, everything capped.
 pub mod fetch;
 // What gateway and runner say to each other. Small, versioned, no paths and no commands.

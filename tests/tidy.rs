@@ -193,10 +193,10 @@ fn a_layer_uses_only_those_below_it() {
             "sandbox",
         ]],
     );
-    for room in ["authz", "child"] {
+    for room in ["authz", "child", "egress"] {
         allow(room, &[&base, &second, &values, &["audit"]]);
     }
-    let lower = ["auth", "mcp", "audit", "authz", "child"];
+    let lower = ["auth", "mcp", "audit", "authz", "child", "egress"];
     allow("session", &[&base, &second, &lower]);
     allow("http", &[&base, &second, &lower, &["session", "pipeline"]]);
     allow("pipeline", &[&base, &second, &lower, &["session", "http"]]);

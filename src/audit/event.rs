@@ -1,6 +1,6 @@
 //! The closed set of events, with what each carries.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use aws_lc_rs::rand;
 
@@ -45,8 +45,10 @@ pub enum Event {
         pid: u32,
         line: Vec<u8>,
     },
+    /// One connection of a child to the outside, at its end: allowed or refused.
+    Egress(Egress),
     /// A child did not start: `layer` is the layer of the sandbox that could not
-    /// be applied, or `exec`, `limit`, `config`, `runner`.
+    /// be applied, or `egress`, `exec`, `limit`, `config`, `runner`.
     LayerFailed {
         layer: String,
         reason: String,
@@ -143,6 +145,28 @@ pub struct Outcome {
     pub duration: Duration,
     pub bytes_in: u64,
     pub bytes_out: u64,
+}
+
+/// One connection that a child has asked for.
+#[derive(Clone, Debug)]
+pub struct Egress {
+    pub child: u64,
+    pub pid: u32,
+    /// The [`crate::auth::PrincipalKey`] of whom the child serves.
+    pub principal: String,
+    /// `HOST:PORT`, as the configuration says it, or as the child has asked for it.
+    pub host: String,
+    /// The address that was dialled, once there was one.
+    pub address: Option<SocketAddr>,
+    pub allowed: bool,
+    /// Why it was refused, or did not come to a good end.
+    pub reason: Option<Reason>,
+    /// The same in full, where there is more to say.
+    pub error: Option<String>,
+    pub duration: Duration,
+    /// Bytes that left.
+    pub sent: u64,
+    pub received: u64,
 }
 
 /// A caller, in the words of the token.

@@ -83,6 +83,26 @@ pub(super) fn headline(event: &Event) -> (Kind, u8, String) {
             format!("child {child} (pid {pid}) ended unexpectedly: {exit}"),
         ),
         Event::ChildStderr { line: text, .. } => (Kind::ChildStderr, INFO, line(text)),
+        Event::Egress(egress) => {
+            let host = shown(&egress.host);
+            let text = match (egress.allowed, egress.reason) {
+                (true, None) => format!(
+                    "egress to {host}: {} bytes sent, {} received",
+                    egress.sent, egress.received
+                ),
+                (true, Some(reason)) => format!("egress to {host} failed: {}", reason.as_str()),
+                (false, reason) => format!(
+                    "egress to {host} denied ({})",
+                    reason.map_or("-", |reason| reason.as_str())
+                ),
+            };
+            let error = egress
+                .error
+                .as_deref()
+                .map(|error| format!(": {}", shown(error)));
+            let priority = if egress.allowed { INFO } else { NOTICE };
+            (Kind::Egress, priority, text + &error.unwrap_or_default())
+        }
         Event::LayerFailed { layer, reason } => (
             Kind::LayerFailed,
             ERROR,

@@ -29,7 +29,7 @@ use aws_lc_rs::digest;
 
 use crate::config::ServerName;
 
-pub use event::{Aim, Decision, Event, Exit, Outcome, RequestId, Verdict, Who};
+pub use event::{Aim, Decision, Egress, Event, Exit, Outcome, RequestId, Verdict, Who};
 pub use queue::Backlog;
 pub use reason::Reason;
 pub use record::{Kind, Record};

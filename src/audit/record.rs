@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    event::{Aim, Decision, Event, Outcome, Verdict},
+    event::{Aim, Decision, Egress, Event, Outcome, Verdict},
     message::headline,
     text::field,
 };
@@ -21,6 +21,7 @@ pub enum Kind {
     ChildExited,
     ChildDied,
     ChildStderr,
+    Egress,
     LayerFailed,
     KeysFetched,
     KeysUnavailable,
@@ -30,7 +31,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Ready,
         Self::Stopping,
         Self::IdleExit,
@@ -41,6 +42,7 @@ impl Kind {
         Self::ChildExited,
         Self::ChildDied,
         Self::ChildStderr,
+        Self::Egress,
         Self::LayerFailed,
         Self::KeysFetched,
         Self::KeysUnavailable,
@@ -62,6 +64,7 @@ impl Kind {
             Self::ChildExited => ("child-exited", "a9bc192da44b49d0bd64b78d7efdb54e"),
             Self::ChildDied => ("child-died", "5a5d73d86fbe4b19897e64627bc6af78"),
             Self::ChildStderr => ("child-stderr", "16ebfa72e6f242b4a5cd994c6751c9b3"),
+            Self::Egress => ("egress", "a3be6e495dec4f148bc61dd4cbf1bee9"),
             Self::LayerFailed => ("layer-failed", "127ebdad14004333b5282dfe28a9bdb9"),
             Self::KeysFetched => ("keys-fetched", "d291049956fa40dc8f43fafc6a370549"),
             Self::KeysUnavailable => ("keys-unavailable", "2948196264094d86a180c87366974595"),
@@ -184,6 +187,7 @@ impl Record {
                 self.child(*child, *pid);
                 self.put("THV_STREAM", "stderr");
             }
+            Event::Egress(egress) => self.egress(egress),
             Event::LayerFailed { layer, reason } => {
                 self.raw("THV_LAYER", layer);
                 self.raw("THV_ERROR", reason);
@@ -275,6 +279,24 @@ impl Record {
         );
         self.put("THV_BYTES_IN", outcome.bytes_in.to_string());
         self.put("THV_BYTES_OUT", outcome.bytes_out.to_string());
+    }
+
+    fn egress(&mut self, egress: &Egress) {
+        self.child(egress.child, egress.pid);
+        self.put("THV_PRINCIPAL", egress.principal.as_str());
+        let decision = if egress.allowed { "allow" } else { "deny" };
+        self.put("THV_DECISION", decision);
+        if let Some(reason) = egress.reason {
+            self.put("THV_REASON", reason.as_str());
+        }
+        self.raw("THV_EGRESS", &egress.host);
+        if let Some(address) = egress.address {
+            self.put("THV_EGRESS_ADDR", address.to_string());
+        }
+        self.raw_if("THV_ERROR", egress.error.as_deref());
+        self.put("THV_DURATION_USEC", egress.duration.as_micros().to_string());
+        self.put("THV_BYTES_OUT", egress.sent.to_string());
+        self.put("THV_BYTES_IN", egress.received.to_string());
     }
 
     fn child(&mut self, child: u64, pid: u32) {
@@ -372,6 +394,19 @@ mod tests {
                 pid: 2,
                 line: text().into_bytes(),
             },
+            Event::Egress(Egress {
+                child: 1,
+                pid: 2,
+                principal: text(),
+                host: text(),
+                address: Some("192.0.2.1:443".parse().unwrap()),
+                allowed: false,
+                reason: Some(Reason::EgressAddress),
+                error: Some(text()),
+                duration: Duration::from_millis(1),
+                sent: 1,
+                received: 2,
+            }),
             Event::LayerFailed {
                 layer: "seccomp".to_owned(),
                 reason: text(),

@@ -16,7 +16,7 @@ use std::{
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use tokio::{
     io::unix::AsyncFd,
-    net::unix::pipe,
+    net::{TcpListener, unix::pipe},
     sync::{mpsc, oneshot},
     time::timeout,
 };
@@ -53,6 +53,8 @@ pub struct Child {
     pub stdin: pipe::Sender,
     pub stdout: pipe::Receiver,
     pub stderr: pipe::Receiver,
+    /// The sockets that listen in its network, for its ways out.
+    pub doors: Vec<TcpListener>,
     /// Says once how the child ended.
     pub ended: oneshot::Receiver<Ended>,
 }
@@ -244,7 +246,11 @@ impl Work {
 
     async fn reply(&mut self, reply: Reply, descriptors: Vec<OwnedFd>) {
         match reply {
-            Reply::Started { child, pid } => self.started(child, pid, descriptors).await,
+            Reply::Started {
+                child,
+                pid,
+                listeners,
+            } => self.started((child, pid, listeners), descriptors).await,
             Reply::Failed {
                 child,
                 layer,
@@ -270,13 +276,17 @@ impl Work {
         }
     }
 
-    async fn started(&mut self, child: u64, pid: u32, descriptors: Vec<OwnedFd>) {
+    async fn started(
+        &mut self,
+        (child, pid, listeners): (u64, u32, usize),
+        descriptors: Vec<OwnedFd>,
+    ) {
         let Some(answer) = self.starting.remove(&child) else {
             return;
         };
         let (end, ended) = oneshot::channel();
         self.running.insert(child, end);
-        let built = build(child, pid, descriptors, ended).map_err(|error| {
+        let built = build((child, pid, listeners), descriptors, ended).map_err(|error| {
             StartError::Unreachable(format!("its descriptors are not usable: {error}"))
         });
         // Nobody waits any more, or it cannot be used: a child must not be left behind.
@@ -320,14 +330,28 @@ impl Work {
 }
 
 fn build(
-    child: u64,
-    pid: u32,
-    descriptors: Vec<OwnedFd>,
+    (child, pid, listeners): (u64, u32, usize),
+    mut descriptors: Vec<OwnedFd>,
     ended: oneshot::Receiver<Ended>,
 ) -> io::Result<Child> {
-    let wrong = || io::Error::new(io::ErrorKind::InvalidData, "four were expected");
+    let wrong = || {
+        let expected = format!("four and {listeners} were expected");
+        io::Error::new(io::ErrorKind::InvalidData, expected)
+    };
+    if descriptors.len() != OWN_DESCRIPTORS + listeners {
+        return Err(wrong());
+    }
+    let doors = descriptors
+        .split_off(OWN_DESCRIPTORS)
+        .into_iter()
+        .map(|door| {
+            let door = std::net::TcpListener::from(door);
+            door.set_nonblocking(true)?;
+            TcpListener::from_std(door)
+        })
+        .collect::<io::Result<Vec<_>>>()?;
     // The pidfd is for a gateway that must wait without its runner; this one hears `Exited`.
-    let [stdin, stdout, stderr, _pidfd]: [OwnedFd; 4] =
+    let [stdin, stdout, stderr, _pidfd]: [OwnedFd; OWN_DESCRIPTORS] =
         descriptors.try_into().map_err(|_| wrong())?;
     Ok(Child {
         number: child,
@@ -335,6 +359,7 @@ fn build(
         stdin: pipe::Sender::from_owned_fd(stdin)?,
         stdout: pipe::Receiver::from_owned_fd(stdout)?,
         stderr: pipe::Receiver::from_owned_fd(stderr)?,
+        doors,
         ended,
     })
 }
@@ -374,5 +399,7 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 const HELLO_DEADLINE: Duration = Duration::from_secs(15);
 /// How long a frame may wait in a full socket.
 const SEND_DEADLINE: Duration = Duration::from_secs(5);
+/// Streams and pidfd.
+const OWN_DESCRIPTORS: usize = 4;
 /// Questions waiting for the task.
 const MAX_ASKS: usize = 64;

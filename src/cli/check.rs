@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::{below, exit, path, print, provider, say, secret, unit};
 use crate::{
     authz::Engine,
-    config::{self, Auth, Config, EnvValue, OwnerRule, Problem, ServerName},
+    config::{self, Auth, Config, EnvValue, Network, OwnerRule, Problem, ServerName},
     daemon,
     sandbox::{self, Host},
 };
@@ -203,6 +203,13 @@ fn plan(config: &Config) -> String {
     sandbox::plan(config, &Host::look(), state.as_deref()).to_string()
 }
 
+/// Whether a drop-in gives the runner of `name` the host's network.
+fn has_network(root: &Path, name: &ServerName) -> bool {
+    let drop_ins = unit::drop_ins(root, "thv-runner@", name.as_str());
+    let said = path::settings(&drop_ins, "PrivateNetwork=").last();
+    matches!(said.map(str::trim), Some("no" | "false" | "off" | "0"))
+}
+
 fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
     let mut warnings = Vec::new();
     let mut warn = |key: &str, message: String, help: String| {
@@ -252,6 +259,25 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
                 &format!("env.{variable}"),
                 format!("no drop-in gives the runner the credential `{credential}`"),
                 format!("run `thv secret set {} {credential}`", config.server),
+            );
+        }
+    }
+    if config.sandbox.network == Network::Host {
+        warn(
+            "sandbox.network",
+            "the server runs in THIS HOST'S network: it reaches whatever this host reaches, its loopback, other servers and abstract sockets included".into(),
+            "name hosts in `egress` instead".into(),
+        );
+        if !has_network(root, &config.server) {
+            let service = format!("thv-runner@{}.service", config.server);
+            let message =
+                format!("the unit {service} has no network, so the server would have none");
+            warn(
+                "sandbox.network",
+                message,
+                format!(
+                    "run `systemctl edit {service}` and add `[Service]` and `PrivateNetwork=no`"
+                ),
             );
         }
     }
@@ -429,6 +455,50 @@ mod tests {
         )
         .unwrap();
         assert!(answer(root.path(), "x").warnings.is_empty());
+    }
+
+    #[test]
+    fn the_hosts_network_is_warned_about_always_and_without_its_drop_in_twice() {
+        let text = format!(
+            "{GOOD}allow = \"authenticated\"\n[sandbox]\nnetwork = \"host\"\ndangerous = true\n"
+        );
+        let root = root_with(&[("servers/x.toml", &text)]);
+        let checked = answer(root.path(), "x");
+        assert!(checked.problems.is_empty());
+        assert_eq!(checked.warnings.len(), 2, "{:?}", checked.warnings);
+        assert!(
+            checked.warnings[1]
+                .to_string()
+                .contains("PrivateNetwork=no")
+        );
+        for (value, warnings) in [("yes", 2), ("no", 1)] {
+            let drop_in = format!("[Service]\nPrivateNetwork={value}\n");
+            unit::write_drop_in(root.path(), "thv-runner@x.service", "net.conf", &drop_in).unwrap();
+            assert_eq!(answer(root.path(), "x").warnings.len(), warnings, "{value}");
+        }
+    }
+
+    /// What a child reaches is said in words, each line with how it is reached.
+    #[test]
+    fn the_explanation_names_every_way_out() {
+        let lines = "egress = [\"api.github.com:443\", \"*.x.org:443 in 10.0.0.0/8\"]\nforward = [\"127.0.0.1:5432=10.0.0.7:5432\"]";
+        let text = format!("{GOOD}allow = \"authenticated\"\n[sandbox]\n{lines}\n");
+        let root = root_with(&[("servers/x.toml", &text)]);
+        let form = Form {
+            explain: true,
+            json: false,
+        };
+        let said = check(root.path(), &ServerName::parse("x").unwrap(), form).unwrap();
+        let said = said.explanation.unwrap();
+        for part in [
+            "api.github.com:443           by `127.77.0.1`, public addresses alone",
+            "*.x.org:443                  by the proxy (HTTPS_PROXY), public addresses and 10.0.0.0/8",
+            "127.0.0.1:5432               leads to 10.0.0.7:5432",
+            "at most 64 connections at once and 8192 MiB in all",
+            "HTTPS_PROXY https_proxy NO_PROXY no_proxy",
+        ] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
     }
 
     #[test]

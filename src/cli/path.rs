@@ -83,7 +83,7 @@ fn is_bound(drop_ins: &[String], path: &Path) -> bool {
 }
 
 /// What the drop-ins assign to `key`, in order.
-fn settings<'d>(drop_ins: &'d [String], key: &'d str) -> impl Iterator<Item = &'d str> {
+pub(super) fn settings<'d>(drop_ins: &'d [String], key: &'d str) -> impl Iterator<Item = &'d str> {
     drop_ins
         .iter()
         .flat_map(|text| text.lines())

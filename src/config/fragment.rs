@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{
-    EnvValue, Layer, Resource,
+    Destination, EnvValue, Layer, Resource, Way, egress,
     issuer_table::IssuerFragment,
     table::{At, Said, Table, Value, plain},
     url, value,
@@ -65,6 +65,11 @@ pub(super) struct SandboxFragment {
     pub(super) state: Said<bool>,
     pub(super) read_only: Said<Vec<PathBuf>>,
     pub(super) optional: Said<Vec<Layer>>,
+    pub(super) egress: Said<Vec<Destination>>,
+    pub(super) forward: Said<Vec<Way>>,
+    /// Whether it is this host's.
+    pub(super) host_network: Said<bool>,
+    pub(super) dangerous: Said<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +83,8 @@ pub(super) struct LimitsFragment {
     pub(super) exit_idle: Said<Duration>,
     pub(super) body: Said<usize>,
     pub(super) connections: Said<u64>,
+    pub(super) egress_connections: Said<u64>,
+    pub(super) egress_bytes: Said<u64>,
 }
 
 impl Fragment {
@@ -174,6 +181,13 @@ impl SandboxFragment {
             state: table.take("state", Value::truth),
             read_only: table.take("read-only", |value| texts(value, 0, value::shown_path)),
             optional: table.take("optional", |value| texts(value, 0, value::layer)),
+            egress: table.take("egress", |value| lines(value, egress::destination)),
+            forward: table.take("forward", |value| lines(value, egress::forward)),
+            host_network: table.take("network", |value| {
+                let word = value.parsed(|text| value::word(text, &["own", "host"], &[]))?;
+                Some(word == "host")
+            }),
+            dangerous: table.take("dangerous", Value::truth),
         };
         table.finish(LATER_SANDBOX);
         fragment
@@ -196,6 +210,11 @@ impl LimitsFragment {
             exit_idle: table.take("exit-idle", |value| value.parsed(value::duration)),
             body: table.take("body", |value| value.parsed(value::body_size)),
             connections: table.take("connections", Value::count),
+            egress_connections: table.take("egress-connections", |value| match value.count()? {
+                number if number <= MAX_EGRESS_CONNECTIONS => Some(number),
+                _ => value.wrong(format!("at most {MAX_EGRESS_CONNECTIONS}"), ""),
+            }),
+            egress_bytes: table.take("egress-bytes", |value| value.parsed(value::size)),
         };
         table.finish(LATER_LIMITS);
         fragment
@@ -268,6 +287,19 @@ fn credential(mut table: Table<'_>) -> Option<EnvValue> {
     found
 }
 
+/// Lines of `egress` or `forward`.
+fn lines<T>(value: &Value<'_>, parse: impl Fn(&str) -> Result<T, String>) -> Option<Vec<T>> {
+    let lines = texts(value, 0, parse)?;
+    if lines.len() <= egress::MAX_LINES {
+        Some(lines)
+    } else {
+        value.wrong(
+            format!("more than {} lines", egress::MAX_LINES),
+            "name fewer hosts, or a `*.`",
+        )
+    }
+}
+
 fn texts<T>(
     value: &Value<'_>,
     least: usize,
@@ -277,6 +309,9 @@ fn texts<T>(
         .list(least, |element| element.parsed(&parse))
         .map(plain)
 }
+
+/// Descriptors of the gateway's, two for each, for every child.
+const MAX_EGRESS_CONNECTIONS: u64 = 1024;
 
 // Keys that later versions will know. They are told from slips of the keyboard,
 // so that nobody believes a protection to be there that is not.
@@ -293,15 +328,7 @@ const LATER: &[&str] = &[
     "metrics",
 ];
 const LATER_AUTHZ: &[&str] = &["scopes", "groups", "entities", "schema"];
-const LATER_SANDBOX: &[&str] = &[
-    "egress",
-    "forward",
-    "network",
-    "dangerous",
-    "profile",
-    "allow-addresses",
-    "read-write",
-];
+const LATER_SANDBOX: &[&str] = &["profile", "read-write"];
 const LATER_LIMITS: &[&str] = &[
     "calls",
     "children",

@@ -97,11 +97,19 @@ impl SandboxFragment {
             state,
             read_only,
             optional,
+            egress,
+            forward,
+            host_network,
+            dangerous,
         } = self;
         Self {
             state: state.or(lower.state),
             read_only: read_only.or(lower.read_only),
             optional: optional.or(lower.optional),
+            egress: egress.or(lower.egress),
+            forward: forward.or(lower.forward),
+            host_network: host_network.or(lower.host_network),
+            dangerous: dangerous.or(lower.dangerous),
         }
     }
 }
@@ -118,6 +126,8 @@ impl LimitsFragment {
             exit_idle,
             body,
             connections,
+            egress_connections,
+            egress_bytes,
         } = self;
         Self {
             memory: memory.or(lower.memory),
@@ -129,6 +139,8 @@ impl LimitsFragment {
             exit_idle: exit_idle.or(lower.exit_idle),
             body: body.or(lower.body),
             connections: connections.or(lower.connections),
+            egress_connections: egress_connections.or(lower.egress_connections),
+            egress_bytes: egress_bytes.or(lower.egress_bytes),
         }
     }
 }

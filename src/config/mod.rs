@@ -5,6 +5,7 @@
 //! nothing is optional that has a default. All problems of all files are
 //! reported at once. Never talks to the network, never starts anything.
 
+mod egress;
 mod fragment;
 mod issuer;
 mod issuer_table;
@@ -21,6 +22,7 @@ mod value;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+pub use egress::{Destination, Door, Host, Network, PROXY, Way, spelled};
 pub use issuer::{
     ClaimValue, Dpop, Introspection, Issuer, KeySource, Pattern, RequiredClaim, ServiceAccount,
     TokenFile, TokenKind,
@@ -117,6 +119,8 @@ pub struct Sandbox {
     pub read_only: Vec<PathBuf>,
     /// Layers that may be missing on this host.
     pub optional: Vec<Layer>,
+    /// What it may reach.
+    pub network: Network,
 }
 
 /// One layer of the sandbox. Each is required unless `sandbox.optional` names it.
@@ -181,6 +185,10 @@ pub struct Limits {
     pub body: usize,
     /// Connections at once.
     pub connections: usize,
+    /// Connections of one child to the outside, at once.
+    pub egress_connections: usize,
+    /// Bytes that one child may send and receive over all of them.
+    pub egress_bytes: u64,
 }
 
 #[cfg(test)]

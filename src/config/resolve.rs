@@ -6,7 +6,8 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    Auth, Authz, Config, Issuer, Limits, PolicyFile, Resource, Sandbox, ServerName,
+    Auth, Authz, Config, Destination, Door, Issuer, Limits, Network, PolicyFile, Resource, Sandbox,
+    ServerName, Way, egress,
     fragment::{AuthFragment, Decides, Fragment, LimitsFragment, Mode, SandboxFragment},
     issuer_table,
     load::Loader,
@@ -60,6 +61,7 @@ pub(super) fn resolve(
         Some(Decides::Authenticated) => Some(Authz::Authenticated),
         None => None,
     };
+    let sandbox = resolve_sandbox(loader, sandbox);
     let (resource, limits) = (resource?, resolve_limits(limits));
     Some(Config {
         server: server.clone(),
@@ -71,7 +73,7 @@ pub(super) fn resolve(
         resource,
         auth: auth?,
         authz: authz?,
-        sandbox: resolve_sandbox(sandbox),
+        sandbox: sandbox?,
         limits,
         env: env
             .into_iter()
@@ -130,17 +132,74 @@ fn policies(loader: &mut Loader, paths: Vec<At<PathBuf>>) -> Option<Vec<PolicyFi
         .collect()
 }
 
-fn resolve_sandbox(fragment: SandboxFragment) -> Sandbox {
+fn resolve_sandbox(loader: &mut Loader, fragment: SandboxFragment) -> Option<Sandbox> {
     let SandboxFragment {
         state,
         read_only,
         optional,
+        egress,
+        forward,
+        host_network,
+        dangerous,
     } = fragment;
-    Sandbox {
+    let network = network(loader, egress, forward, host_network, dangerous)?;
+    Some(Sandbox {
         state: state.given().unwrap_or(false),
         read_only: read_only.given().unwrap_or_default(),
         optional: optional.given().unwrap_or_default(),
+        network,
+    })
+}
+
+fn network(
+    loader: &mut Loader,
+    egress: Said<Vec<Destination>>,
+    forward: Said<Vec<Way>>,
+    host_network: Said<bool>,
+    dangerous: Said<bool>,
+) -> Option<Network> {
+    if let Said::Given(At { value: true, place }) = &host_network {
+        let named = [egress.place(), forward.place()]
+            .into_iter()
+            .flatten()
+            .next();
+        if let Some(named) = named {
+            loader.report(named.problem(
+                "it means nothing under `network = \"host\"`, where everything is reached",
+                "remove one of the two",
+            ));
+        } else if !dangerous.given().unwrap_or(false) {
+            loader.report(place.problem(
+                "the child would reach all that this host reaches, its loopback and every private network included",
+                "name hosts in `egress`; if it must be, add `dangerous = true`",
+            ));
+        } else {
+            return Some(Network::Host);
+        }
+        return None;
     }
+    let places = [egress.place().cloned(), forward.place().cloned()];
+    let mut ways = egress::open(egress.given().unwrap_or_default());
+    ways.extend(forward.given().unwrap_or_default());
+    for (index, way) in ways.iter().enumerate() {
+        let same = |earlier: &Way| match way.door {
+            Door::Proxy => earlier.to == way.to,
+            door => earlier.door == door,
+        };
+        let place = match way.door {
+            Door::Forward(_) => &places[1],
+            _ => &places[0],
+        };
+        if let (true, Some(place)) = (ways[..index].iter().any(same), place) {
+            let message = match way.door {
+                Door::Forward(address) => format!("two lines begin at `{address}`"),
+                _ => format!("`{}` is named twice", way.to),
+            };
+            loader.report(place.problem(message, "remove one of the two"));
+            return None;
+        }
+    }
+    Some(Network::Own(ways))
 }
 
 fn resolve_limits(fragment: LimitsFragment) -> Limits {
@@ -154,6 +213,8 @@ fn resolve_limits(fragment: LimitsFragment) -> Limits {
         exit_idle,
         body,
         connections,
+        egress_connections,
+        egress_bytes,
     } = fragment;
     let default = Limits::DEFAULT;
     let count = |said: Said<u64>, default: usize| {
@@ -171,6 +232,8 @@ fn resolve_limits(fragment: LimitsFragment) -> Limits {
         exit_idle: exit_idle.given().unwrap_or(default.exit_idle),
         body: body.given().unwrap_or(default.body),
         connections: count(connections, default.connections),
+        egress_connections: count(egress_connections, default.egress_connections),
+        egress_bytes: egress_bytes.given().unwrap_or(default.egress_bytes),
     }
 }
 
@@ -211,5 +274,7 @@ impl Limits {
         exit_idle: Duration::from_secs(5 * 60),
         body: 4 << 20,
         connections: 256,
+        egress_connections: 64,
+        egress_bytes: 8 << 30,
     };
 }

@@ -7,14 +7,16 @@ use std::{
 };
 
 use tokio::sync::Notify;
+use tracing::warn;
 
 use crate::{
     audit::Event,
     auth::{self, Authenticator, Notice, Notices, Surroundings},
     authz::{Engine, PolicyProblem},
     child::{Connection, Launcher},
-    config::{Auth, Config, Problem, Problems},
+    config::{Auth, Config, Network, Problem, Problems},
     daemon::Setup,
+    egress,
     pipeline::Gateway,
     session::{self, Sessions},
 };
@@ -120,8 +122,13 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         }
     };
     let (launcher, launching) = Launcher::new(runner, setup.key.clone(), config.digest.clone());
+    if config.sandbox.network == Network::Host {
+        warn!("children of this server run in THIS HOST'S network (sandbox.network = \"host\")");
+    }
+    let egress = egress::Rules::new(&config, setup.resolver.clone(), setup.audit.clone());
     let sessions = Sessions::new(session::Setup {
         launcher,
+        egress: Arc::new(egress),
         audit: setup.audit.clone(),
         sessions: config.limits.sessions,
         call_timeout: config.limits.call_timeout,

@@ -18,6 +18,7 @@ use crate::{
     audit::{Audit, Event},
     child::Connection,
     config::{Config, Problems, ServerName},
+    egress::Resolver,
     http::peer::{Listener, Peer, Stream},
     systemd::{Credentials, Notifier},
     time::Clock,
@@ -41,6 +42,8 @@ pub struct Setup {
     pub credentials: Credentials,
     pub audit: Audit,
     pub clock: Clock,
+    /// Who is asked for the addresses of what children may reach.
+    pub resolver: Resolver,
     /// Where keys of issuers are kept from one process to the next.
     pub state: Option<PathBuf>,
     pub notifier: Notifier,

@@ -34,7 +34,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use target::Target;
-pub use target::is_loopback;
+pub use target::{is_loopback, is_public};
 
 /// Fetches documents; holds the authorities that it trusts.
 pub struct Fetcher {

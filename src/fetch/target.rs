@@ -116,7 +116,7 @@ pub fn is_loopback(host: &str) -> bool {
 /// Whether packets to an address leave for the public internet: everything that is
 /// assigned to another purpose (IANA's special-purpose registries) does not, nor what
 /// could be translated into such an address.
-fn is_public(address: IpAddr) -> bool {
+pub fn is_public(address: IpAddr) -> bool {
     let within = |networks: &[(&str, u32)], bits: u128, width: u32| {
         networks.iter().any(|(network, prefix)| {
             let network: IpAddr = network.parse().expect("the table holds addresses");

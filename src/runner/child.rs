@@ -14,7 +14,10 @@ use std::{
 use nix::{
     fcntl::OFlag,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::wait::{WaitStatus, waitpid},
+    sys::{
+        socket::{AddressFamily, SockFlag, SockType, socketpair},
+        wait::{WaitStatus, waitpid},
+    },
     unistd::{Pid, getegid, geteuid, pipe2},
 };
 
@@ -22,7 +25,7 @@ use tracing::warn;
 
 use super::Setup;
 use crate::{
-    config::{Config, Layer},
+    config::{Config, Layer, Network},
     frames::{Signal, Status},
     sandbox::{
         self, Fault, Start,
@@ -41,6 +44,9 @@ pub(super) struct Child {
     status: File,
     /// The gateway's ends, until they are handed over.
     streams: Option<[OwnedFd; 3]>,
+    /// Where its stage sends its ways out, and how many there are.
+    doors: Option<OwnedFd>,
+    plan: sandbox::Plan,
     group: Option<Group>,
     pub(super) since: Instant,
     reaped: bool,
@@ -50,7 +56,8 @@ pub(super) struct Child {
 pub(super) enum Told {
     /// Not known yet.
     Nothing,
-    Started,
+    /// With the listening sockets of its ways out.
+    Started(Vec<OwnedFd>),
     Failed(Fault),
 }
 
@@ -93,13 +100,20 @@ impl Child {
         let ((stdin, to_stdin), (from_stdout, stdout), (from_stderr, stderr)) =
             (pipe()?, pipe()?, pipe()?);
         let ((report, report_in), (status, status_in)) = (pipe()?, pipe()?);
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (doors, doors_in) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
+                .map_err(|error| fault("making a socket for its ways out", error.into()))?;
+        if plan.network == Network::Host {
+            warn!("a child starts in THIS HOST'S network (sandbox.network = \"host\")");
+        }
         let owner = (geteuid(), getegid());
         let cgroup = group.as_ref().map(|group| group.directory().as_fd());
-        match process::clone_process(sandbox::FLAGS, cgroup)
+        match process::clone_process(sandbox::flags(&plan), cgroup)
             .map_err(|error| no_namespaces(&error))?
         {
             Cloned::Child => {
-                drop((to_stdin, from_stdout, from_stderr, report, status));
+                drop((to_stdin, from_stdout, from_stderr, report, status, doors));
                 sandbox::run(Start {
                     plan: &plan,
                     filter: &setup.filter,
@@ -109,6 +123,7 @@ impl Child {
                     streams: [stdin, stdout, stderr],
                     report: report_in,
                     status: status_in,
+                    doors: Some(doors_in),
                 })
             }
             Cloned::Parent { pid, pidfd } => Ok(Self {
@@ -118,6 +133,8 @@ impl Child {
                 report: Some(File::from(report)),
                 status: File::from(status),
                 streams: Some([to_stdin, from_stdout, from_stderr]),
+                doors: Some(doors),
+                plan,
                 group,
                 since: Instant::now(),
                 reaped: false,
@@ -150,12 +167,22 @@ impl Child {
             return Told::Nothing;
         };
         match sandbox::read_report(&mut report) {
-            Ok(None) => Told::Started,
+            Ok(None) => match self.take_doors() {
+                Ok(doors) => Told::Started(doors),
+                Err(fault) => Told::Failed(fault),
+            },
             Ok(Some(fault)) => Told::Failed(fault),
             Err(error) => Told::Failed(Fault {
                 layer: "runner".to_owned(),
                 reason: format!("reading its report: {error}"),
             }),
+        }
+    }
+
+    fn take_doors(&mut self) -> Result<Vec<OwnedFd>, Fault> {
+        match self.doors.take() {
+            Some(socket) => sandbox::received(&self.plan, &socket),
+            None => Ok(Vec::new()),
         }
     }
 

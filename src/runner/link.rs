@@ -217,17 +217,20 @@ impl Link {
                 self.children.remove(&number);
                 self.failed(number, fault)
             }
-            Told::Started => {
+            Told::Started(doors) => {
                 let (pid, streams) = (child.pid(), child.take_streams());
                 let Some([stdin, stdout, stderr]) = streams else {
                     return Ok(());
                 };
                 let pidfd = child.pidfd().try_clone_to_owned().map_err(|_| Over)?;
-                let reply = Reply::Started { child: number, pid };
-                self.send(
-                    &reply,
-                    &[stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), pidfd.as_fd()],
-                )
+                let reply = Reply::Started {
+                    child: number,
+                    pid,
+                    listeners: doors.len(),
+                };
+                let own = [&stdin, &stdout, &stderr, &pidfd];
+                let descriptors: Vec<_> = own.into_iter().chain(&doors).map(AsFd::as_fd).collect();
+                self.send(&reply, &descriptors)
             }
         }
     }

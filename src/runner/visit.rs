@@ -32,6 +32,9 @@ pub fn missing_from_visits(config: &config::Config) -> Vec<String> {
     if config.sandbox.state {
         missing.push("its state directory is not there".to_owned());
     }
+    if !config.sandbox.network.ways().is_empty() {
+        missing.push("the hosts of `egress` and `forward` do not answer".to_owned());
+    }
     for (name, value) in &config.env {
         if !matches!(value, EnvValue::Text(_)) {
             missing.push(format!("the secret in `{name}` is not there"));
@@ -64,7 +67,7 @@ pub fn visit(root: &Path, server: &ServerName, command: Vec<String>) -> Result<S
     let (report, report_in) = pipe2(OFlag::O_CLOEXEC)?;
     let (status, status_in) = pipe2(OFlag::O_CLOEXEC)?;
     let owner = (geteuid(), getegid());
-    let cloned = process::clone_process(sandbox::FLAGS, None)
+    let cloned = process::clone_process(sandbox::flags(&plan), None)
         .map_err(|error| super::child::no_namespaces(&error));
     let pid = match cloned {
         Ok(Cloned::Child) => {
@@ -78,6 +81,7 @@ pub fn visit(root: &Path, server: &ServerName, command: Vec<String>) -> Result<S
                 streams,
                 report: report_in,
                 status: status_in,
+                doors: None,
             })
         }
         Ok(Cloned::Parent { pid, .. }) => pid,

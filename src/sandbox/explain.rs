@@ -1,9 +1,9 @@
 //! A plan in words: what `thv check --explain` prints.
 
-use std::fmt;
+use std::{fmt, path::Path};
 
 use super::plan::{Access, Entry, Plan};
-use crate::config::Layer;
+use crate::config::{Door, Host, Layer, Network};
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -79,7 +79,7 @@ impl fmt::Display for Plan {
             _ => None,
         });
         writeln!(f, "Devices   {}", devices.collect::<Vec<_>>().join(" "))?;
-        writeln!(f, "Network   none but its own loopback")?;
+        network(f, self)?;
         let names: Vec<_> = self.env.iter().map(|(name, _)| name.as_str()).collect();
         writeln!(f, "Variables {}", names.join(" "))?;
         for (name, credential) in &self.secret_env {
@@ -121,6 +121,42 @@ impl fmt::Display for Plan {
     }
 }
 
-fn line(f: &mut fmt::Formatter<'_>, at: &std::path::Path, what: String) -> fmt::Result {
+fn network(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
+    let Network::Own(ways) = &plan.network else {
+        return writeln!(
+            f,
+            "Network   THIS HOST'S: whatever it reaches, its loopback and abstract sockets included (`dangerous`)"
+        );
+    };
+    if ways.is_empty() {
+        return writeln!(f, "Network   none but its own loopback");
+    }
+    writeln!(
+        f,
+        "Network   none but its own loopback, and from there by the gateway"
+    )?;
+    for way in ways {
+        let (at, how) = match way.door {
+            Door::Named(address) => (way.to.to_string(), format!("by `{}`", address.ip())),
+            Door::Proxy => (way.to.to_string(), "by the proxy (HTTPS_PROXY)".to_owned()),
+            Door::Forward(address) => (address.to_string(), format!("leads to {}", way.to)),
+        };
+        let blocks: Vec<_> = way.to.blocks.iter().map(ToString::to_string).collect();
+        let also = match &way.to.host {
+            Host::Address(_) => String::new(),
+            _ if blocks.is_empty() => ", public addresses alone".to_owned(),
+            _ => format!(", public addresses and {}", blocks.join(", ")),
+        };
+        line(f, Path::new(&at), format!("{how}{also}"))?;
+    }
+    let (connections, bytes) = plan.egress;
+    writeln!(
+        f,
+        "          at most {connections} connections at once and {} MiB in all",
+        bytes >> 20
+    )
+}
+
+fn line(f: &mut fmt::Formatter<'_>, at: &Path, what: String) -> fmt::Result {
     writeln!(f, "          {:<28} {what}", at.display().to_string())
 }

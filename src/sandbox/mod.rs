@@ -7,6 +7,7 @@
 
 pub mod cgroup;
 mod credentials;
+mod doors;
 mod explain;
 mod filter;
 mod init;
@@ -17,8 +18,9 @@ mod root;
 mod stage;
 
 pub use credentials::Credentials;
+pub use doors::received;
 pub use filter::{Filter, FilterError};
 pub use init::read_status;
-pub use namespaces::FLAGS;
+pub use namespaces::flags;
 pub use plan::{Access, Entry, Host, Plan, plan};
 pub use stage::{Fault, Start, read_report, run};

@@ -12,13 +12,23 @@ use super::{
     plan::{ID, Plan},
     stage::Fault,
 };
-use crate::{config::Layer, sys};
+use crate::{
+    config::{Layer, Network},
+    sys,
+};
 
 /// What a child is cloned into.
-pub const FLAGS: i32 = libc::CLONE_NEWUSER
+pub fn flags(plan: &Plan) -> i32 {
+    match plan.network {
+        Network::Own(_) => FLAGS | libc::CLONE_NEWNET,
+        Network::Host => FLAGS,
+    }
+}
+
+/// All but the network, which may be the host's.
+const FLAGS: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP;
@@ -47,5 +57,10 @@ pub(super) fn settle(plan: &Plan, (uid, gid): (Uid, Gid)) -> Result<(), Fault> {
     )
     .map_err(|error| fault("making the mounts private", error.into()))?;
     sethostname(&plan.hostname).map_err(|error| fault("naming the host", error.into()))?;
-    sys::privileges::loopback_up().map_err(|error| fault("bringing its loopback up", error))
+    match plan.network {
+        Network::Own(_) => {
+            sys::privileges::loopback_up().map_err(|error| fault("bringing its loopback up", error))
+        }
+        Network::Host => Ok(()),
+    }
 }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::config::{Config, EnvValue, Layer, Limits};
+use crate::config::{Config, EnvValue, Layer, Limits, Network, PROXY};
 
 /// What a child may see and do, in the order in which it is applied.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -23,8 +23,12 @@ pub struct Plan {
     pub secret_env: Vec<(String, String)>,
     /// Where the program starts; also its HOME.
     pub home: PathBuf,
+    /// Its own loopback with its ways out, or the host's.
+    pub network: Network,
     /// The limits of the child's own cgroup.
     pub cgroup: CgroupLimits,
+    /// Connections and bytes that its ways out carry at most; the gateway counts.
+    pub egress: (usize, u64),
     /// Layers without which the child starts all the same.
     pub optional: BTreeSet<Layer>,
 }
@@ -91,6 +95,8 @@ pub struct Host {
     pub links: Vec<(PathBuf, PathBuf)>,
     /// Those of the others that exist.
     pub present: Vec<PathBuf>,
+    /// How names are found here; only a child in the host's network is shown it.
+    pub resolver: Vec<PathBuf>,
 }
 
 impl Host {
@@ -121,6 +127,8 @@ impl Host {
         let wanted = ETC.iter().map(PathBuf::from).chain(java);
         // A dangling link is not there.
         host.present.extend(wanted.filter(|path| path.exists()));
+        let resolver = RESOLVER.iter().map(PathBuf::from);
+        host.resolver.extend(resolver.filter(|path| path.exists()));
         host
     }
 }
@@ -135,6 +143,7 @@ pub fn plan(config: &Config, host: &Host, state: Option<&Path>) -> Plan {
         ("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()),
         ("TMPDIR".to_owned(), "/tmp".to_owned()),
     ];
+    env.extend(proxy(&config.sandbox.network));
     env.retain(|(name, _)| !config.env.contains_key(name));
     let mut secret_env = Vec::new();
     for (name, value) in &config.env {
@@ -155,9 +164,46 @@ pub fn plan(config: &Config, host: &Host, state: Option<&Path>) -> Plan {
         env,
         secret_env,
         home,
+        network: config.sandbox.network.clone(),
         cgroup: cgroup(&config.limits),
+        egress: (config.limits.egress_connections, config.limits.egress_bytes),
         optional: config.sandbox.optional.iter().copied().collect(),
     }
+}
+
+/// What tells programs of the proxy, where some ways lead by it. Exact hosts are
+/// reached without. There is no variable for plain HTTP, which the proxy refuses.
+fn proxy(network: &Network) -> Vec<(String, String)> {
+    if !network.has_proxy() {
+        return Vec::new();
+    }
+    let mut direct = vec!["localhost", "127.0.0.1", "::1"];
+    direct.extend(network.names().iter().map(|(_, name)| *name));
+    let (proxy, direct) = (format!("http://{PROXY}"), direct.join(","));
+    [
+        ("HTTPS_PROXY", &proxy),
+        ("https_proxy", &proxy),
+        ("NO_PROXY", &direct),
+        ("no_proxy", &direct),
+        // Node's own `fetch` looks at the others only where this is set.
+        ("NODE_USE_ENV_PROXY", &"1".to_owned()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.clone()))
+    .to_vec()
+}
+
+/// The hosts file: what its ways out are called, and itself. Of two lines for a name the first counts.
+fn hosts(config: &Config) -> String {
+    let names = config.sandbox.network.names();
+    let mut lines: Vec<_> = names
+        .iter()
+        .map(|(address, name)| format!("{address} {name}\n"))
+        .collect();
+    lines.push(format!(
+        "127.0.0.1 localhost {}\n::1 localhost\n",
+        config.server
+    ));
+    lines.concat()
 }
 
 fn root(config: &Config, host: &Host, state: Option<&Path>) -> Vec<Entry> {
@@ -173,6 +219,14 @@ fn root(config: &Config, host: &Host, state: Option<&Path>) -> Vec<Entry> {
     }));
     entries.extend(host.present.iter().map(|path| same(path, Access::ReadOnly)));
     let name = &config.server;
+    let own_network = config.sandbox.network != Network::Host;
+    if !own_network {
+        entries.extend(
+            host.resolver
+                .iter()
+                .map(|path| same(path, Access::ReadOnly)),
+        );
+    }
     for (at, text) in [
         (
             "/etc/passwd",
@@ -182,10 +236,7 @@ fn root(config: &Config, host: &Host, state: Option<&Path>) -> Vec<Entry> {
             ),
         ),
         ("/etc/group", format!("root:x:0:\nserver:x:{ID}:\n")),
-        (
-            "/etc/hosts",
-            format!("127.0.0.1 localhost {name}\n::1 localhost\n"),
-        ),
+        ("/etc/hosts", hosts(config)),
         ("/etc/hostname", format!("{name}\n")),
         (
             "/etc/nsswitch.conf",
@@ -193,10 +244,12 @@ fn root(config: &Config, host: &Host, state: Option<&Path>) -> Vec<Entry> {
         ),
         ("/etc/resolv.conf", String::new()),
     ] {
-        entries.push(Entry::File {
-            at: at.into(),
-            text,
-        });
+        if own_network || !RESOLVER.contains(&at) {
+            entries.push(Entry::File {
+                at: at.into(),
+                text,
+            });
+        }
     }
     entries.push(Entry::Directory { at: "/dev".into() });
     for device in ["null", "zero", "full", "random", "urandom"] {
@@ -315,6 +368,8 @@ const ETC: &[&str] = &[
     "/etc/services",
     "/etc/ssl",
 ];
+/// What says how names are found.
+const RESOLVER: &[&str] = &["/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf"];
 /// Where the state directory stands inside.
 const STATE: &str = "/state";
 /// The user and group inside.

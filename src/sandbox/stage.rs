@@ -18,7 +18,7 @@ use nix::unistd::{
 };
 
 use super::{
-    credentials::Credentials, filter::Filter, init, namespaces, plan::Plan, privileges, root,
+    credentials::Credentials, doors, filter::Filter, init, namespaces, plan::Plan, privileges, root,
 };
 use crate::{config::Layer, sys};
 
@@ -38,6 +38,8 @@ pub struct Start<'a> {
     pub report: OwnedFd,
     /// Where the init says how the server ended.
     pub status: OwnedFd,
+    /// Where the sockets of the plan's ways out are sent, if there is anybody behind them.
+    pub doors: Option<OwnedFd>,
 }
 
 /// Why a child did not start.
@@ -84,6 +86,9 @@ pub fn run(start: Start<'_>) -> ! {
 
 fn prepare(start: &Start<'_>) -> Result<(), Fault> {
     namespaces::settle(start.plan, start.owner)?;
+    if let Some(doors) = &start.doors {
+        doors::open(start.plan, doors)?;
+    }
     root::build(start.plan, start.staged, start.credentials)?;
     privileges::limit(start.plan)
 }

@@ -3,15 +3,29 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{io::AsyncWriteExt, net::unix::pipe, sync::mpsc, task::JoinSet, time::timeout};
+use tokio::{
+    io::AsyncWriteExt,
+    net::unix::pipe,
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
 use tracing::{info, warn};
 
 use crate::{
     audit::{Audit, Event, Exit},
     child::{Child, Ended, Launcher, stdio},
+    egress,
     frames::{Signal, Status},
     session::{Session, exchange::Failure, pump},
 };
+
+/// What a child's whole life needs.
+pub(super) struct Around {
+    pub(super) launcher: Launcher,
+    pub(super) egress: Arc<egress::Rules>,
+    pub(super) audit: Audit,
+}
 
 /// Serves the session until it ends for whatever reason, then sees the child
 /// out: end of its input, SIGTERM, SIGKILL, each with its time.
@@ -19,15 +33,20 @@ pub(super) async fn tend(
     session: Arc<Session>,
     child: Child,
     lines: mpsc::Receiver<Bytes>,
-    launcher: Launcher,
-    audit: Audit,
+    around: Around,
 ) {
+    let Around {
+        launcher,
+        egress,
+        audit,
+    } = around;
     let Child {
         number,
         pid,
         stdin,
         stdout,
         stderr,
+        doors,
         mut ended,
     } = child;
     let child = number;
@@ -46,6 +65,15 @@ pub(super) async fn tend(
             line: line.to_vec(),
         });
     }));
+
+    let owner = egress::Child {
+        number,
+        pid,
+        principal: session.owner().principal_key().to_string(),
+    };
+    let (close_doors, closed) = watch::channel(false);
+    let mut ways_out = JoinSet::new();
+    ways_out.spawn(egress.serve(owner, doors, closed));
 
     let mut status = tokio::select! {
         () = session.end.notified() => None,
@@ -97,6 +125,9 @@ pub(super) async fn tend(
     if status.is_none() {
         warn!(pid, "the runner did not report the end of a child");
     }
+    // What it had open is on record before its end is.
+    let _ = close_doors.send(true);
+    while ways_out.join_next().await.is_some() {}
     let exit = match status {
         Some(Ended::Exited {
             out_of_memory: true,

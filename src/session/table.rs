@@ -19,6 +19,7 @@ use crate::{
     auth::Identity,
     authz::Permit,
     child::{Child, Launcher, StartError},
+    egress,
     mcp::Message,
     session::{
         SendError, Sent, Session, ending,
@@ -29,6 +30,8 @@ use crate::{
 /// What sessions are made with.
 pub struct Setup {
     pub launcher: Launcher,
+    /// What children may reach.
+    pub egress: Arc<egress::Rules>,
     pub audit: Audit,
     /// Sessions at once, those that are ending included.
     pub sessions: usize,
@@ -107,8 +110,11 @@ impl Sessions {
             session.clone(),
             child,
             lines,
-            self.setup.launcher.clone(),
-            self.setup.audit.clone(),
+            ending::Around {
+                launcher: self.setup.launcher.clone(),
+                egress: self.setup.egress.clone(),
+                audit: self.setup.audit.clone(),
+            },
         );
         let (table, ended, id) = (
             self.table.clone(),

@@ -1,6 +1,6 @@
 """The servers of the tests: what an administrator would write."""
 
-from wire import ISSUER
+from wire import IDP_PORT, ISSUER
 
 EVERYTHING, PROBES, COUNTER, WRONG, OPAQUE = "everything", "probes", "counter", "wrong", "opaque"
 PORTS = {EVERYTHING: 8081, PROBES: 8082, COUNTER: 8083, WRONG: 8084, OPAQUE: 8085}
@@ -39,7 +39,11 @@ TEXTS = {
         'policies = ["/etc/thv/policies/everything.cedar"]', limits='exit-idle = "1s"'),
     PROBES: configuration(
         PROBES, '["/usr/bin/python3", "/opt/peers/scripted.py"]',
-        'policies = ["/etc/thv/policies/probes.cedar"]', sandbox="state = true", limits='exit-idle = "2s"'),
+        'policies = ["/etc/thv/policies/probes.cedar"]', limits='exit-idle = "2s"',
+        sandbox=f"""\
+state     = true
+egress    = ["named.test:{IDP_PORT} in 127.0.0.0/8", "inside.test:{IDP_PORT}"]
+forward   = ["127.0.0.1:443=127.0.0.1:{IDP_PORT}"]"""),
     COUNTER: configuration(
         COUNTER, '["/usr/bin/python3", "-IS", "/opt/peers/counter.py"]', 'allow = "authenticated"',
         sandbox="state = true", limits='exit-idle = "50ms"'),

@@ -15,6 +15,7 @@ use thv::{
     cli::demo::DemoIssuer,
     config::{self, OwnerRule, ServerName},
     daemon::{self, Setup},
+    egress::Resolver,
     http::peer::Listener,
     runner,
     systemd::{Credentials, Notifier},
@@ -35,6 +36,9 @@ pub struct Plan {
     /// More files below `etc/thv`.
     files: Vec<(&'static str, String)>,
     optional: &'static str,
+    /// More lines of `[sandbox]`.
+    sandbox: String,
+    resolver: Resolver,
     /// Listens on a Unix socket instead.
     unix: bool,
     /// Replaces the whole server file.
@@ -61,6 +65,8 @@ pub fn house() -> Plan {
         issuer: String::new(),
         files: Vec::new(),
         optional: "\"cgroup\"",
+        sandbox: String::new(),
+        resolver: Resolver::system(),
         unix: false,
         file: None,
     }
@@ -87,6 +93,18 @@ impl Plan {
     /// More lines of the server's file.
     pub fn with(mut self, toml: &str) -> Self {
         self.more.push_str(toml);
+        self
+    }
+
+    /// More lines of `[sandbox]`.
+    pub fn sandbox(mut self, toml: &str) -> Self {
+        self.sandbox.push_str(toml);
+        self
+    }
+
+    /// Who is asked for addresses of what children may reach.
+    pub fn resolver(mut self, resolver: Resolver) -> Self {
+        self.resolver = resolver;
         self
     }
 
@@ -178,6 +196,7 @@ impl Plan {
             key: runner.key.clone(),
             audit,
             clock: Clock::system(),
+            resolver: self.resolver,
             state: None,
             notifier: Notifier::none(),
             may_exit: false,
@@ -207,8 +226,8 @@ impl Plan {
         format!(
             "command = {command:?}\nresource = \"http://{address}/mcp\"\n\n[[auth.issuer]]\nissuer = \"{issuer}\"\n\
              audience = \"http://{address}/mcp\"\n{}\n[authz]\n{authz}\n\n[sandbox]\noptional = [{}]\n\
-             read-only = [{servers:?}]\n\n{}",
-            self.issuer, self.optional, self.more
+             read-only = [{servers:?}]\n{}\n\n{}",
+            self.issuer, self.optional, self.sandbox, self.more
         )
     }
 }

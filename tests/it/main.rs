@@ -7,6 +7,8 @@
 
 /// What a request meets before anybody looks at its token.
 mod edge;
+/// A child's only way out.
+mod egress;
 /// From the wire to the child and back.
 mod gateway;
 mod house;

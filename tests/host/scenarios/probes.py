@@ -72,6 +72,30 @@ def there_is_no_network(host):
         client.leave()
 
 
+def the_hosts_that_are_named_are_reached_through_the_gateway_and_are_on_record(host):
+    with open(host.path("/etc/hosts"), "a") as hosts:
+        hosts.write("127.0.0.1 named.test inside.test other.test\n")
+    question = "GET /.well-known/openid-configuration HTTP/1.0\r\n\r\n"
+    ask = lambda to: json.dumps({"to": to, "say": question, "end": False})  # noqa: E731
+    control(host, "says", ask(f"other.test:{wire.IDP_PORT}"))
+    with session() as client:
+        for door in (f"named.test:{wire.IDP_PORT}", "127.0.0.1:443"):
+            said = works(client, "says", ask(door))
+            assert "token_endpoint" in said, f"{door}: {said}"
+        # It leads inside, and its line does not say so.
+        through, said = inside(client, "says", ask(f"inside.test:{wire.IDP_PORT}"))
+        assert "HTTP" not in said, said
+        for nowhere in (f"other.test:{wire.IDP_PORT}", f"127.0.0.1:{wire.IDP_PORT}", "named.test:22"):
+            through, said = inside(client, "says", ask(nowhere))
+            assert not through, f"{nowhere}: {said}"
+        client.leave()
+    records = lambda: [json.loads(line) for line in host.text(  # noqa: E731
+        "journalctl", "--no-pager", "-o", "json", "-u", f"thv@{PROBES}.service", "THV_EVENT=egress").splitlines()]
+    until("the records of three connections", 15, lambda: len(records()) == 3)
+    assert [record["THV_DECISION"] for record in records()] == ["allow", "allow", "deny"], records()
+    assert records()[2]["THV_REASON"] == "egress-address", records()[2]
+
+
 def no_privilege_is_left_and_none_can_be_had(host):
     with session() as client:
         status = json.loads(works(client, "status"))
@@ -149,6 +173,7 @@ ALL = [
     nothing_but_its_state_and_scratch_can_be_written,
     other_processes_are_neither_seen_nor_signalled,
     there_is_no_network,
+    the_hosts_that_are_named_are_reached_through_the_gateway_and_are_on_record,
     no_privilege_is_left_and_none_can_be_had,
     its_descriptors_are_the_three_standard_ones_and_its_environment_is_its_own,
     nothing_of_a_child_is_left_when_its_session_ends,

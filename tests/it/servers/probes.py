@@ -210,6 +210,120 @@ def types_into_terminal(high_bits):
     return call(16, read, request, 0) if write else ""
 
 
+def reached(to, timeout=5):
+    host, port = to.rsplit(":", 1)
+    return socket.create_connection((host, int(port)), timeout)
+
+
+def rest_of(connection):
+    """Everything until its end, or until nothing comes any more."""
+    said = b""
+    try:
+        while chunk := connection.recv(65536):
+            said += chunk
+    except TimeoutError:
+        return said.decode("latin-1") + " (still open)"
+    return said.decode("latin-1")
+
+
+def says(argument):
+    """Connects by name or address, says something, hears the rest."""
+    what = json.loads(argument)
+    with reached(what["to"], what.get("patience", 5)) as connection:
+        connection.sendall(what["say"].encode("latin-1"))
+        if what.get("end", True):
+            connection.shutdown(socket.SHUT_WR)
+        return rest_of(connection)
+
+
+def begins_tls(argument):
+    """TLS for a name of its choice, perhaps through a proxy; says what it hears inside."""
+    import ssl
+    what = json.loads(argument)
+    with reached(what["to"]) as connection:
+        if "connect" in what:
+            connection.sendall(f"CONNECT {what['connect']} HTTP/1.1\r\nHost: {what['connect']}\r\n\r\n".encode())
+            answer = connection.recv(65536).decode("latin-1")
+            if " 200 " not in answer:
+                raise ConnectionError(errno.ECONNREFUSED, answer)
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with context.wrap_socket(connection, server_hostname=what["name"]) as tls:
+            tls.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return rest_of(tls)
+
+
+def fetched(url):
+    import ssl
+    import urllib.request
+    context = ssl._create_unverified_context()
+    with urllib.request.urlopen(url, timeout=5, context=context) as answer:
+        return answer.read().decode()
+
+
+def requested(url):
+    """By the library that most programs use; pip brings it along."""
+    try:
+        import requests
+    except ImportError:
+        from pip._vendor import requests
+    import warnings
+    warnings.simplefilter("ignore")
+    try:
+        return requests.get(url, timeout=5, verify=False).text
+    except requests.RequestException as error:
+        raise OSError(errno.EIO, str(error)) from error
+
+
+def ran(argument):
+    """Another program, by its argument list."""
+    import subprocess
+    done = subprocess.run(json.loads(argument), capture_output=True, timeout=30)
+    if done.returncode:
+        raise OSError(errno.EIO, done.stderr.decode("latin-1"))
+    return done.stdout.decode("latin-1")
+
+
+def named(name):
+    return " ".join(sorted({info[4][0] for info in socket.getaddrinfo(name, 1)}))
+
+
+held = []
+
+
+def holds(argument):
+    """Opens that many connections, keeps them, and tells how many of them answer."""
+    what = json.loads(argument)
+    answering = 0
+    for _ in range(what["count"]):
+        try:
+            connection = reached(what["to"])
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            answering += bool(connection.recv(65536))
+            held.append(connection)
+        except OSError:
+            pass
+    return str(answering)
+
+
+def listens(port):
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", int(port)))
+    listener.listen()
+    held.append(listener)
+    return "listening"
+
+
+def datagram(to):
+    """A question to a name server, and whether anything comes back."""
+    host, port = to.rsplit(":", 1)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        asker.settimeout(2)
+        asker.connect((host, int(port)))
+        asker.send(b"\x12\x34\x01\0\0\1\0\0\0\0\0\0\6secret\4evil\7example\0\0\1\0\1")
+        return str(len(asker.recv(512)))
+
+
 PROBES = {
     "open": opened, "read": read, "list": listed, "write": wrote, "mknod": made_node, "status": status, "kill-all": kills_all,
     "kill": kills, "call": system_call, "family": family, "pair": pair, "new-user-namespace": new_user_namespace, "hide": fork_and_hide,
@@ -217,6 +331,7 @@ PROBES = {
     "scratch": scratch, "descriptors": descriptors, "environment": environment, "tiocsti": types_into_terminal,
     "tcp": lambda to: connected(socket.AF_INET, socket.SOCK_STREAM, (to.rsplit(":", 1)[0], int(to.rsplit(":", 1)[1]))),
     "udp": lambda to: connected(socket.AF_INET, socket.SOCK_DGRAM, (to, 53)),
+    "says": says, "tls": begins_tls, "fetch": fetched, "requests": requested, "run": ran, "name": named, "hold": holds, "listen": listens, "datagram": datagram,
     "unix": lambda path: connected(socket.AF_UNIX, socket.SOCK_STREAM, path),
     "abstract": lambda name: connected(socket.AF_UNIX, socket.SOCK_STREAM, "\0" + name),
 }
@@ -230,6 +345,8 @@ def probe(name, argument=""):
         return False, f"{errno.errorcode.get(error.errno, error.errno)} {error}"
     except ValueError as error:
         return False, str(error)
+    except ImportError as error:
+        return False, f"not installed: {error}"
 
 
 if __name__ == "__main__":
