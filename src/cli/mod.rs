@@ -9,6 +9,8 @@ mod key;
 mod listen;
 mod path;
 mod provider;
+mod run;
+mod scratch;
 mod serve;
 mod token;
 mod unit;
@@ -91,6 +93,14 @@ pub(crate) enum Verb {
         #[arg(long)]
         write: bool,
     },
+    /// Run one server from this command line, without configuration
+    Run(Box<run::Run>),
+    /// Serve what `run` has written, in the unit that it has started
+    #[command(hide = true)]
+    RunUnit {
+        name: ServerName,
+        address: std::net::SocketAddr,
+    },
     /// Say why a server accepts or refuses a token
     #[command(subcommand)]
     Token(Token),
@@ -118,8 +128,14 @@ pub(crate) enum Token {
 
 /// Runs the command line `args`, the program's name first.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let done = Cli::try_parse_from(args)
-        .map_err(anyhow::Error::from)
+    let args: Vec<OsString> = args.into_iter().collect();
+    let typed = match args.get(1..) {
+        // What a YAML list makes of a flag is told before clap wonders at it.
+        Some([verb, typed @ ..]) if verb == "run" => run::mistyped(typed).map_err(Into::into),
+        _ => Ok(()),
+    };
+    let done = typed
+        .and_then(|()| Cli::try_parse_from(args).map_err(anyhow::Error::from))
         .and_then(dispatch);
     match done {
         Ok(code) => code,
@@ -152,6 +168,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             public,
         } => listen::run(root, &name, &address, public),
         Verb::Path { name, path, write } => path::run(root, &name, &path, write),
+        Verb::Run(arguments) => run::run(&arguments),
+        Verb::RunUnit { name, address } => run::serve_in_unit(root, &name, address),
         Verb::Token(Token::Explain { name, json }) => token::explain_token(root, &name, json),
         Verb::Demo { once } => demo::run(once, &mut io::stdout()),
         Verb::DemoServer => {

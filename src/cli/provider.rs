@@ -30,7 +30,7 @@ pub(super) fn hint(issuer: &Issuer) -> Option<(&'static str, String)> {
             "set `subjects = [\"repo:ORGANISATION/…\"]`".to_owned(),
         ));
     }
-    let provider = untyped(issuer)?;
+    let provider = untyped(&issuer.issuer)?;
     (issuer.token == TokenKind::Access && !issuer.legacy_typ).then(|| {
         (
             "access tokens of this provider mostly say `typ: JWT` or nothing, and would be refused",
@@ -42,8 +42,8 @@ pub(super) fn hint(issuer: &Issuer) -> Option<(&'static str, String)> {
 }
 
 /// The providers whose access tokens are not typed as RFC 9068 wants it.
-fn untyped(issuer: &Issuer) -> Option<&'static str> {
-    let host = host(&issuer.issuer)?;
+pub(super) fn untyped(issuer: &str) -> Option<&'static str> {
+    let host = host(issuer)?;
     [
         ("login.microsoftonline.com", "Microsoft Entra ID"),
         ("sts.windows.net", "Microsoft Entra ID"),
@@ -56,7 +56,7 @@ fn untyped(issuer: &Issuer) -> Option<&'static str> {
     .into_iter()
     .find(|(suffix, _)| is_below(host, suffix))
     .map(|(_, name)| name)
-    .or_else(|| issuer.issuer.contains("/realms/").then_some("Keycloak"))
+    .or_else(|| issuer.contains("/realms/").then_some("Keycloak"))
 }
 
 fn host(issuer: &str) -> Option<&str> {

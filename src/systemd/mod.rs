@@ -56,6 +56,19 @@ impl Credentials {
             Ok(value)
         }
     }
+
+    /// Where one is, if it is there.
+    pub fn look_for(&self, name: &str) -> Result<PathBuf, CredentialError> {
+        let directory = self
+            .directory
+            .as_ref()
+            .ok_or(CredentialError::NoDirectory)?;
+        let path = directory.join(name);
+        match path.metadata() {
+            Ok(_) => Ok(path),
+            Err(source) => Err(CredentialError::Unreadable { path, source }),
+        }
+    }
 }
 
 /// The service's own writable directory (`StateDirectory=`).
