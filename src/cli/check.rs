@@ -14,10 +14,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::{below, exit, path, print, provider, say, unit};
+use super::{below, exit, path, print, provider, say, secret, unit};
 use crate::{
     authz::Engine,
-    config::{self, Auth, Config, OwnerRule, Problem, ServerName},
+    config::{self, Auth, Config, EnvValue, OwnerRule, Problem, ServerName},
     daemon,
     sandbox::{self, Host},
 };
@@ -239,6 +239,19 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
                 key,
                 message,
                 format!("run `thv path {} {}`", config.server, path.display()),
+            );
+        }
+    }
+    for (variable, value) in &config.env {
+        let (EnvValue::Credential(credential) | EnvValue::CredentialFile(credential)) = value
+        else {
+            continue;
+        };
+        if !secret::is_loaded(root, &config.server, credential) {
+            warn(
+                &format!("env.{variable}"),
+                format!("no drop-in gives the runner the credential `{credential}`"),
+                format!("run `thv secret set {} {credential}`", config.server),
             );
         }
     }

@@ -11,6 +11,7 @@ mod path;
 mod provider;
 mod run;
 mod scratch;
+mod secret;
 mod serve;
 mod token;
 mod unit;
@@ -93,6 +94,9 @@ pub(crate) enum Verb {
         #[arg(long)]
         write: bool,
     },
+    /// Give a server a secret
+    #[command(subcommand)]
+    Secret(Secret),
     /// Run one server from this command line, without configuration
     Run(Box<run::Run>),
     /// Serve what `run` has written, in the unit that it has started
@@ -113,6 +117,16 @@ pub(crate) enum Verb {
     /// The small MCP server of the demo
     #[command(hide = true)]
     DemoServer,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Secret {
+    /// Encrypt standard input as a credential that only the server's runner is given
+    Set {
+        name: ServerName,
+        /// What the server's file calls it: `{ credential = "KEY" }`
+        key: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -168,6 +182,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             public,
         } => listen::run(root, &name, &address, public),
         Verb::Path { name, path, write } => path::run(root, &name, &path, write),
+        Verb::Secret(Secret::Set { name, key }) => secret::set(root, &name, &key),
         Verb::Run(arguments) => run::run(&arguments),
         Verb::RunUnit { name, address } => run::serve_in_unit(root, &name, address),
         Verb::Token(Token::Explain { name, json }) => token::explain_token(root, &name, json),

@@ -7,9 +7,9 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{
-    Layer, Resource,
+    EnvValue, Layer, Resource,
     issuer_table::IssuerFragment,
-    table::{At, NOT_YET, Said, Table, Value, plain},
+    table::{At, Said, Table, Value, plain},
     url, value,
 };
 
@@ -32,7 +32,7 @@ pub(super) struct Fragment {
     pub(super) authz: AuthzFragment,
     pub(super) sandbox: SandboxFragment,
     pub(super) limits: LimitsFragment,
-    pub(super) env: BTreeMap<String, Said<String>>,
+    pub(super) env: BTreeMap<String, Said<EnvValue>>,
 }
 
 #[derive(Debug, Default)]
@@ -217,7 +217,7 @@ fn command(value: &Value<'_>) -> Option<Vec<String>> {
     }
 }
 
-fn env(mut table: Table<'_>) -> BTreeMap<String, Said<String>> {
+fn env(mut table: Table<'_>) -> BTreeMap<String, Said<EnvValue>> {
     let values = table.rest(|name, value| {
         let first_ok = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
         if !first_ok
@@ -231,15 +231,41 @@ fn env(mut table: Table<'_>) -> BTreeMap<String, Said<String>> {
             );
         }
         if value.is_table() {
-            return value.wrong(
-                format!("a value from elsewhere (`credential`, …) is {NOT_YET}"),
-                "write a string",
-            );
+            return value.table(credential)?;
         }
-        value.parsed(value::no_null)
+        value.parsed(value::no_null).map(EnvValue::Text)
     });
     table.finish(&[]);
     values.into_iter().collect()
+}
+
+/// `{ credential = "NAME" }` or `{ credential-file = "NAME" }`.
+fn credential(mut table: Table<'_>) -> Option<EnvValue> {
+    let place = table.place();
+    let value = table.take("credential", |value| value.parsed(value::credential));
+    let file = table.take("credential-file", |value| value.parsed(value::credential));
+    let found = match (value.is_said(), file.is_said()) {
+        (true, true) => {
+            table.wrong(
+                &place,
+                "`credential` and `credential-file` are two ways to hand over one secret",
+                "remove one of the two",
+            );
+            None
+        }
+        (false, false) => {
+            table.wrong(
+                &place,
+                "it names no credential",
+                "write a string, `{ credential = \"NAME\" }` or `{ credential-file = \"NAME\" }`",
+            );
+            None
+        }
+        (true, false) => value.given().map(EnvValue::Credential),
+        (false, true) => file.given().map(EnvValue::CredentialFile),
+    };
+    table.finish(&[]);
+    found
 }
 
 fn texts<T>(

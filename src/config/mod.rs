@@ -30,7 +30,7 @@ pub use load::{Stamp, load, misnamed, servers, stamp};
 pub use name::{BadName, ServerName};
 pub use owner::OwnerRule;
 pub use problem::{Problem, Problems};
-pub use value::plain_path;
+pub use value::{credential, plain_path};
 
 /// Everything that one server's configuration says, checked.
 #[derive(Clone, Debug)]
@@ -55,7 +55,17 @@ pub struct Config {
     pub sandbox: Sandbox,
     pub limits: Limits,
     /// The child's environment, besides what the sandbox itself sets.
-    pub env: BTreeMap<String, String>,
+    pub env: BTreeMap<String, EnvValue>,
+}
+
+/// Where the value of a variable comes from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum EnvValue {
+    Text(String),
+    /// The text of this credential of the runner's.
+    Credential(String),
+    /// The path of a private file that holds this credential of the runner's.
+    CredentialFile(String),
 }
 
 /// The protected resource's identifier (RFC 8707 §2, RFC 9728 §2).

@@ -175,7 +175,7 @@ pub(super) fn point_in_time(text: &str) -> Result<u64, String> {
 }
 
 /// The name of a systemd credential: a file name (systemd.exec(5)).
-pub(super) fn credential(text: &str) -> Result<String, String> {
+pub fn credential(text: &str) -> Result<String, String> {
     let legal = !text.is_empty()
         && text.len() <= 255
         && text != "."

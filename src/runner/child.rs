@@ -69,6 +69,7 @@ impl Child {
             None
         };
         let plan = sandbox::plan(config, &setup.host, state.as_deref());
+        let credentials = setup.vault.of(&plan)?;
         let group = match cgroups {
             Ok(cgroups) => cgroups.group(plan.cgroup).map(Some),
             Err(fault) => Err(fault.clone()),
@@ -103,6 +104,7 @@ impl Child {
                     plan: &plan,
                     filter: &setup.filter,
                     staged: &setup.staged,
+                    credentials: &credentials,
                     owner,
                     streams: [stdin, stdout, stderr],
                     report: report_in,

@@ -11,6 +11,7 @@ mod link;
 mod person;
 mod serve;
 mod staging;
+mod vault;
 
 use std::{
     collections::HashMap,
@@ -46,6 +47,8 @@ struct Setup {
     state: Option<PathBuf>,
     /// Parts of the host that were put elsewhere before root was given up.
     staged: HashMap<PathBuf, PathBuf>,
+    /// Secrets of its children.
+    vault: vault::Vault,
     filter: sandbox::Filter,
     host: sandbox::Host,
     notifier: Notifier,
@@ -66,6 +69,7 @@ pub fn run_as_service(root: &Path, server: &ServerName) -> Result<ExitCode> {
         key: text(key)?,
         state: systemd::state_directory(),
         staged: HashMap::new(),
+        vault: vault::Vault::from_environment(server),
         filter: sandbox::Filter::compile()?,
         host: sandbox::Host::look(),
         notifier,
@@ -83,8 +87,10 @@ pub fn run_in_foreground(root: &Path, server: &ServerName) -> Result<ExitCode> {
         Some(filter.as_deref().unwrap_or("warn")),
     )?;
     let (channel, key) = foreground::inherited()?;
+    let mut vault = vault::Vault::from_environment(server);
     let staged = match Person::to_become() {
         Some(person) => {
+            vault.keep(root);
             let staged = staging::stage(root, server)
                 .context("making the server reachable for an ordinary user")?;
             person.become_for_good()?;
@@ -102,6 +108,7 @@ pub fn run_in_foreground(root: &Path, server: &ServerName) -> Result<ExitCode> {
         key,
         state: None,
         staged,
+        vault,
         filter: sandbox::Filter::compile()?,
         host: sandbox::Host::look(),
         notifier: Notifier::none(),
