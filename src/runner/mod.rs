@@ -30,7 +30,7 @@ pub use foreground::{Foreground, foreground};
 pub use person::Person;
 
 use crate::{
-    config::{OwnerRule, ServerName},
+    config::{self, OwnerRule, ServerName},
     frames, sandbox,
     systemd::{self, Notifier, Wanted},
     telemetry,
@@ -88,16 +88,18 @@ pub fn run_in_foreground(root: &Path, server: &ServerName) -> Result<ExitCode> {
     )?;
     let (channel, key) = foreground::inherited()?;
     let mut vault = vault::Vault::from_environment(server);
-    let staged = match Person::to_become() {
-        Some(person) => {
-            vault.keep(root);
-            let staged = staging::stage(root, server)
+    let mut staged = HashMap::new();
+    if let Some(person) = Person::to_become() {
+        // By the eyes of whom it becomes: the files may be theirs.
+        let config = person.for_a_moment(|| config::load(root, server, OwnerRule::RootOrCaller))?;
+        // A broken configuration is reported when the gateway says hello.
+        if let Ok(config) = config {
+            vault.keep(&config);
+            staged = staging::stage(&config)
                 .context("making the server reachable for an ordinary user")?;
-            person.become_for_good()?;
-            staged
         }
-        None => HashMap::new(),
-    };
+        person.become_for_good()?;
+    }
     // The gateway's end is this runner's end. Only now: a change of user forgets it (prctl(2)).
     prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
         .context("tying its life to the gateway's")?;

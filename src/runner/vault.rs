@@ -3,10 +3,10 @@
 //! They are opened for each child that is given some, and never read here. A
 //! runner that gives up root opens them before, for they are root's alone.
 
-use std::{collections::HashMap, fs::File, os::fd::OwnedFd, path::Path};
+use std::{collections::HashMap, fs::File, os::fd::OwnedFd};
 
 use crate::{
-    config::{self, OwnerRule, ServerName},
+    config::{Config, ServerName},
     frames,
     sandbox::{self, Fault},
     systemd,
@@ -30,12 +30,8 @@ impl Vault {
 
     /// Opens what the configuration names, before root is given up. What is not
     /// there is missed when a child needs it.
-    pub(super) fn keep(&mut self, root: &Path) {
-        // A broken configuration is reported when the gateway says hello.
-        let Ok(config) = config::load(root, &self.server, OwnerRule::RootOrCaller) else {
-            return;
-        };
-        let plan = sandbox::plan(&config, &sandbox::Host::default(), None);
+    pub(super) fn keep(&mut self, config: &Config) {
+        let plan = sandbox::plan(config, &sandbox::Host::default(), None);
         for name in plan.credentials() {
             if let Ok(file) = self.open(name) {
                 self.kept.insert(name.to_owned(), file);

@@ -55,6 +55,12 @@ fn announce(wish: &Wish) {
             wish.issuer
         ));
     }
+    if let Some(program) = wish.command.first().filter(|it| !it.starts_with("/usr/")) {
+        say(&format!(
+            "thv: of what is outside /usr the server sees `{program}` and what --volume shows; \
+             a program that needs more files needs more of these"
+        ));
+    }
     for argument in wish.command.iter().skip(1) {
         let path = Path::new(argument);
         let shown =
