@@ -5,6 +5,7 @@
 
 mod check;
 pub mod demo;
+mod doctor;
 mod key;
 mod listen;
 mod path;
@@ -15,6 +16,7 @@ mod secret;
 mod serve;
 mod token;
 mod unit;
+mod visit;
 
 use std::{
     ffi::OsString,
@@ -93,6 +95,18 @@ pub(crate) enum Verb {
         /// Reach it for writing, too
         #[arg(long)]
         write: bool,
+    },
+    /// Say what of the sandbox works on this host, and what to do where it does not
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a command in a server's sandbox, for a look around
+    Sandbox {
+        name: ServerName,
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
     },
     /// Give a server a secret
     #[command(subcommand)]
@@ -182,6 +196,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             public,
         } => listen::run(root, &name, &address, public),
         Verb::Path { name, path, write } => path::run(root, &name, &path, write),
+        Verb::Doctor { json } => doctor::run(json),
+        Verb::Sandbox { name, command } => visit::run(root, &name, &command),
         Verb::Secret(Secret::Set { name, key }) => secret::set(root, &name, &key),
         Verb::Run(arguments) => run::run(&arguments),
         Verb::RunUnit { name, address } => run::serve_in_unit(root, &name, address),

@@ -248,7 +248,7 @@ fn state_directory(setup: &Setup, principal: &str) -> Result<PathBuf, Fault> {
     }
 }
 
-fn no_namespaces(error: &io::Error) -> Fault {
+pub(super) fn no_namespaces(error: &io::Error) -> Fault {
     let cure = match error.raw_os_error() {
         Some(libc::ENOSPC) => "allow some with `sysctl user.max_user_namespaces=15000`",
         Some(libc::EPERM | libc::EACCES) => {

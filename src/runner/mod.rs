@@ -12,6 +12,7 @@ mod person;
 mod serve;
 mod staging;
 mod vault;
+mod visit;
 
 use std::{
     collections::HashMap,
@@ -28,6 +29,7 @@ use nix::{
 
 pub use foreground::{Foreground, foreground};
 pub use person::Person;
+pub use visit::{missing_from_visits, visit};
 
 use crate::{
     config::{self, OwnerRule, ServerName},

@@ -624,3 +624,102 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     }
     found
 }
+
+/// A look around sees what the server would, and ends as its command does.
+#[tokio::test]
+async fn a_visitor_sees_what_the_server_would() {
+    let root = temporary();
+    let shown = temporary();
+    fs::write(shown.path().join("note"), "shown").unwrap();
+    let write = |more: &str| {
+        write_server(
+            root.path(),
+            &format!(
+                "command = [\"/usr/bin/true\"]\nresource = \"http://localhost/\"\nauth.mode = \"none\"\n\
+                 authz.allow = \"authenticated\"\nsandbox.read-only = [{:?}]\n[env]\nPLAIN = \"x\"\n\
+                 TOKEN = {{ credential = \"t\" }}\n{more}",
+                shown.path()
+            ),
+        );
+    };
+    write("");
+    let visit = |command: &[&str]| {
+        thv()
+            .args([
+                "--root",
+                root.path().to_str().unwrap(),
+                "sandbox",
+                "it",
+                "--",
+            ])
+            .args(command)
+            .output()
+            .unwrap()
+    };
+    let note = shown.path().join("note");
+    let looked = visit(&["cat", note.to_str().unwrap()]);
+    assert_eq!(looked.stdout, b"shown", "{looked:?}");
+    let said = String::from_utf8(looked.stderr).unwrap();
+    assert!(said.contains("TOKEN"), "{said}");
+    assert_eq!(visit(&["sh", "-c", "exit 7"]).status.code(), Some(7));
+    assert_eq!(visit(&["sh", "-c", "kill -9 $$"]).status.code(), Some(137));
+    assert!(
+        String::from_utf8(visit(&["env"]).stdout)
+            .unwrap()
+            .contains("PLAIN=x")
+    );
+    // Beside it, what it does not see.
+    assert_ne!(visit(&["cat", "/etc/shadow"]).status.code(), Some(0));
+    assert_ne!(visit(&["ls", "/root"]).status.code(), Some(0));
+    assert_eq!(visit(&["no-such-program"]).status.code(), Some(64));
+    let gone = visit(&["/usr/bin/no-such-program"]);
+    assert!(
+        String::from_utf8_lossy(&gone.stderr).contains("exec: "),
+        "{gone:?}"
+    );
+}
+
+#[test]
+fn the_doctor_tells_of_each_layer_and_tries_a_sandbox() {
+    let run = thv().args(["doctor", "--json"]).output().unwrap();
+    let findings: Vec<Value> = serde_json::from_slice(&run.stdout).unwrap();
+    let state = |what: &str| {
+        let found = findings.iter().find(|finding| finding["what"] == what);
+        found.unwrap_or_else(|| panic!("nothing of {what}: {findings:#?}"))["state"].clone()
+    };
+    for what in [
+        "kernel",
+        "user namespaces",
+        "unprivileged",
+        "AppArmor",
+        "seccomp",
+        "a sandbox",
+    ] {
+        assert_eq!(state(what), "good", "{what}: {findings:#?}");
+    }
+    let bad = findings.iter().filter(|finding| finding["state"] == "bad");
+    for finding in bad.clone() {
+        assert_ne!(finding["fix"], "", "{finding}");
+    }
+    assert_eq!(
+        run.status.code(),
+        Some(if bad.count() == 0 { 0 } else { 71 })
+    );
+    // Without namespaces it is not good, and says so.
+    let nested = Command::new("unshare")
+        .args(["--user", "--map-root-user", "sh", "-c"])
+        .arg(format!(
+            "echo 0 > /proc/sys/user/max_user_namespaces && exec {} doctor",
+            env!("CARGO_BIN_EXE_thv")
+        ))
+        .output()
+        .unwrap();
+    let table = String::from_utf8_lossy(&nested.stdout);
+    assert_eq!(nested.status.code(), Some(71), "{table}");
+    assert!(table.contains("max_user_namespaces=15000"), "{table}");
+    let trial = table
+        .lines()
+        .find(|line| line.starts_with("a sandbox"))
+        .unwrap();
+    assert!(trial.contains("BAD"), "{table}");
+}
