@@ -46,7 +46,7 @@ pub(super) fn run(mut wish: Wish, address: SocketAddr) -> Result<ExitCode> {
     wish.cgroup_is_optional = !manager.delegates_all();
     if wish.cgroup_is_optional {
         say(
-            "thv: the user manager has no cpu, memory and pids controllers to delegate: nothing limits the server's memory",
+            "thv: systemd has no cpu, memory and pids controllers to delegate here: nothing limits the server's memory",
         );
     }
     let credentials = credentials(&manager, &wish)?;
@@ -249,13 +249,14 @@ impl Manager {
 
     /// Whether a unit gets every controller that limits need.
     fn delegates_all(&self) -> bool {
-        if self.is_system {
-            return true;
-        }
         let uid = geteuid();
-        let path = format!(
-            "/sys/fs/cgroup/user.slice/user-{uid}.slice/user@{uid}.service/cgroup.controllers"
-        );
+        let path = if self.is_system {
+            "/sys/fs/cgroup/cgroup.controllers".to_owned()
+        } else {
+            format!(
+                "/sys/fs/cgroup/user.slice/user-{uid}.slice/user@{uid}.service/cgroup.controllers"
+            )
+        };
         let there = fs::read_to_string(path).unwrap_or_default();
         ["cpu", "memory", "pids"]
             .iter()

@@ -11,7 +11,7 @@ def foundation(scenario):
     return scenario
 
 
-from . import calls, demo, identity, idle, isolation, mistakes, package, probes, units  # noqa: E402
+from . import calls, demo, identity, idle, isolation, mistakes, package, probes, run, units  # noqa: E402
 
 ORDER = [
     *package.FIRST,
@@ -23,5 +23,6 @@ ORDER = [
     *idle.ALL,
     *mistakes.ALL,
     *demo.ALL,
+    *run.ALL,
     *package.LAST,
 ]
