@@ -331,6 +331,33 @@ mod tests {
         assert_eq!(answer(root.path(), "other").warnings, []);
     }
 
+    #[test]
+    fn a_secret_that_no_unit_is_given_is_warned_of_and_never_shown() {
+        let server = format!(
+            "{GOOD}allow = \"authenticated\"\n[env]\nA = {{ credential = \"key\" }}\nB = {{ credential-file = \"file\" }}\n"
+        );
+        let root = root_with(&[("servers/x.toml", &server)]);
+        let unit = "thv-runner@x.service";
+        let text = "[Service]\nLoadCredential=file:/etc/credstore/file\n";
+        unit::write_drop_in(root.path(), unit, "50-secret-file.conf", text).unwrap();
+        let warnings = answer(root.path(), "x").warnings;
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        let warning = warnings[0].to_string();
+        assert!(
+            warning.contains("env.A") && warning.contains("thv secret set x key"),
+            "{warning}"
+        );
+        let name = ServerName::parse("x").unwrap();
+        let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
+        let explained = plan(&config);
+        for line in [
+            "A: the text of the credential `key`",
+            "/run/secrets/file: the credential `file`",
+        ] {
+            assert!(explained.contains(line), "{explained}");
+        }
+    }
+
     const GOOD: &str =
         "command = [\"/bin/sh\"]\nresource = \"https://h/x\"\n[auth]\nmode = \"none\"\n[authz]\n";
 

@@ -50,6 +50,28 @@ def a_command_line_becomes_a_transient_unit_with_a_user_of_its_own(host):
     assert "THV_DECISION" in journal and "canary-of-notes" not in journal
 
 
+def an_ordinary_users_command_line_becomes_a_unit_of_their_own_manager(host):
+    uid = host.text("id", "--user", "caller")
+    # What logging in would start; there is no PAM here.
+    runtime = f"/run/user/{uid}"
+    host.run("install", "--directory", "--mode=0700", "--owner=caller", "--group=caller", runtime)
+    host.run("systemd-run", "--quiet", "--unit=manager-of-caller", "--uid=caller", "--property=Delegate=yes", "--property=Type=notify",
+             "--property=NotifyAccess=all", f"--setenv=XDG_RUNTIME_DIR={runtime}", "/usr/lib/systemd/systemd", "--user")
+    user = ["env", f"XDG_RUNTIME_DIR={runtime}"]
+    done = host.run(*user, *LINE, *SERVER, user="caller")
+    assert done.stdout.strip() == UNIT, done
+    assert f"run as uid {uid}, the same for both: yours" in done.stderr, done.stderr
+    with wire.Client(PORT, wire.token("alice", AUDIENCE)) as client:
+        assert client.initialize().status == 200
+        assert "KEY" not in variables(client)
+        client.leave()
+    host.run(*user, "systemctl", "--user", "stop", UNIT, user="caller")
+    assert host.run("test", "-e", f"/run/user/{uid}/thv-run/notes", check=False).returncode != 0, "its files are left"
+    host.run("systemctl", "stop", "manager-of-caller")
+    bare = host.run(*LINE, *SERVER, user="caller", check=False)
+    assert bare.returncode != 0 and "--foreground" in bare.stderr, bare
+
+
 def a_unit_that_cannot_listen_does_not_count_as_started(host):
     done = host.run(*LINE, "--port", "9000", *SERVER, check=False)
     assert done.returncode == 64, "twice is refused before anything"
@@ -87,11 +109,15 @@ def a_secret_that_is_set_reaches_its_server_encrypted(host):
             client.leave()
     finally:
         file.write_text(before)
+        # As an administrator takes it back.
+        host.run("rm", stored, f"/etc/systemd/system/thv-runner@{PROBES}.service.d/50-secret-probe-key.conf")
+        host.run("systemctl", "daemon-reload")
         host.run("systemctl", "stop", f"thv@{PROBES}.service", f"thv-runner@{PROBES}.service")
 
 
 ALL = [
     a_command_line_becomes_a_transient_unit_with_a_user_of_its_own,
+    an_ordinary_users_command_line_becomes_a_unit_of_their_own_manager,
     a_unit_that_cannot_listen_does_not_count_as_started,
     a_secret_that_is_set_reaches_its_server_encrypted,
 ]
