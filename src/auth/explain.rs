@@ -19,7 +19,7 @@ use super::{
     jwt::Unverified,
 };
 use crate::{
-    config::{Auth, Issuer, Pattern, Resource, TokenKind},
+    config::{Auth, Dpop, Issuer, Pattern, Resource, TokenKind},
     json::Value,
     systemd::Credentials,
     time::Clock,
@@ -65,11 +65,17 @@ pub async fn explain(
     };
     let authenticator = Authenticator::build(auth, around)?;
     let mut headers = HeaderMap::new();
-    if let Ok(line) = HeaderValue::from_str(&format!("Bearer {token}")) {
+    // Where every token must be bound, no other scheme gets as far as the token.
+    let (scheme, name) = if wants_proof(auth) {
+        (Scheme::Dpop, "DPoP")
+    } else {
+        (Scheme::Bearer, "Bearer")
+    };
+    if let Ok(line) = HeaderValue::from_str(&format!("{name} {token}")) {
         headers.insert(header::AUTHORIZATION, line);
     }
     let mut checks = Vec::new();
-    let form = bearer::credentials(&headers, None, &[Scheme::Bearer]);
+    let form = bearer::credentials(&headers, None, &[scheme]);
     checks.push(Check {
         what: "form",
         passed: form.is_ok(),
@@ -121,6 +127,14 @@ pub async fn explain(
         enough.map(|()| identity)
     });
     Ok(Explanation { checks, verdict })
+}
+
+/// Whether all issuers' tokens must be bound to a key.
+fn wants_proof(auth: &Auth) -> bool {
+    match auth {
+        Auth::Oidc(issuers) => issuers.iter().all(|issuer| issuer.dpop == Dpop::Required),
+        Auth::Peer | Auth::None => false,
+    }
 }
 
 /// Whether an issuer is asked about tokens that are no JWT.
@@ -289,7 +303,7 @@ fn of_signature(verdict: &Result<Arc<Identity>, AuthError>, trouble: Option<Stri
             "the keys of `{issuer}` cannot be had: {}",
             trouble.unwrap_or_else(|| "no answer".to_owned())
         ),
-        Err(AuthError::Rejected(Fault::Binding)) => {
+        Err(AuthError::Rejected(Fault::Binding) | AuthError::Proof) => {
             "good, and bound to a key: clients show it as `Authorization: DPoP` with a proof"
                 .to_owned()
         }
@@ -457,5 +471,22 @@ mod tests {
             explanation.verdict,
             Err(AuthError::IssuerDown { .. })
         ));
+    }
+
+    /// A token for which a proof is missing here is not forged.
+    #[tokio::test]
+    async fn a_bound_token_is_explained_where_only_those_are_taken() {
+        let bound = token().claim("cnf", serde_json::json!({"jkt": "A".repeat(43)}));
+        for dpop in [Dpop::Accepted, Dpop::Required] {
+            let explanation = explained(&bound.clone().sign(), |issuer| issuer.dpop = dpop).await;
+            let last = explanation.checks.last().unwrap();
+            assert!(last.compared.contains("bound to a key"), "{dpop:?}: {last}");
+        }
+        let explanation = explained(&bound.signed_by(&KEYS.stranger), |issuer| {
+            issuer.dpop = Dpop::Required;
+        })
+        .await;
+        let last = explanation.checks.last().unwrap();
+        assert!(last.compared.contains("not that key"), "{last}");
     }
 }
