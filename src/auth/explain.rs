@@ -108,7 +108,12 @@ pub async fn explain(
         .unwrap_or_else(PoisonError::into_inner)
         .take();
     if checks.iter().all(|check| check.passed) {
-        checks.push(of_signature(&verdict, trouble));
+        let opaque = !jwt::is_jwt(token) && asks(auth);
+        checks.push(if opaque {
+            of_answer(&verdict, trouble)
+        } else {
+            of_signature(&verdict, trouble)
+        });
     }
     let verdict = verdict.and_then(|identity| {
         let enough = authenticator.check_scopes(&identity);
@@ -307,9 +312,6 @@ fn of_signature(verdict: &Result<Arc<Identity>, AuthError>, trouble: Option<Stri
             "good, and bound to a key: clients show it as `Authorization: DPoP` with a proof"
                 .to_owned()
         }
-        Err(AuthError::Rejected(Fault::Inactive)) => {
-            "the issuer says that it is not, or no longer, good".to_owned()
-        }
         Err(AuthError::Rejected(Fault::KeyUnknown)) => {
             "the issuer publishes no usable key of the name in `kid`".to_owned()
         }
@@ -320,6 +322,33 @@ fn of_signature(verdict: &Result<Arc<Identity>, AuthError>, trouble: Option<Stri
     };
     Check {
         what: "signature",
+        passed: verdict.is_ok(),
+        compared,
+    }
+}
+
+/// What the issuer said of a token that is no JWT.
+fn of_answer(verdict: &Result<Arc<Identity>, AuthError>, trouble: Option<String>) -> Check {
+    let compared = match verdict {
+        Ok(_) => "the issuer says that it is good, and for whom".to_owned(),
+        Err(AuthError::IssuerDown { issuer, .. }) => format!(
+            "`{issuer}` cannot be asked: {}",
+            trouble.unwrap_or_else(|| "no answer".to_owned())
+        ),
+        Err(AuthError::Rejected(Fault::Inactive)) => {
+            "the issuer says that it is not, or no longer, good".to_owned()
+        }
+        Err(AuthError::Rejected(Fault::Binding) | AuthError::Proof) => {
+            "good, and bound to a key: clients show it as `Authorization: DPoP` with a proof"
+                .to_owned()
+        }
+        Err(AuthError::Rejected(fault)) => {
+            format!("the issuer knows it, and what it says does not pass: {fault:?}")
+        }
+        Err(error) => error.to_string(),
+    };
+    Check {
+        what: "introspection",
         passed: verdict.is_ok(),
         compared,
     }
@@ -488,5 +517,17 @@ mod tests {
         .await;
         let last = explanation.checks.last().unwrap();
         assert!(last.compared.contains("not that key"), "{last}");
+    }
+
+    #[test]
+    fn an_opaque_token_has_no_signature_to_blame() {
+        for (fault, word) in [
+            (Fault::Inactive, "no longer"),
+            (Fault::Audience, "Audience"),
+        ] {
+            let check = of_answer(&Err(AuthError::Rejected(fault)), None);
+            assert_eq!((check.what, check.passed), ("introspection", false));
+            assert!(check.compared.contains(word), "{check}");
+        }
     }
 }
