@@ -120,15 +120,10 @@ fn permitted_call(
             DenyReason::Method if denied.call.id().is_none() => {
                 CallError::Invalid("an unknown notification").into()
             }
-            reason => match denied.scopes {
-                Some(step) => {
-                    let mut needed = gateway.authenticator.scopes_for_all(identity).to_vec();
-                    needed.extend(step);
-                    needed.dedup();
-                    Refusal::Scope(needed)
-                }
-                None => Refusal::Denied(reason),
-            },
+            reason => denied
+                .scopes
+                .and_then(|step| gateway.authenticator.scopes_to_ask_for(identity, step))
+                .map_or(Refusal::Denied(reason), Refusal::Scope),
         }
     })?;
     record.policies = permit.policies().to_vec();

@@ -154,6 +154,21 @@ impl Authenticator {
             .unwrap_or_default()
     }
 
+    /// The scopes to ask for when a policy wants those of `step` besides; `None` where no
+    /// token is shown, and so none with more scopes could be.
+    pub fn scopes_to_ask_for(&self, identity: &Identity, step: Vec<String>) -> Option<Vec<String>> {
+        if !matches!(self.way, Way::Tokens(_)) {
+            return None;
+        }
+        let mut needed = self.scopes_for_all(identity).to_vec();
+        for scope in step {
+            if !needed.contains(&scope) {
+                needed.push(scope);
+            }
+        }
+        Some(needed)
+    }
+
     /// Whether the token was issued for them.
     pub fn check_scopes(&self, identity: &Identity) -> Result<(), AuthError> {
         let needed = self.scopes_for_all(identity);
@@ -178,10 +193,12 @@ impl Authenticator {
         let verified = match asked {
             Some((issuer, introspector)) => {
                 let claimed = introspector.ask(token, &name, now).await?;
+                // Within the leeway the issuer is asked each time: its clock decides (tok-111).
+                let until = claimed.identity.expires_at();
                 Verified {
                     claimed,
                     issuer,
-                    rests_on: RestsOn::Word(now + introspection::POSITIVE),
+                    rests_on: RestsOn::Word(until.min(now + introspection::POSITIVE)),
                 }
             }
             None => tokens.verify(token, now).await?,
@@ -466,5 +483,22 @@ mod tests {
             );
         }
         assert!(bench.authenticator.verified.lock().unwrap().is_empty());
+    }
+
+    /// tok-91: each scope once, and none of somebody who has no token.
+    #[test]
+    fn scopes_are_asked_for_once_and_only_of_those_who_show_tokens() {
+        let list = |texts: &[&str]| -> Vec<String> {
+            texts.iter().map(|text| (*text).to_owned()).collect()
+        };
+        let bench = super::super::testing::bench_with(|issuer| issuer.scopes = list(&["a", "b"]));
+        let alice = Identity::example(super::super::testing::ISSUER, "alice");
+        let asked = |authenticator: &Authenticator| {
+            authenticator.scopes_to_ask_for(&alice, list(&["a", "c"]))
+        };
+        assert_eq!(asked(&bench.authenticator), Some(list(&["a", "b", "c"])));
+        for auth in [Auth::Peer, Auth::None] {
+            assert_eq!(asked(&build(&auth, clock().1, &unheard()).unwrap()), None);
+        }
     }
 }

@@ -112,9 +112,35 @@ pub(super) fn kind_of_token(
         }
     };
     if right {
-        Ok(())
+        declared_kind(claims, issuer.token, &["typ", "token_use"])
     } else {
         Err(AuthError::Rejected(Fault::Type))
+    }
+}
+
+/// What claims say about the kind of their token, where the provider says it there: Keycloak
+/// in `typ`, Cognito and Hydra in `token_use`. A security event (RFC 8417 §2.2), such as a
+/// logout, is no token to be shown, even where its header does not say so.
+pub(super) fn declared_kind(
+    claims: &Claims,
+    wanted: TokenKind,
+    names: &[&str],
+) -> Result<(), AuthError> {
+    let other: &[&str] = match wanted {
+        TokenKind::Access => &["id", "id_token"],
+        TokenKind::Id => &["access", "access_token", "bearer", "dpop"],
+    };
+    let says_other = |name: &&str| {
+        let said = claims.get(name).and_then(Value::as_str);
+        said.is_some_and(|said| {
+            let said = said.to_ascii_lowercase();
+            other.contains(&&*said) || NEVER_SHOWN.contains(&&*said)
+        })
+    };
+    if claims.get("events").is_some() || names.iter().any(says_other) {
+        Err(AuthError::Rejected(Fault::Type))
+    } else {
+        Ok(())
     }
 }
 
@@ -219,10 +245,6 @@ fn scopes(claims: &Claims, issuer: &Issuer) -> Result<Vec<String>, AuthError> {
         }
         (None, Some(scope)) => words(scope).ok_or_else(wrong)?,
     };
-    let distinct = list
-        .iter()
-        .enumerate()
-        .all(|(at, scope)| !list[..at].contains(scope));
     // RFC 6749 §3.3.
     let legal = |scope: &String| {
         !scope.is_empty()
@@ -230,7 +252,13 @@ fn scopes(claims: &Claims, issuer: &Issuer) -> Result<Vec<String>, AuthError> {
                 .bytes()
                 .all(|byte| matches!(byte, 0x21 | 0x23..=0x5B | 0x5D..=0x7E))
     };
-    if distinct && list.len() <= MAX_SCOPES && list.iter().all(legal) {
+    // Last, for it costs the square of the number, and nobody has vouched for the claims yet.
+    let distinct = |list: &[String]| {
+        list.iter()
+            .enumerate()
+            .all(|(at, scope)| !list[..at].contains(scope))
+    };
+    if list.len() <= MAX_SCOPES && list.iter().all(legal) && distinct(&list) {
         Ok(with_implied(list, &issuer.implied_scopes))
     } else {
         Err(wrong())
@@ -296,6 +324,14 @@ pub(super) fn text(claims: &Claims, name: &str, max: usize) -> Result<Option<Str
 
 /// Bytes of a subject, client or token id (OpenID Connect Core §2 says 255).
 pub(super) const MAX_ID: usize = 255;
+/// Kinds of token that are for the provider alone, or tell something.
+const NEVER_SHOWN: [&str; 5] = [
+    "refresh",
+    "refresh_token",
+    "offline",
+    "logout",
+    "logout_token",
+];
 /// Characters of a SHA-256 in base64url.
 const THUMBPRINT: usize = 43;
 /// Beyond this a double no longer counts seconds one by one: 2^53.
@@ -838,5 +874,63 @@ mod tests {
         assert_eq!(scopes("admin"), ["admin", "write", "audit", "read"]);
         assert_eq!(scopes("read"), ["read"]);
         assert_eq!(scopes("Admin"), ["Admin"]);
+    }
+
+    /// tok-26: claims are read before the signature, so nobody may make that dear.
+    #[test]
+    fn a_crowd_of_scopes_costs_no_more_than_one_long_one() {
+        let bench = bench();
+        let cost = |scope: String| {
+            let token = token().claim("scope", scope).sign();
+            let once = || {
+                let start = std::time::Instant::now();
+                bench.refuses(&token, Fault::Claim);
+                start.elapsed()
+            };
+            (0..7).map(|_| once()).min().unwrap()
+        };
+        let letters = || ('a'..='z').chain('A'..='Z');
+        let pairs: Vec<_> = letters()
+            .flat_map(|one| letters().map(move |two| format!("{one}{two}")))
+            .flat_map(|pair| [pair.clone(), format!("{pair}1")])
+            .take(3000)
+            .collect();
+        let (crowd, long) = (cost(pairs.join(" ")), cost("\u{e9}".repeat(5000)));
+        assert!(crowd < 20 * long, "{crowd:?} against {long:?}");
+    }
+
+    /// tok-51, tok-76: what a provider says in the claims about the kind of a token counts, too.
+    #[test]
+    fn a_token_that_calls_itself_something_else_is_refused() {
+        let legacy = bench_with(|issuer| issuer.legacy_typ = true);
+        let id = bench_with(|issuer| issuer.token = crate::config::TokenKind::Id);
+        let of = |name: &str, value: serde_json::Value| {
+            token()
+                .header("typ", "JWT")
+                .claim("client_id", AUDIENCE)
+                .claim(name, value)
+                .sign()
+        };
+        for other in ["Refresh", "Offline", "Logout", "refresh_token"] {
+            for name in ["typ", "token_use"] {
+                legacy.refuses(&of(name, json!(other)), Fault::Type);
+                id.refuses(&of(name, json!(other)), Fault::Type);
+            }
+        }
+        for (name, value) in [("typ", "ID"), ("token_use", "id")] {
+            legacy.refuses(&of(name, json!(value)), Fault::Type);
+            id.accepts(&of(name, json!(value)));
+        }
+        for (name, value) in [("typ", "Bearer"), ("token_use", "access")] {
+            legacy.accepts(&of(name, json!(value)));
+            id.refuses(&of(name, json!(value)), Fault::Type);
+        }
+        // A security event, such as a logout (OpenID Connect Back-Channel Logout §2.4).
+        let events = json!({"http://schemas.openid.net/event/backchannel-logout": {}});
+        legacy.refuses(&of("events", events.clone()), Fault::Type);
+        id.refuses(&of("events", events), Fault::Type);
+        // What nobody knows says nothing.
+        legacy.accepts(&of("typ", json!("JWT")));
+        legacy.accepts(&of("token_use", json!(1)));
     }
 }

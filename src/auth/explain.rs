@@ -19,7 +19,7 @@ use super::{
     jwt::Unverified,
 };
 use crate::{
-    config::{Auth, Issuer, Pattern, Resource, TokenKind},
+    config::{Auth, Dpop, Issuer, Pattern, Resource, TokenKind},
     json::Value,
     systemd::Credentials,
     time::Clock,
@@ -65,11 +65,17 @@ pub async fn explain(
     };
     let authenticator = Authenticator::build(auth, around)?;
     let mut headers = HeaderMap::new();
-    if let Ok(line) = HeaderValue::from_str(&format!("Bearer {token}")) {
+    // Where every token must be bound, no other scheme gets as far as the token.
+    let (scheme, name) = if wants_proof(auth) {
+        (Scheme::Dpop, "DPoP")
+    } else {
+        (Scheme::Bearer, "Bearer")
+    };
+    if let Ok(line) = HeaderValue::from_str(&format!("{name} {token}")) {
         headers.insert(header::AUTHORIZATION, line);
     }
     let mut checks = Vec::new();
-    let form = bearer::credentials(&headers, None, &[Scheme::Bearer]);
+    let form = bearer::credentials(&headers, None, &[scheme]);
     checks.push(Check {
         what: "form",
         passed: form.is_ok(),
@@ -102,7 +108,12 @@ pub async fn explain(
         .unwrap_or_else(PoisonError::into_inner)
         .take();
     if checks.iter().all(|check| check.passed) {
-        checks.push(of_signature(&verdict, trouble));
+        let opaque = !jwt::is_jwt(token) && asks(auth);
+        checks.push(if opaque {
+            of_answer(&verdict, trouble)
+        } else {
+            of_signature(&verdict, trouble)
+        });
     }
     let verdict = verdict.and_then(|identity| {
         let enough = authenticator.check_scopes(&identity);
@@ -121,6 +132,14 @@ pub async fn explain(
         enough.map(|()| identity)
     });
     Ok(Explanation { checks, verdict })
+}
+
+/// Whether all issuers' tokens must be bound to a key.
+fn wants_proof(auth: &Auth) -> bool {
+    match auth {
+        Auth::Oidc(issuers) => issuers.iter().all(|issuer| issuer.dpop == Dpop::Required),
+        Auth::Peer | Auth::None => false,
+    }
 }
 
 /// Whether an issuer is asked about tokens that are no JWT.
@@ -289,12 +308,9 @@ fn of_signature(verdict: &Result<Arc<Identity>, AuthError>, trouble: Option<Stri
             "the keys of `{issuer}` cannot be had: {}",
             trouble.unwrap_or_else(|| "no answer".to_owned())
         ),
-        Err(AuthError::Rejected(Fault::Binding)) => {
+        Err(AuthError::Rejected(Fault::Binding) | AuthError::Proof) => {
             "good, and bound to a key: clients show it as `Authorization: DPoP` with a proof"
                 .to_owned()
-        }
-        Err(AuthError::Rejected(Fault::Inactive)) => {
-            "the issuer says that it is not, or no longer, good".to_owned()
         }
         Err(AuthError::Rejected(Fault::KeyUnknown)) => {
             "the issuer publishes no usable key of the name in `kid`".to_owned()
@@ -306,6 +322,33 @@ fn of_signature(verdict: &Result<Arc<Identity>, AuthError>, trouble: Option<Stri
     };
     Check {
         what: "signature",
+        passed: verdict.is_ok(),
+        compared,
+    }
+}
+
+/// What the issuer said of a token that is no JWT.
+fn of_answer(verdict: &Result<Arc<Identity>, AuthError>, trouble: Option<String>) -> Check {
+    let compared = match verdict {
+        Ok(_) => "the issuer says that it is good, and for whom".to_owned(),
+        Err(AuthError::IssuerDown { issuer, .. }) => format!(
+            "`{issuer}` cannot be asked: {}",
+            trouble.unwrap_or_else(|| "no answer".to_owned())
+        ),
+        Err(AuthError::Rejected(Fault::Inactive)) => {
+            "the issuer says that it is not, or no longer, good".to_owned()
+        }
+        Err(AuthError::Rejected(Fault::Binding) | AuthError::Proof) => {
+            "good, and bound to a key: clients show it as `Authorization: DPoP` with a proof"
+                .to_owned()
+        }
+        Err(AuthError::Rejected(fault)) => {
+            format!("the issuer knows it, and what it says does not pass: {fault:?}")
+        }
+        Err(error) => error.to_string(),
+    };
+    Check {
+        what: "introspection",
         passed: verdict.is_ok(),
         compared,
     }
@@ -457,5 +500,34 @@ mod tests {
             explanation.verdict,
             Err(AuthError::IssuerDown { .. })
         ));
+    }
+
+    /// A token for which a proof is missing here is not forged.
+    #[tokio::test]
+    async fn a_bound_token_is_explained_where_only_those_are_taken() {
+        let bound = token().claim("cnf", serde_json::json!({"jkt": "A".repeat(43)}));
+        for dpop in [Dpop::Accepted, Dpop::Required] {
+            let explanation = explained(&bound.clone().sign(), |issuer| issuer.dpop = dpop).await;
+            let last = explanation.checks.last().unwrap();
+            assert!(last.compared.contains("bound to a key"), "{dpop:?}: {last}");
+        }
+        let explanation = explained(&bound.signed_by(&KEYS.stranger), |issuer| {
+            issuer.dpop = Dpop::Required;
+        })
+        .await;
+        let last = explanation.checks.last().unwrap();
+        assert!(last.compared.contains("not that key"), "{last}");
+    }
+
+    #[test]
+    fn an_opaque_token_has_no_signature_to_blame() {
+        for (fault, word) in [
+            (Fault::Inactive, "no longer"),
+            (Fault::Audience, "Audience"),
+        ] {
+            let check = of_answer(&Err(AuthError::Rejected(fault)), None);
+            assert_eq!((check.what, check.passed), ("introspection", false));
+            assert!(check.compared.contains(word), "{check}");
+        }
     }
 }

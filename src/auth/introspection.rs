@@ -20,8 +20,9 @@ use super::{
     keys,
 };
 use crate::{
-    config::{self, Issuer},
+    config::{self, Issuer, TokenKind},
     fetch::{FetchError, Fetcher},
+    json::Value,
     systemd::CredentialError,
 };
 
@@ -36,7 +37,8 @@ pub(super) struct Introspector {
     notices: Notices,
     /// Questions at once.
     turns: Semaphore,
-    refused: Mutex<HashMap<[u8; 32], Instant>>,
+    /// When, and why.
+    refused: Mutex<HashMap<[u8; 32], (Instant, Fault)>>,
 }
 
 /// Why an introspector cannot be had.
@@ -84,8 +86,8 @@ impl Introspector {
         name: &[u8; 32],
         now: u64,
     ) -> Result<Claimed, AuthError> {
-        if self.was_refused(name) {
-            return Err(AuthError::Rejected(Fault::Inactive));
+        if let Some(fault) = self.was_refused(name) {
+            return Err(AuthError::Rejected(fault));
         }
         let down = || AuthError::IssuerDown {
             issuer: self.issuer.issuer.clone(),
@@ -109,18 +111,25 @@ impl Introspector {
                 .and_then(|()| claims::check_claims(&claims, Source::Answer, &self.issuer, now)),
             None => Err(AuthError::Rejected(Fault::Inactive)),
         };
-        if checked.is_err() {
-            self.remember_refusal(*name);
+        if let Err(AuthError::Rejected(fault)) = checked {
+            self.remember_refusal(*name, fault);
         }
         checked
     }
 
     fn is_ours(&self, claims: &Claims) -> Result<(), AuthError> {
-        if claims::issuer(claims)? == self.issuer.issuer {
-            Ok(())
-        } else {
-            Err(AuthError::Rejected(Fault::Issuer))
+        if claims::issuer(claims)? != self.issuer.issuer {
+            return Err(AuthError::Rejected(Fault::Issuer));
         }
+        // Active is a refresh token, too; the hint in the question is no more than that.
+        let names = ["typ", "token_use", "token_type"];
+        claims::declared_kind(claims, TokenKind::Access, &names)?;
+        let kind = claims.get("token_type").and_then(Value::as_str);
+        if kind.is_some_and(|kind| kind.eq_ignore_ascii_case("dpop")) && claims.get("cnf").is_none()
+        {
+            return Err(AuthError::Rejected(Fault::Binding));
+        }
+        Ok(())
     }
 
     /// The claims of an active token; none for one that is not.
@@ -163,23 +172,22 @@ impl Introspector {
         Ok((active == Some(true)).then_some(claims))
     }
 
-    fn was_refused(&self, name: &[u8; 32]) -> bool {
-        self.refused()
-            .get(name)
-            .is_some_and(|when| when.elapsed() < NEGATIVE)
+    fn was_refused(&self, name: &[u8; 32]) -> Option<Fault> {
+        let (when, fault) = self.refused().get(name).copied()?;
+        (when.elapsed() < NEGATIVE).then_some(fault)
     }
 
-    fn remember_refusal(&self, name: [u8; 32]) {
+    fn remember_refusal(&self, name: [u8; 32], fault: Fault) {
         let mut refused = self.refused();
         if refused.len() >= MAX_REFUSED {
-            refused.retain(|_, when| when.elapsed() < NEGATIVE);
+            refused.retain(|_, (when, _)| when.elapsed() < NEGATIVE);
         }
         if refused.len() < MAX_REFUSED {
-            refused.insert(name, Instant::now());
+            refused.insert(name, (Instant::now(), fault));
         }
     }
 
-    fn refused(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], Instant>> {
+    fn refused(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], (Instant, Fault)>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -538,5 +546,85 @@ mod tests {
         assert!(refused("\n").unwrap().contains("`sso`"));
         assert!(refused("a\nb").is_some());
         assert!(refused("good\n").is_none());
+    }
+
+    /// tok-19: also one that only a lenient reader would take for a JWT.
+    #[tokio::test]
+    async fn what_others_may_read_as_a_jwt_is_not_asked_about() {
+        let asking = Asking::start().await;
+        asking.says(|_| {});
+        let good = asking.provider.token().sign();
+        let (header, rest) = good.split_once('.').unwrap();
+        for token in [
+            format!("{good}."),
+            format!("{good}.."),
+            format!("{header}=.{rest}"),
+            format!("{}.{rest}", STANDARD.encode(" {\"alg\":\"ES256\"} ")),
+            format!("{}.{rest}", STANDARD.encode("\n\t{\"alg\":\"ES256\"}")),
+            format!("{header}."),
+        ] {
+            assert!(
+                matches!(
+                    asking.shows(&token).await,
+                    Err(AuthError::Rejected(_) | AuthError::Malformed(_))
+                ),
+                "{token}"
+            );
+        }
+        assert_eq!(asking.provider.asked(ASK), 0);
+    }
+
+    /// tok-111: never beyond `exp`, leeway or not: the issuer's own clock says when it is over.
+    #[tokio::test]
+    async fn a_yes_is_not_remembered_beyond_exp() {
+        let asking = Asking::start().await;
+        asking.says(|answer| answer["exp"] = json!(NOW + 10));
+        assert!(asking.shows("t").await.is_ok());
+        asking.now.store(NOW + 10, Ordering::Relaxed);
+        asking.says(|answer| answer["active"] = json!(false));
+        assert_eq!(
+            asking.shows("t").await,
+            Err(AuthError::Rejected(Fault::Inactive))
+        );
+    }
+
+    /// tok-108: active is also what may only be exchanged for an access token, or needs a proof.
+    #[tokio::test]
+    async fn an_active_token_of_another_kind_is_refused() {
+        let asking = Asking::start().await;
+        for (number, (name, value, fault)) in [
+            ("token_use", "refresh_token", Some(Fault::Type)),
+            ("typ", "Refresh", Some(Fault::Type)),
+            ("token_type", "refresh_token", Some(Fault::Type)),
+            ("token_type", "DPoP", Some(Fault::Binding)),
+            ("token_use", "access_token", None),
+            ("token_type", "bearer", None),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            asking.says(|answer| answer[name] = json!(value));
+            let answer = asking.shows(&format!("t{number}")).await;
+            match fault {
+                Some(fault) => {
+                    assert_eq!(answer, Err(AuthError::Rejected(fault)), "{name} {value}")
+                }
+                None => assert!(answer.is_ok(), "{name} {value}"),
+            }
+        }
+    }
+
+    /// For the record, the second refusal has the reason of the first.
+    #[tokio::test]
+    async fn a_remembered_no_keeps_its_reason() {
+        let asking = Asking::start().await;
+        asking.says(|answer| answer["aud"] = json!("https://other.example"));
+        for _ in 0..2 {
+            assert_eq!(
+                asking.shows("t").await,
+                Err(AuthError::Rejected(Fault::Audience))
+            );
+        }
+        assert_eq!(asking.provider.asked(ASK), 1);
     }
 }

@@ -182,13 +182,20 @@ impl KeyRing {
         Err(NoKey::Unknown)
     }
 
-    /// Counts replacements of the set, while the set is fresh; `None` while it is not.
+    /// Counts replacements of the set, while the set is fresh; `None` while it is not. Asks
+    /// for the set again, behind the caller's back, when that is due.
     pub(super) fn generation(&self) -> Option<u64> {
-        let state = self.inner.state();
-        state
-            .age()
-            .is_some_and(|age| age <= state.time_to_live)
-            .then_some(state.generation)
+        let (generation, age, refresh_after) = {
+            let state = self.inner.state();
+            let age = state.age().filter(|age| *age <= state.time_to_live)?;
+            (state.generation, age, state.refresh_after)
+        };
+        // Callers whose tokens are known ask for no key: without this nobody would
+        // refresh the set before all of them have to wait for it.
+        if age > refresh_after {
+            self.refresh();
+        }
+        Some(generation)
     }
 
     /// Asks the issuer, unless that is being done or was done a moment ago. What is
@@ -1095,5 +1102,24 @@ mod tests {
             .authenticate(&post(&bearer(token), None))
             .await
             .is_ok()
+    }
+
+    /// tok-94: tokens that were seen before hold up no refresh, or at its end all would wait for one.
+    #[tokio::test]
+    async fn keys_are_asked_for_again_while_all_tokens_are_known() {
+        let (provider, authenticator) = warm().await;
+        let token = provider.token().sign();
+        assert_eq!(ask(&authenticator, &token).await, Ok(()));
+        let asked = provider.asked(JWKS);
+        // Whatever the dice say, it is time by now, and the set is still fresh.
+        pass(DEFAULT_TTL - SECOND).await;
+        assert_eq!(ask(&authenticator, &token).await, Ok(()));
+        tokio::time::timeout(10 * SECOND, async {
+            while provider.asked(JWKS) == asked {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("asked in the background");
     }
 }

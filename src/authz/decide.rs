@@ -7,7 +7,7 @@ use cedar_policy::{Authorizer, Context, Entities, Entity, EntityUid, Request};
 use super::{
     entity, policy,
     policy::{Policies, PolicyProblem},
-    scopes::Steps,
+    scopes::{self, Steps},
     slice::{self, Answer, Slice},
 };
 use crate::{
@@ -182,26 +182,25 @@ impl Engine {
         }
     }
 
-    /// The first set of scopes that the policies name and that would permit a denied call.
+    /// The scopes with which a denied call would be permitted, if those that the policies
+    /// name make it so.
     fn step_up(&self, identity: &Identity, call: &Call) -> Option<Vec<String>> {
         let Rules::Policies { steps, .. } = &self.rules else {
             return None;
         };
-        steps.get(call.method())?.iter().find_map(|step| {
-            let mut scopes = identity.scopes().to_vec();
-            scopes.extend(
-                step.iter()
-                    .filter(|scope| !identity.scopes().contains(scope))
-                    .cloned(),
-            );
+        let permits = |scopes: &[String]| {
             let stepped_up = Caller {
-                principal: entity::principal_with(identity, &scopes),
+                principal: entity::principal_with(identity, scopes),
                 ..self.caller(identity)
             };
-            stepped_up
-                .may_call(call.method(), &call.target())
-                .then(|| step.clone())
-        })
+            stepped_up.may_call(call.method(), &call.target())
+        };
+        let (sets, held) = (steps.get(call.method())?, identity.scopes());
+        let step = sets.iter().find(|step| {
+            let new = step.iter().filter(|scope| !held.contains(scope));
+            permits(&held.iter().chain(new).cloned().collect::<Vec<_>>())
+        })?;
+        Some(scopes::fewest(sets, held, step, permits))
     }
 
     /// Whether [`Engine::decide`] would permit it.

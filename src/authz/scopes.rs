@@ -30,9 +30,7 @@ pub(super) fn steps(policies: &[Policy]) -> Steps {
             }
         }
         // Where several policies must agree, all that they name together.
-        let mut all: Vec<String> = sets.concat();
-        all.sort_unstable();
-        all.dedup();
+        let all = distinct(sets.concat());
         if sets.len() > 1 && !sets.contains(&all) {
             sets.truncate(MAX_STEPS);
             sets.push(all);
@@ -45,15 +43,57 @@ pub(super) fn steps(policies: &[Policy]) -> Steps {
         .collect()
 }
 
-/// The texts that a policy compares with `principal.scopes`, sorted.
+/// Of the scopes that a token has and those of a step, the fewest that still permit, in the
+/// order of their names: all at once, for whoever asks for the new ones alone may lose the
+/// others, and none that is not needed (mcp-S4). What policies name first is kept first.
+pub(super) fn fewest(
+    sets: &[Vec<String>],
+    held: &[String],
+    step: &[String],
+    permits: impl Fn(&[String]) -> bool,
+) -> Vec<String> {
+    let counts = |scope: &&String| sets.iter().flatten().any(|named| named == *scope);
+    let mut needed: Vec<String> = held.iter().filter(counts).cloned().collect();
+    needed.extend(step.iter().filter(|scope| !held.contains(scope)).cloned());
+    if !permits(&needed) {
+        // A policy looks at the token's scopes in a way that is not understood here.
+        needed = step.to_vec();
+    } else if needed.len() <= MAX_TRIED {
+        for at in (0..needed.len()).rev() {
+            let scope = needed.remove(at);
+            if !permits(&needed) {
+                needed.insert(at, scope);
+            }
+        }
+    }
+    needed.sort_unstable();
+    needed
+}
+
+fn distinct(scopes: Vec<String>) -> Vec<String> {
+    let mut found = Vec::new();
+    for scope in scopes {
+        if !found.contains(&scope) {
+            found.push(scope);
+        }
+    }
+    found
+}
+
+/// The scopes that a policy compares with `principal.scopes`, in its order.
 fn named(policy: &Policy) -> Vec<String> {
     let mut found = Vec::new();
     if let Ok(json) = policy.to_json() {
         walk(&json, &mut found);
     }
-    found.sort_unstable();
-    found.dedup();
-    found
+    // RFC 6749 §3.3: others are in no token, and fit into no header.
+    let legal = |scope: &String| {
+        !scope.is_empty()
+            && scope
+                .bytes()
+                .all(|byte| matches!(byte, 0x21 | 0x23..=0x5B | 0x5D..=0x7E))
+    };
+    distinct(found.into_iter().filter(legal).collect())
 }
 
 /// `principal.scopes.contains("…")`, `containsAll` and `containsAny`, in Cedar's JSON form of a policy.
@@ -94,12 +134,15 @@ fn texts(json: &Value, found: &mut Vec<String>) {
     }
 }
 
+/// Scopes that are tried one by one for one denied call.
+const MAX_TRIED: usize = 64;
 /// Sets that are tried for one denied call.
 const MAX_STEPS: usize = 16;
 
 #[cfg(test)]
 mod tests {
     use crate::{
+        auth::Kind,
         authz::{
             DenyReason,
             fixture::{alice, engine, tool},
@@ -111,6 +154,11 @@ mod tests {
         let denied = engine(cedar).decide(&alice(), call).unwrap_err();
         assert_eq!(denied.reason, DenyReason::Policy);
         denied.scopes
+    }
+
+    fn lacks_of(scopes: &[&str], cedar: &str) -> Option<Vec<String>> {
+        let caller = alice().with(Kind::User, None, &[], scopes);
+        engine(cedar).decide(&caller, tool("x")).unwrap_err().scopes
     }
 
     fn some(scopes: &[&str]) -> Option<Vec<String>> {
@@ -155,6 +203,44 @@ mod tests {
             r#"permit (principal, action, resource); forbid (principal, action, resource == Tool::"x");"#,
         ] {
             assert_eq!(lacks(cedar, tool("x")), None, "{cedar}");
+        }
+    }
+
+    /// mcp-S4: all that the operation needs at once, what the token has of it included, or a
+    /// client that asks for the new one alone loses the old one.
+    #[test]
+    fn what_is_named_is_all_that_is_needed_and_no_more() {
+        let both = r#"permit (principal, action, resource);
+               forbid (principal, action, resource) unless { principal.scopes.contains("tools:read") };
+               forbid (principal, action, resource) unless { principal.scopes.contains("two") };"#;
+        assert_eq!(
+            lacks_of(&["tools:read", "other"], both),
+            some(&["tools:read", "two"])
+        );
+        assert_eq!(
+            lacks_of(
+                &[],
+                r#"permit (principal, action, resource) when { principal.scopes.containsAny(["read", "admin"]) };"#,
+            ),
+            some(&["read"])
+        );
+        assert_eq!(
+            lacks_of(
+                &["x"],
+                r#"permit (principal, action, resource) when { principal.scopes.contains("zoo") || principal.scopes.contains("admin") };"#,
+            ),
+            some(&["zoo"])
+        );
+    }
+
+    /// No token can have a scope that RFC 6749 §3.3 does not allow, and no header could name it.
+    #[test]
+    fn what_is_no_scope_is_not_asked_for() {
+        for scope in ["a b", "\u{e9}", "\\\"", ""] {
+            let cedar = format!(
+                r#"permit (principal, action, resource) when {{ principal.scopes.contains("{scope}") }};"#
+            );
+            assert_eq!(lacks(&cedar, tool("x")), None, "{scope}");
         }
     }
 }

@@ -60,9 +60,10 @@ pub(super) fn explain_token(root: &Path, name: &ServerName, as_json: bool) -> Re
             "401: only tokens that are bound to a key are accepted here (dpop = \"required\")"
                 .to_owned()
         }
-        Err(AuthError::Rejected(_) | AuthError::Proof | AuthError::Nonce(_)) => {
-            "401: refused".to_owned()
+        Err(AuthError::Proof) => {
+            "401: good only with a proof of its key, which its client alone can make".to_owned()
         }
+        Err(AuthError::Rejected(_) | AuthError::Nonce(_)) => "401: refused".to_owned(),
     };
     if as_json {
         let answer =

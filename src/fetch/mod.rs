@@ -77,7 +77,7 @@ pub enum FetchError {
     #[error("`{host}` cannot be resolved: {source}")]
     Resolve { host: String, source: io::Error },
     #[error(
-        "`{0}` is no public address, and only a fetched document names it; if it is right, list its block in `allow-addresses` of the issuer"
+        "`{0}` is no name of a public address, and only a fetched document names it; if it is right, list its block in `allow-addresses` of the issuer"
     )]
     NotPublic(String),
     #[error("`{host}` cannot be reached: {source}")]

@@ -75,11 +75,13 @@ impl Target {
         if !self.tls && addresses.iter().any(|address| !address.ip().is_loopback()) {
             return Err(FetchError::Url(format!("http://{}", self.authority)));
         }
+        // A provider's document names hosts; an address in it is somebody's own network (tok-101).
+        let literal = self.host.parse::<IpAddr>().is_ok();
         let may_be_linked = |address: &SocketAddr| {
             let address = address.ip();
             // Written in another family it is the same address, and listed under its own.
             let plain = address.to_canonical();
-            is_public(address) || allowed.iter().any(|block| block.contains(&plain))
+            (is_public(address) && !literal) || allowed.iter().any(|block| block.contains(&plain))
         };
         if self.public_only && !addresses.iter().all(may_be_linked) {
             return Err(FetchError::NotPublic(self.host.clone()));
@@ -333,5 +335,33 @@ mod tests {
             assert!(checked(&[bad]).is_err(), "{bad}");
             assert!(checked(&["10.1.2.3", bad]).is_err(), "{bad}");
         }
+    }
+
+    /// tok-101: an address in place of a name is linked to only where it is listed.
+    #[test]
+    fn an_address_literal_must_be_listed() {
+        let linked = |url: &str| Target::linked(url, "https://sso.example.com").unwrap();
+        for (url, address) in [
+            ("https://1.1.1.1/", "1.1.1.1"),
+            ("https://[2606:4700::1]/", "2606:4700::1"),
+        ] {
+            let block = address.parse::<IpAddr>().unwrap().into();
+            assert!(
+                linked(url)
+                    .checked(addresses(&[address]).into_iter(), &[])
+                    .is_err()
+            );
+            assert!(
+                linked(url)
+                    .checked(addresses(&[address]).into_iter(), &[block])
+                    .is_ok()
+            );
+        }
+        // The issuer's own host is as its administrator wrote it.
+        let own = Target::linked("https://1.1.1.1/keys", "https://1.1.1.1").unwrap();
+        assert!(
+            own.checked(addresses(&["1.1.1.1"]).into_iter(), &[])
+                .is_ok()
+        );
     }
 }
