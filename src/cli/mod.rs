@@ -9,6 +9,7 @@ mod key;
 mod listen;
 mod path;
 mod provider;
+mod pull;
 mod serve;
 mod token;
 mod unit;
@@ -91,6 +92,13 @@ pub(crate) enum Verb {
         #[arg(long)]
         write: bool,
     },
+    /// Unpack a server's image for its runner
+    Pull {
+        name: ServerName,
+        /// Do it here, below this state directory, not in thv-pull@NAME.service
+        #[arg(long, value_name = "DIR")]
+        into: Option<PathBuf>,
+    },
     /// Say why a server accepts or refuses a token
     #[command(subcommand)]
     Token(Token),
@@ -152,6 +160,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             public,
         } => listen::run(root, &name, &address, public),
         Verb::Path { name, path, write } => path::run(root, &name, &path, write),
+        Verb::Pull { name, into } => pull::run(root, &name, into),
         Verb::Token(Token::Explain { name, json }) => token::explain_token(root, &name, json),
         Verb::Demo { once } => demo::run(once, &mut io::stdout()),
         Verb::DemoServer => {

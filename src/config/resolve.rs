@@ -6,7 +6,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    Auth, Authz, Config, Issuer, Limits, PolicyFile, Resource, Sandbox, ServerName,
+    Auth, Authz, Config, ImageName, Issuer, Limits, PolicyFile, Resource, Sandbox, ServerName,
     fragment::{AuthFragment, Decides, Fragment, LimitsFragment, Mode, SandboxFragment},
     issuer_table,
     load::Loader,
@@ -25,6 +25,8 @@ pub(super) fn resolve(
 ) -> Option<Config> {
     let Fragment {
         command,
+        image,
+        arguments,
         resource,
         hosts,
         origins,
@@ -34,13 +36,10 @@ pub(super) fn resolve(
         limits,
         env,
     } = merged;
-    let command = required(
-        loader,
-        command,
-        place,
-        "command",
-        "add `command = [\"/path/to/program\", …]`",
-    );
+    let (command, image) = program(loader, command, image, place)?;
+    if let (None, Some(place)) = (&image, arguments.place()) {
+        loader.report(place.problem("they belong to an `image`", "write them into `command`"));
+    }
     let resource = required(
         loader,
         resource,
@@ -65,7 +64,9 @@ pub(super) fn resolve(
         server: server.clone(),
         digest: String::new(),
         files: Vec::new(),
-        command: command?,
+        command,
+        image,
+        arguments: arguments.given(),
         hosts: accepted_hosts(&resource, hosts.given().unwrap_or_default()),
         origins: origins.given().unwrap_or_default(),
         resource,
@@ -120,6 +121,33 @@ fn resolve_auth(loader: &mut Loader, auth: AuthFragment, place: &Place) -> Optio
     Some(Auth::Oidc(issuers))
 }
 
+/// Exactly one of a program and an image.
+fn program(
+    loader: &mut Loader,
+    command: Said<Vec<String>>,
+    image: Said<ImageName>,
+    place: &Place,
+) -> Option<(Vec<String>, Option<ImageName>)> {
+    if let (true, Some(place)) = (command.is_said(), image.place()) {
+        loader.report(place.problem(
+            "`command` and `image` exclude each other",
+            "remove one of the two",
+        ));
+        return None;
+    }
+    if image.is_said() {
+        return Some((Vec::new(), Some(image.given()?)));
+    }
+    let command = required(
+        loader,
+        command,
+        place,
+        "command",
+        "add `command = [\"/path/to/program\", …]` or `image = \"oci-archive:/path/to/FILE.tar\"`",
+    );
+    Some((command?, None))
+}
+
 fn policies(loader: &mut Loader, paths: Vec<At<PathBuf>>) -> Option<Vec<PolicyFile>> {
     let read: Vec<_> = paths
         .into_iter()
@@ -135,11 +163,15 @@ fn resolve_sandbox(fragment: SandboxFragment) -> Sandbox {
         state,
         read_only,
         optional,
+        seccomp,
+        seccomp_allow,
     } = fragment;
     Sandbox {
         state: state.given().unwrap_or(false),
         read_only: read_only.given().unwrap_or_default(),
         optional: optional.given().unwrap_or_default(),
+        seccomp: seccomp.given().unwrap_or_default(),
+        seccomp_allow: seccomp_allow.given().unwrap_or_default(),
     }
 }
 
@@ -148,6 +180,9 @@ fn resolve_limits(fragment: LimitsFragment) -> Limits {
         memory,
         tasks,
         cpu,
+        tmp,
+        start_timeout,
+        output,
         sessions,
         call_timeout,
         session_idle,
@@ -165,6 +200,9 @@ fn resolve_limits(fragment: LimitsFragment) -> Limits {
         memory: memory.given().unwrap_or(default.memory),
         tasks: tasks.given().unwrap_or(default.tasks),
         cpu: cpu.given().unwrap_or(default.cpu),
+        tmp: tmp.given().unwrap_or(default.tmp),
+        start_timeout: start_timeout.given().unwrap_or(default.start_timeout),
+        output: output.given().unwrap_or(default.output),
         sessions: count(sessions, default.sessions),
         call_timeout: call_timeout.given().unwrap_or(default.call_timeout),
         session_idle: session_idle.given().unwrap_or(default.session_idle),
@@ -205,6 +243,9 @@ impl Limits {
         memory: 512 << 20,
         tasks: 64,
         cpu: 100,
+        tmp: 256 << 20,
+        start_timeout: Duration::from_secs(10),
+        output: 64 << 20,
         sessions: 100,
         call_timeout: Duration::from_secs(5 * 60),
         session_idle: Duration::from_secs(30 * 60),

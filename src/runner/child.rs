@@ -61,6 +61,7 @@ impl Child {
         principal: &str,
         config: &Config,
         setup: &Setup,
+        filter: &sandbox::Filter,
         cgroups: &Result<Delegated, Fault>,
     ) -> Result<Self, Fault> {
         let state = if config.sandbox.state {
@@ -68,18 +69,24 @@ impl Child {
         } else {
             None
         };
-        let plan = sandbox::plan(config, &setup.host, state.as_deref());
+        let image = match (&config.image, &setup.images) {
+            (Some(name), Some(store)) => Some(sandbox::Installed::open(store, name)?),
+            (Some(_), None) => {
+                return Err(Fault {
+                    layer: "image".to_owned(),
+                    reason: "images stand in a state directory, which only the unit has (StateDirectory=)".to_owned(),
+                });
+            }
+            (None, _) => None,
+        };
+        let plan = sandbox::plan(config, &setup.host, state.as_deref(), image.as_ref());
         let group = match cgroups {
             Ok(cgroups) => cgroups.group(plan.cgroup).map(Some),
             Err(fault) => Err(fault.clone()),
         };
         let group = match group {
             Err(fault) if plan.optional.contains(&Layer::Cgroup) => {
-                warn!(
-                    layer = fault.layer,
-                    reason = fault.reason,
-                    "a child starts without an optional layer"
-                );
+                without(&fault);
                 None
             }
             other => other?,
@@ -101,7 +108,7 @@ impl Child {
                 drop((to_stdin, from_stdout, from_stderr, report, status));
                 sandbox::run(Start {
                     plan: &plan,
-                    filter: &setup.filter,
+                    filter,
                     staged: &setup.staged,
                     owner,
                     streams: [stdin, stdout, stderr],
@@ -148,8 +155,12 @@ impl Child {
             return Told::Nothing;
         };
         match sandbox::read_report(&mut report) {
-            Ok(None) => Told::Started,
-            Ok(Some(fault)) => Told::Failed(fault),
+            Ok(report) => {
+                for fault in report.skipped {
+                    without(&fault);
+                }
+                report.fault.map_or(Told::Started, Told::Failed)
+            }
             Err(error) => Told::Failed(Fault {
                 layer: "runner".to_owned(),
                 reason: format!("reading its report: {error}"),
@@ -244,6 +255,15 @@ fn state_directory(setup: &Setup, principal: &str) -> Result<PathBuf, Fault> {
         }
         _ => Ok(path),
     }
+}
+
+/// An optional layer that is missing is never passed over in silence.
+fn without(fault: &Fault) {
+    warn!(
+        layer = fault.layer,
+        reason = fault.reason,
+        "a child starts without an optional layer"
+    );
 }
 
 fn no_namespaces(error: &io::Error) -> Fault {

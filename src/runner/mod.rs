@@ -44,9 +44,10 @@ struct Setup {
     key: String,
     /// Where directories of principals are made.
     state: Option<PathBuf>,
+    /// Where images stand.
+    images: Option<PathBuf>,
     /// Parts of the host that were put elsewhere before root was given up.
     staged: HashMap<PathBuf, PathBuf>,
-    filter: sandbox::Filter,
     host: sandbox::Host,
     notifier: Notifier,
 }
@@ -64,9 +65,9 @@ pub fn run_as_service(root: &Path, server: &ServerName) -> Result<ExitCode> {
         server: server.clone(),
         owner: OwnerRule::Root,
         key: text(key)?,
+        images: systemd::state_directory().map(|state| sandbox::Installed::store(&state)),
         state: systemd::state_directory(),
         staged: HashMap::new(),
-        filter: sandbox::Filter::compile()?,
         host: sandbox::Host::look(),
         notifier,
     };
@@ -83,9 +84,12 @@ pub fn run_in_foreground(root: &Path, server: &ServerName) -> Result<ExitCode> {
         Some(filter.as_deref().unwrap_or("warn")),
     )?;
     let (channel, key) = foreground::inherited()?;
+    // Without systemd there is no state directory but the one that `thv pull --into` was given.
+    let state = root.join("var/lib/thv-runner").join(server.as_str());
+    let images = sandbox::Installed::store(&state);
     let staged = match Person::to_become() {
         Some(person) => {
-            let staged = staging::stage(root, server)
+            let staged = staging::stage(root, server, &images)
                 .context("making the server reachable for an ordinary user")?;
             person.become_for_good()?;
             staged
@@ -101,8 +105,8 @@ pub fn run_in_foreground(root: &Path, server: &ServerName) -> Result<ExitCode> {
         owner: OwnerRule::RootOrCaller,
         key,
         state: None,
+        images: Some(staged.get(&images).cloned().unwrap_or(images)),
         staged,
-        filter: sandbox::Filter::compile()?,
         host: sandbox::Host::look(),
         notifier: Notifier::none(),
     };

@@ -9,6 +9,8 @@ pub mod cgroup;
 mod explain;
 mod filter;
 mod init;
+mod installed;
+mod landlock;
 mod namespaces;
 mod plan;
 mod privileges;
@@ -17,6 +19,7 @@ mod stage;
 
 pub use filter::{Filter, FilterError};
 pub use init::read_status;
+pub use installed::Installed;
 pub use namespaces::FLAGS;
 pub use plan::{Access, Entry, Host, Plan, plan};
-pub use stage::{Fault, Start, read_report, run};
+pub use stage::{Fault, Report, Start, read_report, run};

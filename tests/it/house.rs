@@ -34,11 +34,14 @@ pub struct Plan {
     issuer: String,
     /// More files below `etc/thv`.
     files: Vec<(&'static str, String)>,
+    sandbox: String,
     optional: &'static str,
     /// Listens on a Unix socket instead.
     unix: bool,
     /// Replaces the whole server file.
     file: Option<String>,
+    /// Done when the files are there and nothing has started.
+    before: Option<fn(&Path)>,
 }
 
 /// A running gateway; it ends when this is dropped.
@@ -60,9 +63,11 @@ pub fn house() -> Plan {
         more: String::new(),
         issuer: String::new(),
         files: Vec::new(),
+        sandbox: String::new(),
         optional: "\"cgroup\"",
         unix: false,
         file: None,
+        before: None,
     }
 }
 
@@ -107,6 +112,12 @@ impl Plan {
         self
     }
 
+    /// More lines of its table `[sandbox]`.
+    pub fn sandbox(mut self, toml: &str) -> Self {
+        self.sandbox.push_str(toml);
+        self
+    }
+
     /// Without any layer of the sandbox being optional.
     pub fn layers_required(mut self) -> Self {
         self.optional = "";
@@ -116,6 +127,12 @@ impl Plan {
     /// Another server file than the usual one; `{address}` stands for where the house is.
     pub fn file(mut self, toml: &str) -> Self {
         self.file = Some(toml.to_owned());
+        self
+    }
+
+    /// Something to do below the root before anything starts.
+    pub fn before(mut self, prepare: fn(&Path)) -> Self {
+        self.before = Some(prepare);
         self
     }
 
@@ -149,6 +166,9 @@ impl Plan {
         )
         .unwrap();
         readable(files.path());
+        if let Some(prepare) = self.before {
+            prepare(files.path());
+        }
 
         let socket = if self.unix {
             UnixListener::bind(files.path().join(SOCKET))
@@ -207,8 +227,8 @@ impl Plan {
         format!(
             "command = {command:?}\nresource = \"http://{address}/mcp\"\n\n[[auth.issuer]]\nissuer = \"{issuer}\"\n\
              audience = \"http://{address}/mcp\"\n{}\n[authz]\n{authz}\n\n[sandbox]\noptional = [{}]\n\
-             read-only = [{servers:?}]\n\n{}",
-            self.issuer, self.optional, self.more
+             read-only = [{servers:?}]\n{}\n{}",
+            self.issuer, self.optional, self.sandbox, self.more
         )
     }
 }

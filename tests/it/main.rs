@@ -12,6 +12,8 @@ mod gateway;
 mod house;
 /// Tokens of every kind, through the whole gateway.
 mod identity;
+/// Servers that come as container images.
+mod image;
 /// Who may ask the runner for anything.
 mod runner;
 /// What a server can see and do from inside.
