@@ -6,10 +6,10 @@
 //! reported at once. Never talks to the network, never starts anything.
 
 mod fragment;
+mod image;
 mod issuer;
 mod issuer_table;
 mod kubernetes;
-mod image;
 mod load;
 mod merge;
 mod name;
@@ -22,12 +22,12 @@ mod value;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+pub use image::{ImageKind, ImageName};
 pub use issuer::{
     ClaimValue, Dpop, Introspection, Issuer, KeySource, Pattern, RequiredClaim, ServiceAccount,
     TokenFile, TokenKind,
 };
 pub use kubernetes::service_account;
-pub use image::{ImageKind, ImageName};
 pub use load::{Stamp, load, misnamed, servers, stamp};
 pub use name::{BadName, ServerName};
 pub use owner::OwnerRule;

@@ -36,8 +36,8 @@ pub(super) fn resolve(
         limits,
         env,
     } = merged;
-    let (command, image) = program(loader, command, image, place)?;
-    if let (None, Some(place)) = (&image, arguments.place()) {
+    let program = program(loader, command, image, place);
+    if let (Some((_, None)), Some(place)) = (&program, arguments.place()) {
         loader.report(place.problem("they belong to an `image`", "write them into `command`"));
     }
     let resource = required(
@@ -60,6 +60,7 @@ pub(super) fn resolve(
         None => None,
     };
     let (resource, limits) = (resource?, resolve_limits(limits));
+    let (command, image) = program?;
     Some(Config {
         server: server.clone(),
         digest: String::new(),
