@@ -26,6 +26,8 @@ pub mod fetch;
 pub mod frames;
 // The HTTP edge: connections, limits, routes, answers. Knows nothing of tokens or policies.
 pub mod http;
+// Container images: read from an archive, checked, unpacked. Never runs one.
+pub mod image;
 // The one reader of strangers' JSON: strict, one pass, keeps where everything stands.
 pub mod json;
 // MCP as values and bytes. No input or output.

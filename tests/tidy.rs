@@ -179,6 +179,7 @@ fn a_layer_uses_only_those_below_it() {
     for room in ["auth", "mcp", "sandbox"] {
         allow(room, &[&base, &second]);
     }
+    allow("image", &[&base, &second, &["sandbox"]]);
     let values = ["auth", "mcp"];
     allow("audit", &[&base, &second, &values]);
     allow(
@@ -201,7 +202,7 @@ fn a_layer_uses_only_those_below_it() {
     allow("http", &[&base, &second, &lower, &["session", "pipeline"]]);
     allow("pipeline", &[&base, &second, &lower, &["session", "http"]]);
     let all = [
-        "sandbox", "runner", "session", "http", "pipeline", "daemon", "cli",
+        "sandbox", "image", "runner", "session", "http", "pipeline", "daemon", "cli",
     ];
     allow("daemon", &[&base, &second, &lower, &all]);
     allow("cli", &[&base, &second, &lower, &all]);

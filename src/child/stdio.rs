@@ -19,6 +19,14 @@ pub struct Lines<R> {
     scanned: usize,
     max: usize,
     ended: bool,
+    pace: Option<Pace>,
+}
+
+/// So many bytes a second. Who writes more waits in his pipe, which costs nobody else anything.
+struct Pace {
+    rate: u64,
+    second: Instant,
+    read: u64,
 }
 
 /// A line, or what came in place of one.
@@ -40,7 +48,18 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             scanned: 0,
             max,
             ended: false,
+            pace: None,
         }
+    }
+
+    /// Reads no more than `rate` bytes in any second (probe-69).
+    pub fn paced(mut self, rate: u64) -> Self {
+        self.pace = Some(Pace {
+            rate,
+            second: Instant::now(),
+            read: 0,
+        });
+        self
     }
 
     /// The next line. Safe to drop and call again.
@@ -70,8 +89,27 @@ impl<R: AsyncRead + Unpin> Lines<R> {
                 // Doubling keeps a long line linear.
                 self.buffer.reserve(CHUNK.max(self.buffer.len()));
             }
-            self.ended = self.reader.read_buf(&mut self.buffer).await? == 0;
+            if let Some(pace) = &mut self.pace {
+                pace.wait().await;
+            }
+            let read = self.reader.read_buf(&mut self.buffer).await?;
+            self.ended = read == 0;
+            if let Some(pace) = &mut self.pace {
+                pace.read += read as u64;
+            }
         }
+    }
+}
+
+impl Pace {
+    async fn wait(&mut self) {
+        if self.second.elapsed() < SECOND {
+            if self.read < self.rate {
+                return;
+            }
+            tokio::time::sleep_until(self.second + SECOND).await;
+        }
+        (self.second, self.read) = (Instant::now(), 0);
     }
 }
 
@@ -134,6 +172,7 @@ pub fn flatten(message: &mut [u8]) {
     }
 }
 
+const SECOND: Duration = Duration::from_secs(1);
 /// Bytes of a line of standard error that are kept.
 const MAX_ERROR_LINE: usize = 2048;
 /// Lines of standard error kept in one second (probe-70).
@@ -178,6 +217,21 @@ mod tests {
             Lines::new(endless, MAX_LINE).next().await.unwrap(),
             Line::TooLong
         );
+    }
+
+    /// probe-69: a flood of lines is read at its pace, whole, and what is written slowly at once.
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_lines_is_read_at_its_pace() {
+        let flood = b"{\"jsonrpc\":\"2.0\"}\n".repeat(10_000);
+        let start = Instant::now();
+        let mut lines = Lines::new(&flood[..], MAX_LINE).paced(64 << 10);
+        let mut count = 0;
+        while let Line::Text(_) = lines.next().await.unwrap() {
+            count += 1;
+        }
+        assert_eq!(count, 10_000);
+        // 180,000 bytes are three seconds' worth, of which the first begins at once.
+        assert_eq!(start.elapsed().as_secs(), 2);
     }
 
     /// probe-70: a flood of standard error is counted, not kept.

@@ -200,7 +200,20 @@ fn plan(config: &Config) -> String {
             config.server
         ))
     });
-    sandbox::plan(config, &Host::look(), state.as_deref()).to_string()
+    let images = PathBuf::from("/var/lib/thv-runner").join(config.server.as_str());
+    let images = sandbox::Installed::store(&images);
+    let image = config
+        .image
+        .as_ref()
+        .and_then(|name| sandbox::Installed::open(&images, name).ok());
+    let plan = sandbox::plan(config, &Host::look(), state.as_deref(), image.as_ref()).to_string();
+    match (&config.image, image) {
+        (Some(name), None) => format!(
+            "The image `{}` is not pulled, or not readable for you: what it says itself is not here.\n{plan}",
+            name.text
+        ),
+        _ => plan,
+    }
 }
 
 /// Whether a drop-in gives the runner of `name` the host's network.
@@ -216,12 +229,20 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
         warnings.push(warning(root, config.server.as_str(), key, message, help));
     };
 
-    let program = config
-        .command
-        .first()
-        .map(Path::new)
-        .expect("a command has a program");
+    // An image brings its own, and its archive stands in for it.
+    let (key, program) = match &config.image {
+        Some(image) => ("image", image.path.as_path()),
+        None => (
+            "command",
+            config
+                .command
+                .first()
+                .map(Path::new)
+                .expect("a command has a program"),
+        ),
+    };
     match std::fs::metadata(program) {
+        Ok(meta) if key == "image" && meta.is_file() => {}
         Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => {}
         Ok(_) => warn(
             "command",

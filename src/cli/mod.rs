@@ -10,6 +10,7 @@ mod key;
 mod listen;
 mod path;
 mod provider;
+mod pull;
 mod run;
 mod scratch;
 mod secret;
@@ -119,6 +120,13 @@ pub(crate) enum Verb {
         name: ServerName,
         address: std::net::SocketAddr,
     },
+    /// Unpack a server's image for its runner
+    Pull {
+        name: ServerName,
+        /// Do it here, below this state directory, not in thv-pull@NAME.service
+        #[arg(long, value_name = "DIR")]
+        into: Option<PathBuf>,
+    },
     /// Say why a server accepts or refuses a token
     #[command(subcommand)]
     Token(Token),
@@ -201,6 +209,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Secret(Secret::Set { name, key }) => secret::set(root, &name, &key),
         Verb::Run(arguments) => run::run(&arguments),
         Verb::RunUnit { name, address } => run::serve_in_unit(root, &name, address),
+        Verb::Pull { name, into } => pull::run(root, &name, into),
         Verb::Token(Token::Explain { name, json }) => token::explain_token(root, &name, json),
         Verb::Demo { once } => demo::run(once, &mut io::stdout()),
         Verb::DemoServer => {

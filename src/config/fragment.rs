@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{
-    Destination, EnvValue, Layer, Resource, Way, egress,
+    Addition, Destination, EnvValue, ImageName, Layer, Resource, Seccomp, Way, egress, image,
     issuer_table::IssuerFragment,
     table::{At, Said, Table, Value, plain},
     url, value,
@@ -25,6 +25,8 @@ pub(super) enum Reach {
 #[derive(Debug, Default)]
 pub(super) struct Fragment {
     pub(super) command: Said<Vec<String>>,
+    pub(super) image: Said<ImageName>,
+    pub(super) arguments: Said<Vec<String>>,
     pub(super) resource: Said<Resource>,
     pub(super) hosts: Said<Vec<String>>,
     pub(super) origins: Said<Vec<String>>,
@@ -70,6 +72,8 @@ pub(super) struct SandboxFragment {
     /// Whether it is this host's.
     pub(super) host_network: Said<bool>,
     pub(super) dangerous: Said<bool>,
+    pub(super) seccomp: Said<Seccomp>,
+    pub(super) seccomp_allow: Said<Vec<Addition>>,
 }
 
 #[derive(Debug, Default)]
@@ -77,6 +81,9 @@ pub(super) struct LimitsFragment {
     pub(super) memory: Said<u64>,
     pub(super) tasks: Said<u64>,
     pub(super) cpu: Said<u64>,
+    pub(super) tmp: Said<u64>,
+    pub(super) start_timeout: Said<Duration>,
+    pub(super) output: Said<u64>,
     pub(super) sessions: Said<u64>,
     pub(super) call_timeout: Said<Duration>,
     pub(super) session_idle: Said<Duration>,
@@ -96,6 +103,12 @@ impl Fragment {
         };
         let fragment = Self {
             command: top.take("command", |value| own(value).and_then(|()| command(value))),
+            image: top.take("image", |value| {
+                own(value).and_then(|()| value.parsed(image::image))
+            }),
+            arguments: top.take("arguments", |value| {
+                own(value).and_then(|()| texts(value, 0, value::no_null))
+            }),
             resource: top.take("resource", |value| {
                 own(value).and_then(|()| value.parsed(url::resource))
             }),
@@ -107,6 +120,8 @@ impl Fragment {
             limits: top.table("limits", LimitsFragment::read),
             env: top.table("env", env),
         };
+        // Only one runs yet; the other is refused with its reason.
+        let _ = top.take("engine", |value| value.parsed(image::engine));
         // The default, and the only one yet: said or not, it means the same.
         let _ = top.take("scope", |value| {
             value.parsed(|text| value::word(text, &["session"], &["user", "server"]))
@@ -188,6 +203,8 @@ impl SandboxFragment {
                 Some(word == "host")
             }),
             dangerous: table.take("dangerous", Value::truth),
+            seccomp: table.take("seccomp", |value| value.parsed(value::profile)),
+            seccomp_allow: table.take("seccomp-allow", |value| texts(value, 0, value::addition)),
         };
         table.finish(LATER_SANDBOX);
         fragment
@@ -200,6 +217,9 @@ impl LimitsFragment {
             memory: table.take("memory", |value| value.parsed(value::size)),
             tasks: table.take("tasks", Value::count),
             cpu: table.take("cpu", |value| value.parsed(value::percent)),
+            tmp: table.take("tmp", |value| value.parsed(value::size)),
+            start_timeout: table.take("start-timeout", |value| value.parsed(value::start_timeout)),
+            output: table.take("output", |value| value.parsed(value::output_rate)),
             sessions: table.take("sessions", Value::count),
             call_timeout: table.take("call-timeout", |value| {
                 value.parsed(value::positive_duration)
@@ -316,8 +336,6 @@ const MAX_EGRESS_CONNECTIONS: u64 = 1024;
 // Keys that later versions will know. They are told from slips of the keyboard,
 // so that nobody believes a protection to be there that is not.
 const LATER: &[&str] = &[
-    "image",
-    "engine",
     "transport",
     "url",
     "warm",
@@ -328,7 +346,7 @@ const LATER: &[&str] = &[
     "metrics",
 ];
 const LATER_AUTHZ: &[&str] = &["scopes", "groups", "entities", "schema"];
-const LATER_SANDBOX: &[&str] = &["profile", "read-write"];
+const LATER_SANDBOX: &[&str] = &["read-write"];
 const LATER_LIMITS: &[&str] = &[
     "calls",
     "children",
@@ -343,10 +361,7 @@ const LATER_LIMITS: &[&str] = &[
     "requests",
     "response",
     "sessions-per-user",
-    "start-timeout",
     "state",
     "streams",
-    "temporary",
-    "tmp",
     "warm",
 ];

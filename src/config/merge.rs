@@ -49,6 +49,8 @@ impl Fragment {
     pub(super) fn over(self, lower: Self) -> Self {
         let Self {
             command,
+            image,
+            arguments,
             resource,
             hosts,
             origins,
@@ -58,8 +60,17 @@ impl Fragment {
             limits,
             env,
         } = self;
+        // One replaces the other: a drop-in may turn a program into an image.
+        let (lower_command, lower_image) = match (command.is_said(), image.is_said()) {
+            (false, false) => (lower.command, lower.image),
+            (true, false) => (lower.command, Said::Nothing),
+            (false, true) => (Said::Nothing, lower.image),
+            (true, true) => (lower.command, lower.image),
+        };
         Self {
-            command: command.or(lower.command),
+            command: command.or(lower_command),
+            image: image.or(lower_image),
+            arguments: arguments.or(lower.arguments),
             resource: resource.or(lower.resource),
             hosts: hosts.or(lower.hosts),
             origins: origins.or(lower.origins),
@@ -101,6 +112,8 @@ impl SandboxFragment {
             forward,
             host_network,
             dangerous,
+            seccomp,
+            seccomp_allow,
         } = self;
         Self {
             state: state.or(lower.state),
@@ -110,6 +123,8 @@ impl SandboxFragment {
             forward: forward.or(lower.forward),
             host_network: host_network.or(lower.host_network),
             dangerous: dangerous.or(lower.dangerous),
+            seccomp: seccomp.or(lower.seccomp),
+            seccomp_allow: seccomp_allow.or(lower.seccomp_allow),
         }
     }
 }
@@ -120,6 +135,9 @@ impl LimitsFragment {
             memory,
             tasks,
             cpu,
+            tmp,
+            start_timeout,
+            output,
             sessions,
             call_timeout,
             session_idle,
@@ -133,6 +151,9 @@ impl LimitsFragment {
             memory: memory.or(lower.memory),
             tasks: tasks.or(lower.tasks),
             cpu: cpu.or(lower.cpu),
+            tmp: tmp.or(lower.tmp),
+            start_timeout: start_timeout.or(lower.start_timeout),
+            output: output.or(lower.output),
             sessions: sessions.or(lower.sessions),
             call_timeout: call_timeout.or(lower.call_timeout),
             session_idle: session_idle.or(lower.session_idle),

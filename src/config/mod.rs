@@ -7,6 +7,7 @@
 
 mod egress;
 mod fragment;
+mod image;
 mod issuer;
 mod issuer_table;
 mod kubernetes;
@@ -23,6 +24,7 @@ mod value;
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 pub use egress::{Destination, Door, Host, Network, PROXY, Way, spelled};
+pub use image::{ImageKind, ImageName};
 pub use issuer::{
     ClaimValue, Dpop, Introspection, Issuer, KeySource, Pattern, RequiredClaim, ServiceAccount,
     TokenFile, TokenKind,
@@ -44,8 +46,12 @@ pub struct Config {
     pub digest: String,
     /// The files that were read (or looked for), for re-reading when they change.
     pub files: Vec<PathBuf>,
-    /// The program and its arguments; the program's path is absolute.
+    /// The program and its arguments; the program's path is absolute. Empty for an image.
     pub command: Vec<String>,
+    /// The image that is run in place of a program of this host.
+    pub image: Option<ImageName>,
+    /// What the image's program is given in place of the image's own arguments.
+    pub arguments: Option<Vec<String>>,
     /// The URL that names this server in tokens; its path is the path served.
     pub resource: Resource,
     /// Accepted `Host` values, lower case, the resource's own included.
@@ -121,6 +127,58 @@ pub struct Sandbox {
     pub optional: Vec<Layer>,
     /// What it may reach.
     pub network: Network,
+    /// Which system calls are let through.
+    pub seccomp: Seccomp,
+    /// Named additions to them.
+    pub seccomp_allow: Vec<Addition>,
+}
+
+/// A profile of system calls; `sandbox/filters` holds what each means.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub enum Seccomp {
+    /// What ordinary programs of any language need.
+    #[default]
+    Default,
+    /// Without what just-in-time compilers, debuggers and old programs need besides.
+    Strict,
+}
+
+/// System calls that a profile refuses and a configuration may let through again, by name.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Addition {
+    /// Looking into one's own processes: ptrace and its kin.
+    Debug,
+    /// Placing memory on nodes of a large machine.
+    Numa,
+    /// The ring interface for input and output.
+    IoUring,
+}
+
+impl Seccomp {
+    /// Every profile.
+    pub const ALL: [Self; 2] = [Self::Default, Self::Strict];
+
+    /// The name in configuration and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Strict => "strict",
+        }
+    }
+}
+
+impl Addition {
+    /// Every addition.
+    pub const ALL: [Self; 3] = [Self::Debug, Self::Numa, Self::IoUring];
+
+    /// The name in configuration and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Numa => "numa",
+            Self::IoUring => "io-uring",
+        }
+    }
 }
 
 /// One layer of the sandbox. Each is required unless `sandbox.optional` names it.
@@ -134,6 +192,8 @@ pub enum Layer {
     Privileges,
     /// Resource limits by `setrlimit`.
     Rlimits,
+    /// Files, signals and abstract sockets once more, by Landlock.
+    Landlock,
     /// The system call allow-list.
     Seccomp,
     /// An own cgroup with memory, tasks and cpu limits.
@@ -142,11 +202,12 @@ pub enum Layer {
 
 impl Layer {
     /// Every layer, in the order they are applied.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Namespaces,
         Self::Root,
         Self::Privileges,
         Self::Rlimits,
+        Self::Landlock,
         Self::Seccomp,
         Self::Cgroup,
     ];
@@ -158,6 +219,7 @@ impl Layer {
             Self::Root => "root",
             Self::Privileges => "privileges",
             Self::Rlimits => "rlimits",
+            Self::Landlock => "landlock",
             Self::Seccomp => "seccomp",
             Self::Cgroup => "cgroup",
         }
@@ -173,6 +235,12 @@ pub struct Limits {
     pub tasks: u64,
     /// Per cent of one processor of one child (cgroup); 200 is two.
     pub cpu: u64,
+    /// Bytes of one child's `/tmp`, in memory.
+    pub tmp: u64,
+    /// How long a child may take from its beginning to its program's.
+    pub start_timeout: Duration,
+    /// Bytes of one child's output that are read in a second, on average.
+    pub output: u64,
     /// Sessions at once.
     pub sessions: usize,
     /// How long one call may take.

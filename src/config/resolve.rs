@@ -6,8 +6,8 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    Auth, Authz, Config, Destination, Door, Issuer, Limits, Network, PolicyFile, Resource, Sandbox,
-    ServerName, Way, egress,
+    Auth, Authz, Config, Destination, Door, ImageName, Issuer, Limits, Network, PolicyFile,
+    Resource, Sandbox, ServerName, Way, egress,
     fragment::{AuthFragment, Decides, Fragment, LimitsFragment, Mode, SandboxFragment},
     issuer_table,
     load::Loader,
@@ -26,6 +26,8 @@ pub(super) fn resolve(
 ) -> Option<Config> {
     let Fragment {
         command,
+        image,
+        arguments,
         resource,
         hosts,
         origins,
@@ -35,13 +37,10 @@ pub(super) fn resolve(
         limits,
         env,
     } = merged;
-    let command = required(
-        loader,
-        command,
-        place,
-        "command",
-        "add `command = [\"/path/to/program\", …]`",
-    );
+    let program = program(loader, command, image, place);
+    if let (Some((_, None)), Some(place)) = (&program, arguments.place()) {
+        loader.report(place.problem("they belong to an `image`", "write them into `command`"));
+    }
     let resource = required(
         loader,
         resource,
@@ -63,11 +62,14 @@ pub(super) fn resolve(
     };
     let sandbox = resolve_sandbox(loader, sandbox);
     let (resource, limits) = (resource?, resolve_limits(limits));
+    let (command, image) = program?;
     Some(Config {
         server: server.clone(),
         digest: String::new(),
         files: Vec::new(),
-        command: command?,
+        command,
+        image,
+        arguments: arguments.given(),
         hosts: accepted_hosts(&resource, hosts.given().unwrap_or_default()),
         origins: origins.given().unwrap_or_default(),
         resource,
@@ -122,6 +124,33 @@ fn resolve_auth(loader: &mut Loader, auth: AuthFragment, place: &Place) -> Optio
     Some(Auth::Oidc(issuers))
 }
 
+/// Exactly one of a program and an image.
+fn program(
+    loader: &mut Loader,
+    command: Said<Vec<String>>,
+    image: Said<ImageName>,
+    place: &Place,
+) -> Option<(Vec<String>, Option<ImageName>)> {
+    if let (true, Some(place)) = (command.is_said(), image.place()) {
+        loader.report(place.problem(
+            "`command` and `image` exclude each other",
+            "remove one of the two",
+        ));
+        return None;
+    }
+    if image.is_said() {
+        return Some((Vec::new(), Some(image.given()?)));
+    }
+    let command = required(
+        loader,
+        command,
+        place,
+        "command",
+        "add `command = [\"/path/to/program\", …]` or `image = \"oci-archive:/path/to/FILE.tar\"`",
+    );
+    Some((command?, None))
+}
+
 fn policies(loader: &mut Loader, paths: Vec<At<PathBuf>>) -> Option<Vec<PolicyFile>> {
     let read: Vec<_> = paths
         .into_iter()
@@ -141,12 +170,16 @@ fn resolve_sandbox(loader: &mut Loader, fragment: SandboxFragment) -> Option<San
         forward,
         host_network,
         dangerous,
+        seccomp,
+        seccomp_allow,
     } = fragment;
     let network = network(loader, egress, forward, host_network, dangerous)?;
     Some(Sandbox {
         state: state.given().unwrap_or(false),
         read_only: read_only.given().unwrap_or_default(),
         optional: optional.given().unwrap_or_default(),
+        seccomp: seccomp.given().unwrap_or_default(),
+        seccomp_allow: seccomp_allow.given().unwrap_or_default(),
         network,
     })
 }
@@ -207,6 +240,9 @@ fn resolve_limits(fragment: LimitsFragment) -> Limits {
         memory,
         tasks,
         cpu,
+        tmp,
+        start_timeout,
+        output,
         sessions,
         call_timeout,
         session_idle,
@@ -226,6 +262,9 @@ fn resolve_limits(fragment: LimitsFragment) -> Limits {
         memory: memory.given().unwrap_or(default.memory),
         tasks: tasks.given().unwrap_or(default.tasks),
         cpu: cpu.given().unwrap_or(default.cpu),
+        tmp: tmp.given().unwrap_or(default.tmp),
+        start_timeout: start_timeout.given().unwrap_or(default.start_timeout),
+        output: output.given().unwrap_or(default.output),
         sessions: count(sessions, default.sessions),
         call_timeout: call_timeout.given().unwrap_or(default.call_timeout),
         session_idle: session_idle.given().unwrap_or(default.session_idle),
@@ -268,6 +307,9 @@ impl Limits {
         memory: 512 << 20,
         tasks: 64,
         cpu: 100,
+        tmp: 256 << 20,
+        start_timeout: Duration::from_secs(10),
+        output: 64 << 20,
         sessions: 100,
         call_timeout: Duration::from_secs(5 * 60),
         session_idle: Duration::from_secs(30 * 60),

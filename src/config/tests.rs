@@ -276,6 +276,8 @@ fn summarize(out: &mut String, config: &Config) {
         digest: _,
         files,
         command,
+        image,
+        arguments,
         resource,
         hosts,
         origins,
@@ -286,6 +288,9 @@ fn summarize(out: &mut String, config: &Config) {
         env,
     } = config;
     writeln!(out, "files {files:#?}").unwrap();
+    if let Some(image) = image {
+        writeln!(out, "{image:#?} {arguments:?}").unwrap();
+    }
     writeln!(
         out,
         "command {command:?}\n{resource:?}\nhosts {hosts:?}\norigins {origins:?}\n{auth:#?}"

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Layer,
+    Addition, Layer, Seccomp,
     table::{NOT_YET, nearest},
 };
 
@@ -214,6 +214,45 @@ pub(super) fn layer(text: &str) -> Result<Layer, String> {
         .ok_or_else(|| one_of(text, &Layer::ALL.map(Layer::name), &[]))
 }
 
+/// A profile of system calls.
+pub(super) fn profile(text: &str) -> Result<Seccomp, String> {
+    Seccomp::ALL
+        .into_iter()
+        .find(|profile| profile.name() == text)
+        .ok_or_else(|| one_of(text, &Seccomp::ALL.map(Seccomp::name), &[]))
+}
+
+/// A named addition to a profile.
+pub(super) fn addition(text: &str) -> Result<Addition, String> {
+    Addition::ALL
+        .into_iter()
+        .find(|addition| addition.name() == text)
+        .ok_or_else(|| one_of(text, &Addition::ALL.map(Addition::name), &[]))
+}
+
+/// How long a start may take: the gateway's own patience ends at [`MAX_START`].
+pub(super) fn start_timeout(text: &str) -> Result<Duration, String> {
+    let time = positive_duration(text)?;
+    if time <= MAX_START {
+        Ok(time)
+    } else {
+        Err(
+            "a start takes at most 25s; what a server does before it answers is not meant"
+                .to_owned(),
+        )
+    }
+}
+
+/// Bytes a second; less than one line at most would stall a lawful answer for long.
+pub(super) fn output_rate(text: &str) -> Result<u64, String> {
+    let bytes = size(text)?;
+    if bytes >= MIN_OUTPUT {
+        Ok(bytes)
+    } else {
+        Err("an output rate is at least 64K a second".to_owned())
+    }
+}
+
 /// One word of `now`; those of `later` are for later versions.
 pub(super) fn word(
     text: &str,
@@ -271,6 +310,8 @@ const MAX_LEEWAY: Duration = Duration::from_secs(5 * 60);
 const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const MIN_SIZE: u64 = 1 << 10;
 const MAX_SIZE: u64 = 16 << 40;
+const MAX_START: Duration = Duration::from_secs(25);
+const MIN_OUTPUT: u64 = 64 << 10;
 const MAX_BODY: u64 = 64 << 20;
 
 #[cfg(test)]

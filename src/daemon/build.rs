@@ -132,6 +132,7 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         audit: setup.audit.clone(),
         sessions: config.limits.sessions,
         call_timeout: config.limits.call_timeout,
+        output: config.limits.output,
         session_idle: config.limits.session_idle,
     });
     let gateway = Gateway {

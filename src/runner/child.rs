@@ -68,6 +68,7 @@ impl Child {
         principal: &str,
         config: &Config,
         setup: &Setup,
+        filter: &sandbox::Filter,
         cgroups: &Result<Delegated, Fault>,
     ) -> Result<Self, Fault> {
         let state = if config.sandbox.state {
@@ -75,7 +76,17 @@ impl Child {
         } else {
             None
         };
-        let plan = sandbox::plan(config, &setup.host, state.as_deref());
+        let image = match (&config.image, &setup.images) {
+            (Some(name), Some(store)) => Some(sandbox::Installed::open(store, name)?),
+            (Some(_), None) => {
+                return Err(Fault {
+                    layer: "image".to_owned(),
+                    reason: "images stand in a state directory, which only the unit has (StateDirectory=)".to_owned(),
+                });
+            }
+            (None, _) => None,
+        };
+        let plan = sandbox::plan(config, &setup.host, state.as_deref(), image.as_ref());
         let credentials = setup.vault.of(&plan)?;
         let group = match cgroups {
             Ok(cgroups) => cgroups.group(plan.cgroup).map(Some),
@@ -83,11 +94,7 @@ impl Child {
         };
         let group = match group {
             Err(fault) if plan.optional.contains(&Layer::Cgroup) => {
-                warn!(
-                    layer = fault.layer,
-                    reason = fault.reason,
-                    "a child starts without an optional layer"
-                );
+                without(&fault);
                 None
             }
             other => other?,
@@ -116,7 +123,7 @@ impl Child {
                 drop((to_stdin, from_stdout, from_stderr, report, status, doors));
                 sandbox::run(Start {
                     plan: &plan,
-                    filter: &setup.filter,
+                    filter,
                     staged: &setup.staged,
                     credentials: &credentials,
                     owner,
@@ -167,11 +174,18 @@ impl Child {
             return Told::Nothing;
         };
         match sandbox::read_report(&mut report) {
-            Ok(None) => match self.take_doors() {
-                Ok(doors) => Told::Started(doors),
-                Err(fault) => Told::Failed(fault),
-            },
-            Ok(Some(fault)) => Told::Failed(fault),
+            Ok(report) => {
+                for fault in report.skipped {
+                    without(&fault);
+                }
+                match report.fault {
+                    Some(fault) => Told::Failed(fault),
+                    None => match self.take_doors() {
+                        Ok(doors) => Told::Started(doors),
+                        Err(fault) => Told::Failed(fault),
+                    },
+                }
+            }
             Err(error) => Told::Failed(Fault {
                 layer: "runner".to_owned(),
                 reason: format!("reading its report: {error}"),
@@ -273,6 +287,15 @@ fn state_directory(setup: &Setup, principal: &str) -> Result<PathBuf, Fault> {
         }
         _ => Ok(path),
     }
+}
+
+/// An optional layer that is missing is never passed over in silence.
+pub(super) fn without(fault: &Fault) {
+    warn!(
+        layer = fault.layer,
+        reason = fault.reason,
+        "a child starts without an optional layer"
+    );
 }
 
 pub(super) fn no_namespaces(error: &io::Error) -> Fault {

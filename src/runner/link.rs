@@ -17,14 +17,14 @@ use super::{
 use crate::{
     config::{self, Config},
     frames::{self, Reply, Request},
-    sandbox::{Fault, cgroup::Delegated},
+    sandbox::{Fault, Filter, cgroup::Delegated},
 };
 
 /// A connection and the children that were started over it.
 pub(super) struct Link {
     socket: OwnedFd,
     /// What its gateway was told it may have started; `None` before hello.
-    config: Option<Config>,
+    config: Option<(Config, Filter)>,
     pub(super) children: BTreeMap<u64, Child>,
     since: Instant,
     over: bool,
@@ -93,9 +93,12 @@ impl Link {
             debug!("no hello in time, closing the connection");
             self.over = true;
         }
-        let late = |child: &&Child| {
-            child.is_starting() && now.duration_since(child.since) >= START_DEADLINE
+        let patience = match &self.config {
+            Some((config, _)) => config.limits.start_timeout,
+            None => return,
         };
+        let late =
+            |child: &&Child| child.is_starting() && now.duration_since(child.since) >= patience;
         let late: Vec<u64> = self
             .children
             .values()
@@ -106,7 +109,7 @@ impl Link {
             self.children.remove(&number);
             let fault = Fault {
                 layer: "exec".to_owned(),
-                reason: "it did not start in time".to_owned(),
+                reason: "it did not start within limits.start-timeout".to_owned(),
             };
             self.over |= self.failed(number, fault).is_err();
         }
@@ -134,7 +137,7 @@ impl Link {
     ) -> Result<(), Over> {
         match (request, &self.config) {
             (Request::Hello { version, key, .. }, None) => self.hello(version, &key, setup),
-            (Request::Start { child, principal }, Some(config)) => {
+            (Request::Start { child, principal }, Some((config, filter))) => {
                 let started = if self.children.contains_key(&child)
                     || self.children.len() >= config.limits.sessions
                 {
@@ -145,7 +148,7 @@ impl Link {
                         reason,
                     })
                 } else {
-                    Child::start(child, &principal, config, setup, cgroups)
+                    Child::start(child, &principal, config, setup, filter, cgroups)
                 };
                 match started {
                     Ok(started) => {
@@ -193,7 +196,12 @@ impl Link {
         match config::load(&setup.root, &setup.server, setup.owner) {
             Ok(config) => {
                 let digest = config.digest.clone();
-                self.config = Some(config);
+                let sandbox = &config.sandbox;
+                let filter = Filter::compile((sandbox.seccomp, &sandbox.seccomp_allow));
+                match filter {
+                    Ok(filter) => self.config = Some((config, filter)),
+                    Err(error) => return refuse(self, error.to_string()),
+                }
                 self.send(
                     &Reply::Hello {
                         version: frames::VERSION,
@@ -278,5 +286,3 @@ impl Link {
 
 /// How long a connection may take to say hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(2);
-/// How long a child may take to its exec.
-const START_DEADLINE: Duration = Duration::from_secs(10);

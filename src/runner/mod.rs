@@ -47,11 +47,12 @@ struct Setup {
     key: String,
     /// Where directories of principals are made.
     state: Option<PathBuf>,
+    /// Where images stand.
+    images: Option<PathBuf>,
     /// Parts of the host that were put elsewhere before root was given up.
     staged: HashMap<PathBuf, PathBuf>,
     /// Secrets of its children.
     vault: vault::Vault,
-    filter: sandbox::Filter,
     host: sandbox::Host,
     notifier: Notifier,
 }
@@ -69,10 +70,10 @@ pub fn run_as_service(root: &Path, server: &ServerName) -> Result<ExitCode> {
         server: server.clone(),
         owner: OwnerRule::Root,
         key: text(key)?,
+        images: systemd::state_directory().map(|state| sandbox::Installed::store(&state)),
         state: systemd::state_directory(),
         staged: HashMap::new(),
         vault: vault::Vault::from_environment(server),
-        filter: sandbox::Filter::compile()?,
         host: sandbox::Host::look(),
         notifier,
     };
@@ -89,6 +90,9 @@ pub fn run_in_foreground(root: &Path, server: &ServerName) -> Result<ExitCode> {
         Some(filter.as_deref().unwrap_or("warn")),
     )?;
     let (channel, key) = foreground::inherited()?;
+    // Without systemd there is no state directory but the one that `thv pull --into` was given.
+    let state = root.join("var/lib/thv-runner").join(server.as_str());
+    let images = sandbox::Installed::store(&state);
     let mut vault = vault::Vault::from_environment(server);
     let mut staged = HashMap::new();
     if let Some(person) = Person::to_become() {
@@ -97,7 +101,7 @@ pub fn run_in_foreground(root: &Path, server: &ServerName) -> Result<ExitCode> {
         // A broken configuration is reported when the gateway says hello.
         if let Ok(config) = config {
             vault.keep(&config);
-            staged = staging::stage(&config)
+            staged = staging::stage(&config, &images)
                 .context("making the server reachable for an ordinary user")?;
         }
         person.become_for_good()?;
@@ -111,9 +115,9 @@ pub fn run_in_foreground(root: &Path, server: &ServerName) -> Result<ExitCode> {
         owner: OwnerRule::RootOrCaller,
         key,
         state: None,
+        images: Some(staged.get(&images).cloned().unwrap_or(images)),
         staged,
         vault,
-        filter: sandbox::Filter::compile()?,
         host: sandbox::Host::look(),
         notifier: Notifier::none(),
     };

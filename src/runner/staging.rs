@@ -7,19 +7,22 @@
 use std::{
     collections::HashMap,
     fs,
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 use nix::{
+    fcntl::AT_FDCWD,
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
+    sys::stat::{SFlag, fstat},
 };
 
-use crate::config::Config;
+use crate::{config::Config, sys::mounts};
 
 /// Binds what the configuration shows its child, and says where to.
-pub(super) fn stage(config: &Config) -> Result<HashMap<PathBuf, PathBuf>> {
+pub(super) fn stage(config: &Config, images: &Path) -> Result<HashMap<PathBuf, PathBuf>> {
     unshare(CloneFlags::CLONE_NEWNS).context("entering a mount namespace")?;
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
@@ -31,14 +34,19 @@ pub(super) fn stage(config: &Config) -> Result<HashMap<PathBuf, PathBuf>> {
         .iter()
         .cloned()
         .chain(program)
+        .chain(config.image.is_some().then(|| images.to_owned()))
         .filter(|path| !path.starts_with("/usr"))
         .collect();
     // The sources first: the place may hide one of them.
-    let opened = paths
-        .iter()
-        .map(fs::File::open)
-        .collect::<std::io::Result<Vec<_>>>();
-    let opened = opened.context("opening what the configuration shows the server")?;
+    // As places: opening a pipe or a device would do something. What cannot be opened
+    // is left out here, and missing by name when a child starts.
+    let opened: Vec<(PathBuf, OwnedFd)> = paths
+        .into_iter()
+        .filter_map(|path| {
+            let place = mounts::open_place(AT_FDCWD, &path, mounts::Follow::Yes).ok()?;
+            Some((path, place))
+        })
+        .collect();
     mount(
         Some("thv"),
         PLACE,
@@ -48,10 +56,10 @@ pub(super) fn stage(config: &Config) -> Result<HashMap<PathBuf, PathBuf>> {
     )
     .with_context(|| format!("mounting at `{PLACE}`"))?;
     let mut staged = HashMap::new();
-    for (number, (path, source)) in paths.into_iter().zip(opened).enumerate() {
-        use std::os::fd::AsRawFd;
+    for (number, (path, source)) in opened.into_iter().enumerate() {
         let target = Path::new(PLACE).join(number.to_string());
-        if source.metadata()?.is_dir() {
+        let kind = SFlag::from_bits_truncate(fstat(&source)?.st_mode);
+        if kind & SFlag::S_IFMT == SFlag::S_IFDIR {
             fs::create_dir(&target)?;
         } else {
             fs::File::create(&target)?;

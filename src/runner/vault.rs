@@ -31,7 +31,7 @@ impl Vault {
     /// Opens what the configuration names, before root is given up. What is not
     /// there is missed when a child needs it.
     pub(super) fn keep(&mut self, config: &Config) {
-        let plan = sandbox::plan(config, &sandbox::Host::default(), None);
+        let plan = sandbox::plan(config, &sandbox::Host::default(), None, None);
         for name in plan.credentials() {
             if let Ok(file) = self.open(name) {
                 self.kept.insert(name.to_owned(), file);

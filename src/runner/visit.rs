@@ -22,7 +22,7 @@ use super::{Person, staging};
 use crate::{
     config::{self, EnvValue, Layer, OwnerRule, ServerName},
     frames::Status,
-    sandbox::{self, Credentials, Fault, Start},
+    sandbox::{self, Credentials, Fault, Installed, Start},
     sys::process::{self, Cloned},
 };
 
@@ -46,17 +46,26 @@ pub fn missing_from_visits(config: &config::Config) -> Vec<String> {
 /// Runs `command`, whose program is an absolute path, in the sandbox of `server`; says how it ended.
 pub fn visit(root: &Path, server: &ServerName, command: Vec<String>) -> Result<Status> {
     let mut config = config::load(root, server, OwnerRule::RootOrCaller)?;
-    config.command = command;
     config.sandbox.optional.push(Layer::Cgroup);
     config
         .env
         .retain(|_, value| matches!(value, EnvValue::Text(_)));
-    let plan = sandbox::plan(&config, &sandbox::Host::look(), None);
-    let filter = sandbox::Filter::compile()?;
+    let state = root.join("var/lib/thv-runner").join(server.as_str());
+    let images = Installed::store(&state);
+    let image = match &config.image {
+        Some(name) => Some(Installed::open(&images, name).map_err(failed)?),
+        None => None,
+    };
+    let mut plan = sandbox::plan(&config, &sandbox::Host::look(), None, image.as_ref());
+    plan.argv = command;
+    let filter = sandbox::Filter::compile((
+        config.sandbox.seccomp,
+        config.sandbox.seccomp_allow.as_slice(),
+    ))?;
     let mut staged = HashMap::new();
     if let Some(person) = Person::to_become() {
-        staged =
-            staging::stage(&config).context("making the server reachable for an ordinary user")?;
+        staged = staging::stage(&config, &images)
+            .context("making the server reachable for an ordinary user")?;
         person.become_for_good()?;
     }
     let streams: [OwnedFd; 3] = [
@@ -85,7 +94,7 @@ pub fn visit(root: &Path, server: &ServerName, command: Vec<String>) -> Result<S
             })
         }
         Ok(Cloned::Parent { pid, .. }) => pid,
-        Err(fault) => return Err(io::Error::other(words(&fault)).into()),
+        Err(fault) => return Err(failed(fault)),
     };
     drop((report_in, status_in, streams));
     let told = sandbox::read_report(&mut File::from(report)).context("reading its report")?;
@@ -98,12 +107,15 @@ pub fn visit(root: &Path, server: &ServerName, command: Vec<String>) -> Result<S
             Err(error) => return Err(error).context("waiting for it"),
         }
     };
-    if let Some(fault) = told {
-        return Err(io::Error::other(words(&fault)).into());
+    for fault in &told.skipped {
+        super::child::without(fault);
+    }
+    if let Some(fault) = told.fault {
+        return Err(failed(fault));
     }
     Ok(said.unwrap_or(waited))
 }
 
-fn words(fault: &Fault) -> String {
-    format!("{}: {}", fault.layer, fault.reason)
+fn failed(fault: Fault) -> anyhow::Error {
+    io::Error::other(format!("{}: {}", fault.layer, fault.reason)).into()
 }

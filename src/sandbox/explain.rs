@@ -11,10 +11,17 @@ impl fmt::Display for Plan {
         writeln!(
             f,
             "          in `{}`, as an unprivileged user, alone on a host called `{}`",
-            self.home.display(),
+            self.cwd.display(),
             self.hostname
         )?;
         writeln!(f, "May read")?;
+        if let Some(base) = &self.base {
+            line(
+                f,
+                Path::new("/"),
+                format!("the image in `{}`", base.display()),
+            )?;
+        }
         for entry in &self.root {
             if let Entry::Bind {
                 from,
@@ -104,10 +111,16 @@ impl fmt::Display for Plan {
             self.cgroup.tasks,
             self.cgroup.cpu
         )?;
-        writeln!(
+        let (profile, additions) = &self.seccomp;
+        write!(
             f,
-            "Kernel    system calls of the profile `default`, no capabilities, no new privileges"
+            "Kernel    system calls of the profile `{}`",
+            profile.name()
         )?;
+        for addition in additions {
+            write!(f, " and of `{}`", addition.name())?;
+        }
+        writeln!(f, ", no capabilities, no new privileges")?;
         write!(f, "Layers   ")?;
         for layer in Layer::ALL {
             let optional = if self.optional.contains(&layer) {

@@ -4,7 +4,9 @@ use seccompiler::{BpfProgram, TargetArch, compile_from_json};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The compiled filter. Made once, applied to every child.
+use crate::config::{Addition, Seccomp};
+
+/// The compiled filter. Made once for each configuration, applied to every child.
 pub struct Filter {
     /// Innermost first: of two that say no, the one applied last is heard.
     programs: [BpfProgram; 2],
@@ -18,8 +20,27 @@ pub struct FilterError(String);
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Profile {
+    #[serde(default)]
     allow: Vec<Group>,
     refuse: Vec<Group>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Additions {
+    addition: Vec<Named>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Named {
+    name: String,
+    #[allow(dead_code, reason = "its presence is what counts")]
+    why: String,
+    calls: Vec<String>,
+    /// What the runner's unit needs besides, for whoever reads the file.
+    #[allow(dead_code, reason = "its presence is what counts")]
+    unit: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -45,16 +66,26 @@ struct Comparison {
 }
 
 impl Filter {
-    /// Compiles the profile `default` for this machine.
-    pub fn compile() -> Result<Self, FilterError> {
+    /// Compiles a profile and its additions for this machine.
+    pub fn compile((profile, additions): (Seccomp, &[Addition])) -> Result<Self, FilterError> {
+        Self::compile_for(profile, additions, std::env::consts::ARCH)
+    }
+
+    fn compile_for(
+        profile: Seccomp,
+        additions: &[Addition],
+        machine: &str,
+    ) -> Result<Self, FilterError> {
         let wrong = |error: &dyn std::fmt::Display| FilterError(error.to_string());
-        let profile: Profile = toml::from_str(DEFAULT).map_err(|error| wrong(&error))?;
-        let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|error| wrong(&error))?;
+        let profile = read(profile, additions).map_err(|error| wrong(&error))?;
+        let arch = TargetArch::try_from(machine).map_err(|error| wrong(&error))?;
         let allow = json!({ "filter": {
-            "mismatch_action": { "errno": libc::ENOSYS }, "match_action": "allow", "filter": rules(&profile.allow),
+            "mismatch_action": { "errno": libc::ENOSYS }, "match_action": "allow",
+            "filter": rules(&profile.allow, machine),
         } });
         let refuse = json!({ "filter": {
-            "mismatch_action": "allow", "match_action": { "errno": libc::EPERM }, "filter": rules(&profile.refuse),
+            "mismatch_action": "allow", "match_action": { "errno": libc::EPERM },
+            "filter": rules(&profile.refuse, machine),
         } });
         let program = |filter: Value| {
             let mut programs = compile_from_json(filter.to_string().as_bytes(), arch)
@@ -76,11 +107,42 @@ impl Filter {
     }
 }
 
-fn rules(groups: &[Group]) -> Vec<Value> {
+/// A profile with its additions: what these name is no longer refused, but allowed.
+fn read(profile: Seccomp, additions: &[Addition]) -> Result<Profile, toml::de::Error> {
+    let mut whole: Profile = toml::from_str(DEFAULT)?;
+    match profile {
+        Seccomp::Default => {}
+        Seccomp::Strict => whole
+            .refuse
+            .extend(toml::from_str::<Profile>(STRICT)?.refuse),
+    }
+    let known: Additions = toml::from_str(ADDITIONS)?;
+    for named in known.addition {
+        if additions
+            .iter()
+            .all(|addition| addition.name() != named.name)
+        {
+            continue;
+        }
+        for group in &mut whole.refuse {
+            group.calls.retain(|call| !named.calls.contains(call));
+        }
+        whole.allow.push(Group {
+            why: named.why,
+            calls: named.calls,
+            arch: Vec::new(),
+            when: Vec::new(),
+        });
+    }
+    Ok(whole)
+}
+
+fn rules(groups: &[Group], machine: &str) -> Vec<Value> {
     let mut rules = Vec::new();
-    for group in groups.iter().filter(|group| {
-        group.arch.is_empty() || group.arch.iter().any(|arch| arch == std::env::consts::ARCH)
-    }) {
+    for group in groups
+        .iter()
+        .filter(|group| group.arch.is_empty() || group.arch.iter().any(|arch| arch == machine))
+    {
         for call in &group.calls {
             if group.when.is_empty() {
                 rules.push(json!({ "syscall": call }));
@@ -111,6 +173,8 @@ fn comparisons(comparison: &Comparison) -> impl Iterator<Item = Value> {
 }
 
 const DEFAULT: &str = include_str!("filters/default.toml");
+const STRICT: &str = include_str!("filters/strict.toml");
+const ADDITIONS: &str = include_str!("filters/additions.toml");
 
 #[cfg(test)]
 mod tests {
@@ -119,15 +183,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_profile_compiles_and_fits() {
-        let filter = Filter::compile().unwrap();
-        // The kernel takes 4096 instructions (seccomp(2)).
-        assert!(filter.programs.iter().all(|program| program.len() < 4096));
+    fn every_profile_compiles_and_fits_on_every_machine() {
+        for machine in ["x86_64", "aarch64"] {
+            for profile in Seccomp::ALL {
+                for additions in [&[][..], &Addition::ALL] {
+                    let filter = Filter::compile_for(profile, additions, machine)
+                        .unwrap_or_else(|error| panic!("{machine} {profile:?}: {error}"));
+                    // The kernel takes 4096 instructions (seccomp(2)).
+                    assert!(filter.programs.iter().all(|program| program.len() < 4096));
+                }
+            }
+        }
+        assert!(Filter::compile_for(Seccomp::Default, &[], "sparc").is_err());
+    }
+
+    #[test]
+    fn an_addition_lets_through_what_the_profile_refuses_and_no_more() {
+        let known: Additions = toml::from_str(ADDITIONS).unwrap();
+        let names: Vec<_> = known
+            .addition
+            .iter()
+            .map(|named| named.name.as_str())
+            .collect();
+        assert_eq!(names, Addition::ALL.map(Addition::name));
+        let plain: Profile = read(Seccomp::Default, &[]).unwrap();
+        let refused = |profile: &Profile, call: &String| {
+            profile
+                .refuse
+                .iter()
+                .any(|group| group.calls.contains(call))
+        };
+        for named in &known.addition {
+            for call in &named.calls {
+                assert!(refused(&plain, call), "{call} is not refused without it");
+            }
+        }
+        let with = read(Seccomp::Default, &[Addition::Numa]).unwrap();
+        assert!(!refused(&with, &"mbind".to_owned()) && refused(&with, &"ptrace".to_owned()));
     }
 
     #[test]
     fn no_call_is_both_allowed_and_refused_whatever_its_arguments() {
-        let profile: Profile = toml::from_str(DEFAULT).unwrap();
+        let profile: Profile = read(Seccomp::Default, &[]).unwrap();
         let allowed: BTreeSet<_> = profile
             .allow
             .iter()

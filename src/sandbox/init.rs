@@ -64,10 +64,16 @@ fn settle(status: OwnedFd, filter: &Filter, plan: &Plan) -> io::Result<File> {
     // From here on the pipe is descriptor 2, the only one besides the nulls.
     drop((null, status));
     process::close_from(3)?;
+    // Before the capabilities go, not after: from here on the kernel lets nobody without
+    // CAP_SYS_PTRACE over it look inside, and the server, which has as few, never could
+    // in between. Dropping them leaves the mark as it is; only an exec or a change of
+    // user would set it anew (prctl(2), ptrace(2)).
     prctl::set_dumpable(false)?;
     let refused = |_| io::Error::from(io::ErrorKind::PermissionDenied);
-    privileges::give_up(plan).map_err(refused)?;
-    privileges::bind(plan, filter).map_err(refused)?;
+    // What an optional layer leaves out is told by the server's own process, which does the same.
+    let mut skipped = Vec::new();
+    privileges::give_up(plan, &mut skipped).map_err(refused)?;
+    privileges::bind(plan, filter, &mut skipped).map_err(refused)?;
     process::standard_error()
 }
 

@@ -6,22 +6,26 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::config::{Config, EnvValue, Layer, Limits, Network, PROXY};
+use super::installed::Installed;
+use crate::config::{Addition, Config, EnvValue, Layer, Limits, Network, PROXY, Seccomp};
 
 /// What a child may see and do, in the order in which it is applied.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Plan {
     /// The host's name inside.
     pub hostname: String,
+    /// A directory that is the root, read-only, in place of an empty one.
+    pub base: Option<PathBuf>,
     /// What the root directory holds.
     pub root: Vec<Entry>,
-    /// The program, by its absolute path, and its arguments.
+    /// The program, and its arguments. A name without a slash is looked for in PATH.
     pub argv: Vec<String>,
     /// The environment, but for what is secret.
     pub env: Vec<(String, String)>,
     /// Variables, each with the credential whose text is its value.
     pub secret_env: Vec<(String, String)>,
-    /// Where the program starts; also its HOME.
+    /// Where the program starts.
+    pub cwd: PathBuf,
     pub home: PathBuf,
     /// Its own loopback with its ways out, or the host's.
     pub network: Network,
@@ -29,6 +33,8 @@ pub struct Plan {
     pub cgroup: CgroupLimits,
     /// Connections and bytes that its ways out carry at most; the gateway counts.
     pub egress: (usize, u64),
+    /// The system calls that are let through, and additions to them.
+    pub seccomp: (Seccomp, Vec<Addition>),
     /// Layers without which the child starts all the same.
     pub optional: BTreeSet<Layer>,
 }
@@ -135,7 +141,10 @@ impl Host {
 
 /// The plan of `config` on `host`; `state` is the principal's own directory,
 /// where the configuration asks for one.
-pub fn plan(config: &Config, host: &Host, state: Option<&Path>) -> Plan {
+///
+/// `image` is what is installed where the configuration names an image; without it the
+/// plan is that of an image about which nothing is known.
+pub fn plan(config: &Config, host: &Host, state: Option<&Path>, image: Option<&Installed>) -> Plan {
     let home = PathBuf::from(if state.is_some() { STATE } else { "/tmp" });
     let mut env = vec![
         ("HOME".to_owned(), home.display().to_string()),
@@ -143,6 +152,13 @@ pub fn plan(config: &Config, host: &Host, state: Option<&Path>) -> Plan {
         ("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()),
         ("TMPDIR".to_owned(), "/tmp".to_owned()),
     ];
+    for (name, value) in image.iter().flat_map(|image| &image.env) {
+        // Its HOME and TMPDIR may not be writable here.
+        if name != "HOME" && name != "TMPDIR" {
+            env.retain(|(known, _)| known != name);
+            env.push((name.clone(), value.clone()));
+        }
+    }
     env.extend(proxy(&config.sandbox.network));
     env.retain(|(name, _)| !config.env.contains_key(name));
     let mut secret_env = Vec::new();
@@ -159,14 +175,27 @@ pub fn plan(config: &Config, host: &Host, state: Option<&Path>) -> Plan {
     }
     Plan {
         hostname: config.server.to_string(),
-        root: root(config, host, state),
-        argv: config.command.clone(),
+        base: image.map(|image| image.root.clone()),
+        root: if config.image.is_some() {
+            over_image(config, state)
+        } else {
+            root(config, host, state)
+        },
+        argv: match image {
+            Some(image) => {
+                let arguments = config.arguments.as_ref().unwrap_or(&image.arguments);
+                image.entrypoint.iter().chain(arguments).cloned().collect()
+            }
+            None => config.command.clone(),
+        },
         env,
         secret_env,
+        cwd: image.map_or_else(|| home.clone(), |image| image.cwd.clone()),
         home,
         network: config.sandbox.network.clone(),
         cgroup: cgroup(&config.limits),
         egress: (config.limits.egress_connections, config.limits.egress_bytes),
+        seccomp: (config.sandbox.seccomp, config.sandbox.seccomp_allow.clone()),
         optional: config.sandbox.optional.iter().copied().collect(),
     }
 }
@@ -218,7 +247,6 @@ fn root(config: &Config, host: &Host, state: Option<&Path>) -> Vec<Entry> {
         to: to.clone(),
     }));
     entries.extend(host.present.iter().map(|path| same(path, Access::ReadOnly)));
-    let name = &config.server;
     let own_network = config.sandbox.network != Network::Host;
     if !own_network {
         entries.extend(
@@ -236,14 +264,14 @@ fn root(config: &Config, host: &Host, state: Option<&Path>) -> Vec<Entry> {
             ),
         ),
         ("/etc/group", format!("root:x:0:\nserver:x:{ID}:\n")),
-        ("/etc/hosts", hosts(config)),
-        ("/etc/hostname", format!("{name}\n")),
         (
             "/etc/nsswitch.conf",
             "passwd: files\ngroup: files\nhosts: files\n".to_owned(),
         ),
-        ("/etc/resolv.conf", String::new()),
-    ] {
+    ]
+    .into_iter()
+    .chain(names(config))
+    {
         if own_network || !RESOLVER.contains(&at) {
             entries.push(Entry::File {
                 at: at.into(),
@@ -251,15 +279,8 @@ fn root(config: &Config, host: &Host, state: Option<&Path>) -> Vec<Entry> {
             });
         }
     }
-    entries.push(Entry::Directory { at: "/dev".into() });
-    for device in ["null", "zero", "full", "random", "urandom"] {
-        entries.push(same(&Path::new("/dev").join(device), Access::Device));
-    }
+    devices(&mut entries);
     for (at, to) in [
-        ("/dev/fd", "/proc/self/fd"),
-        ("/dev/stdin", "/proc/self/fd/0"),
-        ("/dev/stdout", "/proc/self/fd/1"),
-        ("/dev/stderr", "/proc/self/fd/2"),
         ("/etc/os-release", "../usr/lib/os-release"),
         ("/var/tmp", "../tmp"),
     ] {
@@ -268,33 +289,10 @@ fn root(config: &Config, host: &Host, state: Option<&Path>) -> Vec<Entry> {
             to: to.into(),
         });
     }
-    entries.push(Entry::Scratch {
-        at: "/dev/shm".into(),
-        bytes: SHARED_MEMORY,
-    });
-    entries.push(Entry::Processes { at: "/proc".into() });
-    entries.push(Entry::Scratch {
-        at: "/tmp".into(),
-        bytes: SCRATCH,
-    });
+    memory_and_processes(&mut entries, config);
     entries.push(Entry::Directory { at: "/run".into() });
-    let files: BTreeSet<&String> = config
-        .env
-        .values()
-        .filter_map(|value| match value {
-            EnvValue::CredentialFile(credential) => Some(credential),
-            _ => None,
-        })
-        .collect();
-    entries.extend(files.into_iter().map(|credential| Entry::Secret {
-        credential: credential.clone(),
-        at: secret_file(credential),
-    }));
-    entries.extend(state.map(|state| Entry::Bind {
-        from: state.to_owned(),
-        at: STATE.into(),
-        access: Access::Writable,
-    }));
+    secrets(&mut entries, config);
+    entries.extend(state.map(kept));
     // Shorter paths first, so that what lies below another comes after it.
     let mut shown: Vec<&Path> = config
         .sandbox
@@ -340,6 +338,100 @@ fn secret_file(credential: &str) -> PathBuf {
     Path::new("/run/secrets").join(credential)
 }
 
+/// What is mounted over an image, whose own places it hides.
+fn over_image(config: &Config, state: Option<&Path>) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    devices(&mut entries);
+    memory_and_processes(&mut entries, config);
+    entries.push(Entry::Scratch {
+        at: "/run".into(),
+        bytes: RUN,
+    });
+    for (at, text) in names(config) {
+        entries.push(Entry::File {
+            at: at.into(),
+            text,
+        });
+    }
+    secrets(&mut entries, config);
+    entries.extend(state.map(kept));
+    entries.extend(config.sandbox.read_only.iter().map(|path| Entry::Bind {
+        from: path.clone(),
+        at: path.clone(),
+        access: Access::ReadOnly,
+    }));
+    entries
+}
+
+fn devices(entries: &mut Vec<Entry>) {
+    entries.push(Entry::Directory { at: "/dev".into() });
+    for device in ["null", "zero", "full", "random", "urandom"] {
+        let path = Path::new("/dev").join(device);
+        entries.push(Entry::Bind {
+            from: path.clone(),
+            at: path,
+            access: Access::Device,
+        });
+    }
+    for (at, to) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+    ] {
+        entries.push(Entry::Link {
+            at: at.into(),
+            to: to.into(),
+        });
+    }
+}
+
+fn memory_and_processes(entries: &mut Vec<Entry>, config: &Config) {
+    entries.push(Entry::Scratch {
+        at: "/dev/shm".into(),
+        bytes: SHARED_MEMORY,
+    });
+    entries.push(Entry::Processes { at: "/proc".into() });
+    entries.push(Entry::Scratch {
+        at: "/tmp".into(),
+        bytes: config.limits.tmp,
+    });
+}
+
+/// The files that say what this host and others are called.
+fn names(config: &Config) -> [(&'static str, String); 3] {
+    let name = &config.server;
+    [
+        ("/etc/hosts", hosts(config)),
+        ("/etc/hostname", format!("{name}\n")),
+        ("/etc/resolv.conf", String::new()),
+    ]
+}
+
+fn kept(state: &Path) -> Entry {
+    Entry::Bind {
+        from: state.to_owned(),
+        at: STATE.into(),
+        access: Access::Writable,
+    }
+}
+
+/// A file for each credential that a variable names so.
+fn secrets(entries: &mut Vec<Entry>, config: &Config) {
+    let files: BTreeSet<&String> = config
+        .env
+        .values()
+        .filter_map(|value| match value {
+            EnvValue::CredentialFile(credential) => Some(credential),
+            _ => None,
+        })
+        .collect();
+    entries.extend(files.into_iter().map(|credential| Entry::Secret {
+        credential: credential.clone(),
+        at: secret_file(credential),
+    }));
+}
+
 fn home_of(state: Option<&Path>) -> &'static str {
     if state.is_some() { STATE } else { "/tmp" }
 }
@@ -374,7 +466,7 @@ const RESOLVER: &[&str] = &["/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.con
 const STATE: &str = "/state";
 /// The user and group inside.
 pub(super) const ID: u32 = 1000;
-/// Bytes of `/tmp`.
-const SCRATCH: u64 = 256 << 20;
+/// Bytes of an image's `/run`.
+const RUN: u64 = 16 << 20;
 /// Bytes of `/dev/shm`.
 const SHARED_MEMORY: u64 = 64 << 20;

@@ -11,11 +11,15 @@ use super::{filter::Filter, plan::Plan, stage::Fault};
 use crate::{config::Layer, sys::privileges};
 
 /// The limits that init and server share (setrlimit(2)), and a keyring of their own.
-pub(super) fn limit(plan: &Plan) -> Result<(), Fault> {
-    unless_optional(plan, Layer::Rlimits, || {
+pub(super) fn limit(plan: &Plan, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
+    unless_optional(plan, skipped, Layer::Rlimits, || {
         for (resource, most) in [
             (Resource::RLIMIT_CORE, 0),
             (Resource::RLIMIT_NOFILE, MAX_FILES),
+            // Counted in the child's own user namespace, init and all threads included.
+            // The cgroup says it, too; this holds where there is none (probe-23).
+            (Resource::RLIMIT_NPROC, plan.cgroup.tasks.saturating_add(1)),
+            (Resource::RLIMIT_SIGPENDING, MAX_SIGNALS),
             (Resource::RLIMIT_MSGQUEUE, 0),
             (Resource::RLIMIT_RTPRIO, 0),
             (Resource::RLIMIT_MEMLOCK, MAX_LOCKED),
@@ -27,12 +31,17 @@ pub(super) fn limit(plan: &Plan) -> Result<(), Fault> {
         }
         Ok(())
     })?;
-    unless_optional(plan, Layer::Privileges, privileges::new_session_keyring)
+    unless_optional(
+        plan,
+        skipped,
+        Layer::Privileges,
+        privileges::new_session_keyring,
+    )
 }
 
 /// Drops capabilities and the way to new ones.
-pub(super) fn give_up(plan: &Plan) -> Result<(), Fault> {
-    unless_optional(plan, Layer::Privileges, || {
+pub(super) fn give_up(plan: &Plan, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
+    unless_optional(plan, skipped, Layer::Privileges, || {
         privileges::drop_capabilities()?;
         prctl::set_no_new_privs()?;
         Ok(())
@@ -40,26 +49,32 @@ pub(super) fn give_up(plan: &Plan) -> Result<(), Fault> {
 }
 
 /// Binds this process to the system calls of the profile; the last thing before exec.
-pub(super) fn bind(plan: &Plan, filter: &Filter) -> Result<(), Fault> {
-    unless_optional(plan, Layer::Seccomp, || {
+pub(super) fn bind(plan: &Plan, filter: &Filter, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
+    unless_optional(plan, skipped, Layer::Seccomp, || {
         filter.apply().map_err(io::Error::other)
     })
 }
 
-fn unless_optional(
+/// Applies a layer; what an optional one lacks is noted, and goes on without.
+pub(super) fn unless_optional(
     plan: &Plan,
+    skipped: &mut Vec<Fault>,
     layer: Layer,
     apply: impl FnOnce() -> io::Result<()>,
 ) -> Result<(), Fault> {
-    match apply() {
-        Err(error) if !plan.optional.contains(&layer) => {
-            Err(Fault::of(layer, "this host refuses it", error))
-        }
-        _ => Ok(()),
+    let Err(error) = apply() else { return Ok(()) };
+    let fault = Fault::of(layer, "this host refuses it", error);
+    if plan.optional.contains(&layer) {
+        skipped.push(fault);
+        Ok(())
+    } else {
+        Err(fault)
     }
 }
 
 /// Open files of one process.
 const MAX_FILES: u64 = 65_536;
+/// Signals that wait for a user.
+const MAX_SIGNALS: u64 = 4_096;
 /// Bytes that cannot be swapped out.
 const MAX_LOCKED: u64 = 8 << 20;

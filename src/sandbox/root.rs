@@ -45,24 +45,38 @@ pub(super) fn build(
         .iter()
         .map(|entry| source(entry, staged))
         .collect::<Result<Vec<_>, _>>()?;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(
-        Some("thv"),
-        BUILDING_SITE,
-        Some("tmpfs"),
-        flags,
-        Some("mode=0755,size=4m,nr_inodes=16k"),
-    )
-    .map_err(|error| fault("mounting a new root", error))?;
+    match &plan.base {
+        None => mount_empty(Path::new(BUILDING_SITE), "mode=0755,size=4m,nr_inodes=16k")
+            .map_err(|error| fault("mounting a new root", error))?,
+        Some(base) => {
+            let image = tree(staged.get(base).unwrap_or(base), Access::ReadOnly)?;
+            let site = mounts::open_place(AT_FDCWD, Path::new(BUILDING_SITE), mounts::Follow::Yes)
+                .map_err(|error| fault("opening a place for the root", error))?;
+            mounts::attach_tree(image.mounts.as_fd(), site.as_fd())
+                .map_err(|error| fault("mounting the image", error))?;
+        }
+    }
     chdir(BUILDING_SITE).map_err(|error| fault("entering the new root", error))?;
     for (entry, tree) in plan.root.iter().zip(trees) {
-        place(entry, tree, credentials)
+        place(entry, tree, plan.base.is_some(), credentials)
             .map_err(|error| fault(&format!("placing `{}`", at(entry).display()), error))?;
     }
     let root = mounts::open_place(AT_FDCWD, Path::new("."), mounts::Follow::Yes)
         .map_err(|error| fault("opening the new root", error))?;
     mounts::restrict_tree(root.as_fd(), READ_ONLY, false)
         .map_err(|error| fault("making the root read-only", error))?;
+    if plan.base.is_some() {
+        // Over an image these are mounts of their own.
+        for entry in &plan.root {
+            let Entry::Directory { at } = entry else {
+                continue;
+            };
+            let own = mounts::open_place(AT_FDCWD, inside(at), mounts::Follow::No)
+                .map_err(|error| fault("opening a directory", error))?;
+            mounts::restrict_tree(own.as_fd(), READ_ONLY, false)
+                .map_err(|error| fault("making a directory read-only", error))?;
+        }
+    }
     pivot_root(".", ".").map_err(|error| fault("changing the root", error))?;
     umount2(".", MntFlags::MNT_DETACH).map_err(|error| fault("leaving the old root", error))?;
     chdir("/").map_err(|error| fault("entering the root", error))?;
@@ -80,10 +94,13 @@ fn source(entry: &Entry, staged: &HashMap<PathBuf, PathBuf>) -> Result<Option<Tr
     let Entry::Bind { from, access, .. } = entry else {
         return Ok(None);
     };
-    let path = staged.get(from).unwrap_or(from);
+    tree(staged.get(from).unwrap_or(from), *access).map(Some)
+}
+
+fn tree(from: &Path, access: Access) -> Result<Tree, Fault> {
     let wrong =
         |what: &str, error: io::Error| fault(&format!("{what} `{}`", from.display()), error);
-    let place = mounts::open_place(AT_FDCWD, path, mounts::Follow::Yes)
+    let place = mounts::open_place(AT_FDCWD, from, mounts::Follow::Yes)
         .map_err(|error| wrong("opening", error))?;
     let kind = SFlag::from_bits_truncate(
         fstat(&place)
@@ -100,14 +117,20 @@ fn source(entry: &Entry, staged: &HashMap<PathBuf, PathBuf>) -> Result<Option<Tr
     // With all that is mounted below it: a read-only tree has no writable branch.
     mounts::restrict_tree(tree.as_fd(), attributes, true)
         .map_err(|error| wrong("restricting", error))?;
-    Ok(Some(Tree {
+    Ok(Tree {
         mounts: tree,
         is_directory: kind & SFlag::S_IFMT == SFlag::S_IFDIR,
-    }))
+    })
 }
 
-fn place(entry: &Entry, tree: Option<Tree>, credentials: &Credentials) -> io::Result<()> {
-    let inside = at(entry).strip_prefix("/").unwrap_or(at(entry));
+/// Over an image every place is there already, and nothing can be made but in a mount of its own.
+fn place(
+    entry: &Entry,
+    tree: Option<Tree>,
+    over_image: bool,
+    credentials: &Credentials,
+) -> io::Result<()> {
+    let inside = inside(at(entry));
     if let Some(parent) = inside
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
@@ -115,7 +138,24 @@ fn place(entry: &Entry, tree: Option<Tree>, credentials: &Credentials) -> io::Re
         fs::create_dir_all(parent)?;
     }
     match entry {
+        Entry::Directory { .. } if over_image => {
+            mount_empty(inside, "mode=0755,size=1m,nr_inodes=1k")
+        }
         Entry::Directory { .. } => fs::create_dir_all(inside),
+        Entry::File { text, .. } if over_image => {
+            fs::write(MADE, text)?;
+            let made = mounts::open_place(AT_FDCWD, Path::new(MADE), mounts::Follow::No)?;
+            let copy = mounts::copy_tree(made.as_fd())?;
+            mounts::restrict_tree(
+                copy.as_fd(),
+                READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC,
+                false,
+            )?;
+            let target = mounts::open_place(AT_FDCWD, inside, mounts::Follow::No)?;
+            mounts::attach_tree(copy.as_fd(), target.as_fd())?;
+            // The mount keeps it.
+            fs::remove_file(MADE)
+        }
         Entry::File { text, .. } => fs::File::create(inside)?.write_all(text.as_bytes()),
         Entry::Link { to, .. } => symlink(to, inside),
         Entry::Secret { credential, .. } => {
@@ -158,6 +198,16 @@ fn place(entry: &Entry, tree: Option<Tree>, credentials: &Credentials) -> io::Re
     }
 }
 
+fn mount_empty(at: &Path, options: &str) -> io::Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("thv"), at, Some("tmpfs"), flags, Some(options)).map_err(Into::into)
+}
+
+/// A path inside, from the root that is being built.
+fn inside(at: &Path) -> &Path {
+    at.strip_prefix("/").unwrap_or(at)
+}
+
 fn at(entry: &Entry) -> &Path {
     match entry {
         Entry::Directory { at }
@@ -174,5 +224,7 @@ fn fault(what: &str, error: impl Into<io::Error>) -> Fault {
     Fault::of(Layer::Root, what, error)
 }
 
+/// Where a file is made that is then mounted over one of an image.
+const MADE: &str = "dev/.made";
 /// A directory that every host has. Only this process sees what is mounted there.
 const BUILDING_SITE: &str = "/tmp";

@@ -18,7 +18,8 @@ use nix::unistd::{
 };
 
 use super::{
-    credentials::Credentials, doors, filter::Filter, init, namespaces, plan::Plan, privileges, root,
+    credentials::Credentials, doors, filter::Filter, init, landlock, namespaces, plan::Plan,
+    privileges, root,
 };
 use crate::{config::Layer, sys};
 
@@ -34,7 +35,7 @@ pub struct Start<'a> {
     pub owner: (Uid, Gid),
     /// What become the server's standard input, output and error.
     pub streams: [OwnedFd; 3],
-    /// Where failures are reported; closed without a word by a successful exec.
+    /// Where the start is reported; see [`read_report`].
     pub report: OwnedFd,
     /// Where the init says how the server ended.
     pub status: OwnedFd,
@@ -62,7 +63,8 @@ impl Fault {
 
 /// Becomes the child. Never returns.
 pub fn run(start: Start<'_>) -> ! {
-    let prepared = prepare(&start).and_then(|()| {
+    let mut skipped = Vec::new();
+    let prepared = prepare(&start, &mut skipped).and_then(|()| {
         init::block_signals()
             .map_err(|error| Fault::of(Layer::Namespaces, "blocking signals", error))?;
         sys::process::fork()
@@ -77,20 +79,27 @@ pub fn run(start: Start<'_>) -> ! {
         }
         Ok(ForkResult::Child) => {
             drop(start.status);
-            let fault = become_server(start.plan, start.filter, start.credentials, start.streams);
+            let fault = become_server(
+                start.plan,
+                start.filter,
+                start.credentials,
+                start.streams,
+                skipped,
+                &mut report,
+            );
             fail(&mut report, &fault)
         }
         Err(fault) => fail(&mut report, &fault),
     }
 }
 
-fn prepare(start: &Start<'_>) -> Result<(), Fault> {
+fn prepare(start: &Start<'_>, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
     namespaces::settle(start.plan, start.owner)?;
     if let Some(doors) = &start.doors {
         doors::open(start.plan, doors)?;
     }
     root::build(start.plan, start.staged, start.credentials)?;
-    privileges::limit(start.plan)
+    privileges::limit(start.plan, skipped)
 }
 
 /// Only returns where something failed.
@@ -99,6 +108,8 @@ fn become_server(
     filter: &Filter,
     credentials: &Credentials,
     streams: [OwnedFd; 3],
+    mut skipped: Vec<Fault>,
+    report: &mut File,
 ) -> Fault {
     let exec = |what: &str, error: io::Error| Fault {
         layer: "exec".to_owned(),
@@ -116,9 +127,9 @@ fn become_server(
     if let Err(error) = sys::process::close_at_exec_from(3) {
         return exec("closing descriptors", error);
     }
-    if let Err(error) = chdir(plan.home.as_path()) {
+    if let Err(error) = chdir(plan.cwd.as_path()) {
         return exec(
-            &format!("changing to `{}`", plan.home.display()),
+            &format!("changing to `{}`", plan.cwd.display()),
             error.into(),
         );
     }
@@ -152,10 +163,26 @@ fn become_server(
     {
         return fault;
     }
-    if let Err(fault) = privileges::give_up(plan).and_then(|()| privileges::bind(plan, filter)) {
+    let bound = privileges::give_up(plan, &mut skipped)
+        .and_then(|()| landlock::bind(plan, &mut skipped))
+        .and_then(|()| privileges::bind(plan, filter, &mut skipped));
+    if let Err(fault) = bound {
         return fault;
     }
-    let Err(error) = execve(&program, &argv, &env);
+    // All that is left is the exec. Without this word an end before it, from outside or
+    // for want of memory, would look like one that has succeeded.
+    let ready: String = skipped.iter().map(|fault| record(SKIPPED, fault)).collect();
+    if let Err(error) = report.write_all(format!("{ready}{READY}").as_bytes()) {
+        return exec("reporting", error);
+    }
+    let mut error = nix::errno::Errno::ENOENT;
+    for candidate in candidates(plan) {
+        let Err(refused) = execve(&text(&candidate), &argv, &env);
+        // As execvp(3) does: what is there and may not be run is the better reason.
+        if refused != nix::errno::Errno::ENOENT || error == nix::errno::Errno::ENOENT {
+            error = refused;
+        }
+    }
     let program = program.to_string_lossy();
     Fault {
         layer: "exec".to_owned(),
@@ -166,20 +193,126 @@ fn become_server(
     }
 }
 
+/// Where the program may be: by its path, or in the directories of PATH.
+fn candidates(plan: &Plan) -> Vec<String> {
+    let program = plan.argv.first().cloned().unwrap_or_default();
+    if program.contains('/') {
+        return vec![program];
+    }
+    let path = plan.env.iter().find(|(name, _)| name == "PATH");
+    path.map_or("/usr/bin:/bin", |(_, path)| path.as_str())
+        .split(':')
+        .filter(|directory| directory.starts_with('/'))
+        .map(|directory| format!("{}/{program}", directory.trim_end_matches('/')))
+        .collect()
+}
+
 fn fail(report: &mut File, fault: &Fault) -> ! {
-    let _ = report.write_all(format!("{}\n{}", fault.layer, fault.reason).as_bytes());
+    let _ = report.write_all(record(FAILED, fault).as_bytes());
     sys::process::leave(1)
 }
 
-/// Reads a report: `None` where the exec succeeded.
-pub fn read_report(report: &mut impl Read) -> io::Result<Option<Fault>> {
-    let mut text = String::new();
-    report.take(MAX_REPORT).read_to_string(&mut text)?;
-    Ok(text.split_once('\n').map(|(layer, reason)| Fault {
-        layer: layer.to_owned(),
-        reason: reason.to_owned(),
-    }))
+/// One record: its kind, the layer, a line end, the reason, a null.
+fn record(kind: char, fault: &Fault) -> String {
+    let clean = |text: &str| text.replace('\0', "?");
+    format!("{kind}{}\n{}\0", fault.layer, clean(&fault.reason))
 }
 
+/// What a start has reported.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Report {
+    /// Optional layers that could not be applied, and why.
+    pub skipped: Vec<Fault>,
+    /// Why there is no server; `None` where the exec succeeded.
+    pub fault: Option<Fault>,
+}
+
+/// Reads a report to its end, which the exec is, or the end of the process.
+///
+/// Records of what was skipped, then the word that everything is done and the exec is
+/// next, then nothing, because the exec closes the pipe; or the record of a failure.
+pub fn read_report(report: &mut impl Read) -> io::Result<Report> {
+    let mut text = String::new();
+    report.take(MAX_REPORT).read_to_string(&mut text)?;
+    let mut said = Report {
+        skipped: Vec::new(),
+        fault: None,
+    };
+    let mut ready = false;
+    for part in text.split_terminator('\0') {
+        // READY is a record of its own that ends in a null, too.
+        let mut rest = part.chars();
+        match rest.next() {
+            Some(kind @ (SKIPPED | FAILED)) => {
+                let (layer, reason) = rest.as_str().split_once('\n').unwrap_or_default();
+                let fault = Fault {
+                    layer: layer.to_owned(),
+                    reason: reason.to_owned(),
+                };
+                if kind == FAILED {
+                    said.fault = Some(fault);
+                } else {
+                    said.skipped.push(fault);
+                }
+            }
+            Some('R') => ready = true,
+            _ => {}
+        }
+    }
+    if !ready && said.fault.is_none() {
+        said.fault = Some(Fault {
+            layer: "exec".to_owned(),
+            reason: "its process ended while the sandbox was being made; was it killed, or is limits.memory too small?".to_owned(),
+        });
+    }
+    Ok(said)
+}
+
+const SKIPPED: char = 's';
+const FAILED: char = 'f';
+const READY: &str = "R\0";
 /// Bytes of a report that are read.
-const MAX_REPORT: u64 = 2048;
+const MAX_REPORT: u64 = 8192;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Report {
+        read_report(&mut text.as_bytes()).unwrap()
+    }
+
+    fn fault(layer: &str) -> Fault {
+        Fault {
+            layer: layer.to_owned(),
+            reason: "why\nand how".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_start_an_exec_that_failed_and_an_end_before_it_are_told_apart() {
+        assert_eq!(read(READY).fault, None);
+        let failed = format!("{READY}{}", record(FAILED, &fault("exec")));
+        assert_eq!(read(&failed).fault, Some(fault("exec")));
+        assert_eq!(
+            read(&record(FAILED, &fault("root"))).fault,
+            Some(fault("root"))
+        );
+        let ended = read("").fault.unwrap();
+        assert!(ended.reason.contains("ended while"), "{ended:?}");
+    }
+
+    #[test]
+    fn what_was_skipped_is_told_beside_the_start() {
+        let text = format!(
+            "{}{}{READY}",
+            record(SKIPPED, &fault("rlimits")),
+            record(SKIPPED, &fault("seccomp"))
+        );
+        let report = read(&text);
+        assert_eq!(report.skipped, [fault("rlimits"), fault("seccomp")]);
+        assert_eq!(report.fault, None);
+        // Skipping is no start.
+        assert!(read(&record(SKIPPED, &fault("rlimits"))).fault.is_some());
+    }
+}

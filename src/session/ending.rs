@@ -32,7 +32,7 @@ pub(super) struct Around {
 pub(super) async fn tend(
     session: Arc<Session>,
     child: Child,
-    lines: mpsc::Receiver<Bytes>,
+    (lines, output): (mpsc::Receiver<Bytes>, u64),
     around: Around,
 ) {
     let Around {
@@ -54,7 +54,7 @@ pub(super) async fn tend(
     let input = streams.spawn(write(session.clone(), lines, stdin));
     let speaker = session.clone();
     streams.spawn(async move {
-        pump::run(&speaker, stdout).await;
+        pump::run(&speaker, stdout, output).await;
         speaker.hang_up();
     });
     let errors = audit.clone();

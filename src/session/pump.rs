@@ -16,8 +16,8 @@ use crate::{
 };
 
 /// Reads until the child's output ends, or until it has broken the protocol too often.
-pub(super) async fn run(session: &Session, stdout: impl AsyncRead + Unpin) {
-    let mut lines = Lines::new(stdout, MAX_LINE);
+pub(super) async fn run(session: &Session, stdout: impl AsyncRead + Unpin, rate: u64) {
+    let mut lines = Lines::new(stdout, MAX_LINE).paced(rate);
     let mut violations = 0;
     loop {
         let kept = match lines.next().await {

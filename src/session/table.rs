@@ -36,6 +36,8 @@ pub struct Setup {
     /// Sessions at once, those that are ending included.
     pub sessions: usize,
     pub call_timeout: Duration,
+    /// Bytes of a child's output that are read in a second.
+    pub output: u64,
     pub session_idle: Duration,
 }
 
@@ -109,7 +111,7 @@ impl Sessions {
         let tended = ending::tend(
             session.clone(),
             child,
-            lines,
+            (lines, self.setup.output),
             ending::Around {
                 launcher: self.setup.launcher.clone(),
                 egress: self.setup.egress.clone(),

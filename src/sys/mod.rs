@@ -5,6 +5,7 @@
 )]
 
 mod descriptors;
+pub(crate) mod landlock;
 pub(crate) mod memfd;
 pub(crate) mod mounts;
 pub(crate) mod privileges;

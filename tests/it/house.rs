@@ -43,6 +43,8 @@ pub struct Plan {
     unix: bool,
     /// Replaces the whole server file.
     file: Option<String>,
+    /// Done when the files are there and nothing has started.
+    before: Option<fn(&Path)>,
 }
 
 /// A running gateway; it ends when this is dropped.
@@ -69,6 +71,7 @@ pub fn house() -> Plan {
         resolver: Resolver::system(),
         unix: false,
         file: None,
+        before: None,
     }
 }
 
@@ -137,6 +140,12 @@ impl Plan {
         self
     }
 
+    /// Something to do below the root before anything starts.
+    pub fn before(mut self, prepare: fn(&Path)) -> Self {
+        self.before = Some(prepare);
+        self
+    }
+
     pub async fn open(self) -> House {
         let files = tempfile::Builder::new()
             .prefix("thv-it-")
@@ -167,6 +176,9 @@ impl Plan {
         )
         .unwrap();
         readable(files.path());
+        if let Some(prepare) = self.before {
+            prepare(files.path());
+        }
 
         let socket = if self.unix {
             UnixListener::bind(files.path().join(SOCKET))

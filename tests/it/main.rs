@@ -14,6 +14,8 @@ mod gateway;
 mod house;
 /// Tokens of every kind, through the whole gateway.
 mod identity;
+/// Servers that come as container images.
+mod image;
 /// A real identity provider, and what becomes of it.
 mod provider;
 /// One server from one command line.

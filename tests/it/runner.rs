@@ -11,11 +11,18 @@ use thv::{
 use crate::house;
 
 fn runner() -> (tempfile::TempDir, Foreground) {
+    runner_with("")
+}
+
+/// With more lines of `[sandbox]`.
+fn runner_with(sandbox: &str) -> (tempfile::TempDir, Foreground) {
     let files = tempfile::tempdir().unwrap();
     house::write_server(
         files.path(),
-        "command = [\"/usr/bin/cat\"]\nresource = \"http://127.0.0.1:1/mcp\"\n[auth]\nmode = \"none\"\n\
-         [authz]\nallow = \"authenticated\"\n[sandbox]\noptional = [\"cgroup\"]\n",
+        &format!(
+            "command = [\"/usr/bin/cat\"]\nresource = \"http://127.0.0.1:1/mcp\"\n[auth]\nmode = \"none\"\n\
+         [authz]\nallow = \"authenticated\"\n[sandbox]\noptional = [\"cgroup\"]\n{sandbox}"
+        ),
     );
     let program = std::path::Path::new(env!("CARGO_BIN_EXE_thv"));
     let server = ServerName::parse("it").unwrap();
@@ -106,4 +113,24 @@ fn a_child_is_started_once_by_its_number_and_named_when_it_ends() {
         next(&runner),
         Some(Reply::Started { child: 8, .. })
     ));
+}
+
+/// probe-80: what a configuration shows and the host lacks is named by the start; the runner lives.
+#[test]
+fn a_path_that_is_missing_is_named_when_a_child_starts() {
+    let (_files, runner) = runner_with("read-only = [\"/srv/thv-missing\"]\n");
+    hello(&runner, frames::VERSION, &runner.key);
+    assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
+    let start = Request::Start {
+        child: 1,
+        principal: "0".repeat(64),
+    };
+    frames::send(runner.socket.as_fd(), &start, &[]).unwrap();
+    match next(&runner) {
+        Some(Reply::Failed { layer, reason, .. }) => {
+            assert_eq!(layer, "root");
+            assert!(reason.contains("`/srv/thv-missing`"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
 }

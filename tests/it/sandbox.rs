@@ -27,6 +27,13 @@ impl Sandbox {
         Self { house, caller }
     }
 
+    /// With more lines of the server's file.
+    async fn with(toml: &str) -> Self {
+        let house = house().with(toml).open().await;
+        let caller = house.session("alice").await;
+        Self { house, caller }
+    }
+
     async fn inside(&self, probe: &str, argument: &str) -> Outcome {
         let answer = self
             .caller
@@ -324,6 +331,75 @@ async fn a_terminal_cannot_be_typed_into() {
     assert!(!sandbox.inside("terminal", "").await.0);
 }
 
+/// probe-23: a fork bomb ends at `limits.tasks`, also where there is no cgroup to say it.
+#[tokio::test]
+async fn a_fork_bomb_ends_at_the_limit() {
+    let sandbox = Sandbox::with("[limits]\ntasks = 32\n").await;
+    sandbox.works("forks", "20").await;
+    assert!(sandbox.refused("forks", "64").await.starts_with("EAGAIN"));
+    // Each sandbox counts its own.
+    let other = Sandbox::with("[limits]\ntasks = 32\n").await;
+    other.works("forks", "20").await;
+}
+
+/// probe-65: scratch space has a size and a number of files, and is not the host's.
+#[tokio::test]
+async fn scratch_space_ends_at_its_size() {
+    let sandbox = Sandbox::with("[limits]\ntmp = \"4M\"\n").await;
+    sandbox.works("fills", "/tmp/thv-fill:2097152").await;
+    let full = sandbox.refused("fills", "/tmp/thv-fill:8388608").await;
+    assert!(full.starts_with("ENOSPC"), "{full}");
+    let full = sandbox.inside("fills", "/dev/shm/thv-fill:134217728").await;
+    assert!(!full.0 && full.1.starts_with("ENOSPC"), "{full:?}");
+    let full = sandbox.inside("makes-files", "/tmp:70000").await;
+    assert!(!full.0 && full.1.starts_with("ENOSPC"), "{full:?}");
+    assert_eq!(sandbox.caller.call("echo", json!({})).await.status, 200);
+}
+
+/// probe-66: descriptors end at the limit, the gateway's do not.
+#[tokio::test]
+async fn descriptors_end_at_the_limit() {
+    let sandbox = Sandbox::open().await;
+    sandbox.works("opens", "500").await;
+    let (through, what) = sandbox.inside("opens", "70000").await;
+    assert!(!through && what.starts_with("EMFILE"), "{what}");
+    assert_eq!(sandbox.caller.call("echo", json!({})).await.status, 200);
+}
+
+/// probe-16: its init is out of reach of its signals (Landlock's scope; by its number alone it would not be).
+#[tokio::test]
+async fn the_init_cannot_be_signalled() {
+    let sandbox = Sandbox::open().await;
+    let (through, what) = sandbox.inside("kill", "1").await;
+    assert!(!through && what.starts_with("EPERM"), "{what}");
+}
+
+/// The profile `strict` takes away what `default` lets through, and an addition gives back what it names.
+#[tokio::test]
+async fn profiles_and_additions_are_what_they_say() {
+    let sandbox = Sandbox::open().await;
+    sandbox.works("writable-code", "").await;
+    let strict = house().sandbox("seccomp = \"strict\"\n").open().await;
+    let strict = Sandbox {
+        caller: strict.session("alice").await,
+        house: strict,
+    };
+    let refused = strict.refused("writable-code", "").await;
+    assert!(refused.starts_with("EPERM"), "{refused}");
+    strict.works("scratch", "").await;
+    let (through, _) = strict.inside("family", "netlink-route").await;
+    assert!(!through);
+    if cfg!(target_arch = "x86_64") {
+        let numa = house().sandbox("seccomp-allow = [\"numa\"]\n").open().await;
+        let numa = Sandbox {
+            caller: numa.session("alice").await,
+            house: numa,
+        };
+        numa.works("call", "mbind").await;
+        assert!(!numa.inside("call", "ptrace").await.0);
+    }
+}
+
 /// probe-49: only the socket families that programs need.
 #[tokio::test]
 async fn only_ordinary_sockets_can_be_made() {
@@ -542,7 +618,7 @@ async fn a_missing_layer_means_no_child() {
 }
 
 /// All processes below one, by `/proc`.
-fn descendants(of: u32) -> Vec<i32> {
+pub fn descendants(of: u32) -> Vec<i32> {
     let mut found = Vec::new();
     let mut parents = vec![i32::try_from(of).unwrap()];
     while let Some(parent) = parents.pop() {

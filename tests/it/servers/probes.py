@@ -7,6 +7,7 @@ through, or it proves nothing.
 import ctypes
 import errno
 import json
+import mmap
 import os
 import platform
 import socket
@@ -324,8 +325,74 @@ def datagram(to):
         return str(len(asker.recv(512)))
 
 
+def forks(count):
+    """So many children at once; all are gone again afterwards."""
+    read, write = os.pipe()
+    children = []
+    try:
+        for _ in range(int(count)):
+            child = os.fork()
+            if child == 0:
+                os.close(write)
+                os.read(read, 1)
+                os._exit(0)
+            children.append(child)
+        return "forked"
+    finally:
+        os.close(write)
+        for child in children:
+            os.waitpid(child, 0)
+
+
+def fills(path_and_bytes):
+    """Writes so many bytes into a file, and takes it away again."""
+    path, count = path_and_bytes.rsplit(":", 1)
+    try:
+        with open(path, "wb", buffering=0) as file:
+            for _ in range(int(count) >> 16):
+                file.write(bytes(1 << 16))
+        return "filled"
+    finally:
+        os.unlink(path)
+
+
+def makes_files(directory_and_count):
+    directory, count = directory_and_count.rsplit(":", 1)
+    made = []
+    try:
+        for number in range(int(count)):
+            path = f"{directory}/thv-inode-{number}"
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
+            made.append(path)
+        return "made"
+    finally:
+        for path in made:
+            os.unlink(path)
+
+
+def opens(count):
+    held = []
+    try:
+        for _ in range(int(count)):
+            held.append(os.open("/dev/null", os.O_RDONLY))
+        return "opened"
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def writable_code(_):
+    with mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC):
+        return "mapped"
+
+
+def limits(_):
+    return open("/proc/self/limits").read()
+
+
 PROBES = {
     "open": opened, "read": read, "list": listed, "write": wrote, "mknod": made_node, "status": status, "kill-all": kills_all,
+    "forks": forks, "fills": fills, "makes-files": makes_files, "opens": opens, "writable-code": writable_code, "limits": limits,
     "kill": kills, "call": system_call, "family": family, "pair": pair, "new-user-namespace": new_user_namespace, "hide": fork_and_hide,
     "zombies": zombies, "real-time": real_time, "stay": stay, "user-map": set_user_map, "raise-limit": raised_limit, "terminal": has_terminal,
     "scratch": scratch, "descriptors": descriptors, "environment": environment, "tiocsti": types_into_terminal,

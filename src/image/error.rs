@@ -1,0 +1,52 @@
+//! Why an image cannot be had.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// Each says what, where, and what would be right.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    #[error("the server has a `command` and no `image`: there is nothing to pull")]
+    NoImage,
+    #[error("`{}`: {source}", path.display())]
+    Archive { path: PathBuf, source: io::Error },
+    #[error("the image's {what}: {why}")]
+    Malformed { what: String, why: String },
+    #[error(
+        "the image's {what} is not what its digest says: {expected} was promised, {found} is there"
+    )]
+    Digest {
+        what: String,
+        expected: String,
+        found: String,
+    },
+    #[error("the archive has no `{0}`")]
+    Missing(String),
+    #[error("the image is for {found}, and this machine is {wanted}")]
+    Machine { found: String, wanted: String },
+    #[error("a layer holds `{entry}`: {why}")]
+    Refused { entry: String, why: String },
+    #[error("the image is larger than what is unpacked: {0}")]
+    TooLarge(String),
+    #[error("`{}`: {source}", path.display())]
+    Store { path: PathBuf, source: io::Error },
+}
+
+impl ImageError {
+    pub(super) fn malformed(what: &str, why: impl Into<String>) -> Self {
+        Self::Malformed {
+            what: what.to_owned(),
+            why: why.into(),
+        }
+    }
+
+    pub(super) fn refused(entry: &Path, why: impl Into<String>) -> Self {
+        Self::Refused {
+            // Names in an archive are a stranger's: no control characters reach a terminal.
+            entry: entry.to_string_lossy().escape_debug().to_string(),
+            why: why.into(),
+        }
+    }
+}
