@@ -7,6 +7,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use aws_lc_rs::digest;
@@ -121,6 +122,18 @@ impl Authenticator {
         Ok(identity)
     }
 
+    /// How long what this identity has opened may stay open: to the token's end, and its issuer's
+    /// leeway (tok-69). `None` where nothing ends.
+    pub fn time_left(&self, identity: &Identity) -> Option<Duration> {
+        let leeway = self
+            .issuers
+            .iter()
+            .find(|trusted| trusted.config.issuer == identity.issuer())
+            .map(|trusted| trusted.config.leeway)?;
+        let left = identity.expires_at().saturating_sub(self.now());
+        Some(Duration::from_secs(left).saturating_add(leeway).min(LONG))
+    }
+
     fn recall(&self, name: &[u8; 32], now: u64) -> Option<Identity> {
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         let known = verified.get(name)?;
@@ -217,6 +230,8 @@ impl Authenticator {
     }
 }
 
+/// Longer than any stream stays open, and short enough for every clock.
+const LONG: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Verified tokens remembered at once.
 const MAX_VERIFIED: usize = 4096;
 

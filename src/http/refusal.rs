@@ -1,6 +1,7 @@
 //! Every way of saying no before a policy has said yes, and the one table that
 //! turns them into HTTP.
 
+use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
@@ -12,7 +13,7 @@ use crate::{
     config::Resource,
     http::{Response, reply},
     mcp::{CallError, Id, version},
-    session::{NoSession, OpenError, SendError},
+    session::{Failure, NoSession, NoStream, OpenError, SendError},
 };
 
 /// Why a request was refused: nothing of it has reached a child.
@@ -46,12 +47,21 @@ pub enum Refusal {
     Call(#[from] CallError),
     #[error("this protocol version is not supported")]
     Version(String),
+    /// Header and body of a modern request do not say the same, or one says nothing.
+    #[error("header and body differ: {0}")]
+    HeaderMismatch(&'static str),
+    /// A method that modern MCP does not have, or nobody may call.
+    #[error("method not found")]
+    NoMethod,
     #[error("not permitted")]
     Denied(DenyReason),
     #[error("Mcp-Session-Id is required")]
     SessionIdMissing,
     #[error("no such session")]
     NoSession(NoSession),
+    /// Nothing goes on from this `Last-Event-ID`.
+    #[error("no such event")]
+    NoEvent,
     #[error("{0}")]
     Open(#[from] OpenError),
     #[error("{0}")]
@@ -83,12 +93,15 @@ impl Refusal {
             Self::Version(_) => Reason::VersionUnsupported,
             Self::Denied(DenyReason::Policy) => Reason::Policy,
             Self::Denied(DenyReason::PolicyError) => Reason::PolicyError,
-            Self::Denied(DenyReason::Method) => Reason::MethodUnknown,
+            Self::HeaderMismatch(_) => Reason::HeaderMismatch,
+            Self::Denied(DenyReason::Method) | Self::NoMethod => Reason::MethodUnknown,
+            Self::NoEvent => Reason::EventUnknown,
             Self::SessionIdMissing => Reason::SessionMissing,
             Self::NoSession(NoSession::Unknown) => Reason::SessionUnknown,
             Self::NoSession(NoSession::Mismatch) => Reason::SessionOfAnother,
             Self::Open(error) => match error {
                 OpenError::Full => Reason::SessionLimit,
+                OpenError::Legacy => Reason::VersionUnsupported,
                 OpenError::Start(StartError::Failed { .. } | StartError::Deadline) => {
                     Reason::ChildStartFailed
                 }
@@ -110,13 +123,16 @@ impl Refusal {
             | Self::BodyIncomplete
             | Self::Call(_)
             | Self::Version(_)
+            | Self::HeaderMismatch(_)
+            | Self::NoEvent
+            | Self::Open(OpenError::Legacy)
             | Self::SessionIdMissing
             | Self::Auth(AuthError::Malformed(_)) => StatusCode::BAD_REQUEST,
             Self::Auth(AuthError::Missing | AuthError::Rejected(_)) => StatusCode::UNAUTHORIZED,
             Self::HostNotAllowed
             | Self::OriginNotAllowed
             | Self::Denied(DenyReason::Policy | DenyReason::PolicyError) => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::NoSession(_) => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::NoSession(_) | Self::NoMethod => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -137,13 +153,15 @@ impl Refusal {
         }
     }
 
-    /// The answer. `id` is the request's, where the body could be read.
-    pub fn response(&self, resource: Option<&Resource>, id: Option<&Id>) -> Response {
+    /// The answer as JSON-RPC. `id` is the request's, where the body could be read.
+    pub fn rpc(&self, id: Option<&Id>) -> Bytes {
         let (code, data) = self.error();
-        let mut response = reply::json(
-            self.status(),
-            reply::error(id, code, &self.to_string(), data),
-        );
+        reply::error(id, code, &self.to_string(), data)
+    }
+
+    /// The answer.
+    pub fn response(&self, resource: Option<&Resource>, id: Option<&Id>) -> Response {
+        let mut response = reply::json(self.status(), self.rpc(id));
         let headers = response.headers_mut();
         if let (Self::Auth(error), Some(resource)) = (self, resource)
             && let Some(challenge) = auth::challenge(error, resource)
@@ -174,10 +192,15 @@ impl Refusal {
                 (-32600, reason(self.reason().as_str()))
             }
             Self::Call(CallError::Params(_)) => (-32602, reason("bad-parameters")),
-            Self::Denied(DenyReason::Method) => (-32601, reason("method-unknown")),
+            Self::Denied(DenyReason::Method) | Self::NoMethod => (-32601, reason("method-unknown")),
+            Self::HeaderMismatch(_) => (-32020, reason("header-mismatch")),
             Self::Version(requested) => (
                 -32022,
-                json!({ "supported": version::LEGACY, "requested": requested }),
+                json!({ "supported": version::all(), "requested": requested }),
+            ),
+            Self::Open(OpenError::Legacy) => (
+                -32022,
+                json!({ "supported": version::LEGACY, "requested": version::MODERN }),
             ),
             Self::NoSession(_) => (reply::INTERNAL_ERROR, reason("session-unknown")),
             Self::Auth(AuthError::Rejected(_)) => (reply::INTERNAL_ERROR, reason("token-invalid")),
@@ -205,6 +228,9 @@ impl Refusal {
             self,
             Self::Call(_)
                 | Self::Version(_)
+                | Self::HeaderMismatch(_)
+                | Self::NoMethod
+                | Self::NoEvent
                 | Self::Denied(_)
                 | Self::SessionIdMissing
                 | Self::NoSession(_)
@@ -214,6 +240,25 @@ impl Refusal {
                 // the usual first request: hyper drains what is small.
                 | Self::Auth(_)
         )
+    }
+}
+
+impl Refusal {
+    /// Of a message that did not enter a session its client knows nothing of.
+    pub fn of_shared(error: SendError) -> Self {
+        match error {
+            SendError::Gone => Self::Open(OpenError::Failed(Failure::ChildEnded)),
+            error => Self::Send(error),
+        }
+    }
+}
+
+impl From<NoStream> for Refusal {
+    fn from(error: NoStream) -> Self {
+        match error {
+            NoStream::Gone(error) => Self::Send(error),
+            NoStream::Event => Self::NoEvent,
+        }
     }
 }
 

@@ -76,6 +76,11 @@ impl Id {
         }
     }
 
+    /// For what the gateway itself asks: no client has it.
+    pub fn own() -> Self {
+        Self(Bytes::from_static(b"0"))
+    }
+
     /// The id as JSON.
     pub fn as_json(&self) -> &[u8] {
         &self.0
@@ -200,6 +205,11 @@ impl Call {
             Named::Prompt(name) => Target::Prompt(name),
             Named::Resource(uri) => Target::Resource(uri),
         }
+    }
+
+    /// A member of `params._meta`.
+    pub fn meta(&self, name: &str) -> Option<Value<'_>> {
+        self.params()?.get("_meta")?.get(name)
     }
 
     /// The `params` member, where there is one.

@@ -8,3 +8,8 @@ pub const NEWEST_LEGACY_JSON: &[u8] = br#""2025-11-25""#;
 
 /// The stateless version.
 pub const MODERN: &str = "2026-07-28";
+
+/// All of them, newest first.
+pub fn all() -> Vec<&'static str> {
+    [MODERN].into_iter().chain(LEGACY.iter().copied()).collect()
+}

@@ -1,8 +1,9 @@
 //! What the gateway itself says to a child: a closed set.
 
 use bytes::Bytes;
+use serde_json::json;
 
-use crate::child::stdio;
+use crate::{child::stdio, mcp::version};
 
 /// A message that no client sent.
 pub(super) enum OwnMessage<'a> {
@@ -10,6 +11,8 @@ pub(super) enum OwnMessage<'a> {
     Cancelled { number: u64, reason: &'static str },
     /// The child asked for something and no client can hear it.
     NobodyThere { id: &'a [u8] },
+    /// Asks whether the child speaks modern MCP (mcp-T27).
+    Discover { number: u64 },
     /// The answer to the child's ping.
     Pong { id: &'a [u8] },
 }
@@ -22,6 +25,17 @@ impl OwnMessage<'_> {
                 r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{number},"reason":"{reason}"}}}}"#
             )
             .into_bytes(),
+            Self::Discover { number } => {
+                let meta = json!({ "_meta": {
+                    "io.modelcontextprotocol/protocolVersion": version::MODERN,
+                    "io.modelcontextprotocol/clientCapabilities": {},
+                    "io.modelcontextprotocol/clientInfo": { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
+                } });
+                format!(
+                    r#"{{"jsonrpc":"2.0","id":{number},"method":"server/discover","params":{meta}}}"#
+                )
+                .into_bytes()
+            }
             Self::NobodyThere { id } => {
                 let message = br#","error":{"code":-32601,"message":"no client is listening"}}"#;
                 [br#"{"jsonrpc":"2.0","id":"#, *id, message].concat()

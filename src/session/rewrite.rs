@@ -13,7 +13,7 @@ use crate::{
 pub(super) fn renumbered(call: &Call, number: u64) -> Bytes {
     let message = call.message();
     let text = number.to_string();
-    let mut changes = Vec::with_capacity(2);
+    let mut changes = Vec::with_capacity(3);
     if let Some(id) = message.root().get("id") {
         changes.push((id.span(), text.as_bytes()));
     }
@@ -28,14 +28,17 @@ pub(super) fn renumbered(call: &Call, number: u64) -> Bytes {
     {
         changes.push((version.span(), version::NEWEST_LEGACY_JSON));
     }
+    // Several clients may use one token: towards the child it is the request's own number.
+    if let Some(token) = call.meta("progressToken") {
+        changes.push((token.span(), text.as_bytes()));
+    }
     changes.sort_by_key(|(span, _)| span.start);
     stdio::line(message.with(&changes))
 }
 
 /// The token, as JSON, that the client's request asks progress under.
 pub(super) fn progress_token(call: &Call) -> Option<Bytes> {
-    let meta = call.params()?.get("_meta")?;
-    meta.get("progressToken")
+    call.meta("progressToken")
         .map(Value::raw)
         .map(Bytes::copy_from_slice)
 }

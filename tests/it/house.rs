@@ -331,6 +331,18 @@ impl Caller {
         wire::exchange(self.address, &self.bytes(method, body)).await
     }
 
+    /// The request's bytes, with more headers.
+    pub fn bytes_with(&self, method: &str, more: &[(&str, &str)], body: &str) -> Vec<u8> {
+        let bytes = self.bytes(method, body);
+        let text = String::from_utf8(bytes).unwrap();
+        let (line, rest) = text.split_once("\r\n").unwrap();
+        let more: String = more
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}\r\n"))
+            .collect();
+        format!("{line}\r\n{more}{rest}").into_bytes()
+    }
+
     /// The request's bytes, with all the headers that a good client sends.
     pub fn bytes(&self, method: &str, body: &str) -> Vec<u8> {
         let host = self.address.to_string();

@@ -10,8 +10,12 @@ mod edge;
 /// From the wire to the child and back.
 mod gateway;
 mod house;
+/// Requests of the stateless version.
+mod modern;
 /// Who may ask the runner for anything.
 mod runner;
 /// What a server can see and do from inside.
 mod sandbox;
+/// Streams of a session, and coming back to them.
+mod streams;
 mod wire;
