@@ -28,6 +28,8 @@ pub struct Plan {
     command: Option<Vec<String>>,
     arguments: Vec<String>,
     policy: Option<String>,
+    top: String,
+    readable: Vec<PathBuf>,
     more: String,
     optional: &'static str,
     /// Replaces the whole server file.
@@ -50,6 +52,8 @@ pub fn house() -> Plan {
         command: None,
         arguments: Vec::new(),
         policy: None,
+        top: String::new(),
+        readable: Vec::new(),
         more: String::new(),
         optional: "\"cgroup\"",
         file: None,
@@ -71,6 +75,18 @@ impl Plan {
 
     pub fn policy(mut self, cedar: &str) -> Self {
         self.policy = Some(cedar.to_owned());
+        self
+    }
+
+    /// More lines before the tables of the server's file.
+    pub fn top(mut self, toml: &str) -> Self {
+        self.top.push_str(toml);
+        self
+    }
+
+    /// Another directory that the server may read.
+    pub fn readable(mut self, directory: &Path) -> Self {
+        self.readable.push(directory.to_owned());
         self
     }
 
@@ -161,16 +177,18 @@ impl Plan {
         command.push(servers.join("scripted.py").display().to_string());
         command.extend(self.arguments.iter().cloned());
         let command = self.command.clone().unwrap_or(command);
+        let mut shown = vec![servers];
+        shown.extend(self.readable.iter().cloned());
         let authz = if self.policy.is_some() {
             r#"policies = ["/etc/thv/policies/it.cedar"]"#
         } else {
             r#"allow = "authenticated""#
         };
         format!(
-            "command = {command:?}\nresource = \"http://{address}/mcp\"\n\n[[auth.issuer]]\nissuer = \"{issuer}\"\n\
+            "command = {command:?}\nresource = \"http://{address}/mcp\"\n{}\n[[auth.issuer]]\nissuer = \"{issuer}\"\n\
              audience = \"http://{address}/mcp\"\n\n[authz]\n{authz}\n\n[sandbox]\noptional = [{}]\n\
-             read-only = [{servers:?}]\n\n{}",
-            self.optional, self.more
+             read-only = {shown:?}\n\n{}",
+            self.top, self.optional, self.more
         )
     }
 }
