@@ -315,9 +315,9 @@ fn outcome(request_id: RequestId, refusal: Option<&Refusal>) -> Outcome {
 /// A legacy request may name a version, and then one that exists.
 fn legacy_version(headers: &HeaderMap) -> Result<(), Refusal> {
     match one(headers, VERSION)? {
-        Some(named) if named != version::MODERN && !version::LEGACY.contains(&named) => {
-            Err(Refusal::Version(named.chars().take(32).collect()))
-        }
+        Some(named) if named != version::MODERN && !version::LEGACY.contains(&named) => Err(
+            Refusal::Version(named.chars().take(32).collect(), Era::Legacy),
+        ),
         _ => Ok(()),
     }
 }

@@ -11,7 +11,7 @@ use http::HeaderMap;
 use crate::{
     http::Refusal,
     json::{Kind, Value},
-    mcp::{Call, CallError, Shape, Target, version},
+    mcp::{Call, CallError, Era, Shape, Target, version},
 };
 
 /// Checks a call of the modern era against the headers that it came with.
@@ -38,7 +38,10 @@ pub fn agree(headers: &HeaderMap, call: &Call) -> Result<(), Refusal> {
         return Err(Refusal::HeaderMismatch("MCP-Protocol-Version"));
     }
     if told != version::MODERN {
-        return Err(Refusal::Version(told.chars().take(32).collect()));
+        return Err(Refusal::Version(
+            told.chars().take(32).collect(),
+            Era::Modern,
+        ));
     }
     let capabilities = call.meta("io.modelcontextprotocol/clientCapabilities");
     if capabilities.map(Value::kind) != Some(Kind::Object) {

@@ -12,7 +12,7 @@ use crate::{
     child::StartError,
     config::Resource,
     http::{Response, reply},
-    mcp::{CallError, Id, version},
+    mcp::{CallError, Era, Id, version},
     session::{Failure, NoSession, NoStream, OpenError, SendError},
 };
 
@@ -46,7 +46,7 @@ pub enum Refusal {
     #[error("{0}")]
     Call(#[from] CallError),
     #[error("this protocol version is not supported")]
-    Version(String),
+    Version(String, Era),
     /// Header and body of a modern request do not say the same, or one says nothing.
     #[error("header and body differ: {0}")]
     HeaderMismatch(&'static str),
@@ -90,7 +90,7 @@ impl Refusal {
             Self::Call(CallError::NotJson) => Reason::NotJson,
             Self::Call(CallError::Invalid(_)) => Reason::NotJsonRpc,
             Self::Call(CallError::Params(_)) => Reason::BadParameters,
-            Self::Version(_) => Reason::VersionUnsupported,
+            Self::Version(..) => Reason::VersionUnsupported,
             Self::Denied(DenyReason::Policy) => Reason::Policy,
             Self::Denied(DenyReason::PolicyError) => Reason::PolicyError,
             Self::HeaderMismatch(_) => Reason::HeaderMismatch,
@@ -122,7 +122,7 @@ impl Refusal {
             | Self::Header
             | Self::BodyIncomplete
             | Self::Call(_)
-            | Self::Version(_)
+            | Self::Version(..)
             | Self::HeaderMismatch(_)
             | Self::NoEvent
             | Self::Open(OpenError::Legacy)
@@ -194,9 +194,9 @@ impl Refusal {
             Self::Call(CallError::Params(_)) => (-32602, reason("bad-parameters")),
             Self::Denied(DenyReason::Method) | Self::NoMethod => (-32601, reason("method-unknown")),
             Self::HeaderMismatch(_) => (-32020, reason("header-mismatch")),
-            Self::Version(requested) => (
+            Self::Version(requested, era) => (
                 -32022,
-                json!({ "supported": version::all(), "requested": requested }),
+                json!({ "supported": version::supported(*era), "requested": requested }),
             ),
             Self::Open(OpenError::Legacy) => (
                 -32022,
@@ -227,7 +227,7 @@ impl Refusal {
         !matches!(
             self,
             Self::Call(_)
-                | Self::Version(_)
+                | Self::Version(..)
                 | Self::HeaderMismatch(_)
                 | Self::NoMethod
                 | Self::NoEvent

@@ -136,6 +136,13 @@ async fn what_is_not_a_modern_request_reaches_no_child() {
         send(&[VERSION, ("Mcp-Method", "ping")], &ping).await,
         (404, -32601)
     );
+    for gone in ["initialize", "resources/subscribe"] {
+        let body = body.replace("tools/call", gone);
+        assert_eq!(
+            send(&[VERSION, ("Mcp-Method", gone)], &body).await,
+            (404, -32601)
+        );
+    }
     let response = r#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
     assert_eq!(send(&[VERSION], response).await, (400, -32600));
     // json-18: a notification is accepted, and has no effect.
