@@ -240,3 +240,31 @@ const BODY_DEADLINE: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Milliseconds after which a client that lost its stream comes back (mcp-L3).
 const RETRY: u32 = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::Exchange;
+
+    async fn next(events: &mut Events) -> Option<String> {
+        let text = std::future::poll_fn(|context| events.poll(context)).await?;
+        Some(String::from_utf8(text.to_vec()).unwrap())
+    }
+
+    /// sse-5, tok-69: an open stream says that it is, and ends with the token that opened it.
+    #[tokio::test(start_paused = true)]
+    async fn an_open_stream_says_so_until_its_token_ends() {
+        let (_stream, exchange) = Exchange::example();
+        let mut events = Events::new(None, None, exchange);
+        let start = Instant::now();
+        events.end_at(start + Duration::from_secs(40));
+        let primed = next(&mut events).await.unwrap();
+        assert!(primed.starts_with("id: 0-0\nretry: ") && primed.ends_with("\ndata:\n\n"));
+        for seconds in [15, 30] {
+            assert_eq!(next(&mut events).await.as_deref(), Some(":\n\n"));
+            assert_eq!(start.elapsed().as_secs(), seconds);
+        }
+        assert_eq!(next(&mut events).await, None);
+        assert_eq!(start.elapsed().as_secs(), 40);
+    }
+}

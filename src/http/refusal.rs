@@ -101,7 +101,7 @@ impl Refusal {
             Self::NoSession(NoSession::Mismatch) => Reason::SessionOfAnother,
             Self::Open(error) => match error {
                 OpenError::Full => Reason::SessionLimit,
-                OpenError::Legacy => Reason::VersionUnsupported,
+                OpenError::NoVersion => Reason::ChildProtocol,
                 OpenError::Start(StartError::Failed { .. } | StartError::Deadline) => {
                     Reason::ChildStartFailed
                 }
@@ -125,7 +125,6 @@ impl Refusal {
             | Self::Version(..)
             | Self::HeaderMismatch(_)
             | Self::NoEvent
-            | Self::Open(OpenError::Legacy)
             | Self::SessionIdMissing
             | Self::Auth(AuthError::Malformed(_)) => StatusCode::BAD_REQUEST,
             Self::Auth(AuthError::Missing | AuthError::Rejected(_)) => StatusCode::UNAUTHORIZED,
@@ -145,6 +144,7 @@ impl Refusal {
             | Self::Misconfigured
             | Self::Restarting => StatusCode::SERVICE_UNAVAILABLE,
             Self::Open(OpenError::Failed(failure)) => reply::failure_status(*failure),
+            Self::Open(OpenError::NoVersion) => StatusCode::BAD_GATEWAY,
             Self::Open(OpenError::Send(error)) | Self::Send(error) => match error {
                 SendError::Gone => StatusCode::NOT_FOUND,
                 SendError::Busy => StatusCode::SERVICE_UNAVAILABLE,
@@ -197,10 +197,6 @@ impl Refusal {
             Self::Version(requested, era) => (
                 -32022,
                 json!({ "supported": version::supported(*era), "requested": requested }),
-            ),
-            Self::Open(OpenError::Legacy) => (
-                -32022,
-                json!({ "supported": version::LEGACY, "requested": version::MODERN }),
             ),
             Self::NoSession(_) => (reply::INTERNAL_ERROR, reason("session-unknown")),
             Self::Auth(AuthError::Rejected(_)) => (reply::INTERNAL_ERROR, reason("token-invalid")),

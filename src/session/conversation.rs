@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -16,17 +16,17 @@ use tokio::{
 };
 
 use crate::{
-    audit::{Audit, Event as Audited, Outcome, Reason, RequestId},
+    audit::{Audit, RequestId},
     auth::Identity,
     authz::Permit,
     child::stdio,
-    mcp::{Call, Era, Id, Shape, method},
+    mcp::{Call, Era, Id, Shape, bridge::LegacyServer},
     session::{
-        exchange::{Event, Failure},
+        calls::InFlight,
+        exchange::Failure,
         listening::Listening,
         own::OwnMessage,
-        rewrite::{progress_token, renumbered},
-        stream::{Exchange, Stream, Style},
+        stream::{Exchange, Style},
     },
 };
 
@@ -34,10 +34,12 @@ use crate::{
 pub struct Session {
     pub(super) id: String,
     owner: Identity,
-    audit: Audit,
-    call_timeout: Duration,
+    pub(super) audit: Audit,
+    pub(super) call_timeout: Duration,
     /// What its clients speak.
     pub(super) era: Era,
+    /// Its child, where that speaks less than its clients.
+    pub(super) bridge: OnceLock<LegacyServer>,
     /// Lines for the child. Bounded: a child that does not read is not waited for (probe-68).
     stdin: mpsc::Sender<Bytes>,
     /// Bytes of those lines.
@@ -51,7 +53,7 @@ pub struct Session {
 
 pub(super) struct State {
     /// The number of the next request towards the child; never used twice.
-    next: u64,
+    pub(super) next: u64,
     pub(super) in_flight: HashMap<u64, InFlight>,
     /// The server's own requests that a client may answer, by their id as JSON.
     pub(super) asked: HashSet<Bytes>,
@@ -66,7 +68,7 @@ pub(super) struct State {
 }
 
 impl State {
-    fn admits(&self, era: Era, id: &Id) -> Result<(), SendError> {
+    pub(super) fn admits(&self, era: Era, id: &Id) -> Result<(), SendError> {
         // Modern requests of several clients meet in one child: only theirs is whose id is whose.
         let twice = |call: &InFlight| era == Era::Legacy && call.id == *id;
         if self.in_flight.values().any(twice) {
@@ -78,28 +80,6 @@ impl State {
             Ok(())
         }
     }
-}
-
-/// A request that the child has not answered.
-pub(super) struct InFlight {
-    pub(super) id: Id,
-    pub(super) stream: Arc<Stream>,
-    /// `None` for one that is meant to stay open.
-    deadline: Option<Instant>,
-    pub(super) progress_token: Option<Bytes>,
-    /// Its method, if its answer is filtered.
-    pub(super) list: Option<&'static str>,
-    /// It asked for log messages.
-    pub(super) logs: bool,
-    /// `None` for what the gateway itself asked.
-    outcome: Option<OutcomeOwed>,
-}
-
-/// The record that every permitted request owes the auditors.
-struct OutcomeOwed {
-    request: RequestId,
-    started: Instant,
-    bytes_in: usize,
 }
 
 /// What became of a message that was sent.
@@ -149,6 +129,7 @@ impl Session {
             audit,
             call_timeout,
             era,
+            bridge: OnceLock::new(),
             stdin,
             unwritten: AtomicUsize::new(0),
             state: Mutex::new(state),
@@ -205,84 +186,6 @@ impl Session {
         self.state().unwanted
     }
 
-    fn request(
-        self: &Arc<Self>,
-        call: &Call,
-        id: Id,
-        request: RequestId,
-    ) -> Result<Exchange, SendError> {
-        let mut state = self.lock()?;
-        state.admits(self.era, &id)?;
-        let number = state.next;
-        self.write(renumbered(call, number))?;
-        let now = Instant::now();
-        state.next += 1;
-        state.last_used = now;
-        let outcome = OutcomeOwed {
-            request,
-            started: now,
-            bytes_in: call.message().bytes().len(),
-        };
-        let stream = Stream::new(number, self.style(&state));
-        let exchange = stream.attach(None);
-        state.in_flight.insert(
-            number,
-            InFlight {
-                id,
-                stream,
-                deadline: (call.method() != method::LISTEN).then(|| now + self.call_timeout),
-                progress_token: progress_token(call),
-                list: method::filtered_list(call.method()),
-                logs: call.meta("io.modelcontextprotocol/logLevel").is_some(),
-                outcome: Some(outcome),
-            },
-        );
-        Ok(match self.era {
-            Era::Legacy => exchange,
-            Era::Modern => exchange.cancelling(Arc::downgrade(self)),
-        })
-    }
-
-    /// Asks something of the gateway's own, within `patience`.
-    pub(super) fn ask_own(
-        &self,
-        patience: Duration,
-        own: impl FnOnce(u64) -> OwnMessage<'static>,
-    ) -> Result<Exchange, SendError> {
-        let mut state = self.lock()?;
-        let number = state.next;
-        self.write(own(number).line())?;
-        state.next += 1;
-        let stream = Stream::new(number, Style::Plain);
-        let exchange = stream.attach(None);
-        state.in_flight.insert(
-            number,
-            InFlight {
-                id: Id::own(),
-                stream,
-                deadline: Some(Instant::now() + patience),
-                progress_token: None,
-                list: None,
-                logs: false,
-                outcome: None,
-            },
-        );
-        Ok(exchange)
-    }
-
-    /// A modern client has closed the stream of its request: that is the cancel (mcp-T7).
-    pub(super) fn abandon(&self, number: u64) {
-        let mut state = self.state();
-        if let Some(call) = state.in_flight.remove(&number) {
-            self.say(&OwnMessage::Cancelled {
-                number,
-                reason: "the client has gone",
-            });
-            let gone = Event::Failed(Failure::Cancelled);
-            self.finish(&mut state, call, Some(Reason::ClientGone), 0, gone);
-        }
-    }
-
     pub(super) fn style(&self, state: &State) -> Style {
         match (self.era, state.version.as_str()) {
             (Era::Modern, _) => Style::Plain,
@@ -329,34 +232,6 @@ impl Session {
         Ok(())
     }
 
-    /// The child's answer to request `number`: what it is, and its text under the client's id.
-    pub(super) fn answer(
-        &self,
-        number: u64,
-        answer: Answer,
-        text: impl FnOnce(&Id) -> Bytes,
-    ) -> Answered {
-        let mut state = self.state();
-        match state.in_flight.remove(&number) {
-            Some(call) => {
-                state.last_used = Instant::now();
-                match answer {
-                    Answer::Neither => self.fail(&mut state, call, Failure::BadAnswer),
-                    Answer::Result | Answer::Error => {
-                        let text = text(&call.id);
-                        let reason = (answer == Answer::Error).then_some(Reason::ServerError);
-                        let bytes = text.len();
-                        self.finish(&mut state, call, reason, bytes, Event::Answer(text));
-                    }
-                }
-                Answered::Delivered
-            }
-            // Cancelled or timed out: the child could not know (fault-17).
-            None if (1..state.next).contains(&number) => Answered::Late,
-            None => Answered::Unknown,
-        }
-    }
-
     pub(super) fn say(&self, own: &OwnMessage<'_>) -> bool {
         self.write(own.line()).is_ok()
     }
@@ -394,21 +269,6 @@ impl Session {
         state.listening.close();
     }
 
-    /// Fails the calls that are meant to stay open.
-    pub(super) fn fail_open_ended(&self, state: &mut State, failure: Failure) {
-        let open: Vec<u64> = state
-            .in_flight
-            .iter()
-            .filter(|(_, call)| call.deadline.is_none())
-            .map(|(number, _)| *number)
-            .collect();
-        for call in open {
-            if let Some(call) = state.in_flight.remove(&call) {
-                self.fail(state, call, failure);
-            }
-        }
-    }
-
     /// Counts a message of the child's that nobody could be given.
     pub(super) fn count_unheard(&self) {
         self.unheard.fetch_add(1, Ordering::Relaxed);
@@ -417,6 +277,11 @@ impl Session {
     /// How many there were.
     pub(super) fn unheard(&self) -> u64 {
         self.unheard.load(Ordering::Relaxed)
+    }
+
+    /// Its child speaks legacy MCP alone: from now on what goes between is translated.
+    pub(super) fn bridged(&self, server: LegacyServer) {
+        let _ = self.bridge.set(server);
     }
 
     /// Its client may come in, under the version that was agreed on.
@@ -452,46 +317,12 @@ impl Session {
         state.in_flight.values().filter(waits).count()
     }
 
-    fn fail(&self, state: &mut State, call: InFlight, failure: Failure) {
-        self.finish(
-            state,
-            call,
-            Some(failure.reason()),
-            0,
-            Event::Failed(failure),
-        );
-    }
-
-    /// The way out of every request: the outcome is recorded, then the client told.
-    fn finish(
-        &self,
-        state: &mut State,
-        call: InFlight,
-        reason: Option<Reason>,
-        bytes_out: usize,
-        event: Event,
-    ) {
-        if let Some(owed) = &call.outcome {
-            self.audit.record(&Audited::Outcome(Outcome {
-                request_id: owed.request,
-                reason,
-                status: None,
-                duration: owed.started.elapsed(),
-                bytes_in: owed.bytes_in as u64,
-                bytes_out: bytes_out as u64,
-            }));
-        }
-        call.stream.end(event);
-        // A client that lost the connection may come back for the answer.
-        state.listening.keep(call);
-    }
-
     /// So many bytes of lines have reached the child.
     pub(super) fn written(&self, bytes: usize) {
         self.unwritten.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    fn write(&self, line: Bytes) -> Result<(), SendError> {
+    pub(super) fn write(&self, line: Bytes) -> Result<(), SendError> {
         let bytes = line.len();
         // Counted first: the writer may be done with it before this goes on.
         let before = self.unwritten.fetch_add(bytes, Ordering::Relaxed);
@@ -520,23 +351,6 @@ impl Session {
         // No code path leaves the state half changed, so a panic elsewhere does not taint it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What a child's answer holds.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Answer {
-    Result,
-    Error,
-    /// Both, or neither: no JSON-RPC answer (json-17).
-    Neither,
-}
-
-/// What became of an answer.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Answered {
-    Delivered,
-    Late,
-    Unknown,
 }
 
 /// Requests a child has not yet answered, per session; beyond it, 503.

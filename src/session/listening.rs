@@ -12,10 +12,11 @@ use tokio::time::{Duration, Instant};
 
 use crate::{
     json::Value,
-    mcp::{Era, Id, Message},
+    mcp::{Era, Id, Message, bridge},
     session::{
         SendError, Session,
-        conversation::{InFlight, State},
+        calls::InFlight,
+        conversation::State,
         exchange::{Event, Failure},
         stream::{self, Exchange, Stream},
     },
@@ -158,7 +159,14 @@ impl Session {
             });
         }
         let stream = match self.era {
-            Era::Modern => logging(&state, method),
+            Era::Modern => logging(&state, method).and_then(|(stream, from)| {
+                let level = params
+                    .and_then(|params| params.get("level"))
+                    .and_then(Value::as_str);
+                let level = level.and_then(|level| bridge::log_level(&level));
+                // A modern child has chosen by itself; a legacy one says everything.
+                (self.bridge.get().is_none() || level >= Some(from)).then_some(stream)
+            }),
             Era::Legacy if is_about_the_server(method) => own(&state).or_else(|| newest(&state)),
             Era::Legacy => newest(&state).or_else(|| own(&state)),
         };
@@ -207,10 +215,11 @@ fn own(state: &State) -> Option<&Arc<Stream>> {
 
 /// A log message of a modern child names no request: it is for the one that asked
 /// for any (mcp-T29), and for nobody if several did, or it might cross to another client.
-fn logging<'a>(state: &'a State, method: &str) -> Option<&'a Arc<Stream>> {
-    let mut calls = state.in_flight.values().filter(|call| call.logs);
+fn logging<'a>(state: &'a State, method: &str) -> Option<(&'a Arc<Stream>, usize)> {
+    let calls = state.in_flight.values();
+    let mut calls = calls.filter_map(|call| Some((&call.stream, call.logs?)));
     match (method, calls.next(), calls.next()) {
-        ("notifications/message", Some(call), None) => Some(&call.stream),
+        ("notifications/message", call, None) => call,
         _ => None,
     }
 }

@@ -5,6 +5,7 @@
 //! `Permit`; what the gateway itself must say to a child is the closed set in
 //! `own`. Used only by `pipeline`, and by `daemon` for ending.
 
+mod calls;
 mod conversation;
 mod ending;
 mod exchange;

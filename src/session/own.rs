@@ -13,6 +13,12 @@ pub(super) enum OwnMessage<'a> {
     NobodyThere { id: &'a [u8] },
     /// Asks whether the child speaks modern MCP (mcp-T27).
     Discover { number: u64 },
+    /// Opens the conversation with a legacy child on which modern requests are to come.
+    Initialize { number: u64 },
+    /// That this conversation is open.
+    Initialized,
+    /// Has a legacy child write all its log messages: who wants which is decided here.
+    LogEverything { number: u64 },
     /// The answer to the child's ping.
     Pong { id: &'a [u8] },
 }
@@ -36,6 +42,25 @@ impl OwnMessage<'_> {
                 )
                 .into_bytes()
             }
+            Self::Initialize { number } => {
+                // It is offered nothing: what it would ask of a client has no way to one.
+                let params = json!({
+                    "protocolVersion": version::LEGACY[0],
+                    "capabilities": {},
+                    "clientInfo": { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
+                });
+                format!(
+                    r#"{{"jsonrpc":"2.0","id":{number},"method":"initialize","params":{params}}}"#
+                )
+                .into_bytes()
+            }
+            Self::Initialized => {
+                br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#.to_vec()
+            }
+            Self::LogEverything { number } => format!(
+                r#"{{"jsonrpc":"2.0","id":{number},"method":"logging/setLevel","params":{{"level":"debug"}}}}"#
+            )
+            .into_bytes(),
             Self::NobodyThere { id } => {
                 let message = br#","error":{"code":-32601,"message":"no client is listening"}}"#;
                 [br#"{"jsonrpc":"2.0","id":"#, *id, message].concat()

@@ -10,7 +10,7 @@ use crate::{
     mcp::Message,
     session::{
         Session,
-        conversation::{Answer, Answered},
+        calls::{Answer, Answered},
         own::OwnMessage,
     },
 };
@@ -76,9 +76,7 @@ fn answer(session: &Session, message: &Message, id: Value<'_>) -> bool {
         (None, Some(_)) => Answer::Error,
         _ => Answer::Neither,
     };
-    let answered = session.answer(number, answer, |client_id| {
-        message.with(&[(id.span(), client_id.as_json())]).into()
-    });
+    let answered = session.answer(number, answer, message, id.span());
     answered != Answered::Unknown
 }
 

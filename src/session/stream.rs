@@ -275,6 +275,16 @@ impl Drop for Exchange {
     }
 }
 
+#[cfg(test)]
+impl Exchange {
+    /// For the tests of other modules: a session's own stream on which nothing is said.
+    pub(crate) fn example() -> (Arc<impl Sized>, Self) {
+        let stream = Stream::new(0, Style::Primed);
+        let exchange = stream.attach(None);
+        (stream, exchange)
+    }
+}
+
 /// An event id of ours: the stream, and the place in it.
 pub(super) fn place(event_id: &str) -> Option<(u64, u64)> {
     let (stream, sequence) = event_id.split_once('-')?;

@@ -20,7 +20,7 @@ use crate::{
     authz::Permit,
     child::{Child, Launcher, StartError},
     json::Value,
-    mcp::{Era, Message, version},
+    mcp::{Era, Message, bridge::LegacyServer, version},
     session::{
         SendError, Sent, Session, ending,
         exchange::{Event as Heard, Failure},
@@ -58,9 +58,9 @@ pub enum OpenError {
     Full,
     #[error("{0}")]
     Start(#[from] StartError),
-    /// The server does not speak modern MCP.
-    #[error("this server speaks only protocol versions with sessions")]
-    Legacy,
+    /// The server neither discovers nor initializes.
+    #[error("this server speaks no protocol version that is served here")]
+    NoVersion,
     #[error("{}", .0.message())]
     Failed(Failure),
     #[error("{0}")]
@@ -131,18 +131,40 @@ impl Sessions {
             return Ok(session);
         }
         let opening = self.begin(identity, Era::Modern).await?;
-        let exchange = opening
-            .session
-            .ask_own(PROBE, |number| OwnMessage::Discover { number })?;
-        match answer_of(Sent::Exchange(exchange)).await {
-            Ok(answer) if is_modern(&answer) => {
-                let session = opening.keep();
-                *place = Arc::downgrade(&session);
-                Ok(session)
-            }
-            Ok(_) | Err(Failure::Timeout) => Err(OpenError::Legacy),
-            Err(failure) => Err(OpenError::Failed(failure)),
+        let session = &opening.session;
+        let probe = session.ask_own(PROBE, |number| OwnMessage::Discover { number })?;
+        match answer_of(Sent::Exchange(probe)).await {
+            Ok(answer) if is_modern(&answer) => {}
+            // Whatever else it says to that, it is a legacy one (mcp-T27).
+            Ok(_) | Err(Failure::Timeout) => self.bridge(session).await?,
+            Err(failure) => return Err(OpenError::Failed(failure)),
         }
+        let session = opening.keep();
+        *place = Arc::downgrade(&session);
+        Ok(session)
+    }
+
+    /// Opens the conversation with a legacy child, on behalf of modern clients.
+    async fn bridge(&self, session: &Arc<Session>) -> Result<(), OpenError> {
+        let asked = session.ask_own(self.setup.call_timeout, |number| OwnMessage::Initialize {
+            number,
+        })?;
+        let answer = answer_of(Sent::Exchange(asked))
+            .await
+            .map_err(OpenError::Failed)?;
+        let server = Message::parse(answer)
+            .ok()
+            .and_then(|answer| LegacyServer::read(&answer))
+            .ok_or(OpenError::NoVersion)?;
+        session.say(&OwnMessage::Initialized);
+        if server.logs() {
+            // Its answer is not waited for, and its refusal is no harm.
+            let _ = session.ask_own(self.setup.call_timeout, |number| {
+                OwnMessage::LogEverything { number }
+            })?;
+        }
+        session.bridged(server);
+        Ok(())
     }
 
     /// Starts a child, and the task that tends it and sees it out, whatever becomes of this request.
