@@ -121,3 +121,13 @@ async fn the_suite_of_2025_11_25_is_met() {
 async fn the_suite_of_2026_07_28_is_met() {
     check("2026-07-28", &[], 37).await;
 }
+
+/// Through the bridge: what a server without modern MCP can express. It cannot ask for
+/// input, needs no capability of a client, and says nothing of changes.
+#[tokio::test]
+async fn the_suite_of_2026_07_28_is_met_by_a_legacy_server_as_far_as_it_goes() {
+    check("2026-07-28", &["--legacy"], BRIDGED).await;
+}
+
+/// Scenarios of 37 that are met over the bridge.
+const BRIDGED: usize = 20;

@@ -366,3 +366,71 @@ async fn a_modern_servers_own_request_is_refused() {
     assert_eq!(heard["error"]["code"], -32601);
     assert!(!answer.text().contains("elicitation/create"));
 }
+
+/// mcp-T20, mcp-T22, mcp-T26, mcp-T30: a legacy server is initialized once, and answers as a modern one would.
+#[tokio::test]
+async fn a_legacy_server_serves_modern_clients() {
+    let policy = r#"permit(principal, action, resource) unless { resource == Tool::"secret" };"#;
+    let house = house().policy(policy).open().await;
+    let alice = house.caller("alice");
+    let discovered = ask(&alice, "server/discover", json!({})).await.json();
+    assert_eq!(discovered["id"], 1);
+    let result = &discovered["result"];
+    assert_eq!(result["supportedVersions"], json!(["2026-07-28"]));
+    assert_eq!(result["capabilities"], json!({ "tools": {} }));
+    assert_eq!(result["resultType"], "complete");
+    let info = &result["_meta"]["io.modelcontextprotocol/serverInfo"];
+    assert_eq!(info["name"], "scripted");
+    let list = ask(&alice, "tools/list", json!({})).await;
+    let (said, list) = (list.text(), list.json());
+    assert_eq!(list["result"]["cacheScope"], "private");
+    assert_eq!(list["result"]["ttlMs"], 0);
+    assert!(said.contains("\"echo\"") && !said.contains("\"secret\""));
+    let answer = tool(&alice, "echo", json!({ "n": 1 })).await;
+    assert_eq!(answer.json()["result"]["resultType"], "complete");
+    assert_eq!(answer.said(), "{\"n\": 1}");
+    assert_eq!(tool(&alice, "secret", json!({})).await.status, 403);
+    // What would go on with a call that asked is none that begins.
+    let params = json!({ "name": "echo", "arguments": { "again": 1 }, "requestState": "forged" });
+    let answer = ask(&alice, "tools/call", params).await;
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["code"]),
+        (400, &json!(-32600))
+    );
+    // It may ask nobody: nobody could come back with the answer to it.
+    let heard = tool(&alice, "ask", json!({})).await.said();
+    assert!(heard.contains("-32601"), "{heard}");
+    let lines = seen(&alice).await;
+    let count = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
+    assert_eq!(
+        (count("\"initialize\""), count("notifications/initialized")),
+        (1, 1)
+    );
+    assert_eq!((count("\"secret\""), count("again")), (0, 0));
+    assert_eq!(
+        count("io.modelcontextprotocol/"),
+        1,
+        "the probe's alone: {lines:#?}"
+    );
+    assert_eq!(house.children_started(), 1);
+    // A legacy client beside it has a child of its own.
+    assert_eq!(
+        house
+            .session("alice")
+            .await
+            .call("echo", json!({}))
+            .await
+            .status,
+        200
+    );
+    assert_eq!(house.children_started(), 2);
+}
+
+/// A server that answers neither question is no server, and leaves no child.
+#[tokio::test]
+async fn a_server_of_no_version_is_an_error_of_its_own() {
+    let house = house().argument("--refuse").open().await;
+    let answer = ask(&house.caller("alice"), "tools/list", json!({})).await;
+    assert_eq!(answer.status, 502);
+    house.records.wait_for("child-exited").await;
+}
