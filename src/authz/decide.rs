@@ -622,7 +622,7 @@ mod tests {
             "sampling/createMessage",
             "Tools/call",
             "tools/call ",
-            "server/discover",
+            "server/discovery",
         ] {
             denied(
                 &all,
