@@ -6,7 +6,7 @@
 //! value stands in the input, so that what was checked is what is forwarded.
 //! Never allocates for values, only one fixed-size node each.
 
-use std::{borrow::Cow, collections::HashSet, ops::Range};
+use std::{borrow::Cow, cmp::Ordering, collections::HashSet, ops::Range};
 
 /// How deep arrays and objects may nest (json-4).
 pub const MAX_DEPTH: usize = 64;
@@ -85,7 +85,8 @@ impl Document {
             text,
             at: 0,
             limits,
-            nodes: Vec::with_capacity(32),
+            // Of ordinary texts; others grow it.
+            nodes: Vec::with_capacity((text.len() / 8).min(FIRST_NODES)),
         };
         reader.space();
         reader.value(0)?;
@@ -145,13 +146,19 @@ impl<'a> Value<'a> {
 
     /// The member of that name, if this is an object that has it.
     pub fn get(self, name: &str) -> Option<Self> {
-        self.members()
-            .find(|(key, _)| *key == name)
+        self.raw_members()
+            .find(|(key, _)| is_spelled(key, name))
             .map(|(_, value)| value)
     }
 
     /// The members of an object, in order; none for any other kind.
     pub fn members(self) -> impl Iterator<Item = (Cow<'a, str>, Self)> {
+        self.raw_members()
+            .map(|(name, value)| (unescape(name), value))
+    }
+
+    /// The members with their names as they were written, quotes included.
+    fn raw_members(self) -> impl Iterator<Item = (&'a [u8], Self)> {
         let end = if self.kind() == Kind::Object {
             self.node().next as usize
         } else {
@@ -168,7 +175,7 @@ impl<'a> Value<'a> {
                 ..self
             };
             at = value.node().next as usize;
-            Some((unescape(name.raw()), value))
+            Some((name.raw(), value))
         })
     }
 
@@ -192,6 +199,17 @@ impl<'a> Value<'a> {
 
     fn node(self) -> Node {
         self.document.nodes[self.index]
+    }
+}
+
+/// Whether a name in quotes is `name`, however it is escaped.
+fn is_spelled(quoted: &[u8], name: &str) -> bool {
+    let inner = &quoted[1..quoted.len() - 1];
+    // An escape is longer than what it stands for: only a longer spelling can be the same name.
+    match inner.len().cmp(&name.len()) {
+        Ordering::Less => false,
+        Ordering::Equal => inner == name.as_bytes() && !name.contains('\\'),
+        Ordering::Greater => inner.contains(&b'\\') && unescape(quoted) == name,
     }
 }
 
@@ -449,7 +467,10 @@ fn index_of(at: usize) -> u32 {
     u32::try_from(at).expect("parse() refuses texts over 4 GiB, and nodes are fewer than bytes")
 }
 
-const FEW_NAMES: usize = 12;
+/// Nodes that are reserved at once: a long text says nothing about how many it has.
+const FIRST_NODES: usize = 256;
+/// So many names are compared one by one: that is faster than hashing them.
+const FEW_NAMES: usize = 24;
 
 #[cfg(test)]
 mod tests {

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 
 use crate::{
     audit::{self, Audit, Decision, Event, Outcome, RequestId, Verdict},
-    auth::{AuthError, Authenticator, Identity},
+    auth::{AuthError, Authenticator, Identity, Presented},
     authz::{DenyReason, Engine, Permit},
     child::StartError,
     config::Config,
@@ -40,13 +40,13 @@ pub struct Gateway {
 pub async fn handle(gateway: &Gateway, request: Request<Incoming>, peer: Peer) -> Response {
     let mut record = Decision::allowed(RequestId::random(), Vec::new());
     record.peer = Some(peer.to_string());
-    match answer(gateway, request, &mut record).await {
+    match answer(gateway, request, peer, &mut record).await {
         Ok(response) => response,
         Err(Refused { refusal, id }) => {
             record.verdict = Verdict::Deny(refusal.reason());
             record.status = Some(refusal.status().as_u16());
             gateway.audit.record(&Event::Decision(record));
-            refusal.response(Some(&gateway.config.resource), id.as_ref())
+            refusal.response(Some(&gateway.config), id.as_ref())
         }
     }
 }
@@ -54,6 +54,7 @@ pub async fn handle(gateway: &Gateway, request: Request<Incoming>, peer: Peer) -
 async fn answer(
     gateway: &Gateway,
     request: Request<Incoming>,
+    peer: Peer,
     record: &mut Decision,
 ) -> Result<Response, Refused> {
     let (head, body) = request.into_parts();
@@ -63,9 +64,15 @@ async fn answer(
     }
     let identity = gateway
         .authenticator
-        .authenticate(&head.headers, head.uri.query())
+        .authenticate(&Presented {
+            method: &head.method,
+            headers: &head.headers,
+            query: head.uri.query(),
+            local: peer.local(),
+        })
         .await?;
-    record.who = Some((&identity).into());
+    record.who = Some((&*identity).into());
+    gateway.authenticator.check_scopes(&identity)?;
     match head.method {
         Method::DELETE => return streams::end(gateway, &head, &identity, record),
         Method::GET => return streams::open(gateway, &head, &identity, record),
@@ -130,7 +137,15 @@ fn permitted_call(
                 CallError::Invalid("an unknown notification").into()
             }
             DenyReason::Method => no_method(era),
-            reason => Refusal::Denied(reason),
+            reason => match denied.scopes {
+                Some(step) => {
+                    let mut needed = gateway.authenticator.scopes_for_all(identity).to_vec();
+                    needed.extend(step);
+                    needed.dedup();
+                    Refusal::Scope(needed)
+                }
+                None => Refusal::Denied(reason),
+            },
         }
     })?;
     record.policies = permit.policies().to_vec();
@@ -227,7 +242,7 @@ async fn open(
         }
         // What became of a call that reached its session is recorded there.
         Err(error @ OpenError::Failed(_)) => {
-            Refusal::Open(error).response(Some(&gateway.config.resource), id.as_ref())
+            Refusal::Open(error).response(Some(&gateway.config), id.as_ref())
         }
         Err(error) => failed(gateway, request, &not_opened(gateway, error), id.as_ref()),
     }
@@ -293,7 +308,7 @@ fn failed(gateway: &Gateway, request: RequestId, refusal: &Refusal, id: Option<&
     gateway
         .audit
         .record(&Event::Outcome(outcome(request, Some(refusal))));
-    refusal.response(Some(&gateway.config.resource), id)
+    refusal.response(Some(&gateway.config), id)
 }
 
 /// The outcome of what no child has answered.

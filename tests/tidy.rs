@@ -451,6 +451,22 @@ fn the_shipped_examples_load() {
 }
 
 #[test]
+fn the_manual_shows_providers_as_the_examples_do() {
+    let manual = read("man/thv.toml.5");
+    let providers = manual.split(".Sh PROVIDERS").nth(1).unwrap();
+    let mut shown = 0;
+    for block in providers.split(".Bd -literal\n").skip(1) {
+        let block = block.split("\n.Ed").next().unwrap();
+        let in_an_example = files("packaging/examples", &[".toml"])
+            .iter()
+            .any(|example| fs::read_to_string(example).unwrap().contains(block));
+        assert!(in_an_example, "no example says:\n{block}");
+        shown += 1;
+    }
+    assert!(shown > 5);
+}
+
+#[test]
 fn manual_pages_give_no_warning() {
     let Ok(version) = Command::new("groff").arg("--version").output() else {
         println!("not checked: groff is not installed");

@@ -4,72 +4,110 @@ use std::{
     collections::HashMap,
     path::Path,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use aws_lc_rs::digest;
-use http::HeaderMap;
+use http::{HeaderMap, Method};
 
 use super::{
-    AuthError, Fault, Identity, Kind, bearer, claims, jwt,
+    AuthError, Fault, Identity, IntrospectionError, Kind, LocalPeer,
+    bearer::{self, Scheme, Shown},
+    claims::{self, Claimed},
+    dpop::{self, Proofs},
+    introspection::{self, Introspector},
+    jwt,
     jwt::Unverified,
     keys::{KeyRing, NoKey, Notices},
+    local,
 };
 use crate::{
-    config::{Auth, Issuer},
-    fetch::FetchError,
+    config::{Auth, Dpop, Issuer, Resource},
+    systemd::Credentials,
     time::Clock,
 };
 
 /// Validates callers against one server's configuration.
 pub struct Authenticator {
-    /// Empty where nobody has to prove anything (`mode = "none"`).
-    issuers: Vec<Trusted>,
-    open: bool,
+    way: Way,
     clock: Clock,
     /// The latest time ever seen: a clock set back must not revive a token (tok-70).
     latest: AtomicU64,
     verified: Mutex<HashMap<[u8; 32], Verified>>,
 }
 
+/// How callers prove who they are.
+enum Way {
+    Tokens(Box<Tokens>),
+    /// The kernel says so.
+    Local,
+    /// Nobody has to.
+    Open,
+}
+
+struct Tokens {
+    issuers: Vec<Trusted>,
+    schemes: Vec<Scheme>,
+    proofs: Proofs,
+}
+
 struct Trusted {
     config: Issuer,
     keys: KeyRing,
+    introspector: Option<Introspector>,
 }
 
 /// A token that was good, for as long as nothing it rests on has changed.
+#[derive(Clone)]
 struct Verified {
-    identity: Identity,
+    claimed: Claimed,
     issuer: usize,
-    /// Of the issuer's keys when the signature was verified.
-    generation: u64,
+    rests_on: RestsOn,
+}
+
+#[derive(Clone, Copy)]
+enum RestsOn {
+    /// The generation of the issuer's keys when the signature was verified.
+    Keys(u64),
+    /// The issuer's word, until then (Unix time in seconds).
+    Word(u64),
+}
+
+/// What a request shows to say who sends it.
+#[derive(Clone, Copy, Debug)]
+pub struct Presented<'a> {
+    pub method: &'a Method,
+    pub headers: &'a HeaderMap,
+    pub query: Option<&'a str>,
+    /// Who is at the other end of a Unix socket.
+    pub local: Option<LocalPeer>,
+}
+
+/// What an authenticator is built into.
+pub struct Surroundings<'a> {
+    pub resource: &'a Resource,
+    pub clock: Clock,
+    /// Who hears of keys that came, and of those that did not.
+    pub notices: &'a Notices,
+    pub credentials: &'a Credentials,
 }
 
 impl Authenticator {
     /// Prepares the issuers of `auth`; asks nobody anything yet.
-    pub fn build(auth: &Auth, clock: Clock, notices: &Notices) -> Result<Self, FetchError> {
+    pub fn build(auth: &Auth, around: Surroundings<'_>) -> Result<Self, IntrospectionError> {
         // The first of a process wins; it is the same each time.
         let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
-        let trusted = |config: &Issuer| {
-            KeyRing::new(config, notices.clone()).map(|keys| Trusted {
-                config: config.clone(),
-                keys,
-            })
-        };
-        let (issuers, open) = match auth {
-            Auth::Oidc(issuers) => (
-                issuers.iter().map(trusted).collect::<Result<_, _>>()?,
-                false,
-            ),
-            Auth::None => (Vec::new(), true),
+        let way = match auth {
+            Auth::Oidc(issuers) => Way::Tokens(Box::new(Tokens::build(issuers, &around)?)),
+            Auth::Peer => Way::Local,
+            Auth::None => Way::Open,
         };
         Ok(Self {
-            issuers,
-            open,
-            clock,
+            way,
+            clock: around.clock,
             latest: AtomicU64::new(0),
             verified: Mutex::default(),
         })
@@ -77,76 +115,108 @@ impl Authenticator {
 
     /// Keeps the issuers' keys in `directory` from one process to the next.
     pub fn keeping(self, directory: &Path) -> Self {
-        for trusted in &self.issuers {
-            trusted
-                .keys
-                .keep_in(directory, &trusted.config, &self.clock);
+        if let Way::Tokens(tokens) = &self.way {
+            for trusted in &tokens.issuers {
+                trusted
+                    .keys
+                    .keep_in(directory, &trusted.config, &self.clock);
+            }
         }
         self
     }
 
-    /// Says who sends a request with these headers and this query.
+    /// Says who sends a request.
     pub async fn authenticate(
         &self,
-        headers: &HeaderMap,
-        query: Option<&str>,
-    ) -> Result<Identity, AuthError> {
-        if self.open {
-            return Ok(anonymous());
-        }
-        let token = bearer::token(headers, query)?;
+        presented: &Presented<'_>,
+    ) -> Result<Arc<Identity>, AuthError> {
+        let tokens = match &self.way {
+            Way::Tokens(tokens) => tokens,
+            Way::Local => return local::identify(presented.local).await.map(Arc::new),
+            Way::Open => return Ok(Arc::new(anonymous())),
+        };
+        let shown = bearer::credentials(presented.headers, presented.query, &tokens.schemes)?;
         let now = self.now();
-        let name = fingerprint(token);
-        if let Some(identity) = self.recall(&name, now) {
-            return Ok(identity);
-        }
-        let unverified = jwt::read(token)?;
-        let named = claims::issuer(&unverified.claims)?;
-        let (index, trusted) = self
-            .issuers
-            .iter()
-            .enumerate()
-            .find(|(_, trusted)| trusted.config.issuer == named)
-            .ok_or(AuthError::Rejected(Fault::Issuer))?;
-        let identity = claims::check(&unverified.header, &unverified.claims, &trusted.config, now)?;
-        let generation = trusted.verify(&unverified).await?;
-        self.remember(
-            name,
-            Verified {
-                identity: identity.clone(),
-                issuer: index,
-                generation,
-            },
-            now,
-        );
-        Ok(identity)
+        let verified = self.verified(tokens, shown.token, now).await?;
+        tokens.check_binding(presented, shown, &verified, now)?;
+        Ok(verified.claimed.identity)
     }
 
     /// How long what this identity has opened may stay open: to the token's end, and its issuer's
     /// leeway (tok-69). `None` where nothing ends.
     pub fn time_left(&self, identity: &Identity) -> Option<Duration> {
-        let leeway = self
+        let Way::Tokens(tokens) = &self.way else {
+            return None;
+        };
+        let leeway = tokens
             .issuers
             .iter()
-            .find(|trusted| trusted.config.issuer == identity.issuer())
+            .find(|trusted| trusted.config.issuer == identity.issuer)
             .map(|trusted| trusted.config.leeway)?;
         let left = identity.expires_at().saturating_sub(self.now());
         Some(Duration::from_secs(left).saturating_add(leeway).min(LONG))
     }
 
-    fn recall(&self, name: &[u8; 32], now: u64) -> Option<Identity> {
+    /// The scopes that every call of this identity needs (`scopes` of its issuer).
+    pub fn scopes_for_all(&self, identity: &Identity) -> &[String] {
+        let Way::Tokens(tokens) = &self.way else {
+            return &[];
+        };
+        tokens
+            .issuers
+            .iter()
+            .find(|trusted| trusted.config.issuer == identity.issuer)
+            .map(|trusted| &trusted.config.scopes[..])
+            .unwrap_or_default()
+    }
+
+    /// Whether the token was issued for them.
+    pub fn check_scopes(&self, identity: &Identity) -> Result<(), AuthError> {
+        let needed = self.scopes_for_all(identity);
+        if needed.iter().all(|scope| identity.scopes.contains(scope)) {
+            Ok(())
+        } else {
+            Err(AuthError::Scope(needed.to_vec()))
+        }
+    }
+
+    async fn verified(
+        &self,
+        tokens: &Tokens,
+        token: &str,
+        now: u64,
+    ) -> Result<Verified, AuthError> {
+        let name = fingerprint(token);
+        if let Some(known) = self.recall(tokens, &name, now) {
+            return Ok(known);
+        }
+        let asked = tokens.introspecting().filter(|_| !jwt::is_jwt(token));
+        let verified = match asked {
+            Some((issuer, introspector)) => {
+                let claimed = introspector.ask(token, &name, now).await?;
+                Verified {
+                    claimed,
+                    issuer,
+                    rests_on: RestsOn::Word(now + introspection::POSITIVE),
+                }
+            }
+            None => tokens.verify(token, now).await?,
+        };
+        self.remember(name, verified.clone(), now);
+        Ok(verified)
+    }
+
+    fn recall(&self, tokens: &Tokens, name: &[u8; 32], now: u64) -> Option<Verified> {
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         let known = verified.get(name)?;
-        let trusted = &self.issuers[known.issuer];
-        let current = trusted.keys.generation() == Some(known.generation);
-        if current
-            && now
-                < known
-                    .identity
-                    .expires_at()
-                    .saturating_add(trusted.config.leeway.as_secs())
-        {
-            return Some(known.identity.clone());
+        let trusted = &tokens.issuers[known.issuer];
+        let current = match known.rests_on {
+            RestsOn::Keys(generation) => trusted.keys.generation() == Some(generation),
+            RestsOn::Word(until) => now < until,
+        };
+        let expires_at = known.claimed.identity.expires_at();
+        if current && now < expires_at.saturating_add(trusted.config.leeway.as_secs()) {
+            return Some(known.clone());
         }
         verified.remove(name);
         None
@@ -155,7 +225,7 @@ impl Authenticator {
     fn remember(&self, name: [u8; 32], token: Verified, now: u64) {
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         if verified.len() >= MAX_VERIFIED {
-            verified.retain(|_, token| now < token.identity.expires_at());
+            verified.retain(|_, token| now < token.claimed.identity.expires_at());
             if verified.len() >= MAX_VERIFIED {
                 // Those that are still in use cost one verification each to come back.
                 verified.clear();
@@ -167,6 +237,90 @@ impl Authenticator {
     fn now(&self) -> u64 {
         let now = self.clock.now();
         self.latest.fetch_max(now, Ordering::Relaxed).max(now)
+    }
+}
+
+impl Tokens {
+    fn build(issuers: &[Issuer], around: &Surroundings<'_>) -> Result<Self, IntrospectionError> {
+        let trusted = |config: &Issuer| {
+            let introspector = config.introspection.as_ref();
+            Ok(Trusted {
+                config: config.clone(),
+                keys: KeyRing::new(config, around.notices.clone())?,
+                introspector: introspector
+                    .map(|asked| Introspector::new(config, asked, around))
+                    .transpose()?,
+            })
+        };
+        let any = |wanted: fn(Dpop) -> bool| issuers.iter().any(|issuer| wanted(issuer.dpop));
+        let mut schemes = Vec::new();
+        if any(|dpop| dpop != Dpop::Required) {
+            schemes.push(Scheme::Bearer);
+        }
+        if any(|dpop| dpop != Dpop::Off) {
+            schemes.push(Scheme::Dpop);
+        }
+        Ok(Self {
+            issuers: issuers
+                .iter()
+                .map(trusted)
+                .collect::<Result<_, IntrospectionError>>()?,
+            schemes,
+            proofs: Proofs::new(around.resource),
+        })
+    }
+
+    /// The one issuer that is asked about tokens which are no JWT.
+    fn introspecting(&self) -> Option<(usize, &Introspector)> {
+        self.issuers
+            .iter()
+            .enumerate()
+            .find_map(|(index, trusted)| Some((index, trusted.introspector.as_ref()?)))
+    }
+
+    async fn verify(&self, token: &str, now: u64) -> Result<Verified, AuthError> {
+        let unverified = jwt::read(token)?;
+        let named = claims::issuer(&unverified.claims)?;
+        let (issuer, trusted) = self
+            .issuers
+            .iter()
+            .enumerate()
+            .find(|(_, trusted)| trusted.config.issuer == named)
+            .ok_or(AuthError::Rejected(Fault::Issuer))?;
+        let claimed = claims::check(&unverified.header, &unverified.claims, &trusted.config, now)?;
+        let generation = trusted.verify(&unverified).await?;
+        Ok(Verified {
+            claimed,
+            issuer,
+            rests_on: RestsOn::Keys(generation),
+        })
+    }
+
+    /// A bound token wants the proof of its key, under the scheme that says so; one that is
+    /// not bound must not claim to be (RFC 9449 §7.2).
+    fn check_binding(
+        &self,
+        presented: &Presented<'_>,
+        shown: Shown<'_>,
+        verified: &Verified,
+        now: u64,
+    ) -> Result<(), AuthError> {
+        match (shown.scheme, &verified.claimed.bound_to) {
+            (Scheme::Bearer, None) => Ok(()),
+            (Scheme::Bearer, Some(_)) | (Scheme::Dpop, None) => {
+                Err(AuthError::Rejected(Fault::Binding))
+            }
+            (Scheme::Dpop, Some(bound_to)) => self.proofs.check(
+                presented.headers,
+                &dpop::Wanted {
+                    method: presented.method,
+                    token: shown.token,
+                    bound_to,
+                    nonce: self.issuers[verified.issuer].config.dpop_nonce,
+                    now,
+                },
+            ),
+        }
     }
 }
 
@@ -226,7 +380,10 @@ fn fingerprint(token: &str) -> [u8; 32] {
 impl Authenticator {
     /// The keys of each issuer, for the tests of keys.
     pub(super) fn issuers(&self) -> Vec<&KeyRing> {
-        self.issuers.iter().map(|trusted| &trusted.keys).collect()
+        let Way::Tokens(tokens) = &self.way else {
+            return Vec::new();
+        };
+        tokens.issuers.iter().map(|trusted| &trusted.keys).collect()
     }
 }
 
@@ -240,7 +397,7 @@ mod tests {
     use http::HeaderMap;
 
     use super::{
-        super::testing::{NOW, bearer, bench, clock, token, unheard},
+        super::testing::{NOW, bearer, bench, build, clock, post, token, unheard},
         *,
     };
 
@@ -267,9 +424,9 @@ mod tests {
 
     #[tokio::test]
     async fn where_nobody_has_to_prove_anything_all_are_one_anonymous_user() {
-        let open = Authenticator::build(&Auth::None, clock().1, &unheard()).unwrap();
+        let open = build(&Auth::None, clock().1, &unheard()).unwrap();
         for headers in [HeaderMap::new(), bearer("nonsense")] {
-            let identity = open.authenticate(&headers, None).await.unwrap();
+            let identity = open.authenticate(&post(&headers, None)).await.unwrap();
             assert_eq!(
                 (identity.issuer(), identity.subject(), identity.kind()),
                 ("", "anonymous", Kind::User)
@@ -290,16 +447,19 @@ mod tests {
         let remember = |n: u64, expires_at| {
             let mut name = [0; 32];
             name[..8].copy_from_slice(&n.to_be_bytes());
-            let identity = Identity {
+            let identity = Arc::new(Identity {
                 expires_at,
                 ..identity.clone()
-            };
+            });
             bench.authenticator.remember(
                 name,
                 Verified {
-                    identity,
+                    claimed: Claimed {
+                        identity,
+                        bound_to: None,
+                    },
                     issuer: 0,
-                    generation: 1,
+                    rests_on: RestsOn::Keys(1),
                 },
                 NOW,
             );

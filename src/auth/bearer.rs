@@ -4,8 +4,27 @@ use http::{HeaderMap, header};
 
 use super::{AuthError, Fault};
 
-/// The one bearer token of a request.
-pub(super) fn token<'a>(headers: &'a HeaderMap, query: Option<&str>) -> Result<&'a str, AuthError> {
+/// A token, and how it was shown.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Shown<'a> {
+    pub(super) scheme: Scheme,
+    pub(super) token: &'a str,
+}
+
+/// The authentication schemes that carry a token.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Scheme {
+    Bearer,
+    /// RFC 9449 §7.1.
+    Dpop,
+}
+
+/// The one token of a request. `schemes` are those that are spoken here; others are unknown.
+pub(super) fn credentials<'a>(
+    headers: &'a HeaderMap,
+    query: Option<&str>,
+    schemes: &[Scheme],
+) -> Result<Shown<'a>, AuthError> {
     let mut lines = headers.get_all(header::AUTHORIZATION).iter();
     // A token in the query is never read (OAuth 2.1 §5.1) …
     let Some(line) = lines.next() else {
@@ -20,12 +39,16 @@ pub(super) fn token<'a>(headers: &'a HeaderMap, query: Option<&str>) -> Result<&
         .position(|byte| !is_tchar(*byte))
         .unwrap_or(value.len());
     let (scheme, rest) = value.split_at(scheme_end);
-    if value.iter().any(|byte| *byte >= 0x80) {
+    if !value.is_ascii() {
         return Err(AuthError::Malformed(Fault::Form));
     }
-    if !scheme.eq_ignore_ascii_case(b"bearer") {
-        return Err(AuthError::Missing);
-    }
+    let spoken = [(&b"bearer"[..], Scheme::Bearer), (b"dpop", Scheme::Dpop)];
+    let scheme = spoken
+        .into_iter()
+        .find(|(name, _)| scheme.eq_ignore_ascii_case(name))
+        .map(|(_, scheme)| scheme)
+        .filter(|scheme| schemes.contains(scheme))
+        .ok_or(AuthError::Missing)?;
     // … and two places for one token are one too many (tok-9).
     if query.is_some_and(names_a_token) {
         return Err(AuthError::Malformed(Fault::Ambiguous));
@@ -36,7 +59,10 @@ pub(super) fn token<'a>(headers: &'a HeaderMap, query: Option<&str>) -> Result<&
     if spaces == 0 || !is_token68(token) || token.len() > MAX_TOKEN {
         return Err(AuthError::Malformed(Fault::Form));
     }
-    Ok(text)
+    Ok(Shown {
+        scheme,
+        token: text,
+    })
 }
 
 fn names_a_token(query: &str) -> bool {
@@ -54,11 +80,20 @@ fn is_tchar(byte: u8) -> bool {
 fn is_token68(token: &[u8]) -> bool {
     let padding = token.iter().rev().take_while(|byte| **byte == b'=').count();
     let body = &token[..token.len() - padding];
-    !body.is_empty()
-        && body
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte))
+    !body.is_empty() && body.iter().all(|byte| TOKEN68[usize::from(*byte)])
 }
+
+/// Which bytes a token68 holds before its padding: every byte of every token is looked up here.
+const TOKEN68: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric()
+            || matches!(byte as u8, b'-' | b'.' | b'_' | b'~' | b'+' | b'/');
+        byte += 1;
+    }
+    table
+};
 
 /// Bytes of a token (tok-13).
 const MAX_TOKEN: usize = 16 << 10;
@@ -67,7 +102,7 @@ const MAX_TOKEN: usize = 16 << 10;
 mod tests {
     use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-    use super::{super::testing, AuthError, Fault, MAX_TOKEN};
+    use super::{super::testing, AuthError, Fault, MAX_TOKEN, Scheme};
 
     const FORM: AuthError = AuthError::Malformed(Fault::Form);
     const AMBIGUOUS: AuthError = AuthError::Malformed(Fault::Ambiguous);
@@ -86,7 +121,7 @@ mod tests {
     fn refused(line: &[u8], wanted: &AuthError) {
         let shown = String::from_utf8_lossy(&line[..line.len().min(60)]);
         assert_eq!(
-            super::token(&lines(&[line]), None).as_ref(),
+            super::credentials(&lines(&[line]), None, &[Scheme::Bearer]).as_ref(),
             Err(wanted),
             "{shown}"
         );
@@ -216,7 +251,12 @@ mod tests {
     fn a_token_has_a_longest_length() {
         let line = |length| format!("Bearer {}", "a".repeat(length));
         assert_eq!(
-            super::token(&lines(&[line(MAX_TOKEN).as_bytes()]), None).map(str::len),
+            super::credentials(
+                &lines(&[line(MAX_TOKEN).as_bytes()]),
+                None,
+                &[Scheme::Bearer]
+            )
+            .map(|shown| shown.token.len()),
             Ok(MAX_TOKEN)
         );
         refused(line(MAX_TOKEN + 1).as_bytes(), &FORM);

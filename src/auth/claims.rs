@@ -1,9 +1,11 @@
 //! The claims of an access token against the issuer's configuration
 //! (RFC 9068 §4, RFC 7519 §4.1, OpenID Connect Core §2 for what marks an ID token).
 
-use super::{AuthError, Fault, Identity, Kind as Principal, jwt::Claims, jwt::Header};
+use std::sync::Arc;
+
+use super::{AuthError, Fault, Identity, Kind as Principal, callers, jwt::Claims, jwt::Header};
 use crate::{
-    config::Issuer,
+    config::{Dpop, Issuer, TokenKind},
     json::{Kind, Value},
 };
 
@@ -16,37 +18,68 @@ pub(super) fn issuer(claims: &Claims) -> Result<String, AuthError> {
     Ok(issuer.into_owned())
 }
 
-/// Checks all that does not need the issuer's keys, and says whose token it is.
-/// The result is worth nothing until the signature is verified.
+/// What the claims say, once they have passed; worth nothing until somebody who may
+/// say so has vouched for them: a signature, or the issuer itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Claimed {
+    pub(super) identity: Arc<Identity>,
+    /// SHA-256 thumbprint of the key that the token is bound to (RFC 9449 §6.1).
+    pub(super) bound_to: Option<String>,
+}
+
+/// Checks a JWT's header and claims, all that does not need the issuer's keys.
 pub(super) fn check(
     header: &Header,
     claims: &Claims,
     issuer: &Issuer,
     now: u64,
-) -> Result<Identity, AuthError> {
+) -> Result<Claimed, AuthError> {
     kind_of_token(header, claims, issuer)?;
+    check_claims(claims, Source::Token, issuer, now)
+}
+
+/// Where claims were found.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Source {
+    Token,
+    /// The issuer's answer to a question (RFC 7662 §2.2), in which `sub` may be missing:
+    /// then the client acts for itself.
+    Answer,
+}
+
+/// Checks claims, wherever they came from, and says whose they are.
+pub(super) fn check_claims(
+    claims: &Claims,
+    source: Source,
+    issuer: &Issuer,
+    now: u64,
+) -> Result<Claimed, AuthError> {
     audience(claims, issuer)?;
     let expires_at = times(claims, issuer, now)?;
-    // Bound to a key that is not shown here, so whoever shows it may have stolen it (tok-113).
-    if claims.get("cnf").is_some() {
-        return Err(AuthError::Rejected(Fault::Claim));
-    }
+    let bound_to = binding(claims, issuer)?;
     text(claims, "jti", MAX_ID)?;
-    let subject = text(claims, "sub", MAX_ID)?.ok_or(AuthError::Rejected(Fault::Claim))?;
+    let mut subject = text(claims, "sub", MAX_ID)?;
+    if subject.is_none() && source == Source::Answer {
+        subject = text(claims, "client_id", MAX_ID)?;
+    }
+    let subject = subject.ok_or(AuthError::Rejected(Fault::Claim))?;
     if subject.is_empty() || subject.chars().any(char::is_control) {
         return Err(AuthError::Rejected(Fault::Claim));
     }
-    let client = client(claims, issuer)?;
+    let client = callers::client(claims, issuer)?;
+    callers::subject(&subject, claims, issuer)?;
+    callers::required(claims, issuer)?;
+    callers::service_account(&subject, claims, issuer)?;
     // A program acting for itself, never the user of that name (RFC 9700 §4.15): whichever
     // claim says so, read here or not.
     let names_a_client =
         |name: &&str| claims.get(name).and_then(Value::as_str).as_deref() == Some(subject.as_str());
-    let kind = if CLIENT_CLAIMS.iter().any(names_a_client) {
+    let kind = if callers::CLIENT_CLAIMS.iter().any(names_a_client) {
         Principal::Client
     } else {
         Principal::User
     };
-    Ok(Identity {
+    let identity = Identity {
         issuer: issuer.issuer.clone(),
         subject,
         kind,
@@ -54,24 +87,31 @@ pub(super) fn check(
         scopes: scopes(claims, issuer)?,
         groups: groups(claims)?,
         expires_at,
+    };
+    Ok(Claimed {
+        identity: Arc::new(identity),
+        bound_to,
     })
 }
 
-/// An access token, and no other kind of JWT (RFC 8725 §3.11).
+/// A token of the configured kind, and no other kind of JWT (RFC 8725 §3.11).
 pub(super) fn kind_of_token(
     header: &Header,
     claims: &Claims,
     issuer: &Issuer,
 ) -> Result<(), AuthError> {
-    let right = match header.typ.as_deref() {
-        Some("at+jwt") => true,
-        Some("jwt") | None => issuer.legacy_typ,
-        Some(_) => false,
+    let untyped = matches!(header.typ.as_deref(), Some("jwt") | None);
+    let right = match issuer.token {
+        TokenKind::Id => untyped,
+        TokenKind::Access => {
+            let of_an_id_token = ["nonce", "at_hash", "c_hash"]
+                .iter()
+                .any(|marker| claims.get(marker).is_some());
+            let named = header.typ.as_deref() == Some("at+jwt") || (untyped && issuer.legacy_typ);
+            named && !of_an_id_token
+        }
     };
-    let of_an_id_token = ["nonce", "at_hash", "c_hash"]
-        .iter()
-        .any(|marker| claims.get(marker).is_some());
-    if right && !of_an_id_token {
+    if right {
         Ok(())
     } else {
         Err(AuthError::Rejected(Fault::Type))
@@ -86,20 +126,37 @@ pub(super) fn audience(claims: &Claims, issuer: &Issuer) -> Result<(), AuthError
     // With or without one trailing slash; everything else byte for byte (tok-75).
     let bare = |url: &str| url.strip_suffix('/').unwrap_or(url).to_owned();
     let ours = |named: &str| issuer.audience.iter().any(|ours| bare(ours) == bare(named));
-    let good = match audience.kind() {
-        Kind::String => audience.as_str().is_some_and(|named| ours(&named)),
-        Kind::Array => {
-            audience
-                .elements()
-                .all(|named| named.kind() == Kind::String)
-                && audience
-                    .elements()
-                    .filter_map(Value::as_str)
-                    .any(|named| ours(&named))
-        }
-        _ => false,
+    let named: Option<Vec<_>> = match audience.kind() {
+        Kind::String => audience.as_str().map(|named| vec![named]),
+        Kind::Array => audience.elements().map(Value::as_str).collect(),
+        _ => None,
     };
+    let good = named.is_some_and(|named| {
+        // All of them under `single-audience`: the same one may come twice (tok-77).
+        named.iter().any(|named| ours(named))
+            && (!issuer.single_audience || named.iter().all(|named| ours(named)))
+    });
     if good { Ok(()) } else { Err(wrong) }
+}
+
+/// The key that the token is bound to, if it is and may be.
+pub(super) fn binding(claims: &Claims, issuer: &Issuer) -> Result<Option<String>, AuthError> {
+    let Some(confirmation) = claims.get("cnf") else {
+        return match issuer.dpop {
+            Dpop::Required => Err(AuthError::Rejected(Fault::Unbound)),
+            Dpop::Off | Dpop::Accepted => Ok(None),
+        };
+    };
+    // Bound in a way that nobody checks here: whoever shows it may have stolen it (tok-113).
+    if issuer.dpop == Dpop::Off || confirmation.members().count() != 1 {
+        return Err(AuthError::Rejected(Fault::Claim));
+    }
+    let thumbprint = confirmation
+        .get("jkt")
+        .and_then(Value::as_str)
+        .filter(|thumbprint| thumbprint.len() == THUMBPRINT)
+        .ok_or(AuthError::Rejected(Fault::Claim))?;
+    Ok(Some(thumbprint.into_owned()))
 }
 
 /// `exp`, `nbf` and `iat`; returns `exp`.
@@ -120,7 +177,7 @@ pub(super) fn times(claims: &Claims, issuer: &Issuer, now: u64) -> Result<u64, A
     // Also catches milliseconds taken for seconds (tok-66).
     let start = issued.or(from).unwrap_or(now);
     if from.max(issued).is_some_and(|from| from > expires)
-        || expires - start.min(expires) > MAX_LIFETIME
+        || expires - start.min(expires) > issuer.max_lifetime.as_secs()
     {
         return Err(AuthError::Rejected(Fault::Claim));
     }
@@ -128,7 +185,7 @@ pub(super) fn times(claims: &Claims, issuer: &Issuer, now: u64) -> Result<u64, A
 }
 
 /// A NumericDate in whole seconds; absent is none, anything but a number from zero on is refused (inc-21).
-fn seconds(claims: &Claims, name: &str) -> Result<Option<u64>, AuthError> {
+pub(super) fn seconds(claims: &Claims, name: &str) -> Result<Option<u64>, AuthError> {
     let Some(value) = claims.get(name) else {
         return Ok(None);
     };
@@ -146,27 +203,6 @@ fn seconds(claims: &Claims, name: &str) -> Result<Option<u64>, AuthError> {
         }
         _ => Err(AuthError::Rejected(Fault::Claim)),
     }
-}
-
-pub(super) fn client(claims: &Claims, issuer: &Issuer) -> Result<Option<String>, AuthError> {
-    let names = if issuer.legacy_typ {
-        &CLIENT_CLAIMS
-    } else {
-        &CLIENT_CLAIMS[..2]
-    };
-    let mut found = None;
-    for name in names {
-        if let Some(client) = text(claims, name, MAX_ID)? {
-            if !issuer.clients.is_empty() && !issuer.clients.contains(&client) {
-                return Err(AuthError::Rejected(Fault::Client));
-            }
-            found.get_or_insert(client);
-        }
-    }
-    if found.is_none() && !issuer.clients.is_empty() {
-        return Err(AuthError::Rejected(Fault::Client));
-    }
-    Ok(found)
 }
 
 fn scopes(claims: &Claims, issuer: &Issuer) -> Result<Vec<String>, AuthError> {
@@ -195,10 +231,28 @@ fn scopes(claims: &Claims, issuer: &Issuer) -> Result<Vec<String>, AuthError> {
                 .all(|byte| matches!(byte, 0x21 | 0x23..=0x5B | 0x5D..=0x7E))
     };
     if distinct && list.len() <= MAX_SCOPES && list.iter().all(legal) {
-        Ok(list)
+        Ok(with_implied(list, &issuer.implied_scopes))
     } else {
         Err(wrong())
     }
+}
+
+/// The scopes with those that they stand for, and those that these stand for (tok-85).
+fn with_implied(mut list: Vec<String>, table: &[(String, Vec<String>)]) -> Vec<String> {
+    let mut next = 0;
+    while let Some(scope) = list.get(next) {
+        let implied = table
+            .iter()
+            .filter(|(name, _)| name == scope)
+            .flat_map(|(_, implied)| implied);
+        let new: Vec<_> = implied
+            .filter(|implied| !list.contains(implied))
+            .cloned()
+            .collect();
+        list.extend(new);
+        next += 1;
+    }
+    list
 }
 
 fn words(value: Value<'_>) -> Option<Vec<String>> {
@@ -230,7 +284,7 @@ fn strings(list: Value<'_>) -> Option<Vec<String>> {
 }
 
 /// A claim that is a string of at most `max` bytes, where it is there at all.
-fn text(claims: &Claims, name: &str, max: usize) -> Result<Option<String>, AuthError> {
+pub(super) fn text(claims: &Claims, name: &str, max: usize) -> Result<Option<String>, AuthError> {
     match claims.get(name) {
         None => Ok(None),
         Some(value) => match value.as_str() {
@@ -240,12 +294,10 @@ fn text(claims: &Claims, name: &str, max: usize) -> Result<Option<String>, AuthE
     }
 }
 
-/// What names the client: RFC 9068, OpenID Connect Core, then what Okta and Entra ID v1 say instead.
-const CLIENT_CLAIMS: [&str; 4] = ["client_id", "azp", "cid", "appid"];
 /// Bytes of a subject, client or token id (OpenID Connect Core §2 says 255).
-const MAX_ID: usize = 255;
-/// How long a token may live, in seconds.
-const MAX_LIFETIME: u64 = 24 * 60 * 60;
+pub(super) const MAX_ID: usize = 255;
+/// Characters of a SHA-256 in base64url.
+const THUMBPRINT: usize = 43;
 /// Beyond this a double no longer counts seconds one by one: 2^53.
 const MAX_SECONDS: f64 = 9_007_199_254_740_992.0;
 const MAX_SCOPES: usize = 256;
@@ -262,10 +314,10 @@ mod tests {
             Fault, Kind,
             testing::{AUDIENCE, HEADER, ISSUER, LEEWAY, NOW, bench, bench_with, spelled, token},
         },
-        MAX_GROUPS, MAX_LIFETIME,
+        MAX_GROUPS,
     };
 
-    const DAY: u64 = MAX_LIFETIME;
+    const DAY: u64 = 24 * 60 * 60;
 
     /// tok-49, tok-50, tok-51: an access token says that it is one.
     #[test]
@@ -740,5 +792,51 @@ mod tests {
             Fault::Claim,
         );
         bench().accepts(&token().without("client_id").sign());
+    }
+
+    /// tok-77: where configured, a token for us is for nobody else.
+    #[test]
+    fn a_single_audience_is_the_only_one() {
+        let strict = bench_with(|issuer| {
+            issuer.single_audience = true;
+            issuer.audience = vec![AUDIENCE.to_owned(), "second".to_owned()];
+        });
+        strict.accepts(&token().sign());
+        strict.accepts(&token().claim("aud", json!([AUDIENCE, "second"])).sign());
+        strict.refuses(
+            &token()
+                .claim("aud", json!([AUDIENCE, "https://other.example"]))
+                .sign(),
+            Fault::Audience,
+        );
+    }
+
+    /// tok-66: how long a token may live is the issuer's own matter within `max-lifetime`.
+    #[test]
+    fn a_token_that_lives_too_long_is_refused() {
+        let short = bench_with(|issuer| issuer.max_lifetime = Duration::from_secs(600));
+        short.accepts(&token().claim("exp", NOW + 600).sign());
+        short.refuses(&token().claim("exp", NOW + 601).sign(), Fault::Claim);
+        let long = bench_with(|issuer| issuer.max_lifetime = Duration::from_secs(2 * DAY));
+        long.accepts(&token().claim("exp", NOW + 2 * DAY).sign());
+    }
+
+    /// tok-85: a broad scope stands for narrow ones, through any number of steps and in no circle.
+    #[test]
+    fn a_scope_brings_those_that_it_implies() {
+        let list = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        let bench = bench_with(|issuer| {
+            issuer.implied_scopes = vec![
+                ("admin".to_owned(), list(&["write", "audit"])),
+                ("write".to_owned(), list(&["read", "admin"])),
+            ];
+        });
+        let scopes = |scope: &str| {
+            let identity = bench.accepts(&token().claim("scope", scope).sign());
+            identity.scopes().to_vec()
+        };
+        assert_eq!(scopes("admin"), ["admin", "write", "audit", "read"]);
+        assert_eq!(scopes("read"), ["read"]);
+        assert_eq!(scopes("Admin"), ["Admin"]);
     }
 }

@@ -9,16 +9,19 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use serde::Serialize;
 
 use super::{
-    AuthError, Authenticator, Fault, Identity, Notice, bearer, claims, jwt, jwt::Unverified,
+    AuthError, Authenticator, Fault, Identity, IntrospectionError, Notice, Presented, Surroundings,
+    bearer::{self, Scheme},
+    callers, claims, jwt,
+    jwt::Unverified,
 };
 use crate::{
-    config::{Auth, Issuer},
-    fetch::FetchError,
+    config::{Auth, Issuer, Pattern, Resource, TokenKind},
     json::Value,
+    systemd::Credentials,
     time::Clock,
 };
 
@@ -36,11 +39,17 @@ pub struct Check {
 #[derive(Debug)]
 pub struct Explanation {
     pub checks: Vec<Check>,
-    pub verdict: Result<Identity, AuthError>,
+    pub verdict: Result<Arc<Identity>, AuthError>,
 }
 
 /// Explains what a server with this `[auth]` makes of `token`.
-pub async fn explain(auth: &Auth, clock: Clock, token: &str) -> Result<Explanation, FetchError> {
+pub async fn explain(
+    auth: &Auth,
+    resource: &Resource,
+    credentials: &Credentials,
+    clock: Clock,
+    token: &str,
+) -> Result<Explanation, IntrospectionError> {
     let trouble: Arc<Mutex<Option<String>>> = Arc::default();
     let heard = trouble.clone();
     let notices: super::Notices = Arc::new(move |notice| {
@@ -48,13 +57,19 @@ pub async fn explain(auth: &Auth, clock: Clock, token: &str) -> Result<Explanati
             *heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         }
     });
-    let authenticator = Authenticator::build(auth, clock.clone(), &notices)?;
+    let around = Surroundings {
+        resource,
+        clock: clock.clone(),
+        notices: &notices,
+        credentials,
+    };
+    let authenticator = Authenticator::build(auth, around)?;
     let mut headers = HeaderMap::new();
     if let Ok(line) = HeaderValue::from_str(&format!("Bearer {token}")) {
         headers.insert(header::AUTHORIZATION, line);
     }
     let mut checks = Vec::new();
-    let form = bearer::token(&headers, None);
+    let form = bearer::credentials(&headers, None, &[Scheme::Bearer]);
     checks.push(Check {
         what: "form",
         passed: form.is_ok(),
@@ -66,6 +81,7 @@ pub async fn explain(auth: &Auth, clock: Clock, token: &str) -> Result<Explanati
     if form.is_ok() {
         match jwt::read(token) {
             Ok(unverified) => of_jwt(&mut checks, auth, &unverified, clock.now()),
+            Err(_) if !jwt::is_jwt(token) && asks(auth) => {}
             Err(error) => checks.push(Check {
                 what: "JWT",
                 passed: false,
@@ -73,7 +89,14 @@ pub async fn explain(auth: &Auth, clock: Clock, token: &str) -> Result<Explanati
             }),
         }
     }
-    let verdict = authenticator.authenticate(&headers, None).await;
+    let verdict = authenticator
+        .authenticate(&Presented {
+            method: &Method::POST,
+            headers: &headers,
+            query: None,
+            local: None,
+        })
+        .await;
     let trouble = trouble
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -81,7 +104,31 @@ pub async fn explain(auth: &Auth, clock: Clock, token: &str) -> Result<Explanati
     if checks.iter().all(|check| check.passed) {
         checks.push(of_signature(&verdict, trouble));
     }
+    let verdict = verdict.and_then(|identity| {
+        let enough = authenticator.check_scopes(&identity);
+        let needed = authenticator.scopes_for_all(&identity);
+        if !needed.is_empty() {
+            checks.push(Check {
+                what: "scope",
+                passed: enough.is_ok(),
+                compared: format!(
+                    "`{}`; every call needs `{}`",
+                    identity.scopes().join(" "),
+                    needed.join(" ")
+                ),
+            });
+        }
+        enough.map(|()| identity)
+    });
     Ok(Explanation { checks, verdict })
+}
+
+/// Whether an issuer is asked about tokens that are no JWT.
+fn asks(auth: &Auth) -> bool {
+    match auth {
+        Auth::Oidc(issuers) => issuers.iter().any(|issuer| issuer.introspection.is_some()),
+        Auth::Peer | Auth::None => false,
+    }
 }
 
 fn of_jwt(checks: &mut Vec<Check>, auth: &Auth, token: &Unverified<'_>, now: u64) {
@@ -127,30 +174,47 @@ fn of_jwt(checks: &mut Vec<Check>, auth: &Auth, token: &Unverified<'_>, now: u64
         "exp, nbf, iat",
         claims::times(&token.claims, issuer, now).map(drop),
         format!(
-            "exp {}, nbf {}, iat {}; now {now}, leeway {} s, at most a day of life",
+            "exp {}, nbf {}, iat {}; now {now}, leeway {} s, at most {} s of life",
             said("exp"),
             said("nbf"),
             said("iat"),
-            issuer.leeway.as_secs()
+            issuer.leeway.as_secs(),
+            issuer.max_lifetime.as_secs()
         ),
     );
-    let clients = if issuer.clients.is_empty() {
-        "any".to_owned()
-    } else {
-        format!("`{}`", issuer.clients.join("`, `"))
-    };
     check(
         "client",
-        claims::client(&token.claims, issuer).map(drop),
+        callers::client(&token.claims, issuer).map(drop),
         format!(
-            "client_id {}, azp {}; accepted: {clients}",
+            "client_id {}, azp {}; accepted: {}",
             said("client_id"),
-            said("azp")
+            said("azp"),
+            any_of(&issuer.clients)
         ),
+    );
+    let subject = token.claims.get("sub").and_then(Value::as_str);
+    let subject = subject.unwrap_or_default();
+    check(
+        "sub",
+        callers::subject(&subject, &token.claims, issuer)
+            .and_then(|()| callers::service_account(&subject, &token.claims, issuer)),
+        of_subject(said("sub"), issuer),
+    );
+    for required in &issuer.required_claims {
+        check(
+            "required claim",
+            callers::one_required(&token.claims, required),
+            format!("{} is {}", required.name, said(&required.name)),
+        );
+    }
+    check(
+        "cnf",
+        claims::binding(&token.claims, issuer).map(drop),
+        format!("{}; dpop of this issuer is {:?}", said("cnf"), issuer.dpop),
     );
     // All the rest of the claims: whatever is left fails here.
     check(
-        "sub, scope, groups",
+        "other claims",
         claims::check(&token.header, &token.claims, issuer, now).map(drop),
         format!(
             "sub {}, scope {}, groups {}",
@@ -172,12 +236,43 @@ fn of_jwt(checks: &mut Vec<Check>, auth: &Auth, token: &Unverified<'_>, now: u64
     );
 }
 
+fn any_of(texts: &[String]) -> String {
+    if texts.is_empty() {
+        "any".to_owned()
+    } else {
+        format!("`{}`", texts.join("`, `"))
+    }
+}
+
+fn of_subject(said: String, issuer: &Issuer) -> String {
+    let texts = |patterns: &[Pattern]| -> Vec<String> {
+        patterns
+            .iter()
+            .map(|pattern| pattern.as_str().to_owned())
+            .collect()
+    };
+    let mut text = format!("{said}; accepted: {}", any_of(&texts(&issuer.subjects)));
+    if let Some(account) = &issuer.kubernetes {
+        text = format!(
+            "{said}; accepted: service account `{}` of namespace `{}`",
+            account.name, account.namespace
+        );
+    }
+    if !issuer.revoked.is_empty() {
+        text = format!("{text}; revoked: {}", any_of(&texts(&issuer.revoked)));
+    }
+    text
+}
+
 fn of_type(token: &Unverified<'_>, issuer: &Issuer) -> String {
     let typ = token
         .header
         .typ
         .as_deref()
         .map_or("absent".to_owned(), |typ| format!("`{typ}`"));
+    if issuer.token == TokenKind::Id {
+        return format!("{typ}; accepted: JWT or none, because `token = \"id\"`");
+    }
     if issuer.legacy_typ {
         return format!("{typ}; accepted: at+jwt, JWT or none, without nonce, at_hash, c_hash");
     }
@@ -187,13 +282,20 @@ fn of_type(token: &Unverified<'_>, issuer: &Issuer) -> String {
 }
 
 /// What only the issuer's keys can tell; everything else has passed.
-fn of_signature(verdict: &Result<Identity, AuthError>, trouble: Option<String>) -> Check {
+fn of_signature(verdict: &Result<Arc<Identity>, AuthError>, trouble: Option<String>) -> Check {
     let compared = match verdict {
         Ok(_) => "by the issuer's key of that name and algorithm".to_owned(),
         Err(AuthError::IssuerDown { issuer, .. }) => format!(
             "the keys of `{issuer}` cannot be had: {}",
             trouble.unwrap_or_else(|| "no answer".to_owned())
         ),
+        Err(AuthError::Rejected(Fault::Binding)) => {
+            "good, and bound to a key: clients show it as `Authorization: DPoP` with a proof"
+                .to_owned()
+        }
+        Err(AuthError::Rejected(Fault::Inactive)) => {
+            "the issuer says that it is not, or no longer, good".to_owned()
+        }
         Err(AuthError::Rejected(Fault::KeyUnknown)) => {
             "the issuer publishes no usable key of the name in `kid`".to_owned()
         }
@@ -254,7 +356,7 @@ const MAX_SHOWN: usize = 200;
 #[cfg(test)]
 mod tests {
     use super::{
-        super::testing::{KEYS, NOW, issuer, set, token},
+        super::testing::{KEYS, NOW, issuer, resource, set, token},
         *,
     };
     use crate::config::KeySource;
@@ -265,9 +367,15 @@ mod tests {
         std::fs::write(&path, set(KEYS.published()).to_string()).unwrap();
         let mut issuer = issuer(KeySource::File(path));
         change(&mut issuer);
-        explain(&Auth::Oidc(vec![issuer]), Clock::new(|| NOW), token)
-            .await
-            .unwrap()
+        explain(
+            &Auth::Oidc(vec![issuer]),
+            &resource(),
+            &Credentials::default(),
+            Clock::new(|| NOW),
+            token,
+        )
+        .await
+        .unwrap()
     }
 
     /// The check that failed first, with what it compared.
@@ -311,11 +419,7 @@ mod tests {
                 "exp, nbf, iat",
                 "leeway",
             ),
-            (
-                token().without("sub").sign(),
-                "sub, scope, groups",
-                "absent",
-            ),
+            (token().without("sub").sign(), "other claims", "absent"),
             (token().signed_by(&KEYS.stranger), "signature", "key"),
         ] {
             let (found, compared) = failed(&bad).await;

@@ -1,10 +1,16 @@
 //! JSON Web Keys (RFC 7517, RFC 7518 §6): which of a set are usable, each for
 //! exactly one algorithm.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
-use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, EcdsaVerificationAlgorithm, ParsedPublicKey,
+use aws_lc_rs::{
+    digest,
+    signature::{
+        ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, EcdsaVerificationAlgorithm,
+        ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384,
+        RSA_PKCS1_2048_8192_SHA512, RSA_PSS_2048_8192_SHA256, RSA_PSS_2048_8192_SHA384,
+        RSA_PSS_2048_8192_SHA512, RsaParameters,
+    },
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::DecodingKey;
@@ -59,6 +65,18 @@ impl Algorithm {
         }
     }
 
+    fn rsa_parameters(self) -> Option<&'static RsaParameters> {
+        Some(match self {
+            Self::Rs256 => &RSA_PKCS1_2048_8192_SHA256,
+            Self::Rs384 => &RSA_PKCS1_2048_8192_SHA384,
+            Self::Rs512 => &RSA_PKCS1_2048_8192_SHA512,
+            Self::Ps256 => &RSA_PSS_2048_8192_SHA256,
+            Self::Ps384 => &RSA_PSS_2048_8192_SHA384,
+            Self::Ps512 => &RSA_PSS_2048_8192_SHA512,
+            Self::Es256 | Self::Es384 | Self::Ed25519 => return None,
+        })
+    }
+
     fn for_crate(self) -> jsonwebtoken::Algorithm {
         use jsonwebtoken::Algorithm as Theirs;
         match self {
@@ -87,7 +105,16 @@ enum Family {
 #[derive(Clone)]
 pub(super) struct Key {
     algorithm: Algorithm,
-    key: DecodingKey,
+    key: Public,
+}
+
+/// A public key, ready to verify.
+#[derive(Clone)]
+enum Public {
+    /// Read and prepared once: `jsonwebtoken` does that for each signature, which for
+    /// RSA costs a third of the verification again (benches/identity.rs).
+    Rsa(Arc<ParsedPublicKey>),
+    Other(DecodingKey),
 }
 
 impl Key {
@@ -98,8 +125,14 @@ impl Key {
 
     /// Whether `signature` (base64url) is this key's over `signed`.
     pub(super) fn verifies(&self, signed: &[u8], signature: &str) -> bool {
-        jsonwebtoken::crypto::verify(signature, signed, &self.key, self.algorithm.for_crate())
-            .unwrap_or(false)
+        match &self.key {
+            Public::Rsa(key) => decode(signature)
+                .is_some_and(|signature| key.verify_sig(signed, &signature).is_ok()),
+            Public::Other(key) => {
+                jsonwebtoken::crypto::verify(signature, signed, key, self.algorithm.for_crate())
+                    .unwrap_or(false)
+            }
+        }
     }
 }
 
@@ -160,6 +193,28 @@ impl KeySet {
     }
 }
 
+/// The public key that a proof of possession brings along (RFC 9449 §4.2), for this
+/// algorithm, and its thumbprint (RFC 7638).
+pub(super) fn of_proof(jwk: Value<'_>, algorithm: Algorithm) -> Option<(Key, String)> {
+    let private = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
+    if private.iter().any(|name| jwk.get(name).is_some()) {
+        return None;
+    }
+    let key = usable(jwk, &[algorithm])?;
+    let members: &[&str] = match algorithm.family() {
+        Family::Rsa => &["e", "kty", "n"],
+        Family::P256 | Family::P384 => &["crv", "kty", "x", "y"],
+        Family::Ed25519 => &["crv", "kty", "x"],
+    };
+    let members: Option<Vec<_>> = members
+        .iter()
+        .map(|name| Some(format!("\"{name}\":\"{}\"", jwk.get(name)?.as_str()?)))
+        .collect();
+    let canonical = format!("{{{}}}", members?.join(","));
+    let thumbprint = digest::digest(&digest::SHA256, canonical.as_bytes());
+    Some((key, URL_SAFE_NO_PAD.encode(thumbprint)))
+}
+
 fn usable(jwk: Value<'_>, accepted: &[Algorithm]) -> Option<Key> {
     let text = |name| jwk.get(name).and_then(Value::as_str);
     if jwk.get("use").is_some() && text("use").as_deref() != Some("sig") {
@@ -177,21 +232,30 @@ fn usable(jwk: Value<'_>, accepted: &[Algorithm]) -> Option<Key> {
         return None;
     }
     let (family, key) = match (text("kty")?.as_ref(), text("crv").as_deref()) {
-        ("RSA", None) => (Family::Rsa, rsa(&text("n")?, &text("e")?)?),
+        ("RSA", None) => (Family::Rsa, Material::Rsa(rsa(&text("n")?, &text("e")?)?)),
         ("EC", Some("P-256")) => (
             Family::P256,
-            curve(&text("x")?, &text("y")?, 32, &ECDSA_P256_SHA256_FIXED)?,
+            Material::Other(curve(
+                &text("x")?,
+                &text("y")?,
+                32,
+                &ECDSA_P256_SHA256_FIXED,
+            )?),
         ),
         ("EC", Some("P-384")) => (
             Family::P384,
-            curve(&text("x")?, &text("y")?, 48, &ECDSA_P384_SHA384_FIXED)?,
+            Material::Other(curve(
+                &text("x")?,
+                &text("y")?,
+                48,
+                &ECDSA_P384_SHA384_FIXED,
+            )?),
         ),
         ("OKP", Some("Ed25519")) => {
             let x = text("x")?;
-            (
-                Family::Ed25519,
-                (decode(&x)?.len() == 32).then(|| DecodingKey::from_ed_components(&x).ok())??,
-            )
+            let key =
+                (decode(&x)?.len() == 32).then(|| DecodingKey::from_ed_components(&x).ok())??;
+            (Family::Ed25519, Material::Other(key))
         }
         _ => return None,
     };
@@ -199,8 +263,24 @@ fn usable(jwk: Value<'_>, accepted: &[Algorithm]) -> Option<Key> {
         Some(named) => Algorithm::parse(&named.as_str()?)?,
         None => default_algorithm(family, accepted)?,
     };
-    (algorithm.family() == family && accepted.contains(&algorithm))
-        .then_some(Key { algorithm, key })
+    if algorithm.family() != family || !accepted.contains(&algorithm) {
+        return None;
+    }
+    let key = match key {
+        Material::Rsa(der) => {
+            let key = ParsedPublicKey::new(algorithm.rsa_parameters()?, der).ok()?;
+            Public::Rsa(Arc::new(key))
+        }
+        Material::Other(key) => Public::Other(key),
+    };
+    Some(Key { algorithm, key })
+}
+
+/// A key before its algorithm is known.
+enum Material {
+    /// An RSAPublicKey (RFC 8017 appendix A.1.1).
+    Rsa(Vec<u8>),
+    Other(DecodingKey),
 }
 
 /// The one algorithm of a key that names none: the usual one of its kind, or
@@ -224,7 +304,7 @@ fn default_algorithm(family: Family, accepted: &[Algorithm]) -> Option<Algorithm
     }
 }
 
-fn rsa(n: &str, e: &str) -> Option<DecodingKey> {
+fn rsa(n: &str, e: &str) -> Option<Vec<u8>> {
     let (modulus, exponent) = (decode(n)?, decode(e)?);
     // Some providers put a sign byte first, against RFC 7518 §2.
     let (modulus, exponent) = (without_zeros(&modulus), without_zeros(&exponent));
@@ -235,7 +315,33 @@ fn rsa(n: &str, e: &str) -> Option<DecodingKey> {
         && *exponent != [1]
         && exponent.len() <= 4;
     (sized && odd && !is_roca(modulus))
-        .then(|| DecodingKey::from_rsa_raw_components(modulus, exponent))
+        .then(|| der(0x30, &[der_number(modulus), der_number(exponent)].concat()))
+}
+
+/// One element of DER (X.690 §8.1): tag, length, content.
+fn der(tag: u8, content: &[u8]) -> Vec<u8> {
+    let length = content.len().to_be_bytes();
+    let length = without_zeros(&length);
+    let mut element = vec![tag];
+    match length {
+        [] => element.push(0),
+        [short] if *short < 0x80 => element.push(*short),
+        long => {
+            element.push(0x80 | u8::try_from(long.len()).unwrap_or(u8::MAX));
+            element.extend_from_slice(long);
+        }
+    }
+    element.extend_from_slice(content);
+    element
+}
+
+/// A number that is never negative: a leading bit that would say so gets a zero before it.
+fn der_number(number: &[u8]) -> Vec<u8> {
+    let mut content = number.to_vec();
+    if content.first().is_some_and(|first| first & 0x80 != 0) {
+        content.insert(0, 0);
+    }
+    der(0x02, &content)
 }
 
 /// Whether a modulus was made by the generator of CVE-2017-15361, whose keys can be

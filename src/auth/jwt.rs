@@ -33,6 +33,22 @@ pub(super) struct Claims {
 }
 
 impl Claims {
+    /// One JSON object with the members of a token.
+    pub(super) fn read(text: &[u8]) -> Result<Self, AuthError> {
+        if text.len() > MAX_PART {
+            return Err(AuthError::Rejected(Fault::Form));
+        }
+        object(text.to_vec())?.bounded()
+    }
+
+    fn bounded(self) -> Result<Self, AuthError> {
+        if self.document.root(&self.text).members().count() > MAX_CLAIMS {
+            Err(AuthError::Rejected(Fault::Form))
+        } else {
+            Ok(self)
+        }
+    }
+
     pub(super) fn get(&self, name: &str) -> Option<Value<'_>> {
         self.document.root(&self.text).get(name)
     }
@@ -46,14 +62,57 @@ pub(super) fn read(token: &str) -> Result<Unverified<'_>, AuthError> {
         signed,
         signature,
     } = Signed::read(token)?;
-    let claims = object(payload)?;
-    if claims.document.root(&claims.text).members().count() > MAX_CLAIMS {
-        return Err(AuthError::Rejected(Fault::Form));
-    }
+    let claims = object(payload)?.bounded()?;
     Ok(Unverified {
         header,
         claims,
         signed,
+        signature,
+    })
+}
+
+/// Whether a token has the form of a JWT: what has it is never asked about elsewhere.
+pub(super) fn is_jwt(token: &str) -> bool {
+    let parts = token.split('.').count();
+    let header = token.split('.').next().and_then(|part| decode(part).ok());
+    matches!(parts, 3 | 5) && header.is_some_and(|header| header.starts_with(b"{"))
+}
+
+/// A proof of possession (RFC 9449 §4.2), taken apart.
+pub(super) struct Proof<'a> {
+    header: Claims,
+    pub(super) algorithm: Algorithm,
+    pub(super) claims: Claims,
+    pub(super) signed: &'a [u8],
+    pub(super) signature: &'a str,
+}
+
+impl Proof<'_> {
+    /// The public key that it brings along.
+    pub(super) fn key(&self) -> Value<'_> {
+        self.header
+            .get("jwk")
+            .expect("a proof without a key is not read")
+    }
+}
+
+/// Takes a proof apart. It alone brings its key along; the token says whose it must be.
+pub(super) fn read_proof(text: &str) -> Result<Proof<'_>, AuthError> {
+    let form = AuthError::Rejected(Fault::Form);
+    let [header, payload, signature] = parts(text)?;
+    let header = object(decode(header)?)?;
+    let named = self::header(&header, &REFUSED_OF_PROOF)?;
+    let has_key = header
+        .get("jwk")
+        .is_some_and(|key| key.kind() == Kind::Object);
+    if named.typ.as_deref() != Some("dpop+jwt") || !has_key {
+        return Err(form);
+    }
+    Ok(Proof {
+        header,
+        algorithm: named.algorithm,
+        claims: object(decode(payload)?)?.bounded()?,
+        signed: &text.as_bytes()[..text.len() - signature.len() - 1],
         signature,
     })
 }
@@ -68,21 +127,8 @@ pub(super) struct Signed<'a> {
 
 impl<'a> Signed<'a> {
     pub(super) fn read(token: &'a str) -> Result<Self, AuthError> {
-        let form = || AuthError::Rejected(Fault::Form);
-        let mut parts = token.split('.');
-        let (Some(header), Some(payload), Some(signature), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            return Err(form());
-        };
-        // Before anything is decoded: only what RFC 8725 (bis, 3.14) allows a JWT to hold.
-        if [header, payload, signature]
-            .iter()
-            .any(|part| !part.bytes().all(is_base64url))
-        {
-            return Err(form());
-        }
-        let header = self::header(&object(decode(header)?)?)?;
+        let [header, payload, signature] = parts(token)?;
+        let header = self::header(&object(decode(header)?)?, &REFUSED)?;
         let payload = decode(payload)?;
         let signed = &token.as_bytes()[..token.len() - signature.len() - 1];
         Ok(Self {
@@ -94,15 +140,25 @@ impl<'a> Signed<'a> {
     }
 }
 
-fn header(header: &Claims) -> Result<Header, AuthError> {
-    // Extensions that must be understood, keys that a token brings along, and
-    // content that would have to be unpacked: all refused, not ignored.
-    for refused in [
-        "crit", "b64", "jwk", "jku", "x5u", "x5c", "zip", "cty", "enc",
-    ] {
-        if header.get(refused).is_some() {
-            return Err(AuthError::Rejected(Fault::Form));
-        }
+/// The three parts, which hold what RFC 8725 (bis, 3.14) lets them.
+fn parts(token: &str) -> Result<[&str; 3], AuthError> {
+    let mut parts = token.split('.');
+    let (Some(header), Some(payload), Some(signature), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(AuthError::Rejected(Fault::Form));
+    };
+    // The others say so when they are decoded; this one may be decoded elsewhere.
+    if signature.bytes().all(|byte| BASE64URL[usize::from(byte)]) {
+        Ok([header, payload, signature])
+    } else {
+        Err(AuthError::Rejected(Fault::Form))
+    }
+}
+
+fn header(header: &Claims, refused: &[&str]) -> Result<Header, AuthError> {
+    if refused.iter().any(|name| header.get(name).is_some()) {
+        return Err(AuthError::Rejected(Fault::Form));
     }
     let algorithm = header.get("alg").and_then(Value::as_str);
     let algorithm = algorithm
@@ -145,10 +201,23 @@ fn decode(part: &str) -> Result<Vec<u8>, AuthError> {
     decoded.ok_or(AuthError::Rejected(Fault::Form))
 }
 
-fn is_base64url(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'
-}
-
+/// Which bytes base64url is made of.
+const BASE64URL: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric() || matches!(byte as u8, b'-' | b'_');
+        byte += 1;
+    }
+    table
+};
+/// Extensions that must be understood, keys that a token brings along, and content
+/// that would have to be unpacked: all refused, not ignored.
+const REFUSED: [&str; 9] = [
+    "crit", "b64", "jwk", "jku", "x5u", "x5c", "zip", "cty", "enc",
+];
+/// A proof is the one thing that does bring its key along.
+const REFUSED_OF_PROOF: [&str; 8] = ["crit", "b64", "jku", "x5u", "x5c", "zip", "cty", "enc"];
 /// What a header or payload may hold (tok-26). 10,000 groups still fit; `claims` caps them.
 const LIMITS: json::Limits = json::Limits {
     depth: 16,

@@ -18,13 +18,13 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tracing::warn;
 
 use super::{
+    discovery::Discovery,
     jwk::{Algorithm, Key, KeySet},
     shelf::{self, Shelf},
 };
 use crate::{
     config::{Issuer, KeySource},
     fetch::{FetchError, Fetched, Fetcher},
-    json::{self, Document, Value},
     time::Clock,
 };
 
@@ -73,6 +73,7 @@ pub(super) struct KeyRing {
 struct Inner {
     issuer: String,
     source: KeySource,
+    discovery: Discovery,
     accepted: Vec<Algorithm>,
     fetcher: Fetcher,
     notices: Notices,
@@ -95,7 +96,6 @@ struct State {
     refresh_after: Duration,
     /// Names that the issuer did not have, and when it was asked.
     misses: HashMap<String, Instant>,
-    jwks_uri: Option<(String, Instant)>,
     /// Where the set is kept for the next process, and the time as it is written there.
     shelf: Option<(Shelf, Clock)>,
 }
@@ -112,18 +112,18 @@ impl KeyRing {
             time_to_live: DEFAULT_TTL,
             refresh_after: DEFAULT_TTL,
             misses: HashMap::new(),
-            jwks_uri: None,
             shelf: None,
         };
         let inner = Inner {
             issuer: issuer.issuer.clone(),
             source: issuer.keys.clone(),
+            discovery: Discovery::new(&issuer.issuer),
             accepted: issuer
                 .algorithms
                 .iter()
                 .filter_map(|name| Algorithm::parse(name))
                 .collect(),
-            fetcher: Fetcher::new(issuer.ca_file.as_deref())?,
+            fetcher: fetcher(issuer)?,
             notices,
             state: Mutex::new(state),
         };
@@ -270,11 +270,11 @@ impl Inner {
             }
             Err(error) => {
                 let mut state = self.state();
+                // What its document names may have moved.
+                self.discovery.forget();
                 // The pause is between questions, not from one question to the next:
                 // a silent provider costs its deadline once, not each time.
                 state.attempted = Some(Instant::now());
-                // It may have moved.
-                state.jwks_uri = None;
                 state.failed = Some(Instant::now());
                 let cached = state.age().is_some_and(|age| age <= MAX_STALE);
                 Notice::Unavailable {
@@ -302,7 +302,7 @@ impl Inner {
             KeySource::File(path) => (read_file(path)?, Some(FILE_TTL.as_secs())),
             KeySource::Url(url) => document(url, self.fetcher.get(url).await)?,
             KeySource::Discovery => {
-                let url = self.discover().await?;
+                let url = self.discovery.endpoints(&self.fetcher).await?.jwks_uri;
                 document(&url, self.fetcher.get_linked(&url, &self.issuer).await)?
             }
         };
@@ -313,55 +313,6 @@ impl Inner {
         let seconds = max_age.unwrap_or(DEFAULT_TTL.as_secs());
         let time_to_live = Duration::from_secs(seconds).clamp(MIN_TTL, MAX_TTL);
         Ok((set, text, time_to_live))
-    }
-
-    /// Where the keys are, by OpenID Connect Discovery §4, or RFC 8414 §3.
-    async fn discover(&self) -> Result<String, String> {
-        if let Some((url, found)) = &self.state().jwks_uri
-            && found.elapsed() < DISCOVERY_TTL
-        {
-            return Ok(url.clone());
-        }
-        let mut errors = Vec::new();
-        for url in well_known(&self.issuer) {
-            match self.fetcher.get(&url).await {
-                Ok(fetched) => match self.jwks_uri(&fetched.body) {
-                    Ok(jwks_uri) => {
-                        self.state().jwks_uri = Some((jwks_uri.clone(), Instant::now()));
-                        return Ok(jwks_uri);
-                    }
-                    // Some answer every path, with a page for people.
-                    Err(error) => errors.push(format!("`{url}`: {error}")),
-                },
-                Err(error @ (FetchError::Status(_) | FetchError::Redirect)) => {
-                    errors.push(format!("`{url}`: {error}"))
-                }
-                // Unreachable there is unreachable under the next name too.
-                Err(error) => return Err(format!("`{url}`: {error}")),
-            }
-        }
-        Err(errors.join("; "))
-    }
-
-    fn jwks_uri(&self, text: &[u8]) -> Result<String, String> {
-        let limits = json::Limits {
-            depth: 16,
-            nodes: 16_384,
-        };
-        let document = Document::parse(text, limits).map_err(|error| error.to_string())?;
-        let root = document.root(text);
-        // Discovery §4.3: another issuer's document says nothing about this one.
-        if root.get("issuer").and_then(Value::as_str).as_deref() != Some(self.issuer.as_str()) {
-            return Err(
-                "its `issuer` is another one; compare it with `auth.issuer.issuer`, byte for byte"
-                    .to_owned(),
-            );
-        }
-        let uri = root
-            .get("jwks_uri")
-            .and_then(Value::as_str)
-            .ok_or("it has no `jwks_uri`")?;
-        Ok(uri.into_owned())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -423,18 +374,13 @@ impl State {
     }
 }
 
-/// Where a discovery document may stand.
-fn well_known(issuer: &str) -> [String; 2] {
-    let bare = issuer.strip_suffix('/').unwrap_or(issuer);
-    let path_at = bare
-        .find("://")
-        .and_then(|at| bare[at + 3..].find('/').map(|slash| at + 3 + slash))
-        .unwrap_or(bare.len());
-    let (origin, path) = bare.split_at(path_at);
-    [
-        format!("{bare}/.well-known/openid-configuration"),
-        format!("{origin}/.well-known/oauth-authorization-server{path}"),
-    ]
+/// Who asks an issuer, as its configuration says.
+pub(super) fn fetcher(issuer: &Issuer) -> Result<Fetcher, FetchError> {
+    let fetcher = Fetcher::new(issuer.ca_file.as_deref())?.reaching(&issuer.allow_addresses);
+    match &issuer.token_file {
+        Some(token) => fetcher.showing(&token.path, &token.origin),
+        None => Ok(fetcher),
+    }
 }
 
 /// A key set that was fetched, and how long it says it may be kept.
@@ -488,8 +434,6 @@ const MAX_STALE: Duration = Duration::from_secs(3600);
 const COOL_DOWN: Duration = Duration::from_secs(30);
 /// Between two questions, while there are none (fault-26).
 const RETRY: Duration = Duration::from_secs(5);
-/// How long a discovery document is believed.
-const DISCOVERY_TTL: Duration = Duration::from_secs(3600);
 /// Names remembered that an issuer does not have.
 const MAX_MISSES: usize = 128;
 /// How long: short, because the nodes of a provider may learn of a new key one
@@ -510,19 +454,19 @@ mod tests {
         super::{
             AuthError, Authenticator, Fault, Notice, Notices,
             testing::{
-                DISCOVERY, ISSUER, JWKS, KEYS, NOW, Provider, Reply, Signer, bearer, issuer, pass,
-                raw, set, token, unheard,
+                DISCOVERY, ISSUER, JWKS, KEYS, NOW, Provider, Reply, Signer, bearer, build, issuer,
+                pass, post, raw, set, token, unheard,
             },
         },
         *,
     };
-    use crate::config::Auth;
+    use crate::config::{Auth, TokenFile};
 
     const SECOND: Duration = Duration::from_secs(1);
 
     async fn ask(authenticator: &Authenticator, token: &str) -> Result<(), AuthError> {
         authenticator
-            .authenticate(&bearer(token), None)
+            .authenticate(&post(&bearer(token), None))
             .await
             .map(|_| ())
     }
@@ -632,8 +576,7 @@ mod tests {
             ..issuer(KeySource::Discovery)
         };
         let authenticator =
-            Authenticator::build(&Auth::Oidc(vec![issuer]), Clock::new(|| NOW), &unheard())
-                .unwrap();
+            build(&Auth::Oidc(vec![issuer]), Clock::new(|| NOW), &unheard()).unwrap();
         assert!(is_down(
             &ask(
                 &authenticator,
@@ -1007,13 +950,13 @@ mod tests {
             ..issuer(KeySource::Discovery)
         };
         let both = Auth::Oidc(vec![of(&one), of(&two)]);
-        let both = Authenticator::build(&both, Clock::new(|| NOW), &unheard()).unwrap();
+        let both = build(&both, Clock::new(|| NOW), &unheard()).unwrap();
         let first = both
-            .authenticate(&bearer(&one.token().sign()), None)
+            .authenticate(&post(&bearer(&one.token().sign()), None))
             .await
             .unwrap();
         let second = both
-            .authenticate(&bearer(&two.token().signed_by(&KEYS.ed25519)), None)
+            .authenticate(&post(&bearer(&two.token().signed_by(&KEYS.ed25519)), None))
             .await
             .unwrap();
         assert_ne!(
@@ -1066,25 +1009,6 @@ mod tests {
         );
     }
 
-    /// mcp-A9: with a path, both ways of building the address.
-    #[test]
-    fn discovery_documents_are_looked_for_where_both_rules_say() {
-        assert_eq!(
-            well_known("https://sso.example.com/realms/corp"),
-            [
-                "https://sso.example.com/realms/corp/.well-known/openid-configuration",
-                "https://sso.example.com/.well-known/oauth-authorization-server/realms/corp",
-            ]
-        );
-        assert_eq!(
-            well_known("https://sso.example.com/"),
-            [
-                "https://sso.example.com/.well-known/openid-configuration",
-                "https://sso.example.com/.well-known/oauth-authorization-server",
-            ]
-        );
-    }
-
     /// tok-104: a new process starts with the keys of the last one, and asks nobody while they are fresh.
     #[tokio::test]
     async fn a_cold_start_asks_nobody_while_the_kept_keys_are_fresh() {
@@ -1099,7 +1023,7 @@ mod tests {
             let shown = now.clone();
             let clock = Clock::new(move || *shown.lock().unwrap());
             let auth = Auth::Oidc(vec![issuer]);
-            Authenticator::build(&auth, clock, &unheard())
+            build(&auth, clock, &unheard())
                 .unwrap()
                 .keeping(directory.path())
         };
@@ -1117,5 +1041,59 @@ mod tests {
         assert_eq!(ask(&start(), &good).await, Ok(()));
         *now.lock().unwrap() = NOW + 3700;
         assert!(is_down(&ask(&start(), &good).await));
+    }
+
+    /// Nothing that names a person or could be replayed is sent to a provider, unless configured.
+    #[tokio::test]
+    async fn a_provider_is_shown_no_credentials() {
+        let provider = Provider::with(&[&KEYS.es256]).await;
+        let authenticator = provider.authenticator();
+        assert!(accepts(&authenticator, &provider.token().sign()).await);
+        let heard = provider.heard().join("\n").to_ascii_lowercase();
+        assert!(heard.contains("get /jwks"));
+        assert!(!heard.contains("\r\nauthorization:") && !heard.contains("\r\ncookie:"));
+    }
+
+    /// The token for the provider's own doors is shown at those, as the file holds it now.
+    #[tokio::test]
+    async fn a_token_file_is_read_again_and_shown_to_the_issuer_alone() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "first\n").unwrap();
+        let provider = Provider::with(&[&KEYS.es256]).await;
+        let elsewhere = Provider::with(&[&KEYS.es256]).await;
+        let shown = |keys: KeySource| {
+            let issuer = Issuer {
+                issuer: provider.issuer(),
+                token_file: Some(TokenFile {
+                    path: file.path().to_owned(),
+                    origin: provider.issuer(),
+                }),
+                ..issuer(keys)
+            };
+            build(&Auth::Oidc(vec![issuer]), Clock::new(|| NOW), &unheard()).unwrap()
+        };
+        let own = shown(KeySource::Discovery);
+        assert!(accepts(&own, &provider.token().sign()).await);
+        std::fs::write(file.path(), "second\n").unwrap();
+        let again = shown(KeySource::Discovery);
+        assert!(accepts(&again, &provider.token().sign()).await);
+        let with = |token: &str| {
+            let line = format!("\r\nauthorization: bearer {token}\r\n");
+            let heard = provider.heard();
+            let all = heard.iter().map(|text| text.to_ascii_lowercase());
+            all.filter(|text| text.contains(&line)).count()
+        };
+        assert_eq!((with("first"), with("second")), (2, 2));
+        let other = shown(KeySource::Url(elsewhere.url(JWKS)));
+        assert!(accepts(&other, &provider.token().sign()).await);
+        let heard = elsewhere.heard().join("\n").to_ascii_lowercase();
+        assert!(heard.contains("get /jwks") && !heard.contains("authorization"));
+    }
+
+    async fn accepts(authenticator: &Authenticator, token: &str) -> bool {
+        authenticator
+            .authenticate(&post(&bearer(token), None))
+            .await
+            .is_ok()
     }
 }

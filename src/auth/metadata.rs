@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::config::{Auth, Config, Resource};
+use super::challenge::common_scopes;
+use crate::config::{Auth, Config, Dpop, Resource};
 
 /// The document. Issuers and resource stand in it byte for byte as configured,
 /// never through a URL type: clients compare them (mcp-A9).
@@ -12,18 +13,23 @@ pub fn metadata(config: &Config) -> Bytes {
 }
 
 fn document(auth: &Auth, resource: &Resource) -> Bytes {
-    let issuers: Vec<&str> = match auth {
-        Auth::Oidc(issuers) => issuers
-            .iter()
-            .map(|issuer| issuer.issuer.as_str())
-            .collect(),
-        Auth::None => Vec::new(),
+    let issuers = match auth {
+        Auth::Oidc(issuers) => &issuers[..],
+        Auth::Peer | Auth::None => &[],
     };
     let mut document = json!({ "resource": resource.url });
     // What has no element is left out (RFC 9728 §3.2).
     if !issuers.is_empty() {
-        document["authorization_servers"] = json!(issuers);
+        let names: Vec<_> = issuers.iter().map(|issuer| &issuer.issuer).collect();
+        document["authorization_servers"] = json!(names);
         document["bearer_methods_supported"] = json!(["header"]);
+    }
+    let scopes = common_scopes(issuers);
+    if !scopes.is_empty() {
+        document["scopes_supported"] = json!(scopes);
+    }
+    if !issuers.is_empty() && issuers.iter().all(|issuer| issuer.dpop == Dpop::Required) {
+        document["dpop_bound_access_tokens_required"] = json!(true);
     }
     document.to_string().into()
 }

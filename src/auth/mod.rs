@@ -2,19 +2,27 @@
 //!
 //! A bearer token becomes an [`Identity`] here and nowhere else: strictly read
 //! (`jwt`), checked against what the issuer's configuration says (`claims`),
-//! and verified with the issuer's own keys (`keys`, `jwk`). Knows nothing of
+//! and verified with the issuer's own keys (`keys`, `jwk`), or vouched for by the
+//! issuer itself (`introspection`). `callers` holds whom of them a server lets in,
+//! `dpop` the proofs of those whose tokens are bound to a key, `local` the users of
+//! this host. Knows nothing of
 //! MCP or of policies. Called by `pipeline` for every request.
 
 mod authenticate;
 mod bearer;
+mod callers;
 mod challenge;
 mod claims;
+mod discovery;
+mod dpop;
 mod error;
 mod explain;
 mod identity;
+mod introspection;
 mod jwk;
 mod jwt;
 mod keys;
+mod local;
 mod metadata;
 mod shelf;
 #[cfg(test)]
@@ -22,10 +30,12 @@ mod testing;
 #[cfg(test)]
 mod wycheproof;
 
-pub use authenticate::Authenticator;
+pub use authenticate::{Authenticator, Presented, Surroundings};
 pub use challenge::challenge;
 pub use error::{AuthError, Fault};
 pub use explain::{Check, Explanation, explain};
 pub use identity::{Identity, Kind, PrincipalKey};
+pub use introspection::IntrospectionError;
 pub use keys::{Notice, Notices};
+pub use local::LocalPeer;
 pub use metadata::{metadata, metadata_paths, metadata_url};

@@ -6,7 +6,8 @@ use cedar_policy::{Authorizer, Context, Entities, Entity, EntityUid, Request};
 
 use super::{
     entity, policy,
-    policy::PolicyProblem,
+    policy::{Policies, PolicyProblem},
+    scopes::Steps,
     slice::{self, Answer, Slice},
 };
 use crate::{
@@ -30,6 +31,8 @@ enum Rules {
     Policies {
         authorizer: Authorizer,
         slices: HashMap<&'static str, Slice>,
+        /// Sets of scopes that could turn a denial, by method.
+        steps: Steps,
     },
 }
 
@@ -100,6 +103,8 @@ pub struct Denied {
     /// The `forbid`s that matched, or the policies that failed; empty when nothing permitted the call.
     pub policies: Vec<String>,
     pub reason: DenyReason,
+    /// The scopes that the policies want for it, of which the token lacks some.
+    pub scopes: Option<Vec<String>>,
     /// For [`DenyReason::PolicyError`]: what Cedar said, for the operator only.
     pub errors: Vec<String>,
 }
@@ -131,10 +136,11 @@ impl Engine {
         let rules = match authz {
             Authz::Authenticated => Rules::Authenticated,
             Authz::Policies(files) => {
-                let policies = policy::read(files)?;
+                let Policies { policies, steps } = policy::read(files)?;
                 Rules::Policies {
                     authorizer: Authorizer::new(),
                     slices: slice::slices(&policies),
+                    steps,
                 }
             }
         };
@@ -165,12 +171,38 @@ impl Engine {
                 policies,
                 errors,
             } => Err(Denied {
+                scopes: match reason {
+                    DenyReason::Policy => self.step_up(identity, &call),
+                    DenyReason::PolicyError | DenyReason::Method => None,
+                },
                 call,
                 policies,
                 reason,
                 errors,
             }),
         }
+    }
+
+    /// The first set of scopes that the policies name and that would permit a denied call.
+    fn step_up(&self, identity: &Identity, call: &Call) -> Option<Vec<String>> {
+        let Rules::Policies { steps, .. } = &self.rules else {
+            return None;
+        };
+        steps.get(call.method())?.iter().find_map(|step| {
+            let mut scopes = identity.scopes().to_vec();
+            scopes.extend(
+                step.iter()
+                    .filter(|scope| !identity.scopes().contains(scope))
+                    .cloned(),
+            );
+            let stepped_up = Caller {
+                principal: entity::principal_with(identity, &scopes),
+                ..self.caller(identity)
+            };
+            stepped_up
+                .may_call(call.method(), &call.target())
+                .then(|| step.clone())
+        })
     }
 
     /// Whether [`Engine::decide`] would permit it.
@@ -256,7 +288,9 @@ impl Caller<'_> {
         }
         match &self.engine.rules {
             Rules::Authenticated => Verdict::Permit(vec![AUTHENTICATED.to_owned()]),
-            Rules::Policies { authorizer, slices } => {
+            Rules::Policies {
+                authorizer, slices, ..
+            } => {
                 let slice = slices
                     .get(method)
                     .expect("slices() makes one for every decided method");

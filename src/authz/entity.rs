@@ -17,6 +17,11 @@ use crate::{
 
 /// `User::"ISSUER|SUBJECT"` or `Client::"ISSUER|SUBJECT"`, with its attributes.
 pub(super) fn principal(identity: &Identity) -> Entity {
+    principal_with(identity, identity.scopes())
+}
+
+/// The same, as if its token had these scopes.
+pub(super) fn principal_with(identity: &Identity, scopes: &[String]) -> Entity {
     let kind = match identity.kind() {
         Kind::User => "User",
         Kind::Client => "Client",
@@ -26,7 +31,7 @@ pub(super) fn principal(identity: &Identity) -> Entity {
         ("issuer".to_owned(), string(identity.issuer())),
         ("subject".to_owned(), string(identity.subject())),
         ("groups".to_owned(), set(identity.groups())),
-        ("scopes".to_owned(), set(identity.scopes())),
+        ("scopes".to_owned(), set(scopes)),
     ]);
     if let Some(client) = identity.client() {
         attributes.insert("client".to_owned(), string(client));

@@ -10,6 +10,7 @@ mod decide;
 mod entity;
 mod filter;
 mod policy;
+mod scopes;
 mod slice;
 
 pub use decide::{Denied, DenyReason, Engine, Permit};

@@ -15,6 +15,7 @@ use cedar_policy::{
     Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator, ffi::DetailedError,
 };
 
+use super::scopes::{self, Steps};
 use crate::config::PolicyFile;
 
 /// One thing that is wrong with a policy file.
@@ -65,6 +66,14 @@ impl PolicyProblem {
     }
 }
 
+/// Policies, and what was found out about them while they were read.
+#[derive(Debug)]
+pub(super) struct Policies {
+    pub(super) policies: Vec<Policy>,
+    /// Sets of scopes that could turn a denial, by method.
+    pub(super) steps: Steps,
+}
+
 /// The schema that every policy must fit.
 pub(super) fn schema() -> Schema {
     Schema::from_str(include_str!("thv.cedarschema"))
@@ -72,14 +81,19 @@ pub(super) fn schema() -> Schema {
 }
 
 /// Reads every file, or says everything that is wrong in any of them.
-pub(super) fn read(files: &[PolicyFile]) -> Result<Vec<Policy>, Vec<PolicyProblem>> {
-    // Cedar parses and validates recursively: on a stack whose size does not
+pub(super) fn read(files: &[PolicyFile]) -> Result<Policies, Vec<PolicyProblem>> {
+    // Cedar parses, validates and writes recursively: on a stack whose size does not
     // depend on who calls (cedar-8).
     thread::scope(|scope| {
         thread::Builder::new()
             .name("policies".to_owned())
             .stack_size(STACK)
-            .spawn_scoped(scope, || read_here(files))
+            .spawn_scoped(scope, || {
+                read_here(files).map(|policies| Policies {
+                    steps: scopes::steps(&policies),
+                    policies,
+                })
+            })
             .map_err(|error| {
                 let file = files
                     .first()

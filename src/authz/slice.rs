@@ -97,7 +97,7 @@ impl Answer {
     }
 }
 
-fn speaks_of(policy: &Policy, action: &EntityUid) -> bool {
+pub(super) fn speaks_of(policy: &Policy, action: &EntityUid) -> bool {
     match policy.action_constraint() {
         ActionConstraint::Any => true,
         // The schema has no action groups: `in` means one of these.
@@ -180,7 +180,7 @@ mod tests {
             // Some of these never apply, which read() refuses: keep the others.
             let texts: Vec<_> = texts.into_iter().filter(|text| policy::read(&[file("/p/x.cedar", text)]).is_ok()).collect();
             prop_assume!(!texts.is_empty());
-            let policies = policy::read(&[file("/p/x.cedar", &texts.join("\n"))]).unwrap();
+            let policies = policy::read(&[file("/p/x.cedar", &texts.join("\n"))]).unwrap().policies;
             let slices = slices(&policies);
             let whole = PolicySet::from_policies(policies).unwrap();
             for (method, target) in

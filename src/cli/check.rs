@@ -14,10 +14,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::{below, exit, path, print, say, unit};
+use super::{below, exit, path, print, provider, say, secret, unit};
 use crate::{
     authz::Engine,
-    config::{self, Config, OwnerRule, Problem, ServerName},
+    config::{self, Auth, Config, EnvValue, OwnerRule, Problem, ServerName},
     daemon,
     sandbox::{self, Host},
 };
@@ -242,6 +242,27 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
             );
         }
     }
+    for (variable, value) in &config.env {
+        let (EnvValue::Credential(credential) | EnvValue::CredentialFile(credential)) = value
+        else {
+            continue;
+        };
+        if !secret::is_loaded(root, &config.server, credential) {
+            warn(
+                &format!("env.{variable}"),
+                format!("no drop-in gives the runner the credential `{credential}`"),
+                format!("run `thv secret set {} {credential}`", config.server),
+            );
+        }
+    }
+    if let Auth::Oidc(issuers) = &config.auth {
+        for issuer in issuers {
+            if let Some((message, help)) = provider::hint(issuer) {
+                let key = format!("auth.issuer `{}`", issuer.issuer);
+                warn(&key, message.to_owned(), help);
+            }
+        }
+    }
     if unit::is_host(root)
         && let Err(problems) = config::load(root, &config.server, OwnerRule::Root)
     {
@@ -256,6 +277,59 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    /// A hint stands beside each provider that needs one, and is gone once it is followed.
+    #[test]
+    fn widespread_providers_have_hints() {
+        let issuer = |name: &str, more: &str| {
+            format!(
+                "command = [\"/bin/sh\"]\nresource = \"https://h/x\"\nauthz.allow = \"authenticated\"\n\
+                 [[auth.issuer]]\nissuer = \"{name}\"\naudience = \"x\"\n{more}\n"
+            )
+        };
+        for (name, word, cure) in [
+            (
+                "https://sso.example.com/realms/x",
+                "Keycloak",
+                "typ = \"legacy\"",
+            ),
+            (
+                "https://login.microsoftonline.com/t/v2.0",
+                "Entra",
+                "typ = \"legacy\"",
+            ),
+            (
+                "https://x.okta.com/oauth2/default",
+                "Okta",
+                "typ = \"legacy\"",
+            ),
+            ("https://accounts.google.com", "Google", "token = \"id\""),
+            (
+                "https://token.actions.githubusercontent.com",
+                "subjects",
+                "subjects = [\"repo:a/b\"]\ntyp = \"legacy\"",
+            ),
+            (
+                "https://kubernetes.default.svc.cluster.local",
+                "Kubernetes",
+                "typ = \"legacy\"",
+            ),
+        ] {
+            let (bare, cured) = (issuer(name, ""), issuer(name, cure));
+            let root = root_with(&[("servers/bare.toml", &bare), ("servers/cured.toml", &cured)]);
+            let warnings = answer(root.path(), "bare").warnings;
+            assert!(
+                warnings
+                    .iter()
+                    .any(|warning| warning.to_string().contains(word)),
+                "{name}: {warnings:?}"
+            );
+            assert_eq!(answer(root.path(), "cured").warnings, [], "{name}");
+        }
+        let other = issuer("https://notokta.com", "");
+        let root = root_with(&[("servers/other.toml", &other)]);
+        assert_eq!(answer(root.path(), "other").warnings, []);
+    }
 
     const GOOD: &str =
         "command = [\"/bin/sh\"]\nresource = \"https://h/x\"\n[auth]\nmode = \"none\"\n[authz]\n";

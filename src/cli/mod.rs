@@ -5,12 +5,18 @@
 
 mod check;
 pub mod demo;
+mod doctor;
 mod key;
 mod listen;
 mod path;
+mod provider;
+mod run;
+mod scratch;
+mod secret;
 mod serve;
 mod token;
 mod unit;
+mod visit;
 
 use std::{
     ffi::OsString,
@@ -90,6 +96,29 @@ pub(crate) enum Verb {
         #[arg(long)]
         write: bool,
     },
+    /// Say what of the sandbox works on this host, and what to do where it does not
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a command in a server's sandbox, for a look around
+    Sandbox {
+        name: ServerName,
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Give a server a secret
+    #[command(subcommand)]
+    Secret(Secret),
+    /// Run one server from this command line, without configuration
+    Run(Box<run::Run>),
+    /// Serve what `run` has written, in the unit that it has started
+    #[command(hide = true)]
+    RunUnit {
+        name: ServerName,
+        address: std::net::SocketAddr,
+    },
     /// Say why a server accepts or refuses a token
     #[command(subcommand)]
     Token(Token),
@@ -105,6 +134,16 @@ pub(crate) enum Verb {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum Secret {
+    /// Encrypt standard input as a credential that only the server's runner is given
+    Set {
+        name: ServerName,
+        /// What the server's file calls it: `{ credential = "KEY" }`
+        key: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum Token {
     /// Read a token from standard input and print each check, what it compared, and the verdict
     Explain {
@@ -117,8 +156,14 @@ pub(crate) enum Token {
 
 /// Runs the command line `args`, the program's name first.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let done = Cli::try_parse_from(args)
-        .map_err(anyhow::Error::from)
+    let args: Vec<OsString> = args.into_iter().collect();
+    let typed = match args.get(1..) {
+        // What a YAML list makes of a flag is told before clap wonders at it.
+        Some([verb, typed @ ..]) if verb == "run" => run::mistyped(typed).map_err(Into::into),
+        _ => Ok(()),
+    };
+    let done = typed
+        .and_then(|()| Cli::try_parse_from(args).map_err(anyhow::Error::from))
         .and_then(dispatch);
     match done {
         Ok(code) => code,
@@ -151,6 +196,11 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             public,
         } => listen::run(root, &name, &address, public),
         Verb::Path { name, path, write } => path::run(root, &name, &path, write),
+        Verb::Doctor { json } => doctor::run(json),
+        Verb::Sandbox { name, command } => visit::run(root, &name, &command),
+        Verb::Secret(Secret::Set { name, key }) => secret::set(root, &name, &key),
+        Verb::Run(arguments) => run::run(&arguments),
+        Verb::RunUnit { name, address } => run::serve_in_unit(root, &name, address),
         Verb::Token(Token::Explain { name, json }) => token::explain_token(root, &name, json),
         Verb::Demo { once } => demo::run(once, &mut io::stdout()),
         Verb::DemoServer => {

@@ -30,7 +30,8 @@ pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
     let notifier = Notifier::from_environment();
     let filter = std::env::var(telemetry::FILTER_VARIABLE).ok();
     let _diagnostics = telemetry::init(telemetry::Target::Journal, filter.as_deref())?;
-    let key = systemd::credential(frames::KEY_CREDENTIAL, frames::MAX_KEY)?;
+    let credentials = systemd::Credentials::from_environment();
+    let key = credentials.read(frames::KEY_CREDENTIAL, frames::MAX_KEY)?;
     let key = String::from_utf8(key)
         .context("the runner's key is not text")?
         .trim()
@@ -47,6 +48,7 @@ pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
         // Before the first reading: what is edited after this is seen as a change.
         let mut stamp = config::stamp(&root, &server);
         daemon::run(Setup {
+            credentials,
             server: server.clone(),
             load: Box::new(move || config::load(&root, &server, OwnerRule::Root)),
             changed: Box::new(move || {

@@ -13,6 +13,7 @@ use super::{exit, print};
 use crate::{
     auth::{AuthError, explain},
     config::{self, OwnerRule, ServerName},
+    systemd::Credentials,
     time::Clock,
 };
 
@@ -31,7 +32,13 @@ pub(super) fn explain_token(root: &Path, name: &ServerName, as_json: bool) -> Re
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let explanation = runtime.block_on(explain(&config.auth, Clock::system(), token))?;
+    let explanation = runtime.block_on(explain(
+        &config.auth,
+        &config.resource,
+        &Credentials::from_environment(),
+        Clock::system(),
+        token,
+    ))?;
     let accepted = explanation.verdict.is_ok();
     let verdict = match &explanation.verdict {
         Ok(identity) => format!(
@@ -43,7 +50,19 @@ pub(super) fn explain_token(root: &Path, name: &ServerName, as_json: bool) -> Re
             "503: nobody can tell until the issuer's keys can be had".to_owned()
         }
         Err(AuthError::Malformed(_)) => "400: not a bearer token".to_owned(),
-        Err(AuthError::Missing | AuthError::Rejected(_)) => "401: refused".to_owned(),
+        Err(AuthError::Scope(needed)) => {
+            format!(
+                "403: the token was issued for less; it needs {}",
+                needed.join(" ")
+            )
+        }
+        Err(AuthError::Missing) => {
+            "401: only tokens that are bound to a key are accepted here (dpop = \"required\")"
+                .to_owned()
+        }
+        Err(AuthError::Rejected(_) | AuthError::Proof | AuthError::Nonce(_)) => {
+            "401: refused".to_owned()
+        }
     };
     if as_json {
         let answer =

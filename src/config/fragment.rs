@@ -7,9 +7,9 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{
-    KeySource, Layer, Resource,
-    problem::Place,
-    table::{At, NOT_YET, Said, Table, Value, plain},
+    EnvValue, Layer, Resource,
+    issuer_table::IssuerFragment,
+    table::{At, Said, Table, Value, plain},
     url, value,
 };
 
@@ -32,7 +32,7 @@ pub(super) struct Fragment {
     pub(super) authz: AuthzFragment,
     pub(super) sandbox: SandboxFragment,
     pub(super) limits: LimitsFragment,
-    pub(super) env: BTreeMap<String, Said<String>>,
+    pub(super) env: BTreeMap<String, Said<EnvValue>>,
 }
 
 #[derive(Debug, Default)]
@@ -44,20 +44,8 @@ pub(super) struct AuthFragment {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Mode {
     Oidc,
+    Peer,
     None,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct IssuerFragment {
-    pub(super) place: Place,
-    pub(super) issuer: Said<String>,
-    pub(super) audience: Said<Vec<String>>,
-    pub(super) keys: Said<KeySource>,
-    pub(super) ca_file: Said<PathBuf>,
-    pub(super) algorithms: Said<Vec<String>>,
-    pub(super) leeway: Said<Duration>,
-    pub(super) legacy_typ: Said<bool>,
-    pub(super) clients: Said<Vec<String>>,
 }
 
 /// `policies` and `allow` are two ways to say one thing, so they are one choice.
@@ -124,83 +112,33 @@ impl Fragment {
 impl AuthFragment {
     fn read(mut table: Table<'_>) -> Self {
         let mode = table.take("mode", |value| {
-            let word = value.parsed(|text| value::word(text, &["oidc", "none"], &["peer"]))?;
-            Some(if word == "none" {
-                Mode::None
-            } else {
-                Mode::Oidc
+            let word = value.parsed(|text| value::word(text, &["oidc", "peer", "none"], &[]))?;
+            Some(match word {
+                "none" => Mode::None,
+                "peer" => Mode::Peer,
+                _ => Mode::Oidc,
             })
         });
         let issuer = table.take("issuer", |value| {
             let list = value.list(1, |value| value.table(IssuerFragment::read))?;
             Some(plain(list))
         });
-        if let (
-            Said::Given(At {
-                value: Mode::None,
-                place,
-            }),
-            true,
-        ) = (&mode, issuer.is_said())
-        {
-            table.wrong(
-                place,
-                "`none` means that no token is asked for, but issuers are named",
-                "remove one of the two",
-            );
+        if let (Said::Given(mode), true) = (&mode, issuer.is_said()) {
+            let means = match mode.value {
+                Mode::Oidc => None,
+                Mode::Peer => Some("`peer` means that the kernel says who connects"),
+                Mode::None => Some("`none` means that no token is asked for"),
+            };
+            if let Some(means) = means {
+                table.wrong(
+                    &mode.place,
+                    format!("{means}, but issuers are named"),
+                    "remove one of the two",
+                );
+            }
         }
-        table.finish(LATER_AUTH);
+        table.finish(&[]);
         Self { mode, issuer }
-    }
-}
-
-impl IssuerFragment {
-    fn read(mut table: Table<'_>) -> Self {
-        let place = table.place();
-        let issuer = table.take("issuer", |value| {
-            value.parsed(|text| {
-                if text == "kubernetes" {
-                    Err(NOT_YET.to_owned())
-                } else {
-                    url::issuer(text)
-                }
-            })
-        });
-        let audience = table.take("audience", |value| value.one_or_more(value::not_empty));
-        let keys_url = table.take("jwks-url", |value| {
-            value.parsed(url::fetched).map(KeySource::Url)
-        });
-        let keys_file = table.take("jwks-file", |value| {
-            value.parsed(value::absolute_path).map(KeySource::File)
-        });
-        if keys_url.is_said() && keys_file.is_said() {
-            let place = keys_file.place().unwrap_or(&place);
-            table.wrong(
-                place,
-                "`jwks-url` and `jwks-file` both say where the keys are",
-                "remove one of the two",
-            );
-        }
-        let ca_file = table.take("ca-file", |value| value.parsed(value::absolute_path));
-        let algorithms = table.take("algorithms", |value| texts(value, 1, value::algorithm));
-        let leeway = table.take("leeway", |value| value.parsed(value::leeway));
-        let legacy_typ = table.take("typ", |value| {
-            let word = value.parsed(|text| value::word(text, &["access-token", "legacy"], &[]))?;
-            Some(word == "legacy")
-        });
-        let clients = table.take("clients", |value| texts(value, 1, value::not_empty));
-        table.finish(LATER_ISSUER);
-        Self {
-            place,
-            issuer,
-            audience,
-            keys: keys_file.or(keys_url),
-            ca_file,
-            algorithms,
-            leeway,
-            legacy_typ,
-            clients,
-        }
     }
 }
 
@@ -279,7 +217,7 @@ fn command(value: &Value<'_>) -> Option<Vec<String>> {
     }
 }
 
-fn env(mut table: Table<'_>) -> BTreeMap<String, Said<String>> {
+fn env(mut table: Table<'_>) -> BTreeMap<String, Said<EnvValue>> {
     let values = table.rest(|name, value| {
         let first_ok = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
         if !first_ok
@@ -293,15 +231,41 @@ fn env(mut table: Table<'_>) -> BTreeMap<String, Said<String>> {
             );
         }
         if value.is_table() {
-            return value.wrong(
-                format!("a value from elsewhere (`credential`, …) is {NOT_YET}"),
-                "write a string",
-            );
+            return value.table(credential)?;
         }
-        value.parsed(value::no_null)
+        value.parsed(value::no_null).map(EnvValue::Text)
     });
     table.finish(&[]);
     values.into_iter().collect()
+}
+
+/// `{ credential = "NAME" }` or `{ credential-file = "NAME" }`.
+fn credential(mut table: Table<'_>) -> Option<EnvValue> {
+    let place = table.place();
+    let value = table.take("credential", |value| value.parsed(value::credential));
+    let file = table.take("credential-file", |value| value.parsed(value::credential));
+    let found = match (value.is_said(), file.is_said()) {
+        (true, true) => {
+            table.wrong(
+                &place,
+                "`credential` and `credential-file` are two ways to hand over one secret",
+                "remove one of the two",
+            );
+            None
+        }
+        (false, false) => {
+            table.wrong(
+                &place,
+                "it names no credential",
+                "write a string, `{ credential = \"NAME\" }` or `{ credential-file = \"NAME\" }`",
+            );
+            None
+        }
+        (true, false) => value.given().map(EnvValue::Credential),
+        (false, true) => file.given().map(EnvValue::CredentialFile),
+    };
+    table.finish(&[]);
+    found
 }
 
 fn texts<T>(
@@ -323,41 +287,10 @@ const LATER: &[&str] = &[
     "url",
     "warm",
     "pass-identity",
-    "kubernetes",
-    "token",
-    "single-audience",
-    "dpop",
-    "allow-addresses",
     "audit",
     "broker",
     "egress",
     "metrics",
-];
-const LATER_AUTH: &[&str] = &[
-    "introspection-url",
-    "token-file",
-    "single-audience",
-    "dpop",
-    "token",
-    "kubernetes",
-    "allow-addresses",
-    "peer",
-    "subjects",
-    "scopes",
-    "max-lifetime",
-];
-const LATER_ISSUER: &[&str] = &[
-    "introspection-url",
-    "token-file",
-    "subjects",
-    "required-claims",
-    "scopes",
-    "max-lifetime",
-    "allow-addresses",
-    "kubernetes",
-    "token",
-    "single-audience",
-    "dpop",
 ];
 const LATER_AUTHZ: &[&str] = &["scopes", "groups", "entities", "schema"];
 const LATER_SANDBOX: &[&str] = &[

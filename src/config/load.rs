@@ -233,6 +233,11 @@ impl Loader {
         self.named(path, place).map(|_| self.files.below_root(path))
     }
 
+    /// Where a path of configuration lies on this host.
+    pub(super) fn on_host(&self, path: &Path) -> PathBuf {
+        self.files.below_root(path)
+    }
+
     pub(super) fn report(&mut self, problem: Problem) {
         self.problems.push(problem);
     }

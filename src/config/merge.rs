@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    ServerName,
+    EnvValue, ServerName,
     fragment::{AuthFragment, AuthzFragment, Fragment, LimitsFragment, Reach, SandboxFragment},
     table::Said,
 };
@@ -134,9 +134,9 @@ impl LimitsFragment {
 }
 
 fn over(
-    upper: BTreeMap<String, Said<String>>,
-    lower: BTreeMap<String, Said<String>>,
-) -> BTreeMap<String, Said<String>> {
+    upper: BTreeMap<String, Said<EnvValue>>,
+    lower: BTreeMap<String, Said<EnvValue>>,
+) -> BTreeMap<String, Said<EnvValue>> {
     let mut merged = lower;
     merged.extend(upper);
     merged

@@ -6,6 +6,9 @@
 //! reported at once. Never talks to the network, never starts anything.
 
 mod fragment;
+mod issuer;
+mod issuer_table;
+mod kubernetes;
 mod load;
 mod merge;
 mod name;
@@ -18,11 +21,16 @@ mod value;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+pub use issuer::{
+    ClaimValue, Dpop, Introspection, Issuer, KeySource, Pattern, RequiredClaim, ServiceAccount,
+    TokenFile, TokenKind,
+};
+pub use kubernetes::service_account;
 pub use load::{Stamp, load, misnamed, servers, stamp};
 pub use name::{BadName, ServerName};
 pub use owner::OwnerRule;
 pub use problem::{Problem, Problems};
-pub use value::plain_path;
+pub use value::{credential, plain_path};
 
 /// Everything that one server's configuration says, checked.
 #[derive(Clone, Debug)]
@@ -47,7 +55,17 @@ pub struct Config {
     pub sandbox: Sandbox,
     pub limits: Limits,
     /// The child's environment, besides what the sandbox itself sets.
-    pub env: BTreeMap<String, String>,
+    pub env: BTreeMap<String, EnvValue>,
+}
+
+/// Where the value of a variable comes from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum EnvValue {
+    Text(String),
+    /// The text of this credential of the runner's.
+    Credential(String),
+    /// The path of a private file that holds this credential of the runner's.
+    CredentialFile(String),
 }
 
 /// The protected resource's identifier (RFC 8707 §2, RFC 9728 §2).
@@ -68,40 +86,10 @@ pub struct Resource {
 pub enum Auth {
     /// Bearer tokens of these issuers; never empty.
     Oidc(Vec<Issuer>),
+    /// The kernel says which user connects (`mode = "peer"`): only on a Unix socket.
+    Peer,
     /// Nobody has to (`mode = "none"`): only on loopback or a Unix socket.
     None,
-}
-
-/// One OpenID provider whose tokens are accepted.
-#[derive(Clone, Debug)]
-pub struct Issuer {
-    /// The issuer identifier, compared byte for byte with `iss`.
-    pub issuer: String,
-    /// Accepted `aud` values; never empty.
-    pub audience: Vec<String>,
-    /// Where the keys come from.
-    pub keys: KeySource,
-    /// PEM file of authorities trusted besides the system's; a path as in [`KeySource::File`].
-    pub ca_file: Option<PathBuf>,
-    /// Accepted signature algorithms, by their JOSE names.
-    pub algorithms: Vec<String>,
-    /// Accepted clock difference (`exp`, `nbf`, `iat`).
-    pub leeway: Duration,
-    /// `true`: `typ` may be `JWT` or absent (`typ = "legacy"`).
-    pub legacy_typ: bool,
-    /// Accepted `client_id`/`azp` values; empty means any.
-    pub clients: Vec<String>,
-}
-
-/// Where an issuer's keys come from.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum KeySource {
-    /// `ISSUER/.well-known/openid-configuration`, then its `jwks_uri`.
-    Discovery,
-    /// This JWK set (`jwks-url`).
-    Url(String),
-    /// This file (`jwks-file`); the path is the host's, the configuration root included.
-    File(PathBuf),
 }
 
 /// What decides.

@@ -6,14 +6,12 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    Auth, Authz, Config, Issuer, KeySource, Limits, PolicyFile, Resource, Sandbox, ServerName,
-    fragment::{
-        AuthFragment, Decides, Fragment, IssuerFragment, LimitsFragment, Mode, SandboxFragment,
-    },
+    Auth, Authz, Config, Issuer, Limits, PolicyFile, Resource, Sandbox, ServerName,
+    fragment::{AuthFragment, Decides, Fragment, LimitsFragment, Mode, SandboxFragment},
+    issuer_table,
     load::Loader,
     problem::Place,
     table::{At, Said},
-    value::ALGORITHMS,
 };
 
 /// Makes the configuration of `server`; `None` when something was reported.
@@ -83,14 +81,16 @@ pub(super) fn resolve(
 }
 
 fn resolve_auth(loader: &mut Loader, auth: AuthFragment, place: &Place) -> Option<Auth> {
-    if auth.mode.given().unwrap_or(Mode::Oidc) == Mode::None {
-        return Some(Auth::None);
+    match auth.mode.given().unwrap_or(Mode::Oidc) {
+        Mode::None => return Some(Auth::None),
+        Mode::Peer => return Some(Auth::Peer),
+        Mode::Oidc => {}
     }
-    let help = "add [[auth.issuer]] with `issuer` and `audience`; only `mode = \"none\"` in [auth] does without";
+    let help = "add [[auth.issuer]] with `issuer` and `audience`; only `mode = \"peer\"` or `\"none\"` in [auth] does without";
     let issuers = required(loader, auth.issuer, place, "auth.issuer", help)?;
     let resolved: Vec<_> = issuers
         .into_iter()
-        .map(|issuer| resolve_issuer(loader, issuer))
+        .map(|issuer| issuer_table::resolve(loader, issuer))
         .collect();
     let issuers = resolved.into_iter().collect::<Option<Vec<Issuer>>>()?;
     for (index, issuer) in issuers.iter().enumerate() {
@@ -105,59 +105,19 @@ fn resolve_auth(loader: &mut Loader, auth: AuthFragment, place: &Place) -> Optio
             ));
         }
     }
+    // A token that is no JWT does not say whose it is.
+    let mut asked = issuers
+        .iter()
+        .enumerate()
+        .filter(|(_, issuer)| issuer.introspection.is_some());
+    if let (Some(_), Some((second, _))) = (asked.next(), asked.next()) {
+        let place = place.about(&format!("auth.issuer[{second}].introspection"));
+        loader.report(place.problem(
+            "another issuer has it already, and a token that is no JWT does not say whose it is",
+            "leave it to one issuer",
+        ));
+    }
     Some(Auth::Oidc(issuers))
-}
-
-fn resolve_issuer(loader: &mut Loader, fragment: IssuerFragment) -> Option<Issuer> {
-    let IssuerFragment {
-        place,
-        issuer,
-        audience,
-        keys,
-        ca_file,
-        algorithms,
-        leeway,
-        legacy_typ,
-        clients,
-    } = fragment;
-    let key = |name: &str| format!("{}.{name}", place.key);
-    let issuer = required(
-        loader,
-        issuer,
-        &place,
-        &key("issuer"),
-        "add `issuer = \"https://…\"`, exactly as in `iss`",
-    );
-    let audience = required(
-        loader,
-        audience,
-        &place,
-        &key("audience"),
-        "add `audience = [\"…\"]`; without it tokens made for others would be accepted",
-    );
-    let keys = match keys {
-        Said::Given(At {
-            value: KeySource::File(path),
-            place,
-        }) => loader.vouch(&path, &place).map(KeySource::File),
-        other => Some(other.given().unwrap_or(KeySource::Discovery)),
-    };
-    let ca_file = match ca_file {
-        Said::Given(at) => Some(loader.vouch(&at.value, &at.place)?),
-        Said::Nothing | Said::Wrong => None,
-    };
-    Some(Issuer {
-        issuer: issuer?,
-        audience: audience?,
-        keys: keys?,
-        ca_file,
-        algorithms: algorithms
-            .given()
-            .unwrap_or(ALGORITHMS.iter().map(|&name| name.to_owned()).collect()),
-        leeway: leeway.given().unwrap_or(LEEWAY),
-        legacy_typ: legacy_typ.given().unwrap_or(false),
-        clients: clients.given().unwrap_or_default(),
-    })
 }
 
 fn policies(loader: &mut Loader, paths: Vec<At<PathBuf>>) -> Option<Vec<PolicyFile>> {
@@ -226,7 +186,7 @@ fn accepted_hosts(resource: &Resource, others: Vec<String>) -> Vec<String> {
 }
 
 /// The value; where nothing is said, a report. What is wrong was reported when it was read.
-fn required<T>(
+pub(super) fn required<T>(
     loader: &mut Loader,
     said: Said<T>,
     place: &Place,
@@ -253,6 +213,3 @@ impl Limits {
         connections: 256,
     };
 }
-
-/// Clock difference that is usual between synchronised machines, with room.
-const LEEWAY: Duration = Duration::from_secs(30);

@@ -207,6 +207,20 @@ impl<'a> Table<'a> {
         }
     }
 
+    /// Takes a key that must be there.
+    pub(super) fn needed<T>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&Value<'a>) -> Option<T>,
+    ) -> Option<T> {
+        let said = self.take(key, read);
+        if !said.is_said() {
+            let place = self.place.about(&format!("{}{key}", self.prefix));
+            place.report(self.document, "missing", format!("add `{key} = \"…\"`"));
+        }
+        said.given()
+    }
+
     /// Takes all keys that are left, each read by `read`.
     pub(super) fn rest<T>(
         &mut self,
@@ -322,15 +336,36 @@ impl Value<'_> {
         all.into_iter().collect()
     }
 
-    /// One string with rules, or a list of them.
-    pub(super) fn one_or_more<T>(
+    /// A string, a truth value or a whole number, as one type.
+    pub(super) fn scalar<T>(
         &self,
-        parse: impl Fn(&str) -> Result<T, String>,
-    ) -> Option<Vec<T>> {
+        text: impl FnOnce(String) -> T,
+        truth: impl FnOnce(bool) -> T,
+        number: impl FnOnce(i64) -> T,
+    ) -> Option<T> {
+        let value = self.value.get_ref();
+        if let Some(said) = value.as_str() {
+            return Some(text(said.to_owned()));
+        }
+        if let Some(said) = value.as_bool() {
+            return Some(truth(said));
+        }
+        let digits = self.typed(
+            "a string, a truth value or a whole number",
+            DeValue::as_integer,
+        )?;
+        match i64::from_str_radix(digits.as_str(), digits.radix()) {
+            Ok(said) => Some(number(said)),
+            Err(_) => self.wrong("the number is too large", ""),
+        }
+    }
+
+    /// One value, or a list of at least one.
+    pub(super) fn some<T>(&self, read: impl Fn(&Value<'_>) -> Option<T>) -> Option<Vec<T>> {
         if self.value.get_ref().is_array() {
-            self.list(1, |value| value.parsed(&parse)).map(plain)
+            self.list(1, read).map(plain)
         } else {
-            self.parsed(parse).map(|value| vec![value])
+            read(self).map(|value| vec![value])
         }
     }
 

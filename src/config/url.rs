@@ -52,6 +52,15 @@ pub(super) fn issuer(text: &str) -> Result<String, String> {
     }
 }
 
+/// `scheme://host[:port]` of an issuer that was read.
+pub(super) fn origin_of(issuer: &str) -> String {
+    let after_scheme = issuer.find("://").map_or(0, |at| at + 3);
+    let end = issuer[after_scheme..]
+        .find('/')
+        .map_or(issuer.len(), |at| after_scheme + at);
+    issuer[..end].to_owned()
+}
+
 /// Reads a URL that is fetched.
 pub(super) fn fetched(text: &str) -> Result<String, String> {
     web(text).map(|_| text.to_owned())

@@ -4,7 +4,7 @@
 
 use std::{
     path::{Component, Path, PathBuf},
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use super::{
@@ -145,6 +145,50 @@ pub(super) fn not_empty(text: &str) -> Result<String, String> {
         Err("must not be empty".to_owned())
     } else {
         Ok(text.to_owned())
+    }
+}
+
+/// A scope (RFC 6749 §3.3).
+pub(super) fn scope(text: &str) -> Result<String, String> {
+    if !text.is_empty()
+        && text
+            .bytes()
+            .all(|byte| matches!(byte, 0x21 | 0x23..=0x5B | 0x5D..=0x7E))
+    {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "{text:?} is no scope: no spaces, quotes or backslashes, one a string"
+        ))
+    }
+}
+
+/// A point in time (RFC 3339, UTC), in seconds since 1970.
+pub(super) fn point_in_time(text: &str) -> Result<u64, String> {
+    humantime::parse_rfc3339(text)
+        .ok()
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
+        .map(|since| since.as_secs())
+        .ok_or(format!(
+            "{text:?} is not a time such as \"2026-11-25T10:00:00Z\""
+        ))
+}
+
+/// The name of a systemd credential: a file name (systemd.exec(5)).
+pub fn credential(text: &str) -> Result<String, String> {
+    let legal = !text.is_empty()
+        && text.len() <= 255
+        && text != "."
+        && text != ".."
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if legal {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "{text:?} is no name of a credential: letters, digits, `-`, `_` and `.`"
+        ))
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use crate::{
     audit::Event,
-    auth::{self, Authenticator, Notice, Notices},
+    auth::{self, Authenticator, Notice, Notices, Surroundings},
     authz::{Engine, PolicyProblem},
     child::{Connection, Launcher},
     config::{Auth, Config, Problem, Problems},
@@ -77,11 +77,32 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
             ),
         ));
     }
+    if matches!(config.auth, Auth::Peer) && !setup.listener.is_unix() {
+        return Err(problem(
+            &config,
+            "auth.mode = \"peer\" needs a Unix socket: on any other nobody says which user connects",
+            &format!(
+                "run `thv listen {} /run/thv/{}.sock`",
+                config.server, config.server
+            ),
+        ));
+    }
     let engine = Engine::build(&config.authz, &config.server).map_err(policy_problems)?;
     let audit = setup.audit.clone();
     let notices: Notices = Arc::new(move |notice| audit.record(&keys_event(notice)));
-    let authenticator = Authenticator::build(&config.auth, setup.clock.clone(), &notices)
-        .map_err(|error| problem(&config, &error.to_string(), "mend `ca-file` of the issuer"))?;
+    let around = Surroundings {
+        resource: &config.resource,
+        clock: setup.clock.clone(),
+        notices: &notices,
+        credentials: &setup.credentials,
+    };
+    let authenticator = Authenticator::build(&config.auth, around).map_err(|error| {
+        problem(
+            &config,
+            &error.to_string(),
+            "mend [[auth.issuer]], see thv.toml(5)",
+        )
+    })?;
     let authenticator = match &setup.state {
         Some(directory) => authenticator.keeping(directory),
         None => authenticator,

@@ -19,7 +19,7 @@ use crate::{
     child::Connection,
     config::{Config, Problems, ServerName},
     http::peer::{Listener, Peer, Stream},
-    systemd::Notifier,
+    systemd::{Credentials, Notifier},
     time::Clock,
 };
 
@@ -37,6 +37,8 @@ pub struct Setup {
     /// How to reach the runner, and the key that it knows.
     pub runner: Connection,
     pub key: String,
+    /// Secrets that the configuration names.
+    pub credentials: Credentials,
     pub audit: Audit,
     pub clock: Clock,
     /// Where keys of issuers are kept from one process to the next.

@@ -14,22 +14,32 @@ use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
 };
 
+use crate::auth::LocalPeer;
+
 /// The other end of a connection, for the record.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Peer {
     Tcp(SocketAddr),
     /// A process of this host; its user, as the kernel says (unix(7), SO_PEERCRED).
-    Unix {
-        uid: Option<u32>,
-    },
+    Unix(Option<LocalPeer>),
+}
+
+impl Peer {
+    /// The user of this host that connects, where the kernel says so.
+    pub fn local(self) -> Option<LocalPeer> {
+        match self {
+            Self::Unix(local) => local,
+            Self::Tcp(_) => None,
+        }
+    }
 }
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
-            Self::Unix { uid: Some(uid) } => write!(f, "uid {uid}"),
-            Self::Unix { uid: None } => f.write_str("unix"),
+            Self::Unix(Some(local)) => write!(f, "uid {}", local.uid),
+            Self::Unix(None) => f.write_str("unix"),
         }
     }
 }
@@ -74,10 +84,18 @@ impl Listener {
             }
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                let uid = stream.peer_cred().ok().map(|peer| peer.uid());
-                Ok((Stream::Unix(stream), Peer::Unix { uid }))
+                let local = stream.peer_cred().ok().map(|peer| LocalPeer {
+                    uid: peer.uid(),
+                    gid: peer.gid(),
+                });
+                Ok((Stream::Unix(stream), Peer::Unix(local)))
             }
         }
+    }
+
+    /// Whether the kernel says who connects: what `mode = "peer"` requires.
+    pub fn is_unix(&self) -> bool {
+        matches!(self, Self::Unix(_))
     }
 
     /// Whether only this host can connect: what `mode = "none"` requires.

@@ -1,6 +1,8 @@
 //! Every way of saying no before a policy has said yes, and the one table that
 //! turns them into HTTP.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
@@ -10,7 +12,7 @@ use crate::{
     auth::{self, AuthError},
     authz::DenyReason,
     child::StartError,
-    config::Resource,
+    config::Config,
     http::{Response, reply},
     mcp::{CallError, Era, Id, version},
     session::{Failure, NoSession, NoStream, OpenError, SendError},
@@ -55,6 +57,9 @@ pub enum Refusal {
     NoMethod,
     #[error("not permitted")]
     Denied(DenyReason),
+    /// A policy would permit it to a token with these scopes.
+    #[error("the token lacks a scope")]
+    Scope(Vec<String>),
     #[error("Mcp-Session-Id is required")]
     SessionIdMissing,
     #[error("no such session")]
@@ -96,6 +101,7 @@ impl Refusal {
             Self::HeaderMismatch(_) => Reason::HeaderMismatch,
             Self::Denied(DenyReason::Method) | Self::NoMethod => Reason::MethodUnknown,
             Self::NoEvent => Reason::EventUnknown,
+            Self::Scope(_) => Reason::ScopeInsufficient,
             Self::SessionIdMissing => Reason::SessionMissing,
             Self::NoSession(NoSession::Unknown) => Reason::SessionUnknown,
             Self::NoSession(NoSession::Mismatch) => Reason::SessionOfAnother,
@@ -127,9 +133,16 @@ impl Refusal {
             | Self::NoEvent
             | Self::SessionIdMissing
             | Self::Auth(AuthError::Malformed(_)) => StatusCode::BAD_REQUEST,
-            Self::Auth(AuthError::Missing | AuthError::Rejected(_)) => StatusCode::UNAUTHORIZED,
+            Self::Auth(
+                AuthError::Missing
+                | AuthError::Rejected(_)
+                | AuthError::Proof
+                | AuthError::Nonce(_),
+            ) => StatusCode::UNAUTHORIZED,
             Self::HostNotAllowed
             | Self::OriginNotAllowed
+            | Self::Auth(AuthError::Scope(_))
+            | Self::Scope(_)
             | Self::Denied(DenyReason::Policy | DenyReason::PolicyError) => StatusCode::FORBIDDEN,
             Self::NotFound | Self::NoSession(_) | Self::NoMethod => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
@@ -160,13 +173,18 @@ impl Refusal {
     }
 
     /// The answer.
-    pub fn response(&self, resource: Option<&Resource>, id: Option<&Id>) -> Response {
+    pub fn response(&self, config: Option<&Config>, id: Option<&Id>) -> Response {
         let mut response = reply::json(self.status(), self.rpc(id));
         let headers = response.headers_mut();
-        if let (Self::Auth(error), Some(resource)) = (self, resource)
-            && let Some(challenge) = auth::challenge(error, resource)
+        if let (Some(error), Some(config)) = (self.auth_error(), config)
+            && let Some(challenge) = auth::challenge(&error, &config.auth, &config.resource)
         {
             headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        if let Self::Auth(AuthError::Nonce(nonce)) = self
+            && let Ok(nonce) = HeaderValue::from_str(nonce)
+        {
+            headers.insert(DPOP_NONCE, nonce);
         }
         if let Self::MethodNotAllowed(methods) = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(methods));
@@ -179,6 +197,15 @@ impl Refusal {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+
+    /// What a challenge answers: the token's fault, or its lack of a scope that a policy wants.
+    fn auth_error(&self) -> Option<Cow<'_, AuthError>> {
+        match self {
+            Self::Auth(error) => Some(Cow::Borrowed(error)),
+            Self::Scope(needed) => Some(Cow::Owned(AuthError::Scope(needed.clone()))),
+            _ => None,
+        }
     }
 
     /// The JSON-RPC code and data. The word in `data.reason` says no more than the
@@ -228,6 +255,7 @@ impl Refusal {
                 | Self::NoMethod
                 | Self::NoEvent
                 | Self::Denied(_)
+                | Self::Scope(_)
                 | Self::SessionIdMissing
                 | Self::NoSession(_)
                 | Self::Open(_)
@@ -257,6 +285,8 @@ impl From<NoStream> for Refusal {
         }
     }
 }
+
+const DPOP_NONCE: &str = "dpop-nonce";
 
 fn sending(error: SendError) -> Reason {
     match error {

@@ -69,6 +69,7 @@ impl Child {
             None
         };
         let plan = sandbox::plan(config, &setup.host, state.as_deref());
+        let credentials = setup.vault.of(&plan)?;
         let group = match cgroups {
             Ok(cgroups) => cgroups.group(plan.cgroup).map(Some),
             Err(fault) => Err(fault.clone()),
@@ -103,6 +104,7 @@ impl Child {
                     plan: &plan,
                     filter: &setup.filter,
                     staged: &setup.staged,
+                    credentials: &credentials,
                     owner,
                     streams: [stdin, stdout, stderr],
                     report: report_in,
@@ -246,7 +248,7 @@ fn state_directory(setup: &Setup, principal: &str) -> Result<PathBuf, Fault> {
     }
 }
 
-fn no_namespaces(error: &io::Error) -> Fault {
+pub(super) fn no_namespaces(error: &io::Error) -> Fault {
     let cure = match error.raw_os_error() {
         Some(libc::ENOSPC) => "allow some with `sysctl user.max_user_namespaces=15000`",
         Some(libc::EPERM | libc::EACCES) => {

@@ -11,6 +11,8 @@ mod link;
 mod person;
 mod serve;
 mod staging;
+mod vault;
+mod visit;
 
 use std::{
     collections::HashMap,
@@ -27,9 +29,10 @@ use nix::{
 
 pub use foreground::{Foreground, foreground};
 pub use person::Person;
+pub use visit::{missing_from_visits, visit};
 
 use crate::{
-    config::{OwnerRule, ServerName},
+    config::{self, OwnerRule, ServerName},
     frames, sandbox,
     systemd::{self, Notifier, Wanted},
     telemetry,
@@ -46,6 +49,8 @@ struct Setup {
     state: Option<PathBuf>,
     /// Parts of the host that were put elsewhere before root was given up.
     staged: HashMap<PathBuf, PathBuf>,
+    /// Secrets of its children.
+    vault: vault::Vault,
     filter: sandbox::Filter,
     host: sandbox::Host,
     notifier: Notifier,
@@ -57,7 +62,8 @@ pub fn run_as_service(root: &Path, server: &ServerName) -> Result<ExitCode> {
     let notifier = Notifier::from_environment();
     let filter = std::env::var(telemetry::FILTER_VARIABLE).ok();
     telemetry::init_single_threaded(telemetry::Target::Journal, filter.as_deref())?;
-    let key = systemd::credential(frames::KEY_CREDENTIAL, frames::MAX_KEY)?;
+    let key =
+        systemd::Credentials::from_environment().read(frames::KEY_CREDENTIAL, frames::MAX_KEY)?;
     let setup = Setup {
         root: root.to_owned(),
         server: server.clone(),
@@ -65,6 +71,7 @@ pub fn run_as_service(root: &Path, server: &ServerName) -> Result<ExitCode> {
         key: text(key)?,
         state: systemd::state_directory(),
         staged: HashMap::new(),
+        vault: vault::Vault::from_environment(server),
         filter: sandbox::Filter::compile()?,
         host: sandbox::Host::look(),
         notifier,
@@ -82,15 +89,19 @@ pub fn run_in_foreground(root: &Path, server: &ServerName) -> Result<ExitCode> {
         Some(filter.as_deref().unwrap_or("warn")),
     )?;
     let (channel, key) = foreground::inherited()?;
-    let staged = match Person::to_become() {
-        Some(person) => {
-            let staged = staging::stage(root, server)
+    let mut vault = vault::Vault::from_environment(server);
+    let mut staged = HashMap::new();
+    if let Some(person) = Person::to_become() {
+        // By the eyes of whom it becomes: the files may be theirs.
+        let config = person.for_a_moment(|| config::load(root, server, OwnerRule::RootOrCaller))?;
+        // A broken configuration is reported when the gateway says hello.
+        if let Ok(config) = config {
+            vault.keep(&config);
+            staged = staging::stage(&config)
                 .context("making the server reachable for an ordinary user")?;
-            person.become_for_good()?;
-            staged
         }
-        None => HashMap::new(),
-    };
+        person.become_for_good()?;
+    }
     // The gateway's end is this runner's end. Only now: a change of user forgets it (prctl(2)).
     prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
         .context("tying its life to the gateway's")?;
@@ -101,6 +112,7 @@ pub fn run_in_foreground(root: &Path, server: &ServerName) -> Result<ExitCode> {
         key,
         state: None,
         staged,
+        vault,
         filter: sandbox::Filter::compile()?,
         host: sandbox::Host::look(),
         notifier: Notifier::none(),

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result};
-use nix::unistd::{Gid, Uid, geteuid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, getegid, geteuid, setegid, seteuid, setgroups, setresgid, setresuid};
 
 /// An ordinary user.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +42,17 @@ impl Person {
 
     pub fn gid(&self) -> u32 {
         self.gid.as_raw()
+    }
+
+    /// Does something as this user, and is root again.
+    pub fn for_a_moment<T>(&self, what: impl FnOnce() -> T) -> Result<T> {
+        let group = getegid();
+        setegid(self.gid).context("changing the group")?;
+        seteuid(self.uid).context("changing the user")?;
+        let done = what();
+        seteuid(Uid::from_raw(0)).context("being root again")?;
+        setegid(group).context("being of its group again")?;
+        Ok(done)
     }
 
     /// Gives up root. Only while there is one thread.

@@ -16,14 +16,10 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use crate::config::{self, OwnerRule, ServerName};
+use crate::config::Config;
 
 /// Binds what the configuration shows its child, and says where to.
-pub(super) fn stage(root: &Path, server: &ServerName) -> Result<HashMap<PathBuf, PathBuf>> {
-    // A broken configuration is reported when the gateway says hello.
-    let Ok(config) = config::load(root, server, OwnerRule::RootOrCaller) else {
-        return Ok(HashMap::new());
-    };
+pub(super) fn stage(config: &Config) -> Result<HashMap<PathBuf, PathBuf>> {
     unshare(CloneFlags::CLONE_NEWNS).context("entering a mount namespace")?;
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)

@@ -82,6 +82,21 @@ impl fmt::Display for Plan {
         writeln!(f, "Network   none but its own loopback")?;
         let names: Vec<_> = self.env.iter().map(|(name, _)| name.as_str()).collect();
         writeln!(f, "Variables {}", names.join(" "))?;
+        for (name, credential) in &self.secret_env {
+            writeln!(
+                f,
+                "Secrets   {name}: the text of the credential `{credential}`"
+            )?;
+        }
+        for entry in &self.root {
+            if let Entry::Secret { credential, at } = entry {
+                writeln!(
+                    f,
+                    "Secrets   {}: the credential `{credential}`, for it alone",
+                    at.display()
+                )?;
+            }
+        }
         writeln!(
             f,
             "Limits    {} MiB of memory, no swap, {} processes and threads, {} % of a processor",

@@ -6,6 +6,7 @@
 //! nothing of tokens, HTTP or MCP. Used by `runner`, and by `cli` to explain.
 
 pub mod cgroup;
+mod credentials;
 mod explain;
 mod filter;
 mod init;
@@ -15,6 +16,7 @@ mod privileges;
 mod root;
 mod stage;
 
+pub use credentials::Credentials;
 pub use filter::{Filter, FilterError};
 pub use init::read_status;
 pub use namespaces::FLAGS;

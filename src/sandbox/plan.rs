@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::config::{Config, Layer, Limits};
+use crate::config::{Config, EnvValue, Layer, Limits};
 
 /// What a child may see and do, in the order in which it is applied.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -17,8 +17,10 @@ pub struct Plan {
     pub root: Vec<Entry>,
     /// The program, by its absolute path, and its arguments.
     pub argv: Vec<String>,
-    /// The whole environment.
+    /// The environment, but for what is secret.
     pub env: Vec<(String, String)>,
+    /// Variables, each with the credential whose text is its value.
+    pub secret_env: Vec<(String, String)>,
     /// Where the program starts; also its HOME.
     pub home: PathBuf,
     /// The limits of the child's own cgroup.
@@ -40,6 +42,11 @@ pub enum Entry {
     Link {
         at: PathBuf,
         to: PathBuf,
+    },
+    /// A file that holds this credential of the runner's.
+    Secret {
+        credential: String,
+        at: PathBuf,
     },
     /// A part of the host, at the same or another place.
     Bind {
@@ -129,17 +136,24 @@ pub fn plan(config: &Config, host: &Host, state: Option<&Path>) -> Plan {
         ("TMPDIR".to_owned(), "/tmp".to_owned()),
     ];
     env.retain(|(name, _)| !config.env.contains_key(name));
-    env.extend(
-        config
-            .env
-            .iter()
-            .map(|(name, value)| (name.clone(), value.clone())),
-    );
+    let mut secret_env = Vec::new();
+    for (name, value) in &config.env {
+        match value {
+            EnvValue::Text(text) => env.push((name.clone(), text.clone())),
+            EnvValue::CredentialFile(credential) => {
+                env.push((name.clone(), secret_file(credential).display().to_string()));
+            }
+            EnvValue::Credential(credential) => {
+                secret_env.push((name.clone(), credential.clone()));
+            }
+        }
+    }
     Plan {
         hostname: config.server.to_string(),
         root: root(config, host, state),
         argv: config.command.clone(),
         env,
+        secret_env,
         home,
         cgroup: cgroup(&config.limits),
         optional: config.sandbox.optional.iter().copied().collect(),
@@ -211,6 +225,18 @@ fn root(config: &Config, host: &Host, state: Option<&Path>) -> Vec<Entry> {
         bytes: SCRATCH,
     });
     entries.push(Entry::Directory { at: "/run".into() });
+    let files: BTreeSet<&String> = config
+        .env
+        .values()
+        .filter_map(|value| match value {
+            EnvValue::CredentialFile(credential) => Some(credential),
+            _ => None,
+        })
+        .collect();
+    entries.extend(files.into_iter().map(|credential| Entry::Secret {
+        credential: credential.clone(),
+        at: secret_file(credential),
+    }));
     entries.extend(state.map(|state| Entry::Bind {
         from: state.to_owned(),
         at: STATE.into(),
@@ -242,6 +268,23 @@ fn root(config: &Config, host: &Host, state: Option<&Path>) -> Vec<Entry> {
         }
     }
     entries
+}
+
+impl Plan {
+    /// The credentials that it needs, each once.
+    pub fn credentials(&self) -> BTreeSet<&str> {
+        let files = self.root.iter().filter_map(|entry| match entry {
+            Entry::Secret { credential, .. } => Some(credential.as_str()),
+            _ => None,
+        });
+        let values = self.secret_env.iter().map(|(_, name)| name.as_str());
+        files.chain(values).collect()
+    }
+}
+
+/// Where a credential stands inside.
+fn secret_file(credential: &str) -> PathBuf {
+    Path::new("/run/secrets").join(credential)
 }
 
 fn home_of(state: Option<&Path>) -> &'static str {

@@ -10,7 +10,7 @@ use std::{
     io::{self, Write},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::symlink,
+        unix::fs::{OpenOptionsExt as _, symlink},
     },
     path::{Path, PathBuf},
 };
@@ -23,6 +23,7 @@ use nix::{
 };
 
 use super::{
+    credentials::Credentials,
     plan::{Access, Entry, Plan},
     stage::Fault,
 };
@@ -32,7 +33,11 @@ use crate::{
 };
 
 /// Builds the root and makes it this process's.
-pub(super) fn build(plan: &Plan, staged: &HashMap<PathBuf, PathBuf>) -> Result<(), Fault> {
+pub(super) fn build(
+    plan: &Plan,
+    staged: &HashMap<PathBuf, PathBuf>,
+    credentials: &Credentials,
+) -> Result<(), Fault> {
     umask(Mode::from_bits_truncate(0o022));
     // All sources first: the new root is built over a place of the old one.
     let trees = plan
@@ -51,7 +56,7 @@ pub(super) fn build(plan: &Plan, staged: &HashMap<PathBuf, PathBuf>) -> Result<(
     .map_err(|error| fault("mounting a new root", error))?;
     chdir(BUILDING_SITE).map_err(|error| fault("entering the new root", error))?;
     for (entry, tree) in plan.root.iter().zip(trees) {
-        place(entry, tree)
+        place(entry, tree, credentials)
             .map_err(|error| fault(&format!("placing `{}`", at(entry).display()), error))?;
     }
     let root = mounts::open_place(AT_FDCWD, Path::new("."), mounts::Follow::Yes)
@@ -101,7 +106,7 @@ fn source(entry: &Entry, staged: &HashMap<PathBuf, PathBuf>) -> Result<Option<Tr
     }))
 }
 
-fn place(entry: &Entry, tree: Option<Tree>) -> io::Result<()> {
+fn place(entry: &Entry, tree: Option<Tree>, credentials: &Credentials) -> io::Result<()> {
     let inside = at(entry).strip_prefix("/").unwrap_or(at(entry));
     if let Some(parent) = inside
         .parent()
@@ -113,6 +118,15 @@ fn place(entry: &Entry, tree: Option<Tree>) -> io::Result<()> {
         Entry::Directory { .. } => fs::create_dir_all(inside),
         Entry::File { text, .. } => fs::File::create(inside)?.write_all(text.as_bytes()),
         Entry::Link { to, .. } => symlink(to, inside),
+        Entry::Secret { credential, .. } => {
+            let secret = credentials.read(credential)?;
+            let mut file = fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o400)
+                .open(inside)?;
+            file.write_all(&secret)
+        }
         Entry::Bind { .. } => {
             let tree = tree.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
             if tree.is_directory {
@@ -149,6 +163,7 @@ fn at(entry: &Entry) -> &Path {
         Entry::Directory { at }
         | Entry::File { at, .. }
         | Entry::Link { at, .. }
+        | Entry::Secret { at, .. }
         | Entry::Bind { at, .. }
         | Entry::Scratch { at, .. }
         | Entry::Processes { at } => at,

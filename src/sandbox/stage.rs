@@ -17,7 +17,9 @@ use nix::unistd::{
     ForkResult, Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, setsid,
 };
 
-use super::{filter::Filter, init, namespaces, plan::Plan, privileges, root};
+use super::{
+    credentials::Credentials, filter::Filter, init, namespaces, plan::Plan, privileges, root,
+};
 use crate::{config::Layer, sys};
 
 /// What a child is started with.
@@ -26,6 +28,8 @@ pub struct Start<'a> {
     pub filter: &'a Filter,
     /// Parts of the host that were put elsewhere before privileges were given up.
     pub staged: &'a HashMap<PathBuf, PathBuf>,
+    /// The secrets that the plan names.
+    pub credentials: &'a Credentials,
     /// The runner's user and group: inside the new namespaces nobody can tell any more.
     pub owner: (Uid, Gid),
     /// What become the server's standard input, output and error.
@@ -71,7 +75,7 @@ pub fn run(start: Start<'_>) -> ! {
         }
         Ok(ForkResult::Child) => {
             drop(start.status);
-            let fault = become_server(start.plan, start.filter, start.streams);
+            let fault = become_server(start.plan, start.filter, start.credentials, start.streams);
             fail(&mut report, &fault)
         }
         Err(fault) => fail(&mut report, &fault),
@@ -80,12 +84,17 @@ pub fn run(start: Start<'_>) -> ! {
 
 fn prepare(start: &Start<'_>) -> Result<(), Fault> {
     namespaces::settle(start.plan, start.owner)?;
-    root::build(start.plan, start.staged)?;
+    root::build(start.plan, start.staged, start.credentials)?;
     privileges::limit(start.plan)
 }
 
 /// Only returns where something failed.
-fn become_server(plan: &Plan, filter: &Filter, streams: [OwnedFd; 3]) -> Fault {
+fn become_server(
+    plan: &Plan,
+    filter: &Filter,
+    credentials: &Credentials,
+    streams: [OwnedFd; 3],
+) -> Fault {
     let exec = |what: &str, error: io::Error| Fault {
         layer: "exec".to_owned(),
         reason: format!("{what}: {error}"),
@@ -110,11 +119,23 @@ fn become_server(plan: &Plan, filter: &Filter, streams: [OwnedFd; 3]) -> Fault {
     }
     let text = |text: &str| CString::new(text).unwrap_or_default();
     let argv: Vec<CString> = plan.argv.iter().map(|part| text(part)).collect();
-    let env: Vec<CString> = plan
+    let mut env: Vec<CString> = plan
         .env
         .iter()
         .map(|(name, value)| text(&format!("{name}={value}")))
         .collect();
+    // Read here and not before: neither the runner nor the init ever has them in its memory.
+    for (name, credential) in &plan.secret_env {
+        match credentials.variable(name, credential) {
+            Ok(variable) => env.push(variable),
+            Err(error) => {
+                return Fault {
+                    layer: "credential".to_owned(),
+                    reason: format!("`{credential}` for `{name}`: {error}"),
+                };
+            }
+        }
+    }
     let Some(program) = argv.first().cloned() else {
         return exec(
             "the command is empty",

@@ -48,6 +48,24 @@ pub(crate) fn drop_capabilities() -> io::Result<()> {
     }
 }
 
+/// The version of Landlock that this kernel has (landlock_create_ruleset(2)).
+pub(crate) fn landlock_abi() -> io::Result<i64> {
+    // SAFETY: a null attribute of length zero with this flag only asks.
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0_usize,
+            LANDLOCK_CREATE_RULESET_VERSION,
+        )
+    };
+    if version >= 0 {
+        Ok(version)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Leaves the session keyring that was inherited for a new, empty one (keyctl(2)).
 pub(crate) fn new_session_keyring() -> io::Result<()> {
     // SAFETY: a null name asks for an anonymous keyring; no other memory is passed.
@@ -130,4 +148,5 @@ struct Interface {
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 /// More than there are.
 const MAX_CAPABILITY: libc::c_ulong = 63;
+const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
 const KEYCTL_JOIN_SESSION_KEYRING: i32 = 1;

@@ -16,22 +16,58 @@ use std::{
 pub use notify::Notifier;
 pub use sockets::{SocketError, Wanted, take};
 
-/// Reads a credential (systemd.exec(5), CREDENTIALS) of at most `max` bytes.
-pub fn credential(name: &str, max: usize) -> Result<Vec<u8>, CredentialError> {
-    let directory =
-        std::env::var_os("CREDENTIALS_DIRECTORY").ok_or(CredentialError::NoDirectory)?;
-    let path = PathBuf::from(directory).join(name);
-    let mut value = Vec::new();
-    File::open(&path)
-        .and_then(|file| file.take(max as u64 + 1).read_to_end(&mut value))
-        .map_err(|source| CredentialError::Unreadable {
-            path: path.clone(),
-            source,
-        })?;
-    if value.len() > max {
-        Err(CredentialError::TooLong { path, max })
-    } else {
-        Ok(value)
+/// Where systemd put the service's credentials (systemd.exec(5), CREDENTIALS).
+#[derive(Clone, Debug, Default)]
+pub struct Credentials {
+    directory: Option<PathBuf>,
+}
+
+impl Credentials {
+    pub fn from_environment() -> Self {
+        Self {
+            directory: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+        }
+    }
+
+    /// Those in a directory that somebody else has made.
+    pub fn within(directory: PathBuf) -> Self {
+        Self {
+            directory: Some(directory),
+        }
+    }
+
+    /// Reads one of at most `max` bytes.
+    pub fn read(&self, name: &str, max: usize) -> Result<Vec<u8>, CredentialError> {
+        let directory = self
+            .directory
+            .as_ref()
+            .ok_or(CredentialError::NoDirectory)?;
+        let path = directory.join(name);
+        let mut value = Vec::new();
+        File::open(&path)
+            .and_then(|file| file.take(max as u64 + 1).read_to_end(&mut value))
+            .map_err(|source| CredentialError::Unreadable {
+                path: path.clone(),
+                source,
+            })?;
+        if value.len() > max {
+            Err(CredentialError::TooLong { path, max })
+        } else {
+            Ok(value)
+        }
+    }
+
+    /// Where one is, if it is there.
+    pub fn look_for(&self, name: &str) -> Result<PathBuf, CredentialError> {
+        let directory = self
+            .directory
+            .as_ref()
+            .ok_or(CredentialError::NoDirectory)?;
+        let path = directory.join(name);
+        match path.metadata() {
+            Ok(_) => Ok(path),
+            Err(source) => Err(CredentialError::Unreadable { path, source }),
+        }
     }
 }
 

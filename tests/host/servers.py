@@ -2,15 +2,15 @@
 
 from wire import ISSUER
 
-EVERYTHING, PROBES, COUNTER, WRONG = "everything", "probes", "counter", "wrong"
-PORTS = {EVERYTHING: 8081, PROBES: 8082, COUNTER: 8083, WRONG: 8084}
+EVERYTHING, PROBES, COUNTER, WRONG, OPAQUE = "everything", "probes", "counter", "wrong", "opaque"
+PORTS = {EVERYTHING: 8081, PROBES: 8082, COUNTER: 8083, WRONG: 8084, OPAQUE: 8085}
 
 
 def resource(name):
     return f"http://127.0.0.1:{PORTS[name]}/mcp"
 
 
-def configuration(name, command, authz, sandbox="", limits=""):
+def configuration(name, command, authz, sandbox="", limits="", issuer=""):
     return f"""\
 command  = {command}
 resource = "{resource(name)}"
@@ -18,7 +18,7 @@ resource = "{resource(name)}"
 [[auth.issuer]]
 issuer   = "{ISSUER}"
 audience = "{resource(name)}"
-
+{issuer}
 [authz]
 {authz}
 
@@ -43,6 +43,9 @@ TEXTS = {
     COUNTER: configuration(
         COUNTER, '["/usr/bin/python3", "-IS", "/opt/peers/counter.py"]', 'allow = "authenticated"',
         sandbox="state = true", limits='exit-idle = "50ms"'),
+    OPAQUE: configuration(
+        OPAQUE, '["/usr/bin/python3", "/opt/peers/scripted.py"]', 'allow = "authenticated"',
+        issuer='introspection = { client-id = "thv", credential = "idp" }\ndpop = "accepted"\nscopes = ["mcp"]'),
 }
 
 POLICIES = {

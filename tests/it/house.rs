@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::{SocketAddr, TcpListener},
+    os::unix::net::UnixListener,
     path::{Path, PathBuf},
 };
 
@@ -16,7 +17,7 @@ use thv::{
     daemon::{self, Setup},
     http::peer::Listener,
     runner,
-    systemd::Notifier,
+    systemd::{Credentials, Notifier},
     time::Clock,
 };
 use tokio::task::JoinHandle;
@@ -31,7 +32,13 @@ pub struct Plan {
     top: String,
     readable: Vec<PathBuf>,
     more: String,
+    /// More lines of the issuer's table.
+    issuer: String,
+    /// More files below `etc/thv`.
+    files: Vec<(&'static str, String)>,
     optional: &'static str,
+    /// Listens on a Unix socket instead.
+    unix: bool,
     /// Replaces the whole server file.
     file: Option<String>,
 }
@@ -55,7 +62,10 @@ pub fn house() -> Plan {
         top: String::new(),
         readable: Vec::new(),
         more: String::new(),
+        issuer: String::new(),
+        files: Vec::new(),
         optional: "\"cgroup\"",
+        unix: false,
         file: None,
     }
 }
@@ -96,6 +106,23 @@ impl Plan {
         self
     }
 
+    /// More lines of the issuer's table.
+    pub fn issuer(mut self, toml: &str) -> Self {
+        self.issuer.push_str(toml);
+        self
+    }
+
+    /// One more file below `etc/thv`.
+    pub fn also(mut self, name: &'static str, text: String) -> Self {
+        self.files.push((name, text));
+        self
+    }
+
+    pub fn on_unix_socket(mut self) -> Self {
+        self.unix = true;
+        self
+    }
+
     /// Without any layer of the sandbox being optional.
     pub fn layers_required(mut self) -> Self {
         self.optional = "";
@@ -126,6 +153,9 @@ impl Plan {
             self.policy.as_deref().unwrap_or_default(),
         )
         .unwrap();
+        for (name, text) in &self.files {
+            fs::write(etc.join(name), text).unwrap();
+        }
         fs::write(etc.join("good.toml.kept"), &good).unwrap();
         fs::write(
             etc.join("servers/it.toml"),
@@ -136,6 +166,13 @@ impl Plan {
         .unwrap();
         readable(files.path());
 
+        let socket = if self.unix {
+            UnixListener::bind(files.path().join(SOCKET))
+                .unwrap()
+                .into()
+        } else {
+            listener.into()
+        };
         let server = ServerName::parse("it").unwrap();
         let program = Path::new(env!("CARGO_BIN_EXE_thv"));
         let runner = runner::foreground(program, files.path(), &server).unwrap();
@@ -145,13 +182,14 @@ impl Plan {
         let mut stamp = config::stamp(&root, &name);
         let (root_again, name_again) = (root.clone(), name.clone());
         let setup = Setup {
+            credentials: Credentials::default(),
             server,
             load: Box::new(move || config::load(&root, &name, OwnerRule::RootOrCaller)),
             changed: Box::new(move || {
                 let now = config::stamp(&root_again, &name_again);
                 now != std::mem::replace(&mut stamp, now.clone())
             }),
-            listener: Listener::from_fd(listener.into()).unwrap(),
+            listener: Listener::from_fd(socket).unwrap(),
             runner: Connection::Inherited(runner.socket.try_clone().unwrap()),
             key: runner.key.clone(),
             audit,
@@ -186,9 +224,9 @@ impl Plan {
         };
         format!(
             "command = {command:?}\nresource = \"http://{address}/mcp\"\n{}\n[[auth.issuer]]\nissuer = \"{issuer}\"\n\
-             audience = \"http://{address}/mcp\"\n\n[authz]\n{authz}\n\n[sandbox]\noptional = [{}]\n\
+             audience = \"http://{address}/mcp\"\n{}\n[authz]\n{authz}\n\n[sandbox]\noptional = [{}]\n\
              read-only = {shown:?}\n\n{}",
-            self.top, self.optional, self.more
+            self.top, self.issuer, self.optional, self.more
         )
     }
 }
@@ -201,6 +239,11 @@ impl House {
             .unwrap()
     }
 
+    /// The issuer identifier.
+    pub fn issuer(&self) -> &str {
+        self.issuer.issuer()
+    }
+
     pub fn resource(&self) -> String {
         format!("http://{}/mcp", self.address)
     }
@@ -209,6 +252,11 @@ impl House {
     pub fn mend(&self) {
         let etc = self.files.path().join("etc/thv");
         fs::rename(etc.join("good.toml.kept"), etc.join("servers/it.toml")).unwrap();
+    }
+
+    /// Where it listens, if not at its address.
+    pub fn socket(&self) -> PathBuf {
+        self.files.path().join(SOCKET)
     }
 
     /// What stands in for `/` in its configuration.
@@ -379,6 +427,8 @@ impl Caller {
         wire::request(method, "/mcp", &headers, body)
     }
 }
+
+const SOCKET: &str = "it.sock";
 
 pub fn initialize(version: &str) -> String {
     json!({ "jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {

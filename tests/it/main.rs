@@ -12,8 +12,12 @@ mod edge;
 /// From the wire to the child and back.
 mod gateway;
 mod house;
+/// Tokens of every kind, through the whole gateway.
+mod identity;
 /// Requests of the stateless version.
 mod modern;
+/// One server from one command line.
+mod run;
 /// Who may ask the runner for anything.
 mod runner;
 /// What a server can see and do from inside.

@@ -1,11 +1,11 @@
 //! HTTP as bytes, so that tests can say what no library would.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::TcpStream,
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    net::{TcpStream, UnixStream},
     time::timeout,
 };
 
@@ -51,7 +51,15 @@ impl Answer {
 
 /// Sends bytes, reads until the connection closes.
 pub async fn exchange(address: SocketAddr, request: &[u8]) -> Answer {
-    let mut stream = TcpStream::connect(address).await.unwrap();
+    ask(TcpStream::connect(address).await.unwrap(), request).await
+}
+
+/// The same over a Unix socket.
+pub async fn exchange_unix(path: &Path, request: &[u8]) -> Answer {
+    ask(UnixStream::connect(path).await.unwrap(), request).await
+}
+
+async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &[u8]) -> Answer {
     stream.write_all(request).await.unwrap();
     let mut bytes = Vec::new();
     timeout(PATIENCE, stream.read_to_end(&mut bytes))

@@ -1,32 +1,10 @@
 //! The demo's configuration: real files in a directory of their own.
 
-use std::{
-    fs, io,
-    net::SocketAddr,
-    os::unix::fs::chown,
-    path::{Path, PathBuf},
-};
+use std::{fs, net::SocketAddr};
 
 use anyhow::{Context as _, Result};
-use aws_lc_rs::rand;
 
-use crate::runner::Person;
-
-/// A directory that is removed when this is dropped.
-pub(super) struct Files(PathBuf);
-
-impl Files {
-    /// What stands in for `/` when the configuration is read.
-    pub(super) fn root(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
+use crate::{cli::scratch::Scratch, runner::Person};
 
 /// Writes the configuration of a server at `address` whose callers come from
 /// `issuer`, readable by `person`.
@@ -34,8 +12,8 @@ pub(super) fn write(
     address: SocketAddr,
     issuer: SocketAddr,
     person: Option<&Person>,
-) -> Result<Files> {
-    let files = Files(directory().context("making a directory for the demo")?);
+) -> Result<Scratch> {
+    let files = Scratch::new("thv-demo")?;
     let program = std::env::current_exe().context("finding this program")?;
     let etc = files.root().join("etc/thv");
     let server = format!(
@@ -61,31 +39,9 @@ optional = ["cgroup"]
     fs::write(etc.join("servers/demo.toml"), server)?;
     fs::write(etc.join("policies/demo.cedar"), POLICY)?;
     if let Some(person) = person {
-        give(files.root(), person)?;
+        files.give(person)?;
     }
     Ok(files)
-}
-
-fn directory() -> io::Result<PathBuf> {
-    let mut random = [0; 8];
-    rand::fill(&mut random).map_err(|_| io::Error::other("no random bytes"))?;
-    let name = random
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect::<String>();
-    let path = std::env::temp_dir().join(format!("thv-demo-{name}"));
-    // Fails if somebody was there before.
-    fs::create_dir(&path)?;
-    Ok(path)
-}
-
-fn give(path: &Path, person: &Person) -> io::Result<()> {
-    if path.is_dir() {
-        for entry in fs::read_dir(path)? {
-            give(&entry?.path(), person)?;
-        }
-    }
-    chown(path, Some(person.uid()), Some(person.gid()))
 }
 
 /// Who may do what in the demo.

@@ -22,7 +22,7 @@ use crate::{
     daemon::{self, Setup},
     http::peer::Listener,
     runner::{self, Person},
-    systemd::Notifier,
+    systemd::{Credentials, Notifier},
     time::Clock,
 };
 
@@ -61,6 +61,7 @@ pub fn run(once: bool, out: &mut (impl Write + Send)) -> Result<ExitCode> {
         let root = files.root().to_owned();
         let name = server.clone();
         let setup = Setup {
+            credentials: Credentials::default(),
             server: server.clone(),
             load: Box::new(move || config::load(&root, &name, OwnerRule::RootOrCaller)),
             changed: Box::new(|| false),

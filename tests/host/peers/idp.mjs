@@ -12,7 +12,10 @@ import Provider from "oidc-provider";
 
 const PORT = 9000;
 const ISSUER = `http://127.0.0.1:${PORT}`;
-const CLIENTS = ["alice", "bob"];
+// The last one is thv itself, which asks about opaque tokens.
+const CLIENTS = ["alice", "bob", "thv"];
+// The server at this port gets opaque tokens.
+const OPAQUE = ":8085/";
 
 const key = await rsa("provider-1");
 const stranger = await rsa("provider-1");
@@ -29,12 +32,14 @@ const provider = new Provider(ISSUER, {
   features: {
     devInteractions: { enabled: false },
     clientCredentials: { enabled: true },
+    dPoP: { enabled: true },
+    introspection: { enabled: true, allowedPolicy: (_context, client) => client.clientId === "thv" },
     resourceIndicators: {
       enabled: true,
       getResourceServerInfo: (_context, resource) => ({
         scope: "mcp",
         audience: resource,
-        accessTokenFormat: "jwt",
+        accessTokenFormat: resource.includes(OPAQUE) ? "opaque" : "jwt",
         accessTokenTTL: 3600,
         jwt: { sign: { alg: "RS256" } },
       }),

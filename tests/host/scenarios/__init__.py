@@ -11,16 +11,18 @@ def foundation(scenario):
     return scenario
 
 
-from . import calls, demo, idle, isolation, mistakes, package, probes, units  # noqa: E402
+from . import calls, demo, identity, idle, isolation, mistakes, package, probes, run, units  # noqa: E402
 
 ORDER = [
     *package.FIRST,
     *units.ALL,
     *calls.ALL,
+    *identity.ALL,
     *isolation.ALL,
     *probes.ALL,
     *idle.ALL,
     *mistakes.ALL,
     *demo.ALL,
+    *run.ALL,
     *package.LAST,
 ]

@@ -25,6 +25,11 @@ def listed(path):
     return " ".join(sorted(os.listdir(path)))
 
 
+def read(path):
+    with open(path) as file:
+        return file.read()
+
+
 def connected(family, kind, address):
     with socket.socket(family, kind) as probe:
         probe.settimeout(3)
@@ -206,7 +211,7 @@ def types_into_terminal(high_bits):
 
 
 PROBES = {
-    "open": opened, "list": listed, "write": wrote, "mknod": made_node, "status": status, "kill-all": kills_all,
+    "open": opened, "read": read, "list": listed, "write": wrote, "mknod": made_node, "status": status, "kill-all": kills_all,
     "kill": kills, "call": system_call, "family": family, "pair": pair, "new-user-namespace": new_user_namespace, "hide": fork_and_hide,
     "zombies": zombies, "real-time": real_time, "stay": stay, "user-map": set_user_map, "raise-limit": raised_limit, "terminal": has_terminal,
     "scratch": scratch, "descriptors": descriptors, "environment": environment, "tiocsti": types_into_terminal,

@@ -1,0 +1,338 @@
+//! `thv doctor`: what of the sandbox works on this host, and what to do where it does not.
+//!
+//! Looks, and tries: a sandbox is built around `true` as for any server. Changes
+//! nothing. A line that is not good is an exit status, so that scripts can ask.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::Path,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result};
+use nix::{sys::utsname::uname, unistd::geteuid};
+use serde::Serialize;
+
+use super::{exit, print, scratch::Scratch};
+use crate::sys;
+
+/// How one thing is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Good,
+    /// Servers do not start, or not with all their layers.
+    Bad,
+    /// Not here, and needed only where a server asks for it.
+    Absent,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: &'static str,
+    state: State,
+    found: String,
+    /// What to do; empty where nothing is to be done.
+    fix: String,
+}
+
+pub(super) fn run(json: bool) -> Result<ExitCode> {
+    let findings = vec![
+        kernel(),
+        user_namespaces(),
+        debian_switch(),
+        apparmor(),
+        seccomp(),
+        landlock(),
+        cgroup(),
+        systemd(),
+        podman(),
+        trial()?,
+    ];
+    if json {
+        let text = serde_json::to_string_pretty(&findings).context("writing JSON")?;
+        print(&format!("{text}\n"))?;
+    } else {
+        print(&table(&findings))?;
+    }
+    let is_good = findings.iter().all(|finding| finding.state != State::Bad);
+    Ok(if is_good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(exit::OS)
+    })
+}
+
+fn table(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let state = match finding.state {
+            State::Good => "good",
+            State::Bad => "BAD",
+            State::Absent => "absent",
+        };
+        let _ = writeln!(text, "{:<16} {state:<7} {}", finding.what, finding.found);
+        if !finding.fix.is_empty() {
+            let _ = writeln!(text, "{:<24} → {}", "", finding.fix);
+        }
+    }
+    text
+}
+
+fn good(what: &'static str, found: impl Into<String>) -> Finding {
+    Finding {
+        what,
+        state: State::Good,
+        found: found.into(),
+        fix: String::new(),
+    }
+}
+
+fn bad(what: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Finding {
+    Finding {
+        what,
+        state: State::Bad,
+        found: found.into(),
+        fix: fix.into(),
+    }
+}
+
+fn absent(what: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Finding {
+    Finding {
+        state: State::Absent,
+        ..bad(what, found, fix)
+    }
+}
+
+fn kernel() -> Finding {
+    let release = uname()
+        .map(|name| name.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    if version(&release).is_some_and(|version| version >= OLDEST_KERNEL) {
+        good("kernel", format!("Linux {release}"))
+    } else {
+        bad(
+            "kernel",
+            format!("Linux {release}"),
+            "5.14 or newer is needed (`cgroup.kill`, mount_setattr(2))",
+        )
+    }
+}
+
+/// The first two numbers of a release.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn user_namespaces() -> Finding {
+    match setting("user/max_user_namespaces").as_deref() {
+        Some("0") => bad(
+            "user namespaces",
+            "user.max_user_namespaces = 0",
+            "`sysctl -w user.max_user_namespaces=15000`, and the same in /etc/sysctl.d",
+        ),
+        Some(most) => good("user namespaces", format!("at most {most}")),
+        None => bad(
+            "user namespaces",
+            "this kernel has none",
+            "one with CONFIG_USER_NS is needed",
+        ),
+    }
+}
+
+/// A switch that Debian's kernels have besides.
+fn debian_switch() -> Finding {
+    match setting("kernel/unprivileged_userns_clone").as_deref() {
+        Some("0") => bad(
+            "unprivileged",
+            "kernel.unprivileged_userns_clone = 0",
+            "`sysctl -w kernel.unprivileged_userns_clone=1`, and the same in /etc/sysctl.d",
+        ),
+        _ => good("unprivileged", "ordinary users may make namespaces"),
+    }
+}
+
+fn apparmor() -> Finding {
+    let restricts = setting("kernel/apparmor_restrict_unprivileged_userns");
+    let has_profile = Path::new("/etc/apparmor.d/thv").exists();
+    match (restricts.as_deref(), has_profile) {
+        (Some("1"), false) => bad(
+            "AppArmor",
+            "only programs with a profile may make namespaces, and thv has none",
+            "install a profile for /usr/bin/thv with `userns,` (Ubuntu), \
+             or `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`",
+        ),
+        (Some("1"), true) => good(
+            "AppArmor",
+            "only programs with a profile may make namespaces; thv has one",
+        ),
+        _ => good("AppArmor", "does not restrict namespaces"),
+    }
+}
+
+fn seccomp() -> Finding {
+    match setting("kernel/seccomp/actions_avail") {
+        Some(actions) if actions.split_whitespace().any(|it| it == "kill_process") => {
+            good("seccomp", "filters can be loaded")
+        }
+        _ => bad(
+            "seccomp",
+            "this kernel has no filters",
+            "one with CONFIG_SECCOMP_FILTER is needed",
+        ),
+    }
+}
+
+fn landlock() -> Finding {
+    match sys::privileges::landlock_abi() {
+        Ok(abi) => good("Landlock", format!("ABI {abi}")),
+        Err(error) => absent(
+            "Landlock",
+            error.to_string(),
+            "add `landlock` to the kernel's `lsm=`; the other layers do without",
+        ),
+    }
+}
+
+fn cgroup() -> Finding {
+    let what = "cgroup";
+    if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        return bad(
+            what,
+            "cgroup v2 is not what is mounted at /sys/fs/cgroup",
+            "boot with `systemd.unified_cgroup_hierarchy=1`, or let servers start without limits: \
+             `sandbox.optional = [\"cgroup\"]`",
+        );
+    }
+    let uid = geteuid();
+    let (whose, path) = if uid.is_root() {
+        ("units", "/sys/fs/cgroup/cgroup.controllers".to_owned())
+    } else {
+        (
+            "your units",
+            format!(
+                "/sys/fs/cgroup/user.slice/user-{uid}.slice/user@{uid}.service/cgroup.controllers"
+            ),
+        )
+    };
+    let there = fs::read_to_string(path).unwrap_or_default();
+    let missing: Vec<_> = ["cpu", "memory", "pids"]
+        .into_iter()
+        .filter(|wanted| !there.split_whitespace().any(|it| it == *wanted))
+        .collect();
+    if missing.is_empty() {
+        good(
+            what,
+            format!("cpu, memory and pids can be delegated to {whose}"),
+        )
+    } else {
+        bad(
+            what,
+            format!("not delegated to {whose}: {}", missing.join(", ")),
+            if uid.is_root() {
+                "this host (or container) hides them: `sandbox.optional = [\"cgroup\"]` starts servers without limits"
+            } else {
+                "`systemctl edit user@.service` with `Delegate=cpu memory pids`; the servers of thv@NAME.socket have theirs"
+            },
+        )
+    }
+}
+
+fn systemd() -> Finding {
+    if !Path::new("/run/systemd/system").exists() {
+        return absent(
+            "systemd",
+            "does not run here",
+            "`thv run --foreground` does without",
+        );
+    }
+    let said = Command::new("systemctl").arg("--version").output();
+    let said = said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let number = said
+        .unwrap_or_default()
+        .split_whitespace()
+        .nth(1)
+        .and_then(|number| number.split('.').next()?.parse::<u32>().ok());
+    match number {
+        Some(number) if number >= OLDEST_SYSTEMD => good("systemd", number.to_string()),
+        Some(number) => bad("systemd", number.to_string(), "252 or newer is needed"),
+        None => absent("systemd", "`systemctl --version` does not say", ""),
+    }
+}
+
+fn podman() -> Finding {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    match std::env::split_paths(&path)
+        .map(|directory| directory.join("podman"))
+        .find(|program| program.exists())
+    {
+        Some(program) => good("podman", program.display().to_string()),
+        None => absent("podman", "not installed; only images would need it", ""),
+    }
+}
+
+/// Builds a sandbox, as for a server.
+fn trial() -> Result<Finding> {
+    let files = Scratch::new("thv-doctor")?;
+    let servers = files.root().join("etc/thv/servers");
+    fs::create_dir_all(&servers)?;
+    fs::write(
+        servers.join("trial.toml"),
+        "command = [\"/usr/bin/true\"]\nresource = \"http://localhost/\"\nauth.mode = \"none\"\nauthz.allow = \"authenticated\"\n",
+    )?;
+    let output = Command::new(std::env::current_exe().context("finding this program")?)
+        .arg("--root")
+        .arg(files.root())
+        .args(["sandbox", "trial", "--", "/usr/bin/true"])
+        .output()
+        .context("trying a sandbox")?;
+    if output.status.success() {
+        return Ok(good(
+            "a sandbox",
+            "was made, with every layer but cgroup, and ended",
+        ));
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let last = said.lines().last().unwrap_or("it ended without a word");
+    Ok(bad(
+        "a sandbox",
+        last.trim_start_matches("thv: "),
+        "mend what is BAD above; in a container, the container must allow user namespaces",
+    ))
+}
+
+fn setting(name: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
+    Some(text.trim().to_owned())
+}
+
+const OLDEST_KERNEL: (u32, u32) = (5, 14);
+const OLDEST_SYSTEMD: u32 = 252;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_compared_by_number() {
+        assert_eq!(version("6.18.5-arch1"), Some((6, 18)));
+        assert!(version("5.4.0-generic").unwrap() < OLDEST_KERNEL);
+        assert!(version("5.14.0-503.el9").unwrap() >= OLDEST_KERNEL);
+        assert_eq!(version("linux"), None);
+    }
+
+    #[test]
+    fn each_line_that_is_not_good_says_what_to_do() {
+        let findings = [
+            good("a", "fine"),
+            bad("b", "wrong", "mend it"),
+            absent("c", "not here", ""),
+        ];
+        assert_eq!(
+            table(&findings),
+            "a                good    fine\nb                BAD     wrong\n                         → mend it\nc                absent  not here\n"
+        );
+    }
+}

@@ -1,0 +1,154 @@
+//! Serving in this process: the gateway here, its runner as a child.
+//!
+//! The same gateway and runner as those of the units; what is missing is what
+//! only systemd gives: a user for each, and (by hand) a delegated cgroup.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result};
+use nix::unistd::geteuid;
+
+use super::{announce, file::Wish, load, program};
+use crate::{
+    audit::{Audit, JOURNAL},
+    child::Connection,
+    cli::{exit, say, scratch::Scratch},
+    config::{self, OwnerRule, ServerName},
+    daemon::{self, Exit, Setup},
+    http::peer::Listener,
+    runner::{self, Person},
+    systemd::{Credentials, Notifier},
+    telemetry,
+    time::Clock,
+};
+
+/// Serves until a signal.
+pub(super) fn run(mut wish: Wish, address: SocketAddr) -> Result<ExitCode> {
+    announce(&wish);
+    // No cgroup is delegated to what a person starts.
+    wish.cgroup_is_optional = true;
+    check_credentials(&wish)?;
+    let listener = TcpListener::bind(address)
+        .with_context(|| format!("listening on {address}, see --port"))?;
+    let address = listener.local_addr()?;
+    let person = Person::to_become();
+    let files = Scratch::new("thv-run")?;
+    wish.write(files.root(), address)
+        .context("writing the server's configuration")?;
+    let config = match load(files.root(), &wish)? {
+        Ok(config) => config,
+        Err(code) => return Ok(code),
+    };
+    if let Some(person) = &person {
+        files.give(person)?;
+    }
+    let uid = person.map_or(geteuid().as_raw(), |person| person.uid());
+    say(&format!(
+        "thv: gateway and server run as uid {uid}, the same for both; nothing limits the server's memory \
+         (as a systemd unit, without --foreground, something does)"
+    ));
+    let resource = config.resource.url;
+    let ready = format!(
+        "thv: `{}` is served at {resource}, listening on {address}, until Ctrl-C",
+        wish.name
+    );
+    let around = Around {
+        person,
+        notifier: Notifier::none(),
+        audit: Audit::stderr(io::stderr(), &wish.name)?,
+        diagnostics: telemetry::Target::Stderr,
+        level: "warn",
+    };
+    serve(files.root(), &wish.name, listener, around, &ready)
+}
+
+/// Serves as the transient unit that [`super::transient`] has started.
+pub(in crate::cli) fn serve_in_unit(
+    root: &Path,
+    name: &ServerName,
+    address: SocketAddr,
+) -> Result<ExitCode> {
+    let listener = TcpListener::bind(address).with_context(|| format!("listening on {address}"))?;
+    let around = Around {
+        person: Person::to_become(),
+        notifier: Notifier::from_environment(),
+        audit: Audit::journal(Path::new(JOURNAL), name)?,
+        diagnostics: telemetry::Target::Journal,
+        level: "info",
+    };
+    serve(root, name, listener, around, "serving")
+}
+
+/// What differs between the two.
+struct Around {
+    person: Option<Person>,
+    notifier: Notifier,
+    audit: Audit,
+    diagnostics: telemetry::Target,
+    level: &'static str,
+}
+
+fn serve(
+    root: &Path,
+    server: &ServerName,
+    listener: TcpListener,
+    around: Around,
+    ready: &str,
+) -> Result<ExitCode> {
+    // Before any thread: the runner is forked, and root is given up for good.
+    let runner = runner::foreground(&program()?, root, server)?;
+    if let Some(person) = &around.person {
+        person.become_for_good()?;
+    }
+    // It holds tokens and keys: nobody else of its user looks into it, its server least of all.
+    nix::sys::prctl::set_dumpable(false).context("closing its memory to others")?;
+    let filter = std::env::var(telemetry::FILTER_VARIABLE).ok();
+    let filter = filter.as_deref().unwrap_or(around.level);
+    let _diagnostics = telemetry::init(around.diagnostics, Some(filter))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    let exit = runtime.block_on(async {
+        let (root, name) = (root.to_owned(), server.clone());
+        let setup = Setup {
+            // The server's are its runner's to read.
+            credentials: Credentials::default(),
+            server: server.clone(),
+            load: Box::new(move || config::load(&root, &name, OwnerRule::RootOrCaller)),
+            changed: Box::new(|| false),
+            listener: Listener::from_fd(listener.into())?,
+            runner: Connection::Inherited(runner.socket.try_clone()?),
+            key: runner.key.clone(),
+            audit: around.audit,
+            clock: Clock::system(),
+            state: None,
+            notifier: around.notifier,
+            may_exit: false,
+        };
+        // The socket listens already: who connects from here on is answered.
+        say(ready);
+        daemon::run(setup).await
+    })?;
+    Ok(match exit {
+        Exit::Done => ExitCode::SUCCESS,
+        Exit::Misconfigured => ExitCode::from(exit::CONFIG),
+    })
+}
+
+/// Each credential is there, or nothing is started.
+fn check_credentials(wish: &Wish) -> Result<()> {
+    for (_, credential) in &wish.secrets {
+        Credentials::from_environment().look_for(credential).with_context(|| {
+            format!(
+                "--secret {credential}: in the foreground credentials are files below $CREDENTIALS_DIRECTORY"
+            )
+        })?;
+    }
+    Ok(())
+}

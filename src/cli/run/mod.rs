@@ -1,0 +1,115 @@
+//! `thv run`: one server from one command line, in the foreground or as a
+//! transient unit.
+//!
+//! The command line becomes the files of a configured server, in a root of
+//! their own; what serves them is the daemon and the runner that serve every
+//! other. Reads no file below `/etc/thv`.
+
+mod arguments;
+mod file;
+mod foreground;
+mod profile;
+mod transient;
+
+use std::{path::Path, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+
+pub(super) use arguments::{Run, mistyped};
+pub(super) use foreground::serve_in_unit;
+
+use self::file::Wish;
+use super::{exit, say};
+use crate::{
+    authz::Engine,
+    config::{self, Config, OwnerRule, Problems},
+    daemon,
+};
+
+/// Runs what the arguments say.
+pub(super) fn run(run: &Run) -> Result<ExitCode> {
+    let wish = run.wish()?;
+    let address = run.address()?;
+    if run.foreground {
+        foreground::run(wish, address)
+    } else {
+        transient::run(wish, address)
+    }
+}
+
+/// What is said before anything else.
+fn announce(wish: &Wish) {
+    match &wish.policy {
+        None => say(&format!(
+            "thv: no --policy: every caller with a valid token may call everything that `{}` offers",
+            wish.name
+        )),
+        Some((path, _)) => say(&format!(
+            "thv: `{}` decides who may call what",
+            path.display()
+        )),
+    }
+    if wish.accepts_untyped() {
+        say(&format!(
+            "thv: tokens of {} do not say that they are access tokens; they are accepted all the same (typ = \"legacy\")",
+            wish.issuer
+        ));
+    }
+    if let Some(program) = wish.command.first().filter(|it| !it.starts_with("/usr/")) {
+        say(&format!(
+            "thv: of what is outside /usr the server sees `{program}` and what --volume shows; \
+             a program that needs more files needs more of these"
+        ));
+    }
+    for argument in wish.command.iter().skip(1) {
+        let path = Path::new(argument);
+        let shown =
+            path.starts_with("/usr") || wish.read_only.iter().any(|shown| path.starts_with(shown));
+        if path.is_absolute() && path.exists() && !shown && !path.starts_with("/tmp") {
+            say(&format!(
+                "thv: the server does not see `{argument}`; if it must, add `--volume {argument}:ro`"
+            ));
+        }
+    }
+}
+
+/// Loads what was written, and says what is wrong with it in the words of the command line.
+fn load(root: &Path, wish: &Wish) -> Result<Result<Config, ExitCode>> {
+    let loaded = config::load(root, &wish.name, OwnerRule::RootOrCaller).and_then(|config| {
+        Engine::build(&config.authz, &config.server).map_err(daemon::policy_problems)?;
+        Ok(config)
+    });
+    match loaded {
+        Ok(config) => Ok(Ok(config)),
+        Err(problems) => {
+            complain(&problems, wish);
+            Ok(Err(ExitCode::from(exit::CONFIG)))
+        }
+    }
+}
+
+fn complain(problems: &Problems, wish: &Wish) {
+    for problem in problems.iter() {
+        let help = match problem.help.as_str() {
+            "" => String::new(),
+            help => format!("; {help}"),
+        };
+        let is_policy = problem.file.extension().is_some_and(|it| it == "cedar");
+        match (&wish.policy, file::flag_of(&problem.key)) {
+            (Some((path, _)), _) if is_policy => say(&format!(
+                "thv: --policy {}:{}:{}: {}{help}",
+                path.display(),
+                problem.line,
+                problem.column,
+                problem.message
+            )),
+            (_, Some(flag)) => say(&format!("thv: {flag}: {}{help}", problem.message)),
+            (_, None) => say(&format!("thv: {}: {}{help}", problem.key, problem.message)),
+        }
+    }
+}
+
+/// This program, to be started again.
+fn program() -> Result<std::path::PathBuf> {
+    std::env::current_exe().context("finding this program")
+}

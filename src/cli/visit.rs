@@ -1,0 +1,54 @@
+//! `thv sandbox NAME -- COMMAND`: a look around from where a server runs.
+
+use std::{path::Path, process::ExitCode};
+
+use anyhow::Result;
+
+use super::{Usage, say};
+use crate::{
+    config::{self, OwnerRule, ServerName},
+    frames::Status,
+    runner,
+};
+
+pub(super) fn run(root: &Path, name: &ServerName, command: &[String]) -> Result<ExitCode> {
+    let mut command = command.to_vec();
+    let Some(program) = command.first_mut() else {
+        return Err(
+            Usage("write a command, as in `thv sandbox NAME -- ls -l /`".to_owned()).into(),
+        );
+    };
+    *program = inside(program)?;
+    let config = config::load(root, name, OwnerRule::RootOrCaller)?;
+    for missing in runner::missing_from_visits(&config) {
+        say(&format!(
+            "thv: unlike in the server's own sandbox, {missing}"
+        ));
+    }
+    Ok(ExitCode::from(match runner::visit(root, name, command)? {
+        Status::Code(code) => u8::try_from(code).unwrap_or(u8::MAX),
+        // As shells have it.
+        Status::Signal(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
+    }))
+}
+
+/// Where the program stands inside, whose PATH has what this host's has there.
+fn inside(program: &str) -> Result<String, Usage> {
+    if program.starts_with('/') {
+        return Ok(program.to_owned());
+    }
+    if program.contains('/') {
+        return Err(Usage(format!(
+            "`{program}`: write an absolute path; what the server sees is not this directory"
+        )));
+    }
+    ["/usr/local/bin", "/usr/bin", "/bin"]
+        .iter()
+        .map(|directory| format!("{directory}/{program}"))
+        .find(|path| Path::new(path).exists())
+        .ok_or_else(|| {
+            Usage(format!(
+                "`{program}` is in none of the server's directories"
+            ))
+        })
+}

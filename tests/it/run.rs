@@ -1,0 +1,725 @@
+//! `thv run` as a person types it: the program itself, its server and what they leave.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    net::{SocketAddr, TcpListener},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread::JoinHandle,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use thv::cli::demo::DemoIssuer;
+
+use crate::house::{Caller, write_server};
+
+/// A running `thv run`. Killed where a test fails before it ends it.
+struct Running {
+    process: Child,
+    address: SocketAddr,
+    resource: String,
+    /// What it said until it served.
+    said: Vec<String>,
+    rest: Option<JoinHandle<String>>,
+    issuer: DemoIssuer,
+    temporary: TempDir,
+}
+
+fn thv() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_thv"))
+}
+
+fn servers() -> String {
+    format!("{}/tests/it/servers", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A temporary directory that whoever root becomes can enter.
+fn temporary() -> TempDir {
+    let directory = tempfile::Builder::new()
+        .prefix("thv-run-it-")
+        .tempdir()
+        .unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    directory
+}
+
+/// The article's command line, with `more` before the scripted server.
+fn typed(issuer: &str, more: &[&str]) -> Vec<String> {
+    let volume = format!("--volume={}:ro", servers());
+    let script = format!("{}/scripted.py", servers());
+    let usual = [
+        ("--name", "it"),
+        ("--transport", "stdio"),
+        ("--port", "0"),
+        ("--oidc-issuer", issuer),
+        ("--oidc-audience", "toolhive"),
+    ];
+    let mut line = vec!["run", &volume, "--foreground=true"];
+    for (flag, value) in usual {
+        // What a test says itself is not said twice.
+        if flag == "--oidc-issuer" || !more.contains(&flag) {
+            line.extend([flag, value]);
+        }
+    }
+    line.extend(more);
+    if !more.contains(&"--") {
+        line.extend(["--", "/usr/bin/python3", "-u", &script]);
+    }
+    line.into_iter().map(ToOwned::to_owned).collect()
+}
+
+impl Running {
+    async fn start(more: &[&str], credentials: Option<&Path>) -> Self {
+        let issuer = DemoIssuer::start(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+        let temporary = temporary();
+        let mut command = thv();
+        command
+            .args(typed(issuer.issuer(), more))
+            .env("TMPDIR", temporary.path())
+            .env_remove("CREDENTIALS_DIRECTORY");
+        if let Some(credentials) = credentials {
+            command.env("CREDENTIALS_DIRECTORY", credentials);
+        }
+        Self::ready(command, issuer, temporary)
+    }
+
+    fn ready(mut command: Command, issuer: DemoIssuer, temporary: TempDir) -> Self {
+        let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = BufReader::new(process.stderr.take().unwrap());
+        let mut said = Vec::new();
+        let served = loop {
+            let mut line = String::new();
+            assert!(
+                stderr.read_line(&mut line).unwrap() > 0,
+                "it ended: {said:#?}"
+            );
+            said.push(line.trim_end().to_owned());
+            if line.contains("listening on") {
+                break line;
+            }
+        };
+        let word = |after: &str| {
+            let rest = served.split_once(after).unwrap().1;
+            rest.split([',', '\n', ' ']).next().unwrap().to_owned()
+        };
+        let rest = std::thread::spawn(move || {
+            let mut text = String::new();
+            stderr.read_to_string(&mut text).unwrap();
+            text
+        });
+        Self {
+            address: word("listening on ").parse().unwrap(),
+            resource: word("served at "),
+            process,
+            said,
+            rest: Some(rest),
+            issuer,
+            temporary,
+        }
+    }
+
+    fn caller(&self, audience: &str) -> Caller {
+        Caller {
+            address: self.address,
+            token: Some(self.issuer.token("alice", audience, &["it"]).unwrap()),
+            session: None,
+        }
+    }
+
+    async fn session(&self) -> Caller {
+        let mut caller = self.caller("toolhive");
+        let answer = caller.initialize().await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        caller
+    }
+
+    /// Ends it as Ctrl-C does; gives all that it said, and its exit code.
+    fn end(mut self) -> (String, Option<i32>, TempDir) {
+        kill(
+            Pid::from_raw(self.process.id().cast_signed()),
+            Signal::SIGINT,
+        )
+        .unwrap();
+        let code = self.process.wait().unwrap().code();
+        let rest = self.rest.take().unwrap().join().unwrap();
+        let said = format!("{}\n{rest}", self.said.join("\n"));
+        let temporary = std::mem::replace(&mut self.temporary, tempfile::tempdir().unwrap());
+        (said, code, temporary)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+async fn probe(caller: &Caller, probe: &str, argument: &str) -> (bool, String) {
+    let arguments = json!({ "probe": probe, "argument": argument });
+    serde_json::from_str(&caller.call("probe", arguments).await.said()).unwrap()
+}
+
+/// Runs a command line that is refused; `more` replaces nothing, it is added.
+#[track_caller]
+fn refused(line: &[String], code: i32, words: &[&str]) {
+    let Output { status, stderr, .. } = thv().args(line).output().unwrap();
+    let said = String::from_utf8_lossy(&stderr);
+    assert_eq!(status.code(), Some(code), "{line:?}: {said}");
+    for word in words {
+        assert!(
+            said.contains(word),
+            "{line:?} does not say {word:?}: {said}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_articles_command_line_serves_in_the_foreground() {
+    let running = Running::start(&["--oidc-client-id=thv-demo"], None).await;
+    assert!(
+        running.said[0]
+            .contains("no --policy: every caller with a valid token may call everything"),
+        "{:#?}",
+        running.said
+    );
+    assert!(running.said.iter().any(|line| line.contains("run as uid ")));
+    assert!(running.address.ip().is_loopback());
+    assert_eq!(running.resource, format!("http://{}/mcp", running.address));
+    let caller = running.session().await;
+    assert_eq!(caller.call("echo", json!({})).await.status, 200);
+
+    // Beside each refusal, the success above.
+    assert_eq!(
+        running.caller("somebody-else").initialize().await.status,
+        401
+    );
+    let mut anonymous = running.caller("toolhive");
+    anonymous.token = None;
+    assert_eq!(anonymous.initialize().await.status, 401);
+
+    let (said, code, temporary) = running.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains(r#""THV_DECISION":"allow""#), "{said}");
+    assert!(!said.contains(caller.token.as_deref().unwrap()));
+    assert_eq!(
+        fs::read_dir(temporary.path()).unwrap().count(),
+        0,
+        "its files are gone"
+    );
+}
+
+#[tokio::test]
+async fn a_client_id_is_compared() {
+    let running = Running::start(&["--oidc-client-id=other"], None).await;
+    assert_eq!(running.caller("toolhive").initialize().await.status, 401);
+    // A service account of Kubernetes: this token is of none.
+    let running = Running::start(&["--oidc-client-id=a.tools.svc.cluster.local"], None).await;
+    assert_eq!(running.caller("toolhive").initialize().await.status, 401);
+    let account = running.issuer.sign(&json!({
+        "iss": running.issuer.issuer(), "sub": "system:serviceaccount:tools:a", "aud": "toolhive",
+        "iat": seconds(), "exp": seconds() + 600, "jti": "1",
+        "kubernetes.io": { "namespace": "tools", "serviceaccount": { "name": "a", "uid": "1" } },
+    }));
+    let mut caller = running.caller("toolhive");
+    caller.token = Some(account.unwrap());
+    let answer = caller.initialize().await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
+fn seconds() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs()
+}
+
+#[tokio::test]
+async fn a_policy_decides() {
+    let policies = temporary();
+    let file = policies.path().join("it.cedar");
+    fs::write(
+        &file,
+        r#"permit (principal, action == Action::"initialize", resource);
+           permit (principal, action == Action::"tools/call", resource == Tool::"echo");"#,
+    )
+    .unwrap();
+    let file = file.to_str().unwrap();
+    let running = Running::start(&["--policy", file], None).await;
+    assert!(!running.said.iter().any(|line| line.contains("everything")));
+    let caller = running.session().await;
+    assert_eq!(caller.call("echo", json!({})).await.status, 200);
+    assert_eq!(caller.call("seen", json!({})).await.status, 403);
+}
+
+#[tokio::test]
+async fn flags_reach_the_server_and_the_edge() {
+    let data = temporary();
+    fs::write(data.path().join("note"), "shown").unwrap();
+    let profile = data.path().join("profile.json");
+    fs::write(&profile, json!({ "read": [data.path()] }).to_string()).unwrap();
+    let running = Running::start(
+        &[
+            "--env",
+            "GREETING=a\"b\nc",
+            "-e",
+            "EMPTY=",
+            "--permission-profile",
+            profile.to_str().unwrap(),
+            "--hosts",
+            "mcp.example.com,other.example.com",
+            "--resource",
+            "https://mcp.example.com/mcp",
+        ],
+        None,
+    )
+    .await;
+    assert_eq!(running.resource, "https://mcp.example.com/mcp");
+    let caller = running.session().await;
+    let environment: Value =
+        serde_json::from_str(&probe(&caller, "environment", "").await.1).unwrap();
+    assert_eq!(environment["GREETING"], "a\"b\nc");
+    assert_eq!(environment["EMPTY"], "");
+    let note = data.path().join("note");
+    let note = note.to_str().unwrap();
+    assert_eq!(
+        probe(&caller, "read", note).await,
+        (true, "shown".to_owned())
+    );
+    assert!(!probe(&caller, "write", note).await.0);
+    let fresh = running.caller("toolhive");
+    let bytes = fresh.bytes("POST", &crate::house::initialize("2025-11-25"));
+    let text = String::from_utf8(bytes).unwrap();
+    for (host, status) in [("other.example.com", 200), ("evil.example.com", 421)] {
+        let host_line = format!("Host: {}", running.address);
+        let request = text.replace(&host_line, &format!("Host: {host}"));
+        let got = crate::wire::exchange(running.address, request.as_bytes()).await;
+        assert_eq!(got.status == 200, status == 200, "{host}: {}", got.text());
+    }
+}
+
+/// probe-3, probe-4: a secret reaches the server that it is for, and nothing else.
+#[tokio::test]
+async fn a_secret_is_in_its_variable_and_nowhere_else() {
+    let credentials = temporary();
+    fs::set_permissions(credentials.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let canary = canary();
+    let file = credentials.path().join("api-key");
+    fs::write(&file, format!("{canary}\n")).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o400)).unwrap();
+    let running = Running::start(
+        &["--secret", "api-key,target=API_KEY"],
+        Some(credentials.path()),
+    )
+    .await;
+    let caller = running.session().await;
+
+    // Before the server says it to anybody.
+    let gateway = running.process.id();
+    let [runner] = children(gateway)[..] else {
+        panic!("the gateway has {:?}", children(gateway));
+    };
+    let init = children(runner)[0];
+    let server = children(init)[0];
+    if nix::unistd::geteuid().is_root() {
+        assert!(holds(server, &canary), "the control: the server has it");
+        for other in [gateway, runner, init] {
+            assert!(!holds(other, &canary), "process {other} holds the secret");
+        }
+    }
+    for process in [gateway, runner, init, server] {
+        let line = fs::read(format!("/proc/{process}/cmdline")).unwrap();
+        assert!(!String::from_utf8_lossy(&line).contains(&canary));
+    }
+    for found in files(running.temporary.path()) {
+        let text = fs::read(&found).unwrap();
+        assert!(
+            !String::from_utf8_lossy(&text).contains(&canary),
+            "{}",
+            found.display()
+        );
+    }
+
+    let environment: Value =
+        serde_json::from_str(&probe(&caller, "environment", "").await.1).unwrap();
+    assert_eq!(
+        environment["API_KEY"],
+        canary.as_str(),
+        "without its line break"
+    );
+    for path in [
+        "/proc/1/environ",
+        credentials.path().to_str().unwrap(),
+        "/run/credentials",
+    ] {
+        assert!(!probe(&caller, "open", path).await.0, "{path}");
+    }
+    let (said, _, _) = running.end();
+    assert!(!said.contains(&canary), "{said}");
+}
+
+/// A secret that is missing starts no server, and says so where it is looked for.
+#[tokio::test]
+async fn a_secret_that_is_not_there_is_refused() {
+    let issuer = DemoIssuer::start(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+    let line = typed(issuer.issuer(), &["--secret", "api-key,target=API_KEY"]);
+    let run = thv()
+        .args(&line)
+        .env("CREDENTIALS_DIRECTORY", "/nonexistent")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert!(
+        !run.status.success() && said.contains("--secret api-key"),
+        "{said}"
+    );
+}
+
+/// probe-3, probe-4: `credential-file` is a private file, for the server to read alone.
+#[tokio::test]
+async fn a_secret_as_a_file_is_private_and_read_only() {
+    let root = temporary();
+    let credentials = temporary();
+    let canary = canary();
+    fs::write(credentials.path().join("api-key"), &canary).unwrap();
+    fs::write(credentials.path().join("runner-key"), "x").unwrap();
+    let issuer = DemoIssuer::start(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+    // Its port is free again when the gateway takes it.
+    let address = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let toml = |credential: &str| {
+        format!(
+            "command = [\"/usr/bin/python3\", \"-u\", \"{0}/scripted.py\"]\nresource = \"http://{address}/mcp\"\n\
+             authz.allow = \"authenticated\"\n[[auth.issuer]]\nissuer = \"{1}\"\naudience = \"toolhive\"\n\
+             [sandbox]\noptional = [\"cgroup\"]\nread-only = [\"{0}\"]\n\
+             [env]\nKEY_FILE = {{ credential-file = \"{credential}\" }}\nSAME = {{ credential-file = \"{credential}\" }}\n",
+            servers(),
+            issuer.issuer()
+        )
+    };
+    for (credential, starts) in [("api-key", true), ("missing", false), ("runner-key", false)] {
+        write_server(root.path(), &toml(credential));
+        let mut gateway = thv()
+            .args([
+                "--root",
+                root.path().to_str().unwrap(),
+                "run-unit",
+                "it",
+                &address.to_string(),
+            ])
+            .env("CREDENTIALS_DIRECTORY", credentials.path())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut stderr = BufReader::new(gateway.stderr.take().unwrap());
+        stderr.read_line(&mut line).unwrap();
+        assert!(line.contains("serving"), "{line}");
+        let mut caller = Caller {
+            address,
+            token: Some(issuer.token("alice", "toolhive", &[]).unwrap()),
+            session: None,
+        };
+        let answer = caller.initialize().await;
+        assert_eq!(
+            answer.status == 200,
+            starts,
+            "{credential}: {}",
+            answer.text()
+        );
+        if starts {
+            let environment: Value =
+                serde_json::from_str(&probe(&caller, "environment", "").await.1).unwrap();
+            let path = environment["KEY_FILE"].as_str().unwrap();
+            assert_eq!(environment["SAME"], path);
+            assert_eq!(path, "/run/secrets/api-key");
+            assert_eq!(probe(&caller, "read", path).await, (true, canary.clone()));
+            assert!(!probe(&caller, "write", path).await.0);
+            assert!(!probe(&caller, "write", "/run/secrets/x").await.0);
+            assert_eq!(probe(&caller, "list", "/run/secrets").await.1, "api-key");
+        }
+        kill(Pid::from_raw(gateway.id().cast_signed()), Signal::SIGTERM).unwrap();
+        gateway.wait().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_would_not_take_effect_is_refused_with_the_line_to_type() {
+    let issuer = "http://127.0.0.1:9";
+    for (more, words) in [
+        (&["--transport", "sse"][..], &["--transport stdio"][..]),
+        (
+            &["--oidc-audience \"toolhive\""],
+            &["--oidc-audience=toolhive", "one argument"],
+        ),
+        (
+            &["--oidc-client-id=\"x\""],
+            &["--oidc-client-id=x", "quotes"],
+        ),
+        (&["--foregruond"], &["--foreground"]),
+        (&["--oidc-issuer", issuer], &["--oidc-issuer"]),
+        (&["--host", "0.0.0.0"], &["--resource https://"]),
+        (&["--host", "my-host"], &["an address is wanted"]),
+        (&["--env", "A"], &["--env A=VALUE"]),
+        (&["--env", "A=1", "--env", "A=2"], &["twice"]),
+        (&["--secret", "key"], &["CREDENTIAL,target=VARIABLE"]),
+        (&["--env", "A=1", "--secret", "key,target=A"], &["twice"]),
+        (
+            &["--volume", "/usr:/data:ro"],
+            &["own place", "--volume /usr:ro"],
+        ),
+        (&["--volume", "/usr"], &["--volume /usr:ro"]),
+        (&["--volume", "/nonexistent:ro"], &["not there"]),
+        (&["--policy", "/nonexistent"], &["--policy"]),
+        (&["--permission-profile", "network"], &["network"]),
+        (&["docker.io/mcp/everything"], &["image", "-- COMMAND"]),
+        (&["npx://server"], &["-- PROGRAM"]),
+        (&["--port", "70000"], &["--port"]),
+    ] {
+        refused(&typed(issuer, more), 64, words);
+    }
+    // What only the configuration can judge is said in the words of the command line.
+    let policies = temporary();
+    let bad = policies.path().join("bad.cedar");
+    fs::write(
+        &bad,
+        "permit (principal, action, resource) when { nonsense };",
+    )
+    .unwrap();
+    for (more, words) in [
+        (
+            &["--resource", "http://mcp.example.com/"][..],
+            &["--resource", "https"][..],
+        ),
+        (&["--hosts", "https://x"], &["--hosts"]),
+        (&["--env", "1A=x"], &["--env"]),
+        (&["--volume", "/etc:ro"], &["--volume"]),
+        (
+            &["--oidc-jwks-url", "http://sso.example.com/"],
+            &["--oidc-jwks-url", "https"],
+        ),
+        (
+            &["--policy", bad.to_str().unwrap()],
+            &["--policy", "bad.cedar:1:"],
+        ),
+    ] {
+        refused(&typed(issuer, more), 78, words);
+    }
+    let line = |line: &[&str]| {
+        line.iter()
+            .map(|word| (*word).to_owned())
+            .collect::<Vec<_>>()
+    };
+    refused(
+        &line(&["run", "--foreground", "--", "cat"]),
+        64,
+        &["--oidc-issuer"],
+    );
+    refused(
+        &line(&["run", "--foreground", "--oidc-issuer", issuer, "--", "cat"]),
+        64,
+        &["--oidc-audience"],
+    );
+    refused(
+        &line(&["run", "--oidc-issuer", issuer, "--oidc-audience", "a"]),
+        64,
+        &["-- COMMAND"],
+    );
+    refused(
+        &line(&[
+            "run",
+            "--oidc-issuer",
+            issuer,
+            "--oidc-audience",
+            "a",
+            "--",
+            "no-such-program",
+        ]),
+        64,
+        &["no-such-program"],
+    );
+}
+
+/// A program below a home that only root may enter, started by root, which becomes somebody else.
+#[tokio::test]
+async fn a_program_in_a_closed_directory_runs() {
+    let home = temporary();
+    let program = home.path().join("server");
+    let script = format!(
+        "#!/bin/sh\nexec /usr/bin/python3 -u {}/scripted.py\n",
+        servers()
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let running = Running::start(&["--", program.to_str().unwrap()], None).await;
+    assert!(
+        running
+            .said
+            .iter()
+            .any(|line| line.contains("outside /usr"))
+    );
+    let caller = running.session().await;
+    assert_eq!(caller.call("echo", json!({})).await.status, 200);
+}
+
+/// Something that is in no other process.
+fn canary() -> String {
+    format!("CANARY_{}_{}", std::process::id(), seconds()).replace('C', "c")
+}
+
+/// The children of a process, which has one thread that forks.
+fn children(process: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{process}/task")).unwrap() {
+        let list = fs::read_to_string(thread.unwrap().path().join("children")).unwrap();
+        found.extend(
+            list.split_whitespace()
+                .map(|pid| pid.parse::<u32>().unwrap()),
+        );
+    }
+    found
+}
+
+/// Whether a process has a text anywhere in its memory.
+fn holds(process: u32, text: &str) -> bool {
+    use std::os::unix::fs::FileExt;
+    let maps = fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
+    let memory = fs::File::open(format!("/proc/{process}/mem")).unwrap();
+    maps.lines().any(|line| {
+        let mut words = line.split_whitespace();
+        let (from, to) = words.next().unwrap().split_once('-').unwrap();
+        let is_private_data = words.next().unwrap().starts_with("rw");
+        let from = u64::from_str_radix(from, 16).unwrap();
+        let to = u64::from_str_radix(to, 16).unwrap();
+        let mut bytes = vec![0; usize::try_from(to - from).unwrap()];
+        is_private_data
+            && bytes.len() < 256 << 20
+            && memory.read_at(&mut bytes, from).is_ok()
+            && bytes
+                .windows(text.len())
+                .any(|window| window == text.as_bytes())
+    })
+}
+
+/// Every file below a directory.
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            found.extend(files(&entry.path()));
+        } else if kind.is_file() {
+            found.push(entry.path());
+        }
+    }
+    found
+}
+
+/// A look around sees what the server would, and ends as its command does.
+#[tokio::test]
+async fn a_visitor_sees_what_the_server_would() {
+    let root = temporary();
+    let shown = temporary();
+    fs::write(shown.path().join("note"), "shown").unwrap();
+    let write = |more: &str| {
+        write_server(
+            root.path(),
+            &format!(
+                "command = [\"/usr/bin/true\"]\nresource = \"http://localhost/\"\nauth.mode = \"none\"\n\
+                 authz.allow = \"authenticated\"\nsandbox.read-only = [{:?}]\n[env]\nPLAIN = \"x\"\n\
+                 TOKEN = {{ credential = \"t\" }}\n{more}",
+                shown.path()
+            ),
+        );
+    };
+    write("");
+    let visit = |command: &[&str]| {
+        thv()
+            .args([
+                "--root",
+                root.path().to_str().unwrap(),
+                "sandbox",
+                "it",
+                "--",
+            ])
+            .args(command)
+            .output()
+            .unwrap()
+    };
+    let note = shown.path().join("note");
+    let looked = visit(&["cat", note.to_str().unwrap()]);
+    assert_eq!(looked.stdout, b"shown", "{looked:?}");
+    let said = String::from_utf8(looked.stderr).unwrap();
+    assert!(said.contains("TOKEN"), "{said}");
+    assert_eq!(visit(&["sh", "-c", "exit 7"]).status.code(), Some(7));
+    assert_eq!(visit(&["sh", "-c", "kill -9 $$"]).status.code(), Some(137));
+    assert!(
+        String::from_utf8(visit(&["env"]).stdout)
+            .unwrap()
+            .contains("PLAIN=x")
+    );
+    // Beside it, what it does not see.
+    assert_ne!(visit(&["cat", "/etc/shadow"]).status.code(), Some(0));
+    assert_ne!(visit(&["ls", "/root"]).status.code(), Some(0));
+    assert_eq!(visit(&["no-such-program"]).status.code(), Some(64));
+    let gone = visit(&["/usr/bin/no-such-program"]);
+    assert!(
+        String::from_utf8_lossy(&gone.stderr).contains("exec: "),
+        "{gone:?}"
+    );
+}
+
+#[test]
+fn the_doctor_tells_of_each_layer_and_tries_a_sandbox() {
+    let run = thv().args(["doctor", "--json"]).output().unwrap();
+    let findings: Vec<Value> = serde_json::from_slice(&run.stdout).unwrap();
+    let state = |what: &str| {
+        let found = findings.iter().find(|finding| finding["what"] == what);
+        found.unwrap_or_else(|| panic!("nothing of {what}: {findings:#?}"))["state"].clone()
+    };
+    for what in [
+        "kernel",
+        "user namespaces",
+        "unprivileged",
+        "AppArmor",
+        "seccomp",
+        "a sandbox",
+    ] {
+        assert_eq!(state(what), "good", "{what}: {findings:#?}");
+    }
+    let bad = findings.iter().filter(|finding| finding["state"] == "bad");
+    for finding in bad.clone() {
+        assert_ne!(finding["fix"], "", "{finding}");
+    }
+    assert_eq!(
+        run.status.code(),
+        Some(if bad.count() == 0 { 0 } else { 71 })
+    );
+    // Without namespaces it is not good, and says so.
+    let nested = Command::new("unshare")
+        .args(["--user", "--map-root-user", "sh", "-c"])
+        .arg(format!(
+            "echo 0 > /proc/sys/user/max_user_namespaces && exec {} doctor",
+            env!("CARGO_BIN_EXE_thv")
+        ))
+        .output()
+        .unwrap();
+    let table = String::from_utf8_lossy(&nested.stdout);
+    assert_eq!(nested.status.code(), Some(71), "{table}");
+    assert!(table.contains("max_user_namespaces=15000"), "{table}");
+    let trial = table
+        .lines()
+        .find(|line| line.starts_with("a sandbox"))
+        .unwrap();
+    assert!(trial.contains("BAD"), "{table}");
+}
