@@ -231,7 +231,7 @@ mod tests {
         assert!(LegacyServer::read(&message(r#"{"id":1,"error":{}}"#)).is_none());
     }
 
-    /// json-22, json-23: numbers stay as they were; the protocol's own names in `_meta` are the gateway's.
+    /// json-22: numbers stay as they were; the protocol's own names in `_meta` are the gateway's.
     #[test]
     fn an_answer_gains_what_modern_clients_need_and_loses_nothing() {
         let answer = message(
