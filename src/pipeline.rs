@@ -3,6 +3,9 @@
 //! Reads from top to bottom. Every way out of `answer` leaves a decision
 //! record; what was allowed leaves an outcome record as well, under the same id.
 
+mod batch;
+mod streams;
+
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -15,8 +18,8 @@ use crate::{
     authz::{DenyReason, Engine, Permit},
     child::StartError,
     config::Config,
-    http::{Peer, Refusal, Response, body, reply, route, route::Route},
-    mcp::{Call, CallError, Era, Id, Message, method, version},
+    http::{Peer, Refusal, Response, body, modern, reply, route, route::Route},
+    mcp::{Call, CallError, Era, Id, Message, cache, method, version},
     session::{Exchange, OpenError, Sent, Session, Sessions},
 };
 
@@ -71,13 +74,17 @@ async fn answer(
     record.who = Some((&*identity).into());
     gateway.authenticator.check_scopes(&identity)?;
     match head.method {
-        Method::DELETE => return end_session(gateway, &head, &identity, record),
+        Method::DELETE => return streams::end(gateway, &head, &identity, record),
+        Method::GET => return streams::open(gateway, &head, &identity, record),
         Method::POST => route::post_headers(&head.headers)?,
         _ => Err(Refusal::MethodNotAllowed(route::MCP_METHODS))?,
     }
     let body = body::read(body, gateway.config.limits.body).await?;
-    let call = Call::read(body, version_of(&head.headers)? == Some(version::MODERN))
-        .map_err(Refusal::Call)?;
+    if batch::is_one(&body) {
+        return batch::answer(gateway, &head, &identity, body, record);
+    }
+    let modern = one(&head.headers, VERSION)? == Some(version::MODERN);
+    let call = Call::read(body, modern).map_err(Refusal::Call)?;
     record.method = Some(call.method().to_owned());
     record.aim = (&call.target()).into();
     let id = call.id().cloned();
@@ -92,6 +99,10 @@ enum Place {
     /// Into a session of its own, which it opens.
     New,
     Session(Arc<Session>),
+    /// Into the session of whoever asks without one.
+    Shared,
+    /// Nowhere: it means nothing in its era.
+    Nowhere,
 }
 
 /// Nothing is sent and nothing started here: it only says whether, and where to.
@@ -102,8 +113,13 @@ fn permitted_call(
     call: Call,
     record: &mut Decision,
 ) -> Result<(Permit, Place), Refusal> {
-    if call.era() == Era::Modern {
-        return Err(Refusal::Version(version::MODERN.to_owned()));
+    let era = call.era();
+    match era {
+        Era::Modern => modern::agree(&head.headers, &call)?,
+        Era::Legacy => legacy_version(&head.headers)?,
+    }
+    if call.id().is_some() && !method::is_of(era, call.method()) {
+        return Err(no_method(era));
     }
     let permit = gateway.engine.decide(identity, call).map_err(|denied| {
         record.policies = denied.policies;
@@ -120,6 +136,7 @@ fn permitted_call(
             DenyReason::Method if denied.call.id().is_none() => {
                 CallError::Invalid("an unknown notification").into()
             }
+            DenyReason::Method => no_method(era),
             reason => denied
                 .scopes
                 .and_then(|step| gateway.authenticator.scopes_to_ask_for(identity, step))
@@ -127,6 +144,15 @@ fn permitted_call(
         }
     })?;
     record.policies = permit.policies().to_vec();
+    if era == Era::Modern {
+        let full = gateway.sessions.is_full() && gateway.sessions.lacks_shared(identity);
+        return match permit.call().id() {
+            // json-18: accepted without effect, whatever it names.
+            None => Ok((permit, Place::Nowhere)),
+            Some(_) if full => Err(Refusal::Open(OpenError::Full)),
+            Some(_) => Ok((permit, Place::Shared)),
+        };
+    }
     let session = session_id(&head.headers)?;
     if permit.call().method() == "initialize" {
         return match session {
@@ -154,22 +180,41 @@ async fn deliver(
     request: RequestId,
 ) -> Response {
     let id = permit.call().id().cloned();
-    let list = permit.call().method().to_owned();
+    let (era, method) = (permit.call().era(), permit.call().method().to_owned());
     let sent = match place {
         Place::New => return open(gateway, identity, permit, request).await,
-        Place::Session(session) => session.send(permit, request),
+        Place::Session(session) => session.send(permit, request).map_err(Refusal::Send),
+        Place::Shared => match gateway.sessions.shared(identity, request).await {
+            Ok(session) => session.send(permit, request).map_err(Refusal::of_shared),
+            Err(error) => Err(not_opened(gateway, error)),
+        },
+        Place::Nowhere => Ok(Sent::Accepted),
     };
     match (sent, id) {
-        (Ok(Sent::Exchange(exchange)), Some(id)) => {
-            reply::exchange(id, only_permitted(gateway, identity, list, exchange)).await
-        }
+        (Ok(Sent::Exchange(exchange)), Some(id)) => match era {
+            Era::Legacy => {
+                let list = method::filtered_list(&method);
+                let exchange = match list {
+                    Some(list) => only_permitted(gateway, identity, list, exchange),
+                    None => exchange,
+                };
+                reply::exchange(id, exchange).await
+            }
+            Era::Modern => {
+                let until = (method == method::LISTEN)
+                    .then(|| gateway.authenticator.time_left(identity))
+                    .flatten();
+                let exchange = only_own(gateway, identity, method, exchange);
+                reply::modern_exchange(id, exchange, until).await
+            }
+        },
         (Ok(_), _) => {
             gateway
                 .audit
                 .record(&Event::Outcome(outcome(request, None)));
             reply::empty(StatusCode::ACCEPTED)
         }
-        (Err(error), id) => failed(gateway, request, &Refusal::Send(error), id.as_ref()),
+        (Err(refusal), id) => failed(gateway, request, &refusal, id.as_ref()),
     }
 }
 
@@ -190,62 +235,66 @@ async fn open(
             }
             response
         }
-        Err(error) => {
-            // Refused: the key, the version or the configuration of this process is not the runner's.
-            if matches!(
-                error,
-                OpenError::Start(StartError::Stale | StartError::Refused(_))
-            ) {
-                gateway.stale.notify_one();
-                return failed(gateway, request, &Refusal::Restarting, id.as_ref());
-            }
-            // What became of a call that reached its session is recorded there.
-            if matches!(error, OpenError::Failed(_)) {
-                return Refusal::Open(error).response(Some(&gateway.config), id.as_ref());
-            }
-            failed(gateway, request, &Refusal::Open(error), id.as_ref())
+        // What became of a call that reached its session is recorded there.
+        Err(error @ OpenError::Failed(_)) => {
+            Refusal::Open(error).response(Some(&gateway.config), id.as_ref())
         }
+        Err(error) => failed(gateway, request, &not_opened(gateway, error), id.as_ref()),
     }
 }
 
-fn end_session(
-    gateway: &Gateway,
-    head: &Parts,
-    identity: &Identity,
-    record: &mut Decision,
-) -> Result<Response, Refused> {
-    let id = session_id(&head.headers)?.ok_or(Refusal::SessionIdMissing)?;
-    let session = gateway
-        .sessions
-        .enter(identity, id)
-        .map_err(Refusal::NoSession)?;
-    record.method = Some(head.method.to_string());
-    record.policies = vec!["session".to_owned()];
-    record.session = Some(audit::session_tag(session.id()));
-    gateway.audit.record(&Event::Decision(record.clone()));
-    gateway.sessions.close(&session);
-    gateway
-        .audit
-        .record(&Event::Outcome(outcome(record.request_id, None)));
-    Ok(reply::empty(StatusCode::NO_CONTENT))
+fn not_opened(gateway: &Gateway, error: OpenError) -> Refusal {
+    // Refused: the key, the version or the configuration of this process is not the runner's.
+    if matches!(
+        error,
+        OpenError::Start(StartError::Stale | StartError::Refused(_))
+    ) {
+        gateway.stale.notify_one();
+        return Refusal::Restarting;
+    }
+    Refusal::Open(error)
 }
 
 /// A list shows exactly what the same identity may call.
 fn only_permitted(
     gateway: &Gateway,
     identity: &Identity,
-    list: String,
+    list: &'static str,
     exchange: Exchange,
 ) -> Exchange {
-    if !method::is_filtered_list(&list) {
-        return exchange;
-    }
     let (engine, identity) = (gateway.engine.clone(), identity.clone());
     exchange.finished_by(Box::new(move |answer| {
         let filtered = Message::parse(answer.clone())
             .ok()
-            .and_then(|message| engine.filter(&identity, &list, &message));
+            .and_then(|message| engine.filter(&identity, list, &message));
         filtered.map_or(answer, Bytes::from)
+    }))
+}
+
+/// The same for a modern answer, which must not say either that everybody may be
+/// shown it where policies tell callers apart (mcp-T30).
+fn only_own(
+    gateway: &Gateway,
+    identity: &Identity,
+    method: String,
+    exchange: Exchange,
+) -> Exchange {
+    if !gateway.engine.tells_callers_apart() || !method::is_cacheable(&method) {
+        return exchange;
+    }
+    let (engine, identity) = (gateway.engine.clone(), identity.clone());
+    exchange.finished_by(Box::new(move |answer| {
+        let Ok(message) = Message::parse(answer.clone()) else {
+            return answer;
+        };
+        let Some(filtered) = engine.filter(&identity, &method, &message) else {
+            return cache::private(&message).map_or(answer, Bytes::from);
+        };
+        let filtered = Bytes::from(filtered);
+        let private = Message::parse(filtered.clone()).ok();
+        private
+            .and_then(|message| cache::private(&message))
+            .map_or(filtered, Bytes::from)
     }))
 }
 
@@ -273,15 +322,21 @@ fn outcome(request_id: RequestId, refusal: Option<&Refusal>) -> Outcome {
     }
 }
 
-/// The version that the request names, if it is one that exists here.
-fn version_of(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
-    let Some(named) = one(headers, VERSION)? else {
-        return Ok(None);
-    };
-    if named == version::MODERN || version::LEGACY.contains(&named) {
-        Ok(Some(named))
-    } else {
-        Err(Refusal::Version(named.chars().take(32).collect()))
+/// A legacy request may name a version, and then one that exists.
+fn legacy_version(headers: &HeaderMap) -> Result<(), Refusal> {
+    match one(headers, VERSION)? {
+        Some(named) if named != version::MODERN && !version::LEGACY.contains(&named) => Err(
+            Refusal::Version(named.chars().take(32).collect(), Era::Legacy),
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Nobody may call it: modern MCP has a status for that, legacy has none (tok-125).
+fn no_method(era: Era) -> Refusal {
+    match era {
+        Era::Legacy => Refusal::Denied(DenyReason::Method),
+        Era::Modern => Refusal::NoMethod,
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use aws_lc_rs::digest;
@@ -139,6 +140,21 @@ impl Authenticator {
         let verified = self.verified(tokens, shown.token, now).await?;
         tokens.check_binding(presented, shown, &verified, now)?;
         Ok(verified.claimed.identity)
+    }
+
+    /// How long what this identity has opened may stay open: to the token's end, and its issuer's
+    /// leeway (tok-69). `None` where nothing ends.
+    pub fn time_left(&self, identity: &Identity) -> Option<Duration> {
+        let Way::Tokens(tokens) = &self.way else {
+            return None;
+        };
+        let leeway = tokens
+            .issuers
+            .iter()
+            .find(|trusted| trusted.config.issuer == identity.issuer)
+            .map(|trusted| trusted.config.leeway)?;
+        let left = identity.expires_at().saturating_sub(self.now());
+        Some(Duration::from_secs(left).saturating_add(leeway).min(LONG))
     }
 
     /// The scopes that every call of this identity needs (`scopes` of its issuer).
@@ -388,6 +404,8 @@ impl Authenticator {
     }
 }
 
+/// Longer than any stream stays open, and short enough for every clock.
+const LONG: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Verified tokens remembered at once.
 const MAX_VERIFIED: usize = 4096;
 

@@ -14,6 +14,7 @@ use crate::{
     audit::Reason,
     auth::Identity,
     config::{Authz, ServerName},
+    json::Kind,
     mcp::{Call, Shape, Target, method},
 };
 
@@ -162,7 +163,7 @@ impl Engine {
                 policies: vec![SESSION.to_owned()],
             });
         }
-        let verdict = self.caller(identity).verdict(call.method(), &call.target());
+        let verdict = self.caller(identity).call(&call);
         match verdict {
             Verdict::Permit(policies) => Ok(Permit { call, policies }),
             Verdict::Deny {
@@ -208,6 +209,11 @@ impl Engine {
         self.caller(identity).may_call(method, target)
     }
 
+    /// Whether one caller may see what another may not.
+    pub fn tells_callers_apart(&self) -> bool {
+        matches!(self.rules, Rules::Policies { .. })
+    }
+
     /// Prepares any number of decisions for one identity.
     pub(super) fn caller(&self, identity: &Identity) -> Caller<'_> {
         Caller {
@@ -240,14 +246,44 @@ impl Caller<'_> {
         matches!(self.verdict(method, target), Verdict::Permit(_))
     }
 
+    /// A call is permitted if all that it asks for is.
+    fn call(&self, call: &Call) -> Verdict {
+        let verdict = self.verdict(call.method(), &call.target());
+        if call.method() != method::LISTEN || !matches!(verdict, Verdict::Permit(_)) {
+            return verdict;
+        }
+        // Each resource by itself, as if it were subscribed to alone.
+        let notifications = call.params().and_then(|params| params.get("notifications"));
+        let resources = notifications.and_then(|wanted| wanted.get("resourceSubscriptions"));
+        let Some(resources) = resources else {
+            return verdict;
+        };
+        let denied = resources
+            .elements()
+            .take(MAX_SUBSCRIBED + 1)
+            .enumerate()
+            .find_map(|(index, uri)| {
+                let uri = uri.as_str().filter(|_| index < MAX_SUBSCRIBED);
+                let verdict = match uri {
+                    Some(uri) => self.verdict("resources/subscribe", &Target::Resource(&uri)),
+                    // Nobody can decide on what has no name.
+                    None => deny(DenyReason::Policy),
+                };
+                matches!(verdict, Verdict::Deny { .. }).then_some(verdict)
+            });
+        let is_list = resources.kind() == Kind::Array;
+        denied.unwrap_or(if is_list {
+            verdict
+        } else {
+            deny(DenyReason::Policy)
+        })
+    }
+
     /// The one decision: calls and lists both come here.
     fn verdict(&self, method: &str, target: &Target<'_>) -> Verdict {
+        let method = method::action(method);
         if !method::is_decided(method) {
-            return Verdict::Deny {
-                reason: DenyReason::Method,
-                policies: Vec::new(),
-                errors: Vec::new(),
-            };
+            return deny(DenyReason::Method);
         }
         match &self.engine.rules {
             Rules::Authenticated => Verdict::Permit(vec![AUTHENTICATED.to_owned()]),
@@ -291,6 +327,14 @@ impl Caller<'_> {
     }
 }
 
+fn deny(reason: DenyReason) -> Verdict {
+    Verdict::Deny {
+        reason,
+        policies: Vec::new(),
+        errors: Vec::new(),
+    }
+}
+
 /// Cedar skips a policy that fails, and a skipped `forbid` permits: so one error denies (cedar-1).
 fn judge(answer: Answer) -> Verdict {
     if !answer.errors.is_empty() {
@@ -317,6 +361,8 @@ fn policy_error(policies: Vec<String>, errors: Vec<String>) -> Verdict {
 
 /// The policy name in records of what rides on a session's identity.
 const SESSION: &str = "session";
+/// Resources of one subscription.
+const MAX_SUBSCRIBED: usize = 256;
 /// The policy name in records where `allow = "authenticated"` decided.
 const AUTHENTICATED: &str = "authenticated";
 
@@ -609,7 +655,7 @@ mod tests {
             "sampling/createMessage",
             "Tools/call",
             "tools/call ",
-            "server/discover",
+            "server/discovery",
         ] {
             denied(
                 &all,

@@ -89,6 +89,7 @@ pub(super) async fn serve(
     setup.notifier.stopping();
     setup.audit.record(&Event::Stopping);
     let _ = drain.send(true);
+    gateway.sessions.end_streams();
     let deadline = Instant::now() + DRAIN_DEADLINE;
     tokio::select! {
         _ = timeout_at(deadline, all_answered(&mut connections, &gateway, &setup.notifier)) => {}

@@ -1,7 +1,9 @@
 //! Request bodies, read whole and capped; answer bodies, whole or as events.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
+    future::Future,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -11,12 +13,14 @@ use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{
+    Instant, Interval, MissedTickBehavior, Sleep, interval_at, sleep_until, timeout,
+};
 
 use crate::{
     http::{Refusal, reply},
     mcp::Id,
-    session::{Event, Exchange},
+    session::{Event, Exchange, Style},
 };
 
 /// The body of an answer.
@@ -72,62 +76,128 @@ impl HttpBody for Body {
     }
 }
 
-/// An exchange as server-sent events (WHATWG HTML §9.2), until its answer.
+/// Exchanges as server-sent events (WHATWG HTML §9.2), until the last has its answer.
 pub struct Events {
-    id: Id,
-    first: Option<Event>,
-    exchange: Option<Exchange>,
+    /// Texts that are ready to go.
+    ready: VecDeque<Bytes>,
+    open: Vec<Open>,
     keep_alive: Interval,
+    until: Option<Pin<Box<Sleep>>>,
+}
+
+/// One exchange whose answer has not come.
+struct Open {
+    /// The id of the request that is answered; `None` for a session's own stream.
+    id: Option<Id>,
+    exchange: Exchange,
+    style: Style,
 }
 
 impl Events {
-    pub fn new(id: Id, first: Option<Event>, exchange: Exchange) -> Self {
+    /// One exchange, and what was read of it already.
+    pub fn new(id: Option<Id>, first: Option<Event>, exchange: Exchange) -> Self {
+        let mut events = Self::of(VecDeque::new(), Vec::new());
+        let style = exchange.as_events();
+        if style == Style::Primed {
+            // Its place is before what was read: who comes back from there gets that again.
+            let place = exchange.event_id(usize::from(first.is_some()));
+            let priming = format!("id: {place}\nretry: {RETRY}\ndata:\n\n");
+            events.ready.push_back(priming.into());
+        }
+        let open = Open {
+            id,
+            exchange,
+            style,
+        };
+        if let Some(first) = first {
+            let last = !matches!(first, Event::Message(_));
+            events.ready.push_back(open.text(first));
+            if last {
+                return events;
+            }
+        }
+        events.open.push(open);
+        events
+    }
+
+    /// Several exchanges in one (batches), after answers that are there already.
+    pub fn batch(ready: Vec<Bytes>, exchanges: Vec<(Id, Exchange)>) -> Self {
+        let ready = ready.iter().map(|answer| data(None, answer)).collect();
+        let open = exchanges.into_iter().map(|(id, exchange)| Open {
+            id: Some(id),
+            exchange: exchange.plain(),
+            style: Style::Plain,
+        });
+        Self::of(ready, open.collect())
+    }
+
+    /// Ends at that time, whatever may still come (tok-69).
+    pub fn end_at(&mut self, end: Instant) {
+        self.until = Some(Box::pin(sleep_until(end)));
+    }
+
+    fn of(ready: VecDeque<Bytes>, open: Vec<Open>) -> Self {
         let mut keep_alive = interval_at(Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
         keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            id,
-            first,
-            exchange: Some(exchange),
+            ready,
+            open,
             keep_alive,
+            until: None,
         }
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        let Some(exchange) = &mut self.exchange else {
-            return Poll::Ready(None);
-        };
-        let event = match self.first.take() {
-            Some(event) => Poll::Ready(Some(event)),
-            None => exchange.poll_next(context),
-        };
-        match event {
-            Poll::Ready(Some(Event::Message(message))) => {
-                self.keep_alive.reset();
-                Poll::Ready(Some(data(&message)))
-            }
-            Poll::Ready(Some(Event::Answer(answer))) => {
-                self.exchange = None;
-                Poll::Ready(Some(data(&answer)))
-            }
-            Poll::Ready(Some(Event::Failed(failure))) => {
-                self.exchange = None;
-                Poll::Ready(Some(data(&reply::failure(Some(&self.id), failure))))
-            }
-            Poll::Ready(None) => {
-                self.exchange = None;
-                Poll::Ready(None)
-            }
-            Poll::Pending => self
-                .keep_alive
-                .poll_tick(context)
-                .map(|_| Some(Bytes::from_static(b":\n\n"))),
+        if let Some(text) = self.ready.pop_front() {
+            return Poll::Ready(Some(text));
         }
+        if let Some(until) = &mut self.until
+            && until.as_mut().poll(context).is_ready()
+        {
+            self.open.clear();
+        }
+        let mut at = 0;
+        while at < self.open.len() {
+            match self.open[at].exchange.poll_next(context) {
+                Poll::Ready(Some(event)) => {
+                    self.keep_alive.reset();
+                    let last = !matches!(event, Event::Message(_));
+                    let text = self.open[at].text(event);
+                    if last {
+                        self.open.swap_remove(at);
+                    }
+                    return Poll::Ready(Some(text));
+                }
+                Poll::Ready(None) => drop(self.open.swap_remove(at)),
+                Poll::Pending => at += 1,
+            }
+        }
+        if self.open.is_empty() {
+            return Poll::Ready(None);
+        }
+        self.keep_alive
+            .poll_tick(context)
+            .map(|_| Some(Bytes::from_static(b":\n\n")))
+    }
+}
+
+impl Open {
+    fn text(&self, event: Event) -> Bytes {
+        let place = (self.style != Style::Plain).then(|| self.exchange.event_id(0));
+        let text = match event {
+            Event::Message(text) | Event::Answer(text) => text,
+            Event::Failed(failure) => reply::failure(self.id.as_ref(), failure),
+        };
+        data(place.as_deref(), &text)
     }
 }
 
 /// One event. The message holds no line break: lines are how it was read (sse-1).
-fn data(message: &[u8]) -> Bytes {
-    let mut event = BytesMut::with_capacity(message.len() + 24);
+fn data(id: Option<&str>, message: &[u8]) -> Bytes {
+    let mut event = BytesMut::with_capacity(message.len() + 48);
+    if let Some(id) = id {
+        event.extend_from_slice(format!("id: {id}\n").as_bytes());
+    }
     event.extend_from_slice(b"event: message\ndata: ");
     event.extend_from_slice(message);
     event.extend_from_slice(b"\n\n");
@@ -168,3 +238,33 @@ async fn collect(mut body: Incoming, max: usize) -> Result<Bytes, Refusal> {
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 /// How often an open stream says that it is (sse-5).
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Milliseconds after which a client that lost its stream comes back (mcp-L3).
+const RETRY: u32 = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::Exchange;
+
+    async fn next(events: &mut Events) -> Option<String> {
+        let text = std::future::poll_fn(|context| events.poll(context)).await?;
+        Some(String::from_utf8(text.to_vec()).unwrap())
+    }
+
+    /// sse-5, tok-69: an open stream says that it is, and ends with the token that opened it.
+    #[tokio::test(start_paused = true)]
+    async fn an_open_stream_says_so_until_its_token_ends() {
+        let (_stream, exchange) = Exchange::example();
+        let mut events = Events::new(None, None, exchange);
+        let start = Instant::now();
+        events.end_at(start + Duration::from_secs(40));
+        let primed = next(&mut events).await.unwrap();
+        assert!(primed.starts_with("id: 0-0\nretry: ") && primed.ends_with("\ndata:\n\n"));
+        for seconds in [15, 30] {
+            assert_eq!(next(&mut events).await.as_deref(), Some(":\n\n"));
+            assert_eq!(start.elapsed().as_secs(), seconds);
+        }
+        assert_eq!(next(&mut events).await, None);
+        assert_eq!(start.elapsed().as_secs(), 40);
+    }
+}

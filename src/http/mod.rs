@@ -5,6 +5,7 @@
 
 pub mod body;
 pub mod connection;
+pub mod modern;
 pub mod peer;
 pub mod refusal;
 pub mod reply;

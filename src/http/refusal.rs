@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
@@ -13,8 +14,8 @@ use crate::{
     child::StartError,
     config::Config,
     http::{Response, reply},
-    mcp::{CallError, Id, version},
-    session::{NoSession, OpenError, SendError},
+    mcp::{CallError, Era, Id, version},
+    session::{Failure, NoSession, NoStream, OpenError, SendError},
 };
 
 /// Why a request was refused: nothing of it has reached a child.
@@ -47,7 +48,13 @@ pub enum Refusal {
     #[error("{0}")]
     Call(#[from] CallError),
     #[error("this protocol version is not supported")]
-    Version(String),
+    Version(String, Era),
+    /// Header and body of a modern request do not say the same, or one says nothing.
+    #[error("header and body differ: {0}")]
+    HeaderMismatch(&'static str),
+    /// A method that modern MCP does not have, or nobody may call.
+    #[error("method not found")]
+    NoMethod,
     #[error("not permitted")]
     Denied(DenyReason),
     /// A policy would permit it to a token with these scopes.
@@ -57,6 +64,9 @@ pub enum Refusal {
     SessionIdMissing,
     #[error("no such session")]
     NoSession(NoSession),
+    /// Nothing goes on from this `Last-Event-ID`.
+    #[error("no such event")]
+    NoEvent,
     #[error("{0}")]
     Open(#[from] OpenError),
     #[error("{0}")]
@@ -85,16 +95,19 @@ impl Refusal {
             Self::Call(CallError::NotJson) => Reason::NotJson,
             Self::Call(CallError::Invalid(_)) => Reason::NotJsonRpc,
             Self::Call(CallError::Params(_)) => Reason::BadParameters,
-            Self::Version(_) => Reason::VersionUnsupported,
+            Self::Version(..) => Reason::VersionUnsupported,
             Self::Denied(DenyReason::Policy) => Reason::Policy,
             Self::Denied(DenyReason::PolicyError) => Reason::PolicyError,
-            Self::Denied(DenyReason::Method) => Reason::MethodUnknown,
+            Self::HeaderMismatch(_) => Reason::HeaderMismatch,
+            Self::Denied(DenyReason::Method) | Self::NoMethod => Reason::MethodUnknown,
+            Self::NoEvent => Reason::EventUnknown,
             Self::Scope(_) => Reason::ScopeInsufficient,
             Self::SessionIdMissing => Reason::SessionMissing,
             Self::NoSession(NoSession::Unknown) => Reason::SessionUnknown,
             Self::NoSession(NoSession::Mismatch) => Reason::SessionOfAnother,
             Self::Open(error) => match error {
                 OpenError::Full => Reason::SessionLimit,
+                OpenError::NoVersion => Reason::ChildProtocol,
                 OpenError::Start(StartError::Failed { .. } | StartError::Deadline) => {
                     Reason::ChildStartFailed
                 }
@@ -115,7 +128,9 @@ impl Refusal {
             | Self::Header
             | Self::BodyIncomplete
             | Self::Call(_)
-            | Self::Version(_)
+            | Self::Version(..)
+            | Self::HeaderMismatch(_)
+            | Self::NoEvent
             | Self::SessionIdMissing
             | Self::Auth(AuthError::Malformed(_)) => StatusCode::BAD_REQUEST,
             Self::Auth(
@@ -129,7 +144,7 @@ impl Refusal {
             | Self::Auth(AuthError::Scope(_))
             | Self::Scope(_)
             | Self::Denied(DenyReason::Policy | DenyReason::PolicyError) => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::NoSession(_) => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::NoSession(_) | Self::NoMethod => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -142,6 +157,7 @@ impl Refusal {
             | Self::Misconfigured
             | Self::Restarting => StatusCode::SERVICE_UNAVAILABLE,
             Self::Open(OpenError::Failed(failure)) => reply::failure_status(*failure),
+            Self::Open(OpenError::NoVersion) => StatusCode::BAD_GATEWAY,
             Self::Open(OpenError::Send(error)) | Self::Send(error) => match error {
                 SendError::Gone => StatusCode::NOT_FOUND,
                 SendError::Busy => StatusCode::SERVICE_UNAVAILABLE,
@@ -150,13 +166,15 @@ impl Refusal {
         }
     }
 
-    /// The answer. `id` is the request's, where the body could be read.
-    pub fn response(&self, config: Option<&Config>, id: Option<&Id>) -> Response {
+    /// The answer as JSON-RPC. `id` is the request's, where the body could be read.
+    pub fn rpc(&self, id: Option<&Id>) -> Bytes {
         let (code, data) = self.error();
-        let mut response = reply::json(
-            self.status(),
-            reply::error(id, code, &self.to_string(), data),
-        );
+        reply::error(id, code, &self.to_string(), data)
+    }
+
+    /// The answer.
+    pub fn response(&self, config: Option<&Config>, id: Option<&Id>) -> Response {
+        let mut response = reply::json(self.status(), self.rpc(id));
         let headers = response.headers_mut();
         if let (Some(error), Some(config)) = (self.auth_error(), config)
             && let Some(challenge) = auth::challenge(&error, &config.auth, &config.resource)
@@ -201,10 +219,11 @@ impl Refusal {
                 (-32600, reason(self.reason().as_str()))
             }
             Self::Call(CallError::Params(_)) => (-32602, reason("bad-parameters")),
-            Self::Denied(DenyReason::Method) => (-32601, reason("method-unknown")),
-            Self::Version(requested) => (
+            Self::Denied(DenyReason::Method) | Self::NoMethod => (-32601, reason("method-unknown")),
+            Self::HeaderMismatch(_) => (-32020, reason("header-mismatch")),
+            Self::Version(requested, era) => (
                 -32022,
-                json!({ "supported": version::LEGACY, "requested": requested }),
+                json!({ "supported": version::supported(*era), "requested": requested }),
             ),
             Self::NoSession(_) => (reply::INTERNAL_ERROR, reason("session-unknown")),
             Self::Auth(AuthError::Rejected(_)) => (reply::INTERNAL_ERROR, reason("token-invalid")),
@@ -231,7 +250,10 @@ impl Refusal {
         !matches!(
             self,
             Self::Call(_)
-                | Self::Version(_)
+                | Self::Version(..)
+                | Self::HeaderMismatch(_)
+                | Self::NoMethod
+                | Self::NoEvent
                 | Self::Denied(_)
                 | Self::Scope(_)
                 | Self::SessionIdMissing
@@ -242,6 +264,25 @@ impl Refusal {
                 // the usual first request: hyper drains what is small.
                 | Self::Auth(_)
         )
+    }
+}
+
+impl Refusal {
+    /// Of a message that did not enter a session its client knows nothing of.
+    pub fn of_shared(error: SendError) -> Self {
+        match error {
+            SendError::Gone => Self::Open(OpenError::Failed(Failure::ChildEnded)),
+            error => Self::Send(error),
+        }
+    }
+}
+
+impl From<NoStream> for Refusal {
+    fn from(error: NoStream) -> Self {
+        match error {
+            NoStream::Gone(error) => Self::Send(error),
+            NoStream::Event => Self::NoEvent,
+        }
     }
 }
 

@@ -5,11 +5,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     http::{Body, Response, body::Events},
-    mcp::Id,
+    mcp::{Id, Message},
     session::{Event, Exchange, Failure},
 };
 
@@ -38,8 +38,43 @@ pub async fn exchange(id: Id, mut exchange: Exchange) -> Response {
             failure_status(Failure::ChildEnded),
             failure(Some(&id), Failure::ChildEnded),
         ),
-        Ok(Some(message)) => events(Events::new(id, Some(message), exchange)),
-        Err(_) => events(Events::new(id, None, exchange)),
+        Ok(Some(message)) => events(Events::new(Some(id), Some(message), exchange)),
+        Err(_) => events(Events::new(Some(id), None, exchange)),
+    }
+}
+
+/// The same for a modern request, whose answer's own code has a status (mcp-T10, mcp-T21).
+/// A stream that is meant to stay open ends after `until`.
+pub async fn modern_exchange(id: Id, exchange: Exchange, until: Option<Duration>) -> Response {
+    let mut response = self::exchange(id, exchange).await;
+    if let (Body::Events(events), Some(until)) = (response.body_mut(), until) {
+        events.end_at(Instant::now() + until);
+    }
+    if let Body::Whole(Some(text)) = response.body()
+        && response.status() == StatusCode::OK
+        && let Some(status) = code(text).and_then(modern_status)
+    {
+        *response.status_mut() = status;
+    }
+    response
+}
+
+/// The code of an answer that is an error.
+fn code(answer: &Bytes) -> Option<i64> {
+    // The usual answer is none, and is not read again.
+    if !answer.windows(ERROR.len()).any(|part| part == ERROR) {
+        return None;
+    }
+    let message = Message::parse(answer.clone()).ok()?;
+    let code = message.root().get("error")?.get("code")?;
+    code.as_number()?.parse().ok()
+}
+
+fn modern_status(code: i64) -> Option<StatusCode> {
+    match code {
+        -32601 => Some(StatusCode::NOT_FOUND),
+        -32022..=-32020 => Some(StatusCode::BAD_REQUEST),
+        _ => None,
     }
 }
 
@@ -79,7 +114,8 @@ pub fn error(id: Option<&Id>, code: i32, message: &str, data: serde_json::Value)
     text.into()
 }
 
-fn events(events: Events) -> Response {
+/// A stream of events.
+pub fn events(events: Events) -> Response {
     let mut response = with_status(StatusCode::OK, Body::Events(Box::new(events)));
     let headers = response.headers_mut();
     headers.insert(
@@ -100,6 +136,7 @@ fn with_status(status: StatusCode, body: Body) -> Response {
     response
 }
 
+const ERROR: &[u8] = b"\"error\"";
 /// JSON-RPC: internal error.
 pub const INTERNAL_ERROR: i32 = -32603;
 /// How long an answer may take before the client is given a stream to wait on.

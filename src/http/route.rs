@@ -51,25 +51,34 @@ pub fn post_headers(headers: &HeaderMap) -> Result<(), Refusal> {
     {
         return Err(Refusal::ContentType);
     }
-    let accepted: Vec<&[u8]> = headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-        .map(media_type)
-        .collect();
-    let accepts = |names: [&str; 2]| {
-        accepted.iter().any(|kind| {
-            *kind == b"*/*"
-                || names
-                    .iter()
-                    .any(|name| kind.eq_ignore_ascii_case(name.as_bytes()))
-        })
-    };
-    if accepts(["application/json", "application/*"]) && accepts(["text/event-stream", "text/*"]) {
+    if accepts(headers, ["application/json", "application/*"]) && accepts(headers, EVENTS) {
         Ok(())
     } else {
         Err(Refusal::NotAcceptable)
     }
+}
+
+/// A GET's own headers: events out.
+pub fn get_headers(headers: &HeaderMap) -> Result<(), Refusal> {
+    if accepts(headers, EVENTS) {
+        Ok(())
+    } else {
+        Err(Refusal::NotAcceptable)
+    }
+}
+
+fn accepts(headers: &HeaderMap, names: [&str; 2]) -> bool {
+    headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .map(media_type)
+        .any(|kind| {
+            kind == b"*/*"
+                || names
+                    .iter()
+                    .any(|name| kind.eq_ignore_ascii_case(name.as_bytes()))
+        })
 }
 
 fn host(head: &Parts, config: &Config) -> Result<(), Refusal> {
@@ -118,5 +127,8 @@ fn media_type(value: &[u8]) -> &[u8] {
         .trim_ascii()
 }
 
-/// The methods of the MCP endpoint that are answered. GET comes with the stream of its own.
-pub const MCP_METHODS: &str = "POST, DELETE";
+/// The methods of the MCP endpoint that are answered.
+pub const MCP_METHODS: &str = "POST, GET, DELETE";
+/// Those that are answered to a modern client (mcp-T18).
+pub const MODERN_METHODS: &str = "POST";
+const EVENTS: [&str; 2] = ["text/event-stream", "text/*"];

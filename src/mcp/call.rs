@@ -4,7 +4,10 @@ use std::{borrow::Cow, ops::Range};
 
 use bytes::Bytes;
 
-use crate::json::{self, Document, JsonError, Kind, Value};
+use crate::{
+    json::{self, Document, JsonError, Kind, Value},
+    mcp::method,
+};
 
 /// Which half of MCP's history a message belongs to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -74,6 +77,11 @@ impl Id {
         } else {
             Err(CallError::Invalid("id"))
         }
+    }
+
+    /// For what the gateway itself asks: no client has it.
+    pub fn own() -> Self {
+        Self(Bytes::from_static(b"0"))
     }
 
     /// The id as JSON.
@@ -149,16 +157,21 @@ impl Call {
             .unwrap_or_default()
             .into_owned();
         let params = root.get("params");
-        let target = target(&method, params)?;
         let modern_body = params
             .and_then(|params| params.get("_meta"))
             .is_some_and(|meta| {
                 meta.get("io.modelcontextprotocol/protocolVersion")
                     .is_some()
             });
-        // `initialize` is legacy whatever version it names (mcp-L9).
-        let modern = (modern_header || modern_body) && method != "initialize";
+        // `initialize` is legacy whatever version it names itself (mcp-L9).
+        let modern = modern_body || (modern_header && method != "initialize");
         let era = if modern { Era::Modern } else { Era::Legacy };
+        // What its era does not have is refused as that, not for what it is aimed at.
+        let target = if method::is_of(era, &method) {
+            target(&method, params)?
+        } else {
+            Named::Server
+        };
         Ok(Self {
             message,
             shape,
@@ -200,6 +213,11 @@ impl Call {
             Named::Prompt(name) => Target::Prompt(name),
             Named::Resource(uri) => Target::Resource(uri),
         }
+    }
+
+    /// A member of `params._meta`.
+    pub fn meta(&self, name: &str) -> Option<Value<'_>> {
+        self.params()?.get("_meta")?.get(name)
     }
 
     /// The `params` member, where there is one.

@@ -3,6 +3,8 @@
 //! A body is read once ([`Call::read`]); what was read is what is decided on
 //! and what is forwarded.
 
+pub mod bridge;
+pub mod cache;
 mod call;
 pub mod method;
 pub mod version;

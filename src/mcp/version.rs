@@ -1,5 +1,7 @@
 //! The protocol versions there are.
 
+use crate::mcp::Era;
+
 /// Versions with `initialize` and sessions that are served, newest first.
 pub const LEGACY: &[&str] = &["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"];
 
@@ -8,3 +10,11 @@ pub const NEWEST_LEGACY_JSON: &[u8] = br#""2025-11-25""#;
 
 /// The stateless version.
 pub const MODERN: &str = "2026-07-28";
+
+/// Those that serve a request of this era.
+pub fn supported(era: Era) -> Vec<&'static str> {
+    match era {
+        Era::Modern => vec![MODERN],
+        Era::Legacy => [MODERN].into_iter().chain(LEGACY.iter().copied()).collect(),
+    }
+}

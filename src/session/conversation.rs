@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -16,15 +16,17 @@ use tokio::{
 };
 
 use crate::{
-    audit::{Audit, Event as Audited, Outcome, Reason, RequestId},
+    audit::{Audit, RequestId},
     auth::Identity,
     authz::Permit,
     child::stdio,
-    mcp::{Call, Id, Shape},
+    mcp::{Call, Era, Id, Shape, bridge::LegacyServer},
     session::{
-        exchange::{Event, Exchange, Failure},
+        calls::InFlight,
+        exchange::Failure,
+        listening::Listening,
         own::OwnMessage,
-        rewrite::{progress_token, renumbered},
+        stream::{Exchange, Style},
     },
 };
 
@@ -32,8 +34,12 @@ use crate::{
 pub struct Session {
     pub(super) id: String,
     owner: Identity,
-    audit: Audit,
-    call_timeout: Duration,
+    pub(super) audit: Audit,
+    pub(super) call_timeout: Duration,
+    /// What its clients speak.
+    pub(super) era: Era,
+    /// Its child, where that speaks less than its clients.
+    pub(super) bridge: OnceLock<LegacyServer>,
     /// Lines for the child. Bounded: a child that does not read is not waited for (probe-68).
     stdin: mpsc::Sender<Bytes>,
     /// Bytes of those lines.
@@ -47,20 +53,25 @@ pub struct Session {
 
 pub(super) struct State {
     /// The number of the next request towards the child; never used twice.
-    next: u64,
-    in_flight: HashMap<u64, InFlight>,
+    pub(super) next: u64,
+    pub(super) in_flight: HashMap<u64, InFlight>,
     /// The server's own requests that a client may answer, by their id as JSON.
-    asked: HashSet<Bytes>,
-    last_used: Instant,
+    pub(super) asked: HashSet<Bytes>,
+    pub(super) last_used: Instant,
     unwanted: bool,
     /// Its `initialize` was answered: its client may come in.
-    open: bool,
+    pub(super) open: bool,
+    /// The protocol version that was agreed on then.
+    version: String,
+    pub(super) listening: Listening,
     ended: bool,
 }
 
 impl State {
-    fn admits(&self, id: &Id) -> Result<(), SendError> {
-        if self.in_flight.values().any(|other| other.id == *id) {
+    pub(super) fn admits(&self, era: Era, id: &Id) -> Result<(), SendError> {
+        // Modern requests of several clients meet in one child: only theirs is whose id is whose.
+        let twice = |call: &InFlight| era == Era::Legacy && call.id == *id;
+        if self.in_flight.values().any(twice) {
             return Err(SendError::DuplicateId);
         }
         if self.in_flight.len() >= MAX_IN_FLIGHT {
@@ -69,23 +80,6 @@ impl State {
             Ok(())
         }
     }
-}
-
-struct InFlight {
-    id: Id,
-    events: mpsc::Sender<Event>,
-    /// Bytes of the messages among them that wait.
-    unread: Arc<AtomicUsize>,
-    deadline: Instant,
-    progress_token: Option<Bytes>,
-    outcome: OutcomeOwed,
-}
-
-/// The record that every permitted request owes the auditors.
-struct OutcomeOwed {
-    request: RequestId,
-    started: Instant,
-    bytes_in: usize,
 }
 
 /// What became of a message that was sent.
@@ -115,6 +109,7 @@ impl Session {
         owner: Identity,
         audit: Audit,
         call_timeout: Duration,
+        era: Era,
         stdin: mpsc::Sender<Bytes>,
     ) -> Arc<Self> {
         let state = State {
@@ -124,6 +119,8 @@ impl Session {
             last_used: Instant::now(),
             unwanted: false,
             open: false,
+            version: String::new(),
+            listening: Listening::default(),
             ended: false,
         };
         Arc::new(Self {
@@ -131,6 +128,8 @@ impl Session {
             owner,
             audit,
             call_timeout,
+            era,
+            bridge: OnceLock::new(),
             stdin,
             unwritten: AtomicUsize::new(0),
             state: Mutex::new(state),
@@ -153,7 +152,7 @@ impl Session {
     pub fn admits(&self, call: &Call) -> Result<(), SendError> {
         let state = self.lock()?;
         match call.shape() {
-            Shape::Request(id) => state.admits(id),
+            Shape::Request(id) => state.admits(self.era, id),
             Shape::Notification => Ok(()),
             Shape::Response(id) if state.asked.contains(id.as_json()) => Ok(()),
             Shape::Response(_) => Err(SendError::NotAsked),
@@ -162,7 +161,7 @@ impl Session {
 
     /// Sends what a policy permitted. The request's outcome is recorded under
     /// `request`, whether or not the client waits for it.
-    pub fn send(&self, permit: Permit, request: RequestId) -> Result<Sent, SendError> {
+    pub fn send(self: &Arc<Self>, permit: Permit, request: RequestId) -> Result<Sent, SendError> {
         let call = permit.into_call();
         match call.shape() {
             Shape::Request(id) => self.request(&call, id.clone(), request).map(Sent::Exchange),
@@ -187,35 +186,12 @@ impl Session {
         self.state().unwanted
     }
 
-    fn request(&self, call: &Call, id: Id, request: RequestId) -> Result<Exchange, SendError> {
-        let mut state = self.lock()?;
-        state.admits(&id)?;
-        let number = state.next;
-        let (events, receiver) = mpsc::channel(MAX_EVENTS);
-        self.write(renumbered(call, number))?;
-        let now = Instant::now();
-        state.next += 1;
-        state.last_used = now;
-        let outcome = OutcomeOwed {
-            request,
-            started: now,
-            bytes_in: call.message().bytes().len(),
-        };
-        let deadline = now + self.call_timeout;
-        let unread = Arc::new(AtomicUsize::new(0));
-        let exchange = Exchange::new(receiver, unread.clone());
-        state.in_flight.insert(
-            number,
-            InFlight {
-                id,
-                events,
-                unread,
-                deadline,
-                progress_token: progress_token(call),
-                outcome,
-            },
-        );
-        Ok(exchange)
+    pub(super) fn style(&self, state: &State) -> Style {
+        match (self.era, state.version.as_str()) {
+            (Era::Modern, _) => Style::Plain,
+            (Era::Legacy, "2025-11-25") => Style::Primed,
+            (Era::Legacy, _) => Style::Ids,
+        }
     }
 
     fn notify(&self, call: &Call) -> Result<(), SendError> {
@@ -239,7 +215,7 @@ impl Session {
             call.message().with(&[(named.span(), text.as_bytes())]),
         ))?;
         if let Some(cancelled) = state.in_flight.remove(&number) {
-            self.fail(cancelled, Failure::Cancelled);
+            self.fail(&mut state, cancelled, Failure::Cancelled);
         }
         Ok(())
     }
@@ -256,66 +232,6 @@ impl Session {
         Ok(())
     }
 
-    /// The child's answer to request `number`: what it is, and its text under the client's id.
-    pub(super) fn answer(
-        &self,
-        number: u64,
-        answer: Answer,
-        text: impl FnOnce(&Id) -> Bytes,
-    ) -> Answered {
-        let mut state = self.state();
-        match state.in_flight.remove(&number) {
-            Some(call) => {
-                state.last_used = Instant::now();
-                match answer {
-                    Answer::Neither => self.fail(call, Failure::BadAnswer),
-                    Answer::Result | Answer::Error => {
-                        let text = text(&call.id);
-                        let reason = (answer == Answer::Error).then_some(Reason::ServerError);
-                        self.finish(call, reason, text.len(), Event::Answer(text));
-                    }
-                }
-                Answered::Delivered
-            }
-            // Cancelled or timed out: the child could not know (fault-17).
-            None if (1..state.next).contains(&number) => Answered::Late,
-            None => Answered::Unknown,
-        }
-    }
-
-    /// Gives a notification of the child's to the client it is meant for, or
-    /// to the one most lately heard from; `false` if nobody listens.
-    pub(super) fn pass_on(&self, message: Bytes, token: Option<&[u8]>) -> bool {
-        let state = self.state();
-        let meant = match token {
-            Some(token) => state
-                .in_flight
-                .values()
-                .find(|call| call.progress_token.as_deref() == Some(token)),
-            None => newest_listener(&state),
-        };
-        meant.is_some_and(|call| tell(call, message))
-    }
-
-    /// Gives a request of the child's to a client that can answer it.
-    pub(super) fn ask(&self, message: Bytes, id: Bytes) -> bool {
-        let mut state = self.state();
-        // While `initialize` is in flight nobody listens: its client waits for the answer alone.
-        if !state.open || state.asked.len() >= MAX_ASKED {
-            return false;
-        }
-        let heard = newest_listener(&state).is_some_and(|call| tell(call, message));
-        if heard {
-            state.asked.insert(id);
-        }
-        heard
-    }
-
-    /// Forgets a request of the child's that it has itself cancelled.
-    pub(super) fn unask(&self, id: &[u8]) {
-        self.state().asked.remove(id);
-    }
-
     pub(super) fn say(&self, own: &OwnMessage<'_>) -> bool {
         self.write(own.line()).is_ok()
     }
@@ -326,7 +242,7 @@ impl Session {
         let overdue: Vec<u64> = state
             .in_flight
             .iter()
-            .filter(|(_, call)| call.deadline <= now)
+            .filter(|(_, call)| call.deadline.is_some_and(|deadline| deadline <= now))
             .map(|(number, _)| *number)
             .collect();
         for number in overdue {
@@ -335,9 +251,10 @@ impl Session {
                 reason: "timeout",
             });
             if let Some(call) = state.in_flight.remove(&number) {
-                self.fail(call, Failure::Timeout);
+                self.fail(&mut state, call, Failure::Timeout);
             }
         }
+        state.listening.sweep(now);
         state.in_flight.is_empty() && now.duration_since(state.last_used) >= idle
     }
 
@@ -347,8 +264,9 @@ impl Session {
         state.ended = true;
         let calls: Vec<InFlight> = state.in_flight.drain().map(|(_, call)| call).collect();
         for call in calls {
-            self.fail(call, failure);
+            self.fail(&mut state, call, failure);
         }
+        state.listening.close();
     }
 
     /// Counts a message of the child's that nobody could be given.
@@ -361,38 +279,42 @@ impl Session {
         self.unheard.load(Ordering::Relaxed)
     }
 
-    pub(super) fn open(&self) {
-        self.state().open = true;
+    /// Its child speaks legacy MCP alone: from now on what goes between is translated.
+    pub(super) fn bridged(&self, server: LegacyServer) {
+        let _ = self.bridge.set(server);
+    }
+
+    /// Its client may come in, under the version that was agreed on.
+    pub(super) fn open(&self, version: &str) {
+        let mut state = self.state();
+        state.open = true;
+        version.clone_into(&mut state.version);
+    }
+
+    /// Whether this version was agreed on.
+    pub fn speaks(&self, version: &str) -> bool {
+        self.state().version == version
     }
 
     pub(super) fn is_open(&self) -> bool {
         self.state().open
     }
 
+    /// Whether it can take more.
+    pub(super) fn is_usable(&self) -> bool {
+        let state = self.state();
+        !state.ended && !state.unwanted
+    }
+
     pub(super) fn has_ended(&self) -> bool {
         self.state().ended
     }
 
+    /// How many calls wait for an answer; those that are meant to stay open are none.
     pub(super) fn in_flight(&self) -> usize {
-        self.state().in_flight.len()
-    }
-
-    fn fail(&self, call: InFlight, failure: Failure) {
-        self.finish(call, Some(failure.reason()), 0, Event::Failed(failure));
-    }
-
-    /// The way out of every request: the outcome is recorded, then the client told.
-    fn finish(&self, call: InFlight, reason: Option<Reason>, bytes_out: usize, event: Event) {
-        self.audit.record(&Audited::Outcome(Outcome {
-            request_id: call.outcome.request,
-            reason,
-            status: None,
-            duration: call.outcome.started.elapsed(),
-            bytes_in: call.outcome.bytes_in as u64,
-            bytes_out: bytes_out as u64,
-        }));
-        // A client that has gone, or is too slow to be kept, misses its answer.
-        let _ = call.events.try_send(event);
+        let state = self.state();
+        let waits = |call: &&InFlight| call.deadline.is_some();
+        state.in_flight.values().filter(waits).count()
     }
 
     /// So many bytes of lines have reached the child.
@@ -400,7 +322,7 @@ impl Session {
         self.unwritten.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    fn write(&self, line: Bytes) -> Result<(), SendError> {
+    pub(super) fn write(&self, line: Bytes) -> Result<(), SendError> {
         let bytes = line.len();
         // Counted first: the writer may be done with it before this goes on.
         let before = self.unwritten.fetch_add(bytes, Ordering::Relaxed);
@@ -416,7 +338,7 @@ impl Session {
             })
     }
 
-    fn lock(&self) -> Result<MutexGuard<'_, State>, SendError> {
+    pub(super) fn lock(&self) -> Result<MutexGuard<'_, State>, SendError> {
         let state = self.state();
         if state.ended {
             Err(SendError::Gone)
@@ -425,57 +347,13 @@ impl Session {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         // No code path leaves the state half changed, so a panic elsewhere does not taint it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What a child's answer holds.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Answer {
-    Result,
-    Error,
-    /// Both, or neither: no JSON-RPC answer (json-17).
-    Neither,
-}
-
-/// What became of an answer.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Answered {
-    Delivered,
-    Late,
-    Unknown,
-}
-
-/// Gives a message to a client, if it keeps up: the last place is its answer's.
-fn tell(call: &InFlight, message: Bytes) -> bool {
-    let bytes = message.len();
-    let unread = call.unread.load(Ordering::Relaxed);
-    if call.events.capacity() <= 1 || (unread > 0 && unread + bytes > MAX_UNREAD) {
-        return false;
-    }
-    call.unread.fetch_add(bytes, Ordering::Relaxed);
-    call.events.try_send(Event::Message(message)).is_ok()
-}
-
-/// The open stream of the latest request: where messages go that name no request.
-fn newest_listener(state: &State) -> Option<&InFlight> {
-    state
-        .in_flight
-        .iter()
-        .filter(|(_, call)| !call.events.is_closed())
-        .max_by_key(|(number, _)| **number)
-        .map(|(_, call)| call)
-}
-
 /// Requests a child has not yet answered, per session; beyond it, 503.
 const MAX_IN_FLIGHT: usize = 64;
-/// Events waiting for one client; one that reads slower than that loses its stream.
-const MAX_EVENTS: usize = 256;
-/// Bytes of messages waiting for one client; a single longer one still goes (conn-3).
-const MAX_UNREAD: usize = 1 << 20;
 /// Bytes of lines waiting for a child that does not read; a single longer one still goes.
 const MAX_UNWRITTEN: usize = 8 << 20;
-/// Requests of the server's that no client has answered.
-const MAX_ASKED: usize = 64;

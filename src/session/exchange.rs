@@ -1,17 +1,11 @@
-//! One request's answers on their way back to the client.
-
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-};
+//! What comes back to a client.
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
 
 use crate::audit::Reason;
 
 /// What comes back for one request, in order: any number of messages, then one answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Event {
     /// A notification or a request of the server's, for this client.
     Message(Bytes),
@@ -77,49 +71,3 @@ impl Failure {
 
 /// What is done to an answer before the client sees it.
 pub type Finish = Box<dyn Fn(Bytes) -> Bytes + Send>;
-
-/// The client's end of one request. Dropping it does not cancel the call.
-pub struct Exchange {
-    pub(super) events: mpsc::Receiver<Event>,
-    /// Bytes of the messages that wait in it.
-    unread: Arc<AtomicUsize>,
-    finish: Option<Finish>,
-}
-
-impl Exchange {
-    pub(super) fn new(events: mpsc::Receiver<Event>, unread: Arc<AtomicUsize>) -> Self {
-        Self {
-            events,
-            unread,
-            finish: None,
-        }
-    }
-
-    /// Has the answer pass through `finish` (lists are filtered so).
-    pub fn finished_by(mut self, finish: Finish) -> Self {
-        self.finish = Some(finish);
-        self
-    }
-
-    /// The next event; `None` after the answer, or when this client was too
-    /// slow to be kept (conn-3).
-    pub async fn next(&mut self) -> Option<Event> {
-        std::future::poll_fn(|context| self.poll_next(context)).await
-    }
-
-    pub fn poll_next(
-        &mut self,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Event>> {
-        self.events
-            .poll_recv(context)
-            .map(|event| match (event, &self.finish) {
-                (Some(Event::Answer(answer)), Some(finish)) => Some(Event::Answer(finish(answer))),
-                (Some(Event::Message(message)), _) => {
-                    self.unread.fetch_sub(message.len(), Ordering::Relaxed);
-                    Some(Event::Message(message))
-                }
-                (event, _) => event,
-            })
-    }
-}

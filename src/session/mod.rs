@@ -5,14 +5,19 @@
 //! `Permit`; what the gateway itself must say to a child is the closed set in
 //! `own`. Used only by `pipeline`, and by `daemon` for ending.
 
+mod calls;
 mod conversation;
 mod ending;
 mod exchange;
+mod listening;
 mod own;
 mod pump;
 mod rewrite;
+mod stream;
 mod table;
 
 pub use conversation::{SendError, Sent, Session};
-pub use exchange::{Event, Exchange, Failure, Finish};
+pub use exchange::{Event, Failure, Finish};
+pub use listening::{NoStream, Resumed};
+pub use stream::{Exchange, Style};
 pub use table::{NoSession, OpenError, Sessions, Setup};

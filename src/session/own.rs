@@ -1,8 +1,9 @@
 //! What the gateway itself says to a child: a closed set.
 
 use bytes::Bytes;
+use serde_json::json;
 
-use crate::child::stdio;
+use crate::{child::stdio, mcp::version};
 
 /// A message that no client sent.
 pub(super) enum OwnMessage<'a> {
@@ -10,6 +11,14 @@ pub(super) enum OwnMessage<'a> {
     Cancelled { number: u64, reason: &'static str },
     /// The child asked for something and no client can hear it.
     NobodyThere { id: &'a [u8] },
+    /// Asks whether the child speaks modern MCP (mcp-T27).
+    Discover { number: u64 },
+    /// Opens the conversation with a legacy child on which modern requests are to come.
+    Initialize { number: u64 },
+    /// That this conversation is open.
+    Initialized,
+    /// Has a legacy child write all its log messages: who wants which is decided here.
+    LogEverything { number: u64 },
     /// The answer to the child's ping.
     Pong { id: &'a [u8] },
 }
@@ -20,6 +29,36 @@ impl OwnMessage<'_> {
         let text = match self {
             Self::Cancelled { number, reason } => format!(
                 r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{number},"reason":"{reason}"}}}}"#
+            )
+            .into_bytes(),
+            Self::Discover { number } => {
+                let meta = json!({ "_meta": {
+                    "io.modelcontextprotocol/protocolVersion": version::MODERN,
+                    "io.modelcontextprotocol/clientCapabilities": {},
+                    "io.modelcontextprotocol/clientInfo": { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
+                } });
+                format!(
+                    r#"{{"jsonrpc":"2.0","id":{number},"method":"server/discover","params":{meta}}}"#
+                )
+                .into_bytes()
+            }
+            Self::Initialize { number } => {
+                // It is offered nothing: what it would ask of a client has no way to one.
+                let params = json!({
+                    "protocolVersion": version::LEGACY[0],
+                    "capabilities": {},
+                    "clientInfo": { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
+                });
+                format!(
+                    r#"{{"jsonrpc":"2.0","id":{number},"method":"initialize","params":{params}}}"#
+                )
+                .into_bytes()
+            }
+            Self::Initialized => {
+                br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#.to_vec()
+            }
+            Self::LogEverything { number } => format!(
+                r#"{{"jsonrpc":"2.0","id":{number},"method":"logging/setLevel","params":{{"level":"debug"}}}}"#
             )
             .into_bytes(),
             Self::NobodyThere { id } => {

@@ -10,7 +10,7 @@ use crate::{
     mcp::Message,
     session::{
         Session,
-        conversation::{Answer, Answered},
+        calls::{Answer, Answered},
         own::OwnMessage,
     },
 };
@@ -76,9 +76,7 @@ fn answer(session: &Session, message: &Message, id: Value<'_>) -> bool {
         (None, Some(_)) => Answer::Error,
         _ => Answer::Neither,
     };
-    let answered = session.answer(number, answer, |client_id| {
-        message.with(&[(id.span(), client_id.as_json())]).into()
-    });
+    let answered = session.answer(number, answer, message, id.span());
     answered != Answered::Unknown
 }
 
@@ -99,18 +97,12 @@ fn request(session: &Session, message: &Message, method: &str, id: Value<'_>) ->
 
 fn notification(session: &Session, message: &Message, method: &str) {
     let params = message.root().get("params");
-    let named = |member| params.and_then(|params| params.get(member)).map(Value::raw);
     if method == "notifications/cancelled"
-        && let Some(id) = named("requestId")
+        && let Some(id) = params.and_then(|params| params.get("requestId"))
     {
-        session.unask(id);
+        session.unask(id.raw());
     }
-    let token = if method == "notifications/progress" {
-        named("progressToken")
-    } else {
-        None
-    };
-    if !session.pass_on(message.bytes().clone(), token) {
+    if !session.pass_on(message, method) {
         session.count_unheard();
         debug!(method, "no client listens to the server's notification");
     }

@@ -5,15 +5,16 @@ use bytes::Bytes;
 use crate::{
     child::stdio,
     json::Value,
-    mcp::{Call, version},
+    mcp::{Call, bridge, version},
 };
 
 /// The client's request under the gateway's own number, as a line; and where it
+/// is `bridged` to a legacy child, without what is newer; and where it
 /// names a version that only modern MCP has, the newest legacy one (mcp-L9).
-pub(super) fn renumbered(call: &Call, number: u64) -> Bytes {
+pub(super) fn renumbered(call: &Call, number: u64, bridged: bool) -> Bytes {
     let message = call.message();
     let text = number.to_string();
-    let mut changes = Vec::with_capacity(2);
+    let mut changes = Vec::with_capacity(3);
     if let Some(id) = message.root().get("id") {
         changes.push((id.span(), text.as_bytes()));
     }
@@ -28,14 +29,22 @@ pub(super) fn renumbered(call: &Call, number: u64) -> Bytes {
     {
         changes.push((version.span(), version::NEWEST_LEGACY_JSON));
     }
+    // Several clients may use one token: towards the child it is the request's own number.
+    let meta = bridged
+        .then(|| bridge::legacy_meta(call, text.as_bytes()))
+        .flatten();
+    if let Some((span, meta)) = &meta {
+        changes.push((span.clone(), meta.as_slice()));
+    } else if let Some(token) = call.meta("progressToken") {
+        changes.push((token.span(), text.as_bytes()));
+    }
     changes.sort_by_key(|(span, _)| span.start);
     stdio::line(message.with(&changes))
 }
 
 /// The token, as JSON, that the client's request asks progress under.
 pub(super) fn progress_token(call: &Call) -> Option<Bytes> {
-    let meta = call.params()?.get("_meta")?;
-    meta.get("progressToken")
+    call.meta("progressToken")
         .map(Value::raw)
         .map(Bytes::copy_from_slice)
 }

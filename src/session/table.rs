@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -16,14 +16,16 @@ use tokio::{
 
 use crate::{
     audit::{Audit, Event, Outcome, Reason, RequestId},
-    auth::Identity,
+    auth::{Identity, PrincipalKey},
     authz::Permit,
     child::{Child, Launcher, StartError},
     egress,
-    mcp::Message,
+    json::Value,
+    mcp::{Era, Message, bridge::LegacyServer, version},
     session::{
         SendError, Sent, Session, ending,
         exchange::{Event as Heard, Failure},
+        own::OwnMessage,
     },
 };
 
@@ -46,9 +48,13 @@ pub struct Sessions {
     setup: Setup,
     slots: Arc<Semaphore>,
     table: Arc<Mutex<HashMap<String, Arc<Session>>>>,
+    shared: Mutex<HashMap<PrincipalKey, Arc<Place>>>,
     tasks: Mutex<JoinSet<()>>,
     ended: Arc<Notify>,
 }
+
+/// Where the session of one principal's sessionless requests is; locked while it is made.
+type Place = tokio::sync::Mutex<Weak<Session>>;
 
 /// Why a session was not opened.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -57,6 +63,9 @@ pub enum OpenError {
     Full,
     #[error("{0}")]
     Start(#[from] StartError),
+    /// The server neither discovers nor initializes.
+    #[error("this server speaks no protocol version that is served here")]
+    NoVersion,
     #[error("{}", .0.message())]
     Failed(Failure),
     #[error("{0}")]
@@ -70,6 +79,7 @@ impl Sessions {
             setup,
             slots,
             table: Arc::default(),
+            shared: Mutex::default(),
             tasks: Mutex::default(),
             ended: Arc::default(),
         }
@@ -84,12 +94,92 @@ impl Sessions {
         permit: Permit,
         request: RequestId,
     ) -> Result<(Option<Arc<Session>>, Bytes), OpenError> {
+        let waiting = Waiting(&self.setup.audit, request);
+        let begun = self.begin(identity, Era::Legacy).await;
+        // From here on whoever handles the result records it.
+        std::mem::forget(waiting);
+        let opening = begun?;
+        let session = &opening.session;
+        let answer = answer_of(session.send(permit, request)?)
+            .await
+            .map_err(OpenError::Failed)?;
+        let Some(version) = agreed_version(&answer) else {
+            return Ok((None, answer));
+        };
+        session.open(&version);
+        if session.has_ended() {
+            return Err(OpenError::Failed(Failure::ChildEnded));
+        }
+        Ok((Some(opening.keep()), answer))
+    }
+
+    /// The session that serves what `identity` asks without one: there is one a
+    /// principal, started by the first who asks.
+    pub async fn shared(
+        &self,
+        identity: &Identity,
+        request: RequestId,
+    ) -> Result<Arc<Session>, OpenError> {
+        let waiting = Waiting(&self.setup.audit, request);
+        let shared = self.shared_of(identity).await;
+        std::mem::forget(waiting);
+        shared
+    }
+
+    async fn shared_of(&self, identity: &Identity) -> Result<Arc<Session>, OpenError> {
+        let place = lock(&self.shared)
+            .entry(identity.principal_key())
+            .or_default()
+            .clone();
+        let mut place = place.lock().await;
+        if let Some(session) = place.upgrade().filter(|session| session.is_usable()) {
+            return Ok(session);
+        }
+        let opening = self.begin(identity, Era::Modern).await?;
+        let session = &opening.session;
+        let probe = session.ask_own(PROBE, |number| OwnMessage::Discover { number })?;
+        match answer_of(Sent::Exchange(probe)).await {
+            Ok(answer) if is_modern(&answer) => {}
+            // Whatever else it says to that, it is a legacy one (mcp-T27).
+            Ok(_) | Err(Failure::Timeout) => self.bridge(session).await?,
+            Err(failure) => return Err(OpenError::Failed(failure)),
+        }
+        let session = opening.keep();
+        *place = Arc::downgrade(&session);
+        Ok(session)
+    }
+
+    /// Opens the conversation with a legacy child, on behalf of modern clients.
+    async fn bridge(&self, session: &Arc<Session>) -> Result<(), OpenError> {
+        let asked = session.ask_own(self.setup.call_timeout, |number| OwnMessage::Initialize {
+            number,
+        })?;
+        let answer = answer_of(Sent::Exchange(asked))
+            .await
+            .map_err(OpenError::Failed)?;
+        let server = Message::parse(answer)
+            .ok()
+            .and_then(|answer| LegacyServer::read(&answer))
+            .ok_or(OpenError::NoVersion)?;
+        session.say(&OwnMessage::Initialized);
+        if server.logs() {
+            // Its answer is not waited for, and its refusal is no harm.
+            let _ = session.ask_own(self.setup.call_timeout, |number| {
+                OwnMessage::LogEverything { number }
+            })?;
+        }
+        session.bridged(server);
+        Ok(())
+    }
+
+    /// Starts a child, and the task that tends it and sees it out, whatever becomes of this request.
+    async fn begin(&self, identity: &Identity, era: Era) -> Result<Opening, OpenError> {
         let slot = self
             .slots
             .clone()
             .try_acquire_owned()
             .map_err(|_| OpenError::Full)?;
-        let child = self.start(identity, request).await?;
+        let child = self.start(identity).await?;
         let principal = Some(identity.principal_key().to_string());
         self.setup.audit.record(&Event::ChildStarted {
             child: child.number,
@@ -102,10 +192,13 @@ impl Sessions {
             identity.clone(),
             self.setup.audit.clone(),
             self.setup.call_timeout,
+            era,
             stdin,
         );
-        // From here on the task sees the child out, whatever becomes of this request.
-        let opening = Opening(Some(session.clone()));
+        let opening = Opening {
+            session: session.clone(),
+            kept: false,
+        };
         // In the table at once, so that it is swept and ended like any other; entered only once it is open.
         lock(&self.table).insert(session.id().to_owned(), session.clone());
         let tended = ending::tend(
@@ -129,28 +222,11 @@ impl Sessions {
             drop(slot);
             ended.notify_one();
         });
-        let answer = answer_of(session.send(permit, request)?)
-            .await
-            .map_err(OpenError::Failed)?;
-        let accepted = Message::parse(answer.clone())
-            .is_ok_and(|message| message.root().get("result").is_some());
-        if !accepted {
-            return Ok((None, answer));
-        }
-        session.open();
-        opening.keep();
-        if session.has_ended() {
-            return Err(OpenError::Failed(Failure::ChildEnded));
-        }
-        Ok((Some(session), answer))
+        Ok(opening)
     }
 
-    /// Has a child started; whatever comes in between, the request gets its outcome.
-    async fn start(&self, identity: &Identity, request: RequestId) -> Result<Child, StartError> {
-        let waiting = Waiting(&self.setup.audit, request);
+    async fn start(&self, identity: &Identity) -> Result<Child, StartError> {
         let started = self.setup.launcher.start(identity.principal_key()).await;
-        // From here on whoever handles the result records it.
-        std::mem::forget(waiting);
         started.inspect_err(|error| {
             let layer = match error {
                 StartError::Failed { layer, .. } => layer,
@@ -192,12 +268,31 @@ impl Sessions {
                 self.close(&session);
             }
         }
+        // A place that somebody holds is in use.
+        lock(&self.shared).retain(|_, place| {
+            Arc::strong_count(place) > 1
+                || place
+                    .try_lock()
+                    .is_ok_and(|session| session.strong_count() > 0)
+        });
         while self.tasks().try_join_next().is_some() {}
     }
 
     /// Whether no more sessions may be opened now.
     pub fn is_full(&self) -> bool {
         self.slots.available_permits() == 0
+    }
+
+    /// Whether a sessionless request of this identity would have to open one.
+    pub fn lacks_shared(&self, identity: &Identity) -> bool {
+        let shared = lock(&self.shared);
+        let place = shared.get(&identity.principal_key());
+        // One that is locked is being made.
+        place.is_none_or(|place| {
+            place
+                .try_lock()
+                .is_ok_and(|session| session.strong_count() == 0)
+        })
     }
 
     /// Waits until a session has ended for good.
@@ -221,6 +316,13 @@ impl Sessions {
             .values()
             .map(|session| session.in_flight())
             .sum()
+    }
+
+    /// Ends the streams that would stay open: there will be nothing more on them.
+    pub fn end_streams(&self) {
+        for session in lock(&self.table).values() {
+            session.end_streams();
+        }
     }
 
     /// Ends every session; what is in flight is told that its outcome is not known.
@@ -250,19 +352,23 @@ pub enum NoSession {
     Mismatch,
 }
 
-/// Ends the session of an `initialize` that did not come to its end.
-struct Opening(Option<Arc<Session>>);
+/// A session that is being opened: it ends with whoever opens it, unless it is kept.
+struct Opening {
+    session: Arc<Session>,
+    kept: bool,
+}
 
 impl Opening {
-    fn keep(mut self) {
-        self.0 = None;
+    fn keep(mut self) -> Arc<Session> {
+        self.kept = true;
+        self.session.clone()
     }
 }
 
 impl Drop for Opening {
     fn drop(&mut self) {
-        if let Some(session) = &self.0 {
-            session.close();
+        if !self.kept {
+            self.session.close();
         }
     }
 }
@@ -299,6 +405,18 @@ async fn answer_of(sent: Sent) -> Result<Bytes, Failure> {
     }
 }
 
+/// The version that the child's answer to `initialize` names; `None` if it is an error.
+fn agreed_version(answer: &Bytes) -> Option<String> {
+    let message = Message::parse(answer.clone()).ok()?;
+    let version = message.root().get("result")?.get("protocolVersion");
+    Some(
+        version
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .into_owned(),
+    )
+}
+
 fn new_id() -> String {
     let mut random = [0; 16];
     rand::fill(&mut random)
@@ -306,11 +424,21 @@ fn new_id() -> String {
     random.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn lock(
-    table: &Mutex<HashMap<String, Arc<Session>>>,
-) -> MutexGuard<'_, HashMap<String, Arc<Session>>> {
+/// Whether the child's answer to the probe shows that it speaks the modern version.
+fn is_modern(answer: &Bytes) -> bool {
+    let speaks = |message: Message| {
+        let versions = message.root().get("result")?.get("supportedVersions")?;
+        let modern = |version: Value<'_>| version.as_str().as_deref() == Some(version::MODERN);
+        Some(versions.elements().any(modern))
+    };
+    Message::parse(answer.clone()).ok().and_then(speaks) == Some(true)
+}
+
+fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Lines waiting for one child that does not read.
 const MAX_LINES: usize = 128;
+/// How long a child may think about what it speaks before it is taken for a legacy one (mcp-T27).
+const PROBE: Duration = Duration::from_secs(10);

@@ -30,6 +30,8 @@ pub struct Plan {
     command: Option<Vec<String>>,
     arguments: Vec<String>,
     policy: Option<String>,
+    top: String,
+    readable: Vec<PathBuf>,
     more: String,
     /// More lines of the issuer's table.
     issuer: String,
@@ -63,6 +65,8 @@ pub fn house() -> Plan {
         command: None,
         arguments: Vec::new(),
         policy: None,
+        top: String::new(),
+        readable: Vec::new(),
         more: String::new(),
         issuer: String::new(),
         files: Vec::new(),
@@ -90,6 +94,18 @@ impl Plan {
 
     pub fn policy(mut self, cedar: &str) -> Self {
         self.policy = Some(cedar.to_owned());
+        self
+    }
+
+    /// More lines before the tables of the server's file.
+    pub fn top(mut self, toml: &str) -> Self {
+        self.top.push_str(toml);
+        self
+    }
+
+    /// Another directory that the server may read.
+    pub fn readable(mut self, directory: &Path) -> Self {
+        self.readable.push(directory.to_owned());
         self
     }
 
@@ -230,16 +246,18 @@ impl Plan {
         command.push(servers.join("scripted.py").display().to_string());
         command.extend(self.arguments.iter().cloned());
         let command = self.command.clone().unwrap_or(command);
+        let mut shown = vec![servers];
+        shown.extend(self.readable.iter().cloned());
         let authz = if self.policy.is_some() {
             r#"policies = ["/etc/thv/policies/it.cedar"]"#
         } else {
             r#"allow = "authenticated""#
         };
         format!(
-            "command = {command:?}\nresource = \"http://{address}/mcp\"\n\n[[auth.issuer]]\nissuer = \"{issuer}\"\n\
+            "command = {command:?}\nresource = \"http://{address}/mcp\"\n{}\n[[auth.issuer]]\nissuer = \"{issuer}\"\n\
              audience = \"http://{address}/mcp\"\n{}\n[authz]\n{authz}\n\n[sandbox]\noptional = [{}]\n\
-             read-only = [{servers:?}]\n{}\n\n{}",
-            self.issuer, self.optional, self.sandbox, self.more
+             read-only = {shown:?}\n{}\n\n{}",
+            self.top, self.issuer, self.optional, self.sandbox, self.more
         )
     }
 }
@@ -408,6 +426,18 @@ impl Caller {
 
     pub async fn send(&self, method: &str, body: &str) -> Answer {
         wire::exchange(self.address, &self.bytes(method, body)).await
+    }
+
+    /// The request's bytes, with more headers.
+    pub fn bytes_with(&self, method: &str, more: &[(&str, &str)], body: &str) -> Vec<u8> {
+        let bytes = self.bytes(method, body);
+        let text = String::from_utf8(bytes).unwrap();
+        let (line, rest) = text.split_once("\r\n").unwrap();
+        let more: String = more
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}\r\n"))
+            .collect();
+        format!("{line}\r\n{more}{rest}").into_bytes()
     }
 
     /// The request's bytes, with all the headers that a good client sends.

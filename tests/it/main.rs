@@ -5,6 +5,8 @@
     reason = "a test that cannot go on has failed, and nobody uses it from outside"
 )]
 
+/// What others say that conforms.
+mod conformance;
 /// What a request meets before anybody looks at its token.
 mod edge;
 /// A child's only way out.
@@ -16,6 +18,8 @@ mod house;
 mod identity;
 /// Servers that come as container images.
 mod image;
+/// Requests of the stateless version.
+mod modern;
 /// A real identity provider, and what becomes of it.
 mod provider;
 /// One server from one command line.
@@ -24,4 +28,6 @@ mod run;
 mod runner;
 /// What a server can see and do from inside.
 mod sandbox;
+/// Streams of a session, and coming back to them.
+mod streams;
 mod wire;

@@ -94,6 +94,37 @@ impl Events {
         Self(BufReader::new(stream))
     }
 
+    /// The next line that says something.
+    pub async fn line(&mut self) -> String {
+        let mut line = String::new();
+        while line.trim().is_empty() {
+            line.clear();
+            let read = timeout(PATIENCE, self.0.read_line(&mut line));
+            let read = read.await.expect("no line in time").unwrap();
+            assert!(read > 0, "the stream ended");
+        }
+        line.trim_end().to_owned()
+    }
+
+    /// The next line that begins so, without its beginning.
+    pub async fn field(&mut self, name: &str) -> String {
+        loop {
+            if let Some(value) = self.line().await.strip_prefix(name) {
+                return value.to_owned();
+            }
+        }
+    }
+
+    /// Waits for the end of the stream.
+    pub async fn end(&mut self) -> String {
+        let mut rest = String::new();
+        timeout(PATIENCE, self.0.read_to_string(&mut rest))
+            .await
+            .expect("no end in time")
+            .unwrap();
+        rest
+    }
+
     /// The next event's JSON.
     pub async fn next(&mut self) -> Value {
         let mut line = String::new();

@@ -141,9 +141,11 @@ def has_terminal(_):
 
 
 def scratch(_):
-    with open("/tmp/thv-probe", "w") as file:
+    # Outside, tests run at once.
+    path = f"/tmp/thv-probe-{os.getpid()}"
+    with open(path, "w") as file:
         file.write("x")
-    os.unlink("/tmp/thv-probe")
+    os.unlink(path)
     return "written"
 
 

@@ -12,7 +12,10 @@ import time
 import probes
 
 seen = []
-TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "sleep", "garbage", "both", "stray", "stderr", "burst", "probe", "secret"]
+TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "sleep", "garbage", "both", "stray", "stderr", "burst", "announce", "log", "wait",
+         "probe", "secret"]
+modern = "--modern" in sys.argv
+waiting = {}
 
 
 def say(text):
@@ -80,6 +83,17 @@ def call(identifier, params):
         notes = "\n".join(note % ("x" * arguments["size"]) for _ in range(arguments["count"]))
         say(notes)
         text(identifier, "done")
+    elif name == "announce":
+        say('{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}')
+        text(identifier, "announced")
+    elif name == "log":
+        say('{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"%s"}}' % arguments["data"])
+        text(identifier, "logged")
+    elif name == "wait":
+        waiting[arguments["for"]] = identifier
+    elif name == "release":
+        text(waiting.pop(arguments["for"]), "released")
+        text(identifier, "done")
     elif name == "probe":
         text(identifier, json.dumps(probes.probe(arguments["probe"], arguments.get("argument", ""))))
     elif name == "secret":
@@ -88,13 +102,36 @@ def call(identifier, params):
         say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32602, "message": "unknown tool"}}))
 
 
+def listen(identifier, params):
+    """The subscription stays open; what it hears comes with its name."""
+    meta = '"_meta":{"io.modelcontextprotocol/subscriptionId":%s}' % json.dumps(identifier)
+    say('{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged","params":{%s,"notifications":%s}}'
+        % (meta, json.dumps(params["notifications"])))
+    say('{"jsonrpc":"2.0","method":"notifications/tools/list_changed","params":{%s}}' % meta)
+
+
+def cached(identifier, result):
+    if modern:
+        result |= {"resultType": "complete", "ttlMs": 1000, "cacheScope": "public"}
+    answer(identifier, result)
+
+
 def main():
     if "--silent" in sys.argv:
         time.sleep(600)
     while True:
         message = read()
         method, identifier = message.get("method"), message.get("id")
-        if method == "initialize":
+        if method == "server/discover" and modern:
+            cached(identifier, {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}},
+                                "serverInfo": {"name": "scripted", "version": "1"}})
+        elif method == "subscriptions/listen" and modern:
+            listen(identifier, message["params"])
+        elif method is not None and identifier is not None and modern and not method.startswith("tools/"):
+            say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32601, "message": "no"}}))
+        elif method == "server/discover":
+            say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32601, "message": "no"}}))
+        elif method == "initialize":
             if "--refuse" in sys.argv:
                 say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32602, "message": "no"}}))
                 continue
@@ -102,7 +139,7 @@ def main():
             answer(identifier, {"protocolVersion": version, "capabilities": {"tools": {}},
                                 "serverInfo": {"name": "scripted", "version": "1"}})
         elif method == "tools/list":
-            answer(identifier, {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]})
+            cached(identifier, {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]})
         elif method == "tools/call":
             call(identifier, message["params"])
         elif identifier is not None and method is not None:

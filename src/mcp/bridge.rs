@@ -1,0 +1,271 @@
+//! A legacy server as a modern client sees it.
+//!
+//! Pure: what `initialize` said becomes what `server/discover` says, a modern
+//! request loses what older versions do not know, and an answer gains what
+//! modern clients need (mcp-T20, mcp-T22, mcp-T24, mcp-T30). Used by `session`
+//! for children that do not speak modern MCP.
+
+use std::ops::Range;
+
+use serde_json::{Map, json};
+
+use crate::{
+    json::{Kind, Value},
+    mcp::{Call, Id, Message, version},
+};
+
+/// What a legacy server said of itself.
+#[derive(Debug)]
+pub struct LegacyServer {
+    /// Its `serverInfo`, as it was written.
+    info: String,
+    capabilities: serde_json::Value,
+    instructions: Option<String>,
+}
+
+impl LegacyServer {
+    /// Reads its answer to `initialize`; `None` if that is no result.
+    pub fn read(answer: &Message) -> Option<Self> {
+        let result = answer.root().get("result")?;
+        let text = |value: Value<'_>| String::from_utf8_lossy(value.raw()).into_owned();
+        let capabilities = result.get("capabilities").map(Value::raw);
+        Some(Self {
+            info: result
+                .get("serverInfo")
+                .filter(|info| info.kind() == Kind::Object)
+                .map_or_else(|| r#"{"name":"","version":""}"#.to_owned(), text),
+            capabilities: known(capabilities.unwrap_or(b"{}")),
+            instructions: result
+                .get("instructions")
+                .and_then(Value::as_str)
+                .map(String::from),
+        })
+    }
+
+    /// Whether it writes log messages.
+    pub fn logs(&self) -> bool {
+        self.capabilities.get("logging").is_some()
+    }
+
+    /// The answer to `server/discover`.
+    pub fn discovered(&self, id: &Id) -> Vec<u8> {
+        let mut result = json!({
+            "supportedVersions": [version::MODERN],
+            "capabilities": self.capabilities,
+        });
+        if let Some(instructions) = &self.instructions {
+            result["instructions"] = instructions.as_str().into();
+        }
+        let text = [
+            br#"{"jsonrpc":"2.0","id":"#,
+            id.as_json(),
+            br#","result":"#,
+            result.to_string().as_bytes(),
+            b"}",
+        ]
+        .concat();
+        match Message::parse(text.clone().into()) {
+            Ok(message) => self.answered(&message, id, true),
+            Err(_) => text,
+        }
+    }
+
+    /// Its answer, under the client's id, with what modern clients need.
+    pub fn answered(&self, answer: &Message, id: &Id, cacheable: bool) -> Vec<u8> {
+        let root = answer.root();
+        let mut changes: Vec<(Range<usize>, Vec<u8>)> = Vec::new();
+        if let Some(own) = root.get("id") {
+            changes.push((own.span(), id.as_json().to_vec()));
+        }
+        if let Some(result) = root.get("result") {
+            changes.push((result.span(), self.completed(result, cacheable)));
+        }
+        if let Some(code) = root.get("error").and_then(|error| error.get("code"))
+            && let Some(modern) = code.as_number().and_then(modern_code)
+        {
+            changes.push((code.span(), modern.to_vec()));
+        }
+        changes.sort_by_key(|(span, _)| span.start);
+        let changes: Vec<(Range<usize>, &[u8])> = changes
+            .iter()
+            .map(|(span, text)| (span.clone(), text.as_slice()))
+            .collect();
+        answer.with(&changes)
+    }
+
+    /// A result, its members as they were but for those that are the gateway's to say.
+    fn completed(&self, result: Value<'_>, cacheable: bool) -> Vec<u8> {
+        let mut out = br#"{"resultType":"complete""#.to_vec();
+        if cacheable {
+            out.extend_from_slice(br#","ttlMs":0,"cacheScope":"private""#);
+        }
+        out.extend_from_slice(br#","_meta":{"#);
+        member(&mut out, SERVER_INFO, self.info.as_bytes());
+        let meta = result.get("_meta");
+        for (name, value) in meta.iter().flat_map(|meta| meta.members()) {
+            if !name.starts_with(RESERVED) {
+                out.push(b',');
+                member(&mut out, &name, value.raw());
+            }
+        }
+        out.push(b'}');
+        for (name, value) in result.members() {
+            if !matches!(
+                name.as_ref(),
+                "_meta" | "resultType" | "ttlMs" | "cacheScope"
+            ) {
+                out.push(b',');
+                member(&mut out, &name, value.raw());
+            }
+        }
+        out.push(b'}');
+        out
+    }
+}
+
+/// What of the request's `_meta` a legacy server may see, with `token` for its progress token.
+pub fn legacy_meta(call: &Call, token: &[u8]) -> Option<(Range<usize>, Vec<u8>)> {
+    let meta = call.params()?.get("_meta")?;
+    let mut out = b"{".to_vec();
+    for (name, value) in meta
+        .members()
+        .filter(|(name, _)| !name.starts_with(RESERVED))
+    {
+        if out.len() > 1 {
+            out.push(b',');
+        }
+        let value = if name == "progressToken" {
+            token
+        } else {
+            value.raw()
+        };
+        member(&mut out, &name, value);
+    }
+    out.push(b'}');
+    Some((meta.span(), out))
+}
+
+/// How much a log message of that level matters (RFC 5424); `None` for no level.
+pub fn log_level(level: &str) -> Option<usize> {
+    LEVELS.iter().position(|known| *known == level)
+}
+
+fn member(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    out.extend_from_slice(serde_json::Value::from(name).to_string().as_bytes());
+    out.push(b':');
+    out.extend_from_slice(value);
+}
+
+/// The capabilities that modern MCP knows; changes are not announced over this bridge.
+fn known(capabilities: &[u8]) -> serde_json::Value {
+    let all: Map<String, serde_json::Value> =
+        serde_json::from_slice(capabilities).unwrap_or_default();
+    let mut known = Map::new();
+    for name in ["tools", "prompts", "resources"] {
+        if all.contains_key(name) {
+            known.insert(name.to_owned(), json!({}));
+        }
+    }
+    for name in ["completions", "logging"] {
+        if let Some(said) = all.get(name) {
+            known.insert(name.to_owned(), said.clone());
+        }
+    }
+    known.into()
+}
+
+/// Codes that modern MCP must not see: a resource that is not there, and a visit that is needed first.
+fn modern_code(code: &str) -> Option<&'static [u8]> {
+    match code {
+        "-32002" => Some(b"-32602"),
+        "-32042" => Some(b"-32603"),
+        _ => None,
+    }
+}
+
+/// The names in `_meta` that are the protocol's own.
+const RESERVED: &str = "io.modelcontextprotocol/";
+const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
+const LEVELS: [&str; 8] = [
+    "debug",
+    "info",
+    "notice",
+    "warning",
+    "error",
+    "critical",
+    "alert",
+    "emergency",
+];
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn message(text: &str) -> Message {
+        Message::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap()
+    }
+
+    fn server() -> LegacyServer {
+        LegacyServer::read(&message(
+            r#"{"id":1,"result":{"protocolVersion":"2025-11-25","capabilities":{"tools":{"listChanged":true},"tasks":{},"logging":{}},
+                "serverInfo":{"name":"old", "version":"1"},"instructions":"be kind"}}"#,
+        ))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_initialize_said_is_what_discover_says() {
+        let discovered: serde_json::Value =
+            serde_json::from_slice(&server().discovered(&Id::own())).unwrap();
+        assert_eq!(
+            discovered["result"],
+            json!({
+                "resultType": "complete", "ttlMs": 0, "cacheScope": "private",
+                "supportedVersions": ["2026-07-28"], "instructions": "be kind",
+                "capabilities": { "tools": {}, "logging": {} },
+                "_meta": { "io.modelcontextprotocol/serverInfo": { "name": "old", "version": "1" } },
+            })
+        );
+        assert!(LegacyServer::read(&message(r#"{"id":1,"error":{}}"#)).is_none());
+    }
+
+    /// json-22: numbers stay as they were; the protocol's own names in `_meta` are the gateway's.
+    #[test]
+    fn an_answer_gains_what_modern_clients_need_and_loses_nothing() {
+        let answer = message(
+            r#"{"jsonrpc":"2.0","id":9,"result":{"n":9007199254740993,"resultType":"x","_meta":{"mine":1.0,"io.modelcontextprotocol/serverInfo":"forged"}}}"#,
+        );
+        let text = String::from_utf8(server().answered(&answer, &Id::own(), false)).unwrap();
+        assert_eq!(
+            text,
+            r#"{"jsonrpc":"2.0","id":0,"result":{"resultType":"complete","_meta":{"io.modelcontextprotocol/serverInfo":{"name":"old", "version":"1"},"mine":1.0},"n":9007199254740993}}"#
+        );
+    }
+
+    /// mcp-T24
+    #[test]
+    fn codes_that_modern_mcp_must_not_see_are_translated() {
+        for (code, modern) in [
+            ("-32002", "-32602"),
+            ("-32042", "-32603"),
+            ("-32601", "-32601"),
+        ] {
+            let answer = |code| format!(r#"{{"id":0,"error":{{"code":{code},"message":"x"}}}}"#);
+            let answered = server().answered(&message(&answer(code)), &Id::own(), true);
+            assert_eq!(String::from_utf8(answered).unwrap(), answer(modern));
+        }
+    }
+
+    #[test]
+    fn a_legacy_server_sees_nothing_of_the_newer_protocol() {
+        let call = Call::read(
+            Bytes::from_static(br#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","progressToken":"t","a\"b":[1]}}}"#),
+            true,
+        )
+        .unwrap();
+        let (_, meta) = legacy_meta(&call, b"7").unwrap();
+        assert_eq!(meta, br#"{"progressToken":7,"a\"b":[1]}"#);
+    }
+}

@@ -1,0 +1,127 @@
+//! Several messages in one body: only where a session agreed on 2025-03-26 (mcp-O2).
+//!
+//! Each message is read, decided and recorded by itself, as if it had come
+//! alone; what was refused is answered beside the others.
+
+use bytes::Bytes;
+use http::{StatusCode, request::Parts};
+
+use super::{Gateway, Place, Refused, only_permitted, outcome, permitted_call, session_id};
+use crate::{
+    audit::{Decision, Event, RequestId, Verdict},
+    auth::Identity,
+    http::{Refusal, Response, body::Events, reply},
+    json::Kind,
+    mcp::{Call, CallError, Id, Message, method},
+    session::{Exchange, Sent},
+};
+
+/// Whether the body can only be a batch.
+pub(super) fn is_one(body: &[u8]) -> bool {
+    body.trim_ascii_start().first() == Some(&b'[')
+}
+
+pub(super) fn answer(
+    gateway: &Gateway,
+    head: &Parts,
+    identity: &Identity,
+    body: Bytes,
+    record: &Decision,
+) -> Result<Response, Refused> {
+    let session = session_id(&head.headers)?.ok_or(NONE_HERE)?;
+    let session = gateway
+        .sessions
+        .enter(identity, session)
+        .map_err(Refusal::NoSession)?;
+    if !session.speaks(VERSION) {
+        return Err(NONE_HERE.into());
+    }
+    let batch = Message::parse(body).map_err(|_| Refusal::Call(CallError::NotJson))?;
+    let messages: Vec<Bytes> = batch
+        .root()
+        .elements()
+        .take(MAX_MESSAGES + 1)
+        .map(|message| batch.bytes().slice(message.span()))
+        .collect();
+    if batch.root().kind() != Kind::Array || messages.is_empty() || messages.len() > MAX_MESSAGES {
+        return Err(Refusal::Call(CallError::Invalid("a batch is empty or too long")).into());
+    }
+    let (mut refused, mut exchanges) = (Vec::new(), Vec::new());
+    for message in messages {
+        let mut record = record.clone();
+        record.request_id = RequestId::random();
+        match one(gateway, head, identity, message, &mut record) {
+            Ok(Some(Answer::Coming(id, exchange))) => exchanges.push((id, exchange)),
+            Ok(Some(Answer::Here(answer))) => refused.push(answer),
+            Ok(None) => {}
+            Err(Refused { refusal, id }) => {
+                record.verdict = Verdict::Deny(refusal.reason());
+                record.status = Some(refusal.status().as_u16());
+                gateway.audit.record(&Event::Decision(record));
+                refused.push(refusal.rpc(id.as_ref()));
+            }
+        }
+    }
+    if refused.is_empty() && exchanges.is_empty() {
+        return Ok(reply::empty(StatusCode::ACCEPTED));
+    }
+    Ok(reply::events(Events::batch(refused, exchanges)))
+}
+
+enum Answer {
+    Here(Bytes),
+    Coming(Id, Exchange),
+}
+
+/// One message of it: what will answer it, if it is a request.
+fn one(
+    gateway: &Gateway,
+    head: &Parts,
+    identity: &Identity,
+    message: Bytes,
+    record: &mut Decision,
+) -> Result<Option<Answer>, Refused> {
+    let call = Call::read(message, false).map_err(Refusal::Call)?;
+    record.method = Some(call.method().to_owned());
+    record.aim = (&call.target()).into();
+    let id = call.id().cloned();
+    let refused = |refusal| Refused {
+        refusal,
+        id: id.clone(),
+    };
+    let list = method::filtered_list(call.method());
+    let (permit, place) = permitted_call(gateway, head, identity, call, record).map_err(refused)?;
+    let Place::Session(session) = place else {
+        let alone = CallError::Invalid("initialize comes alone");
+        return Err(refused(Refusal::Call(alone)));
+    };
+    gateway.audit.record(&Event::Decision(record.clone()));
+    Ok(match (session.send(permit, record.request_id), id) {
+        (Ok(Sent::Exchange(exchange)), Some(id)) => {
+            let exchange = match list {
+                Some(list) => only_permitted(gateway, identity, list, exchange),
+                None => exchange,
+            };
+            Some(Answer::Coming(id, exchange))
+        }
+        (Ok(_), _) => {
+            let outcome = outcome(record.request_id, None);
+            gateway.audit.record(&Event::Outcome(outcome));
+            None
+        }
+        (Err(error), id) => {
+            let refusal = Refusal::Send(error);
+            let outcome = outcome(record.request_id, Some(&refusal));
+            gateway.audit.record(&Event::Outcome(outcome));
+            Some(Answer::Here(refusal.rpc(id.as_ref())))
+        }
+    })
+}
+
+const NONE_HERE: Refusal = Refusal::Call(CallError::Invalid(
+    "batches are not part of this protocol version",
+));
+/// The one version that has batches.
+const VERSION: &str = "2025-03-26";
+/// Messages of one batch.
+const MAX_MESSAGES: usize = 64;

@@ -1,0 +1,94 @@
+//! A legacy client's GET and DELETE: the streams of its session, and its end.
+//!
+//! They ride on the identity that the session is bound to; no message reaches a
+//! child from here.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, StatusCode, request::Parts};
+use tokio::time::Instant;
+
+use super::{Gateway, Refused, VERSION, one, only_permitted, outcome, session_id};
+use crate::{
+    audit::{self, Decision, Event},
+    auth::Identity,
+    http::{Refusal, Response, body::Events, reply, route},
+    mcp::version,
+    session::{Resumed, Session},
+};
+
+/// Opens the session's own stream, or goes on with one that was lost (mcp-L1, mcp-L6).
+pub(super) fn open(
+    gateway: &Gateway,
+    head: &Parts,
+    identity: &Identity,
+    record: &mut Decision,
+) -> Result<Response, Refused> {
+    legacy_only(&head.headers)?;
+    route::get_headers(&head.headers)?;
+    let session = entered(gateway, head, identity, record)?;
+    let Resumed { exchange, id, list } = match one(&head.headers, "last-event-id")? {
+        Some(last) => session.resume(last).map_err(Refusal::from)?,
+        None => Resumed {
+            exchange: session.listen().map_err(Refusal::Send)?,
+            id: None,
+            list: None,
+        },
+    };
+    done(gateway, record);
+    let exchange = match list {
+        Some(list) => only_permitted(gateway, identity, list, exchange),
+        None => exchange,
+    };
+    let mut events = Events::new(id, None, exchange);
+    if let Some(left) = gateway.authenticator.time_left(identity) {
+        events.end_at(Instant::now() + left);
+    }
+    Ok(reply::events(events))
+}
+
+/// Ends the session by its client's wish.
+pub(super) fn end(
+    gateway: &Gateway,
+    head: &Parts,
+    identity: &Identity,
+    record: &mut Decision,
+) -> Result<Response, Refused> {
+    legacy_only(&head.headers)?;
+    let session = entered(gateway, head, identity, record)?;
+    gateway.sessions.close(&session);
+    done(gateway, record);
+    Ok(reply::empty(StatusCode::NO_CONTENT))
+}
+
+/// Modern MCP has neither sessions nor streams of their own (mcp-T18).
+fn legacy_only(headers: &HeaderMap) -> Result<(), Refusal> {
+    if one(headers, VERSION)? == Some(version::MODERN) {
+        return Err(Refusal::MethodNotAllowed(route::MODERN_METHODS));
+    }
+    Ok(())
+}
+
+fn entered(
+    gateway: &Gateway,
+    head: &Parts,
+    identity: &Identity,
+    record: &mut Decision,
+) -> Result<Arc<Session>, Refusal> {
+    let id = session_id(&head.headers)?.ok_or(Refusal::SessionIdMissing)?;
+    record.method = Some(head.method.to_string());
+    let session = gateway
+        .sessions
+        .enter(identity, id)
+        .map_err(Refusal::NoSession)?;
+    record.session = Some(audit::session_tag(session.id()));
+    Ok(session)
+}
+
+fn done(gateway: &Gateway, record: &mut Decision) {
+    record.policies = vec!["session".to_owned()];
+    gateway.audit.record(&Event::Decision(record.clone()));
+    gateway
+        .audit
+        .record(&Event::Outcome(outcome(record.request_id, None)));
+}

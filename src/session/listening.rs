@@ -1,0 +1,242 @@
+//! Where the child's own messages go, and how a client comes back to a stream.
+//!
+//! Each message goes to exactly one stream (mcp-L5). One that names no request
+//! goes to the latest request's stream, as most servers speak while they work;
+//! what is about the server as a whole goes to the session's own stream, where
+//! its client has opened it.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytes::Bytes;
+use tokio::time::{Duration, Instant};
+
+use crate::{
+    json::Value,
+    mcp::{Era, Id, Message, bridge},
+    session::{
+        SendError, Session,
+        calls::InFlight,
+        conversation::State,
+        exchange::{Event, Failure},
+        stream::{self, Exchange, Stream},
+    },
+};
+
+/// The streams of a session besides those of requests in flight.
+#[derive(Default)]
+pub(super) struct Listening {
+    /// The session's own (GET), once it was opened.
+    own: Option<Arc<Stream>>,
+    /// Streams that have ended, oldest first, for whom lost the end.
+    kept: VecDeque<Kept>,
+}
+
+struct Kept {
+    stream: Arc<Stream>,
+    id: Id,
+    list: Option<&'static str>,
+    since: Instant,
+}
+
+/// A stream that a client has come back to.
+pub struct Resumed {
+    pub exchange: Exchange,
+    /// The id of the request whose answer ends it; `None` for the session's own stream.
+    pub id: Option<Id>,
+    /// The request's method, if its answer is filtered.
+    pub list: Option<&'static str>,
+}
+
+/// Why a client cannot come back to a stream.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum NoStream {
+    #[error("{0}")]
+    Gone(#[from] SendError),
+    /// Never sent, or no longer kept.
+    #[error("no such event")]
+    Event,
+}
+
+impl Listening {
+    /// Keeps an ended stream, if a client may come back for its end.
+    pub(super) fn keep(&mut self, call: InFlight) {
+        if !call.stream.is_known() {
+            return;
+        }
+        self.kept.push_back(Kept {
+            stream: call.stream,
+            id: call.id,
+            list: call.list,
+            since: Instant::now(),
+        });
+        let bytes =
+            |kept: &VecDeque<Kept>| kept.iter().map(|kept| kept.stream.kept()).sum::<usize>();
+        while self.kept.len() > MAX_KEPT || bytes(&self.kept) > MAX_KEPT_BYTES {
+            self.kept.pop_front();
+        }
+    }
+
+    pub(super) fn sweep(&mut self, now: Instant) {
+        self.kept
+            .retain(|kept| now.duration_since(kept.since) < KEPT_FOR);
+    }
+
+    /// Nothing more will come on the session's own stream.
+    pub(super) fn close(&mut self) {
+        if let Some(own) = self.own.take() {
+            own.close();
+        }
+    }
+}
+
+impl Session {
+    /// Opens the session's own stream; whoever listened to it before hears no more.
+    pub fn listen(&self) -> Result<Exchange, SendError> {
+        let mut state = self.lock()?;
+        state.last_used = Instant::now();
+        let style = self.style(&state);
+        let own = state
+            .listening
+            .own
+            .get_or_insert_with(|| Stream::new(0, style));
+        Ok(own.attach(None))
+    }
+
+    /// Goes on with the stream of the event `last` after it (mcp-L6).
+    pub fn resume(&self, last: &str) -> Result<Resumed, NoStream> {
+        let (number, after) = stream::place(last).ok_or(NoStream::Event)?;
+        let mut state = self.lock()?;
+        state.last_used = Instant::now();
+        let (stream, id, list) = if number == 0 {
+            let own = state.listening.own.as_ref();
+            own.map(|own| (own, None, None))
+        } else if let Some(call) = state.in_flight.get(&number) {
+            Some((&call.stream, Some(&call.id), call.list))
+        } else {
+            let kept = state.listening.kept.iter();
+            kept.rev()
+                .find(|kept| kept.stream.number == number)
+                .map(|kept| (&kept.stream, Some(&kept.id), kept.list))
+        }
+        .filter(|(stream, ..)| stream.is_known())
+        .ok_or(NoStream::Event)?;
+        Ok(Resumed {
+            exchange: stream.attach(Some(after)),
+            id: id.cloned(),
+            list,
+        })
+    }
+
+    /// Ends what would stay open: the session's own stream and subscriptions.
+    pub(super) fn end_streams(&self) {
+        let mut state = self.state();
+        state.listening.close();
+        self.fail_open_ended(&mut state, Failure::ShuttingDown);
+    }
+
+    /// Gives a notification of the child's to the one stream it is meant for; `false` if nobody hears it.
+    pub(super) fn pass_on(&self, message: &Message, method: &str) -> bool {
+        let state = self.state();
+        let params = message.root().get("params");
+        let subscription = params
+            .and_then(|params| params.get("_meta"))
+            .and_then(|meta| meta.get(SUBSCRIPTION));
+        if let Some(subscription) = subscription {
+            let call = named(&state, subscription);
+            return call.is_some_and(|call| {
+                let id = [(subscription.span(), call.id.as_json())];
+                tell(&call.stream, message.with(&id).into())
+            });
+        }
+        if method == "notifications/progress" {
+            let token = params.and_then(|params| params.get("progressToken"));
+            let call = token.and_then(|token| Some((token, named(&state, token)?)));
+            return call.is_some_and(|(token, call)| {
+                let Some(own) = &call.progress_token else {
+                    return false;
+                };
+                tell(&call.stream, message.with(&[(token.span(), own)]).into())
+            });
+        }
+        let stream = match self.era {
+            Era::Modern => logging(&state, method).and_then(|(stream, from)| {
+                let level = params
+                    .and_then(|params| params.get("level"))
+                    .and_then(Value::as_str);
+                let level = level.and_then(|level| bridge::log_level(&level));
+                // A modern child has chosen by itself; a legacy one says everything.
+                (self.bridge.get().is_none() || level >= Some(from)).then_some(stream)
+            }),
+            Era::Legacy if is_about_the_server(method) => own(&state).or_else(|| newest(&state)),
+            Era::Legacy => newest(&state).or_else(|| own(&state)),
+        };
+        stream.is_some_and(|stream| tell(stream, message.bytes().clone()))
+    }
+
+    /// Gives a request of the child's to a client that can answer it.
+    pub(super) fn ask(&self, message: Bytes, id: Bytes) -> bool {
+        let mut state = self.state();
+        // While `initialize` is in flight nobody listens: its client waits for the answer alone.
+        if !state.open || state.asked.len() >= MAX_ASKED {
+            return false;
+        }
+        let stream = newest(&state).or_else(|| own(&state));
+        let heard = stream.is_some_and(|stream| tell(stream, message));
+        if heard {
+            state.asked.insert(id);
+        }
+        heard
+    }
+
+    /// Forgets a request of the child's that it has itself cancelled.
+    pub(super) fn unask(&self, id: &[u8]) {
+        self.state().asked.remove(id);
+    }
+}
+
+/// The request that the child names by the number it was given.
+fn named<'a>(state: &'a State, number: Value<'_>) -> Option<&'a InFlight> {
+    state.in_flight.get(&number.as_number()?.parse().ok()?)
+}
+
+/// The stream of the latest request that somebody listens to.
+fn newest(state: &State) -> Option<&Arc<Stream>> {
+    state
+        .in_flight
+        .iter()
+        .filter(|(_, call)| call.stream.is_heard())
+        .max_by_key(|(number, _)| **number)
+        .map(|(_, call)| &call.stream)
+}
+
+fn own(state: &State) -> Option<&Arc<Stream>> {
+    state.listening.own.as_ref().filter(|own| own.is_heard())
+}
+
+/// A log message of a modern child names no request: it is for the one that asked
+/// for any (mcp-T29), and for nobody if several did, or it might cross to another client.
+fn logging<'a>(state: &'a State, method: &str) -> Option<(&'a Arc<Stream>, usize)> {
+    let calls = state.in_flight.values();
+    let mut calls = calls.filter_map(|call| Some((&call.stream, call.logs?)));
+    match (method, calls.next(), calls.next()) {
+        ("notifications/message", call, None) => call,
+        _ => None,
+    }
+}
+
+fn is_about_the_server(method: &str) -> bool {
+    method.ends_with("/list_changed") || method == "notifications/resources/updated"
+}
+
+fn tell(stream: &Stream, message: Bytes) -> bool {
+    stream.tell(Event::Message(message))
+}
+
+/// The member of `_meta` that names a subscription.
+const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
+/// Requests of the server's that no client has answered.
+const MAX_ASKED: usize = 64;
+/// Ended streams of a session that can be taken up again, their bytes, and for how long.
+const MAX_KEPT: usize = 16;
+const MAX_KEPT_BYTES: usize = 2 << 20;
+const KEPT_FOR: Duration = Duration::from_secs(120);

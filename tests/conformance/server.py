@@ -1,0 +1,509 @@
+"""An MCP server over stdio with what the official conformance suite looks for by name.
+
+It speaks both eras: `initialize` and what follows (to 2025-11-25), and the stateless 2026-07-28.
+With `--legacy` it knows nothing of the latter. Each request is worked on in a thread of its own.
+"""
+
+import base64
+import hashlib
+import hmac
+import itertools
+import json
+import os
+import re
+import struct
+import sys
+import threading
+import time
+import zlib
+
+MODERN, LEGACY = "2026-07-28", ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
+META = "io.modelcontextprotocol/"
+INFO = {"name": "thv-conformance", "version": "1"}
+speaks_modern = "--legacy" not in sys.argv
+out, lock = sys.stdout, threading.Lock()
+numbers, answers, key = itertools.count(1), {}, os.urandom(32)
+subscriptions = {}
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0))
+                       + chunk(b"IDAT", zlib.compress(b"\0\xff\0\0")) + chunk(b"IEND", b"")).decode()
+WAV = base64.b64encode(b"RIFF" + struct.pack("<I", 36) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 8000, 1, 8)
+                       + b"data" + struct.pack("<I", 0)).decode()
+
+
+class Refused(Exception):
+    def __init__(self, code, message, data=None):
+        super().__init__(message)
+        self.error = {"code": code, "message": message} | ({"data": data} if data is not None else {})
+
+
+class NeedsInput(Exception):
+    def __init__(self, requests, state=None):
+        super().__init__("input required")
+        self.result = {"resultType": "input_required", "inputRequests": requests}
+        if state is not None:
+            self.result["requestState"] = state
+
+
+def say(message):
+    with lock:
+        out.write(json.dumps({"jsonrpc": "2.0"} | message) + "\n")
+        out.flush()
+
+
+class Request:
+    """One request, and what may be said while it is worked on."""
+
+    def __init__(self, message):
+        self.id, self.method, self.params = message["id"], message["method"], message.get("params") or {}
+        self.meta = self.params.get("_meta") or {}
+        self.modern = META + "protocolVersion" in self.meta
+        self.cancelled = threading.Event()
+
+    def notify(self, method, params):
+        if not self.cancelled.is_set():
+            say({"method": method, "params": params})
+
+    def log(self, text):
+        if not self.modern or META + "logLevel" in self.meta:
+            self.notify("notifications/message", {"level": "info", "logger": "conformance", "data": text})
+
+    def progress(self, done):
+        if "progressToken" in self.meta:
+            self.notify("notifications/progress", {"progressToken": self.meta["progressToken"], "progress": done, "total": 100})
+
+    def capabilities(self):
+        return self.meta.get(META + "clientCapabilities") or {}
+
+    def ask(self, method, params):
+        """What the client says to a question: legacy clients are asked, modern ones are sent away to come back."""
+        if self.modern:
+            return self.inputs({"answer": (method, params)})["answer"]
+        number = f"server-{next(numbers)}"
+        answers[number] = [threading.Event(), None]
+        say({"id": number, "method": method, "params": params})
+        told, _ = answers[number]
+        if not told.wait(60):
+            raise Refused(-32603, "the client did not answer")
+        answer = answers.pop(number)[1]
+        if "error" in answer:
+            raise Refused(-32603, f"the client refused: {answer['error'].get('message')}")
+        return answer["result"]
+
+    def inputs(self, wanted, state=None):
+        """The modern client's answers to all that is wanted, or the way out that asks for them."""
+        given = self.params.get("inputResponses")
+        given = given if isinstance(given, dict) else {}
+        fits = {"elicitation/create": lambda a: a.get("action") in ("accept", "decline", "cancel"),
+                "sampling/createMessage": lambda a: "content" in a, "roots/list": lambda a: isinstance(a.get("roots"), list)}
+        good = {name: given[name] for name, (method, _) in wanted.items()
+                if isinstance(given.get(name), dict) and fits[method](given[name])}
+        if len(good) == len(wanted):
+            return good
+        raise NeedsInput({name: {"method": method, "params": params} for name, (method, params) in wanted.items()}, state)
+
+    def state(self):
+        """The state that came back, if it is one of ours."""
+        text = self.params.get("requestState")
+        if text is None:
+            return None
+        value, _, mark = str(text).rpartition(".")
+        if not hmac.compare_digest(mark, signed(value).rpartition(".")[2]):
+            raise Refused(-32602, "requestState is not ours")
+        return value
+
+
+def signed(value):
+    return value + "." + hmac.new(key, value.encode(), hashlib.sha256).hexdigest()
+
+
+def form(message, **properties):
+    return "elicitation/create", {"message": message, "requestedSchema": {
+        "type": "object", "properties": properties, "required": list(properties)}}
+
+
+def sample(text, tokens=100):
+    return "sampling/createMessage", {"messages": [{"role": "user", "content": {"type": "text", "text": text}}], "maxTokens": tokens}
+
+
+ROOTS = ("roots/list", {})
+STRING = {"type": "string"}
+
+
+def text(value):
+    return {"content": [{"type": "text", "text": value}]}
+
+
+def image():
+    return {"type": "image", "data": PNG, "mimeType": "image/png"}
+
+
+def embedded(uri, mime, value):
+    return {"type": "resource", "resource": {"uri": uri, "mimeType": mime, "text": value}}
+
+
+TOOLS, PROMPTS = {}, {}
+
+
+def tool(description, schema=None):
+    def add(function):
+        TOOLS[function.__name__] = (function, description, schema or {"type": "object", "properties": {}})
+        return function
+    return add
+
+
+def prompt(description, *arguments):
+    def add(function):
+        PROMPTS[function.__name__] = (function, description, arguments)
+        return function
+    return add
+
+
+def one(name):
+    return {"type": "object", "properties": {name: STRING}, "required": [name]}
+
+
+@tool("Says something")
+def test_simple_text(request, arguments):
+    return text("This is a simple text response for testing.")
+
+
+@tool("Shows a picture")
+def test_image_content(request, arguments):
+    return {"content": [image()]}
+
+
+@tool("Plays a sound")
+def test_audio_content(request, arguments):
+    return {"content": [{"type": "audio", "data": WAV, "mimeType": "audio/wav"}]}
+
+
+@tool("Brings a resource along")
+def test_embedded_resource(request, arguments):
+    return {"content": [embedded("test://embedded-resource", "text/plain", "This is an embedded resource content.")]}
+
+
+@tool("All kinds of content")
+def test_multiple_content_types(request, arguments):
+    return {"content": [{"type": "text", "text": "Multiple content types test:"}, image(),
+                        embedded("test://mixed-content-resource", "application/json", '{"test":"data","value":123}')]}
+
+
+@tool("Logs while it works")
+def test_tool_with_logging(request, arguments):
+    request.log("Tool execution started")
+    time.sleep(0.05)
+    request.log("Tool processing data")
+    time.sleep(0.05)
+    request.log("Tool execution completed")
+    return text("Tool with logging executed successfully")
+
+
+@tool("Logs where it may")
+def test_logging_tool(request, arguments):
+    request.log("logging")
+    return text("logged")
+
+
+@tool("Tells how far it is")
+def test_tool_with_progress(request, arguments):
+    for done in (0, 50, 100):
+        request.progress(done)
+        time.sleep(0.05)
+    return text("done")
+
+
+@tool("Fails")
+def test_error_handling(request, arguments):
+    return text("This tool intentionally returns an error for testing") | {"isError": True}
+
+
+@tool("Asks the client's model", one("prompt"))
+def test_sampling(request, arguments):
+    answer = request.ask(*sample(arguments["prompt"]))
+    return text("LLM response: " + answer["content"].get("text", ""))
+
+
+@tool("Asks the user", one("message"))
+def test_elicitation(request, arguments):
+    answer = request.ask(*form(arguments["message"], username=STRING | {"description": "User's response"},
+                               email=STRING | {"description": "User's email address"}))
+    return text(f"User response: action={answer['action']}, content={json.dumps(answer.get('content'))}")
+
+
+def completed(answer):
+    return text(f"Elicitation completed: action={answer['action']}, content={json.dumps(answer.get('content') or {})}")
+
+
+@tool("Asks with defaults")
+def test_elicitation_sep1034_defaults(request, arguments):
+    return completed(request.ask(*form(
+        "Please review", name=STRING | {"default": "John Doe"}, age={"type": "integer", "default": 30},
+        score={"type": "number", "default": 95.5}, status=STRING | {"enum": ["active", "inactive", "pending"], "default": "active"},
+        verified={"type": "boolean", "default": True})))
+
+
+@tool("Asks for choices")
+def test_elicitation_sep1330_enums(request, arguments):
+    def titled(*names):
+        return [{"const": f"value{n + 1}", "title": name} for n, name in enumerate(names)]
+    options = ["option1", "option2", "option3"]
+    return completed(request.ask(*form(
+        "Please choose", untitledSingle=STRING | {"enum": options},
+        titledSingle=STRING | {"oneOf": titled("First Option", "Second Option", "Third Option")},
+        legacyEnum=STRING | {"enum": ["opt1", "opt2", "opt3"], "enumNames": ["Option One", "Option Two", "Option Three"]},
+        untitledMulti={"type": "array", "items": STRING | {"enum": options}},
+        titledMulti={"type": "array", "items": {"anyOf": titled("First Choice", "Second Choice", "Third Choice")}})))
+
+
+@tool("Needs a client that samples")
+def test_missing_capability(request, arguments):
+    if "sampling" not in request.capabilities():
+        raise Refused(-32021, "sampling is needed", {"requiredCapabilities": {"sampling": {}}})
+    return text("it is there")
+
+
+@tool("Asks in the middle of its answer")
+def test_streaming_elicitation(request, arguments):
+    request.progress(50)
+    return completed(request.ask(*form("Go on?", ok={"type": "boolean"})))
+
+
+def changed(kind):
+    for subscription, (identifier, wanted) in list(subscriptions.items()):
+        if wanted.get(f"{kind}sListChanged"):
+            say({"method": f"notifications/{kind}s/list_changed", "params": {"_meta": {META + "subscriptionId": identifier}}})
+    return text("changed")
+
+
+@tool("Says that the tools changed")
+def test_trigger_tool_change(request, arguments):
+    return changed("tool")
+
+
+@tool("Says that the prompts changed")
+def test_trigger_prompt_change(request, arguments):
+    return changed("prompt")
+
+
+@tool("Asks for a name")
+def test_input_required_result_elicitation(request, arguments):
+    answer = request.inputs({"user_name": form("What is your name?", name=STRING)})["user_name"]
+    return text(f"Hello, {(answer.get('content') or {}).get('name')}!")
+
+
+@tool("Asks a model")
+def test_input_required_result_sampling(request, arguments):
+    return text(request.inputs({"capital_question": sample("What is the capital of France?")})["capital_question"]["content"]["text"])
+
+
+@tool("Asks for roots")
+def test_input_required_result_list_roots(request, arguments):
+    return text(json.dumps(request.inputs({"client_roots": ROOTS})["client_roots"]["roots"]))
+
+
+CONFIRM = {"confirm": form("Please confirm", ok={"type": "boolean"})}
+
+
+@tool("Remembers through the client")
+def test_input_required_result_request_state(request, arguments):
+    state = request.state()
+    request.inputs(CONFIRM, signed("asked"))
+    return text("state-ok" if state == "asked" else "no state")
+
+
+@tool("Notices forged memories")
+def test_input_required_result_tampered_state(request, arguments):
+    return test_input_required_result_request_state(request, arguments)
+
+
+@tool("Asks three things at once")
+def test_input_required_result_multiple_inputs(request, arguments):
+    request.state()
+    given = request.inputs({"user_name": form("What is your name?", name=STRING), "greeting": sample("Generate a greeting", 50),
+                            "client_roots": ROOTS}, signed("three"))
+    return text(json.dumps(given))
+
+
+@tool("Asks one thing after the other")
+def test_input_required_result_multi_round(request, arguments):
+    state = request.state()
+    if state is None or state == "1":
+        name = request.inputs({"step1": form("Step 1: What is your name?", name=STRING)}, signed("1"))
+        raise NeedsInput({"step2": dict(zip(("method", "params"), form("Step 2: What is your favorite color?", color=STRING)))},
+                         signed("2:" + json.dumps(name["step1"].get("content"))))
+    color = request.inputs({"step2": form("Step 2: What is your favorite color?", color=STRING)}, signed(state))
+    return text(f"{state[2:]} likes {color['step2'].get('content')}")
+
+
+@tool("Asks what the client can answer")
+def test_input_required_result_capabilities(request, arguments):
+    can, wanted = request.capabilities(), {}
+    if "sampling" in can:
+        wanted["greeting"] = sample("Generate a greeting", 50)
+    if "elicitation" in can:
+        wanted["user_name"] = form("What is your name?", name=STRING)
+    if "roots" in can:
+        wanted["client_roots"] = ROOTS
+    return text(json.dumps(request.inputs(wanted)))
+
+
+@prompt("A prompt")
+def test_simple_prompt(request, arguments):
+    return [{"type": "text", "text": "This is a simple prompt for testing."}]
+
+
+@prompt("A prompt with words to fill in", "arg1", "arg2")
+def test_prompt_with_arguments(request, arguments):
+    return [{"type": "text", "text": f"Prompt with arguments: arg1='{arguments['arg1']}', arg2='{arguments['arg2']}'"}]
+
+
+@prompt("A prompt with a resource", "resourceUri")
+def test_prompt_with_embedded_resource(request, arguments):
+    return [embedded(arguments["resourceUri"], "text/plain", "Embedded resource content for testing."),
+            {"type": "text", "text": "Please process the embedded resource above."}]
+
+
+@prompt("A prompt with a picture")
+def test_prompt_with_image(request, arguments):
+    return [image(), {"type": "text", "text": "Please analyze the image above."}]
+
+
+@prompt("A prompt that asks first")
+def test_input_required_result_prompt(request, arguments):
+    answer = request.inputs({"user_context": form("What context should the prompt use?", context=STRING)})["user_context"]
+    return [{"type": "text", "text": f"Context: {(answer.get('content') or {}).get('context')}"}]
+
+
+RESOURCES = {
+    "test://static-text": ("text/plain", "This is the content of the static text resource."),
+    "test://static-binary": ("image/png", None),
+    "test://watched-resource": ("text/plain", "Watched resource content"),
+}
+
+
+def read(uri):
+    template = re.fullmatch(r"test://template/([^/]+)/data", uri)
+    if template:
+        data = {"id": template[1], "templateTest": True, "data": f"Data for ID: {template[1]}"}
+        return {"uri": uri, "mimeType": "application/json", "text": json.dumps(data)}
+    if uri not in RESOURCES:
+        raise Refused(-32602, "Resource not found", {"uri": uri})
+    mime, content = RESOURCES[uri]
+    return {"uri": uri, "mimeType": mime} | ({"text": content} if content else {"blob": PNG})
+
+
+def capabilities(modern):
+    changes = {"listChanged": True}
+    found = {"tools": changes, "prompts": changes, "resources": changes | {"subscribe": True}, "completions": {}, "logging": {}}
+    return found
+
+
+def listed(request):
+    kinds = {
+        "tools/list": ("tools", [{"name": name, "description": description, "inputSchema": schema}
+                                 for name, (_, description, schema) in TOOLS.items()]),
+        "prompts/list": ("prompts", [{"name": name, "description": description,
+                                      "arguments": [{"name": a, "description": a, "required": True} for a in arguments]}
+                                     for name, (_, description, arguments) in PROMPTS.items()]),
+        "resources/list": ("resources", [{"uri": uri, "name": uri[7:], "description": uri[7:], "mimeType": mime}
+                                         for uri, (mime, _) in RESOURCES.items()]),
+        "resources/templates/list": ("resourceTemplates", [{"uriTemplate": "test://template/{id}/data", "name": "template",
+                                                            "description": "A template", "mimeType": "application/json"}]),
+    }
+    return dict([kinds[request.method]])
+
+
+def result(request):
+    method, params = request.method, request.params
+    if method == "tools/call":
+        if params.get("name") not in TOOLS:
+            raise Refused(-32602, f"Unknown tool: {params.get('name')}")
+        return TOOLS[params["name"]][0](request, params.get("arguments") or {})
+    if method == "prompts/get":
+        if params.get("name") not in PROMPTS:
+            raise Refused(-32602, f"Unknown prompt: {params.get('name')}")
+        function, description, wanted = PROMPTS[params["name"]]
+        arguments = params.get("arguments") or {}
+        if not all(name in arguments for name in wanted):
+            raise Refused(-32602, "an argument is missing")
+        return {"description": description, "messages": [{"role": "user", "content": content} for content in function(request, arguments)]}
+    if method == "resources/read":
+        return {"contents": [read(params.get("uri", ""))]}
+    if method == "completion/complete":
+        return {"completion": {"values": [], "total": 0, "hasMore": False}}
+    if method.endswith("/list") and method != "tasks/list":
+        return listed(request)
+    if request.modern:
+        if method == "server/discover":
+            return {"supportedVersions": [MODERN], "capabilities": capabilities(True), "instructions": "For tests."}
+    elif method == "initialize":
+        version = params.get("protocolVersion")
+        return {"protocolVersion": version if version in LEGACY else LEGACY[0], "capabilities": capabilities(False), "serverInfo": INFO}
+    elif method in ("ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"):
+        return {}
+    raise Refused(-32601, "Method not found")
+
+
+CACHED = ("server/discover", "tools/list", "prompts/list", "resources/list", "resources/templates/list", "resources/read")
+
+
+def listen(request):
+    wanted = request.params.get("notifications") or {}
+    known = {name: wanted[name] for name in ("toolsListChanged", "promptsListChanged", "resourcesListChanged", "resourceSubscriptions")
+             if wanted.get(name)}
+    subscriptions[request.id] = (request.id, known)
+    say({"method": "notifications/subscriptions/acknowledged",
+         "params": {"_meta": {META + "subscriptionId": request.id}, "notifications": known}})
+
+
+def work(request):
+    try:
+        if speaks_modern and request.modern:
+            version = request.meta[META + "protocolVersion"]
+            if version != MODERN:
+                raise Refused(-32022, "unsupported protocol version", {"supported": [MODERN], "requested": version})
+            if request.method == "subscriptions/listen":
+                return listen(request)
+        elif request.modern:
+            raise Refused(-32601, "Method not found")
+        found = result(request)
+        if request.modern:
+            found = {"resultType": "complete"} | found
+            found["_meta"] = {META + "serverInfo": INFO}
+            if request.method in CACHED:
+                found |= {"ttlMs": 0, "cacheScope": "public"}
+        reply = {"result": found}
+    except NeedsInput as needs:
+        reply = {"result": needs.result | {"_meta": {META + "serverInfo": INFO}}}
+    except Refused as refused:
+        reply = {"error": refused.error}
+    if not request.cancelled.is_set():
+        say({"id": request.id} | reply)
+
+
+def main():
+    running = {}
+    for line in sys.stdin:
+        message = json.loads(line)
+        if "method" not in message:
+            if message.get("id") in answers:
+                answers[message["id"]][1] = message
+                answers[message["id"]][0].set()
+        elif "id" in message:
+            request = Request(message)
+            running[request.id] = request
+            threading.Thread(target=work, args=(request,), daemon=True).start()
+        elif message["method"] == "notifications/cancelled":
+            identifier = message["params"].get("requestId")
+            subscriptions.pop(identifier, None)
+            if identifier in running:
+                running[identifier].cancelled.set()
+
+
+main()

@@ -1,0 +1,436 @@
+//! The stateless version: no sessions, everything in the request itself.
+
+use serde_json::{Value, json};
+
+use crate::{
+    house::{Caller, House, house},
+    wire::{self, Answer, Events},
+};
+
+const VERSION: (&str, &str) = ("MCP-Protocol-Version", "2026-07-28");
+
+/// A modern request's body.
+fn body(id: impl std::fmt::Display, method: &str, mut params: Value, more: Value) -> String {
+    params["_meta"] = json!({
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {},
+    });
+    for (name, value) in more.as_object().unwrap() {
+        params["_meta"][name] = value.clone();
+    }
+    format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{params}}}"#)
+}
+
+fn bytes(caller: &Caller, method: &str, name: Option<&str>, body: &str) -> Vec<u8> {
+    let mut headers = vec![VERSION, ("Mcp-Method", method)];
+    headers.extend(name.map(|name| ("Mcp-Name", name)));
+    caller.bytes_with("POST", &headers, body)
+}
+
+async fn ask(caller: &Caller, method: &str, params: Value) -> Answer {
+    let name = params["name"].as_str().map(str::to_owned);
+    let body = body(1, method, params, json!({}));
+    wire::exchange(
+        caller.address,
+        &bytes(caller, method, name.as_deref(), &body),
+    )
+    .await
+}
+
+async fn tool(caller: &Caller, name: &str, arguments: Value) -> Answer {
+    ask(
+        caller,
+        "tools/call",
+        json!({ "name": name, "arguments": arguments }),
+    )
+    .await
+}
+
+async fn seen(caller: &Caller) -> Vec<String> {
+    serde_json::from_str(&tool(caller, "seen", json!({})).await.said()).unwrap()
+}
+
+async fn modern(policy: Option<&str>) -> House {
+    let plan = house().argument("--modern");
+    match policy {
+        Some(policy) => plan.policy(policy).open().await,
+        None => plan.open().await,
+    }
+}
+
+/// mcp-T1, mcp-T23, mcp-T26: one child answers one user's requests, whatever their connections; another user's is another.
+#[tokio::test]
+async fn each_user_has_one_child_and_no_session() {
+    let house = modern(None).await;
+    let (alice, bob) = (house.caller("alice"), house.caller("bob"));
+    let answer = ask(&alice, "server/discover", json!({})).await;
+    assert_eq!(
+        answer.json()["result"]["supportedVersions"],
+        json!(["2026-07-28"])
+    );
+    assert_eq!(answer.header("mcp-session-id"), None);
+    let calls = (0..8).map(|n| {
+        let alice = alice.clone();
+        tokio::spawn(async move { tool(&alice, "echo", json!({ "n": n })).await.said() })
+    });
+    for (n, call) in calls.collect::<Vec<_>>().into_iter().enumerate() {
+        assert_eq!(
+            call.await.unwrap(),
+            format!("{{\"n\": {n}}}"),
+            "all have one id"
+        );
+    }
+    assert_eq!(house.children_started(), 1);
+    tool(&bob, "echo", json!({ "whose": "bob" })).await;
+    assert_eq!(house.children_started(), 2);
+    assert!(!seen(&alice).await.iter().any(|line| line.contains("bob")));
+    // A session's id means nothing here (mcp-T18), and no message is a session's.
+    let mut stale = alice.clone();
+    stale.session = Some("0123456789abcdef0123456789abcdef".to_owned());
+    assert_eq!(tool(&stale, "echo", json!({})).await.status, 200);
+}
+
+/// tok-121 … tok-126, mcp-T3, mcp-T8 … T13: what does not agree with itself reaches no child.
+#[tokio::test]
+async fn what_is_not_a_modern_request_reaches_no_child() {
+    let house = modern(None).await;
+    let alice = house.caller("alice");
+    let call = |id| {
+        body(
+            id,
+            "tools/call",
+            json!({ "name": "echo", "arguments": {} }),
+            json!({}),
+        )
+    };
+    let send = async |headers: &[(&str, &str)], body: &str| {
+        let answer = wire::exchange(house.address, &alice.bytes_with("POST", headers, body)).await;
+        (
+            answer.status,
+            answer.json()["error"]["code"].as_i64().unwrap(),
+        )
+    };
+    let (method, name) = (("Mcp-Method", "tools/call"), ("Mcp-Name", "echo"));
+    let body = call(1);
+    assert_eq!(send(&[method, name], &body).await, (400, -32020));
+    assert_eq!(send(&[VERSION, name], &body).await, (400, -32020));
+    assert_eq!(send(&[VERSION, method], &body).await, (400, -32020));
+    assert_eq!(
+        send(&[VERSION, method, ("Mcp-Name", "secret")], &body).await,
+        (400, -32020)
+    );
+    assert_eq!(
+        send(&[VERSION, method, name, name], &body).await,
+        (400, -32020)
+    );
+    let old = body.replace("2026-07-28", "2099-01-01");
+    let future = ("MCP-Protocol-Version", "2099-01-01");
+    assert_eq!(send(&[future, method, name], &old).await, (400, -32022));
+    let bare = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo"}}"#;
+    assert_eq!(send(&[VERSION, method, name], bare).await, (400, -32602));
+    let unknown = body.replace("tools/call", "tools/destroy");
+    let destroy = ("Mcp-Method", "tools/destroy");
+    assert_eq!(send(&[VERSION, destroy], &unknown).await, (404, -32601));
+    let ping = body.replace("tools/call", "ping");
+    assert_eq!(
+        send(&[VERSION, ("Mcp-Method", "ping")], &ping).await,
+        (404, -32601)
+    );
+    for gone in ["initialize", "resources/subscribe"] {
+        let body = body.replace("tools/call", gone);
+        assert_eq!(
+            send(&[VERSION, ("Mcp-Method", gone)], &body).await,
+            (404, -32601)
+        );
+    }
+    let response = r#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
+    assert_eq!(send(&[VERSION], response).await, (400, -32600));
+    // json-18: a notification is accepted, and has no effect.
+    let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
+    let answer = wire::exchange(house.address, &alice.bytes_with("POST", &[VERSION], cancel)).await;
+    assert_eq!(answer.status, 202);
+    for method in ["GET", "DELETE"] {
+        let answer = wire::exchange(house.address, &alice.bytes_with(method, &[VERSION], "")).await;
+        assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")));
+    }
+    let mut nobody = alice.clone();
+    nobody.token = None;
+    assert_eq!(tool(&nobody, "echo", json!({})).await.status, 401);
+    assert_eq!(house.children_started(), 0);
+}
+
+/// mcp-T30, mcp-T31: a list shows what its reader may call, and says that it is theirs alone.
+#[tokio::test]
+async fn a_list_is_cut_and_private_and_what_it_hides_is_refused() {
+    let policy = r#"permit(principal, action, resource) unless { resource == Tool::"secret" };"#;
+    let house = modern(Some(policy)).await;
+    let alice = house.caller("alice");
+    let list = ask(&alice, "tools/list", json!({})).await;
+    assert_eq!(list.json()["result"]["cacheScope"], "private");
+    assert_eq!(list.header("cache-control"), Some("no-store"));
+    assert!(list.text().contains("\"echo\"") && !list.text().contains("\"secret\""));
+    let discovered = ask(&alice, "server/discover", json!({})).await;
+    assert_eq!(discovered.json()["result"]["cacheScope"], "private");
+    assert_eq!(tool(&alice, "secret", json!({})).await.status, 403);
+    assert!(
+        !seen(&alice)
+            .await
+            .iter()
+            .any(|line| line.contains("\"secret\""))
+    );
+    let open = modern(None).await;
+    let list = ask(&open.caller("alice"), "tools/list", json!({})).await;
+    assert_eq!(
+        list.json()["result"]["cacheScope"],
+        "public",
+        "everybody sees the same"
+    );
+}
+
+/// json-19: two clients of one user may use one progress token; each hears of its own call, under its own word.
+#[tokio::test]
+async fn progress_tokens_do_not_cross() {
+    let house = modern(None).await;
+    let alice = house.caller("alice");
+    for token in [json!("same"), json!(7)] {
+        let body = body(
+            1,
+            "tools/call",
+            json!({ "name": "progress" }),
+            json!({ "progressToken": token }),
+        );
+        let answer = wire::exchange(
+            house.address,
+            &bytes(&alice, "tools/call", Some("progress"), &body),
+        )
+        .await;
+        let events: Vec<Value> = answer
+            .text()
+            .lines()
+            .filter_map(|line| line.strip_prefix("data: "))
+            .map(|data| serde_json::from_str(data).unwrap())
+            .collect();
+        assert_eq!(events.len(), 3);
+        assert_eq!(events[0]["params"]["progressToken"], token);
+        assert!(
+            !answer.text().contains("id: "),
+            "nothing to go on from (mcp-T18)"
+        );
+    }
+    assert!(
+        !seen(&alice)
+            .await
+            .iter()
+            .any(|line| line.contains("\"same\""))
+    );
+}
+
+/// mcp-T7, conn-12: closing the stream cancels that request, and no other, towards the child under its own number.
+#[tokio::test]
+async fn a_client_that_hangs_up_cancels_its_request_alone() {
+    let house = modern(None).await;
+    let alice = house.caller("alice");
+    let waiting = |id, what: &str| {
+        let params = json!({ "name": "wait", "arguments": { "for": what } });
+        bytes(
+            &alice,
+            "tools/call",
+            Some("wait"),
+            &body(id, "tools/call", params, json!({})),
+        )
+    };
+    tool(&alice, "echo", json!({})).await;
+    let kept = tokio::spawn({
+        let request = waiting(5, "kept");
+        async move { wire::exchange(house_address(&request), &request).await }
+    });
+    let lost = {
+        use tokio::io::AsyncWriteExt as _;
+        let mut stream = tokio::net::TcpStream::connect(house.address).await.unwrap();
+        stream.write_all(&waiting(5, "lost")).await.unwrap();
+        stream
+    };
+    let until = async |what: &str| loop {
+        let lines = seen(&alice).await;
+        if lines.iter().any(|line| line.contains(what)) {
+            return lines;
+        }
+    };
+    until("\"lost\"").await;
+    until("\"kept\"").await;
+    drop(lost);
+    let lines = tokio::time::timeout(wire::PATIENCE, until("notifications/cancelled"))
+        .await
+        .unwrap();
+    let number = |what: &str| {
+        let line = lines.iter().find(|line| line.contains(what)).unwrap();
+        serde_json::from_str::<Value>(line).unwrap()
+    };
+    assert_eq!(
+        number("notifications/cancelled")["params"]["requestId"],
+        number("\"lost\"")["id"]
+    );
+    assert!(
+        house
+            .records
+            .all()
+            .iter()
+            .any(|record| record.contains("THV_REASON=client-gone"))
+    );
+    tool(&alice, "release", json!({ "for": "kept" })).await;
+    assert_eq!(kept.await.unwrap().said(), "released");
+}
+
+/// Where the request says that it goes.
+fn house_address(request: &[u8]) -> std::net::SocketAddr {
+    let text = String::from_utf8_lossy(request);
+    let host = text.lines().find_map(|line| line.strip_prefix("Host: "));
+    host.unwrap().trim().parse().unwrap()
+}
+
+/// mcp-T28: a subscription's messages come under its client's id; closing it ends it; each resource in it is decided on.
+#[tokio::test]
+async fn a_subscription_hears_its_own_and_needs_a_permit_for_each_resource() {
+    let policy =
+        r#"permit(principal, action, resource) unless { resource == Resource::"file:///secret" };"#;
+    let house = modern(Some(policy)).await;
+    let alice = house.caller("alice");
+    let listen = |id: &str, resources: Value| {
+        let wanted = json!({ "notifications": { "toolsListChanged": true, "resourceSubscriptions": resources } });
+        let body = body(id, "subscriptions/listen", wanted, json!({}));
+        bytes(&alice, "subscriptions/listen", None, &body)
+    };
+    for secret in [
+        json!(["file:///a", "file:///secret"]),
+        json!([7]),
+        json!("file:///secret"),
+    ] {
+        let answer = wire::exchange(house.address, &listen("1", secret)).await;
+        assert_eq!(answer.status, 403);
+    }
+    assert_eq!(house.children_started(), 0);
+    let mut one = Events::open(house.address, &listen("\"mine\"", json!(["file:///a"]))).await;
+    let mut two = Events::open(house.address, &listen("\"mine\"", json!([]))).await;
+    for stream in [&mut one, &mut two] {
+        for method in [
+            "notifications/subscriptions/acknowledged",
+            "notifications/tools/list_changed",
+        ] {
+            let event = stream.next().await;
+            assert_eq!(event["method"], method);
+            let meta = &event["params"]["_meta"];
+            assert_eq!(meta["io.modelcontextprotocol/subscriptionId"], "mine");
+        }
+    }
+    drop(one);
+    let cancelled = async {
+        while !seen(&alice)
+            .await
+            .iter()
+            .any(|line| line.contains("notifications/cancelled"))
+        {}
+    };
+    tokio::time::timeout(wire::PATIENCE, cancelled)
+        .await
+        .unwrap();
+}
+
+/// mcp-T29: a log message is for the request that asked for any, and for nobody where that is not known.
+#[tokio::test]
+async fn a_log_message_goes_to_whoever_asked() {
+    let house = modern(None).await;
+    let alice = house.caller("alice");
+    let log = |meta: Value| {
+        let params = json!({ "name": "log", "arguments": { "data": "hello" } });
+        bytes(
+            &alice,
+            "tools/call",
+            Some("log"),
+            &body(1, "tools/call", params, meta),
+        )
+    };
+    let quiet = wire::exchange(house.address, &log(json!({}))).await;
+    assert!(!quiet.text().contains("hello"));
+    let level = json!({ "io.modelcontextprotocol/logLevel": "info" });
+    let told = wire::exchange(house.address, &log(level)).await;
+    assert!(told.text().contains("hello"), "{}", told.text());
+}
+
+/// sse-6: a modern server asks nobody anything.
+#[tokio::test]
+async fn a_modern_servers_own_request_is_refused() {
+    let house = modern(None).await;
+    let alice = house.caller("alice");
+    let answer = tool(&alice, "ask", json!({})).await;
+    let heard: Value = serde_json::from_str(&answer.said()).unwrap();
+    assert_eq!(heard["error"]["code"], -32601);
+    assert!(!answer.text().contains("elicitation/create"));
+}
+
+/// mcp-T20, mcp-T22, mcp-T26, mcp-T30: a legacy server is initialized once, and answers as a modern one would.
+#[tokio::test]
+async fn a_legacy_server_serves_modern_clients() {
+    let policy = r#"permit(principal, action, resource) unless { resource == Tool::"secret" };"#;
+    let house = house().policy(policy).open().await;
+    let alice = house.caller("alice");
+    let discovered = ask(&alice, "server/discover", json!({})).await.json();
+    assert_eq!(discovered["id"], 1);
+    let result = &discovered["result"];
+    assert_eq!(result["supportedVersions"], json!(["2026-07-28"]));
+    assert_eq!(result["capabilities"], json!({ "tools": {} }));
+    assert_eq!(result["resultType"], "complete");
+    let info = &result["_meta"]["io.modelcontextprotocol/serverInfo"];
+    assert_eq!(info["name"], "scripted");
+    let list = ask(&alice, "tools/list", json!({})).await;
+    let (said, list) = (list.text(), list.json());
+    assert_eq!(list["result"]["cacheScope"], "private");
+    assert_eq!(list["result"]["ttlMs"], 0);
+    assert!(said.contains("\"echo\"") && !said.contains("\"secret\""));
+    let answer = tool(&alice, "echo", json!({ "n": 1 })).await;
+    assert_eq!(answer.json()["result"]["resultType"], "complete");
+    assert_eq!(answer.said(), "{\"n\": 1}");
+    assert_eq!(tool(&alice, "secret", json!({})).await.status, 403);
+    // What would go on with a call that asked is none that begins.
+    let params = json!({ "name": "echo", "arguments": { "again": 1 }, "requestState": "forged" });
+    let answer = ask(&alice, "tools/call", params).await;
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["code"]),
+        (400, &json!(-32600))
+    );
+    // It may ask nobody: nobody could come back with the answer to it.
+    let heard = tool(&alice, "ask", json!({})).await.said();
+    assert!(heard.contains("-32601"), "{heard}");
+    let lines = seen(&alice).await;
+    let count = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
+    assert_eq!(
+        (count("\"initialize\""), count("notifications/initialized")),
+        (1, 1)
+    );
+    assert_eq!((count("\"secret\""), count("again")), (0, 0));
+    assert_eq!(
+        count("io.modelcontextprotocol/"),
+        1,
+        "the probe's alone: {lines:#?}"
+    );
+    assert_eq!(house.children_started(), 1);
+    // A legacy client beside it has a child of its own.
+    assert_eq!(
+        house
+            .session("alice")
+            .await
+            .call("echo", json!({}))
+            .await
+            .status,
+        200
+    );
+    assert_eq!(house.children_started(), 2);
+}
+
+/// A server that answers neither question is no server, and leaves no child.
+#[tokio::test]
+async fn a_server_of_no_version_is_an_error_of_its_own() {
+    let house = house().argument("--refuse").open().await;
+    let answer = ask(&house.caller("alice"), "tools/list", json!({})).await;
+    assert_eq!(answer.status, 502);
+    house.records.wait_for("child-exited").await;
+}

@@ -1,0 +1,189 @@
+//! A legacy session's streams: its own, those of its requests, and coming back to one.
+
+use serde_json::{Value, json};
+
+use crate::{
+    house::{Caller, House, call, house, initialize},
+    wire::{self, Answer, Events},
+};
+
+async fn stream(house: &House, caller: &Caller, last: Option<&str>) -> Events {
+    let more: Vec<_> = last
+        .map(|last| ("Last-Event-ID", last))
+        .into_iter()
+        .collect();
+    Events::open(house.address, &caller.bytes_with("GET", &more, "")).await
+}
+
+async fn get(house: &House, caller: &Caller, more: &[(&str, &str)]) -> Answer {
+    wire::exchange(house.address, &caller.bytes_with("GET", more, "")).await
+}
+
+const REPLY: &str = r#"{"jsonrpc":"2.0","id":"mine-1","result":{"action":"decline"}}"#;
+
+/// mcp-L1, mcp-L3, mcp-L5, sse-4: what is about the server comes on the session's own stream, and there alone.
+#[tokio::test]
+async fn a_session_has_a_stream_of_its_own() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let mut own = stream(&house, &alice, None).await;
+    assert_eq!(own.field("id: ").await, "0-0");
+    assert_eq!(own.line().await, "retry: 1000");
+    assert_eq!(own.line().await, "data:");
+    let answer = alice.call("announce", json!({})).await;
+    assert_eq!(
+        answer.header("content-type"),
+        Some("application/json"),
+        "nothing else came with it"
+    );
+    assert_eq!(own.field("id: ").await, "0-1");
+    assert_eq!(
+        own.next().await["method"],
+        "notifications/tools/list_changed"
+    );
+    // Whoever opens it anew takes it over, and is told nothing twice.
+    let mut again = stream(&house, &alice, None).await;
+    assert_eq!(again.field("id: ").await, "0-1");
+    own.end().await;
+    alice.call("announce", json!({})).await;
+    assert_eq!(again.field("id: ").await, "0-2");
+    drop(again);
+    alice.call("announce", json!({})).await;
+    let mut back = stream(&house, &alice, Some("0-1")).await;
+    for _ in 0..2 {
+        assert_eq!(
+            back.next().await["method"],
+            "notifications/tools/list_changed"
+        );
+    }
+}
+
+/// mcp-L4, mcp-L6: a lost connection cancels nothing, and its stream goes on where it was, without what went elsewhere.
+#[tokio::test]
+async fn a_lost_stream_is_taken_up_again_after_the_last_event() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let bob = house.session("bob").await;
+    let mut lost = Events::open(
+        house.address,
+        &alice.bytes("POST", &call(1, "ask", json!({}))),
+    )
+    .await;
+    let primed = lost.field("id: ").await;
+    let asked = lost.field("id: ").await;
+    assert_eq!(lost.next().await["method"], "elicitation/create");
+    drop(lost);
+    assert_eq!(alice.post(REPLY).await.status, 202);
+    let other = get(&house, &bob, &[("Last-Event-ID", &asked)]).await;
+    assert_eq!(other.status, 400, "it is none of bob's");
+    let mut rest = stream(&house, &alice, Some(&asked)).await;
+    let answer = rest.next().await;
+    assert_eq!(
+        (&answer["id"], answer["result"].is_object()),
+        (&json!(1), true)
+    );
+    rest.end().await;
+    // From further back everything comes again, and in the same order.
+    let mut all = stream(&house, &alice, Some(&primed)).await;
+    assert_eq!(all.next().await["method"], "elicitation/create");
+    assert_eq!(all.next().await["id"], 1);
+    for unknown in ["999-1", "x", "", "1", "-1-1"] {
+        let answer = get(&house, &alice, &[("Last-Event-ID", unknown)]).await;
+        assert_eq!(answer.status, 400, "{unknown}");
+        assert_eq!(answer.json()["error"]["data"]["reason"], "event-unknown");
+    }
+}
+
+/// A list is filtered on whatever way its answer comes.
+#[tokio::test]
+async fn streams_are_the_sessions_and_need_one() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let mut stranger = house.caller("bob");
+    assert_eq!(stranger.send("GET", "").await.status, 400);
+    stranger.session = alice.session.clone();
+    assert_eq!(stranger.send("GET", "").await.status, 404);
+    let picky = wire::request(
+        "GET",
+        "/mcp",
+        &[
+            ("Host", &house.address.to_string()),
+            ("Authorization", &format!("Bearer {}", house.token("alice"))),
+            ("Accept", "application/json"),
+            ("Mcp-Session-Id", alice.session.as_deref().unwrap()),
+        ],
+        "",
+    );
+    assert_eq!(wire::exchange(house.address, &picky).await.status, 406);
+    let modern = get(&house, &alice, &[("MCP-Protocol-Version", "2026-07-28")]).await;
+    assert_eq!((modern.status, modern.header("allow")), (405, Some("POST")));
+}
+
+/// mcp-L5: a question with nobody at work comes on the session's own stream; without one it is answered at once.
+#[tokio::test]
+async fn older_clients_are_not_told_of_an_id_without_an_event() {
+    let house = house().open().await;
+    let mut alice = house.caller("alice");
+    let answer = alice.post(&initialize("2025-06-18")).await;
+    alice.session = answer.header("mcp-session-id").map(str::to_owned);
+    let answer = alice.call("progress", json!({})).await;
+    assert!(
+        answer.text().starts_with("id: 2-1\nevent: message\n"),
+        "{}",
+        answer.text()
+    );
+}
+
+/// json-8, mcp-O2: a batch is for those who agreed on the one version that has them.
+#[tokio::test]
+async fn a_batch_is_decided_message_by_message() {
+    let policy = r#"permit(principal, action, resource) unless { resource == Tool::"secret" };"#;
+    let house = house().policy(policy).open().await;
+    let batch = format!(
+        "[{},{},{},{}]",
+        call(1, "echo", json!({ "a": 1 })),
+        call("\"two\"", "secret", json!({})),
+        r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#,
+        initialize("2025-03-26")
+    );
+    let newer = house.session("alice").await;
+    assert_eq!(newer.post(&batch).await.json()["error"]["code"], -32600);
+    assert_eq!(house.caller("alice").post(&batch).await.status, 400);
+    let mut alice = house.caller("alice");
+    let answer = alice.post(&initialize("2025-03-26")).await;
+    alice.session = answer.header("mcp-session-id").map(str::to_owned);
+    let answer = alice.post(&batch).await;
+    let text = answer.text();
+    let mut answers: Vec<Value> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: "))
+        .map(|data| serde_json::from_str(data).unwrap())
+        .collect();
+    answers.sort_by_key(|answer| answer["id"].to_string());
+    assert_eq!(answers.len(), 3, "{text}");
+    assert_eq!(answers[0]["error"]["data"]["reason"], "denied");
+    assert_eq!(
+        answers[1]["error"]["code"], -32600,
+        "initialize comes alone"
+    );
+    assert_eq!(answers[2]["result"]["content"][0]["text"], "{\"a\": 1}");
+    let seen = alice.seen().await;
+    assert!(
+        seen.iter()
+            .any(|line| line.contains("notifications/initialized"))
+    );
+    assert!(
+        !seen.iter().any(|line| line.contains("\"secret\"")),
+        "{seen:?}"
+    );
+    for wrong in [
+        "[]".to_owned(),
+        "[1]".to_owned(),
+        format!("[{}", "1".repeat(3)),
+    ] {
+        let answer = alice.post(&wrong).await;
+        assert!(answer.text().contains("\"error\""), "{wrong}: {answer:?}");
+    }
+    let notes = r#"[{"jsonrpc":"2.0","method":"notifications/initialized"}]"#;
+    assert_eq!(alice.post(notes).await.status, 202);
+}
