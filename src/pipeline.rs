@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 
 use crate::{
     audit::{self, Audit, Decision, Event, Outcome, RequestId, Verdict},
-    auth::{AuthError, Authenticator, Identity, Presented},
+    auth::{self, AuthError, Authenticator, Identity, Presented},
     authz::{DenyReason, Engine, Permit},
     child::StartError,
     config::Config,
@@ -70,7 +70,8 @@ async fn answer(
             query: head.uri.query(),
             local: peer.local(),
         })
-        .await?;
+        .await
+        .inspect_err(|_| record.token = auth::shown(&head.headers).map(audit::tag))?;
     record.who = Some((&*identity).into());
     gateway.authenticator.check_scopes(&identity)?;
     match head.method {

@@ -100,6 +100,8 @@ pub struct Decision {
     pub peer: Option<String>,
     /// [`super::session_tag`] of the session.
     pub session: Option<String>,
+    /// [`super::tag`] of the credentials that were refused.
+    pub token: Option<String>,
 }
 
 impl Decision {
@@ -124,6 +126,7 @@ impl Decision {
             status: None,
             peer: None,
             session: None,
+            token: None,
         }
     }
 }

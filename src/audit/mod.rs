@@ -129,9 +129,14 @@ impl Memory {
     }
 }
 
-/// A session's id as records show it: enough to join records, not enough to use.
+/// A session's id as records show it.
 pub fn session_tag(id: &str) -> String {
-    let hash = digest::digest(&digest::SHA256, id.as_bytes());
+    tag(id.as_bytes())
+}
+
+/// Something secret as records show it: enough to join records, not enough to use.
+pub fn tag(secret: &[u8]) -> String {
+    let hash = digest::digest(&digest::SHA256, secret);
     hash.as_ref()[..8]
         .iter()
         .map(|byte| format!("{byte:02x}"))

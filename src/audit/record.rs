@@ -255,6 +255,7 @@ impl Record {
         }
         self.raw_if("THV_PEER_ADDR", decision.peer.as_deref());
         self.raw_if("THV_SESSION", decision.session.as_deref());
+        self.raw_if("THV_TOKEN", decision.token.as_deref());
     }
 
     fn outcome(&mut self, outcome: &Outcome) {
@@ -362,6 +363,7 @@ mod tests {
                 policies: vec![text(), text()],
                 peer: Some(text()),
                 session: Some(text()),
+                token: Some(text()),
                 ..Decision::denied(request_id, Reason::Policy, 403)
             }),
             Event::Outcome(Outcome {

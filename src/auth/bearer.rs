@@ -65,6 +65,17 @@ pub(super) fn credentials<'a>(
     })
 }
 
+/// What an only Authorization header holds after its scheme, be it a token or not: for the record.
+pub fn shown(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut lines = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(line), None) = (lines.next(), lines.next()) else {
+        return None;
+    };
+    let value = line.as_bytes();
+    let space = value.iter().position(|byte| *byte == b' ')?;
+    Some(value[space..].trim_ascii())
+}
+
 fn names_a_token(query: &str) -> bool {
     query
         .split('&')

@@ -33,6 +33,7 @@ mod testing;
 mod wycheproof;
 
 pub use authenticate::{Authenticator, Presented, Surroundings};
+pub use bearer::shown;
 pub use challenge::challenge;
 pub use error::{AuthError, Fault};
 pub use explain::{Check, Explanation, explain};

@@ -24,6 +24,7 @@ use aws_lc_rs::{
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderValue, Method, header};
+use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use tokio::{
@@ -37,9 +38,12 @@ use tokio::{
 pub(super) use super::{AuthError, Fault};
 use super::{
     Authenticator, Identity, IntrospectionError, Notice, Notices, Presented, Surroundings,
+    challenge,
 };
 use crate::{
+    audit::Reason,
     config::{Auth, Dpop, Issuer, KeySource, Resource, TokenKind},
+    http::Refusal,
     systemd::Credentials,
     time::Clock,
 };
@@ -389,13 +393,38 @@ impl Bench {
             .unwrap_or_else(|error| panic!("refused: {error:?}"))
     }
 
+    /// Refused for this, and what is answered and written down about it. An
+    /// authenticator has no way to a child: that none is started, tests/it shows.
     #[track_caller]
     pub(super) fn refuses(&self, token: &str, fault: Fault) {
+        let error = self.ask(&bearer(token), None).unwrap_err();
+        let shown = &token[..token.len().min(300)];
+        assert_eq!(error, AuthError::Rejected(fault), "{shown}");
+        self.is_told(error);
+    }
+
+    /// 401 with the one challenge and the one body, whatever the fault was.
+    #[track_caller]
+    fn is_told(&self, error: AuthError) {
+        let reason = Reason::from(&error);
+        assert!(reason.as_str().starts_with("token-"), "{reason:?}");
+        let auth = Auth::Oidc(vec![issuer(KeySource::Discovery)]);
+        let challenge = challenge(&error, &auth, &resource()).unwrap();
         assert_eq!(
-            self.ask(&bearer(token), None),
-            Err(AuthError::Rejected(fault)),
-            "{}",
-            &token[..token.len().min(300)]
+            challenge,
+            "Bearer error=\"invalid_token\", error_description=\"The token is not valid here\", \
+         resource_metadata=\"https://mcp.example.com/.well-known/oauth-protected-resource/github\""
+        );
+        let answer = Refusal::Auth(error).response(None, None);
+        assert_eq!(answer.status(), 401);
+        assert_eq!(answer.headers()[header::CACHE_CONTROL], "no-store");
+        let body = self.runtime.block_on(answer.into_body().collect()).unwrap();
+        let body: Value = serde_json::from_slice(&body.to_bytes()).unwrap();
+        assert_eq!(
+            body,
+            json!({"jsonrpc": "2.0", "error": {
+                "code": -32603, "message": "the token is not valid here", "data": {"reason": "token-invalid"},
+            }})
         );
     }
 }

@@ -21,8 +21,19 @@ use crate::{
 pub(super) fn bind(plan: &Plan, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
     unless_optional(plan, skipped, Layer::Landlock, || {
         let version = landlock::version().map_err(|error| {
-            let cure = "add `landlock` to the kernel's `lsm=`, or \"landlock\" to sandbox.optional";
-            io::Error::other(format!("the kernel has no Landlock ({error}); {cure}"))
+            let (what, cure) = match error.kind() {
+                io::ErrorKind::PermissionDenied => (
+                    "a filter around this service refuses the calls of Landlock",
+                    "let landlock_create_ruleset(2) and its kin through (containers: seccomp profile)",
+                ),
+                _ => (
+                    "the kernel has no Landlock",
+                    "add `landlock` to the kernel's `lsm=`",
+                ),
+            };
+            io::Error::other(format!(
+                "{what} ({error}); {cure}, or \"landlock\" to sandbox.optional"
+            ))
         })?;
         let handled = handled(version);
         let scopes = if version >= SCOPES_SINCE {

@@ -37,11 +37,12 @@ class Machine:
     def boot(cls):
         root = CACHE / f"run-{os.getpid()}"
         subprocess.run(["cp", "-a", "--reflink=auto", cached_root(), root], check=True)
-        # The kernel keeps one set of keys for all: nspawn takes them away unless told.
+        # The kernel keeps one set of keys for all: nspawn takes them away unless told; and it
+        # does not know that anybody may bind himself by Landlock.
         command = [
             "systemd-nspawn", "--quiet", "--directory", root, "--boot", "--register=no", "--keep-unit",
             "--private-network", "--console=passive", "--resolv-conf=off", "--timezone=off", "--link-journal=no",
-            "--system-call-filter=@keyring", "--hostname=host",
+            "--system-call-filter=@keyring landlock_create_ruleset landlock_add_rule landlock_restrict_self", "--hostname=host",
         ]
         # Where the driver of the tests has no cgroup v2 of its own, the machine gets one.
         environment = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}

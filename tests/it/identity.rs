@@ -120,6 +120,11 @@ fn is_refused(house: &House, answer: &Answer, reason: &str) {
         "{reason}"
     );
     recorded(house, reason);
+    let records = house.records.all();
+    assert!(
+        records.last().unwrap().contains("THV_TOKEN="),
+        "{records:?}"
+    );
 }
 
 /// The last decision has this reason, and nothing was started for it.
