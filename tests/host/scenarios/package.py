@@ -87,8 +87,8 @@ def removing_stops_every_server_and_purging_leaves_nothing(host):
     left = host.text(
         "find", "/etc", "/usr", "/run", "/var", "-xdev", "-name", "*thv*", "-not", "-path", "/var/log/*",
         "-not", "-path", "/run/systemd/*",
-        # What man(1) has formatted for a reader is its own to forget.
-        "-not", "-path", "/var/cache/man/*")
+        # What man(1) has formatted for a reader is its own to forget; what a user has run is gone when he logs out.
+        "-not", "-path", "/var/cache/man/*", "-not", "-path", "/run/user/*")
     assert not left, left
     assert "thv" not in host.text("systemctl", "list-unit-files", "thv*", check=False).replace("0 unit files", "")
 
