@@ -436,14 +436,23 @@ impl Reader<'_> {
 /// The names of one object seen so far: a list while it is short, because most are.
 #[derive(Default)]
 struct Names<'a> {
-    few: Vec<Cow<'a, str>>,
-    many: HashSet<Cow<'a, str>>,
+    few: Vec<Cow<'a, [u8]>>,
+    many: HashSet<Cow<'a, [u8]>>,
 }
 
 impl<'a> Names<'a> {
+    /// Whether a name, as it was written, is new.
     fn insert(&mut self, raw: &'a [u8]) -> bool {
-        let name = unescape(raw);
+        let inner = &raw[1..raw.len() - 1];
+        let name = if inner.contains(&b'\\') {
+            Cow::Owned(unescape(raw).into_owned().into_bytes())
+        } else {
+            Cow::Borrowed(inner)
+        };
         if self.many.is_empty() && self.few.len() < FEW_NAMES {
+            if self.few.is_empty() {
+                self.few.reserve(FEW_NAMES);
+            }
             let new = !self.few.contains(&name);
             self.few.push(name);
             return new;

@@ -91,7 +91,11 @@ fn is_tchar(byte: u8) -> bool {
 fn is_token68(token: &[u8]) -> bool {
     let padding = token.iter().rev().take_while(|byte| **byte == b'=').count();
     let body = &token[..token.len() - padding];
-    !body.is_empty() && body.iter().all(|byte| TOKEN68[usize::from(*byte)])
+    // Without a way out in between, so that the processor need not guess.
+    !body.is_empty()
+        && body
+            .iter()
+            .fold(true, |all, byte| all & TOKEN68[usize::from(*byte)])
 }
 
 /// Which bytes a token68 holds before its padding: every byte of every token is looked up here.

@@ -159,7 +159,10 @@ fn parts(token: &str) -> Result<[&str; 3], AuthError> {
         return Err(AuthError::Rejected(Fault::Form));
     };
     // The others say so when they are decoded; this one may be decoded elsewhere.
-    if signature.bytes().all(|byte| BASE64URL[usize::from(byte)]) {
+    if signature
+        .bytes()
+        .fold(true, |all, byte| all & BASE64URL[usize::from(byte)])
+    {
         Ok([header, payload, signature])
     } else {
         Err(AuthError::Rejected(Fault::Form))

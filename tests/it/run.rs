@@ -223,15 +223,29 @@ async fn a_client_id_is_compared() {
     // A service account of Kubernetes: this token is of none.
     let running = Running::start(&["--oidc-client-id=a.tools.svc.cluster.local"], None).await;
     assert_eq!(running.caller("toolhive").initialize().await.status, 401);
-    let account = running.issuer.sign(&json!({
-        "iss": running.issuer.issuer(), "sub": "system:serviceaccount:tools:a", "aud": "toolhive",
-        "iat": seconds(), "exp": seconds() + 600, "jti": "1",
-        "kubernetes.io": { "namespace": "tools", "serviceaccount": { "name": "a", "uid": "1" } },
-    }));
-    let mut caller = running.caller("toolhive");
-    caller.token = Some(account.unwrap());
-    let answer = caller.initialize().await;
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    for (namespace, account, status) in [
+        ("tools", "a", 200),
+        ("tools", "b", 401),
+        ("other", "a", 401),
+    ] {
+        let token = running.issuer.sign(&json!({
+            "iss": running.issuer.issuer(), "aud": "toolhive",
+            "sub": format!("system:serviceaccount:{namespace}:{account}"),
+            "iat": seconds(), "exp": seconds() + 600, "jti": "1",
+            "kubernetes.io": {
+                "namespace": namespace, "serviceaccount": { "name": account, "uid": "1" },
+            },
+        }));
+        let mut caller = running.caller("toolhive");
+        caller.token = Some(token.unwrap());
+        let answer = caller.initialize().await;
+        assert_eq!(
+            answer.status,
+            status,
+            "{namespace}/{account}: {}",
+            answer.text()
+        );
+    }
 }
 
 fn seconds() -> u64 {
