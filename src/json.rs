@@ -6,7 +6,7 @@
 //! value stands in the input, so that what was checked is what is forwarded.
 //! Never allocates for values, only one fixed-size node each.
 
-use std::{borrow::Cow, cmp::Ordering, collections::HashSet, ops::Range};
+use std::{borrow::Cow, collections::HashSet, ops::Range};
 
 /// How deep arrays and objects may nest (json-4).
 pub const MAX_DEPTH: usize = 64;
@@ -54,6 +54,8 @@ struct Node {
     end: u32,
     /// Index of the node after this one and all it contains.
     next: u32,
+    /// A string with a backslash in it: what it says is not what stands there.
+    escaped: bool,
 }
 
 /// What a value is.
@@ -146,19 +148,30 @@ impl<'a> Value<'a> {
 
     /// The member of that name, if this is an object that has it.
     pub fn get(self, name: &str) -> Option<Self> {
-        self.raw_members()
-            .find(|(key, _)| is_spelled(key, name))
-            .map(|(_, value)| value)
+        let nodes = &self.document.nodes[..];
+        let object = nodes[self.index];
+        let mut at = self.index + 1;
+        while object.kind == Kind::Object && at < object.next as usize {
+            let key = nodes[at];
+            let raw = &self.text[key.start as usize..key.end as usize];
+            let found = if key.escaped {
+                unescape(raw) == name
+            } else {
+                raw.len() == name.len() + 2 && &raw[1..raw.len() - 1] == name.as_bytes()
+            };
+            if found {
+                return Some(Value {
+                    index: at + 1,
+                    ..self
+                });
+            }
+            at = nodes[at + 1].next as usize;
+        }
+        None
     }
 
     /// The members of an object, in order; none for any other kind.
     pub fn members(self) -> impl Iterator<Item = (Cow<'a, str>, Self)> {
-        self.raw_members()
-            .map(|(name, value)| (unescape(name), value))
-    }
-
-    /// The members with their names as they were written, quotes included.
-    fn raw_members(self) -> impl Iterator<Item = (&'a [u8], Self)> {
         let end = if self.kind() == Kind::Object {
             self.node().next as usize
         } else {
@@ -175,7 +188,7 @@ impl<'a> Value<'a> {
                 ..self
             };
             at = value.node().next as usize;
-            Some((name.raw(), value))
+            Some((unescape(name.raw()), value))
         })
     }
 
@@ -199,17 +212,6 @@ impl<'a> Value<'a> {
 
     fn node(self) -> Node {
         self.document.nodes[self.index]
-    }
-}
-
-/// Whether a name in quotes is `name`, however it is escaped.
-fn is_spelled(quoted: &[u8], name: &str) -> bool {
-    let inner = &quoted[1..quoted.len() - 1];
-    // An escape is longer than what it stands for: only a longer spelling can be the same name.
-    match inner.len().cmp(&name.len()) {
-        Ordering::Less => false,
-        Ordering::Equal => inner == name.as_bytes() && !name.contains('\\'),
-        Ordering::Greater => inner.contains(&b'\\') && unescape(quoted) == name,
     }
 }
 
@@ -248,7 +250,8 @@ impl Reader<'_> {
             }
             self.string()?;
             let node = self.nodes[name];
-            if !names.insert(&self.text[node.start as usize..node.end as usize]) {
+            let raw = &self.text[node.start as usize..node.end as usize];
+            if !names.insert(raw, node.escaped) {
                 return Err(JsonError::Duplicate(node.start as usize));
             }
             self.space();
@@ -307,17 +310,25 @@ impl Reader<'_> {
 
     fn string(&mut self) -> Result<(), JsonError> {
         let start = self.at;
+        let mut escaped = false;
         self.at += 1;
         loop {
             match self.peek() {
                 Some(b'"') => break,
-                Some(b'\\') => self.escape()?,
+                Some(b'\\') => {
+                    escaped = true;
+                    self.escape()?;
+                }
                 Some(0x20..) => self.at += 1,
                 _ => return Err(self.syntax()),
             }
         }
         self.at += 1;
-        self.push(Kind::String, start)
+        self.push(Kind::String, start)?;
+        if let Some(node) = self.nodes.last_mut() {
+            node.escaped = escaped;
+        }
+        Ok(())
     }
 
     fn escape(&mut self) -> Result<(), JsonError> {
@@ -414,6 +425,7 @@ impl Reader<'_> {
             start: index_of(start),
             end: index_of(self.at),
             next,
+            escaped: false,
         });
         Ok(())
     }
@@ -442,16 +454,15 @@ struct Names<'a> {
 
 impl<'a> Names<'a> {
     /// Whether a name, as it was written, is new.
-    fn insert(&mut self, raw: &'a [u8]) -> bool {
-        let inner = &raw[1..raw.len() - 1];
-        let name = if inner.contains(&b'\\') {
+    fn insert(&mut self, raw: &'a [u8], escaped: bool) -> bool {
+        let name = if escaped {
             Cow::Owned(unescape(raw).into_owned().into_bytes())
         } else {
-            Cow::Borrowed(inner)
+            Cow::Borrowed(&raw[1..raw.len() - 1])
         };
         if self.many.is_empty() && self.few.len() < FEW_NAMES {
             if self.few.is_empty() {
-                self.few.reserve(FEW_NAMES);
+                self.few.reserve(USUAL_NAMES);
             }
             let new = !self.few.contains(&name);
             self.few.push(name);
@@ -478,6 +489,8 @@ fn index_of(at: usize) -> u32 {
 
 /// Nodes that are reserved at once: a long text says nothing about how many it has.
 const FIRST_NODES: usize = 256;
+/// Names that are reserved at once.
+const USUAL_NAMES: usize = 16;
 /// So many names are compared one by one: that is faster than hashing them.
 const FEW_NAMES: usize = 24;
 
