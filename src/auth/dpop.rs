@@ -21,7 +21,14 @@ pub(super) struct Proofs {
     /// Of this process alone: a proof for another's nonce is asked for again.
     nonce_key: hmac::Key,
     /// Shortened hashes of proofs, and until when each would be good.
-    seen: Mutex<HashMap<[u8; 16], u64>>,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    until: HashMap<[u8; 16], u64>,
+    /// When those that were over were last thrown out: once a second is often enough.
+    cleared: u64,
 }
 
 /// What a proof must be for.
@@ -131,10 +138,11 @@ impl Proofs {
         let whole = digest::digest(&digest::SHA256, format!("{thumbprint} {id}").as_bytes());
         name.copy_from_slice(&whole.as_ref()[..16]);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.len() >= MAX_SEEN {
-            seen.retain(|_, until| *until >= now);
+        if seen.until.len() >= MAX_SEEN && seen.cleared < now {
+            seen.cleared = now;
+            seen.until.retain(|_, until| *until >= now);
         }
-        seen.len() < MAX_SEEN && seen.insert(name, until).is_none()
+        seen.until.len() < MAX_SEEN && seen.until.insert(name, until).is_none()
     }
 }
 

@@ -37,6 +37,8 @@ pub(super) struct Introspector {
     notices: Notices,
     /// Questions at once.
     turns: Semaphore,
+    /// When it last could not say anything: not every token waits for that again.
+    failed: Mutex<Option<Instant>>,
     /// When, and why.
     refused: Mutex<HashMap<[u8; 32], (Instant, Fault)>>,
 }
@@ -74,6 +76,7 @@ impl Introspector {
             authorization: format!("Basic {}", STANDARD.encode(pair)),
             notices: around.notices.clone(),
             turns: Semaphore::new(MAX_QUESTIONS),
+            failed: Mutex::default(),
             refused: Mutex::default(),
         })
     }
@@ -94,14 +97,19 @@ impl Introspector {
             retry_after: RETRY.as_secs(),
         };
         // Whoever does not get a turn soon is told so, not kept.
-        let Ok(Ok(_turn)) = timeout(RETRY, self.turns.acquire()).await else {
+        let turn = timeout(RETRY, self.turns.acquire()).await;
+        // Looked at last: what a turn was waited for may have failed.
+        let (Ok(Ok(_turn)), false) = (turn, self.lately_failed()) else {
             return Err(down());
         };
-        let claims = self.question(token).await.map_err(|error| {
+        let claims = self.question(token).await.map_err(|trouble| {
+            if trouble.lasts {
+                *self.failed() = Some(Instant::now());
+            }
             (self.notices)(Notice::Unavailable {
                 issuer: self.issuer.issuer.clone(),
                 cached: false,
-                error,
+                error: trouble.error,
             });
             down()
         })?;
@@ -133,15 +141,17 @@ impl Introspector {
     }
 
     /// The claims of an active token; none for one that is not.
-    async fn question(&self, token: &str) -> Result<Option<Claims>, String> {
+    async fn question(&self, token: &str) -> Result<Option<Claims>, Trouble> {
         let body = format!("token={}&token_type_hint=access_token", form(token));
         let (url, origin) = match &self.url {
             Some(url) => (url.clone(), None),
             None => {
-                let endpoints = self.discovery.endpoints(&self.fetcher).await?;
+                let endpoints = self.discovery.endpoints(&self.fetcher).await;
+                let endpoints = endpoints.map_err(Trouble::lasting)?;
                 let url = endpoints.introspection.ok_or(
                     "its discovery document names no introspection_endpoint; set `introspection.url`",
-                )?;
+                );
+                let url = url.map_err(|error| Trouble::lasting(error.to_owned()))?;
                 (url, Some(self.issuer.issuer.as_str()))
             }
         };
@@ -151,25 +161,43 @@ impl Introspector {
             .await
             .map_err(|error| {
                 self.discovery.forget();
+                let text = format!("introspection at `{url}`: {error}");
                 match error {
                     // Our credentials are at fault, not the caller's token (tok-109).
-                    FetchError::Status(status) if matches!(status.as_u16(), 400 | 401 | 403) => {
-                        format!("introspection at `{url}` refuses this server's client: {status}")
+                    FetchError::Status(status) if matches!(status.as_u16(), 401 | 403) => {
+                        Trouble::lasting(format!(
+                            "introspection at `{url}` refuses this server's client: {status}"
+                        ))
                     }
-                    error => format!("introspection at `{url}`: {error}"),
+                    // What it makes of a stranger's token must not keep everybody else out.
+                    FetchError::Status(status) if status.is_client_error() => {
+                        Trouble::of_the_token(text)
+                    }
+                    _ => Trouble::lasting(text),
                 }
             })?;
         // Signed answers are of another type, and were not asked for (tok-112).
         if answer.media_type != "application/json" {
-            return Err(format!(
+            return Err(Trouble::of_the_token(format!(
                 "introspection at `{url}`: it answered `{}`, not application/json",
                 answer.media_type
-            ));
+            )));
         }
-        let claims = Claims::read(&answer.body)
-            .map_err(|_| format!("introspection at `{url}`: its answer is no JSON object"))?;
+        let claims = Claims::read(&answer.body).map_err(|_| {
+            Trouble::of_the_token(format!(
+                "introspection at `{url}`: its answer is no JSON object"
+            ))
+        })?;
         let active = claims.get("active").and_then(|active| active.as_bool());
         Ok((active == Some(true)).then_some(claims))
+    }
+
+    fn lately_failed(&self) -> bool {
+        self.failed().is_some_and(|when| when.elapsed() < RETRY)
+    }
+
+    fn failed(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn was_refused(&self, name: &[u8; 32]) -> Option<Fault> {
@@ -189,6 +217,26 @@ impl Introspector {
 
     fn refused(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], (Instant, Fault)>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why there is no answer.
+struct Trouble {
+    error: String,
+    /// Whether the next token would fare no better.
+    lasts: bool,
+}
+
+impl Trouble {
+    fn lasting(error: String) -> Self {
+        Self { error, lasts: true }
+    }
+
+    fn of_the_token(error: String) -> Self {
+        Self {
+            error,
+            lasts: false,
+        }
     }
 }
 
@@ -467,6 +515,7 @@ mod tests {
             asking.provider.set(ASK, reply);
             let answer = asking.shows(&format!("t{number}")).await;
             assert!(is_down(&answer), "{number}: {answer:?}");
+            super::super::testing::pass(RETRY).await;
         }
         assert!(
             asking
@@ -476,6 +525,28 @@ mod tests {
         // Nothing of it was remembered.
         asking.says(|_| {});
         assert!(asking.shows("t0").await.is_ok());
+    }
+
+    /// tok-110: an outage is asked about once in a while, not once a token; and one that
+    /// a single token brings about is that token's alone.
+    #[tokio::test]
+    async fn an_outage_is_not_asked_about_for_each_token() {
+        let asking = Asking::start().await;
+        asking
+            .provider
+            .set(ASK, raw("503 Service Unavailable", "", ""));
+        for number in 0..20 {
+            assert!(is_down(&asking.shows(&format!("t{number}")).await));
+        }
+        assert_eq!(asking.provider.asked(ASK), 1);
+        assert_eq!(asking.told.lock().unwrap().len(), 1);
+        asking.says(|_| {});
+        super::super::testing::pass(RETRY).await;
+        assert!(asking.shows("good").await.is_ok());
+        asking.provider.set(ASK, raw("400 Bad Request", "", ""));
+        assert!(is_down(&asking.shows("strange").await));
+        asking.says(|_| {});
+        assert!(asking.shows("another").await.is_ok());
     }
 
     /// tok-110: a silent issuer costs its deadline.

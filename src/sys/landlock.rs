@@ -6,6 +6,8 @@ use std::{
     ptr,
 };
 
+use super::done;
+
 /// The newest version of the interface that this kernel speaks.
 pub(crate) fn version() -> io::Result<u32> {
     // SAFETY: with this flag no memory is passed.
@@ -74,14 +76,6 @@ pub(crate) fn restrict(ruleset: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: the descriptor is open; no memory is passed.
     let bound = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) };
     done(bound)
-}
-
-fn done(result: libc::c_long) -> io::Result<()> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
 }
 
 /// `struct landlock_ruleset_attr`.

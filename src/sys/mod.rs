@@ -14,3 +14,12 @@ mod readiness;
 
 pub(crate) use descriptors::{accept, received_descriptors};
 pub(crate) use readiness::readiness;
+
+/// What a call that answers zero or an error has answered.
+fn done(result: libc::c_long) -> std::io::Result<()> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
+}

@@ -13,6 +13,8 @@ use nix::{
     sys::stat::{Mode, SFlag, fstat},
 };
 
+use super::done;
+
 /// Copies the mounts at `place` and below, attached nowhere (open_tree(2)).
 pub(crate) fn copy_tree(place: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC | libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
@@ -107,14 +109,6 @@ fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     let descriptor = i32::try_from(result).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made this descriptor for the caller.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
-}
-
-fn done(result: libc::c_long) -> io::Result<()> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
 }
 
 /// `struct mount_attr`.

@@ -298,12 +298,7 @@ async fn a_client_that_does_not_read_is_not_kept_everything() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let house = house().open().await;
     let alice = house.session("alice").await;
-    let before = house
-        .records
-        .all()
-        .iter()
-        .filter(|record| record.contains("THV_EVENT=outcome "))
-        .count();
+    let before = house.records.count("outcome");
     let mut stream = tokio::net::TcpStream::connect(house.address).await.unwrap();
     stream
         .write_all(&alice.bytes(
@@ -312,16 +307,7 @@ async fn a_client_that_does_not_read_is_not_kept_everything() {
         ))
         .await
         .unwrap();
-    while house
-        .records
-        .all()
-        .iter()
-        .filter(|record| record.contains("THV_EVENT=outcome "))
-        .count()
-        == before
-    {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    house.records.wait_for_more("outcome", before).await;
     let mut text = Vec::new();
     stream.read_to_end(&mut text).await.unwrap();
     assert!(text.len() < 24 << 20, "{} bytes were kept", text.len());
@@ -512,12 +498,7 @@ async fn an_initialize_that_takes_too_long_is_failed_and_its_slot_is_free_again(
         (504, &json!("timeout"))
     );
     house.records.wait_for("child-exited").await;
-    let outcomes = house
-        .records
-        .all()
-        .iter()
-        .filter(|record| record.contains("THV_EVENT=outcome "))
-        .count();
+    let outcomes = house.records.count("outcome");
     assert_eq!(
         outcomes,
         1,

@@ -378,14 +378,24 @@ impl Records {
         self.0.records().iter().map(line).collect()
     }
 
+    /// How many there are of that kind.
+    pub fn count(&self, kind: &str) -> usize {
+        let event = format!("THV_EVENT={kind} ");
+        self.all()
+            .iter()
+            .filter(|record| record.contains(&event))
+            .count()
+    }
+
     /// Waits until something of that kind is recorded.
     pub async fn wait_for(&self, kind: &str) {
+        self.wait_for_more(kind, 0).await;
+    }
+
+    /// Waits until there are more of that kind than before.
+    pub async fn wait_for_more(&self, kind: &str, before: usize) {
         let there = async {
-            while !self
-                .all()
-                .iter()
-                .any(|record| record.contains(&format!("THV_EVENT={kind} ")))
-            {
+            while self.count(kind) <= before {
                 tokio::task::yield_now().await;
             }
         };
