@@ -58,6 +58,12 @@ struct Node {
     escaped: bool,
 }
 
+impl Node {
+    fn range(&self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+}
+
 /// What a value is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
@@ -88,7 +94,8 @@ impl Document {
             at: 0,
             limits,
             // Of ordinary texts; others grow it.
-            nodes: Vec::with_capacity((text.len() / 8).min(FIRST_NODES)),
+            nodes: Vec::with_capacity((text.len() / 8).clamp(FEW_NODES, FIRST_NODES)),
+            names: Vec::new(),
         };
         reader.space();
         reader.value(0)?;
@@ -118,8 +125,7 @@ impl<'a> Value<'a> {
 
     /// Where the value stands in the text, quotes and brackets included.
     pub fn span(self) -> Range<usize> {
-        let node = self.node();
-        node.start as usize..node.end as usize
+        self.node().range()
     }
 
     /// The value as it was written.
@@ -129,7 +135,14 @@ impl<'a> Value<'a> {
 
     /// The string, unescaped; `None` if it is none.
     pub fn as_str(self) -> Option<Cow<'a, str>> {
-        (self.kind() == Kind::String).then(|| unescape(self.raw()))
+        let node = self.node();
+        (node.kind == Kind::String).then(|| {
+            if node.escaped {
+                unescape(self.raw())
+            } else {
+                Cow::Borrowed(plain(self.raw()))
+            }
+        })
     }
 
     /// The number as it was written; `None` if it is none.
@@ -153,11 +166,14 @@ impl<'a> Value<'a> {
         let mut at = self.index + 1;
         while object.kind == Kind::Object && at < object.next as usize {
             let key = nodes[at];
-            let raw = &self.text[key.start as usize..key.end as usize];
             let found = if key.escaped {
-                unescape(raw) == name
+                unescape(&self.text[key.range()]) == name
             } else {
-                raw.len() == name.len() + 2 && &raw[1..raw.len() - 1] == name.as_bytes()
+                // Length and first byte tell most names apart, without the call that comparing costs.
+                key.range().len() == name.len() + QUOTES && {
+                    let key = &self.text[key.start as usize + 1..key.end as usize - 1];
+                    key.first() == name.as_bytes().first() && key == name.as_bytes()
+                }
             };
             if found {
                 return Some(Value {
@@ -188,8 +204,20 @@ impl<'a> Value<'a> {
                 ..self
             };
             at = value.node().next as usize;
-            Some((unescape(name.raw()), value))
+            let name = name.as_str().expect("a name is a string");
+            Some((name, value))
         })
+    }
+
+    /// How many members an object has; none for any other kind.
+    pub fn member_count(self) -> usize {
+        let nodes = &self.document.nodes[..];
+        let (object, mut at, mut count) = (nodes[self.index], self.index + 1, 0);
+        while object.kind == Kind::Object && at < object.next as usize {
+            at = nodes[at + 1].next as usize;
+            count += 1;
+        }
+        count
     }
 
     /// The elements of an array, in order; none for any other kind.
@@ -220,9 +248,12 @@ struct Reader<'a> {
     at: usize,
     limits: Limits,
     nodes: Vec<Node>,
+    /// The names seen so far of the objects that are open, the innermost one's last: one
+    /// list for all of them, because most are short.
+    names: Vec<Cow<'a, [u8]>>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     fn value(&mut self, depth: usize) -> Result<(), JsonError> {
         match self.peek() {
             Some(b'{') => self.object(depth + 1),
@@ -238,11 +269,15 @@ impl Reader<'_> {
 
     fn object(&mut self, depth: usize) -> Result<(), JsonError> {
         let index = self.open(Kind::Object, depth)?;
-        let mut names = Names::default();
         self.space();
         if self.peek() == Some(b'}') {
             return self.close(index);
         }
+        if self.names.capacity() == 0 {
+            self.names.reserve(USUAL_NAMES);
+        }
+        let first = self.names.len();
+        let mut many = HashSet::new();
         loop {
             let name = self.nodes.len();
             if self.peek() != Some(b'"') {
@@ -250,8 +285,8 @@ impl Reader<'_> {
             }
             self.string()?;
             let node = self.nodes[name];
-            let raw = &self.text[node.start as usize..node.end as usize];
-            if !names.insert(raw, node.escaped) {
+            let raw = &self.text[node.range()];
+            if !self.is_new(raw, node.escaped, first, &mut many) {
                 return Err(JsonError::Duplicate(node.start as usize));
             }
             self.space();
@@ -264,11 +299,37 @@ impl Reader<'_> {
             self.space();
             match self.peek() {
                 Some(b',') => self.at += 1,
-                Some(b'}') => return self.close(index),
+                Some(b'}') => {
+                    self.names.truncate(first);
+                    return self.close(index);
+                }
                 _ => return Err(self.syntax()),
             }
             self.space();
         }
+    }
+
+    /// Whether a name, as it was written, is new in the object whose names begin at `first`;
+    /// beyond a few they move to `many`.
+    fn is_new(
+        &mut self,
+        raw: &'a [u8],
+        escaped: bool,
+        first: usize,
+        many: &mut HashSet<Cow<'a, [u8]>>,
+    ) -> bool {
+        let name = if escaped {
+            Cow::Owned(unescape(raw).into_owned().into_bytes())
+        } else {
+            Cow::Borrowed(&raw[1..raw.len() - 1])
+        };
+        if many.is_empty() && self.names.len() - first < FEW_NAMES {
+            let new = !self.names[first..].contains(&name);
+            self.names.push(name);
+            return new;
+        }
+        many.extend(self.names.drain(first..));
+        many.insert(name)
     }
 
     fn array(&mut self, depth: usize) -> Result<(), JsonError> {
@@ -445,42 +506,17 @@ impl Reader<'_> {
     }
 }
 
-/// The names of one object seen so far: a list while it is short, because most are.
-#[derive(Default)]
-struct Names<'a> {
-    few: Vec<Cow<'a, [u8]>>,
-    many: HashSet<Cow<'a, [u8]>>,
-}
-
-impl<'a> Names<'a> {
-    /// Whether a name, as it was written, is new.
-    fn insert(&mut self, raw: &'a [u8], escaped: bool) -> bool {
-        let name = if escaped {
-            Cow::Owned(unescape(raw).into_owned().into_bytes())
-        } else {
-            Cow::Borrowed(&raw[1..raw.len() - 1])
-        };
-        if self.many.is_empty() && self.few.len() < FEW_NAMES {
-            if self.few.is_empty() {
-                self.few.reserve(USUAL_NAMES);
-            }
-            let new = !self.few.contains(&name);
-            self.few.push(name);
-            return new;
-        }
-        self.many.extend(self.few.drain(..));
-        self.many.insert(name)
-    }
-}
-
 /// A checked string with its quotes → what it says.
 fn unescape(raw: &[u8]) -> Cow<'_, str> {
-    let inner =
-        std::str::from_utf8(&raw[1..raw.len() - 1]).expect("the text was checked to be UTF-8");
-    if !inner.contains('\\') {
-        return Cow::Borrowed(inner);
+    if !raw.contains(&b'\\') {
+        return Cow::Borrowed(plain(raw));
     }
     Cow::Owned(serde_json::from_slice(raw).expect("the reader checked every escape"))
+}
+
+/// A checked string with its quotes and without a backslash.
+fn plain(raw: &[u8]) -> &str {
+    std::str::from_utf8(&raw[1..raw.len() - 1]).expect("the text was checked to be UTF-8")
 }
 
 fn index_of(at: usize) -> u32 {
@@ -489,6 +525,9 @@ fn index_of(at: usize) -> u32 {
 
 /// Nodes that are reserved at once: a long text says nothing about how many it has.
 const FIRST_NODES: usize = 256;
+const FEW_NODES: usize = 16;
+/// Around a string.
+const QUOTES: usize = 2;
 /// Names that are reserved at once.
 const USUAL_NAMES: usize = 16;
 /// So many names are compared one by one: that is faster than hashing them.
@@ -525,7 +564,7 @@ mod tests {
             root.get("b\n").unwrap().get("c").unwrap().as_bool(),
             Some(true)
         );
-        assert_eq!(root.members().count(), 2);
+        assert_eq!(root.member_count(), 2);
         assert!(root.get("c").is_none());
     }
 

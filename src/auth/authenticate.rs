@@ -14,7 +14,7 @@ use aws_lc_rs::digest;
 use http::{HeaderMap, Method};
 
 use super::{
-    AuthError, Fault, Identity, IntrospectionError, Kind, LocalPeer,
+    AuthError, Fault, Identity, IntrospectionError, Kind, LocalPeer, Texts,
     bearer::{self, Scheme, Shown},
     claims::{self, Claimed},
     dpop::{self, Proofs},
@@ -381,8 +381,8 @@ fn anonymous() -> Identity {
         subject: "anonymous".to_owned(),
         kind: Kind::User,
         client: None,
-        scopes: Vec::new(),
-        groups: Vec::new(),
+        scopes: Texts::default(),
+        groups: Texts::default(),
         expires_at: u64::MAX,
     }
 }
@@ -430,10 +430,10 @@ mod tests {
             (Kind::User, Some("editor"))
         );
         assert_eq!(
-            (identity.scopes(), identity.groups()),
+            (identity.scopes().to_vec(), identity.groups().to_vec()),
             (
-                &["tools:read", "tools:call"].map(str::to_owned)[..],
-                &["staff".to_owned()][..]
+                ["tools:read", "tools:call"].map(str::to_owned).to_vec(),
+                vec!["staff".to_owned()]
             )
         );
         assert_eq!(identity.expires_at(), NOW + 300);

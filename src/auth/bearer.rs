@@ -91,24 +91,15 @@ fn is_tchar(byte: u8) -> bool {
 fn is_token68(token: &[u8]) -> bool {
     let padding = token.iter().rev().take_while(|byte| **byte == b'=').count();
     let body = &token[..token.len() - padding];
-    // Without a way out in between, so that the processor need not guess.
+    // Without a way out in between and without a table, so that many are looked at at once.
     !body.is_empty()
-        && body
-            .iter()
-            .fold(true, |all, byte| all & TOKEN68[usize::from(*byte)])
+        && body.iter().fold(true, |all, byte| {
+            let mark = [b'-', b'.', b'_', b'~', b'+', b'/']
+                .iter()
+                .fold(false, |any, mark| any | (byte == mark));
+            all & (byte.is_ascii_alphanumeric() | mark)
+        })
 }
-
-/// Which bytes a token68 holds before its padding: every byte of every token is looked up here.
-const TOKEN68: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        table[byte] = (byte as u8).is_ascii_alphanumeric()
-            || matches!(byte as u8, b'-' | b'.' | b'_' | b'~' | b'+' | b'/');
-        byte += 1;
-    }
-    table
-};
 
 /// Bytes of a token (tok-13).
 const MAX_TOKEN: usize = 16 << 10;

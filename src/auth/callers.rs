@@ -1,6 +1,8 @@
 //! Whom of an issuer's callers a server lets in: what its `[[auth.issuer]]` says
 //! about clients, subjects and other claims.
 
+use std::borrow::Cow;
+
 use super::{
     AuthError, Fault,
     claims::{MAX_ID, seconds, text},
@@ -12,7 +14,10 @@ use crate::{
 };
 
 /// The client that the token was issued to, if it is one of those that may come.
-pub(super) fn client(claims: &Claims, issuer: &Issuer) -> Result<Option<String>, AuthError> {
+pub(super) fn client<'a>(
+    claims: &'a Claims,
+    issuer: &Issuer,
+) -> Result<Option<Cow<'a, str>>, AuthError> {
     let names = if issuer.legacy_typ || issuer.token == TokenKind::Id {
         &CLIENT_CLAIMS
     } else {
@@ -21,7 +26,7 @@ pub(super) fn client(claims: &Claims, issuer: &Issuer) -> Result<Option<String>,
     let mut found = None;
     for name in names {
         if let Some(client) = text(claims, name, MAX_ID)? {
-            if !issuer.clients.is_empty() && !issuer.clients.contains(&client) {
+            if !issuer.clients.is_empty() && !is_one_of(&client, &issuer.clients) {
                 return Err(AuthError::Rejected(Fault::Client));
             }
             found.get_or_insert(client);
@@ -32,7 +37,7 @@ pub(super) fn client(claims: &Claims, issuer: &Issuer) -> Result<Option<String>,
     }
     // An ID token is for the client that asked for it: one of ours, unless `clients` says
     // whose else may be passed on (OpenID Connect Core §3.1.3.7).
-    let of_another = |client: &String| !issuer.audience.contains(client);
+    let of_another = |client: &Cow<'_, str>| !is_one_of(client, &issuer.audience);
     if issuer.token == TokenKind::Id
         && issuer.clients.is_empty()
         && found.as_ref().is_some_and(of_another)
@@ -40,6 +45,10 @@ pub(super) fn client(claims: &Claims, issuer: &Issuer) -> Result<Option<String>,
         return Err(AuthError::Rejected(Fault::Client));
     }
     Ok(found)
+}
+
+fn is_one_of(name: &str, list: &[String]) -> bool {
+    list.iter().any(|one| one == name)
 }
 
 /// The subject against `subjects`, `revoked` and `issued-after` (tok-89).

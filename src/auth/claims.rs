@@ -1,21 +1,22 @@
 //! The claims of an access token against the issuer's configuration
 //! (RFC 9068 §4, RFC 7519 §4.1, OpenID Connect Core §2 for what marks an ID token).
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
-use super::{AuthError, Fault, Identity, Kind as Principal, callers, jwt::Claims, jwt::Header};
+use super::{
+    AuthError, Fault, Identity, Kind as Principal, Texts, callers, jwt::Claims, jwt::Header,
+};
 use crate::{
     config::{Dpop, Issuer, TokenKind},
     json::{Kind, Value},
 };
 
 /// The issuer that a token names, if it names one.
-pub(super) fn issuer(claims: &Claims) -> Result<String, AuthError> {
-    let issuer = claims
+pub(super) fn issuer(claims: &Claims) -> Result<Cow<'_, str>, AuthError> {
+    claims
         .get("iss")
         .and_then(Value::as_str)
-        .ok_or(AuthError::Rejected(Fault::Issuer))?;
-    Ok(issuer.into_owned())
+        .ok_or(AuthError::Rejected(Fault::Issuer))
 }
 
 /// What the claims say, once they have passed; worth nothing until somebody who may
@@ -73,7 +74,7 @@ pub(super) fn check_claims(
     // A program acting for itself, never the user of that name (RFC 9700 §4.15): whichever
     // claim says so, read here or not.
     let names_a_client =
-        |name: &&str| claims.get(name).and_then(Value::as_str).as_deref() == Some(subject.as_str());
+        |name: &&str| claims.get(name).and_then(Value::as_str).as_ref() == Some(&subject);
     let kind = if callers::CLIENT_CLAIMS.iter().any(names_a_client) {
         Principal::Client
     } else {
@@ -81,9 +82,9 @@ pub(super) fn check_claims(
     };
     let identity = Identity {
         issuer: issuer.issuer.clone(),
-        subject,
+        subject: subject.into_owned(),
         kind,
-        client,
+        client: client.map(Cow::into_owned),
         scopes: scopes(claims, issuer)?,
         groups: groups(claims)?,
         expires_at,
@@ -149,20 +150,28 @@ pub(super) fn audience(claims: &Claims, issuer: &Issuer) -> Result<(), AuthError
     let Some(audience) = claims.get("aud") else {
         return Err(wrong);
     };
-    // With or without one trailing slash; everything else byte for byte (tok-75).
-    let bare = |url: &str| url.strip_suffix('/').unwrap_or(url).to_owned();
-    let ours = |named: &str| issuer.audience.iter().any(|ours| bare(ours) == bare(named));
-    let named: Option<Vec<_>> = match audience.kind() {
-        Kind::String => audience.as_str().map(|named| vec![named]),
-        Kind::Array => audience.elements().map(Value::as_str).collect(),
-        _ => None,
+    let ours = |named: &str| {
+        let named = bare(named);
+        issuer.audience.iter().any(|ours| bare(ours) == named)
     };
-    let good = named.is_some_and(|named| {
-        // All of them under `single-audience`: the same one may come twice (tok-77).
-        named.iter().any(|named| ours(named))
-            && (!issuer.single_audience || named.iter().all(|named| ours(named)))
-    });
+    let good = match audience.kind() {
+        Kind::String => audience.as_str().is_some_and(|named| ours(&named)),
+        Kind::Array => {
+            let named: Option<Vec<_>> = audience.elements().map(Value::as_str).collect();
+            named.is_some_and(|named| {
+                // All of them under `single-audience`: the same one may come twice (tok-77).
+                named.iter().any(|named| ours(named))
+                    && (!issuer.single_audience || named.iter().all(|named| ours(named)))
+            })
+        }
+        _ => false,
+    };
     if good { Ok(()) } else { Err(wrong) }
+}
+
+/// With or without one trailing slash; everything else byte for byte (tok-75).
+fn bare(url: &str) -> &str {
+    url.strip_suffix('/').unwrap_or(url)
 }
 
 /// The key that the token is bound to, if it is and may be.
@@ -174,7 +183,7 @@ pub(super) fn binding(claims: &Claims, issuer: &Issuer) -> Result<Option<String>
         };
     };
     // Bound in a way that nobody checks here: whoever shows it may have stolen it (tok-113).
-    if issuer.dpop == Dpop::Off || confirmation.members().count() != 1 {
+    if issuer.dpop == Dpop::Off || confirmation.member_count() != 1 {
         return Err(AuthError::Rejected(Fault::Claim));
     }
     let thumbprint = confirmation
@@ -231,42 +240,43 @@ pub(super) fn seconds(claims: &Claims, name: &str) -> Result<Option<u64>, AuthEr
     }
 }
 
-fn scopes(claims: &Claims, issuer: &Issuer) -> Result<Vec<String>, AuthError> {
+fn scopes(claims: &Claims, issuer: &Issuer) -> Result<Texts, AuthError> {
     let wrong = || AuthError::Rejected(Fault::Claim);
     let list = match (
         claims.get("scope"),
         claims.get("scp").filter(|_| issuer.legacy_typ),
     ) {
-        (None, None) => return Ok(Vec::new()),
-        (Some(scope), _) => words(scope).ok_or_else(wrong)?,
+        (None, None) => return Ok(Texts::default()),
+        (Some(scope), _) => Listed::Words(scope.as_str().ok_or_else(wrong)?),
         // Okta says a list, Entra ID a string.
         (None, Some(scopes)) if scopes.kind() == Kind::Array => {
-            strings(scopes).ok_or_else(wrong)?
+            Listed::Elements(strings(scopes).ok_or_else(wrong)?)
         }
-        (None, Some(scope)) => words(scope).ok_or_else(wrong)?,
+        (None, Some(scope)) => Listed::Words(scope.as_str().ok_or_else(wrong)?),
     };
+    let list = list.texts();
     // RFC 6749 §3.3.
-    let legal = |scope: &String| {
+    let legal = |scope: &&str| {
         !scope.is_empty()
             && scope
                 .bytes()
                 .all(|byte| matches!(byte, 0x21 | 0x23..=0x5B | 0x5D..=0x7E))
     };
     // Last, for it costs the square of the number, and nobody has vouched for the claims yet.
-    let distinct = |list: &[String]| {
+    let distinct = |list: &[&str]| {
         list.iter()
             .enumerate()
             .all(|(at, scope)| !list[..at].contains(scope))
     };
     if list.len() <= MAX_SCOPES && list.iter().all(legal) && distinct(&list) {
-        Ok(with_implied(list, &issuer.implied_scopes))
+        Ok(with_implied(list, &issuer.implied_scopes)[..].into())
     } else {
         Err(wrong())
     }
 }
 
 /// The scopes with those that they stand for, and those that these stand for (tok-85).
-fn with_implied(mut list: Vec<String>, table: &[(String, Vec<String>)]) -> Vec<String> {
+fn with_implied<'a>(mut list: Vec<&'a str>, table: &'a [(String, Vec<String>)]) -> Vec<&'a str> {
     let mut next = 0;
     while let Some(scope) = list.get(next) {
         let implied = table
@@ -274,8 +284,8 @@ fn with_implied(mut list: Vec<String>, table: &[(String, Vec<String>)]) -> Vec<S
             .filter(|(name, _)| name == scope)
             .flat_map(|(_, implied)| implied);
         let new: Vec<_> = implied
+            .map(String::as_str)
             .filter(|implied| !list.contains(implied))
-            .cloned()
             .collect();
         list.extend(new);
         next += 1;
@@ -283,18 +293,26 @@ fn with_implied(mut list: Vec<String>, table: &[(String, Vec<String>)]) -> Vec<S
     list
 }
 
-fn words(value: Value<'_>) -> Option<Vec<String>> {
-    let text = value.as_str()?;
-    Some(if text.is_empty() {
-        Vec::new()
-    } else {
-        text.split(' ').map(str::to_owned).collect()
-    })
+/// Scopes as a claim lists them.
+enum Listed<'a> {
+    /// With one space between two of them.
+    Words(Cow<'a, str>),
+    Elements(Vec<Cow<'a, str>>),
 }
 
-fn groups(claims: &Claims) -> Result<Vec<String>, AuthError> {
+impl Listed<'_> {
+    fn texts(&self) -> Vec<&str> {
+        match self {
+            Self::Words(text) if text.is_empty() => Vec::new(),
+            Self::Words(text) => text.split(' ').collect(),
+            Self::Elements(list) => list.iter().map(|text| &**text).collect(),
+        }
+    }
+}
+
+fn groups(claims: &Claims) -> Result<Texts, AuthError> {
     let Some(groups) = claims.get("groups") else {
-        return Ok(Vec::new());
+        return Ok(Texts::default());
     };
     let list = if groups.kind() == Kind::Array {
         strings(groups)
@@ -302,21 +320,24 @@ fn groups(claims: &Claims) -> Result<Vec<String>, AuthError> {
         None
     };
     list.filter(|list| list.len() <= MAX_GROUPS)
+        .map(|list| list[..].into())
         .ok_or(AuthError::Rejected(Fault::Claim))
 }
 
-fn strings(list: Value<'_>) -> Option<Vec<String>> {
-    list.elements()
-        .map(|element| element.as_str().map(|text| text.into_owned()))
-        .collect()
+fn strings(list: Value<'_>) -> Option<Vec<Cow<'_, str>>> {
+    list.elements().map(Value::as_str).collect()
 }
 
 /// A claim that is a string of at most `max` bytes, where it is there at all.
-pub(super) fn text(claims: &Claims, name: &str, max: usize) -> Result<Option<String>, AuthError> {
+pub(super) fn text<'a>(
+    claims: &'a Claims,
+    name: &str,
+    max: usize,
+) -> Result<Option<Cow<'a, str>>, AuthError> {
     match claims.get(name) {
         None => Ok(None),
         Some(value) => match value.as_str() {
-            Some(text) if text.len() <= max => Ok(Some(text.into_owned())),
+            Some(text) if text.len() <= max => Ok(Some(text)),
             _ => Err(AuthError::Rejected(Fault::Claim)),
         },
     }

@@ -124,7 +124,7 @@ pub async fn explain(
                 passed: enough.is_ok(),
                 compared: format!(
                     "`{}`; every call needs `{}`",
-                    identity.scopes().join(" "),
+                    identity.scopes().to_vec().join(" "),
                     needed.join(" ")
                 ),
             });

@@ -4,6 +4,8 @@ use std::fmt;
 
 use aws_lc_rs::digest;
 
+use super::Texts;
+
 /// A validated caller.
 ///
 /// Only `auth` makes one (the constructor is private to it), so holding one is
@@ -14,8 +16,8 @@ pub struct Identity {
     pub(super) subject: String,
     pub(super) kind: Kind,
     pub(super) client: Option<String>,
-    pub(super) scopes: Vec<String>,
-    pub(super) groups: Vec<String>,
+    pub(super) scopes: Texts,
+    pub(super) groups: Texts,
     pub(super) expires_at: u64,
 }
 
@@ -48,11 +50,11 @@ impl Identity {
         self.client.as_deref()
     }
 
-    pub fn scopes(&self) -> &[String] {
+    pub fn scopes(&self) -> &Texts {
         &self.scopes
     }
 
-    pub fn groups(&self) -> &[String] {
+    pub fn groups(&self) -> &Texts {
         &self.groups
     }
 
@@ -109,8 +111,8 @@ impl Identity {
             subject,
             kind: Kind::User,
             client: None,
-            scopes: Vec::new(),
-            groups: Vec::new(),
+            scopes: Texts::default(),
+            groups: Texts::default(),
             expires_at: u64::MAX,
         }
     }
@@ -122,9 +124,8 @@ impl Identity {
         groups: &[&str],
         scopes: &[&str],
     ) -> Self {
-        let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
         (self.kind, self.client) = (kind, client.map(str::to_owned));
-        (self.groups, self.scopes) = (owned(groups), owned(scopes));
+        (self.groups, self.scopes) = (groups.into(), scopes.into());
         self
     }
 }

@@ -7,7 +7,7 @@ use nix::{
     unistd::{Gid, Group, Uid, User, getgrouplist},
 };
 
-use super::{AuthError, Identity, Kind};
+use super::{AuthError, Identity, Kind, Texts};
 
 /// The user and group of the process at the other end of a Unix socket.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -38,8 +38,8 @@ pub(super) fn identity(peer: LocalPeer) -> Result<Identity, AuthError> {
         subject: user.map_or_else(|| peer.uid.to_string(), |user| user.name),
         kind: Kind::User,
         client: None,
-        scopes: Vec::new(),
-        groups,
+        scopes: Texts::default(),
+        groups: groups[..].into(),
         expires_at: u64::MAX,
     })
 }
@@ -87,7 +87,7 @@ mod tests {
     fn a_user_has_a_name_and_groups() {
         let root = identity(LocalPeer { uid: 0, gid: 0 }).unwrap();
         assert_eq!((root.issuer(), root.subject()), ("unix", "root"));
-        assert!(root.groups().contains(&"root".to_owned()));
+        assert!(root.groups().contains("root"));
         assert_eq!(root.kind(), Kind::User);
     }
 

@@ -29,6 +29,7 @@ pub mod properties;
 mod shelf;
 #[cfg(test)]
 mod testing;
+mod texts;
 #[cfg(test)]
 mod wycheproof;
 
@@ -42,3 +43,4 @@ pub use introspection::IntrospectionError;
 pub use keys::{Notice, Notices};
 pub use local::LocalPeer;
 pub use metadata::{metadata, metadata_paths, metadata_url};
+pub use texts::Texts;

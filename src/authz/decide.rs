@@ -191,12 +191,13 @@ impl Engine {
         };
         let permits = |scopes: &[String]| {
             let stepped_up = Caller {
-                principal: entity::principal_with(identity, scopes),
+                principal: entity::principal_with(identity, scopes.iter().map(String::as_str)),
                 ..self.caller(identity)
             };
             stepped_up.may_call(call.method(), &call.target())
         };
-        let (sets, held) = (steps.get(call.method())?, identity.scopes());
+        let sets = steps.get(call.method())?;
+        let held = &identity.scopes().to_vec()[..];
         let step = sets.iter().find(|step| {
             let new = step.iter().filter(|scope| !held.contains(scope));
             permits(&held.iter().chain(new).cloned().collect::<Vec<_>>())

@@ -17,11 +17,14 @@ use crate::{
 
 /// `User::"ISSUER|SUBJECT"` or `Client::"ISSUER|SUBJECT"`, with its attributes.
 pub(super) fn principal(identity: &Identity) -> Entity {
-    principal_with(identity, identity.scopes())
+    principal_with(identity, identity.scopes().iter())
 }
 
 /// The same, as if its token had these scopes.
-pub(super) fn principal_with(identity: &Identity, scopes: &[String]) -> Entity {
+pub(super) fn principal_with<'a>(
+    identity: &Identity,
+    scopes: impl Iterator<Item = &'a str>,
+) -> Entity {
     let kind = match identity.kind() {
         Kind::User => "User",
         Kind::Client => "Client",
@@ -30,7 +33,7 @@ pub(super) fn principal_with(identity: &Identity, scopes: &[String]) -> Entity {
     let mut attributes = HashMap::from([
         ("issuer".to_owned(), string(identity.issuer())),
         ("subject".to_owned(), string(identity.subject())),
-        ("groups".to_owned(), set(identity.groups())),
+        ("groups".to_owned(), set(identity.groups().iter())),
         ("scopes".to_owned(), set(scopes)),
     ]);
     if let Some(client) = identity.client() {
@@ -98,6 +101,6 @@ fn string(text: &str) -> RestrictedExpression {
     RestrictedExpression::new_string(text.to_owned())
 }
 
-fn set(texts: &[String]) -> RestrictedExpression {
-    RestrictedExpression::new_set(texts.iter().map(|text| string(text)))
+fn set<'a>(texts: impl Iterator<Item = &'a str>) -> RestrictedExpression {
+    RestrictedExpression::new_set(texts.map(string))
 }
