@@ -17,19 +17,24 @@ use crate::{
 };
 
 /// An ES256 key of our own: tokens and proofs of any shape.
-struct Signer(EcdsaKeyPair);
+pub(crate) struct Signer(EcdsaKeyPair);
 
-static ISSUERS: LazyLock<Signer> = LazyLock::new(Signer::generate);
-static CLIENTS: LazyLock<Signer> = LazyLock::new(Signer::generate);
+pub(crate) static ISSUERS: LazyLock<Signer> = LazyLock::new(Signer::generate);
+pub(crate) static CLIENTS: LazyLock<Signer> = LazyLock::new(Signer::generate);
 
 impl Signer {
-    fn generate() -> Self {
+    pub(crate) fn generate() -> Self {
         Self(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap())
     }
 
-    fn jwk(&self) -> Value {
+    pub(crate) fn jwk(&self) -> Value {
         let (x, y) = self.0.public_key().as_ref()[1..].split_at(32);
         json!({ "kty": "EC", "crv": "P-256", "x": base64url(x), "y": base64url(y) })
+    }
+
+    /// An uncompressed point.
+    pub(crate) fn public_key(&self) -> Vec<u8> {
+        self.0.public_key().as_ref().to_vec()
     }
 
     fn thumbprint(&self) -> String {
@@ -41,12 +46,13 @@ impl Signer {
         base64url(digest::digest(&digest::SHA256, canonical.as_bytes()))
     }
 
-    fn sign(&self, header: &Value, claims: &Value) -> String {
-        let signed = format!(
-            "{}.{}",
-            base64url(header.to_string()),
-            base64url(claims.to_string())
-        );
+    pub(crate) fn sign(&self, header: &Value, claims: &Value) -> String {
+        self.sign_text(header.to_string(), claims.to_string())
+    }
+
+    /// A token of these very texts.
+    pub(crate) fn sign_text(&self, header: impl AsRef<[u8]>, claims: impl AsRef<[u8]>) -> String {
+        let signed = format!("{}.{}", base64url(header), base64url(claims));
         let signature = self
             .0
             .sign(&SystemRandom::new(), signed.as_bytes())
@@ -55,11 +61,11 @@ impl Signer {
     }
 }
 
-fn base64url(bytes: impl AsRef<[u8]>) -> String {
+pub(crate) fn base64url(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap()
@@ -90,7 +96,7 @@ fn with(house: &House, change: impl FnOnce(&mut Value, &mut Value)) -> String {
     ISSUERS.sign(&header, &claims)
 }
 
-fn caller(house: &House, token: String) -> Caller {
+pub(crate) fn caller(house: &House, token: String) -> Caller {
     Caller {
         token: Some(token),
         ..house.caller("nobody")
@@ -98,7 +104,7 @@ fn caller(house: &House, token: String) -> Caller {
 }
 
 /// What clients are told of every token that is not good: nothing that helps them guess.
-fn is_refused(house: &House, answer: &Answer, reason: &str) {
+pub(crate) fn is_refused(house: &House, answer: &Answer, reason: &str) {
     let metadata = format!(
         "http://{}/.well-known/oauth-protected-resource/mcp",
         house.address
@@ -128,7 +134,7 @@ fn is_refused(house: &House, answer: &Answer, reason: &str) {
 }
 
 /// The last decision has this reason, and nothing was started for it.
-fn recorded(house: &House, reason: &str) {
+pub(crate) fn recorded(house: &House, reason: &str) {
     let records = house.records.all();
     let last = records
         .iter()

@@ -22,6 +22,8 @@ mod image;
 mod modern;
 /// A real identity provider, and what becomes of it.
 mod provider;
+/// Every numbered case of a token that is not good.
+mod refusals;
 /// One server from one command line.
 mod run;
 /// Who may ask the runner for anything.

@@ -1,0 +1,300 @@
+//! The one pass over a text: every byte is looked at once, in order.
+
+use std::{borrow::Cow, collections::HashSet};
+
+use super::{JsonError, Kind, Limits, Node, unescape};
+
+/// The nodes of a text that is UTF-8.
+pub(super) fn read(text: &[u8], limits: Limits) -> Result<Vec<Node>, JsonError> {
+    let mut reader = Reader {
+        text,
+        at: 0,
+        limits,
+        // Of ordinary texts; others grow it.
+        nodes: Vec::with_capacity((text.len() / 8).clamp(FEW_NODES, FIRST_NODES)),
+        names: Vec::new(),
+    };
+    reader.space();
+    reader.value(0)?;
+    reader.space();
+    if reader.at == text.len() {
+        Ok(reader.nodes)
+    } else {
+        Err(JsonError::Syntax(reader.at))
+    }
+}
+
+struct Reader<'a> {
+    text: &'a [u8],
+    at: usize,
+    limits: Limits,
+    nodes: Vec<Node>,
+    /// The names seen so far of the objects that are open, the innermost one's last: one
+    /// list for all of them, because most are short.
+    names: Vec<Cow<'a, [u8]>>,
+}
+
+impl<'a> Reader<'a> {
+    fn value(&mut self, depth: usize) -> Result<(), JsonError> {
+        match self.peek() {
+            Some(b'{') => self.object(depth + 1),
+            Some(b'[') => self.array(depth + 1),
+            Some(b'"') => self.string(),
+            Some(b't') => self.word(b"true", Kind::Bool),
+            Some(b'f') => self.word(b"false", Kind::Bool),
+            Some(b'n') => self.word(b"null", Kind::Null),
+            Some(b'-' | b'0'..=b'9') => self.number(),
+            _ => Err(self.syntax()),
+        }
+    }
+
+    fn object(&mut self, depth: usize) -> Result<(), JsonError> {
+        let index = self.open(Kind::Object, depth)?;
+        self.space();
+        if self.peek() == Some(b'}') {
+            return self.close(index);
+        }
+        if self.names.capacity() == 0 {
+            self.names.reserve(USUAL_NAMES);
+        }
+        let first = self.names.len();
+        let mut many = HashSet::new();
+        loop {
+            let name = self.nodes.len();
+            if self.peek() != Some(b'"') {
+                return Err(self.syntax());
+            }
+            self.string()?;
+            let node = self.nodes[name];
+            let raw = &self.text[node.range()];
+            if !self.is_new(raw, node.escaped, first, &mut many) {
+                return Err(JsonError::Duplicate(node.start as usize));
+            }
+            self.space();
+            if self.peek() != Some(b':') {
+                return Err(self.syntax());
+            }
+            self.at += 1;
+            self.space();
+            self.value(depth)?;
+            self.space();
+            match self.peek() {
+                Some(b',') => self.at += 1,
+                Some(b'}') => {
+                    self.names.truncate(first);
+                    return self.close(index);
+                }
+                _ => return Err(self.syntax()),
+            }
+            self.space();
+        }
+    }
+
+    /// Whether a name, as it was written, is new in the object whose names begin at `first`;
+    /// beyond a few they move to `many`.
+    fn is_new(
+        &mut self,
+        raw: &'a [u8],
+        escaped: bool,
+        first: usize,
+        many: &mut HashSet<Cow<'a, [u8]>>,
+    ) -> bool {
+        let name = if escaped {
+            Cow::Owned(unescape(raw).into_owned().into_bytes())
+        } else {
+            Cow::Borrowed(&raw[1..raw.len() - 1])
+        };
+        if many.is_empty() && self.names.len() - first < FEW_NAMES {
+            let new = !self.names[first..].contains(&name);
+            self.names.push(name);
+            return new;
+        }
+        many.extend(self.names.drain(first..));
+        many.insert(name)
+    }
+
+    fn array(&mut self, depth: usize) -> Result<(), JsonError> {
+        let index = self.open(Kind::Array, depth)?;
+        self.space();
+        if self.peek() == Some(b']') {
+            return self.close(index);
+        }
+        loop {
+            self.value(depth)?;
+            self.space();
+            match self.peek() {
+                Some(b',') => self.at += 1,
+                Some(b']') => return self.close(index),
+                _ => return Err(self.syntax()),
+            }
+            self.space();
+        }
+    }
+
+    fn open(&mut self, kind: Kind, depth: usize) -> Result<usize, JsonError> {
+        if depth > self.limits.depth {
+            return Err(JsonError::Depth(self.at));
+        }
+        let index = self.nodes.len();
+        self.push(kind, self.at)?;
+        self.at += 1;
+        Ok(index)
+    }
+
+    fn close(&mut self, index: usize) -> Result<(), JsonError> {
+        self.at += 1;
+        let next = index_of(self.nodes.len());
+        let node = &mut self.nodes[index];
+        node.end = index_of(self.at);
+        node.next = next;
+        Ok(())
+    }
+
+    fn string(&mut self) -> Result<(), JsonError> {
+        let start = self.at;
+        let mut escaped = false;
+        self.at += 1;
+        loop {
+            match self.peek() {
+                Some(b'"') => break,
+                Some(b'\\') => {
+                    escaped = true;
+                    self.escape()?;
+                }
+                Some(0x20..) => self.at += 1,
+                _ => return Err(self.syntax()),
+            }
+        }
+        self.at += 1;
+        self.push(Kind::String, start)?;
+        if let Some(node) = self.nodes.last_mut() {
+            node.escaped = escaped;
+        }
+        Ok(())
+    }
+
+    fn escape(&mut self) -> Result<(), JsonError> {
+        let start = self.at;
+        match self.text.get(self.at + 1) {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 2,
+            Some(b'u') => {
+                let first = self.hex(start + 2)?;
+                self.at = start + 6;
+                match first {
+                    // A high surrogate must be followed by a low one (RFC 8259 §8.2).
+                    0xD800..=0xDBFF => {
+                        if self.text.get(start + 6..start + 8) != Some(b"\\u") {
+                            return Err(JsonError::Syntax(start));
+                        }
+                        if !matches!(self.hex(start + 8)?, 0xDC00..=0xDFFF) {
+                            return Err(JsonError::Syntax(start));
+                        }
+                        self.at = start + 12;
+                    }
+                    0xDC00..=0xDFFF => return Err(JsonError::Syntax(start)),
+                    _ => {}
+                }
+            }
+            _ => return Err(self.syntax()),
+        }
+        Ok(())
+    }
+
+    fn hex(&self, at: usize) -> Result<u32, JsonError> {
+        let digits = self.text.get(at..at + 4).ok_or(JsonError::Syntax(at))?;
+        digits.iter().try_fold(0, |value, digit| {
+            let digit = char::from(*digit)
+                .to_digit(16)
+                .ok_or(JsonError::Syntax(at))?;
+            Ok(value * 16 + digit)
+        })
+    }
+
+    fn number(&mut self) -> Result<(), JsonError> {
+        let start = self.at;
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+        }
+        match self.peek() {
+            Some(b'0') => self.at += 1,
+            Some(b'1'..=b'9') => self.digits(),
+            _ => return Err(self.syntax()),
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.some_digits()?;
+        }
+        if matches!(self.peek(), Some(b'e' | b'E')) {
+            self.at += 1;
+            if matches!(self.peek(), Some(b'+' | b'-')) {
+                self.at += 1;
+            }
+            self.some_digits()?;
+        }
+        self.push(Kind::Number, start)
+    }
+
+    fn some_digits(&mut self) -> Result<(), JsonError> {
+        if !matches!(self.peek(), Some(b'0'..=b'9')) {
+            return Err(self.syntax());
+        }
+        self.digits();
+        Ok(())
+    }
+
+    fn digits(&mut self) {
+        while matches!(self.peek(), Some(b'0'..=b'9')) {
+            self.at += 1;
+        }
+    }
+
+    fn word(&mut self, word: &[u8], kind: Kind) -> Result<(), JsonError> {
+        let start = self.at;
+        if !self.text[start..].starts_with(word) {
+            return Err(self.syntax());
+        }
+        self.at += word.len();
+        self.push(kind, start)
+    }
+
+    fn push(&mut self, kind: Kind, start: usize) -> Result<(), JsonError> {
+        if self.nodes.len() >= self.limits.nodes {
+            return Err(JsonError::Nodes);
+        }
+        let next = index_of(self.nodes.len() + 1);
+        self.nodes.push(Node {
+            kind,
+            start: index_of(start),
+            end: index_of(self.at),
+            next,
+            escaped: false,
+        });
+        Ok(())
+    }
+
+    fn space(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+            self.at += 1;
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.text.get(self.at).copied()
+    }
+
+    fn syntax(&self) -> JsonError {
+        JsonError::Syntax(self.at)
+    }
+}
+
+fn index_of(at: usize) -> u32 {
+    u32::try_from(at).expect("parse() refuses texts over 4 GiB, and nodes are fewer than bytes")
+}
+
+/// Nodes that are reserved at once: a long text says nothing about how many it has.
+const FIRST_NODES: usize = 256;
+const FEW_NODES: usize = 16;
+/// Names that are reserved at once.
+const USUAL_NAMES: usize = 16;
+/// So many names are compared one by one: that is faster than hashing them.
+const FEW_NAMES: usize = 24;
