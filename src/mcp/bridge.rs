@@ -42,6 +42,11 @@ impl LegacyServer {
         })
     }
 
+    /// Its `serverInfo`, as it was written.
+    pub fn info(&self) -> &str {
+        &self.info
+    }
+
     /// Whether it writes log messages.
     pub fn logs(&self) -> bool {
         self.capabilities.get("logging").is_some()

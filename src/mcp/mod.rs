@@ -6,6 +6,7 @@
 pub mod bridge;
 pub mod cache;
 mod call;
+pub mod input;
 pub mod method;
 pub mod version;
 

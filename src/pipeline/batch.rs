@@ -96,7 +96,7 @@ fn one(
         return Err(refused(Refusal::Call(alone)));
     };
     gateway.audit.record(&Event::Decision(record.clone()));
-    Ok(match (session.send(permit, record.request_id), id) {
+    Ok(match (session.send(permit, identity, record.request_id), id) {
         (Ok(Sent::Exchange(exchange)), Some(id)) => {
             let exchange = match list {
                 Some(list) => only_permitted(gateway, identity, list, exchange),

@@ -1,19 +1,22 @@
 //! The calls of a session: from the line that is written to the answer or the failure.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
     audit::{Event as Audited, Outcome, Reason, RequestId},
-    mcp::{Call, Era, Id, Message, bridge, method},
+    auth::Identity,
+    mcp::{Call, Era, Id, Message, bridge, input, method},
     session::{
         SendError, Session,
         conversation::State,
         exchange::{Event, Failure},
         own::OwnMessage,
+        pending::{self, Input},
         rewrite::{progress_token, renumbered},
+        seal::{self, StateError},
         stream::{Exchange, Stream, Style},
     },
 };
@@ -31,28 +34,49 @@ pub(super) struct InFlight {
     cacheable: bool,
     /// From which level on it asked for log messages.
     pub(super) logs: Option<usize>,
-    /// `None` for what the gateway itself asked.
-    outcome: Option<OutcomeOwed>,
+    /// `None` for what the gateway itself asked, and where the client was told already.
+    pub(super) outcome: Option<OutcomeOwed>,
+    /// What a legacy child may ask a modern client in it.
+    pub(super) input: Option<Box<Input>>,
 }
 
 /// The record that every permitted request owes the auditors.
-struct OutcomeOwed {
+pub(super) struct OutcomeOwed {
     request: RequestId,
     started: Instant,
     bytes_in: usize,
+}
+
+impl OutcomeOwed {
+    pub(super) fn new(request: RequestId, call: &Call, started: Instant) -> Self {
+        Self {
+            request,
+            started,
+            bytes_in: call.message().bytes().len(),
+        }
+    }
 }
 
 impl Session {
     pub(super) fn request(
         self: &Arc<Self>,
         call: &Call,
+        identity: &Identity,
         id: Id,
         request: RequestId,
     ) -> Result<Exchange, SendError> {
+        let bridged = self.bridge.get().is_some();
+        let holder = bridged.then(|| seal::holder(identity));
+        if let (Some(holder), Some(brought)) = (&holder, seal::brought(call)) {
+            let ticket = pending::open(&self.seal, &brought, holder, call)?;
+            if ticket.session != self.id {
+                return Err(StateError::Lost.into());
+            }
+            return self.go_on(call, &ticket, id, request);
+        }
         let mut state = self.lock()?;
         state.admits(self.era, &id)?;
         let number = state.next;
-        let bridged = self.bridge.get().is_some();
         // A legacy child would take a call that goes on for one that begins.
         if bridged && goes_on(call) {
             return Err(SendError::NotAsked);
@@ -71,11 +95,6 @@ impl Session {
         let now = Instant::now();
         state.next += 1;
         state.last_used = now;
-        let outcome = OutcomeOwed {
-            request,
-            started: now,
-            bytes_in: call.message().bytes().len(),
-        };
         let stream = Stream::new(number, self.style(&state));
         let exchange = stream.attach(None);
         state.in_flight.insert(
@@ -89,7 +108,8 @@ impl Session {
                 list: method::filtered_list(call.method()),
                 cacheable: method::is_cacheable(call.method()),
                 logs: logs(call),
-                outcome: Some(outcome),
+                outcome: Some(OutcomeOwed::new(request, call, now)),
+                input: holder.and_then(|holder| Input::of(call, &holder)),
             },
         );
         // A legacy child has said it all already.
@@ -127,6 +147,7 @@ impl Session {
                 cacheable: false,
                 logs: None,
                 outcome: None,
+                input: None,
             },
         );
         Ok(exchange)
@@ -140,6 +161,7 @@ impl Session {
                 number,
                 reason: "the client has gone",
             });
+            self.withdraw(&call);
             let gone = Event::Failed(Failure::Cancelled);
             self.finish(&mut state, call, Some(Reason::ClientGone), 0, gone);
         }
@@ -151,30 +173,52 @@ impl Session {
         number: u64,
         answer: Answer,
         message: &Message,
-        id: Range<usize>,
     ) -> Answered {
         let mut state = self.state();
+        let waits = state.in_flight.get_mut(&number);
+        if let Some(input) = waits.and_then(|call| call.input.as_deref_mut())
+            && input.waits
+        {
+            input.keep(answer, message);
+            return Answered::Delivered;
+        }
         match state.in_flight.remove(&number) {
             Some(call) => {
                 state.last_used = Instant::now();
-                match answer {
-                    Answer::Neither => self.fail(&mut state, call, Failure::BadAnswer),
-                    Answer::Result | Answer::Error => {
-                        let text = Bytes::from(match self.bridge.get() {
-                            Some(server) => server.answered(message, &call.id, call.cacheable),
-                            None => message.with(&[(id, call.id.as_json())]),
-                        });
-                        let reason = (answer == Answer::Error).then_some(Reason::ServerError);
-                        let bytes = text.len();
-                        self.finish(&mut state, call, reason, bytes, Event::Answer(text));
-                    }
-                }
+                self.deliver(&mut state, call, answer, message);
                 Answered::Delivered
             }
             // Cancelled or timed out: the child could not know (fault-17).
             None if (1..state.next).contains(&number) => Answered::Late,
             None => Answered::Unknown,
         }
+    }
+
+    /// Gives the call's client what the child has answered.
+    pub(super) fn deliver(
+        &self,
+        state: &mut State,
+        call: InFlight,
+        answer: Answer,
+        message: &Message,
+    ) {
+        if answer == Answer::Neither {
+            return self.fail(state, call, Failure::BadAnswer);
+        }
+        let failed = answer == Answer::Error;
+        let lacked = call.input.as_ref().and_then(|input| input.lacked);
+        let text = Bytes::from(match (self.bridge.get(), lacked) {
+            // It would have asked, and could not go on without.
+            (Some(_), Some(need)) if failed => input::missing(&call.id, need),
+            (Some(server), _) => server.answered(message, &call.id, call.cacheable),
+            (None, _) => {
+                let id = message.root().get("id").map(|id| (id.span(), call.id.as_json()));
+                message.with(&Vec::from_iter(id))
+            }
+        });
+        let reason = failed.then_some(Reason::ServerError);
+        let bytes = text.len();
+        self.finish(state, call, reason, bytes, Event::Answer(text));
     }
 
     /// Fails the calls that are meant to stay open.
@@ -206,12 +250,20 @@ impl Session {
     fn finish(
         &self,
         state: &mut State,
-        call: InFlight,
+        mut call: InFlight,
         reason: Option<Reason>,
         bytes_out: usize,
         event: Event,
     ) {
-        if let Some(owed) = &call.outcome {
+        self.settle(&mut call, reason, bytes_out);
+        call.stream.end(event);
+        // A client that lost the connection may come back for the answer.
+        state.listening.keep(call);
+    }
+
+    /// Records what became of a request.
+    pub(super) fn settle(&self, call: &mut InFlight, reason: Option<Reason>, bytes_out: usize) {
+        if let Some(owed) = call.outcome.take() {
             self.audit.record(&Audited::Outcome(Outcome {
                 request_id: owed.request,
                 reason,
@@ -221,9 +273,6 @@ impl Session {
                 bytes_out: bytes_out as u64,
             }));
         }
-        call.stream.end(event);
-        // A client that lost the connection may come back for the answer.
-        state.listening.keep(call);
     }
 }
 
@@ -235,7 +284,7 @@ fn goes_on(call: &Call) -> bool {
 }
 
 /// From which level on the request wants to hear log messages.
-fn logs(call: &Call) -> Option<usize> {
+pub(super) fn logs(call: &Call) -> Option<usize> {
     let level = call.meta("io.modelcontextprotocol/logLevel")?.as_str()?;
     bridge::log_level(&level)
 }

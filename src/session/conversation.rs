@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -26,6 +26,7 @@ use crate::{
         exchange::Failure,
         listening::Listening,
         own::OwnMessage,
+        seal::{Seal, StateError},
         stream::{Exchange, Style},
     },
 };
@@ -40,6 +41,8 @@ pub struct Session {
     pub(super) era: Era,
     /// Its child, where that speaks less than its clients.
     pub(super) bridge: OnceLock<LegacyServer>,
+    /// Closes what such clients carry from round to round.
+    pub(super) seal: Arc<Seal>,
     /// Lines for the child. Bounded: a child that does not read is not waited for (probe-68).
     stdin: mpsc::Sender<Bytes>,
     /// Bytes of those lines.
@@ -47,6 +50,8 @@ pub struct Session {
     state: Mutex<State>,
     /// Messages of the child's that nobody could be given.
     unheard: AtomicU64,
+    /// The child has asked what its clients are still to be asked.
+    pub(super) asking: AtomicBool,
     /// Said once when the session must end.
     pub(super) end: Notify,
 }
@@ -101,6 +106,9 @@ pub enum SendError {
     Busy,
     #[error("nobody asked for this response")]
     NotAsked,
+    /// What it brings to go on from is nothing that waits here.
+    #[error("{0}")]
+    State(#[from] StateError),
 }
 
 impl Session {
@@ -111,6 +119,7 @@ impl Session {
         call_timeout: Duration,
         era: Era,
         stdin: mpsc::Sender<Bytes>,
+        seal: Arc<Seal>,
     ) -> Arc<Self> {
         let state = State {
             next: 1,
@@ -130,10 +139,12 @@ impl Session {
             call_timeout,
             era,
             bridge: OnceLock::new(),
+            seal,
             stdin,
             unwritten: AtomicUsize::new(0),
             state: Mutex::new(state),
             unheard: AtomicU64::new(0),
+            asking: AtomicBool::new(false),
             end: Notify::new(),
         })
     }
@@ -161,10 +172,17 @@ impl Session {
 
     /// Sends what a policy permitted. The request's outcome is recorded under
     /// `request`, whether or not the client waits for it.
-    pub fn send(self: &Arc<Self>, permit: Permit, request: RequestId) -> Result<Sent, SendError> {
+    pub fn send(
+        self: &Arc<Self>,
+        permit: Permit,
+        identity: &Identity,
+        request: RequestId,
+    ) -> Result<Sent, SendError> {
         let call = permit.into_call();
         match call.shape() {
-            Shape::Request(id) => self.request(&call, id.clone(), request).map(Sent::Exchange),
+            Shape::Request(id) => self
+                .request(&call, identity, id.clone(), request)
+                .map(Sent::Exchange),
             Shape::Notification => self.notify(&call).map(|()| Sent::Accepted),
             Shape::Response(id) => self.respond(&call, id).map(|()| Sent::Accepted),
         }
@@ -251,6 +269,7 @@ impl Session {
                 reason: "timeout",
             });
             if let Some(call) = state.in_flight.remove(&number) {
+                self.withdraw(&call);
                 self.fail(&mut state, call, Failure::Timeout);
             }
         }

@@ -190,7 +190,9 @@ impl Session {
 
     /// Forgets a request of the child's that it has itself cancelled.
     pub(super) fn unask(&self, id: &[u8]) {
-        self.state().asked.remove(id);
+        let mut state = self.state();
+        state.asked.remove(id);
+        Self::forget_question(&mut state, id);
     }
 }
 

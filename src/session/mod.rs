@@ -11,13 +11,16 @@ mod ending;
 mod exchange;
 mod listening;
 mod own;
+mod pending;
 mod pump;
 mod rewrite;
+mod seal;
 mod stream;
 mod table;
 
 pub use conversation::{SendError, Sent, Session};
 pub use exchange::{Event, Failure, Finish};
 pub use listening::{NoStream, Resumed};
+pub use seal::{Seal, StateError};
 pub use stream::{Exchange, Style};
 pub use table::{NoSession, OpenError, Sessions, Setup};

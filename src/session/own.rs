@@ -43,10 +43,14 @@ impl OwnMessage<'_> {
                 .into_bytes()
             }
             Self::Initialize { number } => {
-                // It is offered nothing: what it would ask of a client has no way to one.
+                // All that any client may be asked: which one can be is decided call by call.
                 let params = json!({
                     "protocolVersion": version::LEGACY[0],
-                    "capabilities": {},
+                    "capabilities": {
+                        "elicitation": { "form": {}, "url": {} },
+                        "sampling": { "tools": {} },
+                        "roots": {},
+                    },
                     "clientInfo": { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
                 });
                 format!(

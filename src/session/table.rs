@@ -26,6 +26,7 @@ use crate::{
         SendError, Sent, Session, ending,
         exchange::{Event as Heard, Failure},
         own::OwnMessage,
+        seal::Seal,
     },
 };
 
@@ -41,6 +42,8 @@ pub struct Setup {
     /// Bytes of a child's output that are read in a second.
     pub output: u64,
     pub session_idle: Duration,
+    /// Closes what modern clients of legacy children carry from round to round.
+    pub seal: Arc<Seal>,
 }
 
 /// The table: session ids to sessions, and the tasks that tend them.
@@ -100,7 +103,7 @@ impl Sessions {
         std::mem::forget(waiting);
         let opening = begun?;
         let session = &opening.session;
-        let answer = answer_of(session.send(permit, request)?)
+        let answer = answer_of(session.send(permit, identity, request)?)
             .await
             .map_err(OpenError::Failed)?;
         let Some(version) = agreed_version(&answer) else {
@@ -194,6 +197,7 @@ impl Sessions {
             self.setup.call_timeout,
             era,
             stdin,
+            self.setup.seal.clone(),
         );
         let opening = Opening {
             session: session.clone(),
@@ -252,6 +256,15 @@ impl Sessions {
         } else {
             Err(NoSession::Mismatch)
         }
+    }
+
+    /// The session of that id, whoever may enter it.
+    pub(super) fn find(&self, id: &str) -> Option<Arc<Session>> {
+        lock(&self.table).get(id).cloned()
+    }
+
+    pub(super) fn seal(&self) -> &Seal {
+        &self.setup.seal
     }
 
     /// Ends a session by its client's wish.
