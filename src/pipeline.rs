@@ -188,12 +188,18 @@ async fn deliver(
     let (era, method) = (permit.call().era(), permit.call().method().to_owned());
     let sent = match place {
         Place::New => return open(gateway, identity, permit, request).await,
-        Place::Session(session) => session.send(permit, identity, request).map_err(|error| match era {
-            Era::Legacy => Refusal::Send(error),
-            Era::Modern => Refusal::of_shared(error),
-        }),
+        Place::Session(session) => {
+            session
+                .send(permit, identity, request)
+                .map_err(|error| match era {
+                    Era::Legacy => Refusal::Send(error),
+                    Era::Modern => Refusal::of_shared(error),
+                })
+        }
         Place::Shared => match gateway.sessions.shared(identity, request).await {
-            Ok(session) => session.send(permit, identity, request).map_err(Refusal::of_shared),
+            Ok(session) => session
+                .send(permit, identity, request)
+                .map_err(Refusal::of_shared),
             Err(error) => Err(not_opened(gateway, error)),
         },
         Place::Nowhere => Ok(Sent::Accepted),

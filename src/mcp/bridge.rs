@@ -11,7 +11,7 @@ use serde_json::{Map, json};
 
 use crate::{
     json::{Kind, Value},
-    mcp::{Call, Id, Message, version},
+    mcp::{Call, Id, Message, input::member, version},
 };
 
 /// What a legacy server said of itself.
@@ -45,6 +45,11 @@ impl LegacyServer {
     /// Its `serverInfo`, as it was written.
     pub fn info(&self) -> &str {
         &self.info
+    }
+
+    /// What it said that it can, as far as modern MCP knows it.
+    pub fn capabilities(&self) -> &serde_json::Value {
+        &self.capabilities
     }
 
     /// Whether it writes log messages.
@@ -155,20 +160,25 @@ pub fn log_level(level: &str) -> Option<usize> {
     LEVELS.iter().position(|known| *known == level)
 }
 
-fn member(out: &mut Vec<u8>, name: &str, value: &[u8]) {
-    out.extend_from_slice(serde_json::Value::from(name).to_string().as_bytes());
-    out.push(b':');
-    out.extend_from_slice(value);
+/// The level's own name.
+pub fn level_name(level: usize) -> &'static str {
+    LEVELS[level.min(LEVELS.len() - 1)]
 }
 
-/// The capabilities that modern MCP knows; changes are not announced over this bridge.
+/// The capabilities that modern MCP knows.
 fn known(capabilities: &[u8]) -> serde_json::Value {
     let all: Map<String, serde_json::Value> =
         serde_json::from_slice(capabilities).unwrap_or_default();
     let mut known = Map::new();
     for name in ["tools", "prompts", "resources"] {
-        if all.contains_key(name) {
-            known.insert(name.to_owned(), json!({}));
+        if let Some(said) = all.get(name) {
+            let mut tells = Map::new();
+            for what in ["listChanged", "subscribe"] {
+                if said[what] == true {
+                    tells.insert(what.to_owned(), true.into());
+                }
+            }
+            known.insert(name.to_owned(), tells.into());
         }
     }
     for name in ["completions", "logging"] {
@@ -229,7 +239,7 @@ mod tests {
             json!({
                 "resultType": "complete", "ttlMs": 0, "cacheScope": "private",
                 "supportedVersions": ["2026-07-28"], "instructions": "be kind",
-                "capabilities": { "tools": {}, "logging": {} },
+                "capabilities": { "tools": { "listChanged": true }, "logging": {} },
                 "_meta": { "io.modelcontextprotocol/serverInfo": { "name": "old", "version": "1" } },
             })
         );

@@ -175,9 +175,10 @@ impl Question {
                 matches!(action.as_deref(), Some("accept" | "decline" | "cancel"))
             }
             Method::Sample => {
-                text("role").is_some() && answer.get("content").is_some_and(|content| {
-                    matches!(content.kind(), Kind::Object | Kind::Array)
-                })
+                text("role").is_some()
+                    && answer
+                        .get("content")
+                        .is_some_and(|content| matches!(content.kind(), Kind::Object | Kind::Array))
             }
             Method::Roots => answer
                 .get("roots")
@@ -343,14 +344,23 @@ mod tests {
     fn a_client_is_asked_what_it_can_answer() {
         check("{}", [false; 5]);
         check(r#"{"elicitation":{}}"#, [true, false, false, false, false]);
-        check(r#"{"elicitation":{"url":{}}}"#, [false, true, false, false, false]);
+        check(
+            r#"{"elicitation":{"url":{}}}"#,
+            [false, true, false, false, false],
+        );
         check(
             r#"{"elicitation":{"url":{},"form":{}},"roots":{}}"#,
             [true, true, false, false, true],
         );
         check(r#"{"sampling":{}}"#, [false, false, true, false, false]);
-        check(r#"{"sampling":{"tools":{}}}"#, [false, false, true, true, false]);
-        check(r#"{"elicitation":true,"sampling":1,"roots":null}"#, [false; 5]);
+        check(
+            r#"{"sampling":{"tools":{}}}"#,
+            [false, false, true, true, false],
+        );
+        check(
+            r#"{"elicitation":true,"sampling":1,"roots":null}"#,
+            [false; 5],
+        );
     }
 
     #[test]
@@ -359,7 +369,11 @@ mod tests {
             ("elicitation/create", r#"{"action":"decline"}"#, true),
             ("elicitation/create", r#"{"action":"perhaps"}"#, false),
             ("elicitation/create", "12345", false),
-            ("sampling/createMessage", r#"{"role":"assistant","content":{}}"#, true),
+            (
+                "sampling/createMessage",
+                r#"{"role":"assistant","content":{}}"#,
+                true,
+            ),
             ("sampling/createMessage", r#"{"role":"assistant"}"#, false),
             ("roots/list", r#"{"roots":[]}"#, true),
             ("roots/list", r#"{"roots":{}}"#, false),
@@ -373,6 +387,8 @@ mod tests {
     #[test]
     fn what_a_client_lacks_is_named() {
         let text = String::from_utf8(missing(&Id::own(), Need::Roots)).unwrap();
-        assert!(text.contains("-32021") && text.contains(r#"{"requiredCapabilities":{"roots":{}}}"#));
+        assert!(
+            text.contains("-32021") && text.contains(r#"{"requiredCapabilities":{"roots":{}}}"#)
+        );
     }
 }

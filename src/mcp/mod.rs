@@ -7,7 +7,9 @@ pub mod bridge;
 pub mod cache;
 mod call;
 pub mod input;
+pub mod meta;
 pub mod method;
+pub mod subscription;
 pub mod version;
 
 pub use call::{Call, CallError, Era, Id, Message, Shape, Target};

@@ -8,7 +8,12 @@ use tokio::time::Instant;
 use crate::{
     audit::{Event as Audited, Outcome, Reason, RequestId},
     auth::Identity,
-    mcp::{Call, Era, Id, Message, bridge, input, method},
+    mcp::{
+        Call, Era, Id, Message,
+        bridge::{self, LegacyServer},
+        input, method,
+        subscription::Wanted,
+    },
     session::{
         SendError, Session,
         conversation::State,
@@ -36,6 +41,8 @@ pub(super) struct InFlight {
     pub(super) logs: Option<usize>,
     /// `None` for what the gateway itself asked, and where the client was told already.
     pub(super) outcome: Option<OutcomeOwed>,
+    /// What it subscribes to at a legacy child, which knows nothing of it.
+    pub(super) wanted: Option<Box<Wanted>>,
     /// What a legacy child may ask a modern client in it.
     pub(super) input: Option<Box<Input>>,
 }
@@ -76,6 +83,11 @@ impl Session {
         }
         let mut state = self.lock()?;
         state.admits(self.era, &id)?;
+        self.log_from(&mut state, call)?;
+        let wanted = self.subscribes(call);
+        if let Some(wanted) = &wanted {
+            self.subscribe(&mut state, wanted)?;
+        }
         let number = state.next;
         // A legacy child would take a call that goes on for one that begins.
         if bridged && goes_on(call) {
@@ -83,6 +95,7 @@ impl Session {
         }
         let discovered = match self.bridge.get() {
             Some(server) if call.method() == method::DISCOVER => Some(server.discovered(&id)),
+            Some(_) if wanted.is_some() => None,
             Some(_) => {
                 self.write(renumbered(call, number, true))?;
                 None
@@ -102,16 +115,19 @@ impl Session {
             InFlight {
                 id,
                 stream,
-                deadline: (call.method() != method::LISTEN || bridged)
-                    .then(|| now + self.call_timeout),
+                deadline: (call.method() != method::LISTEN).then(|| now + self.call_timeout),
                 progress_token: progress_token(call),
                 list: method::filtered_list(call.method()),
                 cacheable: method::is_cacheable(call.method()),
                 logs: logs(call),
                 outcome: Some(OutcomeOwed::new(request, call, now)),
+                wanted,
                 input: holder.and_then(|holder| Input::of(call, &holder)),
             },
         );
+        if let Some(call) = state.in_flight.get(&number) {
+            call.acknowledge();
+        }
         // A legacy child has said it all already.
         if let Some(text) = discovered.map(Bytes::from)
             && let Some(call) = state.in_flight.remove(&number)
@@ -147,6 +163,7 @@ impl Session {
                 cacheable: false,
                 logs: None,
                 outcome: None,
+                wanted: None,
                 input: None,
             },
         );
@@ -157,10 +174,13 @@ impl Session {
     pub(super) fn abandon(&self, number: u64) {
         let mut state = self.state();
         if let Some(call) = state.in_flight.remove(&number) {
-            self.say(&OwnMessage::Cancelled {
-                number,
-                reason: "the client has gone",
-            });
+            // A legacy child knows of no subscription.
+            if call.wanted.is_none() {
+                self.say(&OwnMessage::Cancelled {
+                    number,
+                    reason: "the client has gone",
+                });
+            }
             self.withdraw(&call);
             let gone = Event::Failed(Failure::Cancelled);
             self.finish(&mut state, call, Some(Reason::ClientGone), 0, gone);
@@ -168,12 +188,7 @@ impl Session {
     }
 
     /// The child's answer to request `number`, which stands at `id` in it.
-    pub(super) fn answer(
-        &self,
-        number: u64,
-        answer: Answer,
-        message: &Message,
-    ) -> Answered {
+    pub(super) fn answer(&self, number: u64, answer: Answer, message: &Message) -> Answered {
         let mut state = self.state();
         let waits = state.in_flight.get_mut(&number);
         if let Some(input) = waits.and_then(|call| call.input.as_deref_mut())
@@ -212,7 +227,10 @@ impl Session {
             (Some(_), Some(need)) if failed => input::missing(&call.id, need),
             (Some(server), _) => server.answered(message, &call.id, call.cacheable),
             (None, _) => {
-                let id = message.root().get("id").map(|id| (id.span(), call.id.as_json()));
+                let id = message
+                    .root()
+                    .get("id")
+                    .map(|id| (id.span(), call.id.as_json()));
                 message.with(&Vec::from_iter(id))
             }
         });
@@ -256,6 +274,9 @@ impl Session {
         event: Event,
     ) {
         self.settle(&mut call, reason, bytes_out);
+        if let Some(wanted) = call.wanted.take() {
+            self.unsubscribe(state, &wanted);
+        }
         call.stream.end(event);
         // A client that lost the connection may come back for the answer.
         state.listening.keep(call);
@@ -273,6 +294,24 @@ impl Session {
                 bytes_out: bytes_out as u64,
             }));
         }
+    }
+}
+
+impl Session {
+    /// Has a legacy child write what the call wants to hear, if it does not yet.
+    pub(super) fn log_from(&self, state: &mut State, call: &Call) -> Result<(), SendError> {
+        let logs = self.bridge.get().is_some_and(LegacyServer::logs);
+        let wanted = logs.then(|| self::logs(call)).flatten();
+        let Some(wanted) = wanted.filter(|wanted| state.level.is_none_or(|told| *wanted < told))
+        else {
+            return Ok(());
+        };
+        let (number, level) = (state.next, bridge::level_name(wanted));
+        self.write(OwnMessage::LogFrom { number, level }.line())?;
+        // Its answer is not waited for, and its refusal is no harm.
+        state.next += 1;
+        state.level = Some(wanted);
+        Ok(())
     }
 }
 

@@ -70,6 +70,8 @@ pub(super) struct State {
     version: String,
     pub(super) listening: Listening,
     ended: bool,
+    /// From which level on a legacy child writes log messages, once it was told.
+    pub(super) level: Option<usize>,
 }
 
 impl State {
@@ -131,6 +133,7 @@ impl Session {
             version: String::new(),
             listening: Listening::default(),
             ended: false,
+            level: None,
         };
         Arc::new(Self {
             id,

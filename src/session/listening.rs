@@ -136,6 +136,9 @@ impl Session {
 
     /// Gives a notification of the child's to the one stream it is meant for; `false` if nobody hears it.
     pub(super) fn pass_on(&self, message: &Message, method: &str) -> bool {
+        if self.bridge.get().is_some() && is_about_the_server(method) {
+            return self.publish(message, method);
+        }
         let state = self.state();
         let params = message.root().get("params");
         let subscription = params

@@ -16,6 +16,7 @@ mod pump;
 mod rewrite;
 mod seal;
 mod stream;
+mod subscriptions;
 mod table;
 
 pub use conversation::{SendError, Sent, Session};

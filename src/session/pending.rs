@@ -168,9 +168,12 @@ impl Session {
         let state = &mut *guard;
         let now = Instant::now();
         state.last_used = now;
+        self.log_from(state, call)?;
         let waiting = waiting_for(state, ticket).ok_or(StateError::Used)?;
         let input = waiting.input.as_deref_mut().ok_or(StateError::Used)?;
-        let responses = call.params().and_then(|params| params.get("inputResponses"));
+        let responses = call
+            .params()
+            .and_then(|params| params.get("inputResponses"));
         input.abilities = Abilities::of(call);
         let mut written = Ok(());
         // What is not answered, or not with what was asked for, is asked again.
@@ -219,7 +222,11 @@ impl Session {
 
     /// Forgets what the child no longer wants to know.
     pub(super) fn forget_question(state: &mut State, id: &[u8]) {
-        for input in state.in_flight.values_mut().filter_map(|call| call.input.as_deref_mut()) {
+        for input in state
+            .in_flight
+            .values_mut()
+            .filter_map(|call| call.input.as_deref_mut())
+        {
             input.questions.retain(|asked| *asked.id != *id);
         }
     }

@@ -130,8 +130,7 @@ impl Seal {
         let (nonce, text) = sealed
             .split_at_checked(NONCE_LEN)
             .ok_or(StateError::Invalid)?;
-        let nonce =
-            Nonce::try_assume_unique_for_key(nonce).map_err(|_| StateError::Invalid)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| StateError::Invalid)?;
         let mut text = text.to_vec();
         let text = self
             .key
@@ -255,8 +254,7 @@ fn made(path: &Path) -> io::Result<[u8; KEY]> {
 
 fn random() -> [u8; KEY] {
     let mut key = [0; KEY];
-    rand::fill(&mut key)
-        .expect("the operating system gives random bytes, or nothing here is safe");
+    rand::fill(&mut key).expect("the operating system gives random bytes, or nothing here is safe");
     key
 }
 
@@ -308,7 +306,12 @@ mod tests {
             // The last character of base64 may differ in bits that mean nothing; the decoder refuses those.
             assert_eq!(seal.open(&forged), Err(StateError::Invalid), "{at}");
         }
-        for cut in [&state[..state.len() - 4], "", "thv1.", &format!("{state}AAAA")] {
+        for cut in [
+            &state[..state.len() - 4],
+            "",
+            "thv1.",
+            &format!("{state}AAAA"),
+        ] {
             assert_eq!(seal.open(cut), Err(StateError::Invalid));
         }
         let another = Seal::fleeting(at(0));
@@ -339,12 +342,19 @@ mod tests {
     #[test]
     fn a_binding_is_of_one_caller_and_one_call() {
         let call = |method: &str, params: &str| {
-            let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{params}}}"#);
+            let body =
+                format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{params}}}"#);
             Call::read(Bytes::from(body), true).unwrap()
         };
         let alice = holder(&Identity::example("https://a", "alice"));
         let bob = holder(&Identity::example("https://a", "bob"));
-        let first = binding(&alice, &call("tools/call", r#"{"name":"a","arguments":{"x":[1,"2"],"y":null}}"#));
+        let first = binding(
+            &alice,
+            &call(
+                "tools/call",
+                r#"{"name":"a","arguments":{"x":[1,"2"],"y":null}}"#,
+            ),
+        );
         let again = r#"{"inputResponses":{},"requestState":"s","_meta":{"z":1},"arguments":{"y":null,"x":[1,"2"]},"name":"\u0061"}"#;
         assert_eq!(binding(&alice, &call("tools/call", again)), first);
         assert_ne!(binding(&bob, &call("tools/call", again)), first);
@@ -356,7 +366,11 @@ mod tests {
             r#"{"name":"a","arguments":{"x":[1,"2"],"y":{}}}"#,
             r#"{"name":"a"}"#,
         ] {
-            assert_ne!(binding(&alice, &call("tools/call", other)), first, "{other}");
+            assert_ne!(
+                binding(&alice, &call("tools/call", other)),
+                first,
+                "{other}"
+            );
         }
         let got = binding(&alice, &call("prompts/get", again));
         assert_ne!(got, first);

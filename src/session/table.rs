@@ -165,12 +165,6 @@ impl Sessions {
             .and_then(|answer| LegacyServer::read(&answer))
             .ok_or(OpenError::NoVersion)?;
         session.say(&OwnMessage::Initialized);
-        if server.logs() {
-            // Its answer is not waited for, and its refusal is no harm.
-            let _ = session.ask_own(self.setup.call_timeout, |number| {
-                OwnMessage::LogEverything { number }
-            })?;
-        }
         session.bridged(server);
         Ok(())
     }

@@ -52,12 +52,18 @@ def call(identifier, params):
                 % (json.dumps(token), step))
         text(identifier, "done")
     elif name == "ask":
-        say('{"jsonrpc":"2.0","id":"mine-1","method":"elicitation/create","params":{"message":"?"}}')
+        question = {"jsonrpc": "2.0", "id": "mine-1", "method": arguments.get("method", "elicitation/create")}
+        say(json.dumps(question | {"params": arguments.get("params", {"message": "?"})}))
+        if arguments.get("impatient"):
+            return text(identifier, "nobody said anything")
         while True:
             message = read()
+            if (message.get("params") or {}).get("name") == "crash":
+                os._exit(3)
+            if message.get("id") == "mine-1" and arguments.get("must") and "error" in message:
+                return say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32603, "message": "must"}}))
             if message.get("id") == "mine-1":
-                text(identifier, json.dumps(message))
-                return
+                return text(identifier, json.dumps(message))
     elif name == "crash":
         os._exit(3)
     elif name == "hang":
@@ -84,7 +90,10 @@ def call(identifier, params):
         say(notes)
         text(identifier, "done")
     elif name == "announce":
-        say('{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}')
+        if "uri" in arguments:
+            say('{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":%s}}' % json.dumps(arguments["uri"]))
+        else:
+            say('{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}')
         text(identifier, "announced")
     elif name == "log":
         say('{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"%s"}}' % arguments["data"])
@@ -136,7 +145,8 @@ def main():
                 say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32602, "message": "no"}}))
                 continue
             version = message["params"].get("protocolVersion", "2025-11-25")
-            answer(identifier, {"protocolVersion": version, "capabilities": {"tools": {}},
+            can = {"tools": {"listChanged": True}, "resources": {"subscribe": True}, "logging": {}} if "--changes" in sys.argv else {"tools": {}}
+            answer(identifier, {"protocolVersion": version, "capabilities": can,
                                 "serverInfo": {"name": "scripted", "version": "1"}})
         elif method == "tools/list":
             cached(identifier, {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]})
