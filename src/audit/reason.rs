@@ -66,6 +66,7 @@ pub enum Reason {
     StateExpired,
     StateUsed,
     StateLost,
+    InputRefused,
     // The server behind thv.
     SandboxLayer,
     ChildStartFailed,
@@ -148,6 +149,7 @@ impl Reason {
         Self::StateExpired,
         Self::StateUsed,
         Self::StateLost,
+        Self::InputRefused,
         Self::SandboxLayer,
         Self::ChildStartFailed,
         Self::ChildGone,
@@ -228,6 +230,7 @@ impl Reason {
             Self::StateExpired => "state-expired",
             Self::StateUsed => "state-used",
             Self::StateLost => "state-lost",
+            Self::InputRefused => "input-refused",
             Self::SandboxLayer => "sandbox-layer",
             Self::ChildStartFailed => "child-start-failed",
             Self::ChildGone => "child-gone",

@@ -166,7 +166,7 @@ pub fn level_name(level: usize) -> &'static str {
 }
 
 /// The capabilities that modern MCP knows.
-fn known(capabilities: &[u8]) -> serde_json::Value {
+pub(super) fn known(capabilities: &[u8]) -> serde_json::Value {
     let all: Map<String, serde_json::Value> =
         serde_json::from_slice(capabilities).unwrap_or_default();
     let mut known = Map::new();
@@ -199,8 +199,8 @@ fn modern_code(code: &str) -> Option<&'static [u8]> {
 }
 
 /// The names in `_meta` that are the protocol's own.
-const RESERVED: &str = "io.modelcontextprotocol/";
-const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
+pub(super) const RESERVED: &str = "io.modelcontextprotocol/";
+pub(super) const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
 const LEVELS: [&str; 8] = [
     "debug",
     "info",

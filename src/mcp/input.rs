@@ -193,7 +193,15 @@ impl Question {
         text.extend_from_slice(br#","method":"#);
         text.extend_from_slice(self.method().as_bytes());
         text.extend_from_slice(br#","params":"#);
-        text.extend_from_slice(&self.params);
+        if self.need == Need::Visit {
+            // Older versions have a name for each visit.
+            text.extend_from_slice(br#"{"elicitationId":"#);
+            text.extend_from_slice(id);
+            text.push(b',');
+            text.extend_from_slice(&self.params[1..]);
+        } else {
+            text.extend_from_slice(&self.params);
+        }
         text.push(b'}');
         text
     }
@@ -271,7 +279,7 @@ pub fn response(id: &[u8], result: &[u8]) -> Bytes {
 }
 
 /// A member of an object that is being written.
-pub(super) fn member(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+pub fn member(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(serde_json::Value::from(name).to_string().as_bytes());
     out.push(b':');
     out.extend_from_slice(value);
@@ -314,7 +322,7 @@ mod tests {
         );
         assert_eq!(
             String::from_utf8(question.request(b"7")).unwrap(),
-            r#"{"jsonrpc":"2.0","id":7,"method":"elicitation/create","params":{"mode":"url","n":1.0}}"#
+            r#"{"jsonrpc":"2.0","id":7,"method":"elicitation/create","params":{"elicitationId":7,"mode":"url","n":1.0}}"#
         );
         assert!(self::question("elicitation/create", r#"{"mode":"smoke"}"#).is_none());
         assert!(self::question("roots/list", "[]").is_none());

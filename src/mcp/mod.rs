@@ -9,6 +9,7 @@ mod call;
 pub mod input;
 pub mod meta;
 pub mod method;
+pub mod reverse;
 pub mod subscription;
 pub mod version;
 

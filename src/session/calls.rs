@@ -20,6 +20,7 @@ use crate::{
         exchange::{Event, Failure},
         own::OwnMessage,
         pending::{self, Input},
+        reversed::Again,
         rewrite::{progress_token, renumbered},
         seal::{self, StateError},
         stream::{Exchange, Stream, Style},
@@ -43,6 +44,10 @@ pub(super) struct InFlight {
     pub(super) outcome: Option<OutcomeOwed>,
     /// What it subscribes to at a legacy child, which knows nothing of it.
     pub(super) wanted: Option<Box<Wanted>>,
+    /// What is needed to make a legacy client's call to a modern child again.
+    pub(super) again: Option<Box<Again>>,
+    /// It opens the session: who opens it decides what becomes of it.
+    opens: bool,
     /// What a legacy child may ask a modern client in it.
     pub(super) input: Option<Box<Input>>,
 }
@@ -83,27 +88,25 @@ impl Session {
         }
         let mut state = self.lock()?;
         state.admits(self.era, &id)?;
+        // A legacy child would take a call that goes on for one that begins.
+        if bridged && goes_on(call) {
+            return Err(SendError::NotAsked);
+        }
         self.log_from(&mut state, call)?;
         let wanted = self.subscribes(call);
         if let Some(wanted) = &wanted {
             self.subscribe(&mut state, wanted)?;
         }
+        let way = self.way_of(&mut state, call, &id)?;
+        // Something else may have been said to the child first.
         let number = state.next;
-        // A legacy child would take a call that goes on for one that begins.
-        if bridged && goes_on(call) {
-            return Err(SendError::NotAsked);
-        }
-        let discovered = match self.bridge.get() {
-            Some(server) if call.method() == method::DISCOVER => Some(server.discovered(&id)),
-            Some(_) if wanted.is_some() => None,
-            Some(_) => {
-                self.write(renumbered(call, number, true))?;
+        let told = match way {
+            Way::Child(line) => {
+                self.write(line)?;
                 None
             }
-            None => {
-                self.write(renumbered(call, number, false))?;
-                None
-            }
+            Way::Here(text) => Some(Bytes::from(text)),
+            Way::Open => None,
         };
         let now = Instant::now();
         state.next += 1;
@@ -122,14 +125,15 @@ impl Session {
                 logs: logs(call),
                 outcome: Some(OutcomeOwed::new(request, call, now)),
                 wanted,
+                again: InFlight::again(self, call),
+                opens: call.method() == "initialize",
                 input: holder.and_then(|holder| Input::of(call, &holder)),
             },
         );
         if let Some(call) = state.in_flight.get(&number) {
             call.acknowledge();
         }
-        // A legacy child has said it all already.
-        if let Some(text) = discovered.map(Bytes::from)
+        if let Some(text) = told
             && let Some(call) = state.in_flight.remove(&number)
         {
             self.finish(&mut state, call, None, text.len(), Event::Answer(text));
@@ -164,6 +168,8 @@ impl Session {
                 logs: None,
                 outcome: None,
                 wanted: None,
+                again: None,
+                opens: false,
                 input: None,
             },
         );
@@ -190,6 +196,8 @@ impl Session {
     /// The child's answer to request `number`, which stands at `id` in it.
     pub(super) fn answer(&self, number: u64, answer: Answer, message: &Message) -> Answered {
         let mut state = self.state();
+        let asked = number;
+        let number = state.reversed.first(number);
         let waits = state.in_flight.get_mut(&number);
         if let Some(input) = waits.and_then(|call| call.input.as_deref_mut())
             && input.waits
@@ -198,9 +206,22 @@ impl Session {
             return Answered::Delivered;
         }
         match state.in_flight.remove(&number) {
+            // It is not what the child was asked last.
+            Some(call) if call.number(number) != Some(asked) => {
+                state.in_flight.insert(number, call);
+                Answered::Late
+            }
             Some(call) => {
                 state.last_used = Instant::now();
-                self.deliver(&mut state, call, answer, message);
+                let reversed = self.reversed.get().is_some() && answer == Answer::Result;
+                let call = if reversed {
+                    self.asks_for_more(&mut state, number, call, message)
+                } else {
+                    Some(call)
+                };
+                if let Some(call) = call {
+                    self.deliver(&mut state, call, answer, message);
+                }
                 Answered::Delivered
             }
             // Cancelled or timed out: the child could not know (fault-17).
@@ -213,7 +234,7 @@ impl Session {
     pub(super) fn deliver(
         &self,
         state: &mut State,
-        call: InFlight,
+        mut call: InFlight,
         answer: Answer,
         message: &Message,
     ) {
@@ -226,6 +247,9 @@ impl Session {
             // It would have asked, and could not go on without.
             (Some(_), Some(need)) if failed => input::missing(&call.id, need),
             (Some(server), _) => server.answered(message, &call.id, call.cacheable),
+            (None, _) if let Some(server) = self.reversed.get() => {
+                server.answered(message, &call.id)
+            }
             (None, _) => {
                 let id = message
                     .root()
@@ -236,6 +260,9 @@ impl Session {
         });
         let reason = failed.then_some(Reason::ServerError);
         let bytes = text.len();
+        if call.opens && failed {
+            state.reversed.opening = call.outcome.take();
+        }
         self.finish(state, call, reason, bytes, Event::Answer(text));
     }
 
@@ -274,6 +301,7 @@ impl Session {
         event: Event,
     ) {
         self.settle(&mut call, reason, bytes_out);
+        self.forget_again(state, &call);
         if let Some(wanted) = call.wanted.take() {
             self.unsubscribe(state, &wanted);
         }
@@ -284,7 +312,17 @@ impl Session {
 
     /// Records what became of a request.
     pub(super) fn settle(&self, call: &mut InFlight, reason: Option<Reason>, bytes_out: usize) {
-        if let Some(owed) = call.outcome.take() {
+        self.owed(call.outcome.take(), reason, bytes_out);
+    }
+
+    /// Records what became of the `initialize` that a child did not know.
+    pub(super) fn settle_opening(&self, reason: Option<Reason>, bytes_out: usize) {
+        let opening = self.state().reversed.opening.take();
+        self.owed(opening, reason, bytes_out);
+    }
+
+    pub(super) fn owed(&self, owed: Option<OutcomeOwed>, reason: Option<Reason>, bytes_out: usize) {
+        if let Some(owed) = owed {
             self.audit.record(&Audited::Outcome(Outcome {
                 request_id: owed.request,
                 reason,
@@ -313,6 +351,31 @@ impl Session {
         state.level = Some(wanted);
         Ok(())
     }
+}
+
+impl Session {
+    /// What becomes of a client's request, which has state.next for its number.
+    fn way_of(&self, state: &mut State, call: &Call, id: &Id) -> Result<Way, SendError> {
+        if let Some(server) = self.reversed.get() {
+            return self.way_to_modern(state, server, call, id);
+        }
+        Ok(match (self.bridge.get(), call.method()) {
+            // A legacy child has said it all already, and knows of no subscription.
+            (Some(server), method::DISCOVER) => Way::Here(server.discovered(id)),
+            (Some(_), method::LISTEN) => Way::Open,
+            (bridge, _) => Way::Child(renumbered(call, state.next, bridge.is_some())),
+        })
+    }
+}
+
+/// What becomes of a request.
+pub(super) enum Way {
+    /// This line goes to the child.
+    Child(Bytes),
+    /// It is answered here.
+    Here(Vec<u8>),
+    /// It stays open here.
+    Open,
 }
 
 /// Whether the request answers what an earlier one was asked.

@@ -13,6 +13,7 @@ mod listening;
 mod own;
 mod pending;
 mod pump;
+mod reversed;
 mod rewrite;
 mod seal;
 mod stream;

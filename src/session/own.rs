@@ -20,6 +20,12 @@ pub(super) enum OwnMessage<'a> {
     Discover {
         number: u64,
     },
+    /// Has a modern child tell of changes (`wanted` and `meta` are JSON).
+    Listen {
+        number: u64,
+        wanted: &'a str,
+        meta: &'a str,
+    },
     /// Opens the conversation with a legacy child on which modern requests are to come.
     Initialize {
         number: u64,
@@ -84,6 +90,10 @@ impl OwnMessage<'_> {
             Self::Initialized => {
                 br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#.to_vec()
             }
+            Self::Listen { number, wanted, meta } => format!(
+                r#"{{"jsonrpc":"2.0","id":{number},"method":"subscriptions/listen","params":{{"_meta":{meta},"notifications":{wanted}}}}}"#
+            )
+            .into_bytes(),
             Self::LogFrom { number, level } => format!(
                 r#"{{"jsonrpc":"2.0","id":{number},"method":"logging/setLevel","params":{{"level":"{level}"}}}}"#
             )

@@ -108,7 +108,10 @@ fn request(session: &Session, message: &Message, method: &str, id: Value<'_>) ->
     if method == "ping" {
         return session.say(&OwnMessage::Pong { id: id.raw() });
     }
-    let asked = if session.bridge.get().is_some() {
+    let asked = if session.reversed.get().is_some() {
+        // A modern server asks by its answers alone (sse-6).
+        false
+    } else if session.bridge.get().is_some() {
         session.question(message, method, id)
     } else {
         session.ask(message.bytes().clone(), Bytes::copy_from_slice(id.raw()))

@@ -21,11 +21,12 @@ use crate::{
     child::{Child, Launcher, StartError},
     egress,
     json::Value,
-    mcp::{Era, Message, bridge::LegacyServer, version},
+    mcp::{Call, Era, Message, bridge::LegacyServer, reverse::ModernServer, version},
     session::{
         SendError, Sent, Session, ending,
         exchange::{Event as Heard, Failure},
         own::OwnMessage,
+        reversed::is_refusal,
         seal::Seal,
     },
 };
@@ -103,12 +104,19 @@ impl Sessions {
         std::mem::forget(waiting);
         let opening = begun?;
         let session = &opening.session;
-        let answer = answer_of(session.send(permit, identity, request)?)
+        let initialize = permit.call().clone();
+        let mut answer = answer_of(session.send(permit, identity, request)?)
             .await
             .map_err(OpenError::Failed)?;
+        if is_refusal(&answer) {
+            // Perhaps it speaks nothing that has this request (mcp-T18).
+            answer = self.reverse(session, &initialize).await.unwrap_or(answer);
+        }
         let Some(version) = agreed_version(&answer) else {
+            session.settle_opening(Some(Reason::ServerError), answer.len());
             return Ok((None, answer));
         };
+        session.settle_opening(None, answer.len());
         session.open(&version);
         if session.has_ended() {
             return Err(OpenError::Failed(Failure::ChildEnded));
@@ -167,6 +175,22 @@ impl Sessions {
         session.say(&OwnMessage::Initialized);
         session.bridged(server);
         Ok(())
+    }
+
+    /// Has a modern child serve a legacy client, and says what it answers to `initialize`;
+    /// `None` if the child is none.
+    async fn reverse(&self, session: &Arc<Session>, initialize: &Call) -> Option<Bytes> {
+        let probe = session.ask_own(PROBE, |number| OwnMessage::Discover { number });
+        let answer = answer_of(Sent::Exchange(probe.ok()?)).await.ok()?;
+        let server = ModernServer::read(&Message::parse(answer).ok()?, initialize)?;
+        let wanted = initialize
+            .params()
+            .and_then(|params| params.get("protocolVersion"));
+        let wanted = wanted.and_then(Value::as_str).unwrap_or_default();
+        let version = version::LEGACY.iter().find(|version| **version == wanted);
+        let text = server.initialized(initialize.id()?, version.unwrap_or(&version::LEGACY[0]));
+        session.reversed.set(server).ok()?;
+        Some(text.into())
     }
 
     /// Starts a child, and the task that tends it and sees it out, whatever becomes of this request.

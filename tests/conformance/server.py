@@ -1,7 +1,7 @@
 """An MCP server over stdio with what the official conformance suite looks for by name.
 
 It speaks both eras: `initialize` and what follows (to 2025-11-25), and the stateless 2026-07-28.
-With `--legacy` it knows nothing of the latter. Each request is worked on in a thread of its own.
+With `--legacy` it knows nothing of the latter, with `--modern` nothing of the former. Each request is worked on in a thread of its own.
 """
 
 import base64
@@ -20,7 +20,7 @@ import zlib
 MODERN, LEGACY = "2026-07-28", ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 META = "io.modelcontextprotocol/"
 INFO = {"name": "thv-conformance", "version": "1"}
-speaks_modern = "--legacy" not in sys.argv
+speaks_modern, speaks_legacy = "--legacy" not in sys.argv, "--modern" not in sys.argv
 out, lock = sys.stdout, threading.Lock()
 numbers, answers, key = itertools.count(1), {}, os.urandom(32)
 subscriptions = {}
@@ -493,6 +493,8 @@ def work(request):
                 return listen(request)
         elif request.modern:
             raise Refused(-32601, "Method not found")
+        elif not speaks_legacy:
+            raise Refused(-32022, "unsupported protocol version", {"supported": [MODERN], "requested": "none"})
         found = result(request)
         if request.modern:
             found = {"resultType": "complete"} | found

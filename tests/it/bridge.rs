@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use thv::time::Clock;
 
 use crate::{
-    house::{Caller, house},
+    house::{self, Caller, House, house},
     modern::{self, body, seen, tool},
     wire::{self, Answer, Events},
 };
@@ -369,5 +369,313 @@ async fn a_log_level_of_one_call_is_set_at_a_legacy_server() {
     assert!(
         levels.len() == 2 && levels[0].contains("error") && levels[1].contains("info"),
         "{levels:?}"
+    );
+}
+
+/// A legacy client that can be asked everything, in a session with a modern server.
+async fn elder(house: &House, can: Value) -> (Caller, Value) {
+    let mut caller = house.caller("alice");
+    let body = json!({ "jsonrpc": "2.0", "id": "i", "method": "initialize", "params": {
+        "protocolVersion": "2025-06-18", "capabilities": can, "clientInfo": { "name": "elder", "version": "1" },
+    } });
+    let answer = caller.post(&body.to_string()).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    caller.session = answer.header("mcp-session-id").map(str::to_owned);
+    (caller, answer.json())
+}
+
+/// mcp-T18, mcp-T20: a server that knows no `initialize` is asked once what it speaks, and serves a legacy client.
+#[tokio::test]
+async fn a_modern_server_serves_legacy_clients() {
+    let house = house()
+        .argument("--modern")
+        .argument("--changes")
+        .open()
+        .await;
+    let (alice, initialized) = elder(&house, json!({ "elicitation": {}, "tasks": {} })).await;
+    assert_eq!(
+        initialized,
+        json!({ "jsonrpc": "2.0", "id": "i", "result": {
+            "protocolVersion": "2025-06-18",
+            "capabilities": { "tools": { "listChanged": true }, "resources": { "subscribe": true }, "logging": {} },
+            "serverInfo": { "name": "scripted", "version": "1" },
+        } })
+    );
+    let list = alice
+        .post(r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#)
+        .await
+        .json();
+    let members: Vec<_> = list["result"].as_object().unwrap().keys().collect();
+    assert_eq!(members, ["tools"]);
+    assert_eq!(
+        alice.call("echo", json!({ "n": 1 })).await.said(),
+        "{\"n\": 1}"
+    );
+    let progress = alice.call("progress", json!({})).await.text();
+    assert_eq!(
+        progress.matches("\"progressToken\":\"p-progress\"").count(),
+        2,
+        "{progress}"
+    );
+    let ask = async |method: &str, params: Value| {
+        let body = json!({ "jsonrpc": "2.0", "id": 2, "method": method, "params": params });
+        let answer = alice.post(&body.to_string()).await.json();
+        answer
+            .get("result")
+            .cloned()
+            .unwrap_or(answer["error"]["code"].clone())
+    };
+    assert_eq!(ask("ping", json!({})).await, json!({}));
+    assert_eq!(
+        ask("logging/setLevel", json!({ "level": "error" })).await,
+        json!({})
+    );
+    assert_eq!(
+        ask("logging/setLevel", json!({ "level": "loud" })).await,
+        -32602
+    );
+    assert_eq!(ask("tasks/list", json!({})).await, -32601);
+    let heard: Value = serde_json::from_str(&alice.call("ask", json!({})).await.said()).unwrap();
+    assert_eq!(
+        heard["error"]["code"], -32601,
+        "it may ask by its answers alone"
+    );
+    let lines: Vec<Value> = alice
+        .seen()
+        .await
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let sent = |method: &str| {
+        lines
+            .iter()
+            .filter(|line| line["method"] == method)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (sent("initialize").len(), sent("server/discover").len()),
+        (1, 1)
+    );
+    assert_eq!(
+        sent("ping").len() + sent("logging/setLevel").len() + sent("tasks/list").len(),
+        0
+    );
+    let meta = |line: &Value| line["params"]["_meta"].clone();
+    let mut expected = json!({
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": { "elicitation": {} },
+        "io.modelcontextprotocol/clientInfo": { "name": "elder", "version": "1" },
+        "io.modelcontextprotocol/logLevel": "info",
+    });
+    assert_eq!(meta(sent("tools/list")[0]), expected);
+    let last = *sent("tools/call").last().unwrap();
+    expected["io.modelcontextprotocol/logLevel"] = json!("error");
+    expected["progressToken"] = last["id"].clone();
+    assert_eq!(meta(last), expected);
+    let outcomes = house.records.all();
+    let failed = outcomes
+        .iter()
+        .filter(|record| record.contains("THV_OUTCOME=failed"))
+        .count();
+    assert_eq!(
+        failed, 0,
+        "the client's initialize has not failed: {outcomes:#?}"
+    );
+}
+
+/// One whose `initialize` is refused, and which does not speak the modern version either, has refused.
+#[tokio::test]
+async fn a_refused_initialize_stays_one() {
+    let house = house().argument("--refuse").open().await;
+    let answer = house
+        .caller("alice")
+        .post(&house::initialize("2025-11-25"))
+        .await;
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["code"]),
+        (200, &json!(-32602))
+    );
+    assert_eq!(answer.header("mcp-session-id"), None);
+    let told = house.records.all().join("\n");
+    assert_eq!(told.matches("THV_REASON=server-error").count(), 1, "{told}");
+}
+
+/// mcp-M1, mcp-M2: what a modern server asks for by its answer is asked of a legacy client, and the call made again under a new id.
+#[tokio::test]
+async fn a_modern_servers_need_goes_to_a_legacy_client_and_its_answer_back() {
+    let house = house().argument("--modern").open().await;
+    let (alice, _) = elder(&house, json!({ "elicitation": {}, "sampling": {} })).await;
+    let need = |arguments: Value| alice.bytes("POST", &house::call(7, "need", arguments));
+    let respond = async |to: &Value, member: &str, what: Value| {
+        let body = json!({ "jsonrpc": "2.0", "id": to["id"], member: what });
+        alice.post(&body.to_string()).await.status
+    };
+    let mut stream = Events::open(house.address, &need(json!({ "twice": true }))).await;
+    let first = stream.next().await;
+    assert_eq!(
+        (&first["method"], &first["params"]),
+        (&json!("elicitation/create"), &json!({ "message": "first" }))
+    );
+    assert_eq!(
+        respond(
+            &first,
+            "result",
+            json!({ "action": "accept", "content": { "n": 1 } })
+        )
+        .await,
+        202
+    );
+    let second = stream.next().await;
+    assert_eq!(second["params"]["message"], "second");
+    assert_eq!(
+        respond(&first, "result", json!({ "action": "accept" })).await,
+        400,
+        "that was answered"
+    );
+    // A refusal to be asked is the user's way out.
+    assert_eq!(
+        respond(&second, "error", json!({ "code": -1, "message": "no" })).await,
+        202
+    );
+    let answer = stream.next().await;
+    assert_eq!(answer["id"], 7);
+    let said: Value =
+        serde_json::from_str(answer["result"]["content"][0]["text"].as_str().unwrap()).unwrap();
+    assert_eq!(
+        said,
+        json!({ "state": "second", "responses": { "what": { "action": "cancel" } } })
+    );
+    let lines: Vec<Value> = alice
+        .seen()
+        .await
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let calls: Vec<_> = lines
+        .iter()
+        .filter(|line| line["params"]["name"] == "need")
+        .collect();
+    assert_eq!(calls.len(), 3);
+    assert!(calls[0]["id"] != calls[1]["id"] && calls[1]["id"] != calls[2]["id"]);
+    for call in &calls {
+        assert_eq!(call["params"]["arguments"], json!({ "twice": true }));
+        assert_eq!(call["params"]["_meta"]["progressToken"], call["id"]);
+        assert_eq!(
+            call["params"]["_meta"]["io.modelcontextprotocol/protocolVersion"],
+            "2026-07-28"
+        );
+    }
+    assert_eq!(
+        calls[1]["params"]["inputResponses"]["what"],
+        json!({ "action": "accept", "content": { "n": 1 } })
+    );
+
+    // A state alone is brought back at once.
+    let said = alice.call("need", json!({ "nothing": true })).await.said();
+    assert_eq!(said, r#"{"responses": {}, "state": "first"}"#);
+    // What nobody will answer, and no answer stands for, ends the call.
+    let mut stream = Events::open(
+        house.address,
+        &need(json!({ "method": "sampling/createMessage" })),
+    )
+    .await;
+    let question = stream.next().await;
+    assert_eq!(
+        respond(&question, "error", json!({ "code": -1, "message": "no" })).await,
+        202
+    );
+    assert_eq!(
+        stream.next().await["error"]["data"]["reason"],
+        "input-refused"
+    );
+    // So does what the client never said that it can be asked.
+    let roots = alice.call("need", json!({ "method": "roots/list" })).await;
+    assert_eq!(
+        roots.json()["error"]["data"]["reason"],
+        "server-protocol-error"
+    );
+    // A cancelled call wants no answer.
+    let mut stream = Events::open(house.address, &need(json!({}))).await;
+    let question = stream.next().await;
+    let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}"#;
+    assert_eq!(alice.post(cancel).await.status, 202);
+    assert_eq!(
+        respond(&question, "result", json!({ "action": "accept" })).await,
+        400
+    );
+    let cancelled = alice
+        .seen()
+        .await
+        .iter()
+        .any(|line| line.contains("notifications/cancelled"));
+    assert!(!cancelled, "the child has answered that call");
+}
+
+/// mcp-T28: what a legacy client subscribes to is one subscription at a modern server.
+#[tokio::test]
+async fn a_modern_servers_changes_reach_a_legacy_client() {
+    let house = house()
+        .argument("--modern")
+        .argument("--changes")
+        .open()
+        .await;
+    let (alice, _) = elder(&house, json!({})).await;
+    let mut own = Events::open(house.address, &alice.bytes("GET", "")).await;
+    assert_eq!(own.line().await, "HTTP/1.1 200 OK");
+    let initialized = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+    assert_eq!(alice.post(initialized).await.status, 202);
+    let changed = own.next().await;
+    assert_eq!(
+        changed,
+        json!({ "jsonrpc": "2.0", "method": "notifications/tools/list_changed", "params": { "_meta": {} } })
+    );
+    let subscribe = |what: &str| {
+        let params = r#"{"uri":"file:///a"}"#;
+        format!(r#"{{"jsonrpc":"2.0","id":3,"method":"resources/{what}","params":{params}}}"#)
+    };
+    assert_eq!(
+        alice.post(&subscribe("subscribe")).await.json()["result"],
+        json!({})
+    );
+    assert_eq!(
+        alice.post(&subscribe("unsubscribe")).await.json()["result"],
+        json!({})
+    );
+    let lines: Vec<Value> = alice
+        .seen()
+        .await
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let sent = |method: &str| {
+        lines
+            .iter()
+            .filter(|line| line["method"] == method)
+            .collect::<Vec<_>>()
+    };
+    let wanted: Vec<_> = sent("subscriptions/listen")
+        .iter()
+        .map(|line| line["params"]["notifications"].clone())
+        .collect();
+    assert_eq!(
+        wanted,
+        [
+            json!({ "toolsListChanged": true }),
+            json!({ "toolsListChanged": true, "resourceSubscriptions": ["file:///a"] }),
+            json!({ "toolsListChanged": true }),
+        ]
+    );
+    let ended: Vec<_> = sent("notifications/cancelled")
+        .iter()
+        .map(|line| line["params"]["requestId"].clone())
+        .collect();
+    let begun: Vec<_> = sent("subscriptions/listen")
+        .iter()
+        .map(|line| line["id"].clone())
+        .collect();
+    assert_eq!(ended, begun[..2], "one after the other");
+    assert_eq!(
+        sent("notifications/initialized").len() + sent("resources/subscribe").len(),
+        0
     );
 }

@@ -129,5 +129,10 @@ async fn the_suite_of_2026_07_28_is_met_by_a_legacy_server_as_far_as_it_goes() {
     check("2026-07-28", &["--legacy"], BRIDGED).await;
 }
 
+#[tokio::test]
+async fn the_suite_of_2025_11_25_is_met_by_a_modern_server_as_far_as_it_goes() {
+    check("2025-11-25", &["--modern"], 1).await;
+}
+
 /// Scenarios of 37 that are met over the bridge.
 const BRIDGED: usize = 26;

@@ -12,7 +12,7 @@ import time
 import probes
 
 seen = []
-TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "sleep", "garbage", "both", "stray", "stderr", "burst", "announce", "log", "wait",
+TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "sleep", "garbage", "both", "stray", "stderr", "burst", "announce", "log", "wait", "need",
          "probe", "secret"]
 modern = "--modern" in sys.argv
 waiting = {}
@@ -64,6 +64,12 @@ def call(identifier, params):
                 return say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32603, "message": "must"}}))
             if message.get("id") == "mine-1":
                 return text(identifier, json.dumps(message))
+    elif name == "need" and "inputResponses" not in params:
+        need(identifier, arguments, "first")
+    elif name == "need" and params.get("requestState") == "first" and arguments.get("twice"):
+        need(identifier, arguments, "second")
+    elif name == "need":
+        text(identifier, json.dumps({"responses": params["inputResponses"], "state": params["requestState"]}))
     elif name == "crash":
         os._exit(3)
     elif name == "hang":
@@ -111,6 +117,12 @@ def call(identifier, params):
         say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32602, "message": "unknown tool"}}))
 
 
+def need(identifier, arguments, state):
+    request = {"method": arguments.get("method", "elicitation/create"), "params": {"message": state}}
+    requests = {} if arguments.get("nothing") else {"inputRequests": {"what": request}}
+    answer(identifier, {"resultType": "input_required", "requestState": state} | requests)
+
+
 def listen(identifier, params):
     """The subscription stays open; what it hears comes with its name."""
     meta = '"_meta":{"io.modelcontextprotocol/subscriptionId":%s}' % json.dumps(identifier)
@@ -132,7 +144,8 @@ def main():
         message = read()
         method, identifier = message.get("method"), message.get("id")
         if method == "server/discover" and modern:
-            cached(identifier, {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}},
+            can = {"tools": {"listChanged": True}, "resources": {"subscribe": True}, "logging": {}} if "--changes" in sys.argv else {"tools": {}}
+            cached(identifier, {"supportedVersions": ["2026-07-28"], "capabilities": can,
                                 "serverInfo": {"name": "scripted", "version": "1"}})
         elif method == "subscriptions/listen" and modern:
             listen(identifier, message["params"])
