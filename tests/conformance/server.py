@@ -286,7 +286,9 @@ def test_streaming_elicitation(request, arguments):
     return completed(request.ask(*form("Go on?", ok={"type": "boolean"})))
 
 
-def changed(kind):
+def changed(request, kind):
+    if not request.modern:
+        say({"method": f"notifications/{kind}s/list_changed"})
     for subscription, (identifier, wanted) in list(subscriptions.items()):
         if wanted.get(f"{kind}sListChanged"):
             say({"method": f"notifications/{kind}s/list_changed", "params": {"_meta": {META + "subscriptionId": identifier}}})
@@ -295,12 +297,12 @@ def changed(kind):
 
 @tool("Says that the tools changed")
 def test_trigger_tool_change(request, arguments):
-    return changed("tool")
+    return changed(request, "tool")
 
 
 @tool("Says that the prompts changed")
 def test_trigger_prompt_change(request, arguments):
-    return changed("prompt")
+    return changed(request, "prompt")
 
 
 @tool("Asks for a name")
