@@ -80,6 +80,16 @@ impl LegacyServer {
         }
     }
 
+    /// The answer that ends a subscription.
+    pub fn ended(&self, id: &Id) -> Vec<u8> {
+        let mut text = br#"{"jsonrpc":"2.0","id":"#.to_vec();
+        text.extend_from_slice(id.as_json());
+        text.extend_from_slice(br#","result":{"resultType":"complete","_meta":{"#);
+        member(&mut text, SERVER_INFO, self.info.as_bytes());
+        text.extend_from_slice(b"}}}");
+        text
+    }
+
     /// Its answer, under the client's id, with what modern clients need.
     pub fn answered(&self, answer: &Message, id: &Id, cacheable: bool) -> Vec<u8> {
         let root = answer.root();

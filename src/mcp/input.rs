@@ -5,8 +5,6 @@
 //! (mcp-M1). Used by `session` for children that speak another era than their
 //! clients.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
 use serde_json::json;
 
@@ -111,7 +109,7 @@ impl Question {
     pub fn asked(method: &str, id: Value<'_>, message: &Message) -> Option<Self> {
         let key = id
             .as_str()
-            .map_or_else(|| String::from_utf8_lossy(id.raw()), |text| text)
+            .unwrap_or_else(|| String::from_utf8_lossy(id.raw()))
             .into_owned();
         Self::new(key, method, message.root().get("params"))
     }
@@ -289,8 +287,8 @@ fn is_object(value: &Value<'_>) -> bool {
     value.kind() == Kind::Object
 }
 
-fn is_of_one_era(name: &Cow<'_, str>) -> bool {
-    matches!(&**name, "_meta" | "elicitationId" | "task")
+fn is_of_one_era(name: &str) -> bool {
+    matches!(name, "_meta" | "elicitationId" | "task")
 }
 
 #[cfg(test)]

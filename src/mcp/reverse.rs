@@ -35,9 +35,7 @@ impl ModernServer {
     /// that is no answer of a server that speaks modern MCP.
     pub fn read(answer: &Message, initialize: &Call) -> Option<Self> {
         let result = answer.root().get("result")?;
-        let modern = |version: Value<'_>| version.as_str().as_deref() == Some(version::MODERN);
-        let versions = result.get("supportedVersions")?;
-        versions.elements().any(modern).then_some(())?;
+        is_modern(answer).then_some(())?;
         let text = |value: Value<'_>| String::from_utf8_lossy(value.raw()).into_owned();
         let is_object = |value: &Value<'_>| value.kind() == Kind::Object;
         let said = initialize.params();
@@ -191,6 +189,16 @@ impl ModernServer {
         }
         meta::changed(answer, changes)
     }
+}
+
+/// Whether an answer to `server/discover` is one of a server that speaks modern MCP.
+pub fn is_modern(answer: &Message) -> bool {
+    let modern = |version: Value<'_>| version.as_str().as_deref() == Some(version::MODERN);
+    answer
+        .root()
+        .get("result")
+        .and_then(|result| result.get("supportedVersions"))
+        .is_some_and(|versions| versions.elements().any(modern))
 }
 
 /// What a call was asked for, and the state that it goes on from.

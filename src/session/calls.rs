@@ -275,8 +275,16 @@ impl Session {
             .map(|(number, _)| *number)
             .collect();
         for call in open {
-            if let Some(call) = state.in_flight.remove(&call) {
-                self.fail(state, call, failure);
+            let Some(call) = state.in_flight.remove(&call) else {
+                continue;
+            };
+            match self.bridge.get().filter(|_| call.wanted.is_some()) {
+                // A subscription ends well (mcp-T28).
+                Some(server) => {
+                    let text = Bytes::from(server.ended(&call.id));
+                    self.finish(state, call, None, text.len(), Event::Answer(text));
+                }
+                None => self.fail(state, call, failure),
             }
         }
     }

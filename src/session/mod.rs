@@ -12,6 +12,7 @@ mod exchange;
 mod listening;
 mod own;
 mod pending;
+mod probe;
 mod pump;
 mod reversed;
 mod rewrite;

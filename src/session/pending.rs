@@ -247,10 +247,11 @@ impl Sessions {
         identity: &Identity,
         call: &Call,
     ) -> Result<Option<Arc<Session>>, StateError> {
-        let Some(state) = seal::brought(call) else {
+        let seal = self.seal();
+        let Some(state) = seal::brought(call).filter(|state| seal.is_named_in(state)) else {
             return Ok(None);
         };
-        let ticket = self.opened(&state, &seal::holder(identity), call)?;
+        let ticket = open(seal, &state, &seal::holder(identity), call)?;
         let session = self
             .find(&ticket.session)
             .filter(|session| session.is_usable())
@@ -260,10 +261,6 @@ impl Sessions {
         } else {
             Err(StateError::Used)
         }
-    }
-
-    fn opened(&self, state: &str, holder: &Binding, call: &Call) -> Result<Ticket, StateError> {
-        open(self.seal(), state, holder, call)
     }
 }
 

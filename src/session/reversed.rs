@@ -253,7 +253,10 @@ impl Session {
         let Some((number, again)) = waiting else {
             return;
         };
+        let given = again.questions.iter().flat_map(|asked| &asked.answer);
+        let room = MAX_ANSWER_BYTES.saturating_sub(given.map(Bytes::len).sum());
         let result = call.message().root().get("result");
+        let result = result.filter(|result| result.span().len() <= room);
         for asked in again.questions.iter_mut().filter(|asked| of(asked)) {
             let answer = result.filter(|result| asked.question.fits(*result));
             asked.answer = answer
@@ -383,3 +386,5 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// How often one call may ask, and how much at once.
 const MAX_ROUNDS: u32 = 32;
 const MAX_QUESTIONS: usize = 16;
+/// Bytes of what a client answers in one round; more is none.
+const MAX_ANSWER_BYTES: usize = 4 << 20;

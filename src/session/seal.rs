@@ -105,6 +105,12 @@ impl Seal {
         self.clock.now()
     }
 
+    /// Whether the state says that it is this gateway's: another's may be the business of
+    /// whatever stands behind this one.
+    pub(super) fn is_named_in(&self, state: &str) -> bool {
+        state.starts_with(&self.prefix)
+    }
+
     pub(super) fn seal(&self, ticket: &Ticket) -> String {
         let mut text = Vec::with_capacity(SESSION + 3 * 8 + 32 + 16);
         text.extend_from_slice(ticket.session.as_bytes());
@@ -315,6 +321,7 @@ mod tests {
             assert_eq!(seal.open(cut), Err(StateError::Invalid));
         }
         let another = Seal::fleeting(at(0));
+        assert!(seal.is_named_in(&state) && !another.is_named_in(&state));
         assert_eq!(another.open(&state), Err(StateError::Invalid));
         let late = Seal {
             clock: at(1001),

@@ -21,11 +21,11 @@ use crate::{
     child::{Child, Launcher, StartError},
     egress,
     json::Value,
-    mcp::{Call, Era, Message, bridge::LegacyServer, reverse::ModernServer, version},
+    mcp::{Era, Message},
     session::{
         SendError, Sent, Session, ending,
         exchange::{Event as Heard, Failure},
-        own::OwnMessage,
+        probe,
         reversed::is_refusal,
         seal::Seal,
     },
@@ -110,7 +110,9 @@ impl Sessions {
             .map_err(OpenError::Failed)?;
         if is_refusal(&answer) {
             // Perhaps it speaks nothing that has this request (mcp-T18).
-            answer = self.reverse(session, &initialize).await.unwrap_or(answer);
+            answer = probe::for_legacy(session, &initialize)
+                .await
+                .unwrap_or(answer);
         }
         let Some(version) = agreed_version(&answer) else {
             session.settle_opening(Some(Reason::ServerError), answer.len());
@@ -148,49 +150,10 @@ impl Sessions {
         }
         let opening = self.begin(identity, Era::Modern).await?;
         let session = &opening.session;
-        let probe = session.ask_own(PROBE, |number| OwnMessage::Discover { number })?;
-        match answer_of(Sent::Exchange(probe)).await {
-            Ok(answer) if is_modern(&answer) => {}
-            // Whatever else it says to that, it is a legacy one (mcp-T27).
-            Ok(_) | Err(Failure::Timeout) => self.bridge(session).await?,
-            Err(failure) => return Err(OpenError::Failed(failure)),
-        }
+        probe::for_modern(session, self.setup.call_timeout).await?;
         let session = opening.keep();
         *place = Arc::downgrade(&session);
         Ok(session)
-    }
-
-    /// Opens the conversation with a legacy child, on behalf of modern clients.
-    async fn bridge(&self, session: &Arc<Session>) -> Result<(), OpenError> {
-        let asked = session.ask_own(self.setup.call_timeout, |number| OwnMessage::Initialize {
-            number,
-        })?;
-        let answer = answer_of(Sent::Exchange(asked))
-            .await
-            .map_err(OpenError::Failed)?;
-        let server = Message::parse(answer)
-            .ok()
-            .and_then(|answer| LegacyServer::read(&answer))
-            .ok_or(OpenError::NoVersion)?;
-        session.say(&OwnMessage::Initialized);
-        session.bridged(server);
-        Ok(())
-    }
-
-    /// Has a modern child serve a legacy client, and says what it answers to `initialize`;
-    /// `None` if the child is none.
-    async fn reverse(&self, session: &Arc<Session>, initialize: &Call) -> Option<Bytes> {
-        let probe = session.ask_own(PROBE, |number| OwnMessage::Discover { number });
-        let answer = answer_of(Sent::Exchange(probe.ok()?)).await.ok()?;
-        let server = ModernServer::read(&Message::parse(answer).ok()?, initialize)?;
-        let wanted = initialize
-            .params()
-            .and_then(|params| params.get("protocolVersion"));
-        let wanted = wanted.and_then(Value::as_str).unwrap_or_default();
-        let version = version::LEGACY.iter().find(|version| **version == wanted);
-        let text = server.initialized(initialize.id()?, version.unwrap_or(&version::LEGACY[0]));
-        session.reversed.set(server).ok()?;
-        Some(text.into())
     }
 
     /// Starts a child, and the task that tends it and sees it out, whatever becomes of this request.
@@ -421,7 +384,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-async fn answer_of(sent: Sent) -> Result<Bytes, Failure> {
+pub(super) async fn answer_of(sent: Sent) -> Result<Bytes, Failure> {
     let Sent::Exchange(mut exchange) = sent else {
         return Err(Failure::BadAnswer);
     };
@@ -455,21 +418,9 @@ fn new_id() -> String {
     random.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether the child's answer to the probe shows that it speaks the modern version.
-fn is_modern(answer: &Bytes) -> bool {
-    let speaks = |message: Message| {
-        let versions = message.root().get("result")?.get("supportedVersions")?;
-        let modern = |version: Value<'_>| version.as_str().as_deref() == Some(version::MODERN);
-        Some(versions.elements().any(modern))
-    };
-    Message::parse(answer.clone()).ok().and_then(speaks) == Some(true)
-}
-
 fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Lines waiting for one child that does not read.
 const MAX_LINES: usize = 128;
-/// How long a child may think about what it speaks before it is taken for a legacy one (mcp-T27).
-const PROBE: Duration = Duration::from_secs(10);

@@ -573,6 +573,17 @@ async fn a_modern_servers_need_goes_to_a_legacy_client_and_its_answer_back() {
     // A state alone is brought back at once.
     let said = alice.call("need", json!({ "nothing": true })).await.said();
     assert_eq!(said, r#"{"responses": {}, "state": "first"}"#);
+    // But not for ever.
+    let endless = alice
+        .call("need", json!({ "nothing": true, "forever": true }))
+        .await;
+    assert_eq!(
+        endless.json()["error"]["data"]["reason"],
+        "server-protocol-error"
+    );
+    let calls = alice.seen().await;
+    let calls = calls.iter().filter(|line| line.contains("forever"));
+    assert_eq!(calls.count(), 32);
     // What nobody will answer, and no answer stands for, ends the call.
     let mut stream = Events::open(
         house.address,
@@ -677,5 +688,66 @@ async fn a_modern_servers_changes_reach_a_legacy_client() {
     assert_eq!(
         sent("notifications/initialized").len() + sent("resources/subscribe").len(),
         0
+    );
+}
+
+/// What one call may ask at once, and how many calls may wait, is limited; what is too much is refused to the server.
+#[tokio::test]
+async fn a_legacy_server_asks_within_limits() {
+    let house = house().open().await;
+    let alice = house.caller("alice");
+    let ids = |call: &str, count: usize| {
+        (0..count)
+            .map(|n| format!("{call}-{n}"))
+            .collect::<Vec<_>>()
+    };
+    let many = json!({ "ids": ids("many", 17) });
+    let (questions, _) = asked(&call(&alice, "ask", many, json!({})).await);
+    assert_eq!(
+        questions.as_object().unwrap().len(),
+        16,
+        "they come together"
+    );
+    let refused = |lines: &[String], id: &str| {
+        let id = format!("\"{id}\"");
+        lines
+            .iter()
+            .any(|line| line.contains(&id) && line.contains("-32601"))
+    };
+    let lines = seen(&alice).await;
+    assert!(refused(&lines, "many-16") && !refused(&lines, "many-15"));
+    for waiting in 1..16 {
+        let one = json!({ "ids": [format!("one-{waiting}")] });
+        asked(&call(&alice, "ask", one, json!({})).await);
+    }
+    let meta = json!({ "io.modelcontextprotocol/clientCapabilities": { "elicitation": {} } });
+    let params = json!({ "name": "ask", "arguments": { "ids": ["late"] } });
+    let late = modern::bytes(
+        &alice,
+        "tools/call",
+        Some("ask"),
+        &body(1, "tools/call", params, meta),
+    );
+    let stream = Events::open(house.address, &late).await;
+    let told = async { while !refused(&seen(&alice).await, "late") {} };
+    tokio::time::timeout(wire::PATIENCE, told).await.unwrap();
+    drop(stream);
+}
+
+/// mcp-T28: a subscription that the gateway ends ends well.
+#[tokio::test]
+async fn a_subscription_at_a_legacy_server_ends_with_an_answer() {
+    let house = house().argument("--changes").open().await;
+    let alice = house.caller("alice");
+    let wanted = json!({ "notifications": { "toolsListChanged": true } });
+    let body = body(5, "subscriptions/listen", wanted, json!({}));
+    let request = modern::bytes(&alice, "subscriptions/listen", None, &body);
+    let mut stream = Events::open(house.address, &request).await;
+    stream.next().await;
+    house.edit();
+    let end = stream.next().await;
+    assert_eq!(
+        (&end["id"], &end["result"]["resultType"]),
+        (&json!(5), &json!("complete"))
     );
 }

@@ -53,6 +53,11 @@ def call(identifier, params):
         text(identifier, "done")
     elif name == "ask":
         question = {"jsonrpc": "2.0", "id": "mine-1", "method": arguments.get("method", "elicitation/create")}
+        if "ids" in arguments:
+            # Asked and not waited for: the call stays open.
+            for own in arguments["ids"]:
+                say(json.dumps(question | {"id": own, "params": {"message": "?"}}))
+            return
         say(json.dumps(question | {"params": arguments.get("params", {"message": "?"})}))
         if arguments.get("impatient"):
             return text(identifier, "nobody said anything")
@@ -64,7 +69,7 @@ def call(identifier, params):
                 return say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32603, "message": "must"}}))
             if message.get("id") == "mine-1":
                 return text(identifier, json.dumps(message))
-    elif name == "need" and "inputResponses" not in params:
+    elif name == "need" and ("inputResponses" not in params or arguments.get("forever")):
         need(identifier, arguments, "first")
     elif name == "need" and params.get("requestState") == "first" and arguments.get("twice"):
         need(identifier, arguments, "second")
