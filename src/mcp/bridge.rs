@@ -269,6 +269,16 @@ mod tests {
         );
     }
 
+    /// mcp-T28
+    #[test]
+    fn a_subscription_ends_with_an_answer() {
+        let ended = String::from_utf8(server().ended(&Id::own())).unwrap();
+        assert_eq!(
+            ended,
+            r#"{"jsonrpc":"2.0","id":0,"result":{"resultType":"complete","_meta":{"io.modelcontextprotocol/serverInfo":{"name":"old", "version":"1"}}}}"#
+        );
+    }
+
     /// mcp-T24
     #[test]
     fn codes_that_modern_mcp_must_not_see_are_translated() {
