@@ -133,11 +133,13 @@ impl Session {
         })
     }
 
-    /// Ends what would stay open: the session's own stream and subscriptions.
+    /// Ends what would stay open: the session's own stream, subscriptions, and calls that
+    /// wait for a client who can no longer come in.
     pub(super) fn end_streams(&self) {
         let mut state = self.state();
         state.listening.close();
         self.fail_open_ended(&mut state, Failure::ShuttingDown);
+        self.give_up_waiting(&mut state);
     }
 
     /// Gives a notification of the child's to the one stream it is meant for; `false` if nobody hears it.

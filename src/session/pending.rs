@@ -27,7 +27,7 @@ use crate::{
         SendError, Session, Sessions,
         calls::{Answer, InFlight, OutcomeOwed, logs},
         conversation::State,
-        exchange::Event,
+        exchange::{Event, Failure},
         own::OwnMessage,
         rewrite::progress_token,
         seal::{self, Binding, StateError, Ticket},
@@ -213,6 +213,22 @@ impl Session {
         waiting_for(&mut self.state(), ticket).is_some()
     }
 
+    /// Ends the calls that wait for what a client says: it would come to another process.
+    pub(super) fn give_up_waiting(&self, state: &mut State) {
+        let waiting: Vec<u64> = state
+            .in_flight
+            .iter()
+            .filter(|(number, call)| call.waits() || call.number(**number).is_none())
+            .map(|(number, _)| *number)
+            .collect();
+        for number in waiting {
+            if let Some(call) = state.in_flight.remove(&number) {
+                self.withdraw(&call);
+                self.fail(state, call, Failure::ShuttingDown);
+            }
+        }
+    }
+
     /// Tells the child that nobody will answer what it has asked in this call.
     pub(super) fn withdraw(&self, call: &InFlight) {
         for asked in call.input.iter().flat_map(|input| &input.questions) {
@@ -316,3 +332,109 @@ const MAX_QUESTIONS: usize = 16;
 const MAX_ASKED_BYTES: usize = 1 << 20;
 /// Calls of a session that wait for their clients; no further one may ask.
 const MAX_WAITING: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{
+        audit::Audit,
+        config::ServerName,
+        mcp::{Era, bridge::LegacyServer},
+        session::Seal,
+        time::Clock,
+    };
+
+    fn message(text: &str) -> Message {
+        Message::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap()
+    }
+
+    /// A bridged session, and what its child is told.
+    fn session() -> (Arc<Session>, mpsc::Receiver<Bytes>) {
+        let (audit, _) = Audit::memory(&ServerName::parse("it").unwrap());
+        let (stdin, lines) = mpsc::channel(64);
+        let session = Session::new(
+            "0123456789abcdef0123456789abcdef".to_owned(),
+            Identity::example("https://a", "alice"),
+            audit,
+            Duration::from_secs(60),
+            Era::Modern,
+            stdin,
+            Arc::new(Seal::fleeting(Clock::new(|| 0))),
+        );
+        let initialized = message(r#"{"id":1,"result":{"capabilities":{}}}"#);
+        session.bridged(LegacyServer::read(&initialized).unwrap());
+        (session, lines)
+    }
+
+    fn call(session: &Arc<Session>, who: &str) -> Exchange {
+        let body = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x","_meta":{"io.modelcontextprotocol/clientCapabilities":{"elicitation":{}}}}}"#;
+        let call = Call::read(Bytes::from(body), true).unwrap();
+        let identity = Identity::example("https://a", who);
+        let id = call.id().unwrap().clone();
+        session
+            .request(&call, &identity, id, RequestId::random())
+            .unwrap()
+    }
+
+    fn ask(session: &Session, id: usize, size: usize) -> bool {
+        let text = "x".repeat(size);
+        let question = message(&format!(
+            r#"{{"id":{id},"method":"elicitation/create","params":{{"message":"{text}"}}}}"#
+        ));
+        let id = question.root().get("id").unwrap();
+        session.question(&question, "elicitation/create", id)
+    }
+
+    /// mcp-M3: where several callers share a child, nobody is asked another's question.
+    #[tokio::test]
+    async fn a_question_that_may_be_anothers_is_asked_of_nobody() {
+        let (session, _lines) = session();
+        assert!(!ask(&session, 0, 1), "nobody calls");
+        let mut alice = call(&session, "alice");
+        let bob = call(&session, "bob");
+        assert!(!ask(&session, 1, 1));
+        drop(bob);
+        assert!(ask(&session, 2, 1));
+        session.ask_clients();
+        let Some(Event::Answer(text)) = alice.next().await else {
+            panic!("nothing was asked");
+        };
+        assert!(
+            text.starts_with(br#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required""#)
+        );
+        // Her call waits, so it counts, and her question keeps others from being asked in it.
+        assert_eq!(session.in_flight(), 1);
+        let _bob = call(&session, "bob");
+        assert!(!ask(&session, 3, 1));
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_at_once_has_a_size() {
+        let (session, _lines) = session();
+        let _alice = call(&session, "alice");
+        assert!(ask(&session, 0, MAX_ASKED_BYTES / 2));
+        assert!(!ask(&session, 1, MAX_ASKED_BYTES / 2));
+        assert!(!ask(&session, 0, 1), "it has that name already");
+        assert!(ask(&session, 2, 1));
+    }
+
+    /// The deadline of a call that waits is its own, and its child hears that nobody will answer.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_whose_client_does_not_come_back_ends() {
+        let (session, mut lines) = session();
+        let _alice = call(&session, "alice");
+        lines.recv().await.unwrap();
+        assert!(ask(&session, 7, 1));
+        session.ask_clients();
+        let (now, idle) = (Instant::now(), Duration::from_secs(3600));
+        session.sweep(now + PATIENCE - Duration::from_secs(1), idle);
+        assert_eq!(session.in_flight(), 1);
+        session.sweep(now + PATIENCE, idle);
+        assert_eq!(session.in_flight(), 0);
+        let told = [lines.recv().await.unwrap(), lines.recv().await.unwrap()].concat();
+        let told = String::from_utf8(told).unwrap();
+        assert!(told.contains("notifications/cancelled") && told.contains(r#""id":7,"error""#));
+    }
+}
