@@ -1,8 +1,11 @@
 //! Clients of one era and servers of the other.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use serde_json::{Value, json};
@@ -732,4 +735,50 @@ async fn a_legacy_server_asks_within_limits() {
     let told = async { while !refused(&seen(&alice).await, "late") {} };
     tokio::time::timeout(wire::PATIENCE, told).await.unwrap();
     drop(stream);
+}
+
+/// A server that is not ours and asks before it answers: a model, a person, and for roots.
+#[tokio::test]
+async fn a_real_legacy_server_asks_modern_clients() {
+    let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/host/npm/node_modules");
+    let program = modules.join("@modelcontextprotocol/server-everything/dist/index.js");
+    if !program.exists() {
+        eprintln!(
+            "skipped: the packages of tests/host/peers are needed; `tests/run` installs them"
+        );
+        return;
+    }
+    let modules = modules.canonicalize().unwrap();
+    let program = modules.join("@modelcontextprotocol/server-everything/dist/index.js");
+    let house = house()
+        .command(&["/usr/bin/node", program.to_str().unwrap(), "stdio"])
+        .readable(&modules)
+        .open()
+        .await;
+    let alice = house.caller("alice");
+    let sampled = json!({ "role": "assistant", "model": "m", "content": { "type": "text", "text": "from a model" } });
+    let filled = json!({ "action": "accept", "content": { "name": "Alice", "check": true } });
+    let roots = json!({ "roots": [{ "uri": "file:///a/root", "name": "a root" }] });
+    for (tool, arguments, given, said) in [
+        (
+            "trigger-sampling-request",
+            json!({ "prompt": "hello", "maxTokens": 5 }),
+            sampled,
+            "from a model",
+        ),
+        ("trigger-elicitation-request", json!({}), filled, "Alice"),
+        ("get-roots-list", json!({}), roots, "file:///a/root"),
+    ] {
+        let answer = call(&alice, tool, arguments.clone(), json!({})).await;
+        let (questions, state) = asked(&answer);
+        let key = questions.as_object().unwrap().keys().next().unwrap();
+        let more = json!({ "requestState": state, "inputResponses": { key: given } });
+        let done = call(&alice, tool, arguments, more).await;
+        let result = &done.json()["result"];
+        assert_eq!(result["resultType"], "complete");
+        assert!(done.text().contains(said), "{}", done.text());
+    }
+    let echo = call(&alice, "echo", json!({ "message": "hello" }), json!({})).await;
+    assert_eq!(echo.said(), "Echo: hello");
+    assert_eq!(house.children_started(), 1);
 }
