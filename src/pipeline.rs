@@ -20,7 +20,7 @@ use crate::{
     config::Config,
     http::{Peer, Refusal, Response, body, modern, reply, route, route::Route},
     mcp::{Call, CallError, Era, Id, Message, cache, method, version},
-    session::{Exchange, OpenError, Sent, Session, Sessions},
+    session::{Exchange, OpenError, SendError, Sent, Session, Sessions},
 };
 
 /// What answers requests: built once by `daemon`, from one configuration.
@@ -146,6 +146,10 @@ fn permitted_call(
     })?;
     record.policies = permit.policies().to_vec();
     if era == Era::Modern {
+        let awaiting = gateway.sessions.awaiting(identity, permit.call());
+        if let Some(session) = awaiting.map_err(SendError::State)? {
+            return Ok((permit, Place::Session(session)));
+        }
         let full = gateway.sessions.is_full() && gateway.sessions.lacks_shared(identity);
         return match permit.call().id() {
             // json-18: accepted without effect, whatever it names.
@@ -184,9 +188,18 @@ async fn deliver(
     let (era, method) = (permit.call().era(), permit.call().method().to_owned());
     let sent = match place {
         Place::New => return open(gateway, identity, permit, request).await,
-        Place::Session(session) => session.send(permit, request).map_err(Refusal::Send),
+        Place::Session(session) => {
+            session
+                .send(permit, identity, request)
+                .map_err(|error| match era {
+                    Era::Legacy => Refusal::Send(error),
+                    Era::Modern => Refusal::of_shared(error),
+                })
+        }
         Place::Shared => match gateway.sessions.shared(identity, request).await {
-            Ok(session) => session.send(permit, request).map_err(Refusal::of_shared),
+            Ok(session) => session
+                .send(permit, identity, request)
+                .map_err(Refusal::of_shared),
             Err(error) => Err(not_opened(gateway, error)),
         },
         Place::Nowhere => Ok(Sent::Accepted),

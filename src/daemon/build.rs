@@ -18,7 +18,7 @@ use crate::{
     daemon::Setup,
     egress,
     pipeline::Gateway,
-    session::{self, Sessions},
+    session::{self, Seal, Sessions},
 };
 
 /// The launcher's task: runs beside the gateway.
@@ -126,6 +126,13 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         warn!("children of this server run in THIS HOST'S network (sandbox.network = \"host\")");
     }
     let egress = egress::Rules::new(&config, setup.resolver.clone(), setup.audit.clone());
+    let seal = match &setup.state {
+        Some(directory) => Seal::kept(directory, setup.clock.clone()).unwrap_or_else(|error| {
+            warn!(%error, "the key of calls that wait for their client cannot be kept, one for now is used");
+            Seal::fleeting(setup.clock.clone())
+        }),
+        None => Seal::fleeting(setup.clock.clone()),
+    };
     let sessions = Sessions::new(session::Setup {
         launcher,
         egress: Arc::new(egress),
@@ -134,6 +141,7 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         call_timeout: config.limits.call_timeout,
         output: config.limits.output,
         session_idle: config.limits.session_idle,
+        seal: Arc::new(seal),
     });
     let gateway = Gateway {
         metadata: auth::metadata(&config),

@@ -15,7 +15,7 @@ use crate::{
     config::Config,
     http::{Response, reply},
     mcp::{CallError, Era, Id, version},
-    session::{Failure, NoSession, NoStream, OpenError, SendError},
+    session::{Failure, NoSession, NoStream, OpenError, SendError, StateError},
 };
 
 /// Why a request was refused: nothing of it has reached a child.
@@ -161,7 +161,10 @@ impl Refusal {
             Self::Open(OpenError::Send(error)) | Self::Send(error) => match error {
                 SendError::Gone => StatusCode::NOT_FOUND,
                 SendError::Busy => StatusCode::SERVICE_UNAVAILABLE,
-                SendError::DuplicateId | SendError::NotAsked => StatusCode::BAD_REQUEST,
+                SendError::State(StateError::Lost) => reply::failure_status(Failure::ChildEnded),
+                SendError::DuplicateId | SendError::NotAsked | SendError::State(_) => {
+                    StatusCode::BAD_REQUEST
+                }
             },
         }
     }
@@ -218,6 +221,14 @@ impl Refusal {
             Self::Send(SendError::DuplicateId | SendError::NotAsked) => {
                 (-32600, reason(self.reason().as_str()))
             }
+            Self::Send(SendError::State(StateError::Lost)) => {
+                (reply::INTERNAL_ERROR, reason(self.reason().as_str()))
+            }
+            // Whose it is instead is for the record.
+            Self::Send(SendError::State(StateError::Mismatch)) => {
+                (-32602, reason(Reason::StateInvalid.as_str()))
+            }
+            Self::Send(SendError::State(_)) => (-32602, reason(self.reason().as_str())),
             Self::Call(CallError::Params(_)) => (-32602, reason("bad-parameters")),
             Self::Denied(DenyReason::Method) | Self::NoMethod => (-32601, reason("method-unknown")),
             Self::HeaderMismatch(_) => (-32020, reason("header-mismatch")),
@@ -294,5 +305,12 @@ fn sending(error: SendError) -> Reason {
         SendError::DuplicateId => Reason::IdInUse,
         SendError::Busy => Reason::InFlightLimit,
         SendError::NotAsked => Reason::NotAsked,
+        SendError::State(error) => match error {
+            StateError::Invalid => Reason::StateInvalid,
+            StateError::Mismatch => Reason::StateOfAnother,
+            StateError::Expired => Reason::StateExpired,
+            StateError::Used => Reason::StateUsed,
+            StateError::Lost => Reason::StateLost,
+        },
     }
 }

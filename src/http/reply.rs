@@ -95,7 +95,7 @@ pub fn failure_status(failure: Failure) -> StatusCode {
         Failure::ChildEnded | Failure::OutOfMemory | Failure::BadAnswer => StatusCode::BAD_GATEWAY,
         Failure::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         // The client knows; this only ends the request that it gave up.
-        Failure::Cancelled => StatusCode::OK,
+        Failure::Cancelled | Failure::NoInput => StatusCode::OK,
     }
 }
 

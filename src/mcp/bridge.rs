@@ -11,7 +11,7 @@ use serde_json::{Map, json};
 
 use crate::{
     json::{Kind, Value},
-    mcp::{Call, Id, Message, version},
+    mcp::{Call, Id, Message, input::member, version},
 };
 
 /// What a legacy server said of itself.
@@ -42,6 +42,16 @@ impl LegacyServer {
         })
     }
 
+    /// Its `serverInfo`, as it was written.
+    pub fn info(&self) -> &str {
+        &self.info
+    }
+
+    /// What it said that it can, as far as modern MCP knows it.
+    pub fn capabilities(&self) -> &serde_json::Value {
+        &self.capabilities
+    }
+
     /// Whether it writes log messages.
     pub fn logs(&self) -> bool {
         self.capabilities.get("logging").is_some()
@@ -68,6 +78,16 @@ impl LegacyServer {
             Ok(message) => self.answered(&message, id, true),
             Err(_) => text,
         }
+    }
+
+    /// The answer that ends a subscription.
+    pub fn ended(&self, id: &Id) -> Vec<u8> {
+        let mut text = br#"{"jsonrpc":"2.0","id":"#.to_vec();
+        text.extend_from_slice(id.as_json());
+        text.extend_from_slice(br#","result":{"resultType":"complete","_meta":{"#);
+        member(&mut text, SERVER_INFO, self.info.as_bytes());
+        text.extend_from_slice(b"}}}");
+        text
     }
 
     /// Its answer, under the client's id, with what modern clients need.
@@ -150,20 +170,25 @@ pub fn log_level(level: &str) -> Option<usize> {
     LEVELS.iter().position(|known| *known == level)
 }
 
-fn member(out: &mut Vec<u8>, name: &str, value: &[u8]) {
-    out.extend_from_slice(serde_json::Value::from(name).to_string().as_bytes());
-    out.push(b':');
-    out.extend_from_slice(value);
+/// The level's own name.
+pub fn level_name(level: usize) -> &'static str {
+    LEVELS[level.min(LEVELS.len() - 1)]
 }
 
-/// The capabilities that modern MCP knows; changes are not announced over this bridge.
-fn known(capabilities: &[u8]) -> serde_json::Value {
+/// The capabilities that modern MCP knows.
+pub(super) fn known(capabilities: &[u8]) -> serde_json::Value {
     let all: Map<String, serde_json::Value> =
         serde_json::from_slice(capabilities).unwrap_or_default();
     let mut known = Map::new();
     for name in ["tools", "prompts", "resources"] {
-        if all.contains_key(name) {
-            known.insert(name.to_owned(), json!({}));
+        if let Some(said) = all.get(name) {
+            let mut tells = Map::new();
+            for what in ["listChanged", "subscribe"] {
+                if said[what] == true {
+                    tells.insert(what.to_owned(), true.into());
+                }
+            }
+            known.insert(name.to_owned(), tells.into());
         }
     }
     for name in ["completions", "logging"] {
@@ -184,8 +209,8 @@ fn modern_code(code: &str) -> Option<&'static [u8]> {
 }
 
 /// The names in `_meta` that are the protocol's own.
-const RESERVED: &str = "io.modelcontextprotocol/";
-const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
+pub(super) const RESERVED: &str = "io.modelcontextprotocol/";
+pub(super) const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
 const LEVELS: [&str; 8] = [
     "debug",
     "info",
@@ -224,7 +249,7 @@ mod tests {
             json!({
                 "resultType": "complete", "ttlMs": 0, "cacheScope": "private",
                 "supportedVersions": ["2026-07-28"], "instructions": "be kind",
-                "capabilities": { "tools": {}, "logging": {} },
+                "capabilities": { "tools": { "listChanged": true }, "logging": {} },
                 "_meta": { "io.modelcontextprotocol/serverInfo": { "name": "old", "version": "1" } },
             })
         );
@@ -241,6 +266,16 @@ mod tests {
         assert_eq!(
             text,
             r#"{"jsonrpc":"2.0","id":0,"result":{"resultType":"complete","_meta":{"io.modelcontextprotocol/serverInfo":{"name":"old", "version":"1"},"mine":1.0},"n":9007199254740993}}"#
+        );
+    }
+
+    /// mcp-T28
+    #[test]
+    fn a_subscription_ends_with_an_answer() {
+        let ended = String::from_utf8(server().ended(&Id::own())).unwrap();
+        assert_eq!(
+            ended,
+            r#"{"jsonrpc":"2.0","id":0,"result":{"resultType":"complete","_meta":{"io.modelcontextprotocol/serverInfo":{"name":"old", "version":"1"}}}}"#
         );
     }
 

@@ -6,7 +6,11 @@
 pub mod bridge;
 pub mod cache;
 mod call;
+pub mod input;
+pub mod meta;
 pub mod method;
+pub mod reverse;
+pub mod subscription;
 pub mod version;
 
 pub use call::{Call, CallError, Era, Id, Message, Shape, Target};

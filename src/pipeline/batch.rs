@@ -96,26 +96,28 @@ fn one(
         return Err(refused(Refusal::Call(alone)));
     };
     gateway.audit.record(&Event::Decision(record.clone()));
-    Ok(match (session.send(permit, record.request_id), id) {
-        (Ok(Sent::Exchange(exchange)), Some(id)) => {
-            let exchange = match list {
-                Some(list) => only_permitted(gateway, identity, list, exchange),
-                None => exchange,
-            };
-            Some(Answer::Coming(id, exchange))
-        }
-        (Ok(_), _) => {
-            let outcome = outcome(record.request_id, None);
-            gateway.audit.record(&Event::Outcome(outcome));
-            None
-        }
-        (Err(error), id) => {
-            let refusal = Refusal::Send(error);
-            let outcome = outcome(record.request_id, Some(&refusal));
-            gateway.audit.record(&Event::Outcome(outcome));
-            Some(Answer::Here(refusal.rpc(id.as_ref())))
-        }
-    })
+    Ok(
+        match (session.send(permit, identity, record.request_id), id) {
+            (Ok(Sent::Exchange(exchange)), Some(id)) => {
+                let exchange = match list {
+                    Some(list) => only_permitted(gateway, identity, list, exchange),
+                    None => exchange,
+                };
+                Some(Answer::Coming(id, exchange))
+            }
+            (Ok(_), _) => {
+                let outcome = outcome(record.request_id, None);
+                gateway.audit.record(&Event::Outcome(outcome));
+                None
+            }
+            (Err(error), id) => {
+                let refusal = Refusal::Send(error);
+                let outcome = outcome(record.request_id, Some(&refusal));
+                gateway.audit.record(&Event::Outcome(outcome));
+                Some(Answer::Here(refusal.rpc(id.as_ref())))
+            }
+        },
+    )
 }
 
 const NONE_HERE: Refusal = Refusal::Call(CallError::Invalid(

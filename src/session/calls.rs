@@ -1,19 +1,28 @@
 //! The calls of a session: from the line that is written to the answer or the failure.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
     audit::{Event as Audited, Outcome, Reason, RequestId},
-    mcp::{Call, Era, Id, Message, bridge, method},
+    auth::Identity,
+    mcp::{
+        Call, Era, Id, Message,
+        bridge::{self, LegacyServer},
+        input, method,
+        subscription::Wanted,
+    },
     session::{
         SendError, Session,
         conversation::State,
         exchange::{Event, Failure},
         own::OwnMessage,
+        pending::{self, Input},
+        reversed::Again,
         rewrite::{progress_token, renumbered},
+        seal::{self, StateError},
         stream::{Exchange, Stream, Style},
     },
 };
@@ -31,51 +40,77 @@ pub(super) struct InFlight {
     cacheable: bool,
     /// From which level on it asked for log messages.
     pub(super) logs: Option<usize>,
-    /// `None` for what the gateway itself asked.
-    outcome: Option<OutcomeOwed>,
+    /// `None` for what the gateway itself asked, and where the client was told already.
+    pub(super) outcome: Option<OutcomeOwed>,
+    /// What it subscribes to at a legacy child, which knows nothing of it.
+    pub(super) wanted: Option<Box<Wanted>>,
+    /// What is needed to make a legacy client's call to a modern child again.
+    pub(super) again: Option<Box<Again>>,
+    /// It opens the session: who opens it decides what becomes of it.
+    opens: bool,
+    /// What a legacy child may ask a modern client in it.
+    pub(super) input: Option<Box<Input>>,
 }
 
 /// The record that every permitted request owes the auditors.
-struct OutcomeOwed {
+pub(super) struct OutcomeOwed {
     request: RequestId,
     started: Instant,
     bytes_in: usize,
+}
+
+impl OutcomeOwed {
+    pub(super) fn new(request: RequestId, call: &Call, started: Instant) -> Self {
+        Self {
+            request,
+            started,
+            bytes_in: call.message().bytes().len(),
+        }
+    }
 }
 
 impl Session {
     pub(super) fn request(
         self: &Arc<Self>,
         call: &Call,
+        identity: &Identity,
         id: Id,
         request: RequestId,
     ) -> Result<Exchange, SendError> {
+        let bridged = self.bridge.get().is_some();
+        let holder = bridged.then(|| seal::holder(identity));
+        if let (Some(holder), Some(brought)) = (&holder, seal::brought(call)) {
+            let ticket = pending::open(&self.seal, &brought, holder, call)?;
+            if ticket.session != self.id {
+                return Err(StateError::Lost.into());
+            }
+            return self.go_on(call, &ticket, id, request);
+        }
         let mut state = self.lock()?;
         state.admits(self.era, &id)?;
-        let number = state.next;
-        let bridged = self.bridge.get().is_some();
         // A legacy child would take a call that goes on for one that begins.
         if bridged && goes_on(call) {
             return Err(SendError::NotAsked);
         }
-        let discovered = match self.bridge.get() {
-            Some(server) if call.method() == method::DISCOVER => Some(server.discovered(&id)),
-            Some(_) => {
-                self.write(renumbered(call, number, true))?;
+        self.log_from(&mut state, call)?;
+        let wanted = self.subscribes(call);
+        if let Some(wanted) = &wanted {
+            self.subscribe(&mut state, wanted)?;
+        }
+        let way = self.way_of(&mut state, call, &id)?;
+        // Something else may have been said to the child first.
+        let number = state.next;
+        let told = match way {
+            Way::Child(line) => {
+                self.write(line)?;
                 None
             }
-            None => {
-                self.write(renumbered(call, number, false))?;
-                None
-            }
+            Way::Here(text) => Some(Bytes::from(text)),
+            Way::Open => None,
         };
         let now = Instant::now();
         state.next += 1;
         state.last_used = now;
-        let outcome = OutcomeOwed {
-            request,
-            started: now,
-            bytes_in: call.message().bytes().len(),
-        };
         let stream = Stream::new(number, self.style(&state));
         let exchange = stream.attach(None);
         state.in_flight.insert(
@@ -83,17 +118,22 @@ impl Session {
             InFlight {
                 id,
                 stream,
-                deadline: (call.method() != method::LISTEN || bridged)
-                    .then(|| now + self.call_timeout),
+                deadline: (call.method() != method::LISTEN).then(|| now + self.call_timeout),
                 progress_token: progress_token(call),
                 list: method::filtered_list(call.method()),
                 cacheable: method::is_cacheable(call.method()),
                 logs: logs(call),
-                outcome: Some(outcome),
+                outcome: Some(OutcomeOwed::new(request, call, now)),
+                wanted,
+                again: InFlight::again(self, call),
+                opens: call.method() == "initialize",
+                input: holder.and_then(|holder| Input::of(call, &holder)),
             },
         );
-        // A legacy child has said it all already.
-        if let Some(text) = discovered.map(Bytes::from)
+        if let Some(call) = state.in_flight.get(&number) {
+            call.acknowledge();
+        }
+        if let Some(text) = told
             && let Some(call) = state.in_flight.remove(&number)
         {
             self.finish(&mut state, call, None, text.len(), Event::Answer(text));
@@ -127,6 +167,10 @@ impl Session {
                 cacheable: false,
                 logs: None,
                 outcome: None,
+                wanted: None,
+                again: None,
+                opens: false,
+                input: None,
             },
         );
         Ok(exchange)
@@ -136,38 +180,47 @@ impl Session {
     pub(super) fn abandon(&self, number: u64) {
         let mut state = self.state();
         if let Some(call) = state.in_flight.remove(&number) {
-            self.say(&OwnMessage::Cancelled {
-                number,
-                reason: "the client has gone",
-            });
+            // A legacy child knows of no subscription.
+            if call.wanted.is_none() {
+                self.say(&OwnMessage::Cancelled {
+                    number,
+                    reason: "the client has gone",
+                });
+            }
+            self.withdraw(&call);
             let gone = Event::Failed(Failure::Cancelled);
             self.finish(&mut state, call, Some(Reason::ClientGone), 0, gone);
         }
     }
 
     /// The child's answer to request `number`, which stands at `id` in it.
-    pub(super) fn answer(
-        &self,
-        number: u64,
-        answer: Answer,
-        message: &Message,
-        id: Range<usize>,
-    ) -> Answered {
+    pub(super) fn answer(&self, number: u64, answer: Answer, message: &Message) -> Answered {
         let mut state = self.state();
+        let asked = number;
+        let number = state.reversed.first(number);
+        let waits = state.in_flight.get_mut(&number);
+        if let Some(input) = waits.and_then(|call| call.input.as_deref_mut())
+            && input.waits
+        {
+            input.keep(answer, message);
+            return Answered::Delivered;
+        }
         match state.in_flight.remove(&number) {
+            // It is not what the child was asked last.
+            Some(call) if call.number(number) != Some(asked) => {
+                state.in_flight.insert(number, call);
+                Answered::Late
+            }
             Some(call) => {
                 state.last_used = Instant::now();
-                match answer {
-                    Answer::Neither => self.fail(&mut state, call, Failure::BadAnswer),
-                    Answer::Result | Answer::Error => {
-                        let text = Bytes::from(match self.bridge.get() {
-                            Some(server) => server.answered(message, &call.id, call.cacheable),
-                            None => message.with(&[(id, call.id.as_json())]),
-                        });
-                        let reason = (answer == Answer::Error).then_some(Reason::ServerError);
-                        let bytes = text.len();
-                        self.finish(&mut state, call, reason, bytes, Event::Answer(text));
-                    }
+                let reversed = self.reversed.get().is_some() && answer == Answer::Result;
+                let call = if reversed {
+                    self.asks_for_more(&mut state, number, call, message)
+                } else {
+                    Some(call)
+                };
+                if let Some(call) = call {
+                    self.deliver(&mut state, call, answer, message);
                 }
                 Answered::Delivered
             }
@@ -175,6 +228,42 @@ impl Session {
             None if (1..state.next).contains(&number) => Answered::Late,
             None => Answered::Unknown,
         }
+    }
+
+    /// Gives the call's client what the child has answered.
+    pub(super) fn deliver(
+        &self,
+        state: &mut State,
+        mut call: InFlight,
+        answer: Answer,
+        message: &Message,
+    ) {
+        if answer == Answer::Neither {
+            return self.fail(state, call, Failure::BadAnswer);
+        }
+        let failed = answer == Answer::Error;
+        let lacked = call.input.as_ref().and_then(|input| input.lacked);
+        let text = Bytes::from(match (self.bridge.get(), lacked) {
+            // It would have asked, and could not go on without.
+            (Some(_), Some(need)) if failed => input::missing(&call.id, need),
+            (Some(server), _) => server.answered(message, &call.id, call.cacheable),
+            (None, _) if let Some(server) = self.reversed.get() => {
+                server.answered(message, &call.id)
+            }
+            (None, _) => {
+                let id = message
+                    .root()
+                    .get("id")
+                    .map(|id| (id.span(), call.id.as_json()));
+                message.with(&Vec::from_iter(id))
+            }
+        });
+        let reason = failed.then_some(Reason::ServerError);
+        let bytes = text.len();
+        if call.opens && failed {
+            state.reversed.opening = call.outcome.take();
+        }
+        self.finish(state, call, reason, bytes, Event::Answer(text));
     }
 
     /// Fails the calls that are meant to stay open.
@@ -186,8 +275,16 @@ impl Session {
             .map(|(number, _)| *number)
             .collect();
         for call in open {
-            if let Some(call) = state.in_flight.remove(&call) {
-                self.fail(state, call, failure);
+            let Some(call) = state.in_flight.remove(&call) else {
+                continue;
+            };
+            match self.bridge.get().filter(|_| call.wanted.is_some()) {
+                // A subscription ends well (mcp-T28).
+                Some(server) => {
+                    let text = Bytes::from(server.ended(&call.id));
+                    self.finish(state, call, None, text.len(), Event::Answer(text));
+                }
+                None => self.fail(state, call, failure),
             }
         }
     }
@@ -206,12 +303,34 @@ impl Session {
     fn finish(
         &self,
         state: &mut State,
-        call: InFlight,
+        mut call: InFlight,
         reason: Option<Reason>,
         bytes_out: usize,
         event: Event,
     ) {
-        if let Some(owed) = &call.outcome {
+        self.settle(&mut call, reason, bytes_out);
+        self.forget_again(state, &call);
+        if let Some(wanted) = call.wanted.take() {
+            self.unsubscribe(state, &wanted);
+        }
+        call.stream.end(event);
+        // A client that lost the connection may come back for the answer.
+        state.listening.keep(call);
+    }
+
+    /// Records what became of a request.
+    pub(super) fn settle(&self, call: &mut InFlight, reason: Option<Reason>, bytes_out: usize) {
+        self.owed(call.outcome.take(), reason, bytes_out);
+    }
+
+    /// Records what became of the `initialize` that a child did not know.
+    pub(super) fn settle_opening(&self, reason: Option<Reason>, bytes_out: usize) {
+        let opening = self.state().reversed.opening.take();
+        self.owed(opening, reason, bytes_out);
+    }
+
+    pub(super) fn owed(&self, owed: Option<OutcomeOwed>, reason: Option<Reason>, bytes_out: usize) {
+        if let Some(owed) = owed {
             self.audit.record(&Audited::Outcome(Outcome {
                 request_id: owed.request,
                 reason,
@@ -221,10 +340,50 @@ impl Session {
                 bytes_out: bytes_out as u64,
             }));
         }
-        call.stream.end(event);
-        // A client that lost the connection may come back for the answer.
-        state.listening.keep(call);
     }
+}
+
+impl Session {
+    /// Has a legacy child write what the call wants to hear, if it does not yet.
+    pub(super) fn log_from(&self, state: &mut State, call: &Call) -> Result<(), SendError> {
+        let logs = self.bridge.get().is_some_and(LegacyServer::logs);
+        let wanted = logs.then(|| self::logs(call)).flatten();
+        let Some(wanted) = wanted.filter(|wanted| state.level.is_none_or(|told| *wanted < told))
+        else {
+            return Ok(());
+        };
+        let (number, level) = (state.next, bridge::level_name(wanted));
+        self.write(OwnMessage::LogFrom { number, level }.line())?;
+        // Its answer is not waited for, and its refusal is no harm.
+        state.next += 1;
+        state.level = Some(wanted);
+        Ok(())
+    }
+}
+
+impl Session {
+    /// What becomes of a client's request, which has state.next for its number.
+    fn way_of(&self, state: &mut State, call: &Call, id: &Id) -> Result<Way, SendError> {
+        if let Some(server) = self.reversed.get() {
+            return self.way_to_modern(state, server, call, id);
+        }
+        Ok(match (self.bridge.get(), call.method()) {
+            // A legacy child has said it all already, and knows of no subscription.
+            (Some(server), method::DISCOVER) => Way::Here(server.discovered(id)),
+            (Some(_), method::LISTEN) => Way::Open,
+            (bridge, _) => Way::Child(renumbered(call, state.next, bridge.is_some())),
+        })
+    }
+}
+
+/// What becomes of a request.
+pub(super) enum Way {
+    /// This line goes to the child.
+    Child(Bytes),
+    /// It is answered here.
+    Here(Vec<u8>),
+    /// It stays open here.
+    Open,
 }
 
 /// Whether the request answers what an earlier one was asked.
@@ -235,7 +394,7 @@ fn goes_on(call: &Call) -> bool {
 }
 
 /// From which level on the request wants to hear log messages.
-fn logs(call: &Call) -> Option<usize> {
+pub(super) fn logs(call: &Call) -> Option<usize> {
     let level = call.meta("io.modelcontextprotocol/logLevel")?.as_str()?;
     bridge::log_level(&level)
 }

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -20,12 +20,14 @@ use crate::{
     auth::Identity,
     authz::Permit,
     child::stdio,
-    mcp::{Call, Era, Id, Shape, bridge::LegacyServer},
+    mcp::{Call, Era, Id, Shape, bridge::LegacyServer, reverse::ModernServer},
     session::{
         calls::InFlight,
         exchange::Failure,
         listening::Listening,
         own::OwnMessage,
+        reversed::Reversed,
+        seal::{Seal, StateError},
         stream::{Exchange, Style},
     },
 };
@@ -40,6 +42,10 @@ pub struct Session {
     pub(super) era: Era,
     /// Its child, where that speaks less than its clients.
     pub(super) bridge: OnceLock<LegacyServer>,
+    /// Its child, where that speaks nothing that its client does.
+    pub(super) reversed: OnceLock<ModernServer>,
+    /// Closes what modern clients carry from round to round.
+    pub(super) seal: Arc<Seal>,
     /// Lines for the child. Bounded: a child that does not read is not waited for (probe-68).
     stdin: mpsc::Sender<Bytes>,
     /// Bytes of those lines.
@@ -47,6 +53,8 @@ pub struct Session {
     state: Mutex<State>,
     /// Messages of the child's that nobody could be given.
     unheard: AtomicU64,
+    /// The child has asked what its clients are still to be asked.
+    pub(super) asking: AtomicBool,
     /// Said once when the session must end.
     pub(super) end: Notify,
 }
@@ -65,6 +73,9 @@ pub(super) struct State {
     version: String,
     pub(super) listening: Listening,
     ended: bool,
+    /// From which level on a legacy child writes log messages, once it was told.
+    pub(super) level: Option<usize>,
+    pub(super) reversed: Reversed,
 }
 
 impl State {
@@ -101,6 +112,9 @@ pub enum SendError {
     Busy,
     #[error("nobody asked for this response")]
     NotAsked,
+    /// What it brings to go on from is nothing that waits here.
+    #[error("{0}")]
+    State(#[from] StateError),
 }
 
 impl Session {
@@ -111,6 +125,7 @@ impl Session {
         call_timeout: Duration,
         era: Era,
         stdin: mpsc::Sender<Bytes>,
+        seal: Arc<Seal>,
     ) -> Arc<Self> {
         let state = State {
             next: 1,
@@ -122,6 +137,8 @@ impl Session {
             version: String::new(),
             listening: Listening::default(),
             ended: false,
+            level: None,
+            reversed: Reversed::default(),
         };
         Arc::new(Self {
             id,
@@ -130,10 +147,13 @@ impl Session {
             call_timeout,
             era,
             bridge: OnceLock::new(),
+            reversed: OnceLock::new(),
+            seal,
             stdin,
             unwritten: AtomicUsize::new(0),
             state: Mutex::new(state),
             unheard: AtomicU64::new(0),
+            asking: AtomicBool::new(false),
             end: Notify::new(),
         })
     }
@@ -161,10 +181,17 @@ impl Session {
 
     /// Sends what a policy permitted. The request's outcome is recorded under
     /// `request`, whether or not the client waits for it.
-    pub fn send(self: &Arc<Self>, permit: Permit, request: RequestId) -> Result<Sent, SendError> {
+    pub fn send(
+        self: &Arc<Self>,
+        permit: Permit,
+        identity: &Identity,
+        request: RequestId,
+    ) -> Result<Sent, SendError> {
         let call = permit.into_call();
         match call.shape() {
-            Shape::Request(id) => self.request(&call, id.clone(), request).map(Sent::Exchange),
+            Shape::Request(id) => self
+                .request(&call, identity, id.clone(), request)
+                .map(Sent::Exchange),
             Shape::Notification => self.notify(&call).map(|()| Sent::Accepted),
             Shape::Response(id) => self.respond(&call, id).map(|()| Sent::Accepted),
         }
@@ -197,6 +224,11 @@ impl Session {
     fn notify(&self, call: &Call) -> Result<(), SendError> {
         let mut state = self.lock()?;
         state.last_used = Instant::now();
+        if call.method() != "notifications/cancelled" && self.reversed.get().is_some() {
+            drop(state);
+            self.heard_initialized(call.method());
+            return Ok(());
+        }
         if call.method() != "notifications/cancelled" {
             return self.write(stdio::line(call.message().bytes().to_vec()));
         }
@@ -207,13 +239,17 @@ impl Session {
             .in_flight
             .iter()
             .find(|(_, call)| call.id.as_json() == named.raw())
-            .map(|(number, _)| *number);
+            .map(|(number, call)| (*number, call.number(*number)));
         // Another's id, or one already answered: accepted without effect (json-18).
-        let Some(number) = number else { return Ok(()) };
-        let text = number.to_string();
-        self.write(stdio::line(
-            call.message().with(&[(named.span(), text.as_bytes())]),
-        ))?;
+        let Some((number, told)) = number else {
+            return Ok(());
+        };
+        if let Some(told) = told {
+            let text = told.to_string();
+            self.write(stdio::line(
+                call.message().with(&[(named.span(), text.as_bytes())]),
+            ))?;
+        }
         if let Some(cancelled) = state.in_flight.remove(&number) {
             self.fail(&mut state, cancelled, Failure::Cancelled);
         }
@@ -225,6 +261,10 @@ impl Session {
         state.last_used = Instant::now();
         if !state.asked.contains(id.as_json()) {
             return Err(SendError::NotAsked);
+        }
+        if self.reversed.get().is_some() {
+            self.respond_to_modern(&mut state, call, id);
+            return Ok(());
         }
         // Only then: a client that is told to try again must find its question still there.
         self.write(stdio::line(call.message().bytes().to_vec()))?;
@@ -239,18 +279,21 @@ impl Session {
     /// Fails what is overdue, and says whether the session itself has been idle too long.
     pub(super) fn sweep(&self, now: Instant, idle: Duration) -> bool {
         let mut state = self.state();
-        let overdue: Vec<u64> = state
+        let overdue: Vec<(u64, Option<u64>)> = state
             .in_flight
             .iter()
             .filter(|(_, call)| call.deadline.is_some_and(|deadline| deadline <= now))
-            .map(|(number, _)| *number)
+            .map(|(number, call)| (*number, call.number(*number)))
             .collect();
-        for number in overdue {
-            self.say(&OwnMessage::Cancelled {
-                number,
-                reason: "timeout",
-            });
+        for (number, told) in overdue {
+            if let Some(number) = told {
+                self.say(&OwnMessage::Cancelled {
+                    number,
+                    reason: "timeout",
+                });
+            }
             if let Some(call) = state.in_flight.remove(&number) {
+                self.withdraw(&call);
                 self.fail(&mut state, call, Failure::Timeout);
             }
         }
@@ -262,6 +305,8 @@ impl Session {
     pub(super) fn fail_all(&self, failure: Failure) {
         let mut state = self.state();
         state.ended = true;
+        let opening = state.reversed.opening.take();
+        self.owed(opening, Some(failure.reason()), 0);
         let calls: Vec<InFlight> = state.in_flight.drain().map(|(_, call)| call).collect();
         for call in calls {
             self.fail(&mut state, call, failure);

@@ -28,6 +28,8 @@ pub enum Failure {
     BadAnswer,
     /// The client itself cancelled.
     Cancelled,
+    /// The client would not or could not give what the server asked it for.
+    NoInput,
     /// The gateway stops; whether the call took effect is not known.
     ShuttingDown,
 }
@@ -41,6 +43,7 @@ impl Failure {
             Self::OutOfMemory => "server-out-of-memory",
             Self::BadAnswer => "server-protocol-error",
             Self::Cancelled => "cancelled",
+            Self::NoInput => "input-refused",
             Self::ShuttingDown => "shutting-down",
         }
     }
@@ -52,6 +55,7 @@ impl Failure {
             Self::ChildEnded | Self::OutOfMemory => Reason::ChildGone,
             Self::BadAnswer => Reason::ChildProtocol,
             Self::Cancelled => Reason::Cancelled,
+            Self::NoInput => Reason::InputRefused,
             Self::ShuttingDown => Reason::Stopping,
         }
     }
@@ -64,6 +68,7 @@ impl Failure {
             Self::OutOfMemory => "the server ran out of memory",
             Self::BadAnswer => "the server's answer is not a JSON-RPC answer",
             Self::Cancelled => "cancelled by the client",
+            Self::NoInput => "the client did not give what the server asked it for",
             Self::ShuttingDown => "shutting down, outcome unknown",
         }
     }

@@ -81,6 +81,12 @@ impl Listening {
             .retain(|kept| now.duration_since(kept.since) < KEPT_FOR);
     }
 
+    /// Tells the session's own stream, if somebody listens to it.
+    pub(super) fn tell(&self, event: Event) -> bool {
+        let own = self.own.as_ref().filter(|own| own.is_heard());
+        own.is_some_and(|own| own.tell(event))
+    }
+
     /// Nothing more will come on the session's own stream.
     pub(super) fn close(&mut self) {
         if let Some(own) = self.own.take() {
@@ -127,15 +133,32 @@ impl Session {
         })
     }
 
-    /// Ends what would stay open: the session's own stream and subscriptions.
+    /// Ends what would stay open: the session's own stream, subscriptions, and calls that
+    /// wait for a client who can no longer come in.
     pub(super) fn end_streams(&self) {
         let mut state = self.state();
         state.listening.close();
         self.fail_open_ended(&mut state, Failure::ShuttingDown);
+        self.give_up_waiting(&mut state);
     }
 
     /// Gives a notification of the child's to the one stream it is meant for; `false` if nobody hears it.
     pub(super) fn pass_on(&self, message: &Message, method: &str) -> bool {
+        if self.bridge.get().is_some() && is_about_the_server(method) {
+            return self.publish(message, method);
+        }
+        if self.reversed.get().is_some() {
+            return match self.heard_from_modern(message, method) {
+                Some(text) => {
+                    Message::parse(text).is_ok_and(|message| self.pass_on_plain(&message, method))
+                }
+                None => true,
+            };
+        }
+        self.pass_on_plain(message, method)
+    }
+
+    fn pass_on_plain(&self, message: &Message, method: &str) -> bool {
         let state = self.state();
         let params = message.root().get("params");
         let subscription = params
@@ -190,13 +213,16 @@ impl Session {
 
     /// Forgets a request of the child's that it has itself cancelled.
     pub(super) fn unask(&self, id: &[u8]) {
-        self.state().asked.remove(id);
+        let mut state = self.state();
+        state.asked.remove(id);
+        Self::forget_question(&mut state, id);
     }
 }
 
 /// The request that the child names by the number it was given.
 fn named<'a>(state: &'a State, number: Value<'_>) -> Option<&'a InFlight> {
-    state.in_flight.get(&number.as_number()?.parse().ok()?)
+    let number = number.as_number()?.parse().ok()?;
+    state.in_flight.get(&state.reversed.first(number))
 }
 
 /// The stream of the latest request that somebody listens to.

@@ -8,19 +8,48 @@ use crate::{child::stdio, mcp::version};
 /// A message that no client sent.
 pub(super) enum OwnMessage<'a> {
     /// `notifications/cancelled` for the gateway's request number.
-    Cancelled { number: u64, reason: &'static str },
+    Cancelled {
+        number: u64,
+        reason: &'static str,
+    },
     /// The child asked for something and no client can hear it.
-    NobodyThere { id: &'a [u8] },
+    NobodyThere {
+        id: &'a [u8],
+    },
     /// Asks whether the child speaks modern MCP (mcp-T27).
-    Discover { number: u64 },
+    Discover {
+        number: u64,
+    },
+    /// Has a modern child tell of changes (`wanted` and `meta` are JSON).
+    Listen {
+        number: u64,
+        wanted: &'a str,
+        meta: &'a str,
+    },
     /// Opens the conversation with a legacy child on which modern requests are to come.
-    Initialize { number: u64 },
+    Initialize {
+        number: u64,
+    },
     /// That this conversation is open.
     Initialized,
-    /// Has a legacy child write all its log messages: who wants which is decided here.
-    LogEverything { number: u64 },
+    /// Has a legacy child write its log messages from this level on: who wants which is decided here.
+    LogFrom {
+        number: u64,
+        level: &'static str,
+    },
+    /// Has a legacy child tell when this resource changes, or no longer.
+    Subscribe {
+        number: u64,
+        uri: &'a str,
+    },
+    Unsubscribe {
+        number: u64,
+        uri: &'a str,
+    },
     /// The answer to the child's ping.
-    Pong { id: &'a [u8] },
+    Pong {
+        id: &'a [u8],
+    },
 }
 
 impl OwnMessage<'_> {
@@ -43,10 +72,14 @@ impl OwnMessage<'_> {
                 .into_bytes()
             }
             Self::Initialize { number } => {
-                // It is offered nothing: what it would ask of a client has no way to one.
+                // All that any client may be asked: which one can be is decided call by call.
                 let params = json!({
                     "protocolVersion": version::LEGACY[0],
-                    "capabilities": {},
+                    "capabilities": {
+                        "elicitation": { "form": {}, "url": {} },
+                        "sampling": { "tools": {} },
+                        "roots": {},
+                    },
                     "clientInfo": { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
                 });
                 format!(
@@ -57,10 +90,16 @@ impl OwnMessage<'_> {
             Self::Initialized => {
                 br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#.to_vec()
             }
-            Self::LogEverything { number } => format!(
-                r#"{{"jsonrpc":"2.0","id":{number},"method":"logging/setLevel","params":{{"level":"debug"}}}}"#
+            Self::Listen { number, wanted, meta } => format!(
+                r#"{{"jsonrpc":"2.0","id":{number},"method":"subscriptions/listen","params":{{"_meta":{meta},"notifications":{wanted}}}}}"#
             )
             .into_bytes(),
+            Self::LogFrom { number, level } => format!(
+                r#"{{"jsonrpc":"2.0","id":{number},"method":"logging/setLevel","params":{{"level":"{level}"}}}}"#
+            )
+            .into_bytes(),
+            Self::Subscribe { number, uri } => resource("subscribe", *number, uri),
+            Self::Unsubscribe { number, uri } => resource("unsubscribe", *number, uri),
             Self::NobodyThere { id } => {
                 let message = br#","error":{"code":-32601,"message":"no client is listening"}}"#;
                 [br#"{"jsonrpc":"2.0","id":"#, *id, message].concat()
@@ -69,4 +108,10 @@ impl OwnMessage<'_> {
         };
         stdio::line(text)
     }
+}
+
+fn resource(what: &str, number: u64, uri: &str) -> Vec<u8> {
+    let params = json!({ "uri": uri });
+    format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"resources/{what}","params":{params}}}"#)
+        .into_bytes()
 }

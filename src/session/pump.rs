@@ -1,7 +1,10 @@
 //! What a child says, line by line, to whom it is for.
 
 use bytes::Bytes;
-use tokio::io::AsyncRead;
+use tokio::{
+    io::AsyncRead,
+    time::{Instant, timeout_at},
+};
 use tracing::{debug, warn};
 
 use crate::{
@@ -12,6 +15,7 @@ use crate::{
         Session,
         calls::{Answer, Answered},
         own::OwnMessage,
+        pending::GATHER,
     },
 };
 
@@ -19,10 +23,27 @@ use crate::{
 pub(super) async fn run(session: &Session, stdout: impl AsyncRead + Unpin, rate: u64) {
     let mut lines = Lines::new(stdout, MAX_LINE).paced(rate);
     let mut violations = 0;
+    let mut due = None;
     loop {
-        let kept = match lines.next().await {
+        let line = match due {
+            // What is asked together is told together.
+            Some(due) => timeout_at(due, lines.next()).await,
+            None => Ok(lines.next().await),
+        };
+        let Ok(line) = line else {
+            session.ask_clients();
+            due = None;
+            continue;
+        };
+        let kept = match line {
             Ok(Line::Text(text)) if text.trim_ascii().is_empty() => true,
-            Ok(Line::Text(text)) => take(session, text),
+            Ok(Line::Text(text)) => {
+                let kept = take(session, text);
+                if session.was_asked() {
+                    due = due.or(Some(Instant::now() + GATHER));
+                }
+                kept
+            }
             Ok(Line::TooLong) => {
                 warn!(
                     limit = MAX_LINE,
@@ -76,7 +97,7 @@ fn answer(session: &Session, message: &Message, id: Value<'_>) -> bool {
         (None, Some(_)) => Answer::Error,
         _ => Answer::Neither,
     };
-    let answered = session.answer(number, answer, message, id.span());
+    let answered = session.answer(number, answer, message);
     answered != Answered::Unknown
 }
 
@@ -87,7 +108,15 @@ fn request(session: &Session, message: &Message, method: &str, id: Value<'_>) ->
     if method == "ping" {
         return session.say(&OwnMessage::Pong { id: id.raw() });
     }
-    if !session.ask(message.bytes().clone(), Bytes::copy_from_slice(id.raw())) {
+    let asked = if session.reversed.get().is_some() {
+        // A modern server asks by its answers alone (sse-6).
+        false
+    } else if session.bridge.get().is_some() {
+        session.question(message, method, id)
+    } else {
+        session.ask(message.bytes().clone(), Bytes::copy_from_slice(id.raw()))
+    };
+    if !asked {
         session.count_unheard();
         debug!(method, "no client listens to the server's request");
         session.say(&OwnMessage::NobodyThere { id: id.raw() });

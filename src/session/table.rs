@@ -21,11 +21,13 @@ use crate::{
     child::{Child, Launcher, StartError},
     egress,
     json::Value,
-    mcp::{Era, Message, bridge::LegacyServer, version},
+    mcp::{Era, Message},
     session::{
         SendError, Sent, Session, ending,
         exchange::{Event as Heard, Failure},
-        own::OwnMessage,
+        probe,
+        reversed::is_refusal,
+        seal::Seal,
     },
 };
 
@@ -41,6 +43,8 @@ pub struct Setup {
     /// Bytes of a child's output that are read in a second.
     pub output: u64,
     pub session_idle: Duration,
+    /// Closes what modern clients of legacy children carry from round to round.
+    pub seal: Arc<Seal>,
 }
 
 /// The table: session ids to sessions, and the tasks that tend them.
@@ -100,12 +104,21 @@ impl Sessions {
         std::mem::forget(waiting);
         let opening = begun?;
         let session = &opening.session;
-        let answer = answer_of(session.send(permit, request)?)
+        let initialize = permit.call().clone();
+        let mut answer = answer_of(session.send(permit, identity, request)?)
             .await
             .map_err(OpenError::Failed)?;
+        if is_refusal(&answer) {
+            // Perhaps it speaks nothing that has this request (mcp-T18).
+            answer = probe::for_legacy(session, &initialize)
+                .await
+                .unwrap_or(answer);
+        }
         let Some(version) = agreed_version(&answer) else {
+            session.settle_opening(Some(Reason::ServerError), answer.len());
             return Ok((None, answer));
         };
+        session.settle_opening(None, answer.len());
         session.open(&version);
         if session.has_ended() {
             return Err(OpenError::Failed(Failure::ChildEnded));
@@ -137,39 +150,10 @@ impl Sessions {
         }
         let opening = self.begin(identity, Era::Modern).await?;
         let session = &opening.session;
-        let probe = session.ask_own(PROBE, |number| OwnMessage::Discover { number })?;
-        match answer_of(Sent::Exchange(probe)).await {
-            Ok(answer) if is_modern(&answer) => {}
-            // Whatever else it says to that, it is a legacy one (mcp-T27).
-            Ok(_) | Err(Failure::Timeout) => self.bridge(session).await?,
-            Err(failure) => return Err(OpenError::Failed(failure)),
-        }
+        probe::for_modern(session, self.setup.call_timeout).await?;
         let session = opening.keep();
         *place = Arc::downgrade(&session);
         Ok(session)
-    }
-
-    /// Opens the conversation with a legacy child, on behalf of modern clients.
-    async fn bridge(&self, session: &Arc<Session>) -> Result<(), OpenError> {
-        let asked = session.ask_own(self.setup.call_timeout, |number| OwnMessage::Initialize {
-            number,
-        })?;
-        let answer = answer_of(Sent::Exchange(asked))
-            .await
-            .map_err(OpenError::Failed)?;
-        let server = Message::parse(answer)
-            .ok()
-            .and_then(|answer| LegacyServer::read(&answer))
-            .ok_or(OpenError::NoVersion)?;
-        session.say(&OwnMessage::Initialized);
-        if server.logs() {
-            // Its answer is not waited for, and its refusal is no harm.
-            let _ = session.ask_own(self.setup.call_timeout, |number| {
-                OwnMessage::LogEverything { number }
-            })?;
-        }
-        session.bridged(server);
-        Ok(())
     }
 
     /// Starts a child, and the task that tends it and sees it out, whatever becomes of this request.
@@ -194,6 +178,7 @@ impl Sessions {
             self.setup.call_timeout,
             era,
             stdin,
+            self.setup.seal.clone(),
         );
         let opening = Opening {
             session: session.clone(),
@@ -252,6 +237,15 @@ impl Sessions {
         } else {
             Err(NoSession::Mismatch)
         }
+    }
+
+    /// The session of that id, whoever may enter it.
+    pub(super) fn find(&self, id: &str) -> Option<Arc<Session>> {
+        lock(&self.table).get(id).cloned()
+    }
+
+    pub(super) fn seal(&self) -> &Seal {
+        &self.setup.seal
     }
 
     /// Ends a session by its client's wish.
@@ -390,7 +384,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-async fn answer_of(sent: Sent) -> Result<Bytes, Failure> {
+pub(super) async fn answer_of(sent: Sent) -> Result<Bytes, Failure> {
     let Sent::Exchange(mut exchange) = sent else {
         return Err(Failure::BadAnswer);
     };
@@ -424,21 +418,9 @@ fn new_id() -> String {
     random.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether the child's answer to the probe shows that it speaks the modern version.
-fn is_modern(answer: &Bytes) -> bool {
-    let speaks = |message: Message| {
-        let versions = message.root().get("result")?.get("supportedVersions")?;
-        let modern = |version: Value<'_>| version.as_str().as_deref() == Some(version::MODERN);
-        Some(versions.elements().any(modern))
-    };
-    Message::parse(answer.clone()).ok().and_then(speaks) == Some(true)
-}
-
 fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Lines waiting for one child that does not read.
 const MAX_LINES: usize = 128;
-/// How long a child may think about what it speaks before it is taken for a legacy one (mcp-T27).
-const PROBE: Duration = Duration::from_secs(10);

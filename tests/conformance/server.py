@@ -1,7 +1,7 @@
 """An MCP server over stdio with what the official conformance suite looks for by name.
 
 It speaks both eras: `initialize` and what follows (to 2025-11-25), and the stateless 2026-07-28.
-With `--legacy` it knows nothing of the latter. Each request is worked on in a thread of its own.
+With `--legacy` it knows nothing of the latter, with `--modern` nothing of the former. Each request is worked on in a thread of its own.
 """
 
 import base64
@@ -20,7 +20,7 @@ import zlib
 MODERN, LEGACY = "2026-07-28", ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 META = "io.modelcontextprotocol/"
 INFO = {"name": "thv-conformance", "version": "1"}
-speaks_modern = "--legacy" not in sys.argv
+speaks_modern, speaks_legacy = "--legacy" not in sys.argv, "--modern" not in sys.argv
 out, lock = sys.stdout, threading.Lock()
 numbers, answers, key = itertools.count(1), {}, os.urandom(32)
 subscriptions = {}
@@ -81,22 +81,32 @@ class Request:
         return self.meta.get(META + "clientCapabilities") or {}
 
     def ask(self, method, params):
-        """What the client says to a question: legacy clients are asked, modern ones are sent away to come back."""
-        if self.modern:
-            return self.inputs({"answer": (method, params)})["answer"]
-        number = f"server-{next(numbers)}"
-        answers[number] = [threading.Event(), None]
-        say({"id": number, "method": method, "params": params})
-        told, _ = answers[number]
-        if not told.wait(60):
-            raise Refused(-32603, "the client did not answer")
-        answer = answers.pop(number)[1]
-        if "error" in answer:
-            raise Refused(-32603, f"the client refused: {answer['error'].get('message')}")
-        return answer["result"]
+        """What the client says to a question."""
+        return self.inputs({"answer": (method, params)})["answer"]
+
+    def asked(self, wanted):
+        """A legacy client's answers: all questions are out before the first answer is waited for."""
+        waiting = {}
+        for name, (method, params) in wanted.items():
+            with lock:
+                number = name if name not in answers else f"{name}-{next(numbers)}"
+                waiting[name] = number
+                answers[number] = [threading.Event(), None]
+            say({"id": number, "method": method, "params": params})
+        given = {}
+        for name, number in waiting.items():
+            if not answers[number][0].wait(60):
+                raise Refused(-32603, "the client did not answer")
+            answer = answers.pop(number)[1]
+            if "error" in answer:
+                raise Refused(-32603, f"the client refused: {answer['error'].get('message')}")
+            given[name] = answer["result"]
+        return given
 
     def inputs(self, wanted, state=None):
-        """The modern client's answers to all that is wanted, or the way out that asks for them."""
+        """The client's answers to all that is wanted: legacy ones are asked, modern ones sent away to come back."""
+        if not self.modern:
+            return self.asked(wanted)
         given = self.params.get("inputResponses")
         given = given if isinstance(given, dict) else {}
         fits = {"elicitation/create": lambda a: a.get("action") in ("accept", "decline", "cancel"),
@@ -263,7 +273,9 @@ def test_elicitation_sep1330_enums(request, arguments):
 
 @tool("Needs a client that samples")
 def test_missing_capability(request, arguments):
-    if "sampling" not in request.capabilities():
+    if not request.modern:
+        request.ask(*sample("Are you there?"))
+    elif "sampling" not in request.capabilities():
         raise Refused(-32021, "sampling is needed", {"requiredCapabilities": {"sampling": {}}})
     return text("it is there")
 
@@ -274,7 +286,9 @@ def test_streaming_elicitation(request, arguments):
     return completed(request.ask(*form("Go on?", ok={"type": "boolean"})))
 
 
-def changed(kind):
+def changed(request, kind):
+    if not request.modern:
+        say({"method": f"notifications/{kind}s/list_changed"})
     for subscription, (identifier, wanted) in list(subscriptions.items()):
         if wanted.get(f"{kind}sListChanged"):
             say({"method": f"notifications/{kind}s/list_changed", "params": {"_meta": {META + "subscriptionId": identifier}}})
@@ -283,12 +297,12 @@ def changed(kind):
 
 @tool("Says that the tools changed")
 def test_trigger_tool_change(request, arguments):
-    return changed("tool")
+    return changed(request, "tool")
 
 
 @tool("Says that the prompts changed")
 def test_trigger_prompt_change(request, arguments):
-    return changed("prompt")
+    return changed(request, "prompt")
 
 
 @tool("Asks for a name")
@@ -314,7 +328,7 @@ CONFIRM = {"confirm": form("Please confirm", ok={"type": "boolean"})}
 def test_input_required_result_request_state(request, arguments):
     state = request.state()
     request.inputs(CONFIRM, signed("asked"))
-    return text("state-ok" if state == "asked" else "no state")
+    return text("state-ok" if state == "asked" or not request.modern else "no state")
 
 
 @tool("Notices forged memories")
@@ -333,6 +347,10 @@ def test_input_required_result_multiple_inputs(request, arguments):
 @tool("Asks one thing after the other")
 def test_input_required_result_multi_round(request, arguments):
     state = request.state()
+    if not request.modern:
+        name = request.inputs({"step1": form("Step 1: What is your name?", name=STRING)})["step1"].get("content")
+        color = request.inputs({"step2": form("Step 2: What is your favorite color?", color=STRING)})["step2"].get("content")
+        return text(f"{name} likes {color}")
     if state is None or state == "1":
         name = request.inputs({"step1": form("Step 1: What is your name?", name=STRING)}, signed("1"))
         raise NeedsInput({"step2": dict(zip(("method", "params"), form("Step 2: What is your favorite color?", color=STRING)))},
@@ -344,6 +362,11 @@ def test_input_required_result_multi_round(request, arguments):
 @tool("Asks what the client can answer")
 def test_input_required_result_capabilities(request, arguments):
     can, wanted = request.capabilities(), {}
+    if not request.modern:
+        try:
+            return text(json.dumps(request.inputs({"user_name": form("What is your name?", name=STRING)})))
+        except Refused:
+            return text(json.dumps(request.inputs({"greeting": sample("Generate a greeting", 50)})))
     if "sampling" in can:
         wanted["greeting"] = sample("Generate a greeting", 50)
     if "elicitation" in can:
@@ -472,6 +495,8 @@ def work(request):
                 return listen(request)
         elif request.modern:
             raise Refused(-32601, "Method not found")
+        elif not speaks_legacy:
+            raise Refused(-32022, "unsupported protocol version", {"supported": [MODERN], "requested": "none"})
         found = result(request)
         if request.modern:
             found = {"resultType": "complete"} | found

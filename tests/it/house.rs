@@ -41,6 +41,7 @@ pub struct Plan {
     /// More lines of `[sandbox]`.
     sandbox: String,
     resolver: Resolver,
+    clock: Clock,
     /// Listens on a Unix socket instead.
     unix: bool,
     /// Replaces the whole server file.
@@ -73,6 +74,7 @@ pub fn house() -> Plan {
         optional: "\"cgroup\"",
         sandbox: String::new(),
         resolver: Resolver::system(),
+        clock: Clock::system(),
         unix: false,
         file: None,
         before: None,
@@ -124,6 +126,12 @@ impl Plan {
     /// Who is asked for addresses of what children may reach.
     pub fn resolver(mut self, resolver: Resolver) -> Self {
         self.resolver = resolver;
+        self
+    }
+
+    /// Another clock than the system's.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
         self
     }
 
@@ -223,7 +231,7 @@ impl Plan {
             runner: Connection::Inherited(runner.socket.try_clone().unwrap()),
             key: runner.key.clone(),
             audit,
-            clock: Clock::system(),
+            clock: self.clock,
             resolver: self.resolver,
             state: None,
             notifier: Notifier::none(),

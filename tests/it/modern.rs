@@ -10,7 +10,7 @@ use crate::{
 const VERSION: (&str, &str) = ("MCP-Protocol-Version", "2026-07-28");
 
 /// A modern request's body.
-fn body(id: impl std::fmt::Display, method: &str, mut params: Value, more: Value) -> String {
+pub fn body(id: impl std::fmt::Display, method: &str, mut params: Value, more: Value) -> String {
     params["_meta"] = json!({
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
         "io.modelcontextprotocol/clientCapabilities": {},
@@ -21,13 +21,13 @@ fn body(id: impl std::fmt::Display, method: &str, mut params: Value, more: Value
     format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{params}}}"#)
 }
 
-fn bytes(caller: &Caller, method: &str, name: Option<&str>, body: &str) -> Vec<u8> {
+pub fn bytes(caller: &Caller, method: &str, name: Option<&str>, body: &str) -> Vec<u8> {
     let mut headers = vec![VERSION, ("Mcp-Method", method)];
     headers.extend(name.map(|name| ("Mcp-Name", name)));
     caller.bytes_with("POST", &headers, body)
 }
 
-async fn ask(caller: &Caller, method: &str, params: Value) -> Answer {
+pub async fn ask(caller: &Caller, method: &str, params: Value) -> Answer {
     let name = params["name"].as_str().map(str::to_owned);
     let body = body(1, method, params, json!({}));
     wire::exchange(
@@ -37,7 +37,7 @@ async fn ask(caller: &Caller, method: &str, params: Value) -> Answer {
     .await
 }
 
-async fn tool(caller: &Caller, name: &str, arguments: Value) -> Answer {
+pub async fn tool(caller: &Caller, name: &str, arguments: Value) -> Answer {
     ask(
         caller,
         "tools/call",
@@ -46,7 +46,7 @@ async fn tool(caller: &Caller, name: &str, arguments: Value) -> Answer {
     .await
 }
 
-async fn seen(caller: &Caller) -> Vec<String> {
+pub async fn seen(caller: &Caller) -> Vec<String> {
     serde_json::from_str(&tool(caller, "seen", json!({})).await.said()).unwrap()
 }
 

@@ -18,7 +18,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use thv::cli::demo::DemoIssuer;
 
-use crate::house::{Caller, write_server};
+use crate::{
+    house::{Caller, write_server},
+    modern::{self, body},
+    wire,
+};
 
 /// A running `thv run`. Killed where a test fails before it ends it.
 struct Running {
@@ -314,7 +318,7 @@ async fn flags_reach_the_server_and_the_edge() {
     for (host, status) in [("other.example.com", 200), ("evil.example.com", 421)] {
         let host_line = format!("Host: {}", running.address);
         let request = text.replace(&host_line, &format!("Host: {host}"));
-        let got = crate::wire::exchange(running.address, request.as_bytes()).await;
+        let got = wire::exchange(running.address, request.as_bytes()).await;
         assert_eq!(got.status == 200, status == 200, "{host}: {}", got.text());
     }
 }
@@ -736,4 +740,39 @@ fn the_doctor_tells_of_each_layer_and_tries_a_sandbox() {
         .find(|line| line.starts_with("a sandbox"))
         .unwrap();
     assert!(trial.contains("BAD"), "{table}");
+}
+
+/// mcp-T28: subscriptions end well when thv ends, and a call that waits for its client is not waited for.
+#[tokio::test]
+async fn what_waits_for_a_client_does_not_hold_up_the_end() {
+    let running = Running::start(&[], None).await;
+    let alice = running.caller("toolhive");
+    let meta = json!({ "io.modelcontextprotocol/clientCapabilities": { "elicitation": {} } });
+    let ask = body(1, "tools/call", json!({ "name": "ask" }), meta);
+    let asked = wire::exchange(
+        alice.address,
+        &modern::bytes(&alice, "tools/call", Some("ask"), &ask),
+    )
+    .await;
+    assert_eq!(asked.json()["result"]["resultType"], "input_required");
+    let listen = body(
+        2,
+        "subscriptions/listen",
+        json!({ "notifications": {} }),
+        json!({}),
+    );
+    let listen = modern::bytes(&alice, "subscriptions/listen", None, &listen);
+    let mut stream = wire::Events::open(alice.address, &listen).await;
+    stream.next().await;
+    let since = std::time::Instant::now();
+    let ending = tokio::task::spawn_blocking(move || running.end());
+    assert_eq!(stream.next().await["result"]["resultType"], "complete");
+    drop(stream);
+    let (said, code, _) = ending.await.unwrap();
+    assert_eq!(code, Some(0), "{said}");
+    // Running calls would be given twice that.
+    assert!(
+        since.elapsed() < std::time::Duration::from_secs(10),
+        "{said}"
+    );
 }

@@ -12,7 +12,7 @@ import time
 import probes
 
 seen = []
-TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "sleep", "garbage", "both", "stray", "stderr", "burst", "announce", "log", "wait",
+TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "sleep", "garbage", "both", "stray", "stderr", "burst", "announce", "log", "wait", "need",
          "probe", "secret"]
 modern = "--modern" in sys.argv
 waiting = {}
@@ -52,12 +52,29 @@ def call(identifier, params):
                 % (json.dumps(token), step))
         text(identifier, "done")
     elif name == "ask":
-        say('{"jsonrpc":"2.0","id":"mine-1","method":"elicitation/create","params":{"message":"?"}}')
+        question = {"jsonrpc": "2.0", "id": "mine-1", "method": arguments.get("method", "elicitation/create")}
+        if "ids" in arguments:
+            # Asked and not waited for: the call stays open.
+            for own in arguments["ids"]:
+                say(json.dumps(question | {"id": own, "params": {"message": "?"}}))
+            return
+        say(json.dumps(question | {"params": arguments.get("params", {"message": "?"})}))
+        if arguments.get("impatient"):
+            return text(identifier, "nobody said anything")
         while True:
             message = read()
+            if (message.get("params") or {}).get("name") == "crash":
+                os._exit(3)
+            if message.get("id") == "mine-1" and arguments.get("must") and "error" in message:
+                return say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32603, "message": "must"}}))
             if message.get("id") == "mine-1":
-                text(identifier, json.dumps(message))
-                return
+                return text(identifier, json.dumps(message))
+    elif name == "need" and ("inputResponses" not in params or arguments.get("forever")):
+        need(identifier, arguments, "first")
+    elif name == "need" and params.get("requestState") == "first" and arguments.get("twice"):
+        need(identifier, arguments, "second")
+    elif name == "need":
+        text(identifier, json.dumps({"responses": params["inputResponses"], "state": params["requestState"]}))
     elif name == "crash":
         os._exit(3)
     elif name == "hang":
@@ -84,7 +101,10 @@ def call(identifier, params):
         say(notes)
         text(identifier, "done")
     elif name == "announce":
-        say('{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}')
+        if "uri" in arguments:
+            say('{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":%s}}' % json.dumps(arguments["uri"]))
+        else:
+            say('{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}')
         text(identifier, "announced")
     elif name == "log":
         say('{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"%s"}}' % arguments["data"])
@@ -100,6 +120,12 @@ def call(identifier, params):
         text(identifier, "nobody may call this")
     else:
         say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32602, "message": "unknown tool"}}))
+
+
+def need(identifier, arguments, state):
+    request = {"method": arguments.get("method", "elicitation/create"), "params": {"message": state}}
+    requests = {} if arguments.get("nothing") else {"inputRequests": {"what": request}}
+    answer(identifier, {"resultType": "input_required", "requestState": state} | requests)
 
 
 def listen(identifier, params):
@@ -123,7 +149,8 @@ def main():
         message = read()
         method, identifier = message.get("method"), message.get("id")
         if method == "server/discover" and modern:
-            cached(identifier, {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}},
+            can = {"tools": {"listChanged": True}, "resources": {"subscribe": True}, "logging": {}} if "--changes" in sys.argv else {"tools": {}}
+            cached(identifier, {"supportedVersions": ["2026-07-28"], "capabilities": can,
                                 "serverInfo": {"name": "scripted", "version": "1"}})
         elif method == "subscriptions/listen" and modern:
             listen(identifier, message["params"])
@@ -136,7 +163,8 @@ def main():
                 say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32602, "message": "no"}}))
                 continue
             version = message["params"].get("protocolVersion", "2025-11-25")
-            answer(identifier, {"protocolVersion": version, "capabilities": {"tools": {}},
+            can = {"tools": {"listChanged": True}, "resources": {"subscribe": True}, "logging": {}} if "--changes" in sys.argv else {"tools": {}}
+            answer(identifier, {"protocolVersion": version, "capabilities": can,
                                 "serverInfo": {"name": "scripted", "version": "1"}})
         elif method == "tools/list":
             cached(identifier, {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]})

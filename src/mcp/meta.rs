@@ -1,0 +1,124 @@
+//! Members of `params._meta` that the gateway adds, all else staying byte for byte.
+
+use std::ops::Range;
+
+use crate::{
+    json::{Kind, Value},
+    mcp::{Message, input::member},
+};
+
+/// A part of a message's text, and what stands there instead.
+pub type Change = (Range<usize>, Vec<u8>);
+
+/// What it takes for `members` (names and JSON) to stand in a message's `params._meta`.
+pub fn added(message: &Message, members: &[(&str, &[u8])]) -> Vec<Change> {
+    let root = message.root();
+    let params = root
+        .get("params")
+        .filter(|params| params.kind() == Kind::Object);
+    let meta = params
+        .and_then(|params| params.get("_meta"))
+        .filter(|meta| meta.kind() == Kind::Object);
+    let mut changes = Vec::new();
+    let mut text = Vec::new();
+    for (name, value) in members {
+        // A name must not stand there twice.
+        if let Some(old) = meta.and_then(|meta| meta.get(name)) {
+            changes.push((old.span(), value.to_vec()));
+            continue;
+        }
+        if !text.is_empty() {
+            text.push(b',');
+        }
+        member(&mut text, name, value);
+    }
+    if text.is_empty() {
+        return changes;
+    }
+    let whole = || [b"{", text.as_slice(), b"}"].concat();
+    let mut named = Vec::new();
+    changes.push(match (root.get("params"), params, meta) {
+        (_, _, Some(meta)) => first_in(meta, text),
+        (_, Some(params), None) => match params.get("_meta") {
+            Some(odd) => (odd.span(), whole()),
+            None => {
+                member(&mut named, "_meta", &whole());
+                first_in(params, named)
+            }
+        },
+        (odd, None, None) => {
+            member(&mut named, "_meta", &whole());
+            let params = [b"{", named.as_slice(), b"}"].concat();
+            match odd {
+                Some(odd) => (odd.span(), params),
+                None => {
+                    let mut named = Vec::new();
+                    member(&mut named, "params", &params);
+                    first_in(root, named)
+                }
+            }
+        }
+    });
+    changes
+}
+
+/// The message with the changes, which must not overlap.
+pub fn changed(message: &Message, mut changes: Vec<Change>) -> Vec<u8> {
+    changes.sort_by_key(|(span, _)| span.start);
+    let changes: Vec<(Range<usize>, &[u8])> = changes
+        .iter()
+        .map(|(span, text)| (span.clone(), text.as_slice()))
+        .collect();
+    message.with(&changes)
+}
+
+fn first_in(object: Value<'_>, mut members: Vec<u8>) -> Change {
+    let start = object.span().start + 1;
+    if object.members().next().is_some() {
+        members.push(b',');
+    }
+    (start..start, members)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: &str) {
+        let message = Message::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap();
+        let members: [(&str, &[u8]); 2] = [("a", b"1"), ("b", b"2")];
+        let changed = changed(&message, added(&message, &members));
+        assert_eq!(String::from_utf8(changed).unwrap(), expected);
+    }
+
+    #[test]
+    fn members_are_added_wherever_there_is_room_and_never_twice() {
+        check(r#"{"m":0}"#, r#"{"params":{"_meta":{"a":1,"b":2}},"m":0}"#);
+        check(r#"{ }"#, r#"{"params":{"_meta":{"a":1,"b":2}} }"#);
+        check(r#"{"params":[]}"#, r#"{"params":{"_meta":{"a":1,"b":2}}}"#);
+        check(r#"{"params":{}}"#, r#"{"params":{"_meta":{"a":1,"b":2}}}"#);
+        check(
+            r#"{"params":{"x":1.0}}"#,
+            r#"{"params":{"_meta":{"a":1,"b":2},"x":1.0}}"#,
+        );
+        check(
+            r#"{"params":{"_meta":7}}"#,
+            r#"{"params":{"_meta":{"a":1,"b":2}}}"#,
+        );
+        check(
+            r#"{"params":{"_meta":{ "c":1}}}"#,
+            r#"{"params":{"_meta":{"a":1,"b":2, "c":1}}}"#,
+        );
+        check(
+            r#"{"params":{"_meta":{"b":3}}}"#,
+            r#"{"params":{"_meta":{"a":1,"b":2}}}"#,
+        );
+        check(
+            r#"{"params":{"_meta":{"b":3,"\u0061":0}}}"#,
+            r#"{"params":{"_meta":{"b":2,"\u0061":1}}}"#,
+        );
+    }
+}

@@ -1,0 +1,370 @@
+//! A modern server as a legacy client sees it.
+//!
+//! Pure: what `server/discover` said becomes what `initialize` says, a request
+//! gains what modern servers need to be told each time (mcp-T20), and an answer
+//! loses what older versions do not know. Used by `session` for children that
+//! speak nothing but modern MCP.
+
+use serde_json::json;
+
+use crate::{
+    json::{Kind, Value},
+    mcp::{
+        Call, Id, Message, bridge,
+        input::{Abilities, member},
+        meta::{self, Change},
+        version,
+    },
+};
+
+/// What a modern server said of itself, and what its client did.
+#[derive(Debug)]
+pub struct ModernServer {
+    capabilities: serde_json::Value,
+    /// Its `serverInfo`, as it was written.
+    info: String,
+    instructions: Option<String>,
+    /// The client's capabilities as modern MCP has them, and its `clientInfo`, as JSON.
+    can: String,
+    client: Option<String>,
+    abilities: Abilities,
+}
+
+impl ModernServer {
+    /// Reads the answer to `server/discover` and the client's `initialize`; `None` if
+    /// that is no answer of a server that speaks modern MCP.
+    pub fn read(answer: &Message, initialize: &Call) -> Option<Self> {
+        let result = answer.root().get("result")?;
+        is_modern(answer).then_some(())?;
+        let text = |value: Value<'_>| String::from_utf8_lossy(value.raw()).into_owned();
+        let is_object = |value: &Value<'_>| value.kind() == Kind::Object;
+        let said = initialize.params();
+        let said = |name| said.and_then(|said| said.get(name)).filter(is_object);
+        let capabilities = said("capabilities");
+        let mut can = b"{".to_vec();
+        for name in ["elicitation", "sampling", "roots"] {
+            let Some(capability) = capabilities.and_then(|all| all.get(name)).filter(is_object)
+            else {
+                continue;
+            };
+            if can.len() > 1 {
+                can.push(b',');
+            }
+            // There is no telling a modern server that roots have changed.
+            let capability = if name == "roots" {
+                b"{}"
+            } else {
+                capability.raw()
+            };
+            member(&mut can, name, capability);
+        }
+        can.push(b'}');
+        Some(Self {
+            capabilities: bridge::known(result.get("capabilities").map_or(b"{}", Value::raw)),
+            info: result
+                .get("_meta")
+                .and_then(|meta| meta.get(bridge::SERVER_INFO))
+                .or_else(|| result.get("serverInfo"))
+                .filter(is_object)
+                .map_or_else(|| r#"{"name":"","version":""}"#.to_owned(), text),
+            instructions: result
+                .get("instructions")
+                .and_then(Value::as_str)
+                .map(String::from),
+            can: String::from_utf8_lossy(&can).into_owned(),
+            client: said("clientInfo").map(text),
+            abilities: Abilities::read(capabilities),
+        })
+    }
+
+    pub fn capabilities(&self) -> &serde_json::Value {
+        &self.capabilities
+    }
+
+    /// What its client can be asked.
+    pub fn abilities(&self) -> Abilities {
+        self.abilities
+    }
+
+    /// The answer to `initialize`.
+    pub fn initialized(&self, id: &Id, version: &str) -> Vec<u8> {
+        let mut result = json!({ "protocolVersion": version, "capabilities": self.capabilities });
+        if let Some(instructions) = &self.instructions {
+            result["instructions"] = instructions.as_str().into();
+        }
+        let mut result = result.to_string();
+        result.pop();
+        answered_with(id, &format!(r#"{result},"serverInfo":{}}}"#, self.info))
+    }
+
+    /// What each request says in `_meta`, as members; log messages from `level` on are wanted.
+    fn meta(&self, level: Option<&'static str>) -> Vec<(&'static str, Vec<u8>)> {
+        let mut members = vec![
+            (VERSION, json!(version::MODERN).to_string().into_bytes()),
+            (CAPABILITIES, self.can.clone().into_bytes()),
+        ];
+        members.extend(
+            self.client
+                .clone()
+                .map(|client| (CLIENT, client.into_bytes())),
+        );
+        members.extend(level.map(|level| (LEVEL, json!(level).to_string().into_bytes())));
+        members
+    }
+
+    /// The same, as an object.
+    pub fn own_meta(&self) -> String {
+        let mut text = b"{".to_vec();
+        for (name, value) in self.meta(None) {
+            if text.len() > 1 {
+                text.push(b',');
+            }
+            member(&mut text, name, &value);
+        }
+        text.push(b'}');
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// A legacy client's request under the gateway's `number`, with what modern servers
+    /// need, and what an earlier one like it was asked for, if it goes on.
+    pub fn request(
+        &self,
+        call: &Message,
+        number: u64,
+        level: Option<&'static str>,
+        given: Option<Given<'_>>,
+    ) -> Vec<u8> {
+        let number = number.to_string().into_bytes();
+        let root = call.root();
+        let params = root.get("params");
+        let token = params
+            .and_then(|params| params.get("_meta"))
+            .and_then(|meta| meta.get("progressToken"));
+        let mut changes: Vec<Change> = [root.get("id"), token]
+            .into_iter()
+            .flatten()
+            .map(|value| (value.span(), number.clone()))
+            .collect();
+        let members = self.meta(level);
+        let members: Vec<(&str, &[u8])> = members
+            .iter()
+            .map(|(name, value)| (*name, value.as_slice()))
+            .collect();
+        changes.extend(meta::added(call, &members));
+        if let (Some(given), Some(params)) = (given, params) {
+            let mut more = Vec::new();
+            let members = [
+                ("inputResponses", Some(given.responses)),
+                ("requestState", given.state),
+            ];
+            for (name, value) in members {
+                let Some(value) = value else { continue };
+                match params.get(name) {
+                    Some(old) => changes.push((old.span(), value.to_vec())),
+                    None => {
+                        member(&mut more, name, value);
+                        more.push(b',');
+                    }
+                }
+            }
+            // Whatever can be asked for input names something, so there are members after these.
+            let start = params.span().start + 1;
+            changes.push((start..start, more));
+        }
+        meta::changed(call, changes)
+    }
+
+    /// Its answer, under the client's id, without what older versions do not know.
+    pub fn answered(&self, answer: &Message, id: &Id) -> Vec<u8> {
+        let root = answer.root();
+        let mut changes: Vec<Change> = Vec::new();
+        if let Some(own) = root.get("id") {
+            changes.push((own.span(), id.as_json().to_vec()));
+        }
+        if let Some(result) = root
+            .get("result")
+            .filter(|result| result.kind() == Kind::Object)
+        {
+            changes.push((result.span(), plain(result)));
+        }
+        meta::changed(answer, changes)
+    }
+}
+
+/// Whether an answer to `server/discover` is one of a server that speaks modern MCP.
+pub fn is_modern(answer: &Message) -> bool {
+    let modern = |version: Value<'_>| version.as_str().as_deref() == Some(version::MODERN);
+    answer
+        .root()
+        .get("result")
+        .and_then(|result| result.get("supportedVersions"))
+        .is_some_and(|versions| versions.elements().any(modern))
+}
+
+/// What a call was asked for, and the state that it goes on from.
+#[derive(Clone, Copy, Debug)]
+pub struct Given<'a> {
+    /// As a JSON object.
+    pub responses: &'a [u8],
+    /// As JSON.
+    pub state: Option<&'a [u8]>,
+}
+
+/// A result without what modern MCP alone has in it.
+fn plain(result: Value<'_>) -> Vec<u8> {
+    let mut out = b"{".to_vec();
+    for (name, value) in result.members() {
+        let mut kept = value.raw();
+        let mut own = Vec::new();
+        match &*name {
+            "resultType" | "ttlMs" | "cacheScope" => continue,
+            "_meta" if value.kind() == Kind::Object => {
+                own.push(b'{');
+                let others = value
+                    .members()
+                    .filter(|(name, _)| !name.starts_with(bridge::RESERVED));
+                for (name, value) in others {
+                    if own.len() > 1 {
+                        own.push(b',');
+                    }
+                    member(&mut own, &name, value.raw());
+                }
+                own.push(b'}');
+                if own.len() == 2 {
+                    continue;
+                }
+                kept = &own;
+            }
+            _ => {}
+        }
+        if out.len() > 1 {
+            out.push(b',');
+        }
+        member(&mut out, &name, kept);
+    }
+    out.push(b'}');
+    out
+}
+
+/// An answer of the gateway's own.
+pub fn answered_with(id: &Id, result: &str) -> Vec<u8> {
+    [
+        br#"{"jsonrpc":"2.0","id":"#,
+        id.as_json(),
+        br#","result":"#,
+        result.as_bytes(),
+        b"}",
+    ]
+    .concat()
+}
+
+/// A refusal of the gateway's own.
+pub fn refused_with(id: &Id, code: i32, message: &str) -> Vec<u8> {
+    let error = json!({ "code": code, "message": message }).to_string();
+    [
+        br#"{"jsonrpc":"2.0","id":"#,
+        id.as_json(),
+        br#","error":"#,
+        error.as_bytes(),
+        b"}",
+    ]
+    .concat()
+}
+
+const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
+const CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
+const CLIENT: &str = "io.modelcontextprotocol/clientInfo";
+const LEVEL: &str = "io.modelcontextprotocol/logLevel";
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn message(text: &str) -> Message {
+        Message::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap()
+    }
+
+    fn call(text: &str) -> Call {
+        Call::read(Bytes::copy_from_slice(text.as_bytes()), false).unwrap()
+    }
+
+    fn server() -> ModernServer {
+        let initialize = call(
+            r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18",
+                "capabilities":{"roots":{"listChanged":true},"elicitation":{},"tasks":{}},"clientInfo":{"name":"old", "version":"1"}}}"#,
+        );
+        let discovered = message(
+            r#"{"id":0,"result":{"supportedVersions":["2026-07-28"],"capabilities":{"tools":{"listChanged":true},"extensions":{}},
+                "instructions":"be kind","_meta":{"io.modelcontextprotocol/serverInfo":{"name":"new","version":"2"}}}}"#,
+        );
+        ModernServer::read(&discovered, &initialize).unwrap()
+    }
+
+    #[test]
+    fn what_discover_said_is_what_initialize_says() {
+        let answer: serde_json::Value =
+            serde_json::from_slice(&server().initialized(&Id::own(), "2025-06-18")).unwrap();
+        assert_eq!(
+            answer,
+            json!({ "jsonrpc": "2.0", "id": 0, "result": {
+                "protocolVersion": "2025-06-18", "instructions": "be kind",
+                "capabilities": { "tools": { "listChanged": true } },
+                "serverInfo": { "name": "new", "version": "2" },
+            } })
+        );
+        let other = message(r#"{"id":0,"result":{"supportedVersions":["2027-01-01"]}}"#);
+        let initialize = call(r#"{"jsonrpc":"2.0","id":1,"method":"initialize"}"#);
+        assert!(ModernServer::read(&other, &initialize).is_none());
+        assert!(ModernServer::read(&message(r#"{"id":0,"error":{}}"#), &initialize).is_none());
+    }
+
+    /// mcp-T20
+    #[test]
+    fn a_request_says_what_modern_servers_are_told_each_time() {
+        let asked = message(
+            r#"{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{"name":"x","arguments":{"n":1.0},"_meta":{"progressToken":"p"}}}"#,
+        );
+        let text = String::from_utf8(server().request(&asked, 7, Some("info"), None)).unwrap();
+        let meta = r#""io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{"elicitation":{},"roots":{}},"io.modelcontextprotocol/clientInfo":{"name":"old", "version":"1"}"#;
+        assert_eq!(
+            text,
+            format!(
+                r#"{{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{{"name":"x","arguments":{{"n":1.0}},"_meta":{{{meta},"io.modelcontextprotocol/logLevel":"info","progressToken":7}}}}}}"#
+            )
+        );
+        let bare =
+            message(r#"{"jsonrpc":"2.0","id":"a","method":"prompts/get","params":{"name":"x"}}"#);
+        let given = Given {
+            responses: b"{}",
+            state: Some(br#""s""#),
+        };
+        let text = String::from_utf8(server().request(&bare, 8, None, Some(given))).unwrap();
+        assert_eq!(
+            text,
+            format!(
+                r#"{{"jsonrpc":"2.0","id":8,"method":"prompts/get","params":{{"_meta":{{{meta}}},"inputResponses":{{}},"requestState":"s","name":"x"}}}}"#
+            )
+        );
+    }
+
+    /// json-22: what is left stays as it was written.
+    #[test]
+    fn an_answer_loses_what_older_versions_do_not_know() {
+        let check = |result: &str, plain: &str| {
+            let answer = message(&format!(r#"{{"jsonrpc":"2.0","id":9,"result":{result}}}"#));
+            let text = String::from_utf8(server().answered(&answer, &Id::own())).unwrap();
+            assert_eq!(
+                text,
+                format!(r#"{{"jsonrpc":"2.0","id":0,"result":{plain}}}"#)
+            );
+        };
+        check(
+            r#"{"resultType":"complete","n":9007199254740993,"_meta":{"io.modelcontextprotocol/serverInfo":{}},"ttlMs":1,"cacheScope":"public"}"#,
+            r#"{"n":9007199254740993}"#,
+        );
+        check(r#"{"_meta":{"k":1.0}}"#, r#"{"_meta":{"k":1.0}}"#);
+        check("7", "7");
+    }
+}

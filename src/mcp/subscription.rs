@@ -1,0 +1,203 @@
+//! What a subscription of modern MCP wants to hear of, and how it is told (mcp-T28).
+//!
+//! Pure. Used by `session` where server and client do not both speak modern MCP.
+
+use serde_json::json;
+
+use crate::{
+    json::{Kind, Value},
+    mcp::{Call, Id, Message, meta},
+};
+
+/// What one subscription is about.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Wanted {
+    pub tools: bool,
+    pub prompts: bool,
+    pub resources: bool,
+    /// URIs of resources whose changes are of interest.
+    pub uris: Vec<String>,
+}
+
+impl Wanted {
+    /// What the request `subscriptions/listen` asks for.
+    pub fn read(call: &Call) -> Self {
+        let wanted = call.params().and_then(|params| params.get("notifications"));
+        let wants = |name| {
+            let wants = wanted.and_then(|wanted| wanted.get(name));
+            wants.and_then(Value::as_bool) == Some(true)
+        };
+        let mut uris: Vec<String> = wanted
+            .and_then(|wanted| wanted.get("resourceSubscriptions"))
+            .iter()
+            .flat_map(|uris| uris.elements())
+            .filter_map(|uri| uri.as_str().map(String::from))
+            .take(MAX_URIS)
+            .collect();
+        uris.sort_unstable();
+        uris.dedup();
+        Self {
+            tools: wants("toolsListChanged"),
+            prompts: wants("promptsListChanged"),
+            resources: wants("resourcesListChanged"),
+            uris,
+        }
+    }
+
+    /// All that a server with these capabilities tells of by itself.
+    pub fn all_of(capabilities: &serde_json::Value) -> Self {
+        let tells = |kind: &str| capabilities[kind]["listChanged"] == true;
+        Self {
+            tools: tells("tools"),
+            prompts: tells("prompts"),
+            resources: tells("resources"),
+            uris: Vec::new(),
+        }
+    }
+
+    /// What of it a server with these capabilities can tell.
+    pub fn told_by(mut self, capabilities: &serde_json::Value) -> Self {
+        let all = Self::all_of(capabilities);
+        self.tools &= all.tools;
+        self.prompts &= all.prompts;
+        self.resources &= all.resources;
+        if capabilities["resources"]["subscribe"] != true {
+            self.uris.clear();
+        }
+        self
+    }
+
+    /// Whether there is nothing to be told.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether a notification of the server's is among it.
+    pub fn wants(&self, method: &str, message: &Message) -> bool {
+        match method {
+            "notifications/tools/list_changed" => self.tools,
+            "notifications/prompts/list_changed" => self.prompts,
+            "notifications/resources/list_changed" => self.resources,
+            "notifications/resources/updated" => {
+                let uri = message
+                    .root()
+                    .get("params")
+                    .and_then(|params| params.get("uri"));
+                let uri = uri.and_then(Value::as_str);
+                uri.is_some_and(|uri| self.uris.iter().any(|wanted| *wanted == uri))
+            }
+            _ => false,
+        }
+    }
+
+    /// The first message of the subscription, which says what of it will be told.
+    pub fn acknowledged(&self, id: &Id) -> Vec<u8> {
+        let text = format!(
+            r#"{{"jsonrpc":"2.0","method":"{ACKNOWLEDGED}","params":{{"notifications":{}}}}}"#,
+            self.notifications()
+        );
+        match Message::parse(text.clone().into()) {
+            Ok(message) => labelled(&message, id),
+            Err(_) => text.into_bytes(),
+        }
+    }
+
+    /// As `params.notifications` of the request.
+    pub fn notifications(&self) -> serde_json::Value {
+        let mut wanted = json!({});
+        for (name, is_wanted) in [
+            ("toolsListChanged", self.tools),
+            ("promptsListChanged", self.prompts),
+            ("resourcesListChanged", self.resources),
+        ] {
+            if is_wanted {
+                wanted[name] = true.into();
+            }
+        }
+        if !self.uris.is_empty() {
+            wanted["resourceSubscriptions"] = json!(self.uris);
+        }
+        wanted
+    }
+}
+
+/// The notification, as one of the subscription `id`.
+pub fn labelled(message: &Message, id: &Id) -> Vec<u8> {
+    meta::changed(
+        message,
+        meta::added(message, &[(SUBSCRIPTION, id.as_json())]),
+    )
+}
+
+/// The notification without the name of the subscription that it came for.
+pub fn unlabelled(message: &Message) -> Vec<u8> {
+    let params = message.root().get("params");
+    let named = params
+        .and_then(|params| params.get("_meta"))
+        .filter(|meta| meta.kind() == Kind::Object && meta.get(SUBSCRIPTION).is_some());
+    let Some(named) = named else {
+        return message.bytes().to_vec();
+    };
+    let mut text = b"{".to_vec();
+    for (name, value) in named.members().filter(|(name, _)| name != SUBSCRIPTION) {
+        if text.len() > 1 {
+            text.push(b',');
+        }
+        super::input::member(&mut text, &name, value.raw());
+    }
+    text.push(b'}');
+    message.with(&[(named.span(), &text)])
+}
+
+/// The message that a subscription begins with.
+pub const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
+/// The member of `_meta` that names a subscription.
+pub const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
+/// Resources that one subscription may name; further ones are not acknowledged.
+pub const MAX_URIS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn message(text: &str) -> Message {
+        Message::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap()
+    }
+
+    /// mcp-T28
+    #[test]
+    fn what_is_acknowledged_is_what_was_wanted_and_can_be_told() {
+        let body = r#"{"jsonrpc":"2.0","id":"s","method":"subscriptions/listen","params":{"notifications":
+            {"toolsListChanged":true,"promptsListChanged":true,"resourcesListChanged":false,"resourceSubscriptions":["b","a","b"],"x":1}}}"#;
+        let call = Call::read(Bytes::from(body), true).unwrap();
+        let capabilities = json!({ "tools": { "listChanged": true }, "prompts": {}, "resources": { "subscribe": true, "listChanged": true } });
+        let wanted = Wanted::read(&call).told_by(&capabilities);
+        assert_eq!(
+            String::from_utf8(wanted.acknowledged(call.id().unwrap())).unwrap(),
+            r#"{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged","params":{"_meta":{"io.modelcontextprotocol/subscriptionId":"s"},"notifications":{"toolsListChanged":true,"resourceSubscriptions":["a","b"]}}}"#
+        );
+        let updated = |uri: &str| message(&format!(r#"{{"params":{{"uri":"{uri}"}}}}"#));
+        for (method, uri, wants) in [
+            ("notifications/tools/list_changed", "", true),
+            ("notifications/prompts/list_changed", "", false),
+            ("notifications/resources/list_changed", "", false),
+            ("notifications/resources/updated", "a", true),
+            ("notifications/resources/updated", "A", false),
+            ("notifications/message", "a", false),
+        ] {
+            assert_eq!(wanted.wants(method, &updated(uri)), wants, "{method} {uri}");
+        }
+        assert!(Wanted::read(&call).told_by(&json!({})).is_nothing());
+    }
+
+    #[test]
+    fn a_label_comes_off_as_it_went_on() {
+        let plain = message(r#"{"method":"m","params":{"_meta":{"k":1.0},"uri":"a"}}"#);
+        let labelled = labelled(&plain, &Id::own());
+        let labelled = Message::parse(labelled.into()).unwrap();
+        assert_eq!(unlabelled(&labelled), plain.bytes().to_vec());
+        assert_eq!(unlabelled(&plain), plain.bytes().to_vec());
+    }
+}

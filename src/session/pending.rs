@@ -1,0 +1,440 @@
+//! Calls that wait for their client: a legacy child's question becomes the
+//! modern answer that asks for input (mcp-M1).
+//!
+//! The child's call stays as it is, and counts as busy, with a deadline of its
+//! own; the client comes back for it with the answers and the sealed state that
+//! names it. A call is never made a second time: what does not find its call
+//! waiting is refused.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::{
+    audit::RequestId,
+    auth::Identity,
+    child::stdio,
+    json::Value,
+    mcp::{
+        Call, Id, Message,
+        input::{self, Abilities, Need, Question},
+    },
+    session::{
+        SendError, Session, Sessions,
+        calls::{Answer, InFlight, OutcomeOwed, logs},
+        conversation::State,
+        exchange::{Event, Failure},
+        own::OwnMessage,
+        rewrite::progress_token,
+        seal::{self, Binding, StateError, Ticket},
+        stream::{Exchange, Stream, Style},
+    },
+};
+
+/// What a modern client's call at a legacy child may be asked, and was.
+pub(super) struct Input {
+    holder: Binding,
+    binding: Binding,
+    abilities: Abilities,
+    questions: Vec<Asked>,
+    /// How often the client was asked.
+    round: u64,
+    /// It was, and has not come back: nobody reads the call's stream.
+    pub(super) waits: bool,
+    /// The answer to the call, which came all the same.
+    told: Option<(Answer, Message)>,
+    /// What the child would have asked, had the client been able to answer.
+    pub(super) lacked: Option<Need>,
+}
+
+struct Asked {
+    question: Question,
+    /// The child's own id for it, as JSON.
+    id: Bytes,
+}
+
+impl Input {
+    /// For a call that may be asked something.
+    pub(super) fn of(call: &Call, holder: &Binding) -> Option<Box<Self>> {
+        input::may_ask(call.method()).then(|| {
+            Box::new(Self {
+                holder: *holder,
+                binding: seal::binding(holder, call),
+                abilities: Abilities::of(call),
+                questions: Vec::new(),
+                round: 0,
+                waits: false,
+                told: None,
+                lacked: None,
+            })
+        })
+    }
+
+    fn takes(&self, question: &Question) -> bool {
+        let size = |asked: &Asked| asked.question.size();
+        let bytes: usize = self.questions.iter().map(size).sum();
+        self.questions.len() < MAX_QUESTIONS
+            && bytes + question.size() <= MAX_ASKED_BYTES
+            && !self.has(&question.key)
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.questions.iter().any(|asked| asked.question.key == key)
+    }
+
+    /// Keeps the answer to a call whose client is being asked.
+    pub(super) fn keep(&mut self, answer: Answer, message: &Message) {
+        self.questions.clear();
+        self.told = Some((answer, message.clone()));
+    }
+}
+
+impl Session {
+    /// Has a legacy child's question wait for a client's next look at its call; `false`
+    /// if there is nobody to ask.
+    pub(super) fn question(&self, message: &Message, method: &str, id: Value<'_>) -> bool {
+        let Some(question) = Question::asked(method, id, message) else {
+            return false;
+        };
+        let mut state = self.state();
+        let waiting = state.in_flight.values().filter(|call| call.waits()).count();
+        let Some((_, input)) = asked_of(&mut state) else {
+            return false;
+        };
+        if let Some(need) = question.lacking(input.abilities) {
+            input.lacked = Some(need);
+            return false;
+        }
+        if !input.takes(&question) || (!input.waits && waiting >= MAX_WAITING) {
+            return false;
+        }
+        let id = Bytes::copy_from_slice(id.raw());
+        input.questions.push(Asked { question, id });
+        self.asking.store(true, Ordering::Relaxed);
+        true
+    }
+
+    /// Asks the clients what has come together, in place of an answer.
+    pub(super) fn ask_clients(&self) {
+        let mut state = self.state();
+        for (number, call) in &mut state.in_flight {
+            let due = |input: &Input| !input.waits && !input.questions.is_empty();
+            if call.input.as_deref().is_some_and(due) {
+                self.ask_client(*number, call);
+            }
+        }
+    }
+
+    /// Whether the child has asked something since this was asked last.
+    pub(super) fn was_asked(&self) -> bool {
+        self.asking.swap(false, Ordering::Relaxed)
+    }
+
+    fn ask_client(&self, number: u64, call: &mut InFlight) {
+        let (Some(server), Some(input)) = (self.bridge.get(), call.input.as_deref_mut()) else {
+            return;
+        };
+        input.round += 1;
+        input.waits = true;
+        let state = self.seal.seal(&Ticket {
+            session: self.id.clone(),
+            number,
+            round: input.round,
+            expires: self.seal.now() + PATIENCE.as_secs(),
+            binding: input.binding,
+        });
+        let questions = input.questions.iter().map(|asked| &asked.question);
+        let text = Bytes::from(input::required(&call.id, questions, &state, server.info()));
+        call.deadline = Some(Instant::now() + PATIENCE);
+        (call.logs, call.progress_token) = (None, None);
+        self.settle(call, None, text.len());
+        call.stream.end(Event::Answer(text));
+    }
+
+    /// Goes on with the call that the state names. Nothing reaches the child but the
+    /// answers to what it has asked.
+    pub(super) fn go_on(
+        self: &Arc<Self>,
+        call: &Call,
+        ticket: &Ticket,
+        id: Id,
+        request: RequestId,
+    ) -> Result<Exchange, SendError> {
+        let mut guard = self.lock().map_err(|_| StateError::Lost)?;
+        let state = &mut *guard;
+        let now = Instant::now();
+        state.last_used = now;
+        self.log_from(state, call)?;
+        let waiting = waiting_for(state, ticket).ok_or(StateError::Used)?;
+        let input = waiting.input.as_deref_mut().ok_or(StateError::Used)?;
+        let responses = call
+            .params()
+            .and_then(|params| params.get("inputResponses"));
+        input.abilities = Abilities::of(call);
+        let mut written = Ok(());
+        // What is not answered, or not with what was asked for, is asked again.
+        input.questions.retain(|asked| {
+            let answer = responses
+                .and_then(|all| all.get(&asked.question.key))
+                .filter(|answer| asked.question.fits(*answer));
+            let Some(answer) = answer.filter(|_| written.is_ok()) else {
+                return true;
+            };
+            let line = input::response(&asked.id, answer.raw()).to_vec();
+            written = self.write(stdio::line(line));
+            written.is_err()
+        });
+        // The client may come back with the same state: nothing has changed but what was taken.
+        written?;
+        waiting.id = id;
+        waiting.stream = Stream::new(ticket.number, Style::Plain);
+        waiting.outcome = Some(OutcomeOwed::new(request, call, now));
+        (waiting.logs, waiting.progress_token) = (logs(call), progress_token(call));
+        waiting.deadline = Some(now + self.call_timeout);
+        input.waits = false;
+        let exchange = waiting.stream.attach(None);
+        if let Some((answer, message)) = input.told.take() {
+            if let Some(call) = state.in_flight.remove(&ticket.number) {
+                self.deliver(state, call, answer, &message);
+            }
+        } else if !input.questions.is_empty() {
+            self.ask_client(ticket.number, waiting);
+        }
+        drop(guard);
+        Ok(exchange.cancelling(Arc::downgrade(self)))
+    }
+
+    /// Whether that call waits for its client, who was asked so often.
+    fn waits_for(&self, ticket: &Ticket) -> bool {
+        waiting_for(&mut self.state(), ticket).is_some()
+    }
+
+    /// Ends the calls that wait for what a client says: it would come to another process.
+    pub(super) fn give_up_waiting(&self, state: &mut State) {
+        let waiting: Vec<u64> = state
+            .in_flight
+            .iter()
+            .filter(|(number, call)| call.waits() || call.number(**number).is_none())
+            .map(|(number, _)| *number)
+            .collect();
+        for number in waiting {
+            if let Some(call) = state.in_flight.remove(&number) {
+                self.withdraw(&call);
+                self.fail(state, call, Failure::ShuttingDown);
+            }
+        }
+    }
+
+    /// Tells the child that nobody will answer what it has asked in this call.
+    pub(super) fn withdraw(&self, call: &InFlight) {
+        for asked in call.input.iter().flat_map(|input| &input.questions) {
+            self.say(&OwnMessage::NobodyThere { id: &asked.id });
+        }
+    }
+
+    /// Forgets what the child no longer wants to know.
+    pub(super) fn forget_question(state: &mut State, id: &[u8]) {
+        for input in state
+            .in_flight
+            .values_mut()
+            .filter_map(|call| call.input.as_deref_mut())
+        {
+            input.questions.retain(|asked| *asked.id != *id);
+        }
+    }
+}
+
+impl InFlight {
+    /// Whether its client was asked something and has not come back.
+    pub(super) fn waits(&self) -> bool {
+        self.input.as_deref().is_some_and(|input| input.waits)
+    }
+}
+
+impl Sessions {
+    /// The session in which the call waits that this one goes on with; `None` if it
+    /// goes on with none of a gateway's. Sends nothing and starts nothing.
+    pub fn awaiting(
+        &self,
+        identity: &Identity,
+        call: &Call,
+    ) -> Result<Option<Arc<Session>>, StateError> {
+        let seal = self.seal();
+        let Some(state) = seal::brought(call).filter(|state| seal.is_named_in(state)) else {
+            return Ok(None);
+        };
+        let ticket = open(seal, &state, &seal::holder(identity), call)?;
+        let session = self
+            .find(&ticket.session)
+            .filter(|session| session.is_usable())
+            .ok_or(StateError::Lost)?;
+        if session.waits_for(&ticket) {
+            Ok(Some(session))
+        } else {
+            Err(StateError::Used)
+        }
+    }
+}
+
+/// What the state says, if it was given to this caller for this call.
+pub(super) fn open(
+    seal: &seal::Seal,
+    state: &str,
+    holder: &Binding,
+    call: &Call,
+) -> Result<Ticket, StateError> {
+    let ticket = seal.open(state)?;
+    if ticket.binding == seal::binding(holder, call) {
+        Ok(ticket)
+    } else {
+        Err(StateError::Mismatch)
+    }
+}
+
+fn waiting_for<'a>(state: &'a mut State, ticket: &Ticket) -> Option<&'a mut InFlight> {
+    let call = state.in_flight.get_mut(&ticket.number)?;
+    let input = call.input.as_deref()?;
+    (input.waits && input.round == ticket.round && input.binding == ticket.binding).then_some(call)
+}
+
+/// The call that a child's question is asked in. The child names none, so it is the
+/// latest that somebody reads; where calls of several callers are open it might be
+/// another's, and then it is none.
+fn asked_of(state: &mut State) -> Option<(u64, &mut Input)> {
+    let mut holder = None;
+    let mut best: Option<(bool, u64)> = None;
+    for (number, call) in &state.in_flight {
+        let Some(input) = call.input.as_deref() else {
+            continue;
+        };
+        if *holder.get_or_insert(input.holder) != input.holder {
+            return None;
+        }
+        if input.told.is_none() {
+            best = best.max(Some((!input.waits, *number)));
+        }
+    }
+    let (_, number) = best?;
+    let input = state.in_flight.get_mut(&number)?.input.as_deref_mut()?;
+    Some((number, input))
+}
+
+/// How long a client may take to come back with what it was asked: people read, think and type.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// How long a child's further questions are waited for, to be asked together.
+pub(super) const GATHER: Duration = Duration::from_millis(20);
+/// What one call may ask at once, and its bytes; more is refused to the child.
+const MAX_QUESTIONS: usize = 16;
+const MAX_ASKED_BYTES: usize = 1 << 20;
+/// Calls of a session that wait for their clients; no further one may ask.
+const MAX_WAITING: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{
+        audit::Audit,
+        config::ServerName,
+        mcp::{Era, bridge::LegacyServer},
+        session::Seal,
+        time::Clock,
+    };
+
+    fn message(text: &str) -> Message {
+        Message::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap()
+    }
+
+    /// A bridged session, and what its child is told.
+    fn session() -> (Arc<Session>, mpsc::Receiver<Bytes>) {
+        let (audit, _) = Audit::memory(&ServerName::parse("it").unwrap());
+        let (stdin, lines) = mpsc::channel(64);
+        let session = Session::new(
+            "0123456789abcdef0123456789abcdef".to_owned(),
+            Identity::example("https://a", "alice"),
+            audit,
+            Duration::from_secs(60),
+            Era::Modern,
+            stdin,
+            Arc::new(Seal::fleeting(Clock::new(|| 0))),
+        );
+        let initialized = message(r#"{"id":1,"result":{"capabilities":{}}}"#);
+        session.bridged(LegacyServer::read(&initialized).unwrap());
+        (session, lines)
+    }
+
+    fn call(session: &Arc<Session>, who: &str) -> Exchange {
+        let body = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x","_meta":{"io.modelcontextprotocol/clientCapabilities":{"elicitation":{}}}}}"#;
+        let call = Call::read(Bytes::from(body), true).unwrap();
+        let identity = Identity::example("https://a", who);
+        let id = call.id().unwrap().clone();
+        session
+            .request(&call, &identity, id, RequestId::random())
+            .unwrap()
+    }
+
+    fn ask(session: &Session, id: usize, size: usize) -> bool {
+        let text = "x".repeat(size);
+        let question = message(&format!(
+            r#"{{"id":{id},"method":"elicitation/create","params":{{"message":"{text}"}}}}"#
+        ));
+        let id = question.root().get("id").unwrap();
+        session.question(&question, "elicitation/create", id)
+    }
+
+    /// mcp-M3: where several callers share a child, nobody is asked another's question.
+    #[tokio::test]
+    async fn a_question_that_may_be_anothers_is_asked_of_nobody() {
+        let (session, _lines) = session();
+        assert!(!ask(&session, 0, 1), "nobody calls");
+        let mut alice = call(&session, "alice");
+        let bob = call(&session, "bob");
+        assert!(!ask(&session, 1, 1));
+        drop(bob);
+        assert!(ask(&session, 2, 1));
+        session.ask_clients();
+        let Some(Event::Answer(text)) = alice.next().await else {
+            panic!("nothing was asked");
+        };
+        assert!(
+            text.starts_with(br#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required""#)
+        );
+        // Her call waits, so it counts, and her question keeps others from being asked in it.
+        assert_eq!(session.in_flight(), 1);
+        let _bob = call(&session, "bob");
+        assert!(!ask(&session, 3, 1));
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_at_once_has_a_size() {
+        let (session, _lines) = session();
+        let _alice = call(&session, "alice");
+        assert!(ask(&session, 0, MAX_ASKED_BYTES / 2));
+        assert!(!ask(&session, 1, MAX_ASKED_BYTES / 2));
+        assert!(!ask(&session, 0, 1), "it has that name already");
+        assert!(ask(&session, 2, 1));
+    }
+
+    /// The deadline of a call that waits is its own, and its child hears that nobody will answer.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_whose_client_does_not_come_back_ends() {
+        let (session, mut lines) = session();
+        let _alice = call(&session, "alice");
+        lines.recv().await.unwrap();
+        assert!(ask(&session, 7, 1));
+        session.ask_clients();
+        let (now, idle) = (Instant::now(), Duration::from_secs(3600));
+        session.sweep(now + PATIENCE - Duration::from_secs(1), idle);
+        assert_eq!(session.in_flight(), 1);
+        session.sweep(now + PATIENCE, idle);
+        assert_eq!(session.in_flight(), 0);
+        let told = [lines.recv().await.unwrap(), lines.recv().await.unwrap()].concat();
+        let told = String::from_utf8(told).unwrap();
+        assert!(told.contains("notifications/cancelled") && told.contains(r#""id":7,"error""#));
+    }
+}

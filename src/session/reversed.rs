@@ -1,0 +1,390 @@
+//! A legacy client's session with a child that speaks nothing but modern MCP.
+//!
+//! What such a child does not know is answered here (ping, log level,
+//! subscriptions); a question that it asks by its answer goes to the client as
+//! a request, and the call is made again with what the client said, as modern
+//! MCP has it (mcp-M1).
+
+use std::{collections::HashMap, time::Duration};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::{
+    child::stdio,
+    json::{Kind, Value},
+    mcp::{
+        Call, Id, Message, bridge,
+        input::{self, Question},
+        reverse::{Given, ModernServer, answered_with, refused_with},
+        subscription::{self, MAX_URIS, Wanted},
+    },
+    session::{
+        SendError, Session,
+        calls::{InFlight, OutcomeOwed, Way},
+        conversation::State,
+        exchange::{Event, Failure},
+        own::OwnMessage,
+    },
+};
+
+/// What such a session remembers.
+#[derive(Default)]
+pub(super) struct Reversed {
+    /// Numbers that calls go by which were made again, and their first ones.
+    again: HashMap<u64, u64>,
+    /// Resources that the client wants to hear of.
+    uris: Vec<String>,
+    /// The number of the subscription at the child.
+    listening: Option<u64>,
+    /// The record that the client's `initialize` owes while the child is asked what it speaks.
+    pub(super) opening: Option<OutcomeOwed>,
+}
+
+impl Reversed {
+    /// The number that a call began with.
+    pub(super) fn first(&self, number: u64) -> u64 {
+        self.again.get(&number).copied().unwrap_or(number)
+    }
+}
+
+/// A legacy client's call, to be made again with what the server asks for.
+pub(super) struct Again {
+    message: Message,
+    /// The number that the child knows it by, if it was made again.
+    number: Option<u64>,
+    rounds: u32,
+    /// As JSON.
+    state: Option<Bytes>,
+    /// What the client is being asked.
+    questions: Vec<Asked>,
+}
+
+struct Asked {
+    question: Question,
+    /// The id that it has towards the client, as JSON.
+    id: Bytes,
+    answer: Option<Bytes>,
+}
+
+impl Session {
+    /// What becomes of a client's request to a modern child.
+    pub(super) fn way_to_modern(
+        &self,
+        state: &mut State,
+        server: &ModernServer,
+        call: &Call,
+        id: &Id,
+    ) -> Result<Way, SendError> {
+        let can = |kind: &str| server.capabilities().get(kind).is_some();
+        let none = || Way::Here(refused_with(id, -32601, "Method not found"));
+        let done = || Way::Here(answered_with(id, "{}"));
+        Ok(match call.method() {
+            "ping" => done(),
+            "logging/setLevel" if can("logging") => {
+                let level = call.params().and_then(|params| params.get("level"));
+                match level
+                    .and_then(Value::as_str)
+                    .and_then(|level| bridge::log_level(&level))
+                {
+                    Some(level) => {
+                        state.level = Some(level);
+                        done()
+                    }
+                    None => Way::Here(refused_with(id, -32602, "no such level")),
+                }
+            }
+            method @ ("resources/subscribe" | "resources/unsubscribe")
+                if server.capabilities()["resources"]["subscribe"] == true =>
+            {
+                let uri = call.params().and_then(|params| params.get("uri"));
+                let uri = uri.and_then(Value::as_str).unwrap_or_default();
+                let uris = &mut state.reversed.uris;
+                let before = uris.len();
+                uris.retain(|known| *known != uri);
+                if method == "resources/subscribe" {
+                    if uris.len() >= MAX_URIS {
+                        return Err(SendError::Busy);
+                    }
+                    uris.push(uri.into_owned());
+                }
+                if state.reversed.uris.len() != before {
+                    self.listen_to_child(state, server);
+                }
+                done()
+            }
+            "logging/setLevel" | "resources/subscribe" | "resources/unsubscribe" => none(),
+            // Those of older versions are others than the newer extension's.
+            method if method.starts_with("tasks/") => none(),
+            _ => {
+                let text = server.request(call.message(), state.next, level(server, state), None);
+                Way::Child(stdio::line(text))
+            }
+        })
+    }
+
+    /// A notification of the client's that means something to a modern child: all others do not reach it.
+    pub(super) fn heard_initialized(&self, method: &str) {
+        if method == "notifications/initialized"
+            && let Some(server) = self.reversed.get()
+        {
+            self.listen_to_child(&mut self.state(), server);
+        }
+    }
+
+    /// Has the child tell what the client wants to hear, and of what it tells by itself.
+    fn listen_to_child(&self, state: &mut State, server: &ModernServer) {
+        let mut wanted = Wanted::all_of(server.capabilities());
+        wanted.uris.clone_from(&state.reversed.uris);
+        let before = state.reversed.listening.take();
+        if !wanted.is_nothing() {
+            let number = state.next;
+            state.next += 1;
+            let (wanted, meta) = (wanted.notifications().to_string(), server.own_meta());
+            if self.say(&OwnMessage::Listen {
+                number,
+                wanted: &wanted,
+                meta: &meta,
+            }) {
+                state.reversed.listening = Some(number);
+            }
+        }
+        // Only now: between the two nothing is missed.
+        if let Some(number) = before {
+            self.say(&OwnMessage::Cancelled {
+                number,
+                reason: "replaced",
+            });
+        }
+    }
+
+    /// The text of a modern child's notification as its client is to have it; `None` if not at all.
+    pub(super) fn heard_from_modern(&self, message: &Message, method: &str) -> Option<Bytes> {
+        match method {
+            subscription::ACKNOWLEDGED | "notifications/cancelled" => None,
+            _ => Some(subscription::unlabelled(message).into()),
+        }
+    }
+
+    /// Asks the client what a modern child's answer to `call` asks for; the call is given
+    /// back where that answer is one, and dropped where it waits or has failed.
+    pub(super) fn asks_for_more(
+        &self,
+        state: &mut State,
+        number: u64,
+        mut call: InFlight,
+        message: &Message,
+    ) -> Option<InFlight> {
+        let result = message.root().get("result");
+        let kind = result.and_then(|result| result.get("resultType"));
+        match kind.and_then(Value::as_str).as_deref() {
+            Some("input_required") => {}
+            // Of an extension that nobody was told of.
+            Some("task") => {
+                self.fail(state, call, Failure::BadAnswer);
+                return None;
+            }
+            _ => return Some(call),
+        }
+        let asked = call.again.as_deref_mut().and_then(|again| {
+            again.rounds += 1;
+            let questions = self.questions_of(result?, number, again.rounds)?;
+            again.state = result?
+                .get("requestState")
+                .map(|state| Bytes::copy_from_slice(state.raw()));
+            again.questions = questions;
+            (again.rounds <= MAX_ROUNDS).then_some(())
+        });
+        if asked.is_none() {
+            self.fail(state, call, Failure::BadAnswer);
+            return None;
+        }
+        call.deadline = Some(Instant::now() + PATIENCE);
+        let again = call.again.as_deref().expect("it was asked just now");
+        let all_heard = again.questions.iter().all(|asked| {
+            let text = Event::Message(asked.question.request(&asked.id).into());
+            let heard = call.stream.is_heard() && call.stream.tell(text.clone());
+            let heard = heard || state.listening.tell(text);
+            if heard {
+                state.asked.insert(asked.id.clone());
+            }
+            heard
+        });
+        if !all_heard {
+            forget(state, &call);
+            self.fail(state, call, Failure::NoInput);
+            return None;
+        }
+        let is_nothing = again.questions.is_empty();
+        state.in_flight.insert(number, call);
+        if is_nothing {
+            self.make_again(state, number);
+        }
+        None
+    }
+
+    fn questions_of(&self, result: Value<'_>, number: u64, round: u32) -> Option<Vec<Asked>> {
+        let server = self.reversed.get()?;
+        let requests = result.get("inputRequests");
+        let mut questions = Vec::new();
+        for (key, request) in requests.iter().flat_map(|requests| requests.members()) {
+            let question = Question::required(&key, request)?;
+            if question.lacking(server.abilities()).is_some() || questions.len() == MAX_QUESTIONS {
+                return None;
+            }
+            let id = format!("\"thv-{number}-{round}-{}\"", questions.len());
+            questions.push(Asked {
+                question,
+                id: id.into(),
+                answer: None,
+            });
+        }
+        Some(questions)
+    }
+
+    /// Takes the client's answer to what a modern child has asked for.
+    pub(super) fn respond_to_modern(&self, state: &mut State, call: &Call, id: &Id) {
+        state.asked.remove(id.as_json());
+        let of = |asked: &Asked| asked.id == id.as_json();
+        let waiting = state.in_flight.iter_mut().find_map(|(number, call)| {
+            let again = call.again.as_deref_mut()?;
+            again.questions.iter().any(of).then_some((*number, again))
+        });
+        let Some((number, again)) = waiting else {
+            return;
+        };
+        let given = again.questions.iter().flat_map(|asked| &asked.answer);
+        let room = MAX_ANSWER_BYTES.saturating_sub(given.map(Bytes::len).sum());
+        let result = call.message().root().get("result");
+        let result = result.filter(|result| result.span().len() <= room);
+        for asked in again.questions.iter_mut().filter(|asked| of(asked)) {
+            let answer = result.filter(|result| asked.question.fits(*result));
+            asked.answer = answer
+                .map(|answer| Bytes::copy_from_slice(answer.raw()))
+                .or_else(|| asked.question.refused().map(Bytes::from_static));
+            if asked.answer.is_none() {
+                // There is no way to tell a modern server that nobody will answer.
+                if let Some(call) = state.in_flight.remove(&number) {
+                    forget(state, &call);
+                    self.fail(state, call, Failure::NoInput);
+                }
+                return;
+            }
+        }
+        if again.questions.iter().all(|asked| asked.answer.is_some()) {
+            self.make_again(state, number);
+        }
+    }
+
+    /// Makes the call again, with what the client has answered.
+    fn make_again(&self, state: &mut State, first: u64) {
+        let number = state.next;
+        state.next += 1;
+        let Some(server) = self.reversed.get() else {
+            return;
+        };
+        let level = level(server, state);
+        let Some(call) = state.in_flight.get_mut(&first) else {
+            return;
+        };
+        let Some(again) = call.again.as_deref_mut() else {
+            return;
+        };
+        let mut responses = b"{".to_vec();
+        for asked in again.questions.drain(..) {
+            if responses.len() > 1 {
+                responses.push(b',');
+            }
+            let answer = asked.answer.unwrap_or_default();
+            input::member(&mut responses, &asked.question.key, &answer);
+        }
+        responses.push(b'}');
+        let given = Given {
+            responses: &responses,
+            state: again.state.as_deref(),
+        };
+        let text = server.request(&again.message, number, level, Some(given));
+        let before = again.number.replace(number);
+        call.deadline = Some(Instant::now() + self.call_timeout);
+        if let Some(before) = before {
+            state.reversed.again.remove(&before);
+        }
+        state.reversed.again.insert(number, first);
+        if self.write(stdio::line(text)).is_err()
+            && let Some(call) = state.in_flight.remove(&first)
+        {
+            self.fail(state, call, Failure::ChildEnded);
+        }
+    }
+
+    /// Forgets what a call that ends has left to be remembered.
+    pub(super) fn forget_again(&self, state: &mut State, call: &InFlight) {
+        if call.again.is_some() {
+            forget(state, call);
+        }
+    }
+}
+
+impl InFlight {
+    /// For a legacy client's call to a modern child.
+    pub(super) fn again(session: &Session, call: &Call) -> Option<Box<Again>> {
+        let asks = session.reversed.get().is_some() && input::may_ask(call.method());
+        asks.then(|| {
+            Box::new(Again {
+                message: call.message().clone(),
+                number: None,
+                rounds: 0,
+                state: None,
+                questions: Vec::new(),
+            })
+        })
+    }
+
+    /// The number that the child knows the call by, which began as `first`; `None` if
+    /// the child waits for the call to be made again.
+    pub(super) fn number(&self, first: u64) -> Option<u64> {
+        match self.again.as_deref() {
+            Some(again) if !again.questions.is_empty() => None,
+            Some(again) => Some(again.number.unwrap_or(first)),
+            None => Some(first),
+        }
+    }
+}
+
+fn forget(state: &mut State, call: &InFlight) {
+    if let Some(again) = &call.again {
+        for asked in &again.questions {
+            state.asked.remove(&asked.id);
+        }
+        if let Some(number) = again.number {
+            state.reversed.again.remove(&number);
+        }
+    }
+}
+
+/// From which level on log messages are wanted: legacy servers log without being told to.
+fn level(server: &ModernServer, state: &State) -> Option<&'static str> {
+    let logs = server
+        .capabilities()
+        .get("logging")
+        .is_some_and(|logs| !logs.is_null());
+    logs.then(|| state.level.map_or("info", bridge::level_name))
+}
+
+/// Whether an answer to `initialize` is an error.
+pub(super) fn is_refusal(answer: &Bytes) -> bool {
+    Message::parse(answer.clone()).is_ok_and(|answer| {
+        answer
+            .root()
+            .get("error")
+            .is_some_and(|error| error.kind() == Kind::Object)
+    })
+}
+
+/// How long a client may take to answer: people read, think and type.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// How often one call may ask, and how much at once.
+const MAX_ROUNDS: u32 = 32;
+const MAX_QUESTIONS: usize = 16;
+/// Bytes of what a client answers in one round; more is none.
+const MAX_ANSWER_BYTES: usize = 4 << 20;

@@ -1,0 +1,88 @@
+//! Subscriptions of modern clients to a legacy child.
+//!
+//! The child knows nothing of them: it is told which resources matter to
+//! anybody, and what it says of changes goes to each subscription that wants
+//! it, under that one's name (mcp-T28).
+
+use bytes::Bytes;
+
+use crate::{
+    mcp::{
+        Call, Message,
+        subscription::{self, Wanted},
+    },
+    session::{
+        SendError, Session, calls::InFlight, conversation::State, exchange::Event, own::OwnMessage,
+    },
+};
+
+impl Session {
+    /// What the client will be told of what it wants, if this call subscribes at a legacy child.
+    pub(super) fn subscribes(&self, call: &Call) -> Option<Box<Wanted>> {
+        let server = self.bridge.get()?;
+        (call.method() == crate::mcp::method::LISTEN)
+            .then(|| Box::new(Wanted::read(call).told_by(server.capabilities())))
+    }
+
+    /// Has the child tell of what nobody wanted to hear of before.
+    pub(super) fn subscribe(&self, state: &mut State, wanted: &Wanted) -> Result<(), SendError> {
+        for uri in &wanted.uris {
+            if is_wanted(state, uri) {
+                continue;
+            }
+            let number = state.next;
+            self.write(OwnMessage::Subscribe { number, uri }.line())?;
+            // Its answer is not waited for, and counts as late.
+            state.next += 1;
+        }
+        Ok(())
+    }
+
+    /// Has the child no longer tell of what nobody else wants to hear of.
+    pub(super) fn unsubscribe(&self, state: &mut State, wanted: &Wanted) {
+        for uri in &wanted.uris {
+            if is_wanted(state, uri) {
+                continue;
+            }
+            let number = state.next;
+            state.next += 1;
+            self.say(&OwnMessage::Unsubscribe { number, uri });
+        }
+    }
+
+    /// Tells each subscription that wants it; `false` if there is none.
+    pub(super) fn publish(&self, message: &Message, method: &str) -> bool {
+        let state = self.state();
+        let mut heard = false;
+        for call in state.in_flight.values() {
+            if call
+                .wanted
+                .as_ref()
+                .is_some_and(|wanted| wanted.wants(method, message))
+            {
+                let text = subscription::labelled(message, &call.id);
+                heard |= call.stream.tell(Event::Message(text.into()));
+            }
+        }
+        heard
+    }
+}
+
+impl InFlight {
+    /// Tells a subscription's client what it will be told.
+    pub(super) fn acknowledge(&self) {
+        if let Some(wanted) = &self.wanted {
+            let text = Bytes::from(wanted.acknowledged(&self.id));
+            self.stream.tell(Event::Message(text));
+        }
+    }
+}
+
+fn is_wanted(state: &State, uri: &String) -> bool {
+    let mut calls = state.in_flight.values();
+    calls.any(|call| {
+        call.wanted
+            .as_ref()
+            .is_some_and(|wanted| wanted.uris.contains(uri))
+    })
+}

@@ -1,0 +1,784 @@
+//! Clients of one era and servers of the other.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use serde_json::{Value, json};
+use thv::time::Clock;
+
+use crate::{
+    house::{self, Caller, House, house},
+    modern::{self, body, seen, tool},
+    wire::{self, Answer, Events},
+};
+
+/// A modern client that can be asked everything calls a tool, with what it has learned so far.
+async fn call(caller: &Caller, name: &str, arguments: Value, more: Value) -> Answer {
+    able(
+        caller,
+        json!({ "elicitation": {}, "sampling": {}, "roots": {} }),
+        name,
+        arguments,
+        more,
+    )
+    .await
+}
+
+async fn able(caller: &Caller, can: Value, name: &str, arguments: Value, more: Value) -> Answer {
+    let mut params = json!({ "name": name, "arguments": arguments });
+    for (member, value) in more.as_object().unwrap() {
+        params[member] = value.clone();
+    }
+    let meta = json!({ "io.modelcontextprotocol/clientCapabilities": can });
+    let body = body(1, "tools/call", params, meta);
+    let request = modern::bytes(caller, "tools/call", Some(name), &body);
+    wire::exchange(caller.address, &request).await
+}
+
+/// What a call answers that asks for input: the questions and the state.
+#[track_caller]
+fn asked(answer: &Answer) -> (Value, String) {
+    let result = answer.json()["result"].clone();
+    assert_eq!(result["resultType"], "input_required", "{}", answer.text());
+    let state = result["requestState"].as_str().unwrap().to_owned();
+    (result["inputRequests"].clone(), state)
+}
+
+fn accept(state: &str) -> Value {
+    json!({ "requestState": state, "inputResponses": { "mine-1": { "action": "accept", "content": { "n": 1 } } } })
+}
+
+#[track_caller]
+fn refused(answer: &Answer, status: u16, reason: &str) {
+    let error = &answer.json()["error"];
+    assert_eq!(
+        (answer.status, &error["data"]["reason"]),
+        (status, &json!(reason)),
+        "{}",
+        answer.text()
+    );
+}
+
+/// mcp-M1, mcp-M2: the call waits at its child until its client comes back with the answer.
+#[tokio::test]
+async fn a_legacy_servers_question_goes_to_a_modern_client_and_its_answer_back() {
+    let house = house().open().await;
+    let alice = house.caller("alice");
+    let answer = call(&alice, "ask", json!({}), json!({})).await;
+    let (questions, state) = asked(&answer);
+    assert_eq!(answer.status, 200);
+    assert_eq!(
+        questions,
+        json!({ "mine-1": { "method": "elicitation/create", "params": { "message": "?" } } })
+    );
+    assert!(!state.contains("alice") && answer.text().contains("serverInfo"));
+    // What is no answer to that is asked for again, under another state.
+    let mut state = state;
+    for wrong in [
+        json!({}),
+        json!(null),
+        json!({ "mine-1": 12345 }),
+        json!({ "other": { "action": "accept" } }),
+    ] {
+        let more = json!({ "requestState": state, "inputResponses": wrong });
+        let (again, next) = asked(&call(&alice, "ask", json!({}), more.clone()).await);
+        assert!(again == questions && next != state);
+        let used = call(&alice, "ask", json!({}), more).await;
+        refused(&used, 400, "state-used");
+        state = next;
+    }
+    let done = call(&alice, "ask", json!({}), accept(&state)).await;
+    let heard: Value = serde_json::from_str(&done.said()).unwrap();
+    assert_eq!(
+        heard["result"],
+        json!({ "action": "accept", "content": { "n": 1 } })
+    );
+    refused(
+        &call(&alice, "ask", json!({}), accept(&state)).await,
+        400,
+        "state-used",
+    );
+    let lines = seen(&alice).await;
+    assert_eq!(
+        lines.iter().filter(|line| line.contains("\"ask\"")).count(),
+        1,
+        "{lines:#?}"
+    );
+    assert!(!lines.iter().any(|line| line.contains("requestState")));
+    assert_eq!(house.children_started(), 1);
+}
+
+/// tok-133: what is not this caller's state for this call is refused, and reaches no child.
+#[tokio::test]
+async fn a_state_is_of_one_caller_and_one_call() {
+    let house = house().open().await;
+    let (alice, bob) = (house.caller("alice"), house.caller("bob"));
+    let (_, state) = asked(&call(&alice, "ask", json!({ "a": 1 }), json!({})).await);
+    let tampered = accept(&format!("{state}A"));
+    refused(
+        &call(&alice, "ask", json!({ "a": 1 }), tampered).await,
+        400,
+        "state-invalid",
+    );
+    let elsewhere = accept("thv1.00000000.AAAA");
+    refused(
+        &call(&alice, "ask", json!({ "a": 1 }), elsewhere).await,
+        400,
+        "state-invalid",
+    );
+    let answer = call(&alice, "ask", json!({ "a": 1 }), accept("a server's own")).await;
+    assert_eq!(answer.status, 400);
+    refused(
+        &call(&alice, "ask", json!({ "a": 2 }), accept(&state)).await,
+        400,
+        "state-invalid",
+    );
+    refused(
+        &call(&alice, "echo", json!({ "a": 1 }), accept(&state)).await,
+        400,
+        "state-invalid",
+    );
+    refused(
+        &call(&bob, "ask", json!({ "a": 1 }), accept(&state)).await,
+        400,
+        "state-invalid",
+    );
+    assert_eq!(house.children_started(), 1, "none for bob");
+    let told = house.records.all().join("\n");
+    assert_eq!(
+        told.matches("THV_REASON=state-of-another").count(),
+        3,
+        "{told}"
+    );
+    assert_eq!(
+        told.matches("THV_REASON=state-invalid").count(),
+        2,
+        "{told}"
+    );
+    let done = call(&alice, "ask", json!({ "a": 1 }), accept(&state)).await;
+    assert!(done.said().contains("accept"), "it still waits");
+    let lines = seen(&alice).await;
+    assert_eq!(
+        lines.iter().filter(|line| line.contains("\"ask\"")).count(),
+        1
+    );
+    assert!(!lines.iter().any(|line| line.contains("\"echo\"")));
+}
+
+/// tok-133: a state that is too old is refused; a child that is gone is an error, and the call is not made again.
+#[tokio::test]
+async fn a_state_ends_with_its_time_and_with_its_child() {
+    let later = Arc::new(AtomicU64::new(0));
+    let offset = later.clone();
+    let system = Clock::system();
+    let clock = Clock::new(move || system.now() + offset.load(Ordering::Relaxed));
+    let house = house().clock(clock).open().await;
+    let alice = house.caller("alice");
+    let (_, state) = asked(&call(&alice, "ask", json!({}), json!({})).await);
+    later.store(601, Ordering::Relaxed);
+    refused(
+        &call(&alice, "ask", json!({}), accept(&state)).await,
+        400,
+        "state-expired",
+    );
+    later.store(0, Ordering::Relaxed);
+    assert_eq!(tool(&alice, "crash", json!({})).await.status, 502);
+    house.records.wait_for("child-died").await;
+    refused(
+        &call(&alice, "ask", json!({}), accept(&state)).await,
+        502,
+        "state-lost",
+    );
+    assert_eq!(house.children_started(), 1, "none for what is lost");
+    // Another child is another generation.
+    tool(&alice, "echo", json!({})).await;
+    refused(
+        &call(&alice, "ask", json!({}), accept(&state)).await,
+        502,
+        "state-lost",
+    );
+    assert!(
+        !seen(&alice)
+            .await
+            .iter()
+            .any(|line| line.contains("\"ask\""))
+    );
+}
+
+/// mcp-M1, mcp-T21: a client is asked only what it says that it can answer, and hears what it lacks where nothing else helps.
+#[tokio::test]
+async fn a_client_is_not_asked_what_it_cannot_answer() {
+    let house = house().open().await;
+    let alice = house.caller("alice");
+    let sample =
+        json!({ "method": "sampling/createMessage", "params": { "messages": [], "maxTokens": 1 } });
+    let form_only = json!({ "elicitation": {} });
+    let answer = able(&alice, form_only.clone(), "ask", sample.clone(), json!({})).await;
+    assert!(
+        answer.said().contains("-32601"),
+        "the server went on without"
+    );
+    let mut must = sample;
+    must["must"] = json!(true);
+    let answer = able(&alice, form_only, "ask", must, json!({})).await;
+    let error = &answer.json()["error"];
+    assert_eq!((answer.status, &error["code"]), (400, &json!(-32021)));
+    assert_eq!(
+        error["data"]["requiredCapabilities"],
+        json!({ "sampling": {} })
+    );
+}
+
+/// The child does not wait, so the answer does, and comes with the next look at the call.
+#[tokio::test]
+async fn an_answer_that_comes_before_the_input_is_kept() {
+    let house = house().open().await;
+    let alice = house.caller("alice");
+    let hasty = json!({ "impatient": true });
+    let answer = call(&alice, "ask", hasty.clone(), json!({})).await;
+    // Both may have come together: then there was nothing to ask.
+    let said = if answer.json()["result"]["resultType"] == "input_required" {
+        let (_, state) = asked(&answer);
+        call(&alice, "ask", hasty, accept(&state)).await.said()
+    } else {
+        answer.said()
+    };
+    assert_eq!(said, "nobody said anything");
+    assert_eq!(tool(&alice, "echo", json!({})).await.status, 200);
+}
+
+/// mcp-T28: one subscription hears of what it wanted, under its own name, as long as anybody wants it the child is told so.
+#[tokio::test]
+async fn a_subscription_hears_what_a_legacy_server_says_of_changes() {
+    let house = house().argument("--changes").open().await;
+    let alice = house.caller("alice");
+    let listen = |id: &str, wanted: Value| {
+        let body = body(
+            id,
+            "subscriptions/listen",
+            json!({ "notifications": wanted }),
+            json!({}),
+        );
+        modern::bytes(&alice, "subscriptions/listen", None, &body)
+    };
+    let discovered = modern::ask(&alice, "server/discover", json!({}))
+        .await
+        .json();
+    assert_eq!(
+        discovered["result"]["capabilities"],
+        json!({ "tools": { "listChanged": true }, "resources": { "subscribe": true }, "logging": {} })
+    );
+    let wanted = json!({ "toolsListChanged": true, "promptsListChanged": true, "resourceSubscriptions": ["file:///a"] });
+    let mut one = Events::open(house.address, &listen("\"one\"", wanted)).await;
+    let mut two = Events::open(
+        house.address,
+        &listen(
+            "2",
+            json!({ "resourceSubscriptions": ["file:///b", "file:///a"] }),
+        ),
+    )
+    .await;
+    let label = "io.modelcontextprotocol/subscriptionId";
+    let first = one.next().await;
+    assert_eq!(first["method"], "notifications/subscriptions/acknowledged");
+    assert_eq!(
+        first["params"],
+        json!({ "_meta": { label: "one" }, "notifications": { "toolsListChanged": true, "resourceSubscriptions": ["file:///a"] } })
+    );
+    two.next().await;
+    for arguments in [
+        json!({}),
+        json!({ "uri": "file:///b" }),
+        json!({ "uri": "file:///c" }),
+        json!({ "uri": "file:///a" }),
+    ] {
+        let said = tool(&alice, "announce", arguments).await;
+        assert!(!said.text().contains("notifications/"));
+    }
+    let tools = one.next().await;
+    assert_eq!(
+        tools,
+        json!({ "jsonrpc": "2.0", "method": "notifications/tools/list_changed", "params": { "_meta": { label: "one" } } })
+    );
+    let updated = |id: Value, uri: &str| json!({ "jsonrpc": "2.0", "method": "notifications/resources/updated", "params": { "_meta": { label: id }, "uri": uri } });
+    assert_eq!(one.next().await, updated(json!("one"), "file:///a"));
+    assert_eq!(two.next().await, updated(json!(2), "file:///b"));
+    assert_eq!(two.next().await, updated(json!(2), "file:///a"));
+    let count =
+        |lines: &[String], what: &str| lines.iter().filter(|line| line.contains(what)).count();
+    drop(two);
+    let unsubscribed = async {
+        loop {
+            let lines = seen(&alice).await;
+            if count(&lines, "resources/unsubscribe") > 0 {
+                return lines;
+            }
+        }
+    };
+    let lines = tokio::time::timeout(wire::PATIENCE, unsubscribed)
+        .await
+        .unwrap();
+    assert_eq!(count(&lines, "resources/subscribe"), 2);
+    let gone = |uri: &str| {
+        lines
+            .iter()
+            .any(|line| line.contains("unsubscribe") && line.contains(uri))
+    };
+    assert!(gone("file:///b") && !gone("file:///a"), "{lines:#?}");
+    assert_eq!(
+        count(&lines, "cancelled") + count(&lines, "subscriptions/listen"),
+        0
+    );
+}
+
+/// mcp-T29: a legacy server is told once how much anybody wants to hear, and each call hears what it asked for.
+#[tokio::test]
+async fn a_log_level_of_one_call_is_set_at_a_legacy_server() {
+    let house = house().argument("--changes").open().await;
+    let alice = house.caller("alice");
+    let log = async |level: Option<&str>| {
+        let meta = level.map_or(
+            json!({}),
+            |level| json!({ "io.modelcontextprotocol/logLevel": level }),
+        );
+        let body = body(
+            1,
+            "tools/call",
+            json!({ "name": "log", "arguments": { "data": "hello" } }),
+            meta,
+        );
+        let answer = wire::exchange(
+            house.address,
+            &modern::bytes(&alice, "tools/call", Some("log"), &body),
+        )
+        .await;
+        answer.text().contains("hello")
+    };
+    assert!(!log(None).await);
+    assert!(!log(Some("error")).await, "the server says info");
+    assert!(log(Some("info")).await);
+    assert!(!log(Some("error")).await);
+    assert!(!log(None).await);
+    let lines = seen(&alice).await;
+    let levels: Vec<_> = lines
+        .iter()
+        .filter(|line| line.contains("logging/setLevel"))
+        .collect();
+    assert!(
+        levels.len() == 2 && levels[0].contains("error") && levels[1].contains("info"),
+        "{levels:?}"
+    );
+}
+
+/// A legacy client that can be asked everything, in a session with a modern server.
+async fn elder(house: &House, can: Value) -> (Caller, Value) {
+    let mut caller = house.caller("alice");
+    let body = json!({ "jsonrpc": "2.0", "id": "i", "method": "initialize", "params": {
+        "protocolVersion": "2025-06-18", "capabilities": can, "clientInfo": { "name": "elder", "version": "1" },
+    } });
+    let answer = caller.post(&body.to_string()).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    caller.session = answer.header("mcp-session-id").map(str::to_owned);
+    (caller, answer.json())
+}
+
+/// mcp-T18, mcp-T20: a server that knows no `initialize` is asked once what it speaks, and serves a legacy client.
+#[tokio::test]
+async fn a_modern_server_serves_legacy_clients() {
+    let house = house()
+        .argument("--modern")
+        .argument("--changes")
+        .open()
+        .await;
+    let (alice, initialized) = elder(&house, json!({ "elicitation": {}, "tasks": {} })).await;
+    assert_eq!(
+        initialized,
+        json!({ "jsonrpc": "2.0", "id": "i", "result": {
+            "protocolVersion": "2025-06-18",
+            "capabilities": { "tools": { "listChanged": true }, "resources": { "subscribe": true }, "logging": {} },
+            "serverInfo": { "name": "scripted", "version": "1" },
+        } })
+    );
+    let list = alice
+        .post(r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#)
+        .await
+        .json();
+    let members: Vec<_> = list["result"].as_object().unwrap().keys().collect();
+    assert_eq!(members, ["tools"]);
+    assert_eq!(
+        alice.call("echo", json!({ "n": 1 })).await.said(),
+        "{\"n\": 1}"
+    );
+    let progress = alice.call("progress", json!({})).await.text();
+    assert_eq!(
+        progress.matches("\"progressToken\":\"p-progress\"").count(),
+        2,
+        "{progress}"
+    );
+    let ask = async |method: &str, params: Value| {
+        let body = json!({ "jsonrpc": "2.0", "id": 2, "method": method, "params": params });
+        let answer = alice.post(&body.to_string()).await.json();
+        answer
+            .get("result")
+            .cloned()
+            .unwrap_or(answer["error"]["code"].clone())
+    };
+    assert_eq!(ask("ping", json!({})).await, json!({}));
+    assert_eq!(
+        ask("logging/setLevel", json!({ "level": "error" })).await,
+        json!({})
+    );
+    assert_eq!(
+        ask("logging/setLevel", json!({ "level": "loud" })).await,
+        -32602
+    );
+    assert_eq!(ask("tasks/list", json!({})).await, -32601);
+    let heard: Value = serde_json::from_str(&alice.call("ask", json!({})).await.said()).unwrap();
+    assert_eq!(
+        heard["error"]["code"], -32601,
+        "it may ask by its answers alone"
+    );
+    let lines: Vec<Value> = alice
+        .seen()
+        .await
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let sent = |method: &str| {
+        lines
+            .iter()
+            .filter(|line| line["method"] == method)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (sent("initialize").len(), sent("server/discover").len()),
+        (1, 1)
+    );
+    assert_eq!(
+        sent("ping").len() + sent("logging/setLevel").len() + sent("tasks/list").len(),
+        0
+    );
+    let meta = |line: &Value| line["params"]["_meta"].clone();
+    let mut expected = json!({
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": { "elicitation": {} },
+        "io.modelcontextprotocol/clientInfo": { "name": "elder", "version": "1" },
+        "io.modelcontextprotocol/logLevel": "info",
+    });
+    assert_eq!(meta(sent("tools/list")[0]), expected);
+    let last = *sent("tools/call").last().unwrap();
+    expected["io.modelcontextprotocol/logLevel"] = json!("error");
+    expected["progressToken"] = last["id"].clone();
+    assert_eq!(meta(last), expected);
+    let outcomes = house.records.all();
+    let failed = outcomes
+        .iter()
+        .filter(|record| record.contains("THV_OUTCOME=failed"))
+        .count();
+    assert_eq!(
+        failed, 0,
+        "the client's initialize has not failed: {outcomes:#?}"
+    );
+}
+
+/// One whose `initialize` is refused, and which does not speak the modern version either, has refused.
+#[tokio::test]
+async fn a_refused_initialize_stays_one() {
+    let house = house().argument("--refuse").open().await;
+    let answer = house
+        .caller("alice")
+        .post(&house::initialize("2025-11-25"))
+        .await;
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["code"]),
+        (200, &json!(-32602))
+    );
+    assert_eq!(answer.header("mcp-session-id"), None);
+    let told = house.records.all().join("\n");
+    assert_eq!(told.matches("THV_REASON=server-error").count(), 1, "{told}");
+}
+
+/// mcp-M1, mcp-M2: what a modern server asks for by its answer is asked of a legacy client, and the call made again under a new id.
+#[tokio::test]
+async fn a_modern_servers_need_goes_to_a_legacy_client_and_its_answer_back() {
+    let house = house().argument("--modern").open().await;
+    let (alice, _) = elder(&house, json!({ "elicitation": {}, "sampling": {} })).await;
+    let need = |arguments: Value| alice.bytes("POST", &house::call(7, "need", arguments));
+    let respond = async |to: &Value, member: &str, what: Value| {
+        let body = json!({ "jsonrpc": "2.0", "id": to["id"], member: what });
+        alice.post(&body.to_string()).await.status
+    };
+    let mut stream = Events::open(house.address, &need(json!({ "twice": true }))).await;
+    let first = stream.next().await;
+    assert_eq!(
+        (&first["method"], &first["params"]),
+        (&json!("elicitation/create"), &json!({ "message": "first" }))
+    );
+    assert_eq!(
+        respond(
+            &first,
+            "result",
+            json!({ "action": "accept", "content": { "n": 1 } })
+        )
+        .await,
+        202
+    );
+    let second = stream.next().await;
+    assert_eq!(second["params"]["message"], "second");
+    assert_eq!(
+        respond(&first, "result", json!({ "action": "accept" })).await,
+        400,
+        "that was answered"
+    );
+    // A refusal to be asked is the user's way out.
+    assert_eq!(
+        respond(&second, "error", json!({ "code": -1, "message": "no" })).await,
+        202
+    );
+    let answer = stream.next().await;
+    assert_eq!(answer["id"], 7);
+    let said: Value =
+        serde_json::from_str(answer["result"]["content"][0]["text"].as_str().unwrap()).unwrap();
+    assert_eq!(
+        said,
+        json!({ "state": "second", "responses": { "what": { "action": "cancel" } } })
+    );
+    let lines: Vec<Value> = alice
+        .seen()
+        .await
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let calls: Vec<_> = lines
+        .iter()
+        .filter(|line| line["params"]["name"] == "need")
+        .collect();
+    assert_eq!(calls.len(), 3);
+    assert!(calls[0]["id"] != calls[1]["id"] && calls[1]["id"] != calls[2]["id"]);
+    for call in &calls {
+        assert_eq!(call["params"]["arguments"], json!({ "twice": true }));
+        assert_eq!(call["params"]["_meta"]["progressToken"], call["id"]);
+        assert_eq!(
+            call["params"]["_meta"]["io.modelcontextprotocol/protocolVersion"],
+            "2026-07-28"
+        );
+    }
+    assert_eq!(
+        calls[1]["params"]["inputResponses"]["what"],
+        json!({ "action": "accept", "content": { "n": 1 } })
+    );
+
+    // A state alone is brought back at once.
+    let said = alice.call("need", json!({ "nothing": true })).await.said();
+    assert_eq!(said, r#"{"responses": {}, "state": "first"}"#);
+    // But not for ever.
+    let endless = alice
+        .call("need", json!({ "nothing": true, "forever": true }))
+        .await;
+    assert_eq!(
+        endless.json()["error"]["data"]["reason"],
+        "server-protocol-error"
+    );
+    let calls = alice.seen().await;
+    let calls = calls.iter().filter(|line| line.contains("forever"));
+    assert_eq!(calls.count(), 33, "once, and as often again as it may be");
+    // What nobody will answer, and no answer stands for, ends the call.
+    let mut stream = Events::open(
+        house.address,
+        &need(json!({ "method": "sampling/createMessage" })),
+    )
+    .await;
+    let question = stream.next().await;
+    assert_eq!(
+        respond(&question, "error", json!({ "code": -1, "message": "no" })).await,
+        202
+    );
+    assert_eq!(
+        stream.next().await["error"]["data"]["reason"],
+        "input-refused"
+    );
+    // So does what the client never said that it can be asked.
+    let roots = alice.call("need", json!({ "method": "roots/list" })).await;
+    assert_eq!(
+        roots.json()["error"]["data"]["reason"],
+        "server-protocol-error"
+    );
+    // A cancelled call wants no answer.
+    let mut stream = Events::open(house.address, &need(json!({}))).await;
+    let question = stream.next().await;
+    let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}"#;
+    assert_eq!(alice.post(cancel).await.status, 202);
+    assert_eq!(
+        respond(&question, "result", json!({ "action": "accept" })).await,
+        400
+    );
+    let cancelled = alice
+        .seen()
+        .await
+        .iter()
+        .any(|line| line.contains("notifications/cancelled"));
+    assert!(!cancelled, "the child has answered that call");
+}
+
+/// mcp-T28: what a legacy client subscribes to is one subscription at a modern server.
+#[tokio::test]
+async fn a_modern_servers_changes_reach_a_legacy_client() {
+    let house = house()
+        .argument("--modern")
+        .argument("--changes")
+        .open()
+        .await;
+    let (alice, _) = elder(&house, json!({})).await;
+    let mut own = Events::open(house.address, &alice.bytes("GET", "")).await;
+    assert_eq!(own.line().await, "HTTP/1.1 200 OK");
+    let initialized = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+    assert_eq!(alice.post(initialized).await.status, 202);
+    let changed = own.next().await;
+    assert_eq!(
+        changed,
+        json!({ "jsonrpc": "2.0", "method": "notifications/tools/list_changed", "params": { "_meta": {} } })
+    );
+    let subscribe = |what: &str| {
+        let params = r#"{"uri":"file:///a"}"#;
+        format!(r#"{{"jsonrpc":"2.0","id":3,"method":"resources/{what}","params":{params}}}"#)
+    };
+    assert_eq!(
+        alice.post(&subscribe("subscribe")).await.json()["result"],
+        json!({})
+    );
+    assert_eq!(
+        alice.post(&subscribe("unsubscribe")).await.json()["result"],
+        json!({})
+    );
+    let lines: Vec<Value> = alice
+        .seen()
+        .await
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let sent = |method: &str| {
+        lines
+            .iter()
+            .filter(|line| line["method"] == method)
+            .collect::<Vec<_>>()
+    };
+    let wanted: Vec<_> = sent("subscriptions/listen")
+        .iter()
+        .map(|line| line["params"]["notifications"].clone())
+        .collect();
+    assert_eq!(
+        wanted,
+        [
+            json!({ "toolsListChanged": true }),
+            json!({ "toolsListChanged": true, "resourceSubscriptions": ["file:///a"] }),
+            json!({ "toolsListChanged": true }),
+        ]
+    );
+    let ended: Vec<_> = sent("notifications/cancelled")
+        .iter()
+        .map(|line| line["params"]["requestId"].clone())
+        .collect();
+    let begun: Vec<_> = sent("subscriptions/listen")
+        .iter()
+        .map(|line| line["id"].clone())
+        .collect();
+    assert_eq!(ended, begun[..2], "one after the other");
+    assert_eq!(
+        sent("notifications/initialized").len() + sent("resources/subscribe").len(),
+        0
+    );
+}
+
+/// What one call may ask at once, and how many calls may wait, is limited; what is too much is refused to the server.
+#[tokio::test]
+async fn a_legacy_server_asks_within_limits() {
+    let house = house().open().await;
+    let alice = house.caller("alice");
+    let ids = |call: &str, count: usize| {
+        (0..count)
+            .map(|n| format!("{call}-{n}"))
+            .collect::<Vec<_>>()
+    };
+    let many = json!({ "ids": ids("many", 17) });
+    let (questions, _) = asked(&call(&alice, "ask", many, json!({})).await);
+    assert_eq!(
+        questions.as_object().unwrap().len(),
+        16,
+        "they come together"
+    );
+    let refused = |lines: &[String], id: &str| {
+        let id = format!("\"{id}\"");
+        lines
+            .iter()
+            .any(|line| line.contains(&id) && line.contains("-32601"))
+    };
+    let lines = seen(&alice).await;
+    assert!(refused(&lines, "many-16") && !refused(&lines, "many-15"));
+    for waiting in 1..16 {
+        let one = json!({ "ids": [format!("one-{waiting}")] });
+        asked(&call(&alice, "ask", one, json!({})).await);
+    }
+    let meta = json!({ "io.modelcontextprotocol/clientCapabilities": { "elicitation": {} } });
+    let params = json!({ "name": "ask", "arguments": { "ids": ["late"] } });
+    let late = modern::bytes(
+        &alice,
+        "tools/call",
+        Some("ask"),
+        &body(1, "tools/call", params, meta),
+    );
+    let stream = Events::open(house.address, &late).await;
+    let told = async { while !refused(&seen(&alice).await, "late") {} };
+    tokio::time::timeout(wire::PATIENCE, told).await.unwrap();
+    drop(stream);
+}
+
+/// A server that is not ours and asks before it answers: a model, a person, and for roots.
+#[tokio::test]
+async fn a_real_legacy_server_asks_modern_clients() {
+    let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/host/npm/node_modules");
+    let program = modules.join("@modelcontextprotocol/server-everything/dist/index.js");
+    if !program.exists() {
+        eprintln!(
+            "skipped: the packages of tests/host/peers are needed; `tests/run` installs them"
+        );
+        return;
+    }
+    let modules = modules.canonicalize().unwrap();
+    let program = modules.join("@modelcontextprotocol/server-everything/dist/index.js");
+    let house = house()
+        .command(&["/usr/bin/node", program.to_str().unwrap(), "stdio"])
+        .readable(&modules)
+        .open()
+        .await;
+    let alice = house.caller("alice");
+    let sampled = json!({ "role": "assistant", "model": "m", "content": { "type": "text", "text": "from a model" } });
+    let filled = json!({ "action": "accept", "content": { "name": "Alice", "check": true } });
+    let roots = json!({ "roots": [{ "uri": "file:///a/root", "name": "a root" }] });
+    for (tool, arguments, given, said) in [
+        (
+            "trigger-sampling-request",
+            json!({ "prompt": "hello", "maxTokens": 5 }),
+            sampled,
+            "from a model",
+        ),
+        ("trigger-elicitation-request", json!({}), filled, "Alice"),
+        ("get-roots-list", json!({}), roots, "file:///a/root"),
+    ] {
+        let answer = call(&alice, tool, arguments.clone(), json!({})).await;
+        let (questions, state) = asked(&answer);
+        let key = questions.as_object().unwrap().keys().next().unwrap();
+        let more = json!({ "requestState": state, "inputResponses": { key: given } });
+        let done = call(&alice, tool, arguments, more).await;
+        let result = &done.json()["result"];
+        assert_eq!(result["resultType"], "complete");
+        assert!(done.text().contains(said), "{}", done.text());
+    }
+    let echo = call(&alice, "echo", json!({ "message": "hello" }), json!({})).await;
+    assert_eq!(echo.said(), "Echo: hello");
+    assert_eq!(house.children_started(), 1);
+}
