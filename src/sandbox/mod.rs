@@ -5,6 +5,7 @@
 //! order, in the process that becomes the child, a mechanism a file. Knows
 //! nothing of tokens, HTTP or MCP. Used by `runner`, and by `cli` to explain.
 
+mod bpf;
 pub mod cgroup;
 mod credentials;
 mod doors;

@@ -13,8 +13,9 @@ use std::{
     path::PathBuf,
 };
 
-use nix::unistd::{
-    ForkResult, Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, setsid,
+use nix::{
+    sys::prctl,
+    unistd::{ForkResult, Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, setsid},
 };
 
 use super::{
@@ -65,8 +66,6 @@ impl Fault {
 pub fn run(start: Start<'_>) -> ! {
     let mut skipped = Vec::new();
     let prepared = prepare(&start, &mut skipped).and_then(|()| {
-        init::block_signals()
-            .map_err(|error| Fault::of(Layer::Namespaces, "blocking signals", error))?;
         sys::process::fork()
             .map_err(|error| Fault::of(Layer::Namespaces, "making the server's process", error))
     });
@@ -75,13 +74,12 @@ pub fn run(start: Start<'_>) -> ! {
         Ok(ForkResult::Parent { child }) => {
             // The report is the server's alone now: its exec must be the last to close it.
             drop(report);
-            init::run(child, start.status, start.filter, start.plan)
+            init::run(child, start.status)
         }
         Ok(ForkResult::Child) => {
             drop(start.status);
             let fault = become_server(
                 start.plan,
-                start.filter,
                 start.credentials,
                 start.streams,
                 skipped,
@@ -99,13 +97,23 @@ fn prepare(start: &Start<'_>, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
         doors::open(start.plan, doors)?;
     }
     root::build(start.plan, start.staged, start.credentials)?;
-    privileges::limit(start.plan, skipped)
+    privileges::limit(start.plan, skipped)?;
+    init::block_signals()
+        .map_err(|error| Fault::of(Layer::Namespaces, "blocking signals", error))?;
+    // Before the capabilities go, not after: from here on the kernel lets nobody without
+    // CAP_SYS_PTRACE over it look inside, and the server, which has as few, never could
+    // in between (probe-3: `/proc/1/environ` would show the runner's). Dropping them leaves
+    // the mark as it is; the server's exec sets it anew (prctl(2), ptrace(2)).
+    prctl::set_dumpable(false)
+        .map_err(|error| Fault::of(Layer::Privileges, "closing itself to looks", error))?;
+    // Once, for init and server alike: to load a filter costs more than most of the rest.
+    privileges::give_up(start.plan, skipped)?;
+    privileges::bind(start.plan, start.filter, skipped)
 }
 
 /// Only returns where something failed.
 fn become_server(
     plan: &Plan,
-    filter: &Filter,
     credentials: &Credentials,
     streams: [OwnedFd; 3],
     mut skipped: Vec<Fault>,
@@ -163,10 +171,7 @@ fn become_server(
     {
         return fault;
     }
-    let bound = privileges::give_up(plan, &mut skipped)
-        .and_then(|()| landlock::bind(plan, &mut skipped))
-        .and_then(|()| privileges::bind(plan, filter, &mut skipped));
-    if let Err(fault) = bound {
+    if let Err(fault) = landlock::bind(plan, &mut skipped) {
         return fault;
     }
     // All that is left is the exec. Without this word an end before it, from outside or
