@@ -102,8 +102,12 @@ def zombies(_):
             os._exit(0)
         os.wait()
     for _ in range(1000):
-        states = [open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0]
-                  for pid in os.listdir("/proc") if pid.isdigit()]
+        states = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                states.append(open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0])
+            except (FileNotFoundError, ProcessLookupError):
+                pass  # Taken since it was listed.
         if "Z" not in states:
             return "reaped"
         os.sched_yield()
