@@ -20,6 +20,8 @@ mod identity;
 mod image;
 /// Requests of the stateless version.
 mod modern;
+/// Servers that are not ours.
+mod peers;
 /// A real identity provider, and what becomes of it.
 mod provider;
 /// One server from one command line.
