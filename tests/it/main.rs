@@ -11,6 +11,8 @@ mod conformance;
 mod edge;
 /// A child's only way out.
 mod egress;
+/// Servers that say too much, or nothing.
+mod floods;
 /// From the wire to the child and back.
 mod gateway;
 mod house;
