@@ -408,6 +408,14 @@ def calls_as_32_bit(name):
     return "returned"
 
 
+def plants(path):
+    """A program that would be somebody else for whoever runs it."""
+    with open("/usr/bin/id", "rb") as program, open(path, "wb") as copy:
+        copy.write(program.read())
+    os.chmod(path, 0o4755)
+    return oct(os.stat(path).st_mode & 0o7777)
+
+
 def writable_code(_):
     with mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC):
         return "mapped"
@@ -419,7 +427,7 @@ def limits(_):
 
 PROBES = {
     "open": opened, "read": read, "list": listed, "write": wrote, "mknod": made_node, "status": status, "kill-all": kills_all,
-    "forks": forks, "fills": fills, "makes-files": makes_files, "opens": opens, "writable-code": writable_code, "int80": calls_as_32_bit, "limits": limits,
+    "forks": forks, "fills": fills, "makes-files": makes_files, "opens": opens, "writable-code": writable_code, "int80": calls_as_32_bit, "plants": plants, "limits": limits,
     "kill": kills, "call": system_call, "family": family, "pair": pair, "new-user-namespace": new_user_namespace, "hide": fork_and_hide,
     "zombies": zombies, "real-time": real_time, "stay": stay, "user-map": set_user_map, "raise-limit": raised_limit, "terminal": has_terminal,
     "scratch": scratch, "descriptors": descriptors, "environment": environment, "tiocsti": types_into_terminal,
