@@ -27,4 +27,4 @@ pub use init::read_status;
 pub use installed::Installed;
 pub use namespaces::flags;
 pub use plan::{Access, Entry, Host, Plan, plan};
-pub use stage::{Fault, Report, Start, read_report, run};
+pub use stage::{Fault, GO, Report, Start, read_report, run};

@@ -9,7 +9,7 @@ use std::{
     ffi::CString,
     fs::File,
     io::{self, Read, Write},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
 };
 
@@ -40,6 +40,9 @@ pub struct Start<'a> {
     pub report: OwnedFd,
     /// Where the init says how the server ended.
     pub status: OwnedFd,
+    /// Where the word comes from that a principal waits for the server; see [`GO`]. Without
+    /// it nothing is waited for.
+    pub go: Option<OwnedFd>,
     /// Where the sockets of the plan's ways out are sent, if there is anybody behind them.
     pub doors: Option<OwnedFd>,
 }
@@ -82,6 +85,7 @@ pub fn run(start: Start<'_>) -> ! {
                 start.plan,
                 start.credentials,
                 start.streams,
+                start.go.map(File::from),
                 skipped,
                 &mut report,
             );
@@ -116,6 +120,7 @@ fn become_server(
     plan: &Plan,
     credentials: &Credentials,
     streams: [OwnedFd; 3],
+    go: Option<File>,
     mut skipped: Vec<Fault>,
     report: &mut File,
 ) -> Fault {
@@ -131,9 +136,33 @@ fn become_server(
     if let Err(error) = standard {
         return exec("setting up its standard streams", error.into());
     }
-    // Everything else, the report included, ends with the exec (probe-63, probe-79).
+    drop(streams);
+    // It may wait for long, and must not hold open what is the runner's alone: whoever
+    // is at the other end would not hear of its end.
+    let mut kept = credentials.descriptors();
+    kept.push(report.as_fd());
+    kept.extend(go.as_ref().map(AsFd::as_fd));
+    if let Err(error) = sys::process::close_all_but(&kept) {
+        return exec("closing descriptors", error);
+    }
+    // These, too, end with the exec (probe-63, probe-79).
     if let Err(error) = sys::process::close_at_exec_from(3) {
         return exec("closing descriptors", error);
+    }
+    if let Err(fault) =
+        init::unblock_signals().map_err(|error| exec("unblocking signals", error.into()))
+    {
+        return fault;
+    }
+    if let Err(fault) = landlock::bind(plan, &mut skipped) {
+        return fault;
+    }
+    // Before any secret is read.
+    if let Some(mut go) = go
+        && go.read_exact(&mut [0; GO.len()]).is_err()
+    {
+        // The runner has no use for it any more, and takes no report.
+        sys::process::leave(1);
     }
     if let Err(error) = chdir(plan.cwd.as_path()) {
         return exec(
@@ -166,14 +195,6 @@ fn become_server(
             io::Error::from(io::ErrorKind::InvalidInput),
         );
     };
-    if let Err(fault) =
-        init::unblock_signals().map_err(|error| exec("unblocking signals", error.into()))
-    {
-        return fault;
-    }
-    if let Err(fault) = landlock::bind(plan, &mut skipped) {
-        return fault;
-    }
     // All that is left is the exec. Without this word an end before it, from outside or
     // for want of memory, would look like one that has succeeded.
     let ready: String = skipped.iter().map(|fault| record(SKIPPED, fault)).collect();
@@ -272,6 +293,9 @@ pub fn read_report(report: &mut impl Read) -> io::Result<Report> {
     }
     Ok(said)
 }
+
+/// What is written to a prepared child that is to become its server.
+pub const GO: &[u8; 1] = b"g";
 
 const SKIPPED: char = 's';
 const FAILED: char = 'f';

@@ -139,9 +139,9 @@ def a_child_that_eats_its_memory_ends_alone():
 def nothing_of_a_child_is_left_when_its_session_ends():
     for _ in range(3):
         assert Session().send("", verb="DELETE")[0] == 204
-    # Only the sessions that were left open above are still there.
+    # Only the sessions that were left open above are still there, and the sandbox that waits for the next.
     end = time.monotonic() + 20
-    while len(groups()) > 3:
+    while len(groups()) > 4:
         assert time.monotonic() < end, groups()
     subprocess.run(["systemctl", "stop", GATEWAY, "thv-runner@limits.service"], check=True)
     assert not groups(), groups()
