@@ -74,7 +74,7 @@ fn main() {
     println!("{}, to its first answer:", program.join(" "));
     // The quick ones are those that nothing else on the machine has got in the way of.
     for (which, share) in [("half of them within", 2), ("a tenth of them within", 10)] {
-        let mut within = |times: &mut [Duration]| {
+        let within = |times: &mut [Duration]| {
             times.sort_unstable();
             times.get(times.len() / share).copied()
         };
