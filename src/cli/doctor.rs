@@ -155,20 +155,34 @@ fn debian_switch() -> Finding {
 }
 
 fn apparmor() -> Finding {
-    let restricts = setting("kernel/apparmor_restrict_unprivileged_userns");
-    let has_profile = Path::new("/etc/apparmor.d/thv").exists();
-    match (restricts.as_deref(), has_profile) {
-        (Some("1"), false) => bad(
-            "AppArmor",
-            "only programs with a profile may make namespaces, and thv has none",
-            "install a profile for /usr/bin/thv with `userns,` (Ubuntu), \
-             or `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`",
-        ),
-        (Some("1"), true) => good(
-            "AppArmor",
-            "only programs with a profile may make namespaces; thv has one",
-        ),
-        _ => good("AppArmor", "does not restrict namespaces"),
+    let what = "AppArmor";
+    if setting("kernel/apparmor_restrict_unprivileged_userns").as_deref() != Some("1") {
+        return good(what, "does not restrict namespaces");
+    }
+    let said = "only programs with a profile may make namespaces";
+    // Readable by root alone; whoever cannot look takes the file for it.
+    let is_loaded = fs::read_to_string("/sys/kernel/security/apparmor/profiles")
+        .map(|profiles| profiles.lines().any(|line| line.starts_with(PROFILE)))
+        .unwrap_or(true);
+    let installed = Path::new("/etc/apparmor.d").join(PROFILE);
+    if !installed.exists() {
+        bad(
+            what,
+            format!("{said}, and thv has none"),
+            format!(
+                "`install -m 0644 /usr/share/thv/apparmor/{PROFILE} /etc/apparmor.d/`, then \
+                 `apparmor_parser -r /etc/apparmor.d/{PROFILE}`; \
+                 or `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`"
+            ),
+        )
+    } else if is_loaded {
+        good(what, format!("{said}; thv has one"))
+    } else {
+        bad(
+            what,
+            format!("{said}, and that of thv is not loaded"),
+            format!("`apparmor_parser -r {}`", installed.display()),
+        )
     }
 }
 
@@ -310,6 +324,8 @@ fn setting(name: &str) -> Option<String> {
 
 const OLDEST_KERNEL: (u32, u32) = (5, 14);
 const OLDEST_SYSTEMD: u32 = 252;
+/// The profile's name, and its file's.
+const PROFILE: &str = "thv-runner";
 
 #[cfg(test)]
 mod tests {

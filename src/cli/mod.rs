@@ -149,6 +149,15 @@ pub(crate) enum Secret {
         /// What the server's file calls it: `{ credential = "KEY" }`
         key: String,
     },
+    /// Take a secret that `set` has stored away from the server, and delete it
+    Remove { name: ServerName, key: String },
+    /// List what secrets the server's runner is given, and which of them its file names
+    List {
+        name: ServerName,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -207,6 +216,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Doctor { json } => doctor::run(json),
         Verb::Sandbox { name, command } => visit::run(root, &name, &command),
         Verb::Secret(Secret::Set { name, key }) => secret::set(root, &name, &key),
+        Verb::Secret(Secret::Remove { name, key }) => secret::remove(root, &name, &key),
+        Verb::Secret(Secret::List { name, json }) => secret::list(root, &name, json),
         Verb::Run(arguments) => run::run(&arguments),
         Verb::RunUnit { name, address } => run::serve_in_unit(root, &name, address),
         Verb::Pull { name, into } => pull::run(root, &name, into),

@@ -29,6 +29,26 @@ pub(super) fn write_drop_in(root: &Path, unit: &str, file: &str, text: &str) -> 
     Ok(path)
 }
 
+/// Removes the drop-in `file` of `unit`, and its directory if nothing else is in it;
+/// gives its path if it was there.
+pub(super) fn remove_drop_in(root: &Path, unit: &str, file: &str) -> Result<Option<PathBuf>> {
+    let directory = below(root, &format!("{UNITS}/{unit}.d"));
+    let path = directory.join(file);
+    match fs::remove_file(&path) {
+        Ok(()) => {
+            let _ = fs::remove_dir(&directory);
+            Ok(Some(path))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| {
+            format!(
+                "removing `{}` (this is root's to do: try `sudo`)",
+                path.display()
+            )
+        }),
+    }
+}
+
 /// The texts of the drop-ins that apply to the service `template` + `name`, in systemd's order:
 /// by file name, where a higher directory's file masks a lower one's.
 pub(super) fn drop_ins(root: &Path, template: &str, name: &str) -> Vec<String> {

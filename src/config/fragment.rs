@@ -81,6 +81,7 @@ pub(super) struct LimitsFragment {
     pub(super) memory: Said<u64>,
     pub(super) tasks: Said<u64>,
     pub(super) cpu: Said<u64>,
+    pub(super) io_weight: Said<u64>,
     pub(super) tmp: Said<u64>,
     pub(super) start_timeout: Said<Duration>,
     pub(super) output: Said<u64>,
@@ -217,6 +218,10 @@ impl LimitsFragment {
             memory: table.take("memory", |value| value.parsed(value::size)),
             tasks: table.take("tasks", Value::count),
             cpu: table.take("cpu", |value| value.parsed(value::percent)),
+            io_weight: table.take("io-weight", |value| match value.count()? {
+                number if number <= MAX_IO_WEIGHT => Some(number),
+                _ => value.wrong(format!("at most {MAX_IO_WEIGHT}"), ""),
+            }),
             tmp: table.take("tmp", |value| value.parsed(value::size)),
             start_timeout: table.take("start-timeout", |value| value.parsed(value::start_timeout)),
             output: table.take("output", |value| value.parsed(value::output_rate)),
@@ -346,6 +351,8 @@ const LATER: &[&str] = &[
     "metrics",
 ];
 const LATER_AUTHZ: &[&str] = &["scopes", "groups", "entities", "schema"];
+/// `io.weight` (cgroups(7)).
+const MAX_IO_WEIGHT: u64 = 10_000;
 const LATER_SANDBOX: &[&str] = &["read-write"];
 const LATER_LIMITS: &[&str] = &[
     "calls",

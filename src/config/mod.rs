@@ -235,6 +235,8 @@ pub struct Limits {
     pub tasks: u64,
     /// Per cent of one processor of one child (cgroup); 200 is two.
     pub cpu: u64,
+    /// One child's share of a busy disk (cgroup), of which others have 100; the kernel's own where it is not said.
+    pub io_weight: Option<u64>,
     /// Bytes of one child's `/tmp`, in memory.
     pub tmp: u64,
     /// How long a child may take from its beginning to its program's.

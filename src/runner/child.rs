@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write as _},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::DirBuilderExt,
@@ -44,6 +44,8 @@ pub(super) struct Child {
     status: File,
     /// The gateway's ends, until they are handed over.
     streams: Option<[OwnedFd; 3]>,
+    /// Where it waits for the word that its principal is there.
+    go: File,
     /// Where its stage sends its ways out, and how many there are.
     doors: Option<OwnedFd>,
     plan: sandbox::Plan,
@@ -62,15 +64,12 @@ pub(super) enum Told {
 }
 
 impl Child {
-    /// Clones a child for `principal` (64 hex digits); what becomes of it is read from its report.
-    pub(super) fn start(
-        number: u64,
-        principal: &str,
+    /// What a child of `principal` (64 hex digits) may see and do.
+    pub(super) fn plan(
         config: &Config,
         setup: &Setup,
-        filter: &sandbox::Filter,
-        cgroups: &Result<Delegated, Fault>,
-    ) -> Result<Self, Fault> {
+        principal: &str,
+    ) -> Result<sandbox::Plan, Fault> {
         let state = if config.sandbox.state {
             Some(state_directory(setup, principal)?)
         } else {
@@ -86,7 +85,17 @@ impl Child {
             }
             (None, _) => None,
         };
-        let plan = sandbox::plan(config, &setup.host, state.as_deref(), image.as_ref());
+        let (state, image) = (state.as_deref(), image.as_ref());
+        Ok(sandbox::plan(config, &setup.host, state, image))
+    }
+
+    /// Clones a child and has its sandbox made; [`Self::begin`] lets its server start.
+    pub(super) fn prepare(
+        plan: sandbox::Plan,
+        setup: &Setup,
+        filter: &sandbox::Filter,
+        cgroups: &Result<Delegated, Fault>,
+    ) -> Result<Self, Fault> {
         let credentials = setup.vault.of(&plan)?;
         let group = match cgroups {
             Ok(cgroups) => cgroups.group(plan.cgroup).map(Some),
@@ -106,7 +115,7 @@ impl Child {
         let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(|error| fault("making a pipe", error.into()));
         let ((stdin, to_stdin), (from_stdout, stdout), (from_stderr, stderr)) =
             (pipe()?, pipe()?, pipe()?);
-        let ((report, report_in), (status, status_in)) = (pipe()?, pipe()?);
+        let ((report, report_in), (status, status_in), (go, go_in)) = (pipe()?, pipe()?, pipe()?);
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (doors, doors_in) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
@@ -120,7 +129,8 @@ impl Child {
             .map_err(|error| no_namespaces(&error))?
         {
             Cloned::Child => {
-                drop((to_stdin, from_stdout, from_stderr, report, status, doors));
+                drop((to_stdin, from_stdout, from_stderr));
+                drop((report, status, go_in, doors));
                 sandbox::run(Start {
                     plan: &plan,
                     filter,
@@ -130,16 +140,18 @@ impl Child {
                     streams: [stdin, stdout, stderr],
                     report: report_in,
                     status: status_in,
+                    go: Some(go),
                     doors: Some(doors_in),
                 })
             }
             Cloned::Parent { pid, pidfd } => Ok(Self {
-                number,
+                number: 0,
                 pid,
                 pidfd,
                 report: Some(File::from(report)),
                 status: File::from(status),
                 streams: Some([to_stdin, from_stdout, from_stderr]),
+                go: File::from(go_in),
                 doors: Some(doors),
                 plan,
                 group,
@@ -147,6 +159,33 @@ impl Child {
                 reaped: false,
             }),
         }
+    }
+
+    /// Lets its server start, as the gateway's number `number`; what becomes of it is read
+    /// from its report.
+    pub(super) fn begin(mut self, number: u64) -> Self {
+        self.number = number;
+        self.since = Instant::now();
+        // One that is gone already is told of by its report.
+        let _ = self.go.write_all(sandbox::GO);
+        self
+    }
+
+    /// Whether it can still be begun: it has reported nothing, and lives.
+    pub(super) fn is_waiting(&self) -> bool {
+        let Some(report) = &self.report else {
+            return false;
+        };
+        let mut watched = [
+            PollFd::new(report.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN),
+        ];
+        matches!(poll(&mut watched, PollTimeout::ZERO), Ok(0))
+    }
+
+    /// The plan that it was made by.
+    pub(super) fn made_by(&self) -> &sandbox::Plan {
+        &self.plan
     }
 
     /// What to wait for while it starts: its report.

@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 use super::{
     Setup,
     child::{Child, Told},
+    spare::Spare,
 };
 use crate::{
     config::{self, Config},
@@ -26,6 +27,12 @@ pub(super) struct Link {
     /// What its gateway was told it may have started; `None` before hello.
     config: Option<(Config, Filter)>,
     pub(super) children: BTreeMap<u64, Child>,
+    /// The next child, as far as it can be made before anybody asks for it.
+    spare: Option<Spare>,
+    /// Children that were asked for so far.
+    starts: usize,
+    /// Whether a spare one was made, or could not be, since the last of them.
+    has_tried: bool,
     since: Instant,
     over: bool,
 }
@@ -40,6 +47,9 @@ impl Link {
             socket,
             config: None,
             children: BTreeMap::new(),
+            spare: None,
+            starts: 0,
+            has_tried: false,
             since: Instant::now(),
             over: false,
         }
@@ -70,6 +80,37 @@ impl Link {
     /// Whether time alone can change something here.
     pub(super) fn has_deadline(&self) -> bool {
         self.is_stranger() || self.children.values().any(Child::is_starting)
+    }
+
+    /// Whether there is time to make a spare child, and use for it: where several have
+    /// come, another will. One that is alone needs none.
+    pub(super) fn wants_spare(&self) -> bool {
+        let Some((config, _)) = &self.config else {
+            return false;
+        };
+        !self.has_tried
+            && self.starts >= SEVERAL
+            && (1..config.limits.sessions).contains(&self.children.len())
+            && !self.children.values().any(Child::is_starting)
+            && Spare::is_possible(config)
+    }
+
+    /// Makes it.
+    pub(super) fn make_spare(&mut self, setup: &Setup, cgroups: &Result<Delegated, Fault>) {
+        if let Some((config, filter)) = &self.config {
+            self.has_tried = true;
+            self.spare = Spare::make(config, setup, filter, cgroups);
+        }
+    }
+
+    /// Takes a child off the list; with the last one the spare one goes, too: a runner
+    /// whose sessions have ended has no process but itself.
+    fn remove(&mut self, number: u64) -> Option<Child> {
+        let child = self.children.remove(&number);
+        if self.children.is_empty() {
+            self.spare = None;
+        }
+        child
     }
 
     /// Reads the frames that are there.
@@ -106,7 +147,7 @@ impl Link {
             .map(|child| child.number)
             .collect();
         for number in late {
-            self.children.remove(&number);
+            self.remove(number);
             let fault = Fault {
                 layer: "exec".to_owned(),
                 reason: "it did not start within limits.start-timeout".to_owned(),
@@ -148,7 +189,16 @@ impl Link {
                         reason,
                     })
                 } else {
-                    Child::start(child, &principal, config, setup, filter, cgroups)
+                    self.starts += 1;
+                    self.has_tried = false;
+                    let spare = self.spare.take();
+                    Child::plan(config, setup, &principal).and_then(|plan| {
+                        match spare.and_then(|spare| spare.stand_in(&plan, setup)) {
+                            Some(ready) => Ok(ready.begin(child)),
+                            None => Child::prepare(plan, setup, filter, cgroups)
+                                .map(|made| made.begin(child)),
+                        }
+                    })
                 };
                 match started {
                     Ok(started) => {
@@ -222,7 +272,7 @@ impl Link {
             Told::Nothing => Ok(()),
             Told::Failed(fault) => {
                 // Reaped here: nothing of it is left when the gateway hears of it.
-                self.children.remove(&number);
+                self.remove(number);
                 self.failed(number, fault)
             }
             Told::Started(doors) => {
@@ -244,7 +294,7 @@ impl Link {
     }
 
     fn tell_end(&mut self, number: u64) -> Result<(), Over> {
-        let Some(child) = self.children.remove(&number) else {
+        let Some(child) = self.remove(number) else {
             return Ok(());
         };
         let (status, out_of_memory) = child.reap();
@@ -284,5 +334,7 @@ impl Link {
     }
 }
 
+/// Starts over one connection from which on the next is prepared.
+const SEVERAL: usize = 2;
 /// How long a connection may take to say hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(2);

@@ -10,6 +10,7 @@ mod foreground;
 mod link;
 mod person;
 mod serve;
+mod spare;
 mod staging;
 mod vault;
 mod visit;

@@ -58,7 +58,14 @@ pub(super) fn run(setup: &Setup, peers: Peers) -> Result<ExitCode> {
                 None => {}
             }
         }
-        for event in wait(listener.as_ref(), &links, patience)? {
+        let events = wait(listener.as_ref(), &links, patience)?;
+        if events.is_empty() {
+            // Nobody asks for anything now.
+            for link in links.iter_mut().filter(|link| link.wants_spare()) {
+                link.make_spare(setup, &cgroups);
+            }
+        }
+        for event in events {
             match event {
                 Event::Connection => {
                     if let Some(socket) = listener.as_ref().and_then(accept) {
@@ -124,7 +131,9 @@ fn wait(
     }
     // A deadline is only near while somebody is expected, or something starts.
     let hurried = patience.is_some() || links.iter().any(Link::has_deadline);
-    let time = if hurried {
+    let time = if links.iter().any(Link::wants_spare) {
+        PollTimeout::from(QUIET)
+    } else if hurried {
         PollTimeout::from(HURRY)
     } else {
         PollTimeout::NONE
@@ -161,5 +170,7 @@ fn accept(listener: &OwnedFd) -> Option<OwnedFd> {
 const MAX_LINKS: usize = 8;
 /// How long the connection that started this runner may take to say hello.
 const FIRST_CONNECTION: Duration = Duration::from_secs(5);
+/// Milliseconds in which nobody asked for anything, before a child is made ahead.
+const QUIET: u8 = 10;
 /// Milliseconds between two looks at deadlines, while there are any.
 const HURRY: u16 = 250;

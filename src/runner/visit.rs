@@ -90,6 +90,7 @@ pub fn visit(root: &Path, server: &ServerName, command: Vec<String>) -> Result<S
                 streams,
                 report: report_in,
                 status: status_in,
+                go: None,
                 doors: None,
             })
         }

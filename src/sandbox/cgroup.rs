@@ -48,9 +48,12 @@ impl Delegated {
                 reason,
             });
         }
-        let enable = CONTROLLERS
-            .map(|controller| format!("+{controller}"))
-            .join(" ");
+        // Asked for by few, and not everywhere: its lack is told to those.
+        let wanted = CONTROLLERS
+            .into_iter()
+            .chain(there.split_whitespace().any(|it| it == IO).then_some(IO));
+        let enable: Vec<_> = wanted.map(|controller| format!("+{controller}")).collect();
+        let enable = enable.join(" ");
         fs::write(own.join("cgroup.subtree_control"), enable)
             .map_err(|error| fault("handing controllers on to children", error))?;
         Ok(Self {
@@ -85,6 +88,15 @@ impl Delegated {
             "cpu.max",
             &format!("{} {CPU_PERIOD}", limits.cpu * CPU_PERIOD / 100),
         )?;
+        if let Some(weight) = limits.io_weight {
+            group.write("io.weight", &weight.to_string()).map_err(|error| {
+                if error.kind() == io::ErrorKind::NotFound {
+                    io::Error::other("this host's kernel shares no disks by weight (the controller `io`): leave limits.io-weight out")
+                } else {
+                    error
+                }
+            })?;
+        }
         Ok(group)
     }
 }
@@ -154,5 +166,6 @@ fn fault(what: &str, error: io::Error) -> Fault {
 }
 
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+const IO: &str = "io";
 /// Microseconds.
 const CPU_PERIOD: u64 = 100_000;

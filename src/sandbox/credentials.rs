@@ -9,7 +9,10 @@ use std::{
     ffi::CString,
     fs::File,
     io,
-    os::{fd::OwnedFd, unix::fs::FileExt as _},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::FileExt as _,
+    },
 };
 
 /// Open credentials, by name.
@@ -20,6 +23,11 @@ impl Credentials {
     /// Adds one that is open for reading.
     pub fn add(&mut self, name: &str, file: OwnedFd) {
         self.0.insert(name.to_owned(), file.into());
+    }
+
+    /// What they are open by.
+    pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.0.values().map(AsFd::as_fd).collect()
     }
 
     /// The bytes of one. Reads at places: the descriptor is shared with other children.

@@ -104,13 +104,17 @@ impl fmt::Display for Plan {
                 )?;
             }
         }
-        writeln!(
+        write!(
             f,
             "Limits    {} MiB of memory, no swap, {} processes and threads, {} % of a processor",
             self.cgroup.memory >> 20,
             self.cgroup.tasks,
             self.cgroup.cpu
         )?;
+        if let Some(weight) = self.cgroup.io_weight {
+            write!(f, ", a weight of {weight} at the disks")?;
+        }
+        writeln!(f)?;
         let (profile, additions) = &self.seccomp;
         write!(
             f,

@@ -1,9 +1,12 @@
 //! The system call filter: commented data to BPF (seccomp(2)).
 
+use std::collections::BTreeSet;
+
 use seccompiler::{BpfProgram, TargetArch, compile_from_json};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::bpf;
 use crate::config::{Addition, Seccomp};
 
 /// The compiled filter. Made once for each configuration, applied to every child.
@@ -76,26 +79,10 @@ impl Filter {
         additions: &[Addition],
         machine: &str,
     ) -> Result<Self, FilterError> {
-        let wrong = |error: &dyn std::fmt::Display| FilterError(error.to_string());
-        let profile = read(profile, additions).map_err(|error| wrong(&error))?;
-        let arch = TargetArch::try_from(machine).map_err(|error| wrong(&error))?;
-        let allow = json!({ "filter": {
-            "mismatch_action": { "errno": libc::ENOSYS }, "match_action": "allow",
-            "filter": rules(&profile.allow, machine),
-        } });
-        let refuse = json!({ "filter": {
-            "mismatch_action": "allow", "match_action": { "errno": libc::EPERM },
-            "filter": rules(&profile.refuse, machine),
-        } });
-        let program = |filter: Value| {
-            let mut programs = compile_from_json(filter.to_string().as_bytes(), arch)
-                .map_err(|error| wrong(&error))?;
-            programs
-                .remove("filter")
-                .ok_or_else(|| FilterError("no program".to_owned()))
-        };
+        let [allow, refuse] = programs_for(profile, additions, machine)?;
+        let short = |(whole, rest): (BpfProgram, BpfProgram)| bpf::shorten(&whole, &rest);
         Ok(Self {
-            programs: [program(allow)?, program(refuse)?],
+            programs: [short(allow), short(refuse)],
         })
     }
 
@@ -105,6 +92,48 @@ impl Filter {
             .iter()
             .try_for_each(|program| seccompiler::apply_filter(program))
     }
+}
+
+/// What allows and what refuses, each whole, and again for those calls alone whose arguments matter.
+pub(super) fn programs_for(
+    profile: Seccomp,
+    additions: &[Addition],
+    machine: &str,
+) -> Result<[(BpfProgram, BpfProgram); 2], FilterError> {
+    let wrong = |error: &dyn std::fmt::Display| FilterError(error.to_string());
+    let profile = read(profile, additions).map_err(|error| wrong(&error))?;
+    let arch = TargetArch::try_from(machine).map_err(|error| wrong(&error))?;
+    let program = |mismatch: &Value, matched: &Value, rules: &[Value]| {
+        let filter = json!({ "filter": {
+            "mismatch_action": mismatch, "match_action": matched, "filter": rules,
+        } });
+        let mut programs = compile_from_json(filter.to_string().as_bytes(), arch)
+            .map_err(|error| wrong(&error))?;
+        programs
+            .remove("filter")
+            .ok_or_else(|| FilterError("no program".to_owned()))
+    };
+    let both = |groups: &[Group], mismatch: Value, matched: Value| {
+        let whole = rules(groups, machine);
+        let with_arguments: BTreeSet<String> = whole
+            .iter()
+            .filter(|rule| rule.get("args").is_some())
+            .map(|rule| rule["syscall"].to_string())
+            .collect();
+        let rest: Vec<Value> = whole
+            .iter()
+            .filter(|rule| with_arguments.contains(&rule["syscall"].to_string()))
+            .cloned()
+            .collect();
+        let program = |rules: &[Value]| program(&mismatch, &matched, rules);
+        Ok::<_, FilterError>((program(&whole)?, program(&rest)?))
+    };
+    let allow = json!("allow");
+    let error = |number: i32| json!({ "errno": number });
+    Ok([
+        both(&profile.allow, error(libc::ENOSYS), allow.clone())?,
+        both(&profile.refuse, allow, error(libc::EPERM))?,
+    ])
 }
 
 /// A profile with its additions: what these name is no longer refused, but allowed.
@@ -178,8 +207,6 @@ const ADDITIONS: &str = include_str!("filters/additions.toml");
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]

@@ -11,14 +11,12 @@ use std::{
 
 use nix::{
     sys::{
-        prctl,
         signal::{SigSet, Signal, kill},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout},
 };
 
-use super::{filter::Filter, plan::Plan, privileges};
 use crate::{frames::Status, sys::process};
 
 /// Keeps the signals that [`run`] waits for from being lost.
@@ -33,10 +31,10 @@ pub(super) fn unblock_signals() -> nix::Result<()> {
 }
 
 /// Is the init until `server` has ended. Never returns.
-pub(super) fn run(server: Pid, status: OwnedFd, filter: &Filter, plan: &Plan) -> ! {
-    let mut status = match settle(status, filter, plan) {
+pub(super) fn run(server: Pid, status: OwnedFd) -> ! {
+    let mut status = match settle(status) {
         Ok(status) => status,
-        // The server must not live without its init's own restrictions.
+        // The server must not live beside descriptors that are not its own.
         Err(_) => process::leave(1),
     };
     loop {
@@ -54,9 +52,8 @@ pub(super) fn run(server: Pid, status: OwnedFd, filter: &Filter, plan: &Plan) ->
     }
 }
 
-/// Holds nothing but the pipe to the runner, and is closed to the server's looks
-/// (probe-3: `/proc/1/environ` would show the runner's).
-fn settle(status: OwnedFd, filter: &Filter, plan: &Plan) -> io::Result<File> {
+/// Holds nothing but the pipe to the runner. What it gave up it gave up before the server was made.
+fn settle(status: OwnedFd) -> io::Result<File> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
@@ -64,16 +61,6 @@ fn settle(status: OwnedFd, filter: &Filter, plan: &Plan) -> io::Result<File> {
     // From here on the pipe is descriptor 2, the only one besides the nulls.
     drop((null, status));
     process::close_from(3)?;
-    // Before the capabilities go, not after: from here on the kernel lets nobody without
-    // CAP_SYS_PTRACE over it look inside, and the server, which has as few, never could
-    // in between. Dropping them leaves the mark as it is; only an exec or a change of
-    // user would set it anew (prctl(2), ptrace(2)).
-    prctl::set_dumpable(false)?;
-    let refused = |_| io::Error::from(io::ErrorKind::PermissionDenied);
-    // What an optional layer leaves out is told by the server's own process, which does the same.
-    let mut skipped = Vec::new();
-    privileges::give_up(plan, &mut skipped).map_err(refused)?;
-    privileges::bind(plan, filter, &mut skipped).map_err(refused)?;
     process::standard_error()
 }
 

@@ -5,6 +5,7 @@
 //! order, in the process that becomes the child, a mechanism a file. Knows
 //! nothing of tokens, HTTP or MCP. Used by `runner`, and by `cli` to explain.
 
+mod bpf;
 pub mod cgroup;
 mod credentials;
 mod doors;
@@ -26,4 +27,4 @@ pub use init::read_status;
 pub use installed::Installed;
 pub use namespaces::flags;
 pub use plan::{Access, Entry, Host, Plan, plan};
-pub use stage::{Fault, Report, Start, read_report, run};
+pub use stage::{Fault, GO, Report, Start, read_report, run};

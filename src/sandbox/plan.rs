@@ -92,6 +92,8 @@ pub struct CgroupLimits {
     pub tasks: u64,
     /// Per cent of one processor.
     pub cpu: u64,
+    /// `io.weight`, where one is asked for.
+    pub io_weight: Option<u64>,
 }
 
 /// What of this host the plan depends on.
@@ -441,6 +443,7 @@ fn cgroup(limits: &Limits) -> CgroupLimits {
         memory: limits.memory,
         tasks: limits.tasks,
         cpu: limits.cpu,
+        io_weight: limits.io_weight,
     }
 }
 

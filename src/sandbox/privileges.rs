@@ -48,7 +48,7 @@ pub(super) fn give_up(plan: &Plan, skipped: &mut Vec<Fault>) -> Result<(), Fault
     })
 }
 
-/// Binds this process to the system calls of the profile; the last thing before exec.
+/// Binds this process, and the server that it makes, to the system calls of the profile.
 pub(super) fn bind(plan: &Plan, filter: &Filter, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
     unless_optional(plan, skipped, Layer::Seccomp, || {
         filter.apply().map_err(io::Error::other)

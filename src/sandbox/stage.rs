@@ -9,12 +9,13 @@ use std::{
     ffi::CString,
     fs::File,
     io::{self, Read, Write},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
 };
 
-use nix::unistd::{
-    ForkResult, Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, setsid,
+use nix::{
+    sys::prctl,
+    unistd::{ForkResult, Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, setsid},
 };
 
 use super::{
@@ -39,6 +40,9 @@ pub struct Start<'a> {
     pub report: OwnedFd,
     /// Where the init says how the server ended.
     pub status: OwnedFd,
+    /// Where the word comes from that a principal waits for the server; see [`GO`]. Without
+    /// it nothing is waited for.
+    pub go: Option<OwnedFd>,
     /// Where the sockets of the plan's ways out are sent, if there is anybody behind them.
     pub doors: Option<OwnedFd>,
 }
@@ -65,8 +69,6 @@ impl Fault {
 pub fn run(start: Start<'_>) -> ! {
     let mut skipped = Vec::new();
     let prepared = prepare(&start, &mut skipped).and_then(|()| {
-        init::block_signals()
-            .map_err(|error| Fault::of(Layer::Namespaces, "blocking signals", error))?;
         sys::process::fork()
             .map_err(|error| Fault::of(Layer::Namespaces, "making the server's process", error))
     });
@@ -75,15 +77,15 @@ pub fn run(start: Start<'_>) -> ! {
         Ok(ForkResult::Parent { child }) => {
             // The report is the server's alone now: its exec must be the last to close it.
             drop(report);
-            init::run(child, start.status, start.filter, start.plan)
+            init::run(child, start.status)
         }
         Ok(ForkResult::Child) => {
             drop(start.status);
             let fault = become_server(
                 start.plan,
-                start.filter,
                 start.credentials,
                 start.streams,
+                start.go.map(File::from),
                 skipped,
                 &mut report,
             );
@@ -99,15 +101,26 @@ fn prepare(start: &Start<'_>, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
         doors::open(start.plan, doors)?;
     }
     root::build(start.plan, start.staged, start.credentials)?;
-    privileges::limit(start.plan, skipped)
+    privileges::limit(start.plan, skipped)?;
+    init::block_signals()
+        .map_err(|error| Fault::of(Layer::Namespaces, "blocking signals", error))?;
+    // Before the capabilities go, not after: from here on the kernel lets nobody without
+    // CAP_SYS_PTRACE over it look inside, and the server, which has as few, never could
+    // in between (probe-3: `/proc/1/environ` would show the runner's). Dropping them leaves
+    // the mark as it is; the server's exec sets it anew (prctl(2), ptrace(2)).
+    prctl::set_dumpable(false)
+        .map_err(|error| Fault::of(Layer::Privileges, "closing itself to looks", error))?;
+    // Once, for init and server alike: to load a filter costs more than most of the rest.
+    privileges::give_up(start.plan, skipped)?;
+    privileges::bind(start.plan, start.filter, skipped)
 }
 
 /// Only returns where something failed.
 fn become_server(
     plan: &Plan,
-    filter: &Filter,
     credentials: &Credentials,
     streams: [OwnedFd; 3],
+    go: Option<File>,
     mut skipped: Vec<Fault>,
     report: &mut File,
 ) -> Fault {
@@ -123,9 +136,33 @@ fn become_server(
     if let Err(error) = standard {
         return exec("setting up its standard streams", error.into());
     }
-    // Everything else, the report included, ends with the exec (probe-63, probe-79).
+    drop(streams);
+    // It may wait for long, and must not hold open what is the runner's alone: whoever
+    // is at the other end would not hear of its end.
+    let mut kept = credentials.descriptors();
+    kept.push(report.as_fd());
+    kept.extend(go.as_ref().map(AsFd::as_fd));
+    if let Err(error) = sys::process::close_all_but(&kept) {
+        return exec("closing descriptors", error);
+    }
+    // These, too, end with the exec (probe-63, probe-79).
     if let Err(error) = sys::process::close_at_exec_from(3) {
         return exec("closing descriptors", error);
+    }
+    if let Err(fault) =
+        init::unblock_signals().map_err(|error| exec("unblocking signals", error.into()))
+    {
+        return fault;
+    }
+    if let Err(fault) = landlock::bind(plan, &mut skipped) {
+        return fault;
+    }
+    // Before any secret is read.
+    if let Some(mut go) = go
+        && go.read_exact(&mut [0; GO.len()]).is_err()
+    {
+        // The runner has no use for it any more, and takes no report.
+        sys::process::leave(1);
     }
     if let Err(error) = chdir(plan.cwd.as_path()) {
         return exec(
@@ -158,17 +195,6 @@ fn become_server(
             io::Error::from(io::ErrorKind::InvalidInput),
         );
     };
-    if let Err(fault) =
-        init::unblock_signals().map_err(|error| exec("unblocking signals", error.into()))
-    {
-        return fault;
-    }
-    let bound = privileges::give_up(plan, &mut skipped)
-        .and_then(|()| landlock::bind(plan, &mut skipped))
-        .and_then(|()| privileges::bind(plan, filter, &mut skipped));
-    if let Err(fault) = bound {
-        return fault;
-    }
     // All that is left is the exec. Without this word an end before it, from outside or
     // for want of memory, would look like one that has succeeded.
     let ready: String = skipped.iter().map(|fault| record(SKIPPED, fault)).collect();
@@ -267,6 +293,9 @@ pub fn read_report(report: &mut impl Read) -> io::Result<Report> {
     }
     Ok(said)
 }
+
+/// What is written to a prepared child that is to become its server.
+pub const GO: &[u8; 1] = b"g";
 
 const SKIPPED: char = 's';
 const FAILED: char = 'f';

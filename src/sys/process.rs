@@ -123,10 +123,31 @@ pub(crate) fn close_from(first: u32) -> io::Result<()> {
     close_range(first, 0)
 }
 
+/// Closes every descriptor above the standard ones but these; see [`close_from`].
+pub(crate) fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = kept
+        .iter()
+        .map(|kept| kept.as_raw_fd().unsigned_abs())
+        .collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for kept in kept.into_iter().filter(|kept| *kept >= 3) {
+        if first < kept {
+            close(first, kept - 1, 0)?;
+        }
+        first = kept + 1;
+    }
+    close(first, u32::MAX, 0)
+}
+
 fn close_range(first: u32, flags: u32) -> io::Result<()> {
+    close(first, u32::MAX, flags)
+}
+
+fn close(first: u32, last: u32, flags: u32) -> io::Result<()> {
     // SAFETY: no memory is passed. What is closed is no longer used: callers are
-    // the stage and the init, which keep only descriptors below `first`.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) };
+    // the stage and the init, which keep only descriptors outside of the range.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
     if result == 0 {
         Ok(())
     } else {
@@ -159,4 +180,40 @@ pub(crate) fn standard_error() -> io::Result<std::fs::File> {
     Ok(std::fs::File::from(
         io::stderr().as_fd().try_clone_to_owned()?,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_kept_stays_open() {
+        // Descriptors are a whole process's: this is asked of one of its own.
+        let [kept, also] = [0; 2].map(|_| std::fs::File::open("/dev/null").unwrap());
+        let gone = std::fs::File::open("/dev/null").unwrap();
+        let last = std::fs::File::open("/dev/null").unwrap();
+        let open = |number: RawFd| {
+            // SAFETY: no memory is passed.
+            unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
+        };
+        let numbers = [&kept, &also, &gone, &last].map(|file| file.as_raw_fd());
+        // SAFETY: what the child does are system calls and one small allocation; tests beside
+        // this one may hold the allocator's lock only while they are inside of it, and the C
+        // library makes it usable after fork(2).
+        match unsafe { nix::unistd::fork() }.unwrap() {
+            ForkResult::Child => {
+                let closed = close_all_but(&[last.as_fd(), kept.as_fd(), also.as_fd()]).is_ok();
+                leave(i32::from(
+                    !(closed && numbers.map(open) == [true, true, false, true]),
+                ));
+            }
+            ForkResult::Parent { child } => {
+                let ended = nix::sys::wait::waitpid(child, None).unwrap();
+                assert_eq!(ended, nix::sys::wait::WaitStatus::Exited(child, 0));
+            }
+        }
+        assert!(numbers.map(open).iter().all(|open| *open), "here they are");
+    }
 }

@@ -5,6 +5,8 @@
     reason = "a test that cannot go on has failed, and nobody uses it from outside"
 )]
 
+/// Sandboxes that are made before anybody asks.
+mod ahead;
 /// Clients and servers of different eras.
 mod bridge;
 /// What others say that conforms.
@@ -13,6 +15,8 @@ mod conformance;
 mod edge;
 /// A child's only way out.
 mod egress;
+/// Servers that say too much, or nothing.
+mod floods;
 /// From the wire to the child and back.
 mod gateway;
 mod house;
@@ -22,6 +26,8 @@ mod identity;
 mod image;
 /// Requests of the stateless version.
 mod modern;
+/// Servers that are not ours.
+mod peers;
 /// A real identity provider, and what becomes of it.
 mod provider;
 /// Every numbered case of a token that is not good.

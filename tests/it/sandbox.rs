@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::Write as _,
     os::unix::net::UnixListener,
     path::PathBuf,
     process::{Command, Stdio},
@@ -54,6 +55,7 @@ impl Sandbox {
         let argument = argument.to_owned();
         async move {
             let inside = self.inside(probe, &argument).await;
+            tell(probe, &argument, &outside.1, &inside);
             assert!(!inside.0, "`{probe} {argument}` got through: {}", inside.1);
             inside.1
         }
@@ -61,11 +63,10 @@ impl Sandbox {
 
     /// Works outside and inside.
     async fn works(&self, probe: &'static str, argument: &str) -> String {
-        assert!(
-            outside(probe, argument).0,
-            "the control of `{probe} {argument}` failed"
-        );
+        let outside = outside(probe, argument);
+        assert!(outside.0, "the control of `{probe} {argument}` failed");
         let inside = self.inside(probe, argument).await;
+        tell(probe, argument, &outside.1, &inside);
         assert!(
             inside.0,
             "`{probe} {argument}` does not work inside: {}",
@@ -73,6 +74,32 @@ impl Sandbox {
         );
         inside.1
     }
+}
+
+/// One row of the table that `tests/run` prints: the test, the probe, what came of it outside, and inside.
+fn tell(probe: &str, argument: &str, outside: &str, inside: &Outcome) {
+    let Some(table) = std::env::var_os("THV_PROBES") else {
+        return;
+    };
+    let short = |text: &str| {
+        let line: String = text.chars().take(40).collect();
+        line.replace(['\n', '\t'], " ")
+    };
+    let thread = std::thread::current();
+    let row = format!(
+        "{}\t{probe} {argument}\t{}\t{}{}\n",
+        thread.name().unwrap_or_default().replace("sandbox::", ""),
+        short(outside),
+        if inside.0 { "" } else { "refused: " },
+        short(&inside.1)
+    );
+    let mut file = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(table)
+        .unwrap();
+    // One write a row: tests run side by side.
+    file.write_all(row.as_bytes()).unwrap();
 }
 
 fn outside(probe: &str, argument: &str) -> Outcome {
@@ -305,7 +332,9 @@ async fn dangerous_system_calls_are_refused() {
                 "the control of `{call}` failed, so it proves nothing: {what}"
             );
         }
-        let (through, what) = sandbox.inside("call", call).await;
+        let inside = sandbox.inside("call", call).await;
+        tell("call", call, &what, &inside);
+        let (through, what) = inside;
         assert!(!through && what.starts_with("EPERM"), "{call}: {what}");
     }
     println!("not proven here, because this kernel has none of them: {absent:?}");
@@ -313,6 +342,27 @@ async fn dangerous_system_calls_are_refused() {
         absent.len() < 12,
         "too many controls are missing: {absent:?}"
     );
+}
+
+/// probe-47: calls by the number of another architecture end the process (i386) or are not there (x32).
+#[cfg(target_arch = "x86_64")]
+#[tokio::test]
+async fn calls_of_other_architectures_are_none() {
+    let sandbox = Sandbox::open().await;
+    // Each in a process of its own, that it may end.
+    for call in ["getpid", "socketcall"] {
+        let (through, what) = outside("int80", call);
+        if !through {
+            println!("not proven here: this kernel runs no 32-bit programs: {what}");
+            return;
+        }
+        let inside = sandbox.inside("int80", call).await;
+        tell("int80", call, &what, &inside);
+        assert_eq!(inside, (false, "SIGSYS".to_owned()), "{call}");
+    }
+    let (through, what) = sandbox.inside("call", "x32-getpid").await;
+    assert!(!through && what.starts_with("ENOSYS"), "{what}");
+    assert_eq!(sandbox.caller.call("echo", json!({})).await.status, 200);
 }
 
 /// probe-39: no typing into a terminal, also with bits above those that the kernel looks at; and there is none.

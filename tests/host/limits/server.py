@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 
 
 def fork_until_refused():
@@ -33,7 +34,18 @@ def eat_memory():
         eaten.append(bytearray(os.urandom(1 << 20)))
 
 
-TOOLS = {"fork": fork_until_refused, "eat": eat_memory, "echo": lambda: "here"}
+def spin():
+    """probe-67: on every processor, for longer than anybody measures."""
+    for _ in range(4):
+        if os.fork() == 0:
+            end = time.monotonic() + 60
+            while time.monotonic() < end:
+                pass
+            os._exit(0)
+    return "spinning"
+
+
+TOOLS = {"spin": spin, "fork": fork_until_refused, "eat": eat_memory, "echo": lambda: "here"}
 GATE, GATE_IN = os.pipe()
 
 for line in sys.stdin:

@@ -86,8 +86,46 @@ def host_starts(host):
         check=False).splitlines())
 
 
+def a_full_or_read_only_state_directory_stops_nobody(host):
+    """fault-39, fault-40"""
+    unit, place = f"thv@{EVERYTHING}.service", f"/var/lib/private/thv/{EVERYTHING}"
+    token = wire.token("alice", servers.resource(EVERYTHING))
+
+    def serves():
+        host.flush_journal()
+        since = host.text("date", "+%Y-%m-%d %H:%M:%S.%6N")
+        with wire.opened(servers.PORTS[EVERYTHING], token) as client:
+            for _ in range(3):
+                assert "Echo" in client.said("echo", {"message": "x"})
+            client.leave()
+        # A second session is authenticated from memory, and does not tell it again.
+        with wire.opened(servers.PORTS[EVERYTHING], token) as client:
+            client.leave()
+        host.flush_journal()
+        said = host.text("journalctl", "--no-pager", "--output=cat", f"--since={since}", "--unit", unit)
+        assert said.count("the key set was not kept") == 1, said
+        decided = host.text("journalctl", "--no-pager", "--output=json", f"--since={since}", "--unit", unit, "THV_EVENT=decision")
+        assert '"THV_DECISION":"allow"' in decided.replace(" ", ""), "audited all the same"
+
+    with wire.opened(servers.PORTS[EVERYTHING], token) as client:
+        client.leave()
+    host.run("systemctl", "stop", unit)
+    host.run("mount", "-t", "tmpfs", "-o", "size=4k,mode=0700", "full", place)
+    try:
+        host.path(f"{place}/full").write_bytes(b"x" * 4096)
+        assert host.run("sh", "-c", f"echo x > {place}/more", check=False).returncode != 0, "it is not full"
+        serves()
+        host.run("systemctl", "stop", unit)
+        host.run("mount", "-o", "remount,ro", place)
+        serves()
+        host.run("systemctl", "stop", unit)
+    finally:
+        host.run("umount", "--lazy", place)
+
+
 ALL = [
     an_idle_server_has_no_process_and_serves_the_next_request,
     a_thousand_connections_during_a_cold_start_are_all_answered,
     a_thousand_numbered_requests_around_the_idle_moment_are_each_served_once,
+    a_full_or_read_only_state_directory_stops_nobody,
 ]

@@ -22,6 +22,27 @@ def installing_the_deb_enables_and_starts_two_targets_and_nothing_else(host):
     assert host.text("pgrep", "--count", "--exact", "thv", check=False) == "0"
 
 
+def the_apparmor_profile_is_installed_where_its_interface_is_known(host):
+    profile = "/etc/apparmor.d/thv-runner"
+    assert host.path("/etc/apparmor.d/abi/4.0").exists(), "this suite's AppArmor is too old to show anything"
+    # No kernel is asked, so this holds on every host: the parser takes every line of it.
+    host.run("apparmor_parser", "--skip-kernel-load", "--skip-cache", profile)
+    assert host.text("apparmor_parser", "--names", profile).split() == ["thv-runner"]
+    assert "userns" in host.text("apparmor_parser", "--skip-kernel-load", "--skip-cache", "--debug", profile)
+    wrong = host.path("/tmp/wrong")
+    wrong.write_text(host.path(profile).read_text().replace("userns,", "usernss,"))
+    assert host.run("apparmor_parser", "--skip-kernel-load", "--skip-cache", "/tmp/wrong", check=False).returncode != 0
+    wrong.unlink()
+    # Debian 12's parser would stumble over it.
+    host.run("mv", "/etc/apparmor.d/abi/4.0", "/tmp/abi")
+    host.run("rm", profile)
+    host.run("/var/lib/dpkg/info/thv.postinst", "configure", "")
+    assert not host.path(profile).exists()
+    host.run("mv", "/tmp/abi", "/etc/apparmor.d/abi/4.0")
+    host.run("/var/lib/dpkg/info/thv.postinst", "configure", "")
+    assert host.path(profile).exists()
+
+
 def manual_catalog_and_examples_are_where_people_look(host):
     for page in ("1 thv", "5 thv.toml", "7 thv-cedar", "7 thv-journal", "8 thv@.service"):
         host.run("man", "--where", *page.split())
@@ -106,6 +127,7 @@ def socket_inode(host, name):
 
 FIRST = [
     installing_the_deb_enables_and_starts_two_targets_and_nothing_else,
+    the_apparmor_profile_is_installed_where_its_interface_is_known,
     manual_catalog_and_examples_are_where_people_look,
 ]
 LAST = [

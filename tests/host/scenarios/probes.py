@@ -132,6 +132,34 @@ def nothing_of_a_child_is_left_when_its_session_ends(host):
     until("the child and what it hid to be gone", 15, gone)
 
 
+def a_program_with_another_users_rights_that_it_leaves_can_be_run_by_nobody(host):
+    """probe-11, probe-13"""
+    control(host, "plants", "/opt/planted")
+    # Root's, outside: whoever runs it is root.
+    assert "euid=0" in host.run("/opt/planted", user="caller").stdout, "the control has no effect"
+    host.run("rm", "/opt/planted")
+    with session() as client:
+        # The mark is refused (RestrictSUIDSGID=); what is left of it is a plain file …
+        through, said = inside(client, "plants", "/state/planted")
+        assert not through and said.startswith("EPERM"), said
+        state = f"/var/lib/private/thv-runner/{PROBES}"
+        planted = host.text("find", state, "-name", "planted", "-not", "-perm", "/7000")
+        assert planted.startswith(state), host.text("find", state, "-ls")
+        # … that nobody outside reaches or may run, were it marked: not another user, not the gateway's.
+        host.run("chmod", "4755", planted)
+        for uid in (host.text("id", "-u", "caller"), host.uid_of(f"thv@{PROBES}.service")):
+            # Not by setpriv(1), which has its capabilities until the exec is done.
+            become = f"import os; os.setgroups([]); os.setresgid({uid}, {uid}, {uid}); os.setresuid({uid}, {uid}, {uid}); "
+            tried = host.run("python3", "-c", f"{become}os.execv('{planted}', ['id'])", check=False)
+            assert "PermissionError" in tried.stderr and "uid=" not in tried.stdout, f"{uid}: {tried.stdout}{tried.stderr}"
+        mount = host.text("findmnt", "--noheadings", "--output=OPTIONS", f"--task={host.pid(RUNNER)}", f"--target={planted}")
+        assert {"nosuid", "noexec", "nodev"} <= set(mount.split(",")), mount
+        through, said = inside(client, "run", json.dumps(["/state/planted"]))
+        assert not through, f"what it keeps is not run: {said}"
+        works(client, "run", json.dumps(["/usr/bin/rm", "/state/planted"]))
+        client.leave()
+
+
 def node_and_python_run_in_it(host):
     with wire.opened(servers.PORTS[servers.EVERYTHING], wire.token("alice", servers.resource(servers.EVERYTHING))) as client:
         assert "Echo" in client.said("echo", {"message": "node"})
@@ -177,5 +205,6 @@ ALL = [
     no_privilege_is_left_and_none_can_be_had,
     its_descriptors_are_the_three_standard_ones_and_its_environment_is_its_own,
     nothing_of_a_child_is_left_when_its_session_ends,
+    a_program_with_another_users_rights_that_it_leaves_can_be_run_by_nobody,
     node_and_python_run_in_it,
 ]

@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import platform
+import signal
 import socket
 import struct
 import sys
@@ -102,8 +103,12 @@ def zombies(_):
             os._exit(0)
         os.wait()
     for _ in range(1000):
-        states = [open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0]
-                  for pid in os.listdir("/proc") if pid.isdigit()]
+        states = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                states.append(open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0])
+            except (FileNotFoundError, ProcessLookupError):
+                pass  # Taken since it was listed.
         if "Z" not in states:
             return "reaped"
         os.sched_yield()
@@ -159,6 +164,7 @@ def environment(_):
 
 # x86_64 numbers, with arguments that do no harm where they get through.
 CALLS = {
+    "x32-getpid": (0x40000000 | 39,),
     "mount": (165, 0, 0, 0, 0, 0), "umount2": (166, 0, 0), "pivot_root": (155, 0, 0), "chroot": (161, 0),
     "move_mount": (429, -1, 0, -1, 0, 0), "open_tree": (428, -1, 0, 0), "fsopen": (430, 0, 0),
     "fsmount": (432, -1, 0, 0), "mount_setattr": (442, -1, 0, 0, 0, 0), "bpf": (321, 99, 0, 0),
@@ -383,6 +389,33 @@ def opens(count):
             os.close(descriptor)
 
 
+def calls_as_32_bit(name):
+    """By `int 0x80`, as 32-bit programs do, in a process of its own."""
+    number = {"getpid": 20, "socketcall": 102}[name]
+    # push rbx; mov eax, number; xor ebx, ebx; xor ecx, ecx; int 0x80; pop rbx; ret
+    code = b"\x53\xb8" + struct.pack("<I", number) + b"\x31\xdb\x31\xc9\xcd\x80\x5b\xc3"
+    with mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC) as memory:
+        memory.write(code)
+        place = ctypes.c_char.from_buffer(memory)
+        pid = os.fork()
+        if pid == 0:
+            ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(place))()
+            os._exit(0)
+        del place
+    _, ended = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(ended):
+        raise ValueError(signal.Signals(os.WTERMSIG(ended)).name)
+    return "returned"
+
+
+def plants(path):
+    """A program that would be somebody else for whoever runs it."""
+    with open("/usr/bin/id", "rb") as program, open(path, "wb") as copy:
+        copy.write(program.read())
+    os.chmod(path, 0o4755)
+    return oct(os.stat(path).st_mode & 0o7777)
+
+
 def writable_code(_):
     with mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC):
         return "mapped"
@@ -394,7 +427,7 @@ def limits(_):
 
 PROBES = {
     "open": opened, "read": read, "list": listed, "write": wrote, "mknod": made_node, "status": status, "kill-all": kills_all,
-    "forks": forks, "fills": fills, "makes-files": makes_files, "opens": opens, "writable-code": writable_code, "limits": limits,
+    "forks": forks, "fills": fills, "makes-files": makes_files, "opens": opens, "writable-code": writable_code, "int80": calls_as_32_bit, "plants": plants, "limits": limits,
     "kill": kills, "call": system_call, "family": family, "pair": pair, "new-user-namespace": new_user_namespace, "hide": fork_and_hide,
     "zombies": zombies, "real-time": real_time, "stay": stay, "user-map": set_user_map, "raise-limit": raised_limit, "terminal": has_terminal,
     "scratch": scratch, "descriptors": descriptors, "environment": environment, "tiocsti": types_into_terminal,

@@ -12,7 +12,7 @@ import time
 import probes
 
 seen = []
-TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "sleep", "garbage", "both", "stray", "stderr", "burst", "announce", "log", "wait", "need",
+TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "sleep", "garbage", "both", "stray", "stderr", "burst", "announce", "log", "wait", "need", "mute", "strays", "notes",
          "probe", "secret"]
 modern = "--modern" in sys.argv
 waiting = {}
@@ -91,6 +91,21 @@ def call(identifier, params):
         say('{"jsonrpc":"2.0","id":999999,"result":{}}')
         say('{"jsonrpc":"2.0","id":"%d","result":{}}' % identifier)
         text(identifier, "mine")
+    elif name == "strays":
+        # Answers to requests that nobody has made.
+        for number in range(arguments["count"]):
+            say('{"jsonrpc":"2.0","id":%d,"result":{}}' % (1_000_000 + number))
+        text(identifier, "mine")
+    elif name == "notes":
+        for number in range(arguments["count"]):
+            say('{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":%d}}' % number)
+        text(identifier, "noted")
+    elif name == "mute":
+        # Alive, and never to be heard or spoken to again.
+        os.close(1)
+        os.close(0)
+        while True:
+            time.sleep(600)
     elif name == "stderr":
         sys.stderr.write("<0>MESSAGE_ID=0\x1b[31m forged\n")
         sys.stderr.flush()
@@ -166,6 +181,11 @@ def main():
             can = {"tools": {"listChanged": True}, "resources": {"subscribe": True}, "logging": {}} if "--changes" in sys.argv else {"tools": {}}
             answer(identifier, {"protocolVersion": version, "capabilities": can,
                                 "serverInfo": {"name": "scripted", "version": "1"}})
+        elif method == "tools/list" and "--tools" in sys.argv:
+            size = int(sys.argv[sys.argv.index("--tools") + 2])
+            tools = [{"name": "t%d" % number, "inputSchema": {"type": "object"}, "description": "x" * size}
+                     for number in range(int(sys.argv[sys.argv.index("--tools") + 1]))]
+            cached(identifier, {"tools": tools})
         elif method == "tools/list":
             cached(identifier, {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]})
         elif method == "tools/call":

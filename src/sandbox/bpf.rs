@@ -1,0 +1,247 @@
+//! Makes a system call filter short: most calls are let through or refused by their
+//! number alone, and those are found by halving instead of one after the other.
+//!
+//! The kernel reads a filter at every call, and tries each number once when it is
+//! loaded (seccomp(2)): what stands in a row of hundreds makes a start slow. What a
+//! program says is not changed; that it is not is tested against the long one.
+//! Called by `filter` alone.
+
+use seccompiler::{BpfProgram, sock_filter};
+
+/// `whole` by halving; what depends on arguments is asked of `rest`, which must say
+/// the same as `whole` for each call that does.
+pub(super) fn shorten(whole: &[sock_filter], rest: &[sock_filter]) -> BpfProgram {
+    let arch = whole.get(1).map_or(0, |check| check.k);
+    let mut ranges: Vec<(u32, Option<u32>)> = Vec::new();
+    for number in 0..NUMBERS {
+        let answer = answer(whole, number, arch);
+        if ranges.last().is_none_or(|(_, last)| *last != answer) {
+            ranges.push((number, answer));
+        }
+    }
+    // Beyond it the numbers of other interfaces are (x32), or nothing.
+    ranges.push((NUMBERS, None));
+    let mut program = whole.get(..PREAMBLE).unwrap_or_default().to_vec();
+    program.push(instruction(LOAD, 0));
+    halve(&ranges, &mut program);
+    let end = program.len();
+    for (at, instruction) in program.iter_mut().enumerate() {
+        if *instruction == ASK_THE_REST {
+            instruction.k = distance(end - at - 1);
+        }
+    }
+    program.extend_from_slice(rest);
+    program
+}
+
+/// What is answered to this number whatever its arguments; `None` where they matter.
+fn answer(program: &[sock_filter], number: u32, arch: u32) -> Option<u32> {
+    run(program, |at| match at {
+        0 => Some(number),
+        ARCH => Some(arch),
+        _ => None,
+    })
+}
+
+/// Runs a program over what is known of a call. `None`: it needs more, or has what
+/// the compiler never writes.
+fn run(program: &[sock_filter], data: impl Fn(u32) -> Option<u32>) -> Option<u32> {
+    let (mut at, mut value) = (0_usize, 0);
+    loop {
+        let instruction = program.get(at)?;
+        at += 1;
+        let holds = match instruction.code {
+            LOAD => {
+                value = data(instruction.k)?;
+                continue;
+            }
+            AND => {
+                value &= instruction.k;
+                continue;
+            }
+            RETURN => return Some(instruction.k),
+            JUMP => {
+                at += usize::try_from(instruction.k).ok()?;
+                continue;
+            }
+            IF_EQUAL => value == instruction.k,
+            IF_GREATER => value > instruction.k,
+            IF_NOT_LESS => value >= instruction.k,
+            _ => return None,
+        };
+        at += usize::from(if holds {
+            instruction.jt
+        } else {
+            instruction.jf
+        });
+    }
+}
+
+fn halve(ranges: &[(u32, Option<u32>)], program: &mut BpfProgram) {
+    match ranges {
+        [] => {}
+        [(_, Some(answer))] => program.push(instruction(RETURN, *answer)),
+        [(_, None)] => program.push(ASK_THE_REST),
+        _ => {
+            let (lower, upper) = ranges.split_at(ranges.len() / 2);
+            let from = upper.first().map_or(0, |(from, _)| *from);
+            let mut below = Vec::new();
+            halve(lower, &mut below);
+            match u8::try_from(below.len()) {
+                Ok(over) => program.push(sock_filter {
+                    jt: over,
+                    ..instruction(IF_NOT_LESS, from)
+                }),
+                // Too far for a jump with a condition.
+                Err(_) => {
+                    program.push(sock_filter {
+                        jf: 1,
+                        ..instruction(IF_NOT_LESS, from)
+                    });
+                    program.push(instruction(JUMP, distance(below.len())));
+                }
+            }
+            program.append(&mut below);
+            halve(upper, program);
+        }
+    }
+}
+
+fn instruction(code: u16, k: u32) -> sock_filter {
+    sock_filter {
+        code,
+        jt: 0,
+        jf: 0,
+        k,
+    }
+}
+
+fn distance(instructions: usize) -> u32 {
+    u32::try_from(instructions).expect("a program has at most 4096 instructions")
+}
+
+/// The look at the architecture, which ends a process of another: the compiler begins with it.
+const PREAMBLE: usize = 3;
+/// Stands where a jump to the rest comes, until it is known how far that is.
+const ASK_THE_REST: sock_filter = sock_filter {
+    code: JUMP,
+    jt: 0,
+    jf: 0,
+    k: u32::MAX,
+};
+/// More than any architecture has.
+const NUMBERS: u32 = 1024;
+/// Where `struct seccomp_data` holds the architecture; the number is at its start.
+const ARCH: u32 = 4;
+
+const LOAD: u16 = 0x20;
+const AND: u16 = 0x54;
+const JUMP: u16 = 0x05;
+const IF_EQUAL: u16 = 0x15;
+const IF_GREATER: u16 = 0x25;
+const IF_NOT_LESS: u16 = 0x35;
+const RETURN: u16 = 0x06;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a program says to a call with these arguments (low halves).
+    fn say(program: &[sock_filter], number: u32, arch: u32, arguments: [u32; 6]) -> Option<u32> {
+        run(program, |at| match at {
+            0 => Some(number),
+            ARCH => Some(arch),
+            16.. => {
+                let (argument, half) = ((at - 16) / 8, (at - 16) % 8);
+                (half == 0).then(|| arguments[argument as usize])
+            }
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn a_short_program_says_what_the_long_one_says() {
+        use crate::{
+            config::{Addition, Seccomp},
+            sandbox::filter::programs_for,
+        };
+        let values = [
+            0,
+            1,
+            2,
+            4,
+            6,
+            10,
+            16,
+            17,
+            0x20,
+            0x5412,
+            0x541c,
+            0x2000_0000,
+            u32::MAX,
+        ];
+        for machine in ["x86_64", "aarch64"] {
+            for profile in Seccomp::ALL {
+                for additions in [&[][..], &Addition::ALL] {
+                    for (whole, rest) in programs_for(profile, additions, machine).unwrap() {
+                        let short = shorten(&whole, &rest);
+                        assert!(short.len() < whole.len());
+                        let arch = whole[1].k;
+                        for number in (0..NUMBERS + 64).chain(0x4000_0000..0x4000_0008) {
+                            for value in values {
+                                for which in 0..4 {
+                                    let mut arguments = [0; 6];
+                                    arguments[which] = value;
+                                    // Two calls are looked at by two arguments.
+                                    arguments[(which + 1) % 6] = value >> 1;
+                                    let said = say(&whole, number, arch, arguments);
+                                    assert!(said.is_some(), "{machine} {number}");
+                                    assert_eq!(
+                                        say(&short, number, arch, arguments),
+                                        said,
+                                        "{machine} {profile:?} {number} {arguments:?}"
+                                    );
+                                }
+                            }
+                        }
+                        // Another architecture: the process ends.
+                        let ended = Some(libc::SECCOMP_RET_KILL_PROCESS);
+                        assert_eq!(say(&short, 0, 0x4000_0003, [0; 6]), ended);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_row_of_ranges_is_jumped_over() {
+        let arch = 0xc000_003e;
+        let mut whole = vec![
+            instruction(LOAD, ARCH),
+            sock_filter {
+                jt: 1,
+                ..instruction(IF_EQUAL, arch)
+            },
+            instruction(RETURN, libc::SECCOMP_RET_KILL_PROCESS),
+            instruction(LOAD, 0),
+        ];
+        // Every second number.
+        for number in (0..NUMBERS).step_by(2) {
+            whole.push(sock_filter {
+                jf: 1,
+                ..instruction(IF_EQUAL, number)
+            });
+            whole.push(instruction(RETURN, libc::SECCOMP_RET_ALLOW));
+        }
+        whole.push(instruction(RETURN, libc::SECCOMP_RET_TRAP));
+        let rest = [instruction(RETURN, libc::SECCOMP_RET_TRAP)];
+        let short = shorten(&whole, &rest);
+        for number in 0..NUMBERS + 9 {
+            assert_eq!(
+                say(&short, number, arch, [0; 6]),
+                say(&whole, number, arch, [0; 6]),
+                "{number}"
+            );
+        }
+    }
+}

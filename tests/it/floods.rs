@@ -1,0 +1,186 @@
+//! Servers that say too much, or nothing ever again, and starts that take too long.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::json;
+
+use crate::house::house;
+
+const LIST: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
+
+/// probe-72: a server that has closed its output has ended, however alive its process is.
+#[tokio::test]
+async fn a_server_that_closes_its_streams_and_stays_is_killed() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let before = children(house.runner_pid());
+    assert_eq!(before.len(), 1, "its init");
+    let answer = alice.call("mute", json!({})).await;
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["data"]["reason"]),
+        (502, &json!("server-ended"))
+    );
+    house.records.wait_for("child-died").await;
+    assert!(!Path::new(&format!("/proc/{}", before[0])).exists());
+    assert_eq!(alice.call("echo", json!({})).await.status, 404);
+}
+
+/// probe-73: what answers nobody's request is dropped, and a server that does little else is
+/// ended; a flood of notices is passed on or dropped, none is kept, and the answer comes through it.
+#[tokio::test]
+async fn answers_to_nobody_and_floods_of_notices_are_dropped() {
+    const FLOOD: usize = 100_000;
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let bob = house.session("bob").await;
+    let flood = json!({ "count": FLOOD });
+    let few = alice.call("strays", json!({ "count": 50 })).await;
+    assert_eq!(few.said(), "mine");
+    let noted = alice.call("notes", flood.clone()).await;
+    assert_eq!(noted.status, 200);
+    assert_eq!(noted.said(), "noted");
+    let (many, other) = tokio::join!(alice.call("strays", flood), bob.call("echo", json!({})));
+    assert_eq!(
+        (many.status, &many.json()["error"]["data"]["reason"]),
+        (502, &json!("server-ended"))
+    );
+    assert_eq!(other.status, 200);
+    house.records.wait_for("child-died").await;
+}
+
+/// probe-74: a list that is longer than a line may be ends its server, and says so.
+#[tokio::test]
+async fn a_list_without_measure_is_an_error() {
+    // 100 MB, in one line.
+    let house = house()
+        .argument("--tools")
+        .argument("100000")
+        .argument("1000")
+        .open()
+        .await;
+    let alice = house.session("alice").await;
+    let before = memory();
+    let answer = alice.post(LIST).await;
+    assert_eq!(answer.status, 502, "{}", answer.text());
+    assert_eq!(
+        answer.json()["error"]["data"]["reason"],
+        json!("server-ended")
+    );
+    house.records.wait_for("child-died").await;
+    let grown = memory().saturating_sub(before);
+    // Other tests run in this process, too.
+    assert!(grown < 90 << 10, "{grown} KiB more than before");
+}
+
+/// probe-74: of very many tools in a line that is short enough, no more are decided about than a list may have.
+#[tokio::test]
+async fn a_list_of_very_many_tools_is_cut() {
+    let house = house()
+        .argument("--tools")
+        .argument("30000")
+        .argument("1")
+        .open()
+        .await;
+    let alice = house.session("alice").await;
+    let answer = alice.post(LIST).await.json();
+    let tools = answer["result"]["tools"].as_array().unwrap();
+    assert_eq!(tools.len(), 5_000);
+}
+
+/// probe-75: a start that hangs ends at its deadline, leaves its place to the next, and nothing behind.
+#[tokio::test]
+async fn a_start_that_hangs_ends_at_its_deadline() {
+    let house = house()
+        .with("[limits]\nstart-timeout = \"1s\"\nsessions = 1\n")
+        .open()
+        .await;
+    let runner = house.runner_pid();
+    for _ in 0..20 {
+        let stop = Arc::new(AtomicBool::new(false));
+        let watcher = std::thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || freeze_the_next(runner, &stop)
+        });
+        let mut alice = house.caller("alice");
+        let start = Instant::now();
+        let answer = alice.initialize().await;
+        stop.store(true, Ordering::Relaxed);
+        let frozen = watcher.join().unwrap();
+        if answer.status == 200 {
+            // Frozen too late, or not at all: the program ran already.
+            for pid in frozen.iter().chain(&children(runner)) {
+                let _ = kill(Pid::from_raw(*pid), Signal::SIGCONT);
+            }
+            alice.send("DELETE", "").await;
+            house.records.wait_for("child-exited").await;
+            continue;
+        }
+        assert_eq!(
+            (answer.status, &answer.json()["error"]["data"]["reason"]),
+            (503, &json!("start-failed"))
+        );
+        assert!(start.elapsed() >= Duration::from_millis(900));
+        assert!(
+            house
+                .records
+                .all()
+                .join("\n")
+                .contains("limits.start-timeout"),
+            "{:?}",
+            house.records.all()
+        );
+        assert_eq!(children(runner), Vec::<i32>::new());
+        // The one place is free again.
+        assert_eq!(
+            house
+                .session("alice")
+                .await
+                .call("echo", json!({}))
+                .await
+                .status,
+            200
+        );
+        return;
+    }
+    panic!("no start was met before its program ran");
+}
+
+/// Stops the next process that this runner makes, as soon as it is there.
+fn freeze_the_next(runner: u32, stop: &AtomicBool) -> Option<i32> {
+    while !stop.load(Ordering::Relaxed) {
+        if let Some(child) = children(runner).first() {
+            kill(Pid::from_raw(*child), Signal::SIGSTOP).ok()?;
+            return Some(*child);
+        }
+    }
+    None
+}
+
+fn children(pid: u32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace()
+        .filter_map(|child| child.parse().ok())
+        .collect()
+}
+
+/// KiB of memory of this process, in which the gateways of the tests run.
+fn memory() -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
