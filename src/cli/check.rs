@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::{below, exit, path, print, provider, say, secret, unit};
 use crate::{
     authz::Engine,
-    config::{self, Auth, Config, EnvValue, Network, OwnerRule, Problem, ServerName},
+    config::{self, Auth, Config, EnvValue, ImageSource, Network, OwnerRule, Problem, ServerName},
     daemon,
     sandbox::{self, Host},
 };
@@ -231,7 +231,12 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
 
     // An image brings its own, and its archive stands in for it.
     let (key, program) = match &config.image {
-        Some(image) => ("image", image.path.as_path()),
+        Some(image) => match &image.source {
+            ImageSource::OciArchive(path) | ImageSource::DockerArchive(path) => {
+                ("image", path.as_path())
+            }
+            ImageSource::Registry(_) => ("image", Path::new(NOWHERE)),
+        },
         None => (
             "command",
             config
@@ -242,6 +247,8 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
         ),
     };
     match std::fs::metadata(program) {
+        // A registry is not asked here.
+        _ if program == Path::new(NOWHERE) => {}
         Ok(meta) if key == "image" && meta.is_file() => {}
         Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => {}
         Ok(_) => warn(
@@ -318,6 +325,9 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
     }
     warnings
 }
+
+/// In place of the path of what lies on no path.
+const NOWHERE: &str = "/";
 
 #[cfg(test)]
 mod tests {

@@ -1,14 +1,21 @@
 //! Container images, unpacked to be run by our own sandbox.
 //!
-//! [`pull`] reads an archive that the configuration names, checks every digest,
-//! and unpacks its layers into the runner's state directory. Never runs anything,
-//! never asks the network. Used by `cli` alone, in a unit of its own
-//! (thv-pull@NAME.service); the runner reads what `sandbox::Installed` finds.
+//! [`fetch`] brings what a registry has into the runner's state directory, as it is.
+//! [`pull`] reads that, or an archive that the configuration names, checks every
+//! digest, and unpacks its layers. The one never unpacks, the other never asks the
+//! network, and neither runs anything. Used by `cli` alone, each in a unit of its own
+//! (thv-fetch@NAME.service, thv-pull@NAME.service); the runner reads what
+//! `sandbox::Installed` finds.
 
 mod archive;
+mod blob;
+mod challenge;
+mod document;
 mod error;
 mod layer;
+mod registry;
 mod tree;
+mod zstd;
 
 use std::{
     fs, io,
@@ -16,11 +23,41 @@ use std::{
 };
 
 pub use error::ImageError;
+pub use registry::Progress;
 
 use crate::{
     config::{Config, ImageName},
     sandbox::Installed,
 };
+
+/// Fetches the image of `config` from its registry, into a place beside `store`'s images.
+///
+/// An archive is where it is already. `login` finds the credential of a registry.
+pub async fn fetch(
+    config: &Config,
+    store: &Path,
+    login: impl Fn(&str) -> Result<String, String>,
+    tell: &mut dyn FnMut(Progress),
+) -> Result<(), ImageError> {
+    let name = config.image.as_ref().ok_or(ImageError::NoImage)?;
+    let Some(repository) = name.repository() else {
+        return Ok(());
+    };
+    let settings = config.registries.get(&repository.registry);
+    let settings = settings.cloned().unwrap_or_default();
+    let login = settings
+        .credential
+        .as_deref()
+        .map(login)
+        .transpose()
+        .map_err(ImageError::Credential)?;
+    registry::fetch(name, repository, &settings, login, &fetched(store), tell).await
+}
+
+/// Where what was fetched lies.
+fn fetched(store: &Path) -> PathBuf {
+    store.join(FETCHED)
+}
 
 /// Unpacks the image of `config` below `store` and makes it the current one.
 ///
@@ -36,11 +73,14 @@ pub fn pull(config: &Config, store: &Path) -> Result<Installed, ImageError> {
     let building = store.join("building");
     clear(&building).map_err(failed(&building))?;
     fs::create_dir(&building).map_err(failed(&building))?;
-    let installed = unpack(config, name, &building)?;
+    let installed = unpack(config, name, &fetched(store), &building)?;
     let hex = installed.digest.trim_start_matches("sha256:").to_owned();
     let (place, before) = (store.join(&hex), current(store));
     for old in entries(store).map_err(failed(store))? {
-        let keep = old == place || old == building || Some(&old) == before.as_ref();
+        let keep = old == fetched(store)
+            || old == place
+            || old == building
+            || Some(&old) == before.as_ref();
         if !keep && !old.is_symlink() {
             clear(&old).map_err(failed(&old))?;
         }
@@ -65,8 +105,13 @@ pub fn pull(config: &Config, store: &Path) -> Result<Installed, ImageError> {
     })
 }
 
-fn unpack(config: &Config, name: &ImageName, into: &Path) -> Result<Installed, ImageError> {
-    let archive = archive::open(name)?;
+fn unpack(
+    config: &Config,
+    name: &ImageName,
+    fetched: &Path,
+    into: &Path,
+) -> Result<Installed, ImageError> {
+    let archive = archive::open(name, fetched)?;
     let image = archive.image(name)?;
     let path = into.join(Installed::TREE);
     let mut tree = tree::Tree::create(&path)?;
@@ -86,7 +131,7 @@ fn unpack(config: &Config, name: &ImageName, into: &Path) -> Result<Installed, I
 
 /// Makes the places that the sandbox mounts over: the root itself will be read-only.
 fn prepare(tree: &mut tree::Tree, config: &Config, image: &Installed) -> Result<(), ImageError> {
-    for directory in ["dev", "proc", "tmp", "run", "etc", "state"] {
+    for directory in ["dev", "proc", "sys", "tmp", "run", "etc", "state"] {
         tree.make_directory(Path::new(directory))?;
     }
     for file in ["etc/hosts", "etc/hostname", "etc/resolv.conf"] {
@@ -148,6 +193,8 @@ fn clear(path: &Path) -> io::Result<()> {
     }
 }
 
+/// What came from a registry, an OCI layout in the store.
+const FETCHED: &str = "fetched";
 /// Bytes of an image's own `/etc/passwd` or `/etc/group`.
 const MAX_ACCOUNTS: u64 = 1 << 20;
 

@@ -25,7 +25,7 @@ use tracing::warn;
 
 use super::Setup;
 use crate::{
-    config::{Config, Layer, Network},
+    config::{Config, Engine, Layer, Network},
     frames::{Signal, Status},
     sandbox::{
         self, Fault, Start,
@@ -76,6 +76,12 @@ impl Child {
         } else {
             None
         };
+        if config.engine == Engine::Podman {
+            return Err(Fault {
+                layer: "image".to_owned(),
+                reason: "podman is not built into this version; leave `engine` away".to_owned(),
+            });
+        }
         let image = match (&config.image, &setup.images) {
             (Some(name), Some(store)) => Some(sandbox::Installed::open(store, name)?),
             (Some(_), None) => {

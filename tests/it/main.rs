@@ -22,6 +22,8 @@ mod image;
 mod modern;
 /// A real identity provider, and what becomes of it.
 mod provider;
+/// A registry of images, on loopback and by TLS.
+mod registry;
 /// One server from one command line.
 mod run;
 /// Who may ask the runner for anything.
