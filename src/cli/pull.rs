@@ -50,7 +50,7 @@ pub(super) fn run(
             fetch(&config, &store)?;
         }
         if only != Some(Half::Fetch) {
-            let installed = image::pull(&config, &store)?;
+            let installed = image::pull(&config, &store).map_err(told)?;
             print(&format!(
                 "{} {}\n",
                 installed.digest,
@@ -103,7 +103,12 @@ fn fetch(config: &Config, store: &Path) -> Result<()> {
     let mut tell = |progress| shown.show(progress);
     let fetched = runtime.block_on(image::fetch(config, store, login, &mut tell));
     shown.end();
-    Ok(fetched?)
+    fetched.map_err(told)
+}
+
+/// Its text says all that its causes do.
+fn told(error: image::ImageError) -> anyhow::Error {
+    anyhow::anyhow!("{error}")
 }
 
 /// Progress as a person sees it: one line that changes on a terminal, few lines elsewhere.

@@ -204,6 +204,7 @@ fn finish(
             arguments: words("Cmd")?,
             env,
             cwd,
+            prepared: Vec::new(),
             root: PathBuf::new(),
         },
     })

@@ -22,13 +22,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use archive::Archive;
+use document::Image;
 pub use error::ImageError;
 pub use registry::Progress;
 
-use crate::{
-    config::{Config, ImageName},
-    sandbox::Installed,
-};
+use crate::{config::Config, sandbox::Installed};
 
 /// Fetches the image of `config` from its registry, into a place beside `store`'s images.
 ///
@@ -61,6 +60,8 @@ fn fetched(store: &Path) -> PathBuf {
 
 /// Unpacks the image of `config` below `store` and makes it the current one.
 ///
+/// What is there already is left as it is.
+///
 /// What is half done is never current: the tree is built beside, and put in place by
 /// one rename. The image before stays until the next pull, for children that run it.
 pub fn pull(config: &Config, store: &Path) -> Result<Installed, ImageError> {
@@ -70,10 +71,18 @@ pub fn pull(config: &Config, store: &Path) -> Result<Installed, ImageError> {
         move |source| ImageError::Store { path, source }
     };
     fs::create_dir_all(store).map_err(failed(store))?;
+    let archive = archive::open(name, &fetched(store))?;
+    let image = archive.image(name)?;
+    if let Ok(there) = Installed::open(store, name)
+        && there.digest == image.installed.digest
+        && places(config).all(|path| there.prepared.contains(path))
+    {
+        return Ok(there);
+    }
     let building = store.join("building");
     clear(&building).map_err(failed(&building))?;
     fs::create_dir(&building).map_err(failed(&building))?;
-    let installed = unpack(config, name, &fetched(store), &building)?;
+    let installed = unpack(config, &archive, image, &building)?;
     let hex = installed.digest.trim_start_matches("sha256:").to_owned();
     let (place, before) = (store.join(&hex), current(store));
     for old in entries(store).map_err(failed(store))? {
@@ -107,12 +116,10 @@ pub fn pull(config: &Config, store: &Path) -> Result<Installed, ImageError> {
 
 fn unpack(
     config: &Config,
-    name: &ImageName,
-    fetched: &Path,
+    archive: &Archive,
+    image: Image,
     into: &Path,
 ) -> Result<Installed, ImageError> {
-    let archive = archive::open(name, fetched)?;
-    let image = archive.image(name)?;
     let path = into.join(Installed::TREE);
     let mut tree = tree::Tree::create(&path)?;
     for (index, layer) in image.layers.iter().enumerate() {
@@ -121,6 +128,7 @@ fn unpack(
     }
     let mut installed = image.installed;
     installed.root = path;
+    installed.prepared = places(config).cloned().collect();
     prepare(&mut tree, config, &installed)?;
     let text = serde_json::to_vec_pretty(&installed).map_err(io::Error::from);
     let file = into.join(Installed::RECORD);
@@ -159,7 +167,7 @@ fn prepare(tree: &mut tree::Tree, config: &Config, image: &Installed) -> Result<
     if let Ok(cwd) = inside(&image.cwd) {
         tree.make_directory(&cwd)?;
     }
-    for path in &config.sandbox.read_only {
+    for path in places(config) {
         let Ok(at) = inside(path) else { continue };
         if path.is_file() {
             tree.replace(&at, b"")?;
@@ -168,6 +176,11 @@ fn prepare(tree: &mut tree::Tree, config: &Config, image: &Installed) -> Result<
         }
     }
     Ok(())
+}
+
+/// What of the host is mounted into the tree.
+fn places(config: &Config) -> impl Iterator<Item = &PathBuf> {
+    config.sandbox.read_only.iter()
 }
 
 fn current(store: &Path) -> Option<PathBuf> {

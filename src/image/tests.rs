@@ -12,7 +12,7 @@ use tar::{EntryType, Header};
 use tempfile::TempDir;
 
 use super::{document::sha256 as sha, *};
-use crate::config::{self, OwnerRule, ServerName};
+use crate::config::{self, ImageName, OwnerRule, ServerName};
 
 /// One entry of a layer: its kind, name, mode and content, or target.
 type Entry<'a> = (EntryType, &'a str, u32, &'a str);

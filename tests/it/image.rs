@@ -18,7 +18,7 @@ use crate::{
 const THV: &str = env!("CARGO_BIN_EXE_thv");
 
 /// The demo's server and the libraries that it is linked to, as one layer; and how it is run.
-fn demo() -> (Vec<u8>, Vec<u8>) {
+pub fn demo() -> (Vec<u8>, Vec<u8>) {
     let mut layer = tar::Builder::new(Vec::new());
     layer.sparse(false);
     let linked = Command::new("ldd").arg(THV).output().unwrap();
