@@ -145,6 +145,10 @@ fn prepare(tree: &mut tree::Tree, config: &Config, image: &Installed) -> Result<
     for file in ["etc/hosts", "etc/hostname", "etc/resolv.conf"] {
         tree.replace(Path::new(file), b"")?;
     }
+    // podman would make it, and the root is read-only.
+    if tree.read(Path::new("etc/mtab"), 0)?.is_none() {
+        tree.symlink(Path::new("etc/mtab"), Path::new("/proc/mounts"))?;
+    }
     // The user that everything runs as has a name, or `whoami` and its like would fail.
     for (file, line) in [
         ("etc/passwd", "server:x:1000:1000::/tmp:/bin/sh\n"),

@@ -7,7 +7,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::DirBuilderExt,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Instant,
 };
 
@@ -76,12 +76,6 @@ impl Child {
         } else {
             None
         };
-        if config.engine == Engine::Podman {
-            return Err(Fault {
-                layer: "image".to_owned(),
-                reason: "podman is not built into this version; leave `engine` away".to_owned(),
-            });
-        }
         let image = match (&config.image, &setup.images) {
             (Some(name), Some(store)) => Some(sandbox::Installed::open(store, name)?),
             (Some(_), None) => {
@@ -93,6 +87,19 @@ impl Child {
             (None, _) => None,
         };
         let plan = sandbox::plan(config, &setup.host, state.as_deref(), image.as_ref());
+        let plan = match config.engine {
+            Engine::Native => plan,
+            Engine::Podman if !Path::new(sandbox::PODMAN).exists() => {
+                return Err(Fault {
+                    layer: "podman".to_owned(),
+                    reason: format!(
+                        "`{}` is not there; install podman and crun, or leave `engine` away",
+                        sandbox::PODMAN
+                    ),
+                });
+            }
+            Engine::Podman => sandbox::within_podman(plan, &setup.host)?,
+        };
         let credentials = setup.vault.of(&plan)?;
         let group = match cgroups {
             Ok(cgroups) => cgroups.group(plan.cgroup).map(Some),

@@ -485,3 +485,22 @@ async fn fetching_and_unpacking_are_two_things() {
         "{said}"
     );
 }
+
+/// The same image by podman.
+#[tokio::test]
+async fn a_server_from_an_image_runs_by_podman() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = dir.path().join("image.tar");
+    save(&archive);
+    let house = house()
+        .file(&file(&archive, "engine = \"podman\""))
+        .before(pull)
+        .open()
+        .await;
+    let began = Instant::now();
+    let caller = house.session("alice").await;
+    println!("image by podman to its first answer: {:?}", began.elapsed());
+    let told = caller.call("look_around", json!({})).await.said();
+    println!("{told}");
+    println!("{}", house.records.all().join("\n"));
+}
