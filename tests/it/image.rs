@@ -39,7 +39,7 @@ pub fn demo() -> (Vec<u8>, Vec<u8>) {
     (layer, configuration)
 }
 
-fn put(archive: &mut tar::Builder<impl std::io::Write>, name: &str, bytes: &[u8]) {
+pub fn put(archive: &mut tar::Builder<impl std::io::Write>, name: &str, bytes: &[u8]) {
     let mut header = tar::Header::new_gnu();
     header.set_size(bytes.len() as u64);
     header.set_mode(0o644);
@@ -47,6 +47,18 @@ fn put(archive: &mut tar::Builder<impl std::io::Write>, name: &str, bytes: &[u8]
 }
 
 fn configuration(diff_ids: &[String]) -> Vec<u8> {
+    // The program is found in PATH, inside.
+    configuration_of(
+        &json!({
+            "Entrypoint": ["server"], "Cmd": ["demo-server"], "WorkingDir": "/opt/app",
+            "Env": ["PATH=/nowhere:/opt/app", "OF_THE_IMAGE=1", "HOME=/root"],
+        }),
+        diff_ids,
+    )
+}
+
+/// What an image says of how it is run.
+pub fn configuration_of(run: &Value, diff_ids: &[String]) -> Vec<u8> {
     let architecture = if cfg!(target_arch = "x86_64") {
         "amd64"
     } else {
@@ -54,11 +66,7 @@ fn configuration(diff_ids: &[String]) -> Vec<u8> {
     };
     json!({
         "architecture": architecture, "os": "linux",
-        "config": {
-            // Found in PATH, inside.
-            "Entrypoint": ["server"], "Cmd": ["demo-server"], "WorkingDir": "/opt/app",
-            "Env": ["PATH=/nowhere:/opt/app", "OF_THE_IMAGE=1", "HOME=/root"],
-        },
+        "config": run,
         "rootfs": { "type": "layers", "diff_ids": diff_ids },
     })
     .to_string()
@@ -68,6 +76,11 @@ fn configuration(diff_ids: &[String]) -> Vec<u8> {
 /// An archive as `docker save` writes it.
 fn save(into: &Path) {
     let (layer, configuration) = demo();
+    save_as(into, &layer, &configuration);
+}
+
+/// An archive of one layer.
+pub fn save_as(into: &Path, layer: &[u8], configuration: &[u8]) {
     let manifest = json!([{ "Config": "c.json", "RepoTags": ["it:1"], "Layers": ["l.tar"] }]);
     let mut archive = tar::Builder::new(fs::File::create(into).unwrap());
     put(
@@ -75,12 +88,12 @@ fn save(into: &Path) {
         "manifest.json",
         manifest.to_string().as_bytes(),
     );
-    put(&mut archive, "c.json", &configuration);
-    put(&mut archive, "l.tar", &layer);
+    put(&mut archive, "c.json", configuration);
+    put(&mut archive, "l.tar", layer);
     archive.finish().unwrap();
 }
 
-fn pull(root: &Path) {
+pub fn pull(root: &Path) {
     let state = root.join("var/lib/thv-runner/it");
     let pulled = Command::new(THV)
         .args([

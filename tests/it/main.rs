@@ -20,6 +20,8 @@ mod identity;
 mod image;
 /// Requests of the stateless version.
 mod modern;
+/// Images by podman.
+mod podman;
 /// A real identity provider, and what becomes of it.
 mod provider;
 /// A registry of images, on loopback and by TLS.
