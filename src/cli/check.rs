@@ -17,7 +17,10 @@ use serde::Serialize;
 use super::{below, exit, path, print, provider, say, secret, unit};
 use crate::{
     authz::Engine,
-    config::{self, Auth, Config, EnvValue, ImageSource, Network, OwnerRule, Problem, ServerName},
+    config::{
+        self, Auth, Config, Engine as ImageEngine, EnvValue, ImageSource, Network, OwnerRule,
+        Problem, ServerName,
+    },
     daemon,
     sandbox::{self, Host},
 };
@@ -207,6 +210,12 @@ fn plan(config: &Config) -> String {
         .as_ref()
         .and_then(|name| sandbox::Installed::open(&images, name).ok());
     let plan = sandbox::plan(config, &Host::look(), state.as_deref(), image.as_ref()).to_string();
+    let plan = match config.engine {
+        ImageEngine::Native => plan,
+        ImageEngine::Podman => format!(
+            "Run by podman, as the one user of a namespace; without the layer landlock.\n{plan}"
+        ),
+    };
     match (&config.image, image) {
         (Some(name), None) => format!(
             "The image `{}` is not pulled, or not readable for you: what it says itself is not here.\n{plan}",
@@ -261,6 +270,13 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
             format!("`{}`: {error}", program.display()),
             "install it".into(),
         ),
+    }
+    if config.engine == ImageEngine::Podman && !Path::new(sandbox::PODMAN).exists() {
+        warn(
+            "engine",
+            format!("`{}` is not there", sandbox::PODMAN),
+            "install podman and crun".into(),
+        );
     }
     let shown = config
         .sandbox
