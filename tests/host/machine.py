@@ -21,7 +21,7 @@ CACHE = TOP / ".cache" / "host"
 SUITE = "trixie"
 # What thv needs, and what its servers, clients and the tests themselves run on.
 PACKAGES = [
-    "ca-certificates", "conmon", "crun", "curl", "dbus", "man-db", "nodejs", "openssl", "podman", "procps", "python3", "systemd", "systemd-sysv", "util-linux",
+    "ca-certificates", "conmon", "crun", "curl", "dbus", "man-db", "nodejs", "podman", "procps", "python3", "systemd", "systemd-sysv", "util-linux",
 ]
 
 

@@ -47,6 +47,8 @@ pub struct Plan {
     file: Option<String>,
     /// Done when the files are there and nothing has started.
     before: Option<fn(&Path)>,
+    /// Where the runner's credentials are.
+    credentials: Option<PathBuf>,
 }
 
 /// A running gateway; it ends when this is dropped.
@@ -76,6 +78,7 @@ pub fn house() -> Plan {
         unix: false,
         file: None,
         before: None,
+        credentials: None,
     }
 }
 
@@ -162,6 +165,12 @@ impl Plan {
         self
     }
 
+    /// Gives the runner a directory of credentials, as systemd would.
+    pub fn credentials(mut self, directory: &Path) -> Self {
+        self.credentials = Some(directory.to_owned());
+        self
+    }
+
     pub async fn open(self) -> House {
         let files = tempfile::Builder::new()
             .prefix("thv-it-")
@@ -204,8 +213,19 @@ impl Plan {
             listener.into()
         };
         let server = ServerName::parse("it").unwrap();
-        let program = Path::new(env!("CARGO_BIN_EXE_thv"));
-        let runner = runner::foreground(program, files.path(), &server).unwrap();
+        let mut program = PathBuf::from(env!("CARGO_BIN_EXE_thv"));
+        if let Some(credentials) = &self.credentials {
+            let script = format!(
+                "#!/bin/sh\nCREDENTIALS_DIRECTORY={} exec {} \"$@\"\n",
+                credentials.display(),
+                program.display()
+            );
+            program = files.path().join("runner");
+            fs::write(&program, script).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            fs::set_permissions(&program, mode).unwrap();
+        }
+        let runner = runner::foreground(&program, files.path(), &server).unwrap();
         let (audit, memory) = Audit::memory(&server);
         let records = Records(memory);
         let (root, name) = (files.path().to_owned(), server.clone());

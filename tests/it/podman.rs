@@ -270,6 +270,7 @@ async fn nothing_of_podman_is_left() {
     if !has_podman("nothing_of_podman_is_left") {
         return;
     }
+    let before = places();
     for probe in ["hide", "stay"] {
         let contained = Contained::open("", "").await;
         let (house, caller) = (&contained.inner.house, &contained.inner.caller);
@@ -301,14 +302,23 @@ async fn nothing_of_podman_is_left() {
         );
         tokio::task::yield_now().await;
     }
-    for place in [
-        "/var/lib/containers/storage",
-        "/run/containers/storage",
-        "/run/crun",
-    ] {
-        let of_us = fs::read_dir(place).into_iter().flatten().flatten().count();
-        assert_eq!(of_us, 0, "{place}");
+    assert_eq!(places(), before, "files of podman's are left");
+}
+
+/// What a podman leaves where it is not told otherwise.
+fn places() -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    let mut left: Vec<std::path::PathBuf> = ["/var/lib/containers", "/run/containers", "/run/crun"]
+        .map(Into::into)
+        .to_vec();
+    while let Some(place) = left.pop() {
+        for entry in fs::read_dir(&place).into_iter().flatten().flatten() {
+            found.push(entry.path());
+            left.push(entry.path());
+        }
     }
+    found.sort();
+    found
 }
 
 /// fault-25: an image without the program that it names is an error with podman's own words, and no child.
@@ -363,4 +373,36 @@ async fn the_ways_out_of_a_container_are_those_of_its_child() {
     let (through, what) = contained.inside("says", &direct).await;
     assert!(!through && what.starts_with("ECONNREFUSED"), "{what}");
     answering.abort();
+}
+
+/// probe-3: a secret is in its variable or its file, and in no argument of podman's.
+#[tokio::test]
+async fn a_secret_reaches_the_container_and_no_command_line() {
+    if !has_podman("a_secret_reaches_the_container_and_no_command_line") {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let canary = format!("canary-{}", std::process::id());
+    fs::write(place.path().join("key"), &canary).unwrap();
+    let env = "[env]\nKEY = { credential = \"key\" }\nFILE = { credential-file = \"key\" }\n";
+    let house = by_podman(&place.path().join("image.tar"), "", "", env)
+        .credentials(place.path())
+        .open()
+        .await;
+    let sandbox = Sandbox {
+        caller: house.session("alice").await,
+        house,
+    };
+    let environment: Value =
+        serde_json::from_str(&sandbox.inside("environment", "").await.1).unwrap();
+    assert_eq!(environment["KEY"], canary.as_str());
+    let file = environment["FILE"].as_str().unwrap();
+    assert_eq!(sandbox.inside("read", file).await, (true, canary.clone()));
+    assert!(!sandbox.inside("write", file).await.0);
+    let children = descendants(sandbox.house.runner_pid());
+    assert!(children.len() >= 4, "{children:?}");
+    for child in children {
+        let line = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+        assert!(!String::from_utf8_lossy(&line).contains(&canary), "{child}");
+    }
 }
