@@ -82,10 +82,15 @@ pub fn within_podman(plan: Plan, host: &Host) -> Result<Plan, Fault> {
             | Entry::Processes { .. } => {}
         }
     }
-    // Over what podman would show of the host's devices and control groups.
-    for at in ["/sys", "/sys/fs/cgroup"] {
-        arguments
-            .push(mounted(Path::new(&format!("{OWN}{at}")), Path::new(at), "ro").map_err(fault)?);
+    // Over what podman would show besides: nothing of it is for a server, and a mount of
+    // terminals wants a group that is not in the namespace.
+    for (from, at) in [
+        (SYS, "/sys"),
+        (EMPTY, "/sys/fs/cgroup"),
+        (EMPTY, "/dev/pts"),
+        (EMPTY, "/dev/mqueue"),
+    ] {
+        arguments.push(mounted(Path::new(from), Path::new(at), "ro").map_err(fault)?);
     }
     arguments.extend([
         format!("--security-opt=seccomp={PROFILE}"),
@@ -157,9 +162,7 @@ fn of_podman(host: &Host, profile: String) -> Vec<Entry> {
             at: "/sys/fs/cgroup".into(),
         }
     });
-    root.push(Entry::Directory {
-        at: format!("{OWN}/sys/fs/cgroup").into(),
-    });
+    root.push(Entry::Directory { at: EMPTY.into() });
     for (at, text) in [
         (
             "/etc/passwd",
@@ -200,6 +203,9 @@ const LAYER: &str = "podman";
 const IMAGE: &str = "/image";
 /// Where what is mounted into the container stands there.
 const OWN: &str = "/run/thv";
+/// An empty directory, and one that leads to it as `/sys` would.
+const EMPTY: &str = "/run/thv/sys/fs/cgroup";
+const SYS: &str = "/run/thv/sys";
 const PROFILE: &str = "/run/thv/seccomp.json";
 const CONFIGURATION: &str = "/run/thv/containers.conf";
 /// Bytes of each of podman's own writable places.
