@@ -56,7 +56,7 @@ def things(host):
 class Registry:
     """On the machine's loopback, by TLS, for whom it knows."""
 
-    def __init__(self, host):
+    def __init__(self, host, is_open=False):
         known, self.digest = things(host)
         asked = self.asked = []
 
@@ -64,7 +64,7 @@ class Registry:
             def do_GET(self):
                 asked.append(self.path)
                 # BASE64 of caller:canary-of-registry
-                if self.headers.get("Authorization") != "Basic Y2FsbGVyOmNhbmFyeS1vZi1yZWdpc3RyeQ==":
+                if not is_open and self.headers.get("Authorization") != "Basic Y2FsbGVyOmNhbmFyeS1vZi1yZWdpc3RyeQ==":
                     self.send_response(401)
                     self.send_header("WWW-Authenticate", 'Basic realm="it"')
                     self.send_header("Content-Length", "0")
@@ -195,7 +195,52 @@ def an_image_runs_by_podman_under_the_runners_unit(host):
     host.run("systemctl", "disable", f"thv@{NAME}.socket")
 
 
+def an_image_of_a_command_line_is_pulled_by_whom_it_runs_as(host):
+    host.write("/usr/local/share/ca-certificates/it.crt", (machine.TOP / "tests/tls/ca.pem").read_text())
+    host.run("update-ca-certificates")
+    port, unit = 8090, "thv-run-pictured.service"
+    audience = f"http://127.0.0.1:{port}/mcp"
+    line = ["/usr/bin/thv", "run", "--name", NAME, "--port", str(port), "--oidc-issuer", wire.ISSUER, "--oidc-audience", audience,
+            "--volume", "/usr:ro", "--volume", "/opt/peers:ro", f"localhost:{REGISTRY}/mcp/pictured:1"]
+    token = wire.token("alice", audience)
+
+    def serves():
+        with wire.Client(port, token) as client:
+            answer = client.initialize()
+            assert answer.status == 200, answer
+            assert probe(client, "read", "/etc/of-the-image") == [True, "layered"]
+            client.leave()
+
+    with Registry(host, is_open=True) as registry:
+        done = host.run(*line)
+        assert done.stdout.strip() == unit and "as the unit starts" in done.stderr, done
+        serves()
+        state = f"/var/lib/private/thv-run/{NAME}"
+        owner = host.text("stat", "--format=%u", f"{state}/image/current/rootfs")
+        assert f"run as uid {owner}," in done.stderr and int(owner) >= 61184, (owner, done.stderr)
+        host.run("systemctl", "stop", unit)
+        asked = len(registry.asked)
+        host.run(*line)
+        serves()
+        host.run("systemctl", "stop", unit)
+        # What is there is kept from one start to the next.
+        assert len(registry.asked) == asked + 1, registry.asked
+
+        uid = host.text("id", "--user", "caller")
+        runtime = f"/run/user/{uid}"
+        host.run("install", "--directory", "--mode=0700", "--owner=caller", "--group=caller", runtime)
+        host.run("systemd-run", "--quiet", "--unit=manager-of-caller", "--uid=caller", "--property=Delegate=yes", "--property=Type=notify",
+                 "--property=NotifyAccess=all", f"--setenv=XDG_RUNTIME_DIR={runtime}", "/usr/lib/systemd/systemd", "--user")
+        user = ["env", f"XDG_RUNTIME_DIR={runtime}", "HOME=/home/caller"]
+        done = host.run(*user, *line, user="caller")
+        assert f"/home/caller/.local/state/thv/run/{NAME}" in done.stderr and registry.digest in done.stderr, done
+        serves()
+        host.run(*user, "systemctl", "--user", "stop", unit, user="caller")
+        host.run("systemctl", "stop", "manager-of-caller")
+
+
 ALL = [
+    an_image_of_a_command_line_is_pulled_by_whom_it_runs_as,
     an_image_is_fetched_by_one_unit_and_unpacked_by_another,
     an_image_runs_by_thv_itself,
     an_image_runs_by_podman_under_the_runners_unit,
