@@ -406,3 +406,54 @@ async fn a_secret_reaches_the_container_and_no_command_line() {
         assert!(!String::from_utf8_lossy(&line).contains(&canary), "{child}");
     }
 }
+
+/// fault-25: a podman that hangs is an error when the time is over, and ends with its child.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_podman_that_hangs_is_an_error() {
+    if !has_podman("a_podman_that_hangs_is_an_error") {
+        return;
+    }
+    let archive = tempfile::tempdir().unwrap();
+    let limits = "[limits]\ncall-timeout = \"2s\"\n";
+    let house = by_podman(&archive.path().join("image.tar"), "", "", limits)
+        .open()
+        .await;
+    let runner = house.runner_pid();
+    for _ in 0..10 {
+        let mut caller = house.caller("alice");
+        let asking = tokio::spawn(async move { (caller.initialize().await, caller) });
+        let is_podman = |pid: &i32| {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "podman\n")
+        };
+        let podman = loop {
+            match descendants(runner).into_iter().find(is_podman) {
+                Some(pid) => break pid,
+                None => tokio::task::yield_now().await,
+            }
+        };
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(podman),
+            nix::sys::signal::Signal::SIGSTOP,
+        )
+        .unwrap();
+        let (answer, caller) = asking.await.unwrap();
+        if answer.status == 200 {
+            // The container was quicker.
+            let before = house.records.count("child-exited") + house.records.count("child-died");
+            caller.send("DELETE", "").await;
+            while house.records.count("child-exited") + house.records.count("child-died") == before
+            {
+                tokio::task::yield_now().await;
+            }
+            continue;
+        }
+        println!("{}", answer.text());
+        let deadline = std::time::Instant::now() + crate::wire::PATIENCE;
+        while !descendants(runner).is_empty() {
+            assert!(std::time::Instant::now() < deadline, "podman is left");
+            tokio::task::yield_now().await;
+        }
+        return;
+    }
+    panic!("podman was never stopped in time");
+}
