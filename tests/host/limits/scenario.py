@@ -87,7 +87,8 @@ def a_child_that_eats_its_memory_ends_alone():
     """probe-64, fault-22"""
     before, eater, other = pid(), Session(), Session()
     status, _, message = eater.call("eat")
-    assert status == 502 and message["error"]["data"]["reason"] == "server-out-of-memory", (status, message)
+    # What takes long is answered by a stream, which has begun.
+    assert status in (200, 502) and message["error"]["data"]["reason"] == "server-out-of-memory", (status, message)
     assert other.said("echo") == "here"
     assert eater.call("echo")[0] == 404
     assert pid() == before, "the gateway lives"
@@ -137,7 +138,8 @@ def the_limits_are_a_containers_too():
         names = [pathlib.Path(f"/proc/{pid}/comm").read_text().strip() for pid in (group / "cgroup.procs").read_text().split()]
         assert "podman" in names and "python3" in names, names
     status, _, message = eater.call("eat")
-    assert status == 502 and message["error"]["data"]["reason"] == "server-out-of-memory", (status, message)
+    # What takes long is answered by a stream, which has begun.
+    assert status in (200, 502) and message["error"]["data"]["reason"] == "server-out-of-memory", (status, message)
     assert other.said("echo") == "here"
     assert other.send("", verb="DELETE")[0] == 204
     end = time.monotonic() + 20
