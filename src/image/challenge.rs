@@ -101,7 +101,21 @@ const MAX_PARAMETERS: usize = 16;
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Whatever a registry says, a token is asked for by TLS and for one repository.
+        #[test]
+        fn any_challenge_is_read_or_not(
+            text in "(Bearer|basic|x)? ?(realm=\"?https://[a-z?&=\"\\\\]{0,9}\"?)?[, ]{0,2}(\\PC{0,20}=\\PC{0,20}){0,3}",
+        ) {
+            if let Some(url) = Challenge::parse(&text).and_then(|it| it.token_url("a/b")) {
+                prop_assert!(url.starts_with("https://") && url.ends_with("scope=repository:a/b:pull"));
+            }
+        }
+    }
 
     #[test]
     fn a_challenge_says_where_a_token_is_and_not_what_it_may() {
