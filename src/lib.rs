@@ -26,7 +26,7 @@ pub mod fetch;
 pub mod frames;
 // The HTTP edge: connections, limits, routes, answers. Knows nothing of tokens or policies.
 pub mod http;
-// Container images: read from an archive, checked, unpacked. Never runs one.
+// Container images: fetched from a registry or read from an archive, checked, unpacked. Never runs one.
 pub mod image;
 // The one reader of strangers' JSON: strict, one pass, keeps where everything stands.
 pub mod json;

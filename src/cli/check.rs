@@ -17,7 +17,10 @@ use serde::Serialize;
 use super::{below, exit, path, print, provider, say, secret, unit};
 use crate::{
     authz::Engine,
-    config::{self, Auth, Config, EnvValue, Network, OwnerRule, Problem, ServerName},
+    config::{
+        self, Auth, Config, Engine as ImageEngine, EnvValue, ImageSource, Network, OwnerRule,
+        Problem, ServerName,
+    },
     daemon,
     sandbox::{self, Host},
 };
@@ -207,6 +210,12 @@ fn plan(config: &Config) -> String {
         .as_ref()
         .and_then(|name| sandbox::Installed::open(&images, name).ok());
     let plan = sandbox::plan(config, &Host::look(), state.as_deref(), image.as_ref()).to_string();
+    let plan = match config.engine {
+        ImageEngine::Native => plan,
+        ImageEngine::Podman => format!(
+            "Run by podman, as the one user of a namespace; without the layer landlock.\n{plan}"
+        ),
+    };
     match (&config.image, image) {
         (Some(name), None) => format!(
             "The image `{}` is not pulled, or not readable for you: what it says itself is not here.\n{plan}",
@@ -231,7 +240,12 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
 
     // An image brings its own, and its archive stands in for it.
     let (key, program) = match &config.image {
-        Some(image) => ("image", image.path.as_path()),
+        Some(image) => match &image.source {
+            ImageSource::OciArchive(path) | ImageSource::DockerArchive(path) => {
+                ("image", path.as_path())
+            }
+            ImageSource::Registry(_) => ("image", Path::new(NOWHERE)),
+        },
         None => (
             "command",
             config
@@ -242,6 +256,8 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
         ),
     };
     match std::fs::metadata(program) {
+        // A registry is not asked here.
+        _ if program == Path::new(NOWHERE) => {}
         Ok(meta) if key == "image" && meta.is_file() => {}
         Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => {}
         Ok(_) => warn(
@@ -254,6 +270,13 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
             format!("`{}`: {error}", program.display()),
             "install it".into(),
         ),
+    }
+    if config.engine == ImageEngine::Podman && !Path::new(sandbox::PODMAN).exists() {
+        warn(
+            "engine",
+            format!("`{}` is not there", sandbox::PODMAN),
+            "install podman and crun".into(),
+        );
     }
     let shown = config
         .sandbox
@@ -318,6 +341,9 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
     }
     warnings
 }
+
+/// In place of the path of what lies on no path.
+const NOWHERE: &str = "/";
 
 #[cfg(test)]
 mod tests {

@@ -15,7 +15,7 @@ use nix::{sys::utsname::uname, unistd::geteuid};
 use serde::Serialize;
 
 use super::{exit, print, scratch::Scratch};
-use crate::sys;
+use crate::{sandbox, sys};
 
 /// How one thing is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
@@ -276,15 +276,33 @@ fn systemd() -> Finding {
     }
 }
 
+/// podman, what it starts containers with, and what stands between the two.
 fn podman() -> Finding {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    match std::env::split_paths(&path)
-        .map(|directory| directory.join("podman"))
-        .find(|program| program.exists())
-    {
-        Some(program) => good("podman", program.display().to_string()),
-        None => absent("podman", "not installed; only images would need it", ""),
+    let what = "podman";
+    let is_there = |program: &str| Path::new("/usr/bin").join(program).exists();
+    if !Path::new(sandbox::PODMAN).exists() {
+        return absent(
+            what,
+            "not installed; only servers with `engine = \"podman\"` need it",
+            "",
+        );
     }
+    let missing: Vec<_> = ["crun", "conmon"]
+        .into_iter()
+        .filter(|program| !is_there(program))
+        .collect();
+    if !missing.is_empty() {
+        return absent(
+            what,
+            format!("installed without {}", missing.join(" and ")),
+            "install them: servers with `engine = \"podman\"` do not start without",
+        );
+    }
+    let said = Command::new(sandbox::PODMAN).arg("--version").output();
+    let said = said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let said = said.unwrap_or_default();
+    let version = said.trim().trim_start_matches("podman version ");
+    good(what, format!("{version}, with crun"))
 }
 
 /// Builds a sandbox, as for a server.

@@ -120,12 +120,15 @@ pub(crate) enum Verb {
         name: ServerName,
         address: std::net::SocketAddr,
     },
-    /// Unpack a server's image for its runner
+    /// Fetch a server's image, and unpack it for its runner
     Pull {
         name: ServerName,
-        /// Do it here, below this state directory, not in thv-pull@NAME.service
+        /// Do it here, below this state directory, not in units of its runner's user
         #[arg(long, value_name = "DIR")]
         into: Option<PathBuf>,
+        /// Do one half of it
+        #[arg(long, hide = true, requires = "into")]
+        only: Option<pull::Half>,
     },
     /// Say why a server accepts or refuses a token
     #[command(subcommand)]
@@ -143,11 +146,14 @@ pub(crate) enum Verb {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Secret {
-    /// Encrypt standard input as a credential that only the server's runner is given
+    /// Encrypt standard input as a credential that one unit of the server's is given: its runner
     Set {
         name: ServerName,
         /// What the server's file calls it: `{ credential = "KEY" }`
         key: String,
+        /// Give it to the unit that fetches the server's image instead: USER:PASSWORD for a registry
+        #[arg(long)]
+        pull: bool,
     },
     /// Take a secret that `set` has stored away from the server, and delete it
     Remove { name: ServerName, key: String },
@@ -215,12 +221,12 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Path { name, path, write } => path::run(root, &name, &path, write),
         Verb::Doctor { json } => doctor::run(json),
         Verb::Sandbox { name, command } => visit::run(root, &name, &command),
-        Verb::Secret(Secret::Set { name, key }) => secret::set(root, &name, &key),
+        Verb::Secret(Secret::Set { name, key, pull }) => secret::set(root, &name, &key, pull),
         Verb::Secret(Secret::Remove { name, key }) => secret::remove(root, &name, &key),
         Verb::Secret(Secret::List { name, json }) => secret::list(root, &name, json),
         Verb::Run(arguments) => run::run(&arguments),
         Verb::RunUnit { name, address } => run::serve_in_unit(root, &name, address),
-        Verb::Pull { name, into } => pull::run(root, &name, into),
+        Verb::Pull { name, into, only } => pull::run(root, &name, into, only),
         Verb::Token(Token::Explain { name, json }) => token::explain_token(root, &name, json),
         Verb::Demo { once } => demo::run(once, &mut io::stdout()),
         Verb::DemoServer => {

@@ -1,50 +1,172 @@
-//! `thv pull NAME`: unpacks a server's image for its runner.
+//! `thv pull NAME`: fetches a server's image, and unpacks it for its runner.
 //!
-//! By itself it starts thv-pull@NAME.service, which runs as the runner's user and
-//! calls this again with `--into`: no archive is ever read by root.
+//! By itself it starts thv-fetch@NAME.service, which has a network and unpacks nothing,
+//! then thv-pull@NAME.service, which unpacks and has no network. Both run as the
+//! runner's user and call this again with `--into`: nothing of a registry's, and no
+//! archive, is ever read by root.
 
 use std::{
+    io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
 
 use super::{Usage, print, say};
 use crate::{
-    config::{self, OwnerRule, ServerName},
-    image,
+    config::{self, Config, OwnerRule, ServerName},
+    image::{self, Progress},
     sandbox::Installed,
+    systemd::Credentials,
 };
 
-pub(super) fn run(root: &Path, name: &ServerName, into: Option<PathBuf>) -> Result<ExitCode> {
+/// One half of a pull.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Half {
+    Fetch,
+    Unpack,
+}
+
+pub(super) fn run(
+    root: &Path,
+    name: &ServerName,
+    into: Option<PathBuf>,
+    only: Option<Half>,
+) -> Result<ExitCode> {
     let config = config::load(root, name, OwnerRule::RootOrCaller)?;
-    if config.image.is_none() {
+    let Some(image) = &config.image else {
         return Err(Usage(format!(
             "`{name}` has a `command` and no `image`: there is nothing to pull"
         ))
         .into());
-    }
+    };
+    let is_fetched = image.repository().is_some();
     if let Some(state) = into {
-        let installed = image::pull(&config, &Installed::store(&state))?;
-        print(&format!(
-            "{} {}\n",
-            installed.digest,
-            installed.root.display()
-        ))?;
+        let store = Installed::store(&state);
+        if is_fetched && only != Some(Half::Unpack) {
+            fetch(&config, &store)?;
+        }
+        if only != Some(Half::Fetch) {
+            let installed = image::pull(&config, &store).map_err(told)?;
+            print(&format!(
+                "{} {}\n",
+                installed.digest,
+                installed.root.display()
+            ))?;
+        }
         return Ok(ExitCode::SUCCESS);
     }
-    let unit = format!("thv-pull@{name}.service");
-    let runner = format!("thv-runner@{name}.service");
-    let start = Command::new("systemctl")
-        .args(["start", &unit])
-        .status()
-        .context("running `systemctl`; without systemd, say where to with `--into DIR`")?;
-    if !start.success() {
-        bail!("`{unit}` failed; `journalctl -u {unit} -n 20` says why");
+    if is_fetched {
+        say(&format!(
+            "thv: fetching `{}`; `journalctl -f -u thv-fetch@{name}` shows how far it is",
+            image.text
+        ));
+        start(&format!("thv-fetch@{name}.service"))?;
     }
+    start(&format!("thv-pull@{name}.service"))?;
     say(&format!(
-        "thv: unpacked; it counts from the next start of the runner: `systemctl try-restart {runner}`"
+        "thv: unpacked; it counts from the next start of the runner: `systemctl try-restart thv-runner@{name}.service`"
     ));
     Ok(ExitCode::SUCCESS)
 }
+
+fn start(unit: &str) -> Result<()> {
+    let started = Command::new("systemctl")
+        .args(["start", unit])
+        .status()
+        .context("running `systemctl`; without systemd, say where to with `--into DIR`")?;
+    if !started.success() {
+        bail!("`{unit}` failed; `journalctl -u {unit} -n 20` says why");
+    }
+    Ok(())
+}
+
+fn fetch(config: &Config, store: &Path) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    let login = |credential: &str| {
+        let read = Credentials::from_environment().read(credential, MAX_LOGIN);
+        let text = read.map_err(|error| {
+            format!("{error}; `thv secret set --pull NAME {credential}` gives it to the unit that fetches")
+        })?;
+        match String::from_utf8(text) {
+            Ok(text) if text.trim().contains(':') => Ok(text.trim().to_owned()),
+            _ => Err(format!("`{credential}` is not `USER:PASSWORD`")),
+        }
+    };
+    let mut shown = Shown::default();
+    let mut tell = |progress| shown.show(progress);
+    let fetched = runtime.block_on(image::fetch(config, store, login, &mut tell));
+    shown.end();
+    fetched.map_err(told)
+}
+
+/// Its text says all that its causes do.
+fn told(error: image::ImageError) -> anyhow::Error {
+    anyhow::anyhow!("{error}")
+}
+
+/// Progress as a person sees it: one line that changes on a terminal, few lines elsewhere.
+#[derive(Default)]
+struct Shown {
+    last: Option<Instant>,
+    /// A line is begun.
+    open: bool,
+}
+
+impl Shown {
+    fn show(&mut self, progress: Progress) {
+        let is_terminal = io::stderr().is_terminal();
+        let Progress::Part {
+            number,
+            of,
+            at,
+            size,
+        } = progress
+        else {
+            self.end();
+            return say("thv: the connection was cut; going on from there");
+        };
+        let every = if is_terminal { REDRAW } else { LINE };
+        // Beginnings and ends are always shown.
+        let is_middle = at > 0 && at < size;
+        if is_middle && self.last.is_some_and(|last| last.elapsed() < every) {
+            return;
+        }
+        self.last = Some(Instant::now());
+        let text = format!("thv: part {number} of {of}: {} of {}", mib(at), mib(size));
+        if is_terminal {
+            let _ = write!(io::stderr(), "\r\x1b[K{text}");
+            self.open = true;
+            if at >= size {
+                self.end();
+            }
+        } else if at == 0 || is_middle {
+            say(&text);
+        }
+    }
+
+    fn end(&mut self) {
+        if std::mem::take(&mut self.open) {
+            say("");
+        }
+    }
+}
+
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "shown with one digit after the point"
+)]
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+const REDRAW: Duration = Duration::from_millis(100);
+const LINE: Duration = Duration::from_secs(10);
+/// Bytes of a registry's credential.
+const MAX_LOGIN: usize = 16 << 10;

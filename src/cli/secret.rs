@@ -22,7 +22,8 @@ use crate::{
     frames,
 };
 
-pub(super) fn set(root: &Path, name: &ServerName, key: &str) -> Result<ExitCode> {
+/// With `pull`, for the unit that fetches its image in place of the runner.
+pub(super) fn set(root: &Path, name: &ServerName, key: &str, pull: bool) -> Result<ExitCode> {
     let key = own_name(key)?;
     if io::stdin().is_terminal() {
         say("thv: type the secret, then Return and Ctrl-D; it is shown as you type");
@@ -30,13 +31,23 @@ pub(super) fn set(root: &Path, name: &ServerName, key: &str) -> Result<ExitCode>
     let stored = stored(name, &key);
     encrypt(root, &key, &stored)?;
     let text = format!(
-        "# written by `thv secret set {name} {key}`\n[Service]\nLoadCredentialEncrypted={key}:{stored}\n"
+        "# written by `thv secret set {}{name} {key}`\n[Service]\nLoadCredentialEncrypted={key}:{stored}\n",
+        if pull { "--pull " } else { "" }
     );
-    let service = format!("thv-runner@{name}.service");
+    let service = format!(
+        "thv-{}@{name}.service",
+        if pull { "fetch" } else { "runner" }
+    );
     let written = unit::write_drop_in(root, &service, &drop_in(&key), &text)?;
     print(&format!("{}\n", written.display()))?;
     if unit::is_host(root) {
         unit::systemctl(&["daemon-reload"])?;
+    }
+    if pull {
+        say(&format!(
+            "thv: name it in the registry's table: `[registry.\"HOST\"]` with `credential = \"{key}\"`; then `thv pull {name}`"
+        ));
+        return Ok(ExitCode::SUCCESS);
     }
     say(&format!(
         "thv: name it in the server's file, as `VARIABLE = {{ credential = \"{key}\" }}` below [env]"
@@ -275,7 +286,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let name = ServerName::parse("x").unwrap();
         for bad in ["", "a/b", "..", "a b", "a:b", "runner-key", "a\nUser=root"] {
-            let error = set(root.path(), &name, bad).unwrap_err();
+            let error = set(root.path(), &name, bad, false).unwrap_err();
             assert!(error.is::<Usage>(), "{bad:?}: {error:#}");
         }
         assert!(fs::read_dir(root.path()).unwrap().next().is_none());

@@ -7,7 +7,8 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{
-    Addition, Destination, EnvValue, ImageName, Layer, Resource, Seccomp, Way, egress, image,
+    Addition, Destination, Engine, EnvValue, ImageName, Layer, Registry, Resource, Seccomp, Way,
+    egress, image,
     issuer_table::IssuerFragment,
     table::{At, Said, Table, Value, plain},
     url, value,
@@ -27,6 +28,9 @@ pub(super) struct Fragment {
     pub(super) command: Said<Vec<String>>,
     pub(super) image: Said<ImageName>,
     pub(super) arguments: Said<Vec<String>>,
+    pub(super) engine: Said<Engine>,
+    pub(super) digest_required: Said<bool>,
+    pub(super) registry: BTreeMap<String, Said<Registry>>,
     pub(super) resource: Said<Resource>,
     pub(super) hosts: Said<Vec<String>>,
     pub(super) origins: Said<Vec<String>>,
@@ -105,11 +109,14 @@ impl Fragment {
         let fragment = Self {
             command: top.take("command", |value| own(value).and_then(|()| command(value))),
             image: top.take("image", |value| {
-                own(value).and_then(|()| value.parsed(image::image))
+                own(value).and_then(|()| value.parsed(image))
             }),
             arguments: top.take("arguments", |value| {
                 own(value).and_then(|()| texts(value, 0, value::no_null))
             }),
+            engine: top.take("engine", |value| value.parsed(image::engine)),
+            digest_required: top.take("digest-required", Value::truth),
+            registry: top.table("registry", image::registries),
             resource: top.take("resource", |value| {
                 own(value).and_then(|()| value.parsed(url::resource))
             }),
@@ -121,8 +128,6 @@ impl Fragment {
             limits: top.table("limits", LimitsFragment::read),
             env: top.table("env", env),
         };
-        // Only one runs yet; the other is refused with its reason.
-        let _ = top.take("engine", |value| value.parsed(image::engine));
         // The default, and the only one yet: said or not, it means the same.
         let _ = top.take("scope", |value| {
             value.parsed(|text| value::word(text, &["session"], &["user", "server"]))

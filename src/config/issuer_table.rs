@@ -327,7 +327,7 @@ fn pattern(text: &str) -> Result<Pattern, String> {
     value::not_empty(text).map(|text| Pattern::new(&text))
 }
 
-fn network(text: &str) -> Result<IpNet, String> {
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
     let wrong = || format!("{text:?} is not an address block such as \"10.0.0.0/8\"");
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(address.into());

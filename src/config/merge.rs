@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    EnvValue, ServerName,
+    ServerName,
     fragment::{AuthFragment, AuthzFragment, Fragment, LimitsFragment, Reach, SandboxFragment},
     table::Said,
 };
@@ -51,6 +51,9 @@ impl Fragment {
             command,
             image,
             arguments,
+            engine,
+            digest_required,
+            registry,
             resource,
             hosts,
             origins,
@@ -71,6 +74,9 @@ impl Fragment {
             command: command.or(lower_command),
             image: image.or(lower_image),
             arguments: arguments.or(lower.arguments),
+            engine: engine.or(lower.engine),
+            digest_required: digest_required.or(lower.digest_required),
+            registry: over(registry, lower.registry),
             resource: resource.or(lower.resource),
             hosts: hosts.or(lower.hosts),
             origins: origins.or(lower.origins),
@@ -168,10 +174,10 @@ impl LimitsFragment {
     }
 }
 
-fn over(
-    upper: BTreeMap<String, Said<EnvValue>>,
-    lower: BTreeMap<String, Said<EnvValue>>,
-) -> BTreeMap<String, Said<EnvValue>> {
+fn over<T>(
+    upper: BTreeMap<String, Said<T>>,
+    lower: BTreeMap<String, Said<T>>,
+) -> BTreeMap<String, Said<T>> {
     let mut merged = lower;
     merged.extend(upper);
     merged

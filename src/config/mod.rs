@@ -24,7 +24,7 @@ mod value;
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 pub use egress::{Destination, Door, Host, Network, PROXY, Way, spelled};
-pub use image::{ImageKind, ImageName};
+pub use image::{Engine, ImageName, ImageSource, Registry, Repository, image};
 pub use issuer::{
     ClaimValue, Dpop, Introspection, Issuer, KeySource, Pattern, RequiredClaim, ServiceAccount,
     TokenFile, TokenKind,
@@ -52,6 +52,10 @@ pub struct Config {
     pub image: Option<ImageName>,
     /// What the image's program is given in place of the image's own arguments.
     pub arguments: Option<Vec<String>>,
+    /// What runs it.
+    pub engine: Engine,
+    /// How registries are asked, by the host that images name.
+    pub registries: BTreeMap<String, Registry>,
     /// The URL that names this server in tokens; its path is the path served.
     pub resource: Resource,
     /// Accepted `Host` values, lower case, the resource's own included.

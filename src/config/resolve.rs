@@ -3,11 +3,11 @@
 //! The only place that knows defaults ([`Limits::DEFAULT`] and the constants
 //! below). Reports everything that is missing, not the first of it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{
-    Auth, Authz, Config, Destination, Door, ImageName, Issuer, Limits, Network, PolicyFile,
-    Resource, Sandbox, ServerName, Way, egress,
+    Auth, Authz, Config, Destination, Door, Engine, ImageName, Issuer, Limits, Network, PolicyFile,
+    Registry, Resource, Sandbox, ServerName, Way, egress,
     fragment::{AuthFragment, Decides, Fragment, LimitsFragment, Mode, SandboxFragment},
     issuer_table,
     load::Loader,
@@ -28,6 +28,9 @@ pub(super) fn resolve(
         command,
         image,
         arguments,
+        engine,
+        digest_required,
+        registry,
         resource,
         hosts,
         origins,
@@ -37,6 +40,22 @@ pub(super) fn resolve(
         limits,
         env,
     } = merged;
+    if let (Said::Given(image), true) = (&image, digest_required.given().unwrap_or(false))
+        && image.value.digest.is_none()
+    {
+        loader.report(image.place.problem(
+            "`digest-required` is set, and this names no digest",
+            "add `@sha256:…`; `thv pull` prints that of what it has pulled",
+        ));
+    }
+    if let Said::Given(engine) = &engine
+        && engine.value == Engine::Podman
+        && command.is_said()
+    {
+        let message = "podman runs images, and the server is a `command`";
+        loader.report(engine.place.problem(message, "remove it"));
+    }
+    let registries = registries(loader, registry);
     let program = program(loader, command, image, place);
     if let (Some((_, None)), Some(place)) = (&program, arguments.place()) {
         loader.report(place.problem("they belong to an `image`", "write them into `command`"));
@@ -70,6 +89,8 @@ pub(super) fn resolve(
         command,
         image,
         arguments: arguments.given(),
+        engine: engine.given().unwrap_or_default(),
+        registries,
         hosts: accepted_hosts(&resource, hosts.given().unwrap_or_default()),
         origins: origins.given().unwrap_or_default(),
         resource,
@@ -124,6 +145,23 @@ fn resolve_auth(loader: &mut Loader, auth: AuthFragment, place: &Place) -> Optio
     Some(Auth::Oidc(issuers))
 }
 
+/// The registries' tables, with their files as paths of this host.
+fn registries(
+    loader: &mut Loader,
+    said: BTreeMap<String, Said<Registry>>,
+) -> BTreeMap<String, Registry> {
+    let mut registries = BTreeMap::new();
+    for (host, said) in said {
+        if let Said::Given(At { mut value, place }) = said {
+            value.ca_file = value.ca_file.and_then(|path| {
+                loader.vouch(&path, &place.about(&format!("registry.{host}.ca-file")))
+            });
+            registries.insert(host, value);
+        }
+    }
+    registries
+}
+
 /// Exactly one of a program and an image.
 fn program(
     loader: &mut Loader,
@@ -146,7 +184,7 @@ fn program(
         command,
         place,
         "command",
-        "add `command = [\"/path/to/program\", …]` or `image = \"oci-archive:/path/to/FILE.tar\"`",
+        "add `command = [\"/path/to/program\", …]` or `image = \"docker.io/mcp/everything\"`",
     );
     Some((command?, None))
 }

@@ -278,6 +278,8 @@ fn summarize(out: &mut String, config: &Config) {
         command,
         image,
         arguments,
+        engine,
+        registries,
         resource,
         hosts,
         origins,
@@ -288,8 +290,11 @@ fn summarize(out: &mut String, config: &Config) {
         env,
     } = config;
     writeln!(out, "files {files:#?}").unwrap();
+    if !registries.is_empty() {
+        writeln!(out, "{registries:#?}").unwrap();
+    }
     if let Some(image) = image {
-        writeln!(out, "{image:#?} {arguments:?}").unwrap();
+        writeln!(out, "{image:#?} {arguments:?} {engine:?}").unwrap();
     }
     writeln!(
         out,

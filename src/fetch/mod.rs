@@ -4,9 +4,11 @@
 //! what comes back, at most one redirect and that within the origin. No
 //! proxies, no cookies, no credentials but those it was given for one origin.
 //! The address that was resolved is the one that is dialled. Used by `auth` for
-//! discovery documents, key sets and introspection.
+//! discovery documents, key sets and introspection, and by `image`, whose answers
+//! are long ([`Transfer`]).
 
 mod target;
+mod transfer;
 
 use std::{
     io,
@@ -31,10 +33,11 @@ use tokio::{
     sync::OnceCell,
     time::timeout,
 };
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use target::Target;
 pub use target::{is_loopback, is_public};
+pub use transfer::{Question, Transfer};
 
 /// Fetches documents; holds the authorities that it trusts.
 pub struct Fetcher {
@@ -77,7 +80,7 @@ pub enum FetchError {
     #[error("`{host}` cannot be resolved: {source}")]
     Resolve { host: String, source: io::Error },
     #[error(
-        "`{0}` is no name of a public address, and only a fetched document names it; if it is right, list its block in `allow-addresses` of the issuer"
+        "`{0}` is no name of a public address, and only a fetched document names it; if it is right, list its block in `allow-addresses`"
     )]
     NotPublic(String),
     #[error("`{host}` cannot be reached: {source}")]
@@ -90,8 +93,12 @@ pub enum FetchError {
     Redirect,
     #[error("its answer is longer than {MAX_BODY} bytes")]
     TooLong,
+    #[error("its answer is longer than {0} bytes")]
+    TooLarge(usize),
     #[error("it did not answer within {} seconds", DEADLINE.as_secs())]
     Deadline,
+    #[error("nothing came from it for a while")]
+    Silent,
 }
 
 impl Fetcher {
@@ -189,6 +196,15 @@ impl Fetcher {
         if !target.tls {
             return ask(stream, request).await;
         }
+        ask(self.secured(target, stream).await?, request).await
+    }
+
+    /// Speaks TLS with whom the name says.
+    async fn secured(
+        &self,
+        target: &Target,
+        stream: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, FetchError> {
         let failed = |source| FetchError::Connect {
             host: target.host.clone(),
             source,
@@ -200,7 +216,7 @@ impl Fetcher {
             .get_or_try_init(|| async { self.connector() })
             .await
             .map_err(failed)?;
-        ask(tls.connect(name, stream).await.map_err(failed)?, request).await
+        tls.connect(name, stream).await.map_err(failed)
     }
 
     fn request(

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::FetchError;
 
 /// A URL taken apart, once.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Target {
     pub(super) tls: bool,
     /// Without brackets.
@@ -104,6 +104,17 @@ impl Target {
             ..Self::parse(location).ok()?
         };
         other.is_of_origin(self).then_some(other)
+    }
+
+    /// Where a redirect of a question to `first` leads: anywhere public by TLS, or within
+    /// the first host.
+    pub(super) fn elsewhere(&self, location: &str, first: &Self) -> Option<Self> {
+        if let Some(same) = self.redirected(location) {
+            return Some(same);
+        }
+        let mut other = Self::parse(location).ok()?;
+        other.public_only = other.host != first.host || first.public_only;
+        other.tls.then_some(other)
     }
 }
 
@@ -212,6 +223,42 @@ mod tests {
         ] {
             assert!(first.redirected(elsewhere).is_none(), "{elsewhere}");
         }
+    }
+
+    #[test]
+    fn a_long_answer_may_lie_elsewhere_by_tls_in_public_or_on_the_same_host() {
+        let first = Target::parse("https://registry.corp/v2/a").unwrap();
+        let elsewhere = |location: &str| first.elsewhere(location, &first);
+        assert!(!elsewhere("/b").unwrap().public_only);
+        assert!(
+            !elsewhere("https://registry.corp:8443/b")
+                .unwrap()
+                .public_only
+        );
+        assert!(elsewhere("https://storage.example/b").unwrap().public_only);
+        for location in [
+            "http://storage.example/b",
+            "http://127.0.0.1/b",
+            "//storage.example/b",
+            "ftp://x/",
+            "b",
+        ] {
+            assert!(elsewhere(location).is_none(), "{location}");
+        }
+        // A place that was led to may lead back, and to nothing more private.
+        let away = elsewhere("https://storage.example/b").unwrap();
+        assert!(
+            away.elsewhere("https://10.0.0.1/", &first)
+                .unwrap()
+                .public_only
+        );
+        let linked = Target::linked("https://keys.corp/", "https://registry.corp/").unwrap();
+        assert!(
+            linked
+                .elsewhere("https://keys.corp:1/", &linked)
+                .unwrap()
+                .public_only
+        );
     }
 
     fn addresses(texts: &[&str]) -> Vec<SocketAddr> {

@@ -5,6 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use http::StatusCode;
+
+use crate::fetch::FetchError;
+
 /// Each says what, where, and what would be right.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -22,19 +26,48 @@ pub enum ImageError {
         expected: String,
         found: String,
     },
+    #[error("`{url}`: the registry answered {status}; {help}")]
+    Answer {
+        url: String,
+        status: StatusCode,
+        help: String,
+    },
     #[error("the archive has no `{0}`")]
     Missing(String),
     #[error("the image is for {found}, and this machine is {wanted}")]
     Machine { found: String, wanted: String },
     #[error("a layer holds `{entry}`: {why}")]
-    Refused { entry: String, why: String },
+    Entry { entry: String, why: String },
     #[error("the image is larger than what is unpacked: {0}")]
     TooLarge(String),
+    #[error("`{0}` was not fetched, or another image was since; `thv pull NAME` does both")]
+    NotFetched(String),
+    #[error("`{url}`: {source}")]
+    Fetch { url: String, source: FetchError },
+    #[error(
+        "`{0}`: the answer was cut off again and again; the next `thv pull` goes on from there"
+    )]
+    Cut(String),
+    #[error("the registry's credential: {0}")]
+    Credential(String),
     #[error("`{}`: {source}", path.display())]
     Store { path: PathBuf, source: io::Error },
 }
 
 impl ImageError {
+    /// Whether the same question may have a better answer in a moment.
+    pub(super) fn is_cut(&self) -> bool {
+        match self {
+            Self::Cut(_) => true,
+            Self::Answer { status, .. } => status.is_server_error(),
+            Self::Fetch { source, .. } => matches!(
+                source,
+                FetchError::Http(_) | FetchError::Silent | FetchError::Connect { .. }
+            ),
+            _ => false,
+        }
+    }
+
     pub(super) fn malformed(what: &str, why: impl Into<String>) -> Self {
         Self::Malformed {
             what: what.to_owned(),
@@ -43,7 +76,7 @@ impl ImageError {
     }
 
     pub(super) fn refused(entry: &Path, why: impl Into<String>) -> Self {
-        Self::Refused {
+        Self::Entry {
             // Names in an archive are a stranger's: no control characters reach a terminal.
             entry: entry.to_string_lossy().escape_debug().to_string(),
             why: why.into(),

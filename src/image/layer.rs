@@ -17,14 +17,16 @@ use tar::EntryType;
 
 use super::{
     ImageError,
-    archive::{Part, hex},
+    archive::Part,
+    document::hex,
     tree::Tree,
+    zstd::{self, Zstd},
 };
 
 /// Applies the layer that `open` opens, if its digest when unpacked is `diff_id`.
-pub(super) fn apply<'a>(
+pub(super) fn apply(
     tree: &mut Tree,
-    open: &impl Fn() -> Result<Part<'a>, ImageError>,
+    open: &impl Fn() -> Result<Part, ImageError>,
     diff_id: &str,
 ) -> Result<(), ImageError> {
     let mut hashing = Hashing {
@@ -190,16 +192,13 @@ fn is_replaced(path: &Path) -> bool {
         .any(|own| path.starts_with(own) && path != Path::new(own))
 }
 
-/// Through gzip where the bytes say so, whatever the media type.
-fn unpacked(part: Part<'_>) -> Result<Box<dyn Read + '_>, ImageError> {
+/// Through gzip or zstd where the bytes say so, whatever the media type.
+fn unpacked(part: Part) -> Result<Box<dyn Read>, ImageError> {
     let mut part = BufReader::with_capacity(1 << 16, part);
     let start = io::BufRead::fill_buf(&mut part).map_err(broken)?;
     match start {
         [0x1f, 0x8b, ..] => Ok(Box::new(MultiGzDecoder::new(part))),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Err(ImageError::malformed(
-            "layer",
-            "it is compressed by zstd, which this version cannot read; `skopeo copy --dest-compress-format gzip` writes another",
-        )),
+        _ if zstd::is_zstd(start) => Ok(Box::new(Zstd::new(part))),
         _ => Ok(Box::new(part)),
     }
 }

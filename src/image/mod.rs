@@ -1,28 +1,66 @@
 //! Container images, unpacked to be run by our own sandbox.
 //!
-//! [`pull`] reads an archive that the configuration names, checks every digest,
-//! and unpacks its layers into the runner's state directory. Never runs anything,
-//! never asks the network. Used by `cli` alone, in a unit of its own
-//! (thv-pull@NAME.service); the runner reads what `sandbox::Installed` finds.
+//! [`fetch`] brings what a registry has into the runner's state directory, as it is.
+//! [`pull`] reads that, or an archive that the configuration names, checks every
+//! digest, and unpacks its layers. The one never unpacks, the other never asks the
+//! network, and neither runs anything. Used by `cli` alone, each in a unit of its own
+//! (thv-fetch@NAME.service, thv-pull@NAME.service); the runner reads what
+//! `sandbox::Installed` finds.
 
 mod archive;
+mod blob;
+mod challenge;
+mod document;
 mod error;
 mod layer;
+mod registry;
 mod tree;
+mod zstd;
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
+use archive::Archive;
+use document::Image;
 pub use error::ImageError;
+pub use registry::Progress;
 
-use crate::{
-    config::{Config, ImageName},
-    sandbox::Installed,
-};
+use crate::{config::Config, sandbox::Installed};
+
+/// Fetches the image of `config` from its registry, into a place beside `store`'s images.
+///
+/// An archive is where it is already. `login` finds the credential of a registry.
+pub async fn fetch(
+    config: &Config,
+    store: &Path,
+    login: impl Fn(&str) -> Result<String, String>,
+    tell: &mut dyn FnMut(Progress),
+) -> Result<(), ImageError> {
+    let name = config.image.as_ref().ok_or(ImageError::NoImage)?;
+    let Some(repository) = name.repository() else {
+        return Ok(());
+    };
+    let settings = config.registries.get(&repository.registry);
+    let settings = settings.cloned().unwrap_or_default();
+    let login = settings
+        .credential
+        .as_deref()
+        .map(login)
+        .transpose()
+        .map_err(ImageError::Credential)?;
+    registry::fetch(name, repository, &settings, login, &fetched(store), tell).await
+}
+
+/// Where what was fetched lies.
+fn fetched(store: &Path) -> PathBuf {
+    store.join(FETCHED)
+}
 
 /// Unpacks the image of `config` below `store` and makes it the current one.
+///
+/// What is there already is left as it is.
 ///
 /// What is half done is never current: the tree is built beside, and put in place by
 /// one rename. The image before stays until the next pull, for children that run it.
@@ -33,14 +71,25 @@ pub fn pull(config: &Config, store: &Path) -> Result<Installed, ImageError> {
         move |source| ImageError::Store { path, source }
     };
     fs::create_dir_all(store).map_err(failed(store))?;
+    let archive = archive::open(name, &fetched(store))?;
+    let image = archive.image(name)?;
+    if let Ok(there) = Installed::open(store, name)
+        && there.digest == image.installed.digest
+        && places(config).all(|path| there.prepared.contains(path))
+    {
+        return Ok(there);
+    }
     let building = store.join("building");
     clear(&building).map_err(failed(&building))?;
     fs::create_dir(&building).map_err(failed(&building))?;
-    let installed = unpack(config, name, &building)?;
+    let installed = unpack(config, &archive, image, &building)?;
     let hex = installed.digest.trim_start_matches("sha256:").to_owned();
     let (place, before) = (store.join(&hex), current(store));
     for old in entries(store).map_err(failed(store))? {
-        let keep = old == place || old == building || Some(&old) == before.as_ref();
+        let keep = old == fetched(store)
+            || old == place
+            || old == building
+            || Some(&old) == before.as_ref();
         if !keep && !old.is_symlink() {
             clear(&old).map_err(failed(&old))?;
         }
@@ -65,9 +114,12 @@ pub fn pull(config: &Config, store: &Path) -> Result<Installed, ImageError> {
     })
 }
 
-fn unpack(config: &Config, name: &ImageName, into: &Path) -> Result<Installed, ImageError> {
-    let archive = archive::open(name)?;
-    let image = archive.image(name)?;
+fn unpack(
+    config: &Config,
+    archive: &Archive,
+    image: Image,
+    into: &Path,
+) -> Result<Installed, ImageError> {
     let path = into.join(Installed::TREE);
     let mut tree = tree::Tree::create(&path)?;
     for (index, layer) in image.layers.iter().enumerate() {
@@ -76,6 +128,7 @@ fn unpack(config: &Config, name: &ImageName, into: &Path) -> Result<Installed, I
     }
     let mut installed = image.installed;
     installed.root = path;
+    installed.prepared = places(config).cloned().collect();
     prepare(&mut tree, config, &installed)?;
     let text = serde_json::to_vec_pretty(&installed).map_err(io::Error::from);
     let file = into.join(Installed::RECORD);
@@ -86,11 +139,15 @@ fn unpack(config: &Config, name: &ImageName, into: &Path) -> Result<Installed, I
 
 /// Makes the places that the sandbox mounts over: the root itself will be read-only.
 fn prepare(tree: &mut tree::Tree, config: &Config, image: &Installed) -> Result<(), ImageError> {
-    for directory in ["dev", "proc", "tmp", "run", "etc", "state"] {
+    for directory in ["dev", "proc", "sys", "tmp", "run", "etc", "state"] {
         tree.make_directory(Path::new(directory))?;
     }
     for file in ["etc/hosts", "etc/hostname", "etc/resolv.conf"] {
         tree.replace(Path::new(file), b"")?;
+    }
+    // podman would make it, and the root is read-only.
+    if tree.read(Path::new("etc/mtab"), 0)?.is_none() {
+        tree.symlink(Path::new("etc/mtab"), Path::new("/proc/mounts"))?;
     }
     // The user that everything runs as has a name, or `whoami` and its like would fail.
     for (file, line) in [
@@ -114,7 +171,7 @@ fn prepare(tree: &mut tree::Tree, config: &Config, image: &Installed) -> Result<
     if let Ok(cwd) = inside(&image.cwd) {
         tree.make_directory(&cwd)?;
     }
-    for path in &config.sandbox.read_only {
+    for path in places(config) {
         let Ok(at) = inside(path) else { continue };
         if path.is_file() {
             tree.replace(&at, b"")?;
@@ -123,6 +180,11 @@ fn prepare(tree: &mut tree::Tree, config: &Config, image: &Installed) -> Result<
         }
     }
     Ok(())
+}
+
+/// What of the host is mounted into the tree.
+fn places(config: &Config) -> impl Iterator<Item = &PathBuf> {
+    config.sandbox.read_only.iter()
 }
 
 fn current(store: &Path) -> Option<PathBuf> {
@@ -148,6 +210,8 @@ fn clear(path: &Path) -> io::Result<()> {
     }
 }
 
+/// What came from a registry, an OCI layout in the store.
+const FETCHED: &str = "fetched";
 /// Bytes of an image's own `/etc/passwd` or `/etc/group`.
 const MAX_ACCOUNTS: u64 = 1 << 20;
 

@@ -7,7 +7,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::DirBuilderExt,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Instant,
 };
 
@@ -25,7 +25,7 @@ use tracing::warn;
 
 use super::Setup;
 use crate::{
-    config::{Config, Layer, Network},
+    config::{Config, Engine, Layer, Network},
     frames::{Signal, Status},
     sandbox::{
         self, Fault, Start,
@@ -86,7 +86,18 @@ impl Child {
             (None, _) => None,
         };
         let (state, image) = (state.as_deref(), image.as_ref());
-        Ok(sandbox::plan(config, &setup.host, state, image))
+        let plan = sandbox::plan(config, &setup.host, state, image);
+        match config.engine {
+            Engine::Native => Ok(plan),
+            Engine::Podman if !Path::new(sandbox::PODMAN).exists() => Err(Fault {
+                layer: "podman".to_owned(),
+                reason: format!(
+                    "`{}` is not there; install podman and crun, or leave `engine` away",
+                    sandbox::PODMAN
+                ),
+            }),
+            Engine::Podman => sandbox::within_podman(plan, &setup.host),
+        }
     }
 
     /// Clones a child and has its sandbox made; [`Self::begin`] lets its server start.

@@ -20,7 +20,7 @@ use nix::{
 
 use super::{Person, staging};
 use crate::{
-    config::{self, EnvValue, Layer, OwnerRule, ServerName},
+    config::{self, Engine, EnvValue, Layer, OwnerRule, ServerName},
     frames::Status,
     sandbox::{self, Credentials, Fault, Installed, Start},
     sys::process::{self, Cloned},
@@ -29,6 +29,9 @@ use crate::{
 /// What a visitor does not find as the server does.
 pub fn missing_from_visits(config: &config::Config) -> Vec<String> {
     let mut missing = vec!["its memory is not limited".to_owned()];
+    if config.engine == Engine::Podman {
+        missing.push("the image is run by thv itself, not by podman".to_owned());
+    }
     if config.sandbox.state {
         missing.push("its state directory is not there".to_owned());
     }

@@ -22,10 +22,10 @@ pub struct FilterError(String);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Profile {
+pub(super) struct Profile {
     #[serde(default)]
-    allow: Vec<Group>,
-    refuse: Vec<Group>,
+    pub(super) allow: Vec<Group>,
+    pub(super) refuse: Vec<Group>,
 }
 
 #[derive(Deserialize)]
@@ -48,24 +48,35 @@ struct Named {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Group {
+pub(super) struct Group {
     /// For whoever reads the file; required.
     #[allow(dead_code, reason = "its presence is what counts")]
     why: String,
-    calls: Vec<String>,
+    pub(super) calls: Vec<String>,
     #[serde(default)]
-    arch: Vec<String>,
+    pub(super) arch: Vec<String>,
     #[serde(default)]
-    when: Vec<Vec<Comparison>>,
+    pub(super) when: Vec<Vec<Comparison>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Comparison {
-    argument: u8,
-    is: Option<u64>,
-    is_not: Option<u64>,
-    has: Option<u64>,
+pub(super) struct Comparison {
+    pub(super) argument: u8,
+    pub(super) is: Option<u64>,
+    pub(super) is_not: Option<u64>,
+    pub(super) has: Option<u64>,
+}
+
+impl FilterError {
+    pub(super) fn of(why: String) -> Self {
+        Self(why)
+    }
+}
+
+/// The data of a profile with its additions.
+pub(super) fn profile(profile: Seccomp, additions: &[Addition]) -> Result<Profile, FilterError> {
+    read(profile, additions).map_err(|error| FilterError(error.to_string()))
 }
 
 impl Filter {

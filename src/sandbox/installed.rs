@@ -21,6 +21,9 @@ pub struct Installed {
     pub arguments: Vec<String>,
     pub env: Vec<(String, String)>,
     pub cwd: PathBuf,
+    /// Places of the server's own that were made in the tree, to be mounted over.
+    #[serde(default)]
+    pub prepared: Vec<PathBuf>,
     /// Found beside the record, not in it.
     #[serde(skip)]
     pub root: PathBuf,

@@ -19,6 +19,10 @@ use crate::{
 
 /// Binds this process to what the plan lets it write. Inside the new root, without new privileges.
 pub(super) fn bind(plan: &Plan, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
+    if plan.is_podman {
+        // Whoever is bound by it can mount nothing, and podman must.
+        return Ok(());
+    }
     unless_optional(plan, skipped, Layer::Landlock, || {
         let version = landlock::version().map_err(|error| {
             let (what, cure) = match error.kind() {

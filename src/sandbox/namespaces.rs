@@ -44,9 +44,11 @@ pub(super) fn settle(plan: &Plan, (uid, gid): (Uid, Gid)) -> Result<(), Fault> {
     prctl::set_dumpable(true).map_err(|error| fault("becoming dumpable", error.into()))?;
     fs::write("/proc/self/setgroups", "deny")
         .map_err(|error| fault("refusing supplementary groups", error))?;
-    fs::write("/proc/self/uid_map", format!("{ID} {uid} 1"))
+    // podman wants to be root of the namespace in which it makes its container.
+    let id = if plan.is_podman { 0 } else { ID };
+    fs::write("/proc/self/uid_map", format!("{id} {uid} 1"))
         .map_err(|error| fault("mapping the user", error))?;
-    fs::write("/proc/self/gid_map", format!("{ID} {gid} 1"))
+    fs::write("/proc/self/gid_map", format!("{id} {gid} 1"))
         .map_err(|error| fault("mapping the group", error))?;
     mount(
         None::<&str>,

@@ -35,6 +35,8 @@ pub struct Plan {
     pub egress: (usize, u64),
     /// The system calls that are let through, and additions to them.
     pub seccomp: (Seccomp, Vec<Addition>),
+    /// It runs podman, which runs the server: see `within_podman`.
+    pub is_podman: bool,
     /// Layers without which the child starts all the same.
     pub optional: BTreeSet<Layer>,
 }
@@ -103,6 +105,8 @@ pub struct Host {
     pub links: Vec<(PathBuf, PathBuf)>,
     /// Those of the others that exist.
     pub present: Vec<PathBuf>,
+    /// Where `/sys/fs/cgroup` is version 2.
+    pub has_cgroup2: bool,
     /// How names are found here; only a child in the host's network is shown it.
     pub resolver: Vec<PathBuf>,
 }
@@ -135,6 +139,7 @@ impl Host {
         let wanted = ETC.iter().map(PathBuf::from).chain(java);
         // A dangling link is not there.
         host.present.extend(wanted.filter(|path| path.exists()));
+        host.has_cgroup2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
         let resolver = RESOLVER.iter().map(PathBuf::from);
         host.resolver.extend(resolver.filter(|path| path.exists()));
         host
@@ -198,6 +203,7 @@ pub fn plan(config: &Config, host: &Host, state: Option<&Path>, image: Option<&I
         cgroup: cgroup(&config.limits),
         egress: (config.limits.egress_connections, config.limits.egress_bytes),
         seccomp: (config.sandbox.seccomp, config.sandbox.seccomp_allow.clone()),
+        is_podman: false,
         optional: config.sandbox.optional.iter().copied().collect(),
     }
 }

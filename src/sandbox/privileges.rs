@@ -42,7 +42,10 @@ pub(super) fn limit(plan: &Plan, skipped: &mut Vec<Fault>) -> Result<(), Fault> 
 /// Drops capabilities and the way to new ones.
 pub(super) fn give_up(plan: &Plan, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
     unless_optional(plan, skipped, Layer::Privileges, || {
-        privileges::drop_capabilities()?;
+        // podman makes its container with those of this user namespace, and drops them there.
+        if !plan.is_podman {
+            privileges::drop_capabilities()?;
+        }
         prctl::set_no_new_privs()?;
         Ok(())
     })
@@ -50,6 +53,10 @@ pub(super) fn give_up(plan: &Plan, skipped: &mut Vec<Fault>) -> Result<(), Fault
 
 /// Binds this process, and the server that it makes, to the system calls of the profile.
 pub(super) fn bind(plan: &Plan, filter: &Filter, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
+    if plan.is_podman {
+        // It is given the same profile, and binds its container to it.
+        return Ok(());
+    }
     unless_optional(plan, skipped, Layer::Seccomp, || {
         filter.apply().map_err(io::Error::other)
     })

@@ -48,6 +48,8 @@ pub struct Plan {
     file: Option<String>,
     /// Done when the files are there and nothing has started.
     before: Option<fn(&Path)>,
+    /// Where the runner's credentials are.
+    credentials: Option<PathBuf>,
 }
 
 /// A running gateway; it ends when this is dropped.
@@ -78,6 +80,7 @@ pub fn house() -> Plan {
         unix: false,
         file: None,
         before: None,
+        credentials: None,
     }
 }
 
@@ -170,6 +173,12 @@ impl Plan {
         self
     }
 
+    /// Gives the runner a directory of credentials, as systemd would.
+    pub fn credentials(mut self, directory: &Path) -> Self {
+        self.credentials = Some(directory.to_owned());
+        self
+    }
+
     pub async fn open(self) -> House {
         let files = tempfile::Builder::new()
             .prefix("thv-it-")
@@ -212,8 +221,19 @@ impl Plan {
             listener.into()
         };
         let server = ServerName::parse("it").unwrap();
-        let program = Path::new(env!("CARGO_BIN_EXE_thv"));
-        let runner = runner::foreground(program, files.path(), &server).unwrap();
+        let mut program = PathBuf::from(env!("CARGO_BIN_EXE_thv"));
+        if let Some(credentials) = &self.credentials {
+            let script = format!(
+                "#!/bin/sh\nCREDENTIALS_DIRECTORY={} exec {} \"$@\"\n",
+                credentials.display(),
+                program.display()
+            );
+            program = files.path().join("runner");
+            fs::write(&program, script).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            fs::set_permissions(&program, mode).unwrap();
+        }
+        let runner = runner::foreground(&program, files.path(), &server).unwrap();
         let (audit, memory) = Audit::memory(&server);
         let records = Records(memory);
         let (root, name) = (files.path().to_owned(), server.clone());
@@ -496,6 +516,9 @@ pub fn call(id: impl std::fmt::Display, tool: &str, arguments: Value) -> String 
 /// The runner gives up root, and must still be able to read.
 fn readable(path: &Path) {
     use std::os::unix::fs::PermissionsExt;
+    if path.is_symlink() {
+        return;
+    }
     let mode = if path.is_dir() { 0o755 } else { 0o644 };
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     if path.is_dir() {

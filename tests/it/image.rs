@@ -7,18 +7,18 @@ use std::{
     time::Instant,
 };
 
-use aws_lc_rs::digest;
 use serde_json::{Value, json};
 
 use crate::{
-    house::{House, house},
+    house::{House, house, write_server},
+    registry::{Registry, authority, sha256},
     sandbox::descendants,
 };
 
 const THV: &str = env!("CARGO_BIN_EXE_thv");
 
-/// An archive as `docker save` writes it: the demo's server and the libraries that it is linked to.
-fn save(into: &Path) {
+/// The demo's server and the libraries that it is linked to, as one layer; and how it is run.
+pub fn demo() -> (Vec<u8>, Vec<u8>) {
     let mut layer = tar::Builder::new(Vec::new());
     layer.sparse(false);
     let linked = Command::new("ldd").arg(THV).output().unwrap();
@@ -33,49 +33,67 @@ fn save(into: &Path) {
             .append_path_with_name(fs::canonicalize(library).unwrap(), inside)
             .unwrap();
     }
-    let mut header = tar::Header::new_gnu();
-    header.set_size(7);
-    header.set_mode(0o644);
-    layer
-        .append_data(&mut header, "etc/of-the-image", &b"layered"[..])
-        .unwrap();
+    put(&mut layer, "etc/of-the-image", b"layered");
     let layer = layer.into_inner().unwrap();
-    let sum = digest::digest(&digest::SHA256, &layer);
-    let id: String = sum
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let configuration = configuration(&[sha256(&layer)]);
+    (layer, configuration)
+}
+
+pub fn put(archive: &mut tar::Builder<impl std::io::Write>, name: &str, bytes: &[u8]) {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(0o644);
+    archive.append_data(&mut header, name, bytes).unwrap();
+}
+
+fn configuration(diff_ids: &[String]) -> Vec<u8> {
+    // The program is found in PATH, inside.
+    configuration_of(
+        &json!({
+            "Entrypoint": ["server"], "Cmd": ["demo-server"], "WorkingDir": "/opt/app",
+            "Env": ["PATH=/nowhere:/opt/app", "OF_THE_IMAGE=1", "HOME=/root"],
+        }),
+        diff_ids,
+    )
+}
+
+/// What an image says of how it is run.
+pub fn configuration_of(run: &Value, diff_ids: &[String]) -> Vec<u8> {
     let architecture = if cfg!(target_arch = "x86_64") {
         "amd64"
     } else {
         "arm64"
     };
-    let configuration = json!({
+    json!({
         "architecture": architecture, "os": "linux",
-        "config": {
-            // Found in PATH, inside.
-            "Entrypoint": ["server"], "Cmd": ["demo-server"], "WorkingDir": "/opt/app",
-            "Env": ["PATH=/nowhere:/opt/app", "OF_THE_IMAGE=1", "HOME=/root"],
-        },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{id}")] },
-    });
+        "config": run,
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    })
+    .to_string()
+    .into_bytes()
+}
+
+/// An archive as `docker save` writes it.
+fn save(into: &Path) {
+    let (layer, configuration) = demo();
+    save_as(into, &layer, &configuration);
+}
+
+/// An archive of one layer.
+pub fn save_as(into: &Path, layer: &[u8], configuration: &[u8]) {
     let manifest = json!([{ "Config": "c.json", "RepoTags": ["it:1"], "Layers": ["l.tar"] }]);
     let mut archive = tar::Builder::new(fs::File::create(into).unwrap());
-    for (name, bytes) in [
-        ("manifest.json", manifest.to_string().into_bytes()),
-        ("c.json", configuration.to_string().into_bytes()),
-        ("l.tar", layer),
-    ] {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(bytes.len() as u64);
-        header.set_mode(0o644);
-        archive.append_data(&mut header, name, &bytes[..]).unwrap();
-    }
+    put(
+        &mut archive,
+        "manifest.json",
+        manifest.to_string().as_bytes(),
+    );
+    put(&mut archive, "c.json", configuration);
+    put(&mut archive, "l.tar", layer);
     archive.finish().unwrap();
 }
 
-fn pull(root: &Path) {
+pub fn pull(root: &Path) {
     let state = root.join("var/lib/thv-runner/it");
     let pulled = Command::new(THV)
         .args([
@@ -183,4 +201,417 @@ async fn an_image_that_is_not_pulled_is_said_so() {
         records.contains("THV_LAYER=image") && records.contains("thv pull"),
         "{records}"
     );
+}
+
+/// A root with a server whose image is in `registry`, and what its tables say of that.
+struct Puller {
+    root: tempfile::TempDir,
+}
+
+/// Small layers, one of each packing, with enough in them to be cut.
+struct Layers {
+    configuration: Vec<u8>,
+    packed: Vec<(&'static str, Vec<u8>)>,
+}
+
+fn layers() -> Layers {
+    let one = |name: &str, bytes: &[u8]| {
+        let mut layer = tar::Builder::new(Vec::new());
+        put(&mut layer, name, bytes);
+        layer.into_inner().unwrap()
+    };
+    // Not to be made smaller: what is cut is then known.
+    let mut noise = vec![0; 64 << 10];
+    aws_lc_rs::rand::fill(&mut noise).unwrap();
+    let layers = [
+        one("plain", b"plain"),
+        one("gzip", &noise),
+        one("zstd", b"zstd"),
+    ];
+    let configuration = configuration(&layers.each_ref().map(|layer| sha256(layer)));
+    let [plain, gzip, zstd] = layers;
+    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut packer, &gzip).unwrap();
+    Layers {
+        configuration,
+        packed: vec![
+            ("application/vnd.oci.image.layer.v1.tar", plain),
+            (
+                "application/vnd.oci.image.layer.v1.tar+gzip",
+                packer.finish().unwrap(),
+            ),
+            (
+                "application/vnd.oci.image.layer.v1.tar+zstd",
+                ruzstd::encoding::compress_to_vec(
+                    &zstd[..],
+                    ruzstd::encoding::CompressionLevel::Fastest,
+                ),
+            ),
+        ],
+    }
+}
+
+impl Puller {
+    fn new(image: &str, more: &str) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("etc/thv")).unwrap();
+        fs::write(root.path().join("etc/thv/ca.pem"), authority()).unwrap();
+        write_server(
+            root.path(),
+            &format!(
+                "image = \"{image}\"\nresource = \"http://127.0.0.1:1/mcp\"\n{more}\n[auth]\nmode = \"none\"\n\
+                 [authz]\nallow = \"authenticated\"\n"
+            ),
+        );
+        Self { root }
+    }
+
+    /// What a registry at `host` is trusted by, and `more` of its table.
+    fn from(registry: &Registry, image: &str, more: &str) -> Self {
+        let host = registry.host();
+        Self::new(
+            &format!("{host}/{image}"),
+            &format!("[registry.\"{host}\"]\nca-file = \"/etc/thv/ca.pem\"\n{more}\n"),
+        )
+    }
+
+    fn state(&self) -> PathBuf {
+        self.root.path().join("state")
+    }
+
+    /// What it printed, and what it said.
+    async fn pull(&self, more: &[&str], credentials: Option<&Path>) -> (Option<String>, String) {
+        let mut command = Command::new(THV);
+        command.arg("--root").arg(self.root.path());
+        command.args(["pull", "it", "--into"]).arg(self.state());
+        command.args(more).env_remove("CREDENTIALS_DIRECTORY");
+        if let Some(credentials) = credentials {
+            command.env("CREDENTIALS_DIRECTORY", credentials);
+        }
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap())
+            .await
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        (output.status.success().then_some(printed), said)
+    }
+
+    async fn fails(&self, with: &str) {
+        let (printed, said) = self.pull(&[], None).await;
+        assert!(printed.is_none() && said.contains(with), "{with}: {said}");
+        assert!(!self.state().join("image/current").exists());
+    }
+
+    fn read(&self, path: &str) -> Vec<u8> {
+        fs::read(self.state().join("image/current/rootfs").join(path)).unwrap()
+    }
+}
+
+/// By tag, through an index, a token and a redirect, in every packing, checked and resumed.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_a_registry_is_fetched_and_unpacked() {
+    let registry = Registry::open().await;
+    let storage = Registry::open().await;
+    let layers = layers();
+    let (index, manifest) = registry.push("a/b", "1", &layers.configuration, &layers.packed);
+    storage.push("a/b", "1", &layers.configuration, &layers.packed);
+    let place = format!("https://{}", storage.host());
+    registry.with(|state| {
+        state.token_for = Some(String::new());
+        state.blobs_at = Some(place);
+    });
+    // Twice in the middle of the blob, once in the head of the answer.
+    storage.with(|state| state.cut = vec![20_000, 30_000, 10]);
+    let puller = Puller::from(&registry, "a/b:1", "");
+    let (printed, said) = puller.pull(&[], None).await;
+    let printed = printed.unwrap_or_else(|| panic!("{said}"));
+    assert!(printed.starts_with(&manifest), "{printed}");
+    assert!(
+        said.contains("part 1 of 4") && said.contains("was cut"),
+        "{said}"
+    );
+    assert_eq!(puller.read("plain"), b"plain");
+    assert_eq!(puller.read("zstd"), b"zstd");
+    assert_eq!(puller.read("gzip").len(), 64 << 10);
+    let asked = storage.asked();
+    assert!(
+        asked.iter().any(|asked| asked.contains("bytes=19")),
+        "{asked:#?}"
+    );
+    // A token is for who asked for it.
+    assert!(
+        asked.iter().all(|asked| !asked.contains("Bearer")),
+        "{asked:#?}"
+    );
+    let of_registry = registry.asked();
+    assert!(
+        of_registry
+            .iter()
+            .any(|asked| asked.contains("/token?service=it&scope=repository:a/b:pull")),
+        "{of_registry:#?}"
+    );
+    // Again: only what may have changed is asked for.
+    let (again, said) = puller.pull(&[], None).await;
+    assert_eq!(again.as_ref(), Some(&printed), "{said}");
+    assert_eq!(storage.asked().len(), asked.len());
+    // By the digest of the index, and by that of the image in it.
+    for digest in [&index, &manifest] {
+        let pinned = Puller::from(&registry, &format!("a/b@{digest}"), "");
+        let (printed, said) = pinned.pull(&[], None).await;
+        assert!(printed.is_some(), "{said}");
+    }
+}
+
+/// What is not what its digest says is nowhere, and neither is what says nothing of its size.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_registry_changes_is_refused() {
+    let registry = Registry::open().await;
+    let layers = layers();
+    let push = || registry.push("a/b", "1", &layers.configuration, &layers.packed);
+    let (index, manifest) = push();
+    let layer = sha256(&layers.packed[1].1);
+    let mut other = layers.packed[1].1.clone();
+    other[100] ^= 1;
+    let blob = Puller::from(&registry, "a/b:1", "");
+    registry.with(|state| state.spoil(&layer, &other));
+    blob.fails("is not what its digest says").await;
+    other.push(0);
+    registry.with(|state| state.spoil(&layer, &other));
+    blob.fails("goes on after its").await;
+    push();
+    registry.with(|state| state.spoil(&manifest, b"{}"));
+    blob.fails("is not what its digest says").await;
+    push();
+    registry.with(|state| state.spoil(&index, b"{}"));
+    Puller::from(&registry, &format!("a/b@{index}"), "")
+        .fails("is not what its digest says")
+        .await;
+    push();
+    for (document, says) in [
+        (json!({ "layers": [] }), "`config` is missing"),
+        (json!({ "manifests": [] }), "0 images for this machine"),
+        (
+            json!({ "config": { "digest": layer }, "layers": [] }),
+            "a part must say",
+        ),
+        (
+            json!({ "config": { "digest": layer, "size": 1_u64 << 40 }, "layers": [] }),
+            "a part must say",
+        ),
+        (
+            json!({ "config": { "digest": "md5:x", "size": 1 }, "layers": [] }),
+            "no sha256",
+        ),
+    ] {
+        registry.with(|state| state.spoil("manifests/1", document.to_string().as_bytes()));
+        blob.fails(says).await;
+    }
+    // What was there before stays what is run.
+    push();
+    let (printed, said) = blob.pull(&[], None).await;
+    assert!(printed.is_some(), "{said}");
+    registry.with(|state| state.spoil("manifests/1", b"{}"));
+    assert!(blob.pull(&[], None).await.0.is_none());
+    assert_eq!(blob.read("plain"), b"plain");
+}
+
+/// A registry without ranges, one that is not there, one that nobody vouches for, one that leads inside.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_has_its_moods() {
+    let registry = Registry::open().await;
+    let layers = layers();
+    registry.push("a/b", "latest", &layers.configuration, &layers.packed);
+    registry.with(|state| {
+        state.no_ranges = true;
+        state.cut = vec![20_000];
+    });
+    let puller = Puller::from(&registry, "a/b", "");
+    let (printed, said) = puller.pull(&[], None).await;
+    assert!(printed.is_some(), "{said}");
+    assert_eq!(puller.read("gzip").len(), 64 << 10);
+    Puller::from(&registry, "a/c", "")
+        .fails("answered 404")
+        .await;
+    Puller::new(&format!("{}/a/b", registry.host()), "")
+        .fails("certificate")
+        .await;
+    // Another name of loopback is another host, and no public one.
+    let inside = format!("https://127.0.0.1:{}", registry.address.port());
+    registry.with(|state| state.blobs_at = Some(inside));
+    Puller::from(&registry, "a/b", "").fails("public").await;
+    registry.with(|state| state.blobs_at = Some("http://localhost:1".to_owned()));
+    Puller::from(&registry, "a/b", "").fails("redirects").await;
+    // Round and round.
+    let itself = format!("https://{}", registry.host());
+    registry.with(|state| state.blobs_at = Some(itself));
+    Puller::from(&registry, "a/b", "").fails("redirects").await;
+}
+
+/// A mirror stands in for the registry that the name says, and a login is shown to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_is_asked_in_place_of_the_registry() {
+    let registry = Registry::open().await;
+    let layers = layers();
+    registry.push("hub/library/x", "2", &layers.configuration, &layers.packed);
+    registry.with(|state| state.token_for = Some("me:secret".to_owned()));
+    let table = format!(
+        "[registry.\"docker.io\"]\nmirror = \"{}/hub\"\nca-file = \"/etc/thv/ca.pem\"\ncredential = \"login\"\n",
+        registry.host()
+    );
+    let puller = Puller::new("docker.io/x:2", &table);
+    puller.fails("`thv secret set --pull").await;
+    let credentials = tempfile::tempdir().unwrap();
+    fs::write(credentials.path().join("login"), "me:wrong\n").unwrap();
+    let (printed, said) = puller.pull(&[], Some(credentials.path())).await;
+    assert!(
+        printed.is_none() && said.contains("the credential of"),
+        "{said}"
+    );
+    fs::write(credentials.path().join("login"), "me:secret\n").unwrap();
+    let (printed, said) = puller.pull(&[], Some(credentials.path())).await;
+    assert!(printed.is_some(), "{said}");
+    assert!(!said.contains("secret"), "{said}");
+}
+
+/// The two halves of a pull, as two units do them; unpacking alone asks nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn fetching_and_unpacking_are_two_things() {
+    let registry = Registry::open().await;
+    let layers = layers();
+    registry.push("a/b", "latest", &layers.configuration, &layers.packed);
+    let puller = Puller::from(&registry, "a/b", "");
+    let (printed, said) = puller.pull(&["--only", "unpack"], None).await;
+    assert!(printed.is_none() && said.contains("index.json"), "{said}");
+    let (printed, said) = puller.pull(&["--only", "fetch"], None).await;
+    assert_eq!(printed.as_deref(), Some(""), "{said}");
+    assert!(!puller.state().join("image/current").exists());
+    let asked = registry.asked().len();
+    let (printed, said) = puller.pull(&["--only", "unpack"], None).await;
+    assert!(printed.is_some(), "{said}");
+    assert_eq!(registry.asked().len(), asked);
+    // What was fetched under one name is not unpacked under another.
+    let text = fs::read_to_string(puller.root.path().join("etc/thv/servers/it.toml")).unwrap();
+    write_server(puller.root.path(), &text.replace("/a/b", "/a/c"));
+    let (printed, said) = puller.pull(&["--only", "unpack"], None).await;
+    assert!(
+        printed.is_none() && said.contains("was not fetched"),
+        "{said}"
+    );
+}
+
+/// The same image by podman.
+#[tokio::test]
+async fn a_server_from_an_image_runs_by_podman() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = dir.path().join("image.tar");
+    save(&archive);
+    let house = house()
+        .file(&file(&archive, "engine = \"podman\""))
+        .before(pull)
+        .open()
+        .await;
+    let began = Instant::now();
+    let caller = house.session("alice").await;
+    println!("image by podman to its first answer: {:?}", began.elapsed());
+    let told = caller.call("look_around", json!({})).await.said();
+    println!("{told}");
+    println!("{}", house.records.all().join("\n"));
+}
+
+/// A registry and a tool that are not ours: what they hold and push is what is pulled.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_of_others_is_understood() {
+    let programs = ["/usr/bin/docker-registry", "/usr/bin/skopeo"];
+    if let Some(missing) = programs.iter().find(|program| !Path::new(program).exists()) {
+        eprintln!("skipped: `a_registry_of_others_is_understood` needs `{missing}`");
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let tls = format!("{}/tests/tls", env!("CARGO_MANIFEST_DIR"));
+    fs::write(
+        place.path().join("registry.yml"),
+        format!(
+            "version: 0.1\nlog: {{ level: error }}\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\n\
+             http: {{ addr: 127.0.0.1:{port}, tls: {{ certificate: {tls}/localhost.pem, key: {tls}/localhost.key }} }}\n",
+            place.path().join("storage").display()
+        ),
+    )
+    .unwrap();
+    let log = fs::File::create(place.path().join("log")).unwrap();
+    let mut registry = Command::new(programs[0])
+        .arg("serve")
+        .arg(place.path().join("registry.yml"))
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + crate::wire::PATIENCE;
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(Instant::now() < deadline && registry.try_wait().unwrap().is_none());
+        tokio::task::yield_now().await;
+    }
+    let authorities = place.path().join("certs");
+    fs::create_dir(&authorities).unwrap();
+    fs::write(authorities.join("ca.crt"), authority()).unwrap();
+    let host = format!("localhost:{port}");
+    let skopeo = |arguments: &[&str]| {
+        let done = Command::new(programs[1])
+            .args(["--insecure-policy", "copy", "--quiet"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success(), "{arguments:?}: {said}");
+    };
+    for (tag, format) in [("zstd", "oci"), ("gzip", "v2s2")] {
+        // Of each its own layer: of a blob that is there another packing is not pushed.
+        let archive = place.path().join(tag);
+        let mut layer = tar::Builder::new(Vec::new());
+        put(&mut layer, "etc/of-the-image", b"layered");
+        put(&mut layer, tag, &[b'x'; 4096]);
+        let layer = layer.into_inner().unwrap();
+        save_as(&archive, &layer, &configuration(&[sha256(&layer)]));
+        // Plain layers, which it then packs as it is told.
+        let plain = format!("oci:{}:it", place.path().join("plain").display());
+        skopeo(&[
+            "--dest-oci-accept-uncompressed-layers",
+            &format!("docker-archive:{}", archive.display()),
+            &plain,
+        ]);
+        skopeo(&[
+            "--format",
+            format,
+            "--dest-compress-format",
+            tag,
+            "--dest-cert-dir",
+            authorities.to_str().unwrap(),
+            &plain,
+            &format!("docker://{host}/mcp/it:{tag}"),
+        ]);
+        let puller = Puller::new(
+            &format!("{host}/mcp/it:{tag}"),
+            &format!("[registry.\"{host}\"]\nca-file = \"/etc/thv/ca.pem\"\n"),
+        );
+        let (printed, said) = puller.pull(&[], None).await;
+        assert!(printed.is_some(), "{tag}: {said}");
+        assert_eq!(puller.read("etc/of-the-image"), b"layered");
+        let state = puller.state();
+        let fetched = fs::read_dir(state.join("image/fetched/blobs/sha256")).unwrap();
+        let zstd = fetched
+            .flatten()
+            .filter(|blob| {
+                fs::read(blob.path())
+                    .unwrap()
+                    .starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
+            })
+            .count();
+        assert_eq!(zstd, usize::from(tag == "zstd"), "{tag}");
+    }
+    registry.kill().unwrap();
+    registry.wait().unwrap();
 }

@@ -28,10 +28,14 @@ mod image;
 mod modern;
 /// Servers that are not ours.
 mod peers;
+/// Images by podman.
+mod podman;
 /// A real identity provider, and what becomes of it.
 mod provider;
 /// Every numbered case of a token that is not good.
 mod refusals;
+/// A registry of images, on loopback and by TLS.
+mod registry;
 /// One server from one command line.
 mod run;
 /// Who may ask the runner for anything.

@@ -20,7 +20,9 @@ use thv::cli::demo::DemoIssuer;
 
 use crate::{
     house::{Caller, write_server},
+    image,
     modern::{self, body},
+    registry::{Registry, authority},
     wire,
 };
 
@@ -499,7 +501,10 @@ async fn what_would_not_take_effect_is_refused_with_the_line_to_type() {
         (&["--volume", "/nonexistent:ro"], &["not there"]),
         (&["--policy", "/nonexistent"], &["--policy"]),
         (&["--permission-profile", "network"], &["network"]),
-        (&["docker.io/mcp/everything"], &["image", "-- COMMAND"]),
+        (
+            &["mcp/everything"],
+            &["which registry", "docker.io/mcp/everything"],
+        ),
         (&["npx://server"], &["-- PROGRAM"]),
         (&["--port", "70000"], &["--port"]),
     ] {
@@ -774,5 +779,95 @@ async fn what_waits_for_a_client_does_not_hold_up_the_end() {
     assert!(
         since.elapsed() < std::time::Duration::from_secs(10),
         "{said}"
+
+/// An image in place of a command, pulled into the state of whom the server runs as.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_a_registry_is_served() {
+    let registry = Registry::open().await;
+    let (layer, configuration) = image::demo();
+    let kind = "application/vnd.oci.image.layer.v1.tar";
+    let (_, digest) = registry.push("mcp/it", "latest", &configuration, &[(kind, layer)]);
+    let name = format!("{}/mcp/it", registry.host());
+    let start = |ordinary: bool, temporary: TempDir| {
+        let issuer = DemoIssuer::start(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+        let authorities = temporary.path().join("ca.pem");
+        fs::write(&authorities, authority()).unwrap();
+        let mut command = thv();
+        command
+            .args([
+                "run",
+                "--port=0",
+                "--foreground",
+                "--oidc-audience=toolhive",
+            ])
+            .args(["--oidc-issuer", issuer.issuer(), "--env=GIVEN=1", &name])
+            .env("TMPDIR", temporary.path())
+            .env("HOME", temporary.path())
+            .env_remove("XDG_STATE_HOME")
+            .env("SSL_CERT_FILE", authorities);
+        if ordinary && nix::unistd::geteuid().is_root() {
+            std::os::unix::process::CommandExt::uid(&mut command, 65534);
+            std::os::unix::process::CommandExt::gid(&mut command, 65534);
+        }
+        tokio::task::spawn_blocking(move || Running::ready(command, issuer, temporary))
+    };
+    let running = start(false, temporary()).await.unwrap();
+    assert!(
+        running.said.iter().any(|line| line.contains(&digest)),
+        "{:#?}",
+        running.said
+    );
+    let caller = running.session().await;
+    let looked = caller.call("look_around", json!({})).await;
+    assert_eq!(looked.status, 200, "{}", looked.text());
+    let (said, code, place) = running.end();
+    assert_eq!(code, Some(0), "{said}");
+    let mut left: Vec<_> = fs::read_dir(place.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    left.retain(|name| name != "ca.pem" && name != ".local");
+    assert!(left.is_empty(), "{left:?}");
+
+    // A person keeps it: the second time nothing but the manifest is asked for.
+    let mut place = temporary();
+    for blobs in [2, 0] {
+        registry.with(|state| state.asked.clear());
+        let running = start(true, place).await.unwrap();
+        running.session().await;
+        (_, _, place) = running.end();
+        let asked = registry.asked();
+        let of_blobs = asked
+            .iter()
+            .filter(|asked| asked.contains("/blobs/"))
+            .count();
+        assert_eq!(of_blobs, blobs, "{asked:#?}");
+        assert!(
+            place
+                .path()
+                .join(".local/state/thv/run/it/image/current")
+                .exists()
+        );
+    }
+}
+
+#[test]
+fn what_is_no_image_is_refused() {
+    let with = |image: &str| {
+        let line = "run --foreground --oidc-issuer=https://x.example --oidc-audience=x";
+        let mut line: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        line.push(image.to_owned());
+        line
+    };
+    refused(&with("npx://x"), 64, &["install the package"]);
+    refused(
+        &with("everything"),
+        64,
+        &["does not say of which registry", "not looked up"],
+    );
+    refused(
+        &with("oci-archive:/nowhere.tar"),
+        1,
+        &["/nowhere.tar", "not pulled"],
     );
 }

@@ -16,7 +16,7 @@ use clap::Args;
 use super::{file::Wish, profile};
 use crate::{
     cli::Usage,
-    config::{self, ServerName},
+    config::{self, ImageName, ImageSource, ServerName},
 };
 
 /// The flags of `thv run`.
@@ -78,9 +78,9 @@ pub(crate) struct Run {
         action = clap::ArgAction::Set
     )]
     pub(super) foreground: bool,
-    /// The server's image
+    /// The server's image: REGISTRY/PATH\[:TAG\], or an archive of one
     image: Option<String>,
-    /// The server's program and its arguments
+    /// The server's program and its arguments; those of the image's program, if there is an image
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -128,10 +128,11 @@ impl Run {
                 self.transport
             )));
         }
+        let image = self.image.as_deref().map(named_image).transpose()?;
         let command = self.command()?;
         let name = match &self.name {
             Some(name) => name.clone(),
-            None => named_after(&command)?,
+            None => named_after(&command, image.as_ref())?,
         };
         let Some(issuer) = self.oidc_issuer.clone() else {
             return Err(Usage(
@@ -170,6 +171,7 @@ impl Run {
         let secrets = self.secrets(&env)?;
         Ok(Wish {
             name,
+            image: image.map(|image| image.text),
             command,
             resource: self.resource.clone(),
             hosts: self.hosts.clone(),
@@ -213,11 +215,10 @@ impl Run {
                 Ok(command)
             }
             (None, None) => Err(Usage(
-                "what is to run? Write the server's program at the end: `thv run … -- COMMAND…`"
+                "what is to run? Write the server's image or program at the end: `thv run … IMAGE` or `thv run … -- COMMAND…`"
                     .to_owned(),
             )),
-            // The one place where an image becomes a command.
-            (Some(image), _) => Err(Usage(no_image(image))),
+            (Some(_), _) => Ok(self.command.clone()),
         }
     }
 
@@ -243,18 +244,29 @@ impl Run {
     }
 }
 
-fn no_image(image: &str) -> String {
-    let scheme = image.split_once("://").map(|(scheme, _)| scheme);
-    match scheme {
-        Some("npx" | "uvx" | "go") => format!(
-            "`{image}` would be downloaded and built when it starts, which thv does not do; \
+/// The image that a person names.
+fn named_image(text: &str) -> Result<ImageName, Usage> {
+    let scheme = text.split_once("://").map(|(scheme, _)| scheme);
+    if matches!(scheme, Some("npx" | "uvx" | "go")) {
+        return Err(Usage(format!(
+            "`{text}` would be downloaded and built when it starts, which thv does not do; \
              install the package and run its program: `thv run … -- PROGRAM…`"
-        ),
-        _ => format!(
-            "`{image}` is an image (or a registry's name), which this version cannot run; \
-             run the server's program: `thv run … -- COMMAND…`"
-        ),
+        )));
     }
+    // An archive is where the person is.
+    let absolute = match text.split_once(':') {
+        Some((kind @ ("oci-archive" | "docker-archive"), path)) if !path.starts_with('/') => {
+            let path =
+                std::path::absolute(path).map_err(|error| Usage(format!("{text}: {error}")))?;
+            Some(format!("{kind}:{}", path.display()))
+        }
+        _ => None,
+    };
+    config::image(absolute.as_deref().unwrap_or(text)).map_err(|error| {
+        Usage(format!(
+            "{error} (names of ToolHive's own registry are not looked up)"
+        ))
+    })
 }
 
 /// The program as a path: configuration has no other.
@@ -292,8 +304,12 @@ fn is_program(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
-fn named_after(command: &[String]) -> Result<ServerName, Usage> {
-    let program = command.first().map(Path::new);
+fn named_after(command: &[String], image: Option<&ImageName>) -> Result<ServerName, Usage> {
+    let program = match image.map(|image| &image.source) {
+        None => command.first().map(Path::new),
+        Some(ImageSource::Registry(repository)) => Some(Path::new(&repository.path)),
+        Some(ImageSource::OciArchive(path) | ImageSource::DockerArchive(path)) => Some(&**path),
+    };
     program
         .and_then(Path::file_stem)
         .and_then(|stem| stem.to_str())

@@ -15,6 +15,8 @@ use crate::{cli::provider, config::ServerName};
 #[derive(Debug)]
 pub(super) struct Wish {
     pub(super) name: ServerName,
+    pub(super) image: Option<String>,
+    /// The program and its arguments; of an image, what its own program is given.
     pub(super) command: Vec<String>,
     pub(super) resource: Option<String>,
     pub(super) hosts: Vec<String>,
@@ -71,7 +73,15 @@ impl Wish {
             hosts.push(format!("localhost:{}", address.port()));
             hosts.push(address.to_string());
         }
-        line("command", list(&self.command));
+        match &self.image {
+            None => line("command", list(&self.command)),
+            Some(image) => {
+                line("image", quoted(image));
+                if !self.command.is_empty() {
+                    line("arguments", list(&self.command));
+                }
+            }
+        }
         line("resource", quoted(&resource));
         line("hosts", list(&hosts));
         text.push_str("\n[[auth.issuer]]\n");
@@ -149,6 +159,8 @@ pub(super) fn quoted(text: &str) -> String {
 pub(super) fn flag_of(key: &str) -> Option<&'static str> {
     let flags = [
         ("command", "-- COMMAND"),
+        ("image", "IMAGE"),
+        ("arguments", "-- ARGUMENTS"),
         ("resource", "--resource"),
         ("hosts", "--hosts"),
         ("auth.issuer[0].issuer", "--oidc-issuer"),

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::unistd::geteuid;
 
-use super::{announce, file::Wish, load, program};
+use super::{announce, file::Wish, load, program, pulled};
 use crate::{
     audit::{Audit, JOURNAL},
     child::Connection,
@@ -47,6 +47,9 @@ pub(super) fn run(mut wish: Wish, address: SocketAddr) -> Result<ExitCode> {
     };
     if let Some(person) = &person {
         files.give(person)?;
+    }
+    if wish.image.is_some() {
+        pulled::pull(files.root(), &wish, person.as_ref())?;
     }
     let uid = person.map_or(geteuid().as_raw(), |person| person.uid());
     say(&format!(

@@ -9,6 +9,7 @@ mod arguments;
 mod file;
 mod foreground;
 mod profile;
+mod pulled;
 mod transient;
 
 use std::{path::Path, process::ExitCode};
@@ -55,16 +56,17 @@ fn announce(wish: &Wish) {
             wish.issuer
         ));
     }
-    if let Some(program) = wish.command.first().filter(|it| !it.starts_with("/usr/")) {
+    let program = wish.command.first().filter(|_| wish.image.is_none());
+    if let Some(program) = program.filter(|it| !it.starts_with("/usr/")) {
         say(&format!(
             "thv: of what is outside /usr the server sees `{program}` and what --volume shows; \
              a program that needs more files needs more of these"
         ));
     }
-    for argument in wish.command.iter().skip(1) {
+    for argument in wish.command.iter().skip(usize::from(wish.image.is_none())) {
         let path = Path::new(argument);
-        let shown =
-            path.starts_with("/usr") || wish.read_only.iter().any(|shown| path.starts_with(shown));
+        let shown = (path.starts_with("/usr") && wish.image.is_none())
+            || wish.read_only.iter().any(|shown| path.starts_with(shown));
         if path.is_absolute() && path.exists() && !shown && !path.starts_with("/tmp") {
             say(&format!(
                 "thv: the server does not see `{argument}`; if it must, add `--volume {argument}:ro`"

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::unistd::geteuid;
 
-use super::{announce, file::Wish, load, program};
+use super::{announce, file::Wish, load, program, pulled};
 use crate::cli::{Usage, print, say};
 
 /// Starts the unit, and says what became of it.
@@ -66,7 +66,18 @@ pub(super) fn run(mut wish: Wish, address: SocketAddr) -> Result<ExitCode> {
             return Ok(code);
         }
     };
-    let started = start(&manager, &unit, &root, &wish, address, &credentials);
+    // The system's unit has a user of its own, which pulls as it starts; a person's is theirs.
+    let pulled = match &wish.image {
+        Some(image) if manager.is_system => {
+            say(&format!(
+                "thv: `{image}` is pulled as the unit starts; `journalctl -f -u {unit}` shows how far it is"
+            ));
+            pulled::link(&root, &wish.name, &state_of(&wish))
+        }
+        Some(_) => pulled::pull(&root, &wish, None),
+        None => Ok(()),
+    };
+    let started = pulled.and_then(|()| start(&manager, &unit, &root, &wish, address, &credentials));
     if started.is_err() {
         let _ = fs::remove_dir_all(&root);
     }
@@ -130,6 +141,23 @@ fn start(
         for text in SYSTEM_PROPERTIES {
             property(text);
         }
+        if wish.image.is_some() {
+            property(&format!("StateDirectory={STATE}/{}", wish.name));
+            property("StateDirectoryMode=0700");
+            property("TimeoutStartSec=1h");
+            // Systemd mounts the state directory of such a user noexec; the image is run from it.
+            property(&format!(
+                "ExecPaths=-/var/lib/private/{STATE}/{}/image",
+                wish.name
+            ));
+            property(&format!(
+                "ExecStartPre={} --root {} pull {} --into {}",
+                program()?.display(),
+                root.display(),
+                wish.name,
+                state_of(wish).display()
+            ));
+        }
         // As root: the files are root's.
         property(&format!("ExecStopPost=+/bin/rm -rf {}", root.display()));
     } else {
@@ -156,6 +184,11 @@ fn start(
         );
     }
     Ok(())
+}
+
+/// Where the system's unit keeps its image.
+fn state_of(wish: &Wish) -> PathBuf {
+    Path::new("/var/lib").join(STATE).join(wish.name.as_str())
 }
 
 /// The unit's credentials, as properties.
@@ -343,5 +376,7 @@ const SYSTEM_PROPERTIES: &[&str] = &[
     "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
 ];
 
+/// State directories of the system's units.
+const STATE: &str = "thv-run";
 /// Ports below are for root.
 const FIRST_ORDINARY_PORT: u16 = 1024;

@@ -11,7 +11,7 @@ def foundation(scenario):
     return scenario
 
 
-from . import calls, demo, identity, idle, isolation, mistakes, package, probes, run, units  # noqa: E402
+from . import calls, demo, identity, idle, images, isolation, mistakes, package, probes, run, units  # noqa: E402
 
 ORDER = [
     *package.FIRST,
@@ -24,5 +24,6 @@ ORDER = [
     *mistakes.ALL,
     *demo.ALL,
     *run.ALL,
+    *images.ALL,
     *package.LAST,
 ]

@@ -5,8 +5,9 @@ import tomllib
 import machine
 
 UNITS = [f"{unit}{suffix}" for unit in ("thv@x", "thv-runner@x") for suffix in (".socket", ".service")]
+UNITS += ["thv-fetch@x.service", "thv-pull@x.service"]
 # What design and units promise (`systemd-analyze security`; lower is better).
-EXPOSURE = {"thv@x.service": 12, "thv-runner@x.service": 22}
+EXPOSURE = {"thv@x.service": 12, "thv-runner@x.service": 22, "thv-fetch@x.service": 12, "thv-pull@x.service": 4}
 
 
 def systemd_finds_nothing_to_say_about_the_units(host):
