@@ -83,8 +83,8 @@ pub(super) async fn answer(
 
 async fn refuse(accepted: Accepted, draining: watch::Receiver<bool>, audit: Audit) {
     let (stream, peer) = accepted;
-    let answer = |_request| {
-        let refusal = Refusal::Misconfigured;
+    let answer = |asked: connection::Asked| {
+        let refusal = asked.err().unwrap_or(Refusal::Misconfigured);
         let mut record = Decision::denied(
             RequestId::random(),
             refusal.reason(),

@@ -3,9 +3,15 @@
 //! Knows nothing of tokens or policies; hands each request of a known route to
 //! `pipeline` and turns what comes back, refusals included, into HTTP.
 
+mod activity;
 pub mod body;
+mod chunked;
 pub mod connection;
+mod flood;
+mod head;
+mod heard;
 pub mod modern;
+mod opening;
 pub mod peer;
 pub mod refusal;
 pub mod reply;

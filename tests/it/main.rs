@@ -11,9 +11,13 @@ mod conformance;
 mod edge;
 /// A child's only way out.
 mod egress;
+/// What HTTP/2 looks like on the wire.
+mod frames;
 /// From the wire to the child and back.
 mod gateway;
 mod house;
+/// The same door, in HTTP/2.
+mod http2;
 /// Tokens of every kind, through the whole gateway.
 mod identity;
 /// Servers that come as container images.
