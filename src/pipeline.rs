@@ -38,7 +38,8 @@ pub struct Gateway {
 /// Answers one request and records what was decided.
 pub async fn handle(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
     let mut record = Decision::allowed(RequestId::random(), Vec::new());
-    record.peer = Some(peer.to_string());
+    let headers = request.as_ref().map(|request| request.headers()).ok();
+    record.peer = Some(peer.client(gateway.config.proxies.as_ref(), headers));
     match answer(gateway, request, peer, &mut record).await {
         Ok(response) => response,
         Err(Refused { refusal, id }) => {

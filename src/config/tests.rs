@@ -281,6 +281,8 @@ fn summarize(out: &mut String, config: &Config) {
         resource,
         hosts,
         origins,
+        tls,
+        proxies,
         auth,
         authz,
         sandbox,
@@ -290,6 +292,12 @@ fn summarize(out: &mut String, config: &Config) {
     writeln!(out, "files {files:#?}").unwrap();
     if let Some(image) = image {
         writeln!(out, "{image:#?} {arguments:?}").unwrap();
+    }
+    if let Some(tls) = tls {
+        writeln!(out, "{tls:?}").unwrap();
+    }
+    if let Some(proxies) = proxies {
+        writeln!(out, "{proxies:?}").unwrap();
     }
     writeln!(
         out,

@@ -15,8 +15,9 @@ use crate::{
     authz::{Engine, PolicyProblem},
     child::{Connection, Launcher},
     config::{Auth, Config, Network, Problem, Problems},
-    daemon::Setup,
+    daemon::{Setup, edge},
     egress,
+    http::Entrance,
     pipeline::Gateway,
     session::{self, Sessions},
 };
@@ -60,15 +61,22 @@ fn keys_event(notice: Notice) -> Event {
 
 /// A problem that only shows when the configuration meets what surrounds it.
 fn problem(config: &Config, message: &str, help: &str) -> Problems {
+    problem_of(config, message, help).into()
+}
+
+fn problem_of(config: &Config, message: &str, help: &str) -> Problem {
     let file = config
         .files
         .last()
         .map_or(Path::new("/etc/thv"), PathBuf::as_path);
-    Problem::of_file(file, message, help).into()
+    Problem::of_file(file, message, help)
 }
 
 /// Builds the gateway of `config`. Starts nothing.
-pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching), Problems> {
+pub(super) fn build(
+    config: Config,
+    setup: &Setup,
+) -> Result<(Gateway, Entrance, Launching), Problems> {
     if matches!(config.auth, Auth::None) && !setup.listener.is_local() {
         return Err(problem(
             &config,
@@ -89,6 +97,10 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
             ),
         ));
     }
+    let entrance = edge::entrance(&config, setup).map_err(|error| Problem {
+        key: error.key().to_owned(),
+        ..problem_of(&config, &error.to_string(), "mend [tls], see thv.toml(5)")
+    })?;
     let engine = Engine::build(&config.authz, &config.server).map_err(policy_problems)?;
     let audit = setup.audit.clone();
     let notices: Notices = Arc::new(move |notice| audit.record(&keys_event(notice)));
@@ -145,5 +157,5 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         stale: Notify::new(),
         config,
     };
-    Ok((gateway, Box::pin(launching)))
+    Ok((gateway, entrance, Box::pin(launching)))
 }

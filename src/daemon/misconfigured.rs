@@ -14,7 +14,7 @@ use crate::{
     audit::{Audit, Decision, Event, RequestId},
     config::Problems,
     daemon::{ACCEPT_PAUSE, Accepted, Exit, Setup, Signals},
-    http::{Refusal, connection},
+    http::{Entrance, Peer, Refusal, Roster, connection::Asked},
 };
 
 /// How the mode ended.
@@ -83,7 +83,7 @@ pub(super) async fn answer(
 
 async fn refuse(accepted: Accepted, draining: watch::Receiver<bool>, audit: Audit) {
     let (stream, peer) = accepted;
-    let answer = |asked: connection::Asked| {
+    let answer = |asked: Asked, peer: Peer| {
         let refusal = asked.err().unwrap_or(Refusal::Misconfigured);
         let mut record = Decision::denied(
             RequestId::random(),
@@ -95,7 +95,14 @@ async fn refuse(accepted: Accepted, draining: watch::Receiver<bool>, audit: Audi
         // Closed after one answer: the next request finds whoever serves then.
         std::future::ready(refusal.response(None, None))
     };
-    connection::serve(stream, draining, answer).await;
+    // Without TLS: it is not known whether that was meant.
+    let entrance = Entrance {
+        tls: None,
+        proxies: None,
+        roster: Roster::new(),
+        share: MAX_CONNECTIONS,
+    };
+    entrance.serve(stream, peer, draining, answer).await;
 }
 
 /// Connections told 503 at once.

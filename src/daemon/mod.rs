@@ -5,6 +5,7 @@
 //! exit: every client is told 503 until the files are mended.
 
 mod build;
+mod edge;
 mod misconfigured;
 mod serving;
 
@@ -67,9 +68,16 @@ pub async fn run(mut setup: Setup) -> Result<Exit> {
     loop {
         let built = (setup.load)().and_then(|config| build(config, &setup));
         match built {
-            Ok((gateway, launching)) => {
-                return serving::serve(Arc::new(gateway), launching, setup, first, &mut signals)
-                    .await;
+            Ok((gateway, entrance, launching)) => {
+                return serving::serve(
+                    Arc::new(gateway),
+                    Arc::new(entrance),
+                    launching,
+                    setup,
+                    first,
+                    &mut signals,
+                )
+                .await;
             }
             Err(problems) => {
                 for problem in problems.iter() {

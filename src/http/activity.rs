@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -39,6 +39,10 @@ struct Shared {
     /// Something began, or the last has ended.
     changed: Notify,
     closed: Notify,
+    /// When the last answer left.
+    idle_since: Mutex<Option<Instant>>,
+    is_shed: AtomicBool,
+    shed: Notify,
 }
 
 impl Activity {
@@ -50,6 +54,9 @@ impl Activity {
             spoken: Notify::new(),
             changed: Notify::new(),
             closed: Notify::new(),
+            idle_since: Mutex::default(),
+            is_shed: AtomicBool::new(false),
+            shed: Notify::new(),
         }))
     }
 
@@ -91,6 +98,39 @@ impl Activity {
             } else if timeout(patience, changed).await.is_err() {
                 return;
             }
+        }
+    }
+
+    /// Whether nobody would miss it: it asks nothing, and what it was told has left.
+    pub(super) fn may_be_shed(&self) -> bool {
+        let shared = &self.0;
+        let since = shared
+            .idle_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let has_left = since.is_none_or(|since| since.elapsed() >= LEAVING);
+        has_left && shared.in_flight.load(Ordering::Relaxed) == 0 && !self.is_shed()
+    }
+
+    /// Tells it to make room.
+    pub(super) fn shed(&self) {
+        self.0.is_shed.store(true, Ordering::Relaxed);
+        self.0.shed.notify_one();
+    }
+
+    pub(super) fn is_shed(&self) -> bool {
+        self.0.is_shed.load(Ordering::Relaxed)
+    }
+
+    /// Waits until it is to make room, and can.
+    pub(super) async fn shed_while_idle(&self) {
+        loop {
+            self.0.shed.notified().await;
+            if self.0.in_flight.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            // A request came first.
+            self.0.is_shed.store(false, Ordering::Relaxed);
         }
     }
 
@@ -139,6 +179,12 @@ impl Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.waits_no_more();
+        let now = Some(Instant::now());
+        *self
+            .shared
+            .idle_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = now;
         if self.shared.in_flight.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.shared.changed.notify_waiters();
         }
@@ -217,3 +263,6 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
         tasks.spawn(future);
     }
 }
+
+/// How long an answer may still be on its way when nobody holds it any more.
+const LEAVING: Duration = Duration::from_secs(1);

@@ -38,32 +38,34 @@ pub type Asked = Result<Request<Incoming>, Refusal>;
 
 /// Serves HTTP on `stream` until the peer leaves, a limit ends it, or `drain`
 /// says so: then what is running is answered, and no more is read.
-pub async fn serve<F>(
+pub(super) async fn serve<F>(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     drain: watch::Receiver<bool>,
+    activity: Activity,
     answer: impl Fn(Asked) -> F,
 ) where
     F: Future<Output = Response> + Send + 'static,
 {
     let mut stream = Opened::new(stream);
     if let Some(version) = version(&mut stream, drain.clone()).await {
-        serve_version(version, stream, drain, answer).await;
+        serve_version(version, stream, drain, activity, answer).await;
     }
 }
 
 /// The same, where it is known what is spoken.
-pub async fn serve_version<F>(
+pub(super) async fn serve_version<F>(
     version: Version,
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     drain: watch::Receiver<bool>,
+    activity: Activity,
     answer: impl Fn(Asked) -> F,
 ) where
     F: Future<Output = Response> + Send + 'static,
 {
     let stream = Heard::new(stream);
     match version {
-        Version::One => serve_one(stream, drain, answer).await,
-        Version::Two => serve_two(stream, drain, answer).await,
+        Version::One => serve_one(stream, drain, activity, answer).await,
+        Version::Two => serve_two(stream, drain, activity, answer).await,
     }
 }
 
@@ -86,11 +88,11 @@ async fn version(
 async fn serve_one<F>(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     drain: watch::Receiver<bool>,
+    activity: Activity,
     answer: impl Fn(Asked) -> F,
 ) where
     F: Future<Output = Response> + Send + 'static,
 {
-    let activity = Activity::new();
     let verdict = Verdict::default();
     let service = service_fn(|request: Request<Incoming>| {
         let (number, busy) = activity.begin();
@@ -133,11 +135,11 @@ async fn serve_one<F>(
 async fn serve_two<F>(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     drain: watch::Receiver<bool>,
+    activity: Activity,
     answer: impl Fn(Asked) -> F,
 ) where
     F: Future<Output = Response> + Send + 'static,
 {
-    let activity = Activity::new();
     let service = service_fn(|request: Request<Incoming>| {
         let (_, busy) = activity.begin();
         let response = answer(if request.headers().len() > MAX_HEADERS {
@@ -196,7 +198,7 @@ async fn serve_two<F>(
 
 /// Waits until the connection is to be drained and its first request, which may have
 /// been on its way, had its time.
-async fn told(mut drain: watch::Receiver<bool>, activity: Option<&Activity>) {
+pub(super) async fn told(mut drain: watch::Receiver<bool>, activity: Option<&Activity>) {
     if drain.wait_for(|draining| *draining).await.is_err() {
         // Whoever could have said so has left this connection to itself.
         std::future::pending::<()>().await;
@@ -250,16 +252,21 @@ mod tests {
     fn connect(drain: watch::Receiver<bool>) -> (DuplexStream, tokio::task::JoinSet<()>) {
         let (client, server) = duplex(1 << 20);
         let mut serving = tokio::task::JoinSet::new();
-        serving.spawn(serve(server, drain, |asked: Asked| async {
-            let read = match asked {
-                Ok(request) => body::read(request.into_body(), 1 << 10).await,
-                Err(refusal) => Err(refusal),
-            };
-            match read {
-                Ok(text) => reply::json(StatusCode::OK, text),
-                Err(refusal) => refusal.response(None, None),
-            }
-        }));
+        serving.spawn(serve(
+            server,
+            drain,
+            Activity::new(),
+            |asked: Asked| async {
+                let read = match asked {
+                    Ok(request) => body::read(request.into_body(), 1 << 10).await,
+                    Err(refusal) => Err(refusal),
+                };
+                match read {
+                    Ok(text) => reply::json(StatusCode::OK, text),
+                    Err(refusal) => refusal.response(None, None),
+                }
+            },
+        ));
         (client, serving)
     }
 
@@ -345,7 +352,7 @@ mod tests {
         let (stream, _) = listener.accept().await.unwrap();
         let (_drain, draining) = watch::channel(false);
         let answer = |_| async { reply::json(StatusCode::OK, vec![b' '; 1 << 20]) };
-        let served = tokio::spawn(serve(stream, draining, answer));
+        let served = tokio::spawn(serve(stream, draining, Activity::new(), answer));
         let flood = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
         client.write_all(&flood).await.unwrap();
         // Until the answers have filled what the kernel keeps.
@@ -374,7 +381,7 @@ mod tests {
             if early {
                 client.write_all(request).await.unwrap();
             }
-            let served = tokio::spawn(serve(stream, draining, |_| async {
+            let served = tokio::spawn(serve(stream, draining, Activity::new(), |_| async {
                 reply::empty(StatusCode::OK)
             }));
             if !early {
@@ -423,8 +430,8 @@ mod tests {
     /// conn-13: an HTTP/2 client that asks nothing more is not kept.
     #[tokio::test(start_paused = true)]
     async fn an_idle_client_of_the_newer_version_is_let_go() {
-        let settings = frame(4, 0, 0, &[]);
-        for parts in [&[][..], &[settings.clone()], &[settings, post(1, true)]] {
+        let settings = || frame(4, 0, 0, &[]);
+        for parts in [&[][..], &[settings()], &[settings(), post(1, true)]] {
             let (_, waited) = frames(parts).await;
             assert!(waited <= HEADER_DEADLINE + GOING * 2, "{waited:?}");
         }

@@ -38,6 +38,10 @@ pub enum Refusal {
     TargetTooLong,
     #[error("this expectation is not met here")]
     Expectation,
+    #[error("this port speaks TLS: use https")]
+    Plaintext,
+    #[error("too many connections from this address")]
+    TooManyConnections,
     #[error("no such path")]
     NotFound,
     #[error("method not allowed")]
@@ -96,7 +100,9 @@ impl Refusal {
             | Self::HeadTooLarge
             | Self::TargetTooLong
             | Self::Expectation
+            | Self::Plaintext
             | Self::BodyIncomplete => Reason::BadHeader,
+            Self::TooManyConnections => Reason::ConnectionLimit,
             Self::HostNotAllowed => Reason::HostNotAccepted,
             Self::OriginNotAllowed => Reason::OriginNotAccepted,
             Self::NotFound => Reason::PathUnknown,
@@ -140,6 +146,7 @@ impl Refusal {
         match self {
             Self::BadHost
             | Self::Header
+            | Self::Plaintext
             | Self::BodyIncomplete
             | Self::Call(_)
             | Self::Version(..)
@@ -163,6 +170,7 @@ impl Refusal {
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooManyConnections => StatusCode::TOO_MANY_REQUESTS,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::Expectation => StatusCode::EXPECTATION_FAILED,
@@ -206,14 +214,17 @@ impl Refusal {
         if let Self::MethodNotAllowed(methods) = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(methods));
         }
-        if self.status() == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(
+            self.status(),
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
+        ) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(self.retry_after()));
         }
         // What was not read of the request must not become the next one (conn-7).
         if self.leaves_body_unread() {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        if matches!(self, Self::Misconfigured) {
+        if matches!(self, Self::Misconfigured | Self::TooManyConnections) {
             response.extensions_mut().insert(LastAnswer);
         }
         response

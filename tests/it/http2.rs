@@ -134,6 +134,9 @@ async fn a_session_lives_on_one_connection() {
     }));
 }
 
+/// Method, path, headers, body and the status of the answer.
+type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str, u16);
+
 /// conn-15: what is refused over HTTP/1.1 is refused here, with the same words.
 #[tokio::test]
 async fn the_same_is_refused_as_over_the_older_version() {
@@ -143,7 +146,7 @@ async fn the_same_is_refused_as_over_the_older_version() {
     let big = call(1, "echo", json!({ "x": "y".repeat(70_000) }));
     let first = initialize("2025-11-25");
     let long_path = format!("/mcp?{long}");
-    let cases: &[(&str, &str, &[(&str, &str)], &str, u16)] = &[
+    let cases: &[Case<'_>] = &[
         ("POST", "/mcp", &[("authorization", "")], &first, 401),
         (
             "POST",

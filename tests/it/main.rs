@@ -26,6 +26,8 @@ mod image;
 mod modern;
 /// A real identity provider, and what becomes of it.
 mod provider;
+/// Who may speak for others.
+mod proxies;
 /// One server from one command line.
 mod run;
 /// Who may ask the runner for anything.
@@ -34,4 +36,6 @@ mod runner;
 mod sandbox;
 /// Streams of a session, and coming back to them.
 mod streams;
+/// TLS of the gateway's own.
+mod tls;
 mod wire;
