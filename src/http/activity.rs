@@ -39,8 +39,8 @@ struct Shared {
     /// Something began, or the last has ended.
     changed: Notify,
     closed: Notify,
-    /// When the last answer left.
-    idle_since: Mutex<Option<Instant>>,
+    /// When the last answer left, or it began.
+    idle_since: Mutex<Instant>,
     is_shed: AtomicBool,
     shed: Notify,
 }
@@ -54,7 +54,7 @@ impl Activity {
             spoken: Notify::new(),
             changed: Notify::new(),
             closed: Notify::new(),
-            idle_since: Mutex::default(),
+            idle_since: Mutex::new(Instant::now()),
             is_shed: AtomicBool::new(false),
             shed: Notify::new(),
         }))
@@ -104,12 +104,18 @@ impl Activity {
     /// Whether nobody would miss it: it asks nothing, and what it was told has left.
     pub(super) fn may_be_shed(&self) -> bool {
         let shared = &self.0;
-        let since = shared
+        let has_left =
+            shared.begun.load(Ordering::Relaxed) == 0 || self.idle_since().elapsed() >= LEAVING;
+        has_left && shared.in_flight.load(Ordering::Relaxed) == 0 && !self.is_shed()
+    }
+
+    /// Since when it has done nothing, if it does nothing.
+    pub(super) fn idle_since(&self) -> Instant {
+        *self
+            .0
             .idle_since
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let has_left = since.is_none_or(|since| since.elapsed() >= LEAVING);
-        has_left && shared.in_flight.load(Ordering::Relaxed) == 0 && !self.is_shed()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells it to make room.
@@ -179,7 +185,7 @@ impl Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.waits_no_more();
-        let now = Some(Instant::now());
+        let now = Instant::now();
         *self
             .shared
             .idle_since

@@ -64,8 +64,9 @@ pub(super) async fn serve_version<F>(
 {
     let stream = Heard::new(stream);
     match version {
-        Version::One => serve_one(stream, drain, activity, answer).await,
-        Version::Two => serve_two(stream, drain, activity, answer).await,
+        // Boxed: a connection pays for what it speaks, and nothing before it speaks.
+        Version::One => Box::pin(serve_one(stream, drain, activity, answer)).await,
+        Version::Two => Box::pin(serve_two(stream, drain, activity, answer)).await,
     }
 }
 

@@ -85,7 +85,7 @@ impl Entrance {
         };
         match &self.tls {
             None => connection::serve(stream, drain, activity.clone(), answer).await,
-            Some(tls) => secured(tls, stream, activity, drain, answer).await?,
+            Some(tls) => Box::pin(secured(tls, stream, activity, drain, answer)).await?,
         }
         Ok(())
     }
@@ -168,3 +168,113 @@ const HANDSHAKE: u8 = 22;
 const FIRST_BYTE: Duration = Duration::from_secs(10);
 /// How long a proxy may take to say whom it speaks for.
 const PROXY_DEADLINE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+        task::JoinHandle,
+    };
+
+    use super::*;
+    use crate::{
+        config::{self, Pem},
+        http::{reply, tls::Source},
+        systemd::Credentials,
+    };
+
+    fn entrance(told: Option<Told>) -> Entrance {
+        let tests = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls");
+        let source = Source {
+            config: config::Tls {
+                certificate: Pem::Credential("localhost.pem".to_owned()),
+                key: Pem::Credential("localhost.key".to_owned()),
+            },
+            credentials: Credentials::within(tests.into()),
+        };
+        Entrance {
+            tls: Some(Arc::new(Tls::load(source).unwrap())),
+            proxies: told.map(|told| Proxies {
+                networks: vec!["127.0.0.1/32".parse().unwrap()],
+                unix: false,
+                told,
+            }),
+            roster: Roster::new(),
+            share: 10,
+        }
+    }
+
+    async fn enter(entrance: Entrance) -> (TcpStream, JoinHandle<()>, watch::Sender<bool>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = TcpStream::connect(address).await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
+        let (drain, draining) = watch::channel(false);
+        let served = tokio::spawn(async move {
+            let answer = |_, _| async { reply::empty(StatusCode::OK) };
+            let (stream, peer) = (Stream::Tcp(stream), Peer::Tcp(peer));
+            entrance.serve(stream, peer, draining, answer).await;
+        });
+        (client, served, drain)
+    }
+
+    /// fault-38: whoever does not come to an end of what it begins is let go.
+    #[tokio::test]
+    async fn a_slow_beginning_is_not_waited_for() {
+        let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
+        for (told, sent) in [
+            (None, &b""[..]),
+            (None, &hello[..1]),
+            (None, &hello[..]),
+            (Some(Told::ProxyProtocol), b""),
+            (Some(Told::ProxyProtocol), b"PROXY TCP4 192.0.2.1"),
+            (Some(Told::ProxyProtocol), b"\r\n\r\n\0\r\nQUIT\n\x21"),
+            (Some(Told::ProxyProtocol), b"PROXY UNKNOWN\r\n\x16\x03\x01"),
+        ] {
+            let (mut client, served, _drain) = enter(entrance(told)).await;
+            client.write_all(sent).await.unwrap();
+            // The runtime sees what has come before time passes.
+            for _ in 0..20 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            assert!(!served.is_finished(), "{sent:?}");
+            tokio::time::pause();
+            tokio::time::advance(FIRST_BYTE + Duration::from_secs(1)).await;
+            tokio::time::resume();
+            timeout(Duration::from_secs(5), served)
+                .await
+                .expect("the connection ends")
+                .unwrap();
+            let mut answer = Vec::new();
+            let _ = client.read_to_end(&mut answer).await;
+            assert!(answer.is_empty(), "{sent:?}");
+        }
+    }
+
+    /// A connection that has not begun does not hold up a drain.
+    #[tokio::test]
+    async fn a_connection_in_its_handshake_is_drained() {
+        let (mut client, served, drain) = enter(entrance(None)).await;
+        client.write_all(b"\x16\x03\x01").await.unwrap();
+        drain.send(true).unwrap();
+        timeout(Duration::from_secs(5), served)
+            .await
+            .expect("the connection ends")
+            .unwrap();
+    }
+
+    /// fault-37: what a connection costs while nothing is known of it.
+    #[tokio::test]
+    async fn the_task_of_a_connection_is_small() {
+        let entrance = entrance(None);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (_drain, draining) = watch::channel(false);
+        let peer = Peer::Tcp(listener.local_addr().unwrap());
+        let answer = |_, _| async { reply::empty(StatusCode::OK) };
+        let served = entrance.serve(Stream::Tcp(client.unwrap()), peer, draining, answer);
+        assert!(size_of_val(&served) <= 2048, "{}", size_of_val(&served));
+    }
+}

@@ -1,9 +1,11 @@
 //! Who holds how many connections, and which is closed for a new one.
 //!
 //! One address has a share, not all there is. Where all places are taken, the
-//! address that holds most gives up the newest that does nothing (conn-9, conn-10).
+//! address that holds most gives up what has done nothing for longest (conn-9,
+//! conn-10): who comes last is served first, and a flood pushes out itself.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     net::{IpAddr, Ipv6Addr},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -71,7 +73,7 @@ impl Roster {
             .taken
             .iter()
             .filter(|(_, place)| place.activity.may_be_shed())
-            .max_by_key(|(number, place)| (holds(place), **number));
+            .max_by_key(|(_, place)| (holds(place), Reverse(place.activity.idle_since())));
         if let Some((_, place)) = victim {
             place.activity.shed();
         }
@@ -153,9 +155,9 @@ mod tests {
         assert!(roster.places().by_address.is_empty() && roster.places().taken.is_empty());
     }
 
-    /// conn-9: who holds most gives up the newest that does nothing.
+    /// conn-9: who holds most gives up what does nothing for longest.
     #[tokio::test]
-    async fn the_newest_idle_connection_of_the_largest_holder_goes() {
+    async fn the_longest_idle_connection_of_the_largest_holder_goes() {
         let roster = Roster::new();
         let enter = |address: &str| {
             let activity = Activity::new();
@@ -163,17 +165,17 @@ mod tests {
             seat.belongs_to(address.parse().unwrap());
             (seat, activity)
         };
-        let many: Vec<_> = (0..3).map(|_| enter("192.0.2.1")).collect();
         let _one = enter("192.0.2.2");
-        let busy = many[2].1.begin();
+        let many: Vec<_> = (0..3).map(|_| enter("192.0.2.1")).collect();
+        let busy = many[0].1.begin();
         roster.make_room();
         assert!(many[1].1.is_shed() && !many[0].1.is_shed() && !many[2].1.is_shed());
         // What it was told to leave is not chosen again.
         roster.make_room();
-        assert!(many[0].1.is_shed());
+        assert!(many[2].1.is_shed());
         drop(busy);
         // It has just answered, and that may still be on its way.
-        assert!(!many[2].1.may_be_shed());
+        assert!(!many[0].1.may_be_shed());
         assert!(roster.has_room_to_make());
     }
 }

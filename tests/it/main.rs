@@ -7,6 +7,8 @@
 
 /// What others say that conforms.
 mod conformance;
+/// More connections than anybody needs.
+mod crowds;
 /// What a request meets before anybody looks at its token.
 mod edge;
 /// A child's only way out.

@@ -268,7 +268,8 @@ async fn a_key_that_cannot_be_used_is_a_problem() {
     fn another(root: &Path) {
         install(root, "localhost.pem", "other.key");
     }
-    let prepared: [(fn(&Path), &str); 3] = [
+    type Prepare = fn(&Path);
+    let prepared: [(Prepare, &str); 3] = [
         (loose, "chmod"),
         (another, "no pair"),
         (|_| {}, "No such file"),
