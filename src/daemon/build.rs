@@ -15,9 +15,8 @@ use crate::{
     authz::{Engine, PolicyProblem},
     child::{Connection, Launcher},
     config::{Auth, Config, Network, Problem, Problems},
-    daemon::{Setup, edge},
+    daemon::Setup,
     egress,
-    http::Entrance,
     pipeline::Gateway,
     session::{self, Sessions},
 };
@@ -64,7 +63,7 @@ fn problem(config: &Config, message: &str, help: &str) -> Problems {
     problem_of(config, message, help).into()
 }
 
-fn problem_of(config: &Config, message: &str, help: &str) -> Problem {
+pub(super) fn problem_of(config: &Config, message: &str, help: &str) -> Problem {
     let file = config
         .files
         .last()
@@ -73,10 +72,7 @@ fn problem_of(config: &Config, message: &str, help: &str) -> Problem {
 }
 
 /// Builds the gateway of `config`. Starts nothing.
-pub(super) fn build(
-    config: Config,
-    setup: &Setup,
-) -> Result<(Gateway, Entrance, Launching), Problems> {
+pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching), Problems> {
     if matches!(config.auth, Auth::None) && !setup.listener.is_local() {
         return Err(problem(
             &config,
@@ -97,10 +93,6 @@ pub(super) fn build(
             ),
         ));
     }
-    let entrance = edge::entrance(&config, setup).map_err(|error| Problem {
-        key: error.key().to_owned(),
-        ..problem_of(&config, &error.to_string(), "mend [tls], see thv.toml(5)")
-    })?;
     let engine = Engine::build(&config.authz, &config.server).map_err(policy_problems)?;
     let audit = setup.audit.clone();
     let notices: Notices = Arc::new(move |notice| audit.record(&keys_event(notice)));
@@ -157,5 +149,5 @@ pub(super) fn build(
         stale: Notify::new(),
         config,
     };
-    Ok((gateway, entrance, Box::pin(launching)))
+    Ok((gateway, Box::pin(launching)))
 }

@@ -6,10 +6,10 @@ use nix::sys::resource::{Resource, getrlimit};
 use tracing::{info, warn};
 
 use crate::{
-    config::Config,
-    daemon::Setup,
+    config::{self, Config, Problem, Problems},
+    daemon::{Setup, build::problem_of},
     http::{
-        Entrance, Roster, Tls, TlsError,
+        Entrance, Roster, Tls,
         certificate::{self, DAY},
         tls::{Source, Stamp},
     },
@@ -17,12 +17,9 @@ use crate::{
 };
 
 /// The way in that `config` describes.
-pub(super) fn entrance(config: &Config, setup: &Setup) -> Result<Entrance, TlsError> {
+pub(super) fn entrance(config: &Config, setup: &Setup) -> Result<Entrance, Problems> {
     let tls = match &config.tls {
-        Some(tls) => Some(Arc::new(Tls::load(Source {
-            config: tls.clone(),
-            credentials: setup.credentials.clone(),
-        })?)),
+        Some(tls) => Some(Arc::new(load(tls, config, setup)?)),
         None => None,
     };
     if let Some((_, until)) = tls
@@ -37,6 +34,21 @@ pub(super) fn entrance(config: &Config, setup: &Setup) -> Result<Entrance, TlsEr
         proxies: config.proxies.clone(),
         roster: Roster::new(),
         share: config.limits.address_connections,
+    })
+}
+
+fn load(tls: &config::Tls, config: &Config, setup: &Setup) -> Result<Tls, Problems> {
+    let source = Source {
+        config: tls.clone(),
+        credentials: setup.credentials.clone(),
+    };
+    Tls::load(source).map_err(|error| {
+        let help = "mend [tls], see thv.toml(5)";
+        Problem {
+            key: error.key().to_owned(),
+            ..problem_of(config, &error.to_string(), help)
+        }
+        .into()
     })
 }
 

@@ -11,7 +11,7 @@ use tokio::{
     sync::watch,
     time::timeout,
 };
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{
     activity::Activity,
@@ -35,6 +35,16 @@ pub struct Entrance {
 }
 
 impl Entrance {
+    /// Without TLS, for everybody who comes.
+    pub fn plain() -> Self {
+        Self {
+            tls: None,
+            proxies: None,
+            roster: Roster::new(),
+            share: usize::MAX,
+        }
+    }
+
     /// Serves one connection to its end.
     pub async fn serve<F>(
         &self,
@@ -101,7 +111,13 @@ impl Entrance {
         }
         let client = timeout(PROXY_DEADLINE, proxied::preface(stream))
             .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .inspect_err(|error| {
+                // Whoever only looks whether the port is open says nothing.
+                if !stream.first().is_empty() {
+                    warn!(%peer, %error, "a trusted proxy does not say whom it speaks for");
+                }
+            })?;
         Ok(client.map_or(peer, |client| peer.speaks_for(client)))
     }
 

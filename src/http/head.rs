@@ -12,9 +12,13 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
 
 use super::chunked::Chunks;
 use crate::http::Refusal;
@@ -32,6 +36,8 @@ pub(super) struct Heads<S> {
     /// Heads that were passed on.
     heads: u64,
     verdict: Verdict,
+    /// Runs when all is written, and the peer may still be sending.
+    lingering: Option<Pin<Box<Sleep>>>,
 }
 
 /// What the next byte belongs to.
@@ -78,6 +84,7 @@ impl<S> Heads<S> {
             looked: Looked::default(),
             heads: 0,
             verdict,
+            lingering: None,
         }
     }
 
@@ -229,7 +236,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Heads<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Heads<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Heads<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -255,7 +262,23 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Heads<S> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+        let this = self.get_mut();
+        if this.lingering.is_none() {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
+            if matches!(this.at, At::Head) && this.held.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        // A close with something unread is a reset, which may overtake the answer.
+        let over = this
+            .lingering
+            .get_or_insert_with(|| Box::pin(sleep(LINGER)))
+            .as_mut()
+            .poll(context);
+        if over.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        this.discard(context)
     }
 }
 
@@ -396,6 +419,8 @@ fn is_control(byte: u8) -> bool {
 
 /// Bytes of a request's head (h1-13).
 pub(super) const MAX_HEAD: usize = 32 << 10;
+/// How long a peer may go on sending after its last answer.
+const LINGER: Duration = Duration::from_secs(1);
 /// Reads of what nobody will see, before others have their turn.
 const DISCARDED_AT_ONCE: usize = 16;
 /// The request that is answered with the refusal of the one that was taken out.
@@ -543,5 +568,48 @@ mod tests {
             assert_eq!(passed, format!("{head}2\r\nabX").as_bytes());
             assert!(failed && refused.is_none());
         }
+    }
+
+    /// However bytes come, the same of them passes, and nothing ends in a panic.
+    #[test]
+    fn pieces_make_no_difference() {
+        use proptest::prelude::*;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let word = prop::sample::select(vec![
+            "GET / HTTP/1.1\r\n",
+            "POST /mcp HTTP/1.1\r\n",
+            "POST / HTTP/1.0\r\n",
+            "Host: x\r\n",
+            "Content-Length: 3\r\n",
+            "Content-Length: 0\r\n",
+            "Transfer-Encoding: chunked\r\n",
+            "\r\n",
+            "\n",
+            "\r",
+            " ",
+            "abc",
+            "0",
+            "3",
+            ";x",
+            "\r\nabc\r\n",
+            "0\r\n\r\n",
+            "X: y\r\n",
+            "\0",
+            ":",
+        ]);
+        let texts = prop::collection::vec(word, 1..20);
+        proptest!(ProptestConfig::with_cases(300), |(words in texts, size in 1_usize..9)| {
+            let sent = words.concat();
+            let whole = runtime.block_on(passed(sent.as_bytes(), sent.len()));
+            let pieces = runtime.block_on(passed(sent.as_bytes(), size));
+            prop_assert_eq!(String::from_utf8(whole.0), String::from_utf8(pieces.0));
+            let told = |refused: Option<(u64, Refusal)>| {
+                refused.map(|(at, refusal)| (at, refusal.status()))
+            };
+            prop_assert_eq!(told(whole.1), told(pieces.1));
+        });
     }
 }

@@ -282,3 +282,12 @@ async fn a_key_that_cannot_be_used_is_a_problem() {
         assert!(told.contains("THV_CONFIG_KEY=tls"), "{told}");
     }
 }
+
+/// A mistake elsewhere is told over TLS: clients get 503, not a broken handshake.
+#[tokio::test]
+async fn a_misconfigured_house_speaks_tls_all_the_same() {
+    let house = secured().policy("permit (principal").open().await;
+    let stream = connect(&house, &client(&["ca.pem"], &[])).await.unwrap();
+    let answer = wire::ask(stream, &first(&house.caller("alice"))).await;
+    assert_eq!(answer.status, 503, "{}", answer.text());
+}
