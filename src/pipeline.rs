@@ -9,8 +9,7 @@ mod streams;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, StatusCode, header::HeaderMap, request::Parts};
-use hyper::body::Incoming;
+use http::{HeaderValue, Method, StatusCode, header::HeaderMap, request::Parts};
 
 use crate::{
     audit::{self, Audit, Decision, Event, Outcome, RequestId, Verdict},
@@ -18,7 +17,7 @@ use crate::{
     authz::{DenyReason, Engine, Permit},
     child::StartError,
     config::Config,
-    http::{Peer, Refusal, Response, body, modern, reply, route, route::Route},
+    http::{Peer, Refusal, Response, body, connection::Asked, modern, reply, route, route::Route},
     mcp::{Call, CallError, Era, Id, Message, cache, method, version},
     session::{Exchange, OpenError, SendError, Sent, Session, Sessions},
 };
@@ -37,9 +36,10 @@ pub struct Gateway {
 }
 
 /// Answers one request and records what was decided.
-pub async fn handle(gateway: &Gateway, request: Request<Incoming>, peer: Peer) -> Response {
+pub async fn handle(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
     let mut record = Decision::allowed(RequestId::random(), Vec::new());
-    record.peer = Some(peer.to_string());
+    let headers = request.as_ref().map(|request| request.headers()).ok();
+    record.peer = Some(peer.client(gateway.config.proxies.as_ref(), headers));
     match answer(gateway, request, peer, &mut record).await {
         Ok(response) => response,
         Err(Refused { refusal, id }) => {
@@ -53,11 +53,11 @@ pub async fn handle(gateway: &Gateway, request: Request<Incoming>, peer: Peer) -
 
 async fn answer(
     gateway: &Gateway,
-    request: Request<Incoming>,
+    request: Asked,
     peer: Peer,
     record: &mut Decision,
 ) -> Result<Response, Refused> {
-    let (head, body) = request.into_parts();
+    let (head, body) = request?.into_parts();
     match route::route(&head, &gateway.config, &gateway.metadata_paths)? {
         Route::Metadata => return Ok(reply::json(StatusCode::OK, gateway.metadata.clone())),
         Route::Mcp => {}

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::{below, exit, path, print, provider, say, secret, unit};
+use super::{below, edge, exit, path, print, provider, say, secret, unit};
 use crate::{
     authz::Engine,
     config::{
@@ -23,6 +23,7 @@ use crate::{
     },
     daemon,
     sandbox::{self, Host},
+    time::Clock,
 };
 
 /// How the answer is wanted.
@@ -145,6 +146,15 @@ fn check(root: &Path, server: &ServerName, form: Form) -> Result<Checked> {
         Ok(config) => {
             checked.problems = policies(&config);
             checked.warnings = warnings(root, &config);
+            for remark in edge::remarks(root, &config, &Clock::system()) {
+                let name = config.server.as_str();
+                let said = warning(root, name, remark.key, remark.message, remark.help);
+                if remark.stops {
+                    checked.problems.push(said);
+                } else {
+                    checked.warnings.push(said);
+                }
+            }
             checked.resource = Some(config.resource.url.clone());
             if form.explain {
                 checked.explanation = Some(plan(&config));

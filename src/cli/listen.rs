@@ -90,20 +90,23 @@ fn unix(text: &str) -> Result<Address, String> {
 }
 
 fn refuse_public(root: &Path, name: &ServerName, address: &Address, public: bool) -> Result<()> {
-    if !public {
+    // A configuration that does not load says nothing of this; the gateway asks again when it starts.
+    let config = config::load(root, name, OwnerRule::RootOrCaller).ok();
+    let secured = config.as_ref().is_some_and(|config| config.tls.is_some());
+    if !public && !secured {
         let message = format!(
-            "other machines can reach {address}; put a TLS reverse proxy before 127.0.0.1, or say `thv listen {name} {address} --public`"
+            "other machines can reach {address}; add [tls] to the server's file, put a TLS reverse proxy before 127.0.0.1, or say `thv listen {name} {address} --public`"
         );
         return Err(Usage(message).into());
     }
-    // A configuration that does not load says nothing of this; the gateway asks again when it starts.
-    if let Ok(config) = config::load(root, name, OwnerRule::RootOrCaller)
-        && matches!(config.auth, Auth::None)
-    {
+    if config.is_some_and(|config| matches!(config.auth, Auth::None)) {
         let message = format!(
             "`{name}` asks for no token (auth.mode = \"none\"): it may listen on loopback or a Unix socket only"
         );
         return Err(Usage(message).into());
+    }
+    if secured {
+        return Ok(());
     }
     say(&format!(
         "thv: {address} speaks plain HTTP: tokens pass readable unless a TLS reverse proxy stands before it"
@@ -205,6 +208,16 @@ mod tests {
         assert!(run(root.path(), &name, "0.0.0.0:80", true).is_err());
         assert!(!file.exists());
         run(root.path(), &name, "8081", true).unwrap();
+        assert!(file.exists());
+        std::fs::remove_file(&file).unwrap();
+        // With TLS of its own nobody has to agree, and without tokens nobody can.
+        let tls = "[tls]\ncertificate = \"/etc/thv/chain.pem\"\nkey = { credential = \"key\" }\n";
+        std::fs::write(servers.join("x.toml"), format!("{text}{tls}")).unwrap();
+        assert!(run(root.path(), &name, "0.0.0.0:443", false).is_err());
+        let issuer = "[[auth.issuer]]\nissuer = \"https://sso.example.com\"\naudience = \"x\"\n";
+        let text = text.replace("auth.mode = \"none\"\n", "");
+        std::fs::write(servers.join("x.toml"), format!("{text}{tls}{issuer}")).unwrap();
+        run(root.path(), &name, "0.0.0.0:443", false).unwrap();
         assert!(file.exists());
     }
 }

@@ -6,6 +6,7 @@
 mod check;
 pub mod demo;
 mod doctor;
+mod edge;
 mod key;
 mod listen;
 mod path;

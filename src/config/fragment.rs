@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{
     Addition, Destination, Engine, EnvValue, ImageName, Layer, Registry, Resource, Seccomp, Way,
+    edge::{HttpFragment, TlsFragment},
     egress, image,
     issuer_table::IssuerFragment,
     table::{At, Said, Table, Value, plain},
@@ -34,6 +35,8 @@ pub(super) struct Fragment {
     pub(super) resource: Said<Resource>,
     pub(super) hosts: Said<Vec<String>>,
     pub(super) origins: Said<Vec<String>>,
+    pub(super) tls: TlsFragment,
+    pub(super) http: HttpFragment,
     pub(super) auth: AuthFragment,
     pub(super) authz: AuthzFragment,
     pub(super) sandbox: SandboxFragment,
@@ -95,6 +98,7 @@ pub(super) struct LimitsFragment {
     pub(super) exit_idle: Said<Duration>,
     pub(super) body: Said<usize>,
     pub(super) connections: Said<u64>,
+    pub(super) address_connections: Said<u64>,
     pub(super) egress_connections: Said<u64>,
     pub(super) egress_bytes: Said<u64>,
 }
@@ -122,6 +126,8 @@ impl Fragment {
             }),
             hosts: top.take("hosts", |value| texts(value, 0, url::host)),
             origins: top.take("origins", |value| texts(value, 0, url::origin)),
+            tls: top.table("tls", TlsFragment::read),
+            http: top.table("http", HttpFragment::read),
             auth: top.table("auth", AuthFragment::read),
             authz: top.table("authz", AuthzFragment::read),
             sandbox: top.table("sandbox", SandboxFragment::read),
@@ -240,6 +246,7 @@ impl LimitsFragment {
             exit_idle: table.take("exit-idle", |value| value.parsed(value::duration)),
             body: table.take("body", |value| value.parsed(value::body_size)),
             connections: table.take("connections", Value::count),
+            address_connections: table.take("address-connections", Value::count),
             egress_connections: table.take("egress-connections", |value| match value.count()? {
                 number if number <= MAX_EGRESS_CONNECTIONS => Some(number),
                 _ => value.wrong(format!("at most {MAX_EGRESS_CONNECTIONS}"), ""),

@@ -185,9 +185,7 @@ fn registry(mut table: Table<'_>) -> Option<Registry> {
     let ca_file = table.take("ca-file", |value| value.parsed(absolute_path));
     let login = table.take("credential", |value| value.parsed(credential));
     let allowed = table.take("allow-addresses", |value| {
-        let blocks = value.list(0, |block: &Value<'_>| {
-            block.parsed(super::issuer_table::network)
-        })?;
+        let blocks = value.list(0, |block: &Value<'_>| block.parsed(super::value::network))?;
         Some(super::table::plain(blocks))
     });
     table.finish(&[]);

@@ -3,7 +3,7 @@
 //! Read like every other table (`fragment`), resolved like every other key
 //! (`resolve`); here because it is one thing with many keys.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
 
@@ -65,7 +65,7 @@ impl IssuerFragment {
         let keys = keys(&mut table, &place);
         let ca_file = table.take("ca-file", |value| value.parsed(value::absolute_path));
         let token_file = table.take("token-file", |value| value.parsed(value::absolute_path));
-        let allow_addresses = table.take("allow-addresses", |value| texts(value, network));
+        let allow_addresses = table.take("allow-addresses", |value| texts(value, value::network));
         let algorithms = table.take("algorithms", |value| texts(value, value::algorithm));
         let leeway = table.take("leeway", |value| value.parsed(value::leeway));
         let max_lifetime = table.take("max-lifetime", |value| {
@@ -325,22 +325,6 @@ fn texts<T>(value: &Value<'_>, parse: impl Fn(&str) -> Result<T, String>) -> Opt
 
 fn pattern(text: &str) -> Result<Pattern, String> {
     value::not_empty(text).map(|text| Pattern::new(&text))
-}
-
-pub(super) fn network(text: &str) -> Result<IpNet, String> {
-    let wrong = || format!("{text:?} is not an address block such as \"10.0.0.0/8\"");
-    if let Ok(address) = text.parse::<IpAddr>() {
-        return Ok(address.into());
-    }
-    let network: IpNet = text.parse().map_err(|_| wrong())?;
-    if network.trunc() == network {
-        Ok(network)
-    } else {
-        Err(format!(
-            "{text:?} is within a block; write \"{}\"",
-            network.trunc()
-        ))
-    }
 }
 
 /// Clock difference that is usual between synchronised machines, with room.

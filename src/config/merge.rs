@@ -57,6 +57,8 @@ impl Fragment {
             resource,
             hosts,
             origins,
+            tls,
+            http,
             auth,
             authz,
             sandbox,
@@ -80,6 +82,8 @@ impl Fragment {
             resource: resource.or(lower.resource),
             hosts: hosts.or(lower.hosts),
             origins: origins.or(lower.origins),
+            tls: tls.over(lower.tls),
+            http: http.over(lower.http),
             auth: auth.over(lower.auth),
             authz: authz.over(lower.authz),
             sandbox: sandbox.over(lower.sandbox),
@@ -151,6 +155,7 @@ impl LimitsFragment {
             exit_idle,
             body,
             connections,
+            address_connections,
             egress_connections,
             egress_bytes,
         } = self;
@@ -168,6 +173,7 @@ impl LimitsFragment {
             exit_idle: exit_idle.or(lower.exit_idle),
             body: body.or(lower.body),
             connections: connections.or(lower.connections),
+            address_connections: address_connections.or(lower.address_connections),
             egress_connections: egress_connections.or(lower.egress_connections),
             egress_bytes: egress_bytes.or(lower.egress_bytes),
         }

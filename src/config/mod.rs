@@ -5,6 +5,7 @@
 //! nothing is optional that has a default. All problems of all files are
 //! reported at once. Never talks to the network, never starts anything.
 
+mod edge;
 mod egress;
 mod fragment;
 mod image;
@@ -23,6 +24,7 @@ mod value;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+pub use edge::{Pem, Proxies, Tls, Told};
 pub use egress::{Destination, Door, Host, Network, PROXY, Way, spelled};
 pub use image::{Engine, ImageName, ImageSource, Registry, Repository, image};
 pub use issuer::{
@@ -62,6 +64,10 @@ pub struct Config {
     pub hosts: Vec<String>,
     /// Accepted `Origin` values besides the resource's own origin, lower case.
     pub origins: Vec<String>,
+    /// What the gateway's socket speaks TLS with; plain HTTP without.
+    pub tls: Option<Tls>,
+    /// Who may say for whom they speak; nobody without.
+    pub proxies: Option<Proxies>,
     pub auth: Auth,
     pub authz: Authz,
     pub sandbox: Sandbox,
@@ -259,6 +265,8 @@ pub struct Limits {
     pub body: usize,
     /// Connections at once.
     pub connections: usize,
+    /// Connections of one address at once.
+    pub address_connections: usize,
     /// Connections of one child to the outside, at once.
     pub egress_connections: usize,
     /// Bytes that one child may send and receive over all of them.

@@ -34,6 +34,8 @@ pub(super) fn resolve(
         resource,
         hosts,
         origins,
+        tls,
+        http,
         auth,
         authz,
         sandbox,
@@ -67,6 +69,8 @@ pub(super) fn resolve(
         "resource",
         "add `resource = \"https://HOST/PATH\"`, the URL clients are given",
     );
+    let tls = tls.resolve(loader, place);
+    let proxies = http.resolve(loader, place);
     let auth = resolve_auth(loader, auth, place);
     let authz = match required(
         loader,
@@ -94,6 +98,8 @@ pub(super) fn resolve(
         hosts: accepted_hosts(&resource, hosts.given().unwrap_or_default()),
         origins: origins.given().unwrap_or_default(),
         resource,
+        tls: tls?,
+        proxies: proxies?,
         auth: auth?,
         authz: authz?,
         sandbox: sandbox?,
@@ -288,6 +294,7 @@ fn resolve_limits(fragment: LimitsFragment) -> Limits {
         exit_idle,
         body,
         connections,
+        address_connections,
         egress_connections,
         egress_bytes,
     } = fragment;
@@ -297,6 +304,7 @@ fn resolve_limits(fragment: LimitsFragment) -> Limits {
             .and_then(|n| usize::try_from(n).ok())
             .unwrap_or(default)
     };
+    let connections = count(connections, default.connections);
     Limits {
         memory: memory.given().unwrap_or(default.memory),
         tasks: tasks.given().unwrap_or(default.tasks),
@@ -310,7 +318,9 @@ fn resolve_limits(fragment: LimitsFragment) -> Limits {
         session_idle: session_idle.given().unwrap_or(default.session_idle),
         exit_idle: exit_idle.given().unwrap_or(default.exit_idle),
         body: body.given().unwrap_or(default.body),
-        connections: count(connections, default.connections),
+        connections,
+        // One address leaves room for another.
+        address_connections: count(address_connections, connections.div_ceil(2)),
         egress_connections: count(egress_connections, default.egress_connections),
         egress_bytes: egress_bytes.given().unwrap_or(default.egress_bytes),
     }
@@ -357,6 +367,7 @@ impl Limits {
         exit_idle: Duration::from_secs(5 * 60),
         body: 4 << 20,
         connections: 256,
+        address_connections: 128,
         egress_connections: 64,
         egress_bytes: 8 << 30,
     };

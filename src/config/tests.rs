@@ -283,6 +283,8 @@ fn summarize(out: &mut String, config: &Config) {
         resource,
         hosts,
         origins,
+        tls,
+        proxies,
         auth,
         authz,
         sandbox,
@@ -295,6 +297,12 @@ fn summarize(out: &mut String, config: &Config) {
     }
     if let Some(image) = image {
         writeln!(out, "{image:#?} {arguments:?} {engine:?}").unwrap();
+    }
+    if let Some(tls) = tls {
+        writeln!(out, "{tls:?}").unwrap();
+    }
+    if let Some(proxies) = proxies {
+        writeln!(out, "{proxies:?}").unwrap();
     }
     writeln!(
         out,

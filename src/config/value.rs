@@ -3,9 +3,12 @@
 //! Pure; called by `fragment` only. Each error says what would be right.
 
 use std::{
+    net::IpAddr,
     path::{Component, Path, PathBuf},
     time::{Duration, UNIX_EPOCH},
 };
+
+use ipnet::IpNet;
 
 use super::{
     Addition, Layer, Seccomp,
@@ -188,6 +191,23 @@ pub fn credential(text: &str) -> Result<String, String> {
     } else {
         Err(format!(
             "{text:?} is no name of a credential: letters, digits, `-`, `_` and `.`"
+        ))
+    }
+}
+
+/// A block of addresses, or one.
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
+    let wrong = || format!("{text:?} is not an address block such as \"10.0.0.0/8\"");
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(address.into());
+    }
+    let network: IpNet = text.parse().map_err(|_| wrong())?;
+    if network.trunc() == network {
+        Ok(network)
+    } else {
+        Err(format!(
+            "{text:?} is within a block; write \"{}\"",
+            network.trunc()
         ))
     }
 }

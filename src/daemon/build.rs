@@ -60,11 +60,15 @@ fn keys_event(notice: Notice) -> Event {
 
 /// A problem that only shows when the configuration meets what surrounds it.
 fn problem(config: &Config, message: &str, help: &str) -> Problems {
+    problem_of(config, message, help).into()
+}
+
+pub(super) fn problem_of(config: &Config, message: &str, help: &str) -> Problem {
     let file = config
         .files
         .last()
         .map_or(Path::new("/etc/thv"), PathBuf::as_path);
-    Problem::of_file(file, message, help).into()
+    Problem::of_file(file, message, help)
 }
 
 /// Builds the gateway of `config`. Starts nothing.

@@ -1,6 +1,6 @@
 //! The mode in which every client is told 503.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
 use tokio::{
@@ -14,7 +14,7 @@ use crate::{
     audit::{Audit, Decision, Event, RequestId},
     config::Problems,
     daemon::{ACCEPT_PAUSE, Accepted, Exit, Setup, Signals},
-    http::{Refusal, connection},
+    http::{Entrance, Peer, Refusal, connection::Asked},
 };
 
 /// How the mode ended.
@@ -27,14 +27,19 @@ pub(super) enum Way {
 /// Answers 503 until the files have changed, or nobody has asked for a while.
 pub(super) async fn answer(
     setup: &mut Setup,
-    first: Option<Accepted>,
+    (entrance, first): (Arc<Entrance>, Option<Accepted>),
     problems: &Problems,
     signals: &mut Signals,
 ) -> Result<Way> {
     let (drain, draining) = watch::channel(false);
     let mut connections = JoinSet::new();
     if let Some(accepted) = first {
-        connections.spawn(refuse(accepted, draining.clone(), setup.audit.clone()));
+        connections.spawn(refuse(
+            entrance.clone(),
+            accepted,
+            draining.clone(),
+            setup.audit.clone(),
+        ));
     }
     let summary = problems
         .iter()
@@ -57,7 +62,7 @@ pub(super) async fn answer(
                 }
                 Ok(accepted) => {
                     asked = Instant::now();
-                    connections.spawn(refuse(accepted, draining.clone(), setup.audit.clone()));
+                    connections.spawn(refuse(entrance.clone(), accepted, draining.clone(), setup.audit.clone()));
                 }
                 Err(error) => {
                     warn!(%error, "accepting failed, pausing");
@@ -81,10 +86,15 @@ pub(super) async fn answer(
     }
 }
 
-async fn refuse(accepted: Accepted, draining: watch::Receiver<bool>, audit: Audit) {
+async fn refuse(
+    entrance: Arc<Entrance>,
+    accepted: Accepted,
+    draining: watch::Receiver<bool>,
+    audit: Audit,
+) {
     let (stream, peer) = accepted;
-    let answer = |_request| {
-        let refusal = Refusal::Misconfigured;
+    let answer = |asked: Asked, peer: Peer| {
+        let refusal = asked.err().unwrap_or(Refusal::Misconfigured);
         let mut record = Decision::denied(
             RequestId::random(),
             refusal.reason(),
@@ -95,7 +105,7 @@ async fn refuse(accepted: Accepted, draining: watch::Receiver<bool>, audit: Audi
         // Closed after one answer: the next request finds whoever serves then.
         std::future::ready(refusal.response(None, None))
     };
-    connection::serve(stream, draining, answer).await;
+    entrance.serve(stream, peer, draining, answer).await;
 }
 
 /// Connections told 503 at once.

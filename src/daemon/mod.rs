@@ -5,6 +5,7 @@
 //! exit: every client is told 503 until the files are mended.
 
 mod build;
+mod edge;
 mod misconfigured;
 mod serving;
 
@@ -19,7 +20,10 @@ use crate::{
     child::Connection,
     config::{Config, Problems, ServerName},
     egress::Resolver,
-    http::peer::{Listener, Peer, Stream},
+    http::{
+        Entrance,
+        peer::{Listener, Peer, Stream},
+    },
     systemd::{Credentials, Notifier},
     time::Clock,
 };
@@ -65,11 +69,23 @@ pub async fn run(mut setup: Setup) -> Result<Exit> {
     let mut signals = Signals::new()?;
     let mut first = None;
     loop {
-        let built = (setup.load)().and_then(|config| build(config, &setup));
+        // The way in comes first: misconfigured or not, it is the one that clients know.
+        let mut entrance = Arc::new(Entrance::plain());
+        let built = (setup.load)().and_then(|config| {
+            entrance = Arc::new(edge::entrance(&config, &setup)?);
+            build(config, &setup)
+        });
         match built {
             Ok((gateway, launching)) => {
-                return serving::serve(Arc::new(gateway), launching, setup, first, &mut signals)
-                    .await;
+                return serving::serve(
+                    Arc::new(gateway),
+                    entrance,
+                    launching,
+                    setup,
+                    first,
+                    &mut signals,
+                )
+                .await;
             }
             Err(problems) => {
                 for problem in problems.iter() {
@@ -84,9 +100,8 @@ pub async fn run(mut setup: Setup) -> Result<Exit> {
                         },
                     });
                 }
-                match misconfigured::answer(&mut setup, first.take(), &problems, &mut signals)
-                    .await?
-                {
+                let asked = (entrance, first.take());
+                match misconfigured::answer(&mut setup, asked, &problems, &mut signals).await? {
                     misconfigured::Way::Mended(connection) => first = Some(connection),
                     misconfigured::Way::Out(exit) => return Ok(exit),
                 }

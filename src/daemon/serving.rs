@@ -12,8 +12,12 @@ use tracing::{info, warn};
 
 use crate::{
     audit::Event,
-    daemon::{ACCEPT_PAUSE, Accepted, Exit, Setup, Signals, build::Launching},
-    http::connection,
+    daemon::{
+        ACCEPT_PAUSE, Accepted, Exit, Setup, Signals,
+        build::Launching,
+        edge::{Reloading, places},
+    },
+    http::Entrance,
     pipeline::{self, Gateway},
     systemd::Notifier,
 };
@@ -21,6 +25,7 @@ use crate::{
 /// Serves until a signal, or until nothing has happened for `limits.exit-idle`.
 pub(super) async fn serve(
     gateway: Arc<Gateway>,
+    entrance: Arc<Entrance>,
     launching: Launching,
     setup: Setup,
     first: Option<Accepted>,
@@ -31,9 +36,13 @@ pub(super) async fn serve(
     background.spawn(launching);
     let mut connections = JoinSet::new();
     if let Some(accepted) = first {
-        take(&mut connections, &gateway, &draining, accepted);
+        take(&mut connections, &gateway, &entrance, &draining, accepted);
     }
     let limits = gateway.config.limits.clone();
+    let places = places(limits.connections);
+    let has_room =
+        |taken| taken < places || (taken < places + SPARE && entrance.roster.has_room_to_make());
+    let mut tls = Reloading::new(&entrance, &setup.clock);
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut quiet_since = Instant::now();
@@ -48,8 +57,13 @@ pub(super) async fn serve(
         }
         let may_exit = setup.may_exit && quiet && !limits.exit_idle.is_zero();
         tokio::select! {
-            accepted = setup.listener.accept(), if connections.len() < limits.connections => match accepted {
-                Ok(accepted) => take(&mut connections, &gateway, &draining, accepted),
+            accepted = setup.listener.accept(), if has_room(connections.len()) => match accepted {
+                Ok(accepted) => {
+                    if connections.len() >= places {
+                        entrance.roster.make_room();
+                    }
+                    take(&mut connections, &gateway, &entrance, &draining, accepted);
+                }
                 Err(error) => {
                     warn!(%error, "accepting failed, pausing");
                     sleep(ACCEPT_PAUSE).await;
@@ -63,6 +77,7 @@ pub(super) async fn serve(
             () = gateway.sessions.one_ended() => {}
             _ = tick.tick() => {
                 gateway.sessions.sweep(Instant::now());
+                tls.look();
                 setup.notifier.alive();
                 setup.notifier.status(&format!(
                     "{} connections, {} sessions", connections.len(), gateway.sessions.count(),
@@ -109,18 +124,19 @@ pub(super) async fn serve(
 fn take(
     connections: &mut JoinSet<()>,
     gateway: &Arc<Gateway>,
+    entrance: &Arc<Entrance>,
     draining: &watch::Receiver<bool>,
     accepted: Accepted,
 ) {
     let (stream, peer) = accepted;
-    let gateway = gateway.clone();
+    let (gateway, entrance) = (gateway.clone(), entrance.clone());
     let draining = draining.clone();
     connections.spawn(async move {
-        let answer = |request| {
+        let answer = |asked, peer| {
             let gateway = gateway.clone();
-            async move { pipeline::handle(&gateway, request, peer).await }
+            async move { pipeline::handle(&gateway, asked, peer).await }
         };
-        connection::serve(stream, draining, answer).await;
+        entrance.serve(stream, peer, draining, answer).await;
     });
 }
 
@@ -149,3 +165,5 @@ const TICK: Duration = Duration::from_secs(1);
 const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 /// How long the last answers and records may take to leave.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
+/// Connections beyond the limit while others are being closed for them.
+const SPARE: usize = 16;

@@ -1,38 +1,117 @@
-//! One connection, from accept to close.
+//! One connection, from its first request to its close.
 
-use std::{
-    convert::Infallible,
-    io,
-    pin::Pin,
-    task::{Context, Poll, ready},
-    time::Duration,
+use std::{convert::Infallible, future::Future, pin::pin, time::Duration};
+
+use http::{HeaderValue, header};
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
 };
-
-use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::{Notify, watch},
-    time::{Sleep, sleep, timeout},
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+    time::timeout,
 };
 use tracing::debug;
 
-use crate::http::Response;
+use super::{
+    activity::{Activity, Streams},
+    flood::{Frames, PREFACE},
+    head::{Heads, MAX_HEAD, Verdict},
+    heard::Heard,
+    opening::Opened,
+};
+use crate::http::{Refusal, Response, reply::LastAnswer};
 
-/// Serves HTTP/1.1 on `stream` until the peer leaves, a limit ends it, or
-/// `drain` says so: then what is running is answered, and no more is read.
-pub async fn serve<F>(
-    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
-    mut drain: watch::Receiver<bool>,
-    answer: impl Fn(Request<Incoming>) -> F,
+/// Which HTTP a connection speaks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Version {
+    One,
+    Two,
+}
+
+/// A request, or why it is not even looked at.
+pub type Asked = Result<Request<Incoming>, Refusal>;
+
+/// Serves HTTP on `stream` until the peer leaves, a limit ends it, or `drain`
+/// says so: then what is running is answered, and no more is read.
+pub(super) async fn serve<F>(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    drain: watch::Receiver<bool>,
+    activity: Activity,
+    answer: impl Fn(Asked) -> F,
 ) where
-    F: Future<Output = Response>,
+    F: Future<Output = Response> + Send + 'static,
 {
-    let spoken = Notify::new();
-    let service = service_fn(|request| {
-        spoken.notify_one();
-        let response = answer(request);
-        async { Ok::<_, Infallible>(response.await) }
+    let mut stream = Opened::new(stream);
+    if let Some(version) = version(&mut stream, drain.clone()).await {
+        serve_version(version, stream, drain, activity, answer).await;
+    }
+}
+
+/// The same, where it is known what is spoken.
+pub(super) async fn serve_version<F>(
+    version: Version,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    drain: watch::Receiver<bool>,
+    activity: Activity,
+    answer: impl Fn(Asked) -> F,
+) where
+    F: Future<Output = Response> + Send + 'static,
+{
+    let stream = Heard::new(stream);
+    match version {
+        // Boxed: a connection pays for what it speaks, and nothing before it speaks.
+        Version::One => Box::pin(serve_one(stream, drain, activity, answer)).await,
+        Version::Two => Box::pin(serve_two(stream, drain, activity, answer)).await,
+    }
+}
+
+/// What the peer begins to speak, if it says anything.
+async fn version(
+    stream: &mut Opened<impl AsyncRead + Unpin>,
+    drain: watch::Receiver<bool>,
+) -> Option<Version> {
+    let began = stream.begins_with(PREFACE);
+    tokio::select! {
+        began = timeout(HEADER_DEADLINE, began) => match began {
+            Ok(Ok(true)) => Some(Version::Two),
+            Ok(Ok(false)) => Some(Version::One),
+            Ok(Err(_)) | Err(_) => None,
+        },
+        () = told(drain, None) => None,
+    }
+}
+
+async fn serve_one<F>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    drain: watch::Receiver<bool>,
+    activity: Activity,
+    answer: impl Fn(Asked) -> F,
+) where
+    F: Future<Output = Response> + Send + 'static,
+{
+    let verdict = Verdict::default();
+    let service = service_fn(|request: Request<Incoming>| {
+        let (number, busy) = activity.begin();
+        // No protocol is switched to: what comes next would be nobody's (RUSTSEC-2026-0033).
+        let last = request.headers().contains_key(header::UPGRADE);
+        let response = answer(match verdict.on(number) {
+            Some(refusal) => Err(refusal),
+            None => Ok(request),
+        });
+        async move {
+            let mut response = response.await;
+            if last {
+                response
+                    .headers_mut()
+                    .insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response.map(|body| busy.until_sent(body)))
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -40,25 +119,11 @@ pub async fn serve<F>(
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD)
         .half_close(false)
-        .serve_connection(
-            TokioIo::new(Heard {
-                stream,
-                stalled: None,
-            }),
-            service,
-        );
-    tokio::pin!(connection);
-    let told = async {
-        if drain.wait_for(|draining| *draining).await.is_err() {
-            // Whoever could have said so has left this connection to itself.
-            std::future::pending::<()>().await;
-        }
-        // Accepted, and perhaps not read yet: what comes at once is still answered.
-        let _ = timeout(FIRST_REQUEST, spoken.notified()).await;
-    };
+        .serve_connection(TokioIo::new(Heads::new(stream, verdict.clone())), service);
+    let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,
-        () = told => {
+        () = told(drain, Some(&activity)) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -68,89 +133,109 @@ pub async fn serve<F>(
     }
 }
 
-/// A stream whose peer must go on reading: hyper has no deadline for that, and a
-/// connection that nobody reads would stay for good.
-struct Heard<S> {
-    stream: S,
-    /// Runs while a write makes no progress.
-    stalled: Option<Pin<Box<Sleep>>>,
-}
-
-impl<S> Heard<S> {
-    fn judge(
-        &mut self,
-        context: &mut Context<'_>,
-        written: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
+async fn serve_two<F>(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    drain: watch::Receiver<bool>,
+    activity: Activity,
+    answer: impl Fn(Asked) -> F,
+) where
+    F: Future<Output = Response> + Send + 'static,
+{
+    let service = service_fn(|request: Request<Incoming>| {
+        let (_, busy) = activity.begin();
+        let response = answer(if request.headers().len() > MAX_HEADERS {
+            Err(Refusal::HeadTooLarge)
+        } else {
+            Ok(request)
+        });
+        let activity = activity.clone();
+        async move {
+            let response = response.await;
+            if response.extensions().get::<LastAnswer>().is_some() {
+                activity.close();
+            }
+            Ok::<_, Infallible>(response.map(|body| busy.until_sent(body)))
         }
-        ready!(
-            self.stalled
-                .get_or_insert_with(|| Box::pin(sleep(WRITE_DEADLINE)))
-                .as_mut()
-                .poll(context)
-        );
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    });
+    let streams = Streams::default();
+    let _ends = streams.until_dropped();
+    let connection = http2::Builder::new(streams.clone())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD as u32)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_local_error_reset_streams(MAX_RESETS)
+        .serve_connection(TokioIo::new(Frames::new(stream)), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        // One of them reads nothing: the others can come back.
+        () = activity.stalled(WRITE_DEADLINE) => Ok(()),
+        () = async {
+            tokio::select! {
+                () = told(drain, Some(&activity)) => {}
+                () = activity.idle(HEADER_DEADLINE) => {}
+                () = activity.closed() => {}
+            }
+        } => {
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = &mut connection => ended,
+                () = activity.stalled(WRITE_DEADLINE) => Ok(()),
+                // Told to go, and it stays.
+                () = activity.idle(GOING) => Ok(()),
+            }
+        }
+    };
+    streams.all_ended(GOING).await;
+    if let Err(error) = ended {
+        debug!(%error, "connection ended early");
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
+/// Waits until the connection is to be drained and its first request, which may have
+/// been on its way, had its time.
+pub(super) async fn told(mut drain: watch::Receiver<bool>, activity: Option<&Activity>) {
+    if drain.wait_for(|draining| *draining).await.is_err() {
+        // Whoever could have said so has left this connection to itself.
+        std::future::pending::<()>().await;
     }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.stream).poll_write(context, bytes);
-        this.judge(context, written)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.stream).poll_write_vectored(context, slices);
-        this.judge(context, written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
-    }
+    // Accepted, and perhaps not read yet: what comes at once is still answered.
+    let spoken = async {
+        match activity {
+            Some(activity) => activity.spoken().await,
+            None => std::future::pending().await,
+        }
+    };
+    let _ = timeout(FIRST_REQUEST, spoken).await;
 }
 
 /// How long a peer may read nothing while there is something for it.
-const WRITE_DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a request's head may take, and how long a connection may wait for
 /// one (h1-20, conn-1).
 const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 /// Header lines of one request (h1-12).
 const MAX_HEADERS: usize = 64;
-/// Bytes of a request's head, and of what is read ahead of a body (h1-13).
-const MAX_HEAD: usize = 32 << 10;
 /// How long a connection that was accepted, and has said nothing, is waited for when draining.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
+/// How long an HTTP/2 client may take to leave when it is told to.
+const GOING: Duration = Duration::from_secs(1);
+/// Requests at once on one HTTP/2 connection.
+const MAX_STREAMS: u32 = 64;
+/// Bytes of bodies that a client may send before anybody reads them: of one request, of all.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+const MAX_FRAME: u32 = 16 << 10;
+/// Bytes of one answer that wait for the client.
+const SEND_BUFFER: usize = 64 << 10;
+/// Requests that the client took back, or that were its own mistake, and are not forgotten yet
+/// (CVE-2023-44487, CVE-2025-8671).
+const MAX_RESETS: usize = 32;
 
 #[cfg(test)]
 mod tests {
@@ -158,6 +243,7 @@ mod tests {
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
         net::{TcpListener, TcpStream},
+        time::sleep,
     };
 
     use super::*;
@@ -167,12 +253,21 @@ mod tests {
     fn connect(drain: watch::Receiver<bool>) -> (DuplexStream, tokio::task::JoinSet<()>) {
         let (client, server) = duplex(1 << 20);
         let mut serving = tokio::task::JoinSet::new();
-        serving.spawn(serve(server, drain, |request: Request<Incoming>| async {
-            match body::read(request.into_body(), 1 << 10).await {
-                Ok(text) => reply::json(StatusCode::OK, text),
-                Err(refusal) => refusal.response(None, None),
-            }
-        }));
+        serving.spawn(serve(
+            server,
+            drain,
+            Activity::new(),
+            |asked: Asked| async {
+                let read = match asked {
+                    Ok(request) => body::read(request.into_body(), 1 << 10).await,
+                    Err(refusal) => Err(refusal),
+                };
+                match read {
+                    Ok(text) => reply::json(StatusCode::OK, text),
+                    Err(refusal) => refusal.response(None, None),
+                }
+            },
+        ));
         (client, serving)
     }
 
@@ -258,7 +353,7 @@ mod tests {
         let (stream, _) = listener.accept().await.unwrap();
         let (_drain, draining) = watch::channel(false);
         let answer = |_| async { reply::json(StatusCode::OK, vec![b' '; 1 << 20]) };
-        let served = tokio::spawn(serve(stream, draining, answer));
+        let served = tokio::spawn(serve(stream, draining, Activity::new(), answer));
         let flood = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
         client.write_all(&flood).await.unwrap();
         // Until the answers have filled what the kernel keeps.
@@ -287,7 +382,7 @@ mod tests {
             if early {
                 client.write_all(request).await.unwrap();
             }
-            let served = tokio::spawn(serve(stream, draining, |_| async {
+            let served = tokio::spawn(serve(stream, draining, Activity::new(), |_| async {
                 reply::empty(StatusCode::OK)
             }));
             if !early {
@@ -302,5 +397,84 @@ mod tests {
             );
             served.await.unwrap();
         }
+    }
+
+    /// A frame (RFC 9113 §4.1).
+    fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(payload.len()).unwrap();
+        let mut frame = vec![0, 0, length, kind, flags, 0, 0, 0, stream];
+        frame.extend_from_slice(payload);
+        frame
+    }
+
+    /// A POST to `/`, with a body that is still to come, or without one.
+    fn post(stream: u8, ends: bool) -> Vec<u8> {
+        // `:method: POST`, `:scheme: http`, `:path: /`, `:authority: x`.
+        let flags = if ends { 5 } else { 4 };
+        frame(1, flags, stream, &[0x83, 0x86, 0x84, 0x01, 1, b'x'])
+    }
+
+    /// Sends frames after the preface, and tells when the connection ended.
+    async fn frames(parts: &[Vec<u8>]) -> (Vec<u8>, Duration) {
+        let (_drain, draining) = watch::channel(false);
+        let (mut client, _serving) = connect(draining);
+        let started = tokio::time::Instant::now();
+        client.write_all(PREFACE).await.unwrap();
+        for part in parts {
+            client.write_all(part).await.unwrap();
+        }
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        (answer, started.elapsed())
+    }
+
+    /// conn-13: an HTTP/2 client that asks nothing more is not kept.
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_client_of_the_newer_version_is_let_go() {
+        let settings = || frame(4, 0, 0, &[]);
+        for parts in [&[][..], &[settings()], &[settings(), post(1, true)]] {
+            let (_, waited) = frames(parts).await;
+            assert!(waited <= HEADER_DEADLINE + GOING * 2, "{waited:?}");
+        }
+    }
+
+    /// conn-2 in HTTP/2.
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_body_is_refused_in_the_newer_version_too() {
+        let (answer, waited) =
+            frames(&[frame(4, 0, 0, &[]), post(1, false), frame(0, 0, 1, b"{")]).await;
+        let refused = b"the body took too long";
+        assert!(answer.windows(refused.len()).any(|part| part == refused));
+        assert!(waited <= Duration::from_secs(45), "{waited:?}");
+    }
+
+    /// conn-13: a window that stays shut holds an answer for half a minute.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_no_answer_is_let_go() {
+        // SETTINGS_INITIAL_WINDOW_SIZE = 0
+        let settings = frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]);
+        let (_, waited) = frames(&[settings, post(1, false), frame(0, 1, 1, b"anything")]).await;
+        assert!(waited >= WRITE_DEADLINE, "{waited:?}");
+        assert!(waited <= WRITE_DEADLINE * 2 + GOING, "{waited:?}");
+    }
+
+    /// fault-3: what runs is answered, and the client is told to go.
+    #[tokio::test(start_paused = true)]
+    async fn a_draining_connection_of_the_newer_version_answers_what_it_has() {
+        let (drain, draining) = watch::channel(false);
+        let (mut client, mut serving) = connect(draining);
+        client.write_all(PREFACE).await.unwrap();
+        client.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+        client.write_all(&post(1, false)).await.unwrap();
+        tokio::task::yield_now().await;
+        drain.send(true).unwrap();
+        client
+            .write_all(&frame(0, 1, 1, b"{\"mine\":1}"))
+            .await
+            .unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.windows(10).any(|part| part == b"{\"mine\":1}"));
+        serving.join_next().await.unwrap().unwrap();
     }
 }

@@ -8,13 +8,15 @@ use std::{
     task::{Context, Poll},
 };
 
+use http::HeaderMap;
 use nix::sys::socket::{self, SockaddrLike, SockaddrStorage};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
 };
 
-use crate::auth::LocalPeer;
+use super::proxied;
+use crate::{auth::LocalPeer, config::Proxies};
 
 /// The other end of a connection, for the record.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -22,22 +24,57 @@ pub enum Peer {
     Tcp(SocketAddr),
     /// A process of this host; its user, as the kernel says (unix(7), SO_PEERCRED).
     Unix(Option<LocalPeer>),
+    /// A client of a proxy that is trusted to name it.
+    Behind {
+        client: SocketAddr,
+        /// The proxy's own user.
+        local: Option<LocalPeer>,
+    },
 }
 
 impl Peer {
     /// The user of this host that connects, where the kernel says so.
     pub fn local(self) -> Option<LocalPeer> {
         match self {
-            Self::Unix(local) => local,
+            Self::Unix(local) | Self::Behind { local, .. } => local,
             Self::Tcp(_) => None,
         }
+    }
+
+    /// Whether it is a proxy that may say whom it speaks for.
+    pub fn is_one_of(self, proxies: &Proxies) -> bool {
+        match self {
+            Self::Tcp(address) => proxies.trusts(address.ip()),
+            Self::Unix(_) => proxies.unix,
+            Self::Behind { .. } => false,
+        }
+    }
+
+    /// The client that it speaks for on this connection.
+    pub(super) fn speaks_for(self, client: SocketAddr) -> Self {
+        let local = self.local();
+        Self::Behind { client, local }
+    }
+
+    /// Who asks, for the record: itself, or whom its headers name where it is trusted.
+    pub fn client(self, proxies: Option<&Proxies>, headers: Option<&HeaderMap>) -> String {
+        let told = match (proxies, headers) {
+            (Some(proxies), Some(headers)) if self.is_one_of(proxies) => {
+                proxied::client(proxies, headers)
+            }
+            _ => None,
+        };
+        told.map_or_else(|| self.to_string(), |client| client.to_string())
     }
 }
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(address) => address.fmt(f),
+            Self::Tcp(address)
+            | Self::Behind {
+                client: address, ..
+            } => address.fmt(f),
             Self::Unix(Some(local)) => write!(f, "uid {}", local.uid),
             Self::Unix(None) => f.write_str("unix"),
         }

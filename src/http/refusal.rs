@@ -13,7 +13,10 @@ use crate::{
     authz::DenyReason,
     child::StartError,
     config::Config,
-    http::{Response, reply},
+    http::{
+        Response,
+        reply::{self, LastAnswer},
+    },
     mcp::{CallError, Era, Id, version},
     session::{Failure, NoSession, NoStream, OpenError, SendError, StateError},
 };
@@ -29,6 +32,16 @@ pub enum Refusal {
     OriginNotAllowed,
     #[error("a header is malformed or doubled")]
     Header,
+    #[error("the head of the request is too large")]
+    HeadTooLarge,
+    #[error("the target of the request is too long")]
+    TargetTooLong,
+    #[error("this expectation is not met here")]
+    Expectation,
+    #[error("this port speaks TLS: use https")]
+    Plaintext,
+    #[error("too many connections from this address")]
+    TooManyConnections,
     #[error("no such path")]
     NotFound,
     #[error("method not allowed")]
@@ -82,7 +95,14 @@ impl Refusal {
     /// Why, for the record (THV_REASON).
     pub fn reason(&self) -> Reason {
         match self {
-            Self::BadHost | Self::Header | Self::BodyIncomplete => Reason::BadHeader,
+            Self::BadHost
+            | Self::Header
+            | Self::HeadTooLarge
+            | Self::TargetTooLong
+            | Self::Expectation
+            | Self::Plaintext
+            | Self::BodyIncomplete => Reason::BadHeader,
+            Self::TooManyConnections => Reason::ConnectionLimit,
             Self::HostNotAllowed => Reason::HostNotAccepted,
             Self::OriginNotAllowed => Reason::OriginNotAccepted,
             Self::NotFound => Reason::PathUnknown,
@@ -126,6 +146,7 @@ impl Refusal {
         match self {
             Self::BadHost
             | Self::Header
+            | Self::Plaintext
             | Self::BodyIncomplete
             | Self::Call(_)
             | Self::Version(..)
@@ -149,6 +170,10 @@ impl Refusal {
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooManyConnections => StatusCode::TOO_MANY_REQUESTS,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Self::Expectation => StatusCode::EXPECTATION_FAILED,
             Self::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             // Legacy MCP names no status for it; its SDKs read 200 (tok-125).
             Self::Denied(DenyReason::Method) => StatusCode::OK,
@@ -192,12 +217,18 @@ impl Refusal {
         if let Self::MethodNotAllowed(methods) = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(methods));
         }
-        if self.status() == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(
+            self.status(),
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
+        ) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(self.retry_after()));
         }
         // What was not read of the request must not become the next one (conn-7).
         if self.leaves_body_unread() {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if matches!(self, Self::Misconfigured | Self::TooManyConnections) {
+            response.extensions_mut().insert(LastAnswer);
         }
         response
     }

@@ -13,6 +13,10 @@ use crate::{
     session::{Event, Exchange, Failure},
 };
 
+/// Marks an answer after which its connection is closed, in every version of HTTP.
+#[derive(Clone, Copy, Debug)]
+pub struct LastAnswer;
+
 /// A JSON answer.
 pub fn json(status: StatusCode, text: impl Into<Body>) -> Response {
     let mut response = with_status(status, text.into());

@@ -1,6 +1,6 @@
 //! Which request is for whom: exact paths, exact names, nothing normalized.
 
-use http::{HeaderMap, Method, header, request::Parts};
+use http::{HeaderMap, HeaderName, Method, Version, header, request::Parts};
 
 use crate::{config::Config, http::Refusal};
 
@@ -16,6 +16,15 @@ pub enum Route {
 /// Checks where a request comes from and finds where it goes. `metadata` are
 /// the paths that serve the metadata.
 pub fn route(head: &Parts, config: &Config, metadata: &[String]) -> Result<Route, Refusal> {
+    readable(&head.headers)?;
+    expectation(&head.headers)?;
+    if head
+        .uri
+        .path_and_query()
+        .is_some_and(|target| target.as_str().len() > MAX_TARGET)
+    {
+        return Err(Refusal::TargetTooLong);
+    }
     host(head, config)?;
     origin(&head.headers, config)?;
     let path = head.uri.path();
@@ -81,23 +90,54 @@ fn accepts(headers: &HeaderMap, names: [&str; 2]) -> bool {
         })
 }
 
+/// Headers that are read are text (h1-19). What others say is nobody's business here.
+fn readable(headers: &HeaderMap) -> Result<(), Refusal> {
+    let is_read = |name: &HeaderName| {
+        READ.contains(name) || OWN.iter().any(|start| name.as_str().starts_with(start))
+    };
+    let wrong = headers
+        .iter()
+        .any(|(name, value)| !value.as_bytes().is_ascii() && is_read(name));
+    if wrong { Err(Refusal::Header) } else { Ok(()) }
+}
+
+/// `Expect` knows one word (RFC 9110 §10.1.1), and that is answered before anybody asks here.
+fn expectation(headers: &HeaderMap) -> Result<(), Refusal> {
+    let met = |line: &http::HeaderValue| line.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if headers.get_all(header::EXPECT).iter().all(met) {
+        Ok(())
+    } else {
+        Err(Refusal::Expectation)
+    }
+}
+
 fn host(head: &Parts, config: &Config) -> Result<(), Refusal> {
     let mut hosts = head.headers.get_all(header::HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else {
-        return Err(Refusal::BadHost);
+    let told = (hosts.next().map(http::HeaderValue::as_bytes), hosts.next());
+    let authority = head.uri.authority().map(|name| name.as_str().as_bytes());
+    let host = match (told, authority) {
+        ((Some(host), None), _) => host,
+        // HTTP/2 has a field of its own for it (RFC 9113 §8.3.1).
+        ((None, None), Some(authority)) if head.version == Version::HTTP_2 => authority,
+        _ => return Err(Refusal::BadHost),
     };
+    if head.version == Version::HTTP_2
+        && authority.is_some_and(|authority| !authority.eq_ignore_ascii_case(host))
+    {
+        return Err(Refusal::BadHost);
+    }
     let listed = |name: &[u8]| {
         config
             .hosts
             .iter()
             .any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
     };
-    if !listed(host.as_bytes()) {
+    if !listed(host) {
         return Err(Refusal::HostNotAllowed);
     }
     // Absolute form: both names must be ours, and neither is routed on (h1-9).
-    match head.uri.authority() {
-        Some(authority) if !listed(authority.as_str().as_bytes()) => Err(Refusal::HostNotAllowed),
+    match authority {
+        Some(authority) if !listed(authority) => Err(Refusal::HostNotAllowed),
         _ => Ok(()),
     }
 }
@@ -131,4 +171,19 @@ fn media_type(value: &[u8]) -> &[u8] {
 pub const MCP_METHODS: &str = "POST, GET, DELETE";
 /// Those that are answered to a modern client (mcp-T18).
 pub const MODERN_METHODS: &str = "POST";
+/// Bytes of a request's target (h1-12).
+const MAX_TARGET: usize = 8 << 10;
 const EVENTS: [&str; 2] = ["text/event-stream", "text/*"];
+/// What thv reads of any request.
+const READ: &[HeaderName] = &[
+    header::ACCEPT,
+    header::AUTHORIZATION,
+    header::CONTENT_ENCODING,
+    header::CONTENT_TYPE,
+    header::EXPECT,
+    header::FORWARDED,
+    header::HOST,
+    header::ORIGIN,
+];
+/// MCP's own, and those of proofs and proxies.
+const OWN: [&str; 4] = ["mcp-", "last-event-id", "dpop", "x-forwarded-for"];

@@ -344,3 +344,171 @@ async fn what_cannot_be_framed_ends_the_connection() {
     }
     edge.nothing_started();
 }
+
+/// h1-1, h1-2, h1-4, h1-6, h1-16: what a lenient reader would make sense of is refused, recorded, and the last thing read.
+#[tokio::test]
+async fn what_could_be_read_in_two_ways_is_refused() {
+    let edge = Edge::open().await;
+    let good = format!(
+        "Host: {}\r\nAuthorization: {}\r\nContent-Type: application/json\r\nAccept: */*\r\n",
+        edge.host, edge.token
+    );
+    let second = format!("GET /second HTTP/1.1\r\nHost: {}\r\n\r\n", edge.host);
+    let mut refused = 0;
+    for (line, more) in [
+        (
+            "POST /mcp HTTP/1.1",
+            "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
+        ),
+        (
+            "POST /mcp HTTP/1.1",
+            "Transfer-Encoding: chunked\r\nContent-Length: 2\r\n",
+        ),
+        (
+            "POST /mcp HTTP/1.1",
+            "Content-Length: 2\r\nContent-Length: 2\r\n",
+        ),
+        ("POST /mcp HTTP/1.1", "Content-Length: 002\r\n"),
+        ("POST /mcp HTTP/1.1", "Content-Length: 2, 2\r\n"),
+        (
+            "POST /mcp HTTP/1.1",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        ),
+        ("POST /mcp HTTP/1.1", "Transfer-Encoding: gzip, chunked\r\n"),
+        ("POST /mcp HTTP/1.1", "Transfer-Encoding: ,chunked\r\n"),
+        ("POST /mcp HTTP/1.1", "X: y\nContent-Length: 2\r\n"),
+        ("POST /mcp HTTP/0.9", "Content-Length: 2\r\n"),
+        ("POST /mcp HTTP/1.9", "Content-Length: 2\r\n"),
+        ("POST /mcp HTTP/2.0", "Content-Length: 2\r\n"),
+        ("POST /mcp", "Content-Length: 2\r\n"),
+    ] {
+        let request = format!("{line}\r\n{good}{more}\r\n{{}}{second}");
+        let answer = wire::exchange(edge.house.address, request.as_bytes()).await;
+        assert_eq!(answer.status, 400, "{line} {more:?}");
+        assert_eq!(answer.header("connection"), Some("close"));
+        assert!(
+            !answer.text().contains("HTTP/1.1"),
+            "{line} {more:?}: a second answer"
+        );
+        refused += 1;
+        let records = edge.house.records.all();
+        let bad = records
+            .iter()
+            .filter(|record| record.contains("THV_REASON=bad-header"));
+        assert_eq!(bad.count(), refused, "{records:#?}");
+    }
+    // What came before is answered in its turn.
+    let request = format!("{second}POST /mcp HTTP/1.1\r\n{good}Content-Length: 02\r\n\r\n{{}}");
+    let answer = wire::exchange(edge.house.address, request.as_bytes()).await;
+    assert_eq!(answer.status, 404);
+    edge.nothing_started();
+}
+
+/// h1-11: a trailer is dropped, whatever it says.
+#[tokio::test]
+async fn trailers_are_dropped() {
+    let edge = Edge::open().await;
+    let body = initialize("2025-11-25");
+    let request = format!(
+        "POST /mcp HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nAccept: */*\r\nConnection: close\r\n\
+         Transfer-Encoding: chunked\r\nTrailer: Authorization\r\n\r\n{:x}\r\n{body}\r\n0\r\nContent-Length: 1\r\n",
+        edge.host,
+        body.len()
+    );
+    let token = format!("Authorization: {}\r\n", edge.token);
+    let late = format!("{request}{token}\r\n");
+    assert_eq!(
+        wire::exchange(edge.house.address, late.as_bytes())
+            .await
+            .status,
+        401
+    );
+    edge.nothing_started();
+    let early = request.replacen("Connection", &format!("{token}Connection"), 1);
+    let answer = wire::exchange(edge.house.address, format!("{early}\r\n").as_bytes()).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
+/// h1-17: no other protocol is switched to, and what follows an Upgrade is not read.
+#[tokio::test]
+async fn an_upgrade_is_the_last_request() {
+    let edge = Edge::open().await;
+    for protocol in ["h2c", "websocket", "TLS/1.2"] {
+        let request = format!(
+            "GET /none HTTP/1.1\r\nHost: {0}\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {protocol}\r\n\
+             HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\nGET /second HTTP/1.1\r\nHost: {0}\r\n\r\n",
+            edge.host
+        );
+        let answer = wire::exchange(edge.house.address, request.as_bytes()).await;
+        assert_eq!(answer.status, 404);
+        assert_eq!(answer.header("connection"), Some("close"));
+        assert!(!answer.text().contains("HTTP/1.1"), "a second answer");
+    }
+    let connect = format!(
+        "CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n\r\nanything",
+        edge.host
+    );
+    let answer = wire::exchange(edge.house.address, connect.as_bytes()).await;
+    assert_eq!(answer.status, 405);
+    assert_eq!(answer.header("connection"), Some("close"));
+}
+
+/// h1-18: one expectation is known.
+#[tokio::test]
+async fn an_unknown_expectation_is_refused() {
+    let edge = Edge::open().await;
+    for expectation in ["foo", "100-continue, foo", "x=y"] {
+        assert_eq!(
+            edge.post(&[("Expect", expectation)]).await.status,
+            417,
+            "{expectation}"
+        );
+    }
+    edge.nothing_started();
+    // The interim answer comes first.
+    assert_eq!(edge.post(&[("Expect", "100-Continue")]).await.status, 100);
+}
+
+/// h1-19: headers that are read are text; others are not looked at.
+#[tokio::test]
+async fn high_bytes_are_refused_in_headers_that_are_read() {
+    let edge = Edge::open().await;
+    for name in [
+        "Accept",
+        "Mcp-Session-Id",
+        "MCP-Protocol-Version",
+        "Origin",
+        "Mcp-Name",
+        "Last-Event-ID",
+    ] {
+        assert_eq!(edge.post(&[(name, "\u{e9}")]).await.status, 400, "{name}");
+    }
+    let bearer = format!("{}\u{e9}", edge.token);
+    assert_eq!(edge.post(&[("Authorization", &bearer)]).await.status, 400);
+    edge.nothing_started();
+    assert_eq!(edge.post(&[("X-Name", "\u{e9}")]).await.status, 200);
+}
+
+/// conn-21: there is no path that answers without a token, whoever asks; liveness is the watchdog's.
+#[tokio::test]
+async fn no_health_path_is_open_to_anybody() {
+    let edge = Edge::open().await;
+    for path in [
+        "/health", "/healthz", "/livez", "/readyz", "/ping", "/metrics", "/status",
+    ] {
+        for agent in ["kube-probe/1.33", "GoogleHC/1.0", "ELB-HealthChecker/2.0"] {
+            let more = [("User-Agent", agent), ("Authorization", "")];
+            assert_eq!(
+                edge.send("GET", path, &more, "").await.status,
+                404,
+                "{path}"
+            );
+            assert_eq!(
+                edge.send("GET", "/mcp", &more, "").await.status,
+                401,
+                "{agent}"
+            );
+        }
+    }
+    edge.nothing_started();
+}

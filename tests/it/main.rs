@@ -11,15 +11,21 @@ mod ahead;
 mod bridge;
 /// What others say that conforms.
 mod conformance;
+/// More connections than anybody needs.
+mod crowds;
 /// What a request meets before anybody looks at its token.
 mod edge;
 /// A child's only way out.
 mod egress;
 /// Servers that say too much, or nothing.
 mod floods;
+/// What HTTP/2 looks like on the wire.
+mod frames;
 /// From the wire to the child and back.
 mod gateway;
 mod house;
+/// The same door, in HTTP/2.
+mod http2;
 /// Tokens of every kind, through the whole gateway.
 mod identity;
 /// Servers that come as container images.
@@ -32,6 +38,8 @@ mod peers;
 mod podman;
 /// A real identity provider, and what becomes of it.
 mod provider;
+/// Who may speak for others.
+mod proxies;
 /// Every numbered case of a token that is not good.
 mod refusals;
 /// A registry of images, on loopback and by TLS.
@@ -44,4 +52,6 @@ mod runner;
 mod sandbox;
 /// Streams of a session, and coming back to them.
 mod streams;
+/// TLS of the gateway's own.
+mod tls;
 mod wire;

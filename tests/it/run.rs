@@ -779,6 +779,8 @@ async fn what_waits_for_a_client_does_not_hold_up_the_end() {
     assert!(
         since.elapsed() < std::time::Duration::from_secs(10),
         "{said}"
+    );
+}
 
 /// An image in place of a command, pulled into the state of whom the server runs as.
 #[tokio::test(flavor = "multi_thread")]
@@ -870,4 +872,86 @@ fn what_is_no_image_is_refused() {
         1,
         &["/nowhere.tar", "not pulled"],
     );
+}
+
+/// fault-36: without a descriptor left, accepting pauses; who is connected is answered, and others when there is room.
+#[tokio::test]
+async fn a_full_descriptor_table_is_waited_out() {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+        time::timeout,
+    };
+    let running = few_descriptors(36);
+    let caller = running.session().await;
+    let pid = running.process.id();
+    let mut kept = TcpStream::connect(running.address).await.unwrap();
+    let request = format!("GET /mcp HTTP/1.1\r\nHost: {}\r\n\r\n", running.address);
+    let mut ask = async || {
+        kept.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let read = timeout(wire::PATIENCE, kept.read(&mut answer));
+        let read = read.await.unwrap().unwrap();
+        assert!(answer[..read].starts_with(b"HTTP/1.1 401"));
+    };
+    ask().await;
+    let mut crowd = Vec::new();
+    for _ in 0..30 {
+        crowd.push(TcpStream::connect(running.address).await.unwrap());
+    }
+    ask().await;
+    let before = processor_time(pid);
+    let started = std::time::Instant::now();
+    while started.elapsed().as_millis() < 1500 {
+        ask().await;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    let used = processor_time(pid) - before;
+    assert!(used < 75, "{used} hundredths of a second: it must not spin");
+    drop(crowd);
+    assert_eq!(caller.call("echo", json!({})).await.status, 200);
+    let (said, code, _) = running.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("accepting failed, pausing"), "{said}");
+}
+
+/// Hundredths of a second that a process has computed (proc_pid_stat(5)).
+fn processor_time(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let rest = stat.rsplit(") ").next().unwrap().to_owned();
+    let field = |at: usize| rest.split(' ').nth(at).unwrap().parse::<u64>().unwrap();
+    field(11) + field(12)
+}
+
+/// fault-36: half of the descriptors are for connections, so that children can be started.
+#[tokio::test]
+async fn connections_leave_descriptors_for_children() {
+    let running = few_descriptors(64);
+    let mut crowd = Vec::new();
+    for _ in 0..100 {
+        crowd.push(
+            tokio::net::TcpStream::connect(running.address)
+                .await
+                .unwrap(),
+        );
+    }
+    let caller = running.session().await;
+    assert_eq!(caller.call("echo", json!({})).await.status, 200);
+    let (said, code, _) = running.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!said.contains("accepting failed"), "{said}");
+}
+
+/// A thv that may open so many descriptors.
+fn few_descriptors(limit: usize) -> Running {
+    let issuer = DemoIssuer::start(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+    let temporary = temporary();
+    let mut command = Command::new("prlimit");
+    command
+        .arg(format!("--nofile={limit}:{limit}"))
+        .arg(env!("CARGO_BIN_EXE_thv"))
+        .args(typed(issuer.issuer(), &[]))
+        .env("TMPDIR", temporary.path())
+        .env_remove("CREDENTIALS_DIRECTORY");
+    Running::ready(command, issuer, temporary)
 }

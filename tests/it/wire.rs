@@ -59,7 +59,8 @@ pub async fn exchange_unix(path: &Path, request: &[u8]) -> Answer {
     ask(UnixStream::connect(path).await.unwrap(), request).await
 }
 
-async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &[u8]) -> Answer {
+/// The same over whatever is open.
+pub async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &[u8]) -> Answer {
     stream.write_all(request).await.unwrap();
     let mut bytes = Vec::new();
     timeout(PATIENCE, stream.read_to_end(&mut bytes))

@@ -1,0 +1,362 @@
+//! What `thv check` says of the gateway's own socket: certificate, key and names.
+//!
+//! What a start would refuse is a problem. That a certificate ends soon, or is for
+//! another name, a start would not notice, but every client will.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use super::unit;
+use crate::{
+    config::{self, Config, Pem},
+    http::{
+        Tls, TlsError,
+        certificate::{self, DAY},
+        tls::{PemError, Source},
+    },
+    systemd::Credentials,
+    time::Clock,
+};
+
+/// One remark: the key that it is about, the message, and what to do.
+pub(super) struct Remark {
+    pub(super) key: &'static str,
+    pub(super) message: String,
+    pub(super) help: String,
+    /// A start would refuse it.
+    pub(super) stops: bool,
+}
+
+/// What is to be said of `[tls]`.
+pub(super) fn remarks(root: &Path, config: &Config, clock: &Clock) -> Vec<Remark> {
+    let Some(tls) = &config.tls else {
+        return Vec::new();
+    };
+    let drop_ins = unit::drop_ins(root, "thv@", config.server.as_str());
+    let mut remarks = Vec::new();
+    let mut warn = |key, message: String, help: String| {
+        remarks.push(Remark {
+            key,
+            message,
+            help,
+            stops: false,
+        });
+    };
+    if config.resource.origin.starts_with("http://") {
+        warn(
+            "resource",
+            "it begins with `http`, but this server speaks TLS".to_owned(),
+            "clients are given this URL: write `https`".to_owned(),
+        );
+    }
+    let service = format!("thv@{}.service", config.server);
+    let mut file_of = |pem: &Pem, key| match pem {
+        Pem::File(path) => {
+            if key == "tls.key" && only_root_reads(path, &drop_ins) {
+                warn(
+                    key,
+                    format!(
+                        "the gateway is not root and cannot read `{}`",
+                        path.display()
+                    ),
+                    format!(
+                        "write `key = {{ credential = \"tls-key\" }}`, and `LoadCredential=tls-key:{}` below [Service] in `systemctl edit {service}`",
+                        path.display()
+                    ),
+                );
+            }
+            Some(path.clone())
+        }
+        Pem::Credential(name) => match loaded_from(name, &drop_ins) {
+            Loaded::File(path) => Some(super::below(root, &path)),
+            Loaded::Otherwise => None,
+            Loaded::Not => {
+                warn(
+                    key,
+                    format!("no drop-in gives the gateway the credential `{name}`"),
+                    format!(
+                        "`systemctl edit {service}`, and add `LoadCredential={name}:/PATH` below [Service]"
+                    ),
+                );
+                None
+            }
+        },
+    };
+    let files = (
+        file_of(&tls.certificate, "tls.certificate"),
+        file_of(&tls.key, "tls.key"),
+    );
+    if let (Some(certificate), Some(key)) = files {
+        remarks.extend(pair(config, certificate, key, clock));
+    }
+    remarks
+}
+
+/// What is to be said of a pair whose files can be looked at.
+fn pair(config: &Config, certificate: PathBuf, key: PathBuf, clock: &Clock) -> Vec<Remark> {
+    let remark = |key, message: String, help: &str, stops| Remark {
+        key,
+        message,
+        help: help.to_owned(),
+        stops,
+    };
+    let source = Source {
+        config: config::Tls {
+            certificate: Pem::File(certificate),
+            key: Pem::File(key),
+        },
+        credentials: Credentials::default(),
+    };
+    let tls = match Tls::load(source) {
+        Ok(tls) => tls,
+        Err(error) => {
+            let (message, hidden) = (error.to_string(), is_hidden(&error));
+            let help = if hidden {
+                "run this as root to have it looked at"
+            } else {
+                "mend the files; thv.toml(5) says how they must be"
+            };
+            return vec![remark(error.key(), message, help, !hidden)];
+        }
+    };
+    let certificate = tls.certificate();
+    let mut remarks = Vec::new();
+    let mut warn = |message, help| {
+        remarks.push(remark("tls.certificate", message, help, false));
+    };
+    let now = clock.now();
+    match certificate::validity(&certificate) {
+        Some((from, _)) if now < from => warn(
+            "the certificate is not valid yet".to_owned(),
+            "look at this host's clock",
+        ),
+        Some((_, until)) if until <= now => warn(
+            "the certificate has expired".to_owned(),
+            "renew it; no client accepts it",
+        ),
+        Some((_, until)) if until < now + SOON => warn(
+            format!("the certificate ends in {} days", (until - now) / DAY),
+            "renew it",
+        ),
+        Some(_) => {}
+        None => warn(
+            "the certificate does not say how long it is valid".to_owned(),
+            "make it anew",
+        ),
+    }
+    let host = host(&config.resource.authority);
+    if !certificate::is_for(&certificate, host) {
+        warn(
+            format!("the certificate is not for `{host}`, the host of `resource`"),
+            "no client accepts it under that name",
+        );
+    }
+    remarks
+}
+
+/// Without port and brackets.
+fn host(authority: &str) -> &str {
+    match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest),
+        None => authority.split(':').next().unwrap_or(authority),
+    }
+}
+
+fn is_hidden(error: &TlsError) -> bool {
+    let (TlsError::Certificate(error) | TlsError::Key(error)) = error else {
+        return false;
+    };
+    matches!(error, PemError::Unreadable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+}
+
+/// Whether neither others nor a group that the unit joins can read a file.
+fn only_root_reads(path: &Path, drop_ins: &[String]) -> bool {
+    let joins = drop_ins
+        .iter()
+        .flat_map(|text| text.lines())
+        .any(|line| line.trim().starts_with("SupplementaryGroups="));
+    fs::metadata(path).is_ok_and(|meta| meta.mode() & 0o040 == 0 || !joins)
+}
+
+/// Where a unit's credential comes from.
+enum Loaded {
+    File(String),
+    /// Encrypted, or from somewhere else.
+    Otherwise,
+    Not,
+}
+
+fn loaded_from(name: &str, drop_ins: &[String]) -> Loaded {
+    let settings = drop_ins
+        .iter()
+        .flat_map(|text| text.lines())
+        .filter_map(|line| line.trim().split_once('='));
+    let mut loaded = Loaded::Not;
+    for (setting, value) in settings {
+        match (setting, value.split_once(':')) {
+            ("LoadCredential", Some((id, path))) if id == name && path.starts_with('/') => {
+                loaded = Loaded::File(path.to_owned());
+            }
+            (
+                "LoadCredential"
+                | "LoadCredentialEncrypted"
+                | "SetCredential"
+                | "SetCredentialEncrypted",
+                _,
+            ) if value.split(':').next() == Some(name) => loaded = Loaded::Otherwise,
+            ("ImportCredential", _) => {
+                let pattern = value.split(':').next().unwrap_or(value);
+                let start = pattern.split('*').next().unwrap_or(pattern);
+                if name.starts_with(start) && (pattern.contains('*') || name == pattern) {
+                    loaded = Loaded::Otherwise;
+                }
+            }
+            _ => {}
+        }
+    }
+    loaded
+}
+
+/// Seconds before its end at which a certificate is spoken of.
+const SOON: u64 = 14 * DAY;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::config::{OwnerRule, ServerName};
+
+    /// What is said where the files of tests/tls are installed, and the resource is that.
+    fn said(
+        resource: &str,
+        pair: [&str; 2],
+        mode: u32,
+        tls: &str,
+        drop_in: &str,
+        now: u64,
+    ) -> Vec<String> {
+        let root = tempfile::tempdir().unwrap();
+        let etc = root.path().join("etc/thv");
+        for directory in ["servers", "tls"] {
+            fs::create_dir_all(etc.join(directory)).unwrap();
+        }
+        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls");
+        for (file, name) in [(pair[0], "chain.pem"), (pair[1], "key.pem")] {
+            fs::copy(tests.join(file), etc.join("tls").join(name)).unwrap();
+        }
+        let key = etc.join("tls/key.pem");
+        fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+        let text = format!(
+            "command = [\"/bin/sh\"]\nresource = \"{resource}\"\nauthz.allow = \"authenticated\"\nauth.mode = \"none\"\n[tls]\n{tls}\n"
+        );
+        fs::write(etc.join("servers/x.toml"), text).unwrap();
+        if !drop_in.is_empty() {
+            let text = format!("[Service]\n{drop_in}\n");
+            unit::write_drop_in(root.path(), "thv@x.service", "tls.conf", &text).unwrap();
+        }
+        let name = ServerName::parse("x").unwrap();
+        let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
+        remarks(root.path(), &config, &Clock::new(move || now))
+            .iter()
+            .map(|remark| {
+                format!(
+                    "{}{}: {}",
+                    if remark.stops { "!" } else { "" },
+                    remark.key,
+                    remark.message
+                )
+            })
+            .collect()
+    }
+
+    const FILES: &str = "certificate = \"/etc/thv/tls/chain.pem\"\nkey = \"/etc/thv/tls/key.pem\"";
+    const CREDENTIALS: &str =
+        "certificate = { credential = \"chain\" }\nkey = { credential = \"key\" }";
+    const LOADED: &str =
+        "LoadCredential=chain:/etc/thv/tls/chain.pem\nLoadCredential=key:/etc/thv/tls/key.pem";
+    /// In the year 2026.
+    const NOW: u64 = 1_796_000_000;
+
+    #[test]
+    fn a_pair_that_fits_is_not_spoken_of() {
+        let good = ["localhost.pem", "localhost.key"];
+        let url = "https://localhost:8443/x";
+        assert_eq!(said(url, good, 0o600, CREDENTIALS, LOADED, NOW), [""; 0]);
+        let joins = "SupplementaryGroups=ssl-cert";
+        assert_eq!(said(url, good, 0o640, FILES, joins, NOW), [""; 0]);
+    }
+
+    #[track_caller]
+    fn speaks_of(found: &[String], words: &[&str]) {
+        assert_eq!(found.len(), words.len(), "{found:?}");
+        for (found, word) in found.iter().zip(words) {
+            assert!(found.contains(word), "{found:?}: {word}");
+        }
+    }
+
+    #[test]
+    fn what_a_client_will_not_accept_is_warned_of() {
+        let (good, url) = (["localhost.pem", "localhost.key"], "https://localhost/x");
+        let expired = ["expired.pem", "expired.key"];
+        let other = "https://mcp.example.com/x";
+        let found = said(other, good, 0o600, CREDENTIALS, LOADED, NOW);
+        speaks_of(&found, &["not for `mcp.example.com`"]);
+        let found = said(
+            "http://localhost:1/x",
+            good,
+            0o600,
+            CREDENTIALS,
+            LOADED,
+            NOW,
+        );
+        speaks_of(&found, &["begins with `http`"]);
+        let found = said(url, expired, 0o600, CREDENTIALS, LOADED, NOW);
+        speaks_of(&found, &["has expired"]);
+        // Ten days before the end of the one, and long before the beginning of the other.
+        let end_of_2020 = 1_609_459_200 - 10 * DAY;
+        let found = said(url, expired, 0o600, CREDENTIALS, LOADED, end_of_2020);
+        speaks_of(&found, &["ends in 10 days"]);
+        let found = said(url, good, 0o600, CREDENTIALS, LOADED, end_of_2020);
+        speaks_of(&found, &["not valid yet"]);
+    }
+
+    #[test]
+    fn what_a_start_would_refuse_is_a_problem() {
+        let (good, url) = (["localhost.pem", "localhost.key"], "https://localhost/x");
+        let found = said(
+            url,
+            ["localhost.pem", "other.key"],
+            0o600,
+            CREDENTIALS,
+            LOADED,
+            NOW,
+        );
+        speaks_of(&found, &["!tls: certificate and key are no pair"]);
+        let found = said(
+            url,
+            ["README.md", "other.key"],
+            0o600,
+            CREDENTIALS,
+            LOADED,
+            NOW,
+        );
+        speaks_of(&found, &["!tls.certificate: there is no PEM"]);
+        let found = said(url, good, 0o644, CREDENTIALS, LOADED, NOW);
+        speaks_of(&found, &["!tls.key: others may read"]);
+    }
+
+    #[test]
+    fn what_the_gateway_will_not_have_is_warned_of() {
+        let (good, url) = (["localhost.pem", "localhost.key"], "https://localhost/x");
+        let found = said(url, good, 0o600, FILES, "", NOW);
+        speaks_of(&found, &["tls.key: the gateway is not root"]);
+        let found = said(url, good, 0o600, CREDENTIALS, "", NOW);
+        speaks_of(&found, &["credential `chain`", "credential `key`"]);
+        let encrypted = "LoadCredentialEncrypted=key\nImportCredential=cha*";
+        assert_eq!(said(url, good, 0o600, CREDENTIALS, encrypted, NOW), [""; 0]);
+    }
+}

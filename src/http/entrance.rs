@@ -1,0 +1,296 @@
+//! What a connection passes before its first request: its place, the word of a proxy,
+//! and TLS.
+//!
+//! Nothing here looks at a request. Who must not come in is answered by the same
+//! pipeline as everybody, with a refusal in place of the request.
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+    time::timeout,
+};
+use tracing::{debug, warn};
+
+use super::{
+    activity::Activity,
+    connection::{self, Asked, Version},
+    opening::Opened,
+    proxied,
+    roster::{Roster, Seat},
+};
+use crate::{
+    config::{Proxies, Told},
+    http::{Peer, Refusal, Response, peer::Stream, tls::Tls},
+};
+
+/// The one way in.
+pub struct Entrance {
+    pub tls: Option<Arc<Tls>>,
+    pub proxies: Option<Proxies>,
+    pub roster: Roster,
+    /// Connections of one address at once.
+    pub share: usize,
+}
+
+impl Entrance {
+    /// Without TLS, for everybody who comes.
+    pub fn plain() -> Self {
+        Self {
+            tls: None,
+            proxies: None,
+            roster: Roster::new(),
+            share: usize::MAX,
+        }
+    }
+
+    /// Serves one connection to its end.
+    pub async fn serve<F>(
+        &self,
+        stream: Stream,
+        peer: Peer,
+        drain: watch::Receiver<bool>,
+        answer: impl Fn(Asked, Peer) -> F,
+    ) where
+        F: Future<Output = Response> + Send + 'static,
+    {
+        let activity = Activity::new();
+        let seat = self.roster.enter(&activity);
+        tokio::select! {
+            ended = self.admit(stream, peer, &seat, &activity, drain, answer) => {
+                if let Err(error) = ended {
+                    debug!(%error, "connection ended before its first request");
+                }
+            }
+            // It has no request, and somebody else may have one.
+            () = activity.shed_while_idle() => {}
+        }
+    }
+
+    async fn admit<F>(
+        &self,
+        stream: Stream,
+        peer: Peer,
+        seat: &Seat<'_>,
+        activity: &Activity,
+        drain: watch::Receiver<bool>,
+        answer: impl Fn(Asked, Peer) -> F,
+    ) -> io::Result<()>
+    where
+        F: Future<Output = Response> + Send + 'static,
+    {
+        let mut stream = Opened::new(stream);
+        let peer = self.named(&mut stream, peer).await?;
+        let over = self
+            .counted(peer)
+            .is_some_and(|address| seat.belongs_to(address) > self.share);
+        let answer = |asked: Asked| {
+            let asked = if over {
+                Err(Refusal::TooManyConnections)
+            } else {
+                asked
+            };
+            answer(asked, peer)
+        };
+        match &self.tls {
+            None => connection::serve(stream, drain, activity.clone(), answer).await,
+            Some(tls) => Box::pin(secured(tls, stream, activity, drain, answer)).await?,
+        }
+        Ok(())
+    }
+
+    /// Who is at the other end, where a proxy that is trusted says it first of all.
+    async fn named(&self, stream: &mut Opened<Stream>, peer: Peer) -> io::Result<Peer> {
+        let says = self
+            .proxies
+            .as_ref()
+            .is_some_and(|proxies| proxies.told == Told::ProxyProtocol && peer.is_one_of(proxies));
+        if !says {
+            return Ok(peer);
+        }
+        let client = timeout(PROXY_DEADLINE, proxied::preface(stream))
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .inspect_err(|error| {
+                // Whoever only looks whether the port is open says nothing.
+                if !stream.first().is_empty() {
+                    warn!(%peer, %error, "a trusted proxy does not say whom it speaks for");
+                }
+            })?;
+        Ok(client.map_or(peer, |client| peer.speaks_for(client)))
+    }
+
+    /// The address whose share this connection is of. This host and proxies are many in one.
+    fn counted(&self, peer: Peer) -> Option<std::net::IpAddr> {
+        match peer {
+            Peer::Unix(_) => None,
+            Peer::Tcp(address) if address.ip().to_canonical().is_loopback() => None,
+            Peer::Tcp(address) => {
+                let is_proxy = self
+                    .proxies
+                    .as_ref()
+                    .is_some_and(|proxies| peer.is_one_of(proxies));
+                (!is_proxy).then_some(address.ip())
+            }
+            Peer::Behind { client, .. } => Some(client.ip()),
+        }
+    }
+}
+
+async fn secured<F>(
+    tls: &Tls,
+    mut stream: Opened<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>,
+    activity: &Activity,
+    drain: watch::Receiver<bool>,
+    answer: impl Fn(Asked) -> F,
+) -> io::Result<()>
+where
+    F: Future<Output = Response> + Send + 'static,
+{
+    let shaken = async {
+        let began = stream.begins_with(&[HANDSHAKE]);
+        let began = timeout(FIRST_BYTE, began)
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        if began {
+            tls.accept(stream).await.map(Ok)
+        } else {
+            Ok(Err(stream))
+        }
+    };
+    let shaken = tokio::select! {
+        shaken = shaken => shaken?,
+        () = connection::told(drain.clone(), None) => return Ok(()),
+    };
+    match shaken {
+        Ok((stream, version)) => {
+            connection::serve_version(version, stream, drain, activity.clone(), answer).await;
+        }
+        // Nobody is sent away without a word, and nothing is done for whoever sent a
+        // token in the clear.
+        Err(stream) if !stream.first().is_empty() => {
+            let answer = |asked: Asked| answer(Err(asked.err().unwrap_or(Refusal::Plaintext)));
+            connection::serve_version(Version::One, stream, drain, activity.clone(), answer).await;
+        }
+        Err(_) => {}
+    }
+    Ok(())
+}
+
+/// The first byte of a TLS record that begins a handshake (RFC 8446 §5.1).
+const HANDSHAKE: u8 = 22;
+/// How long a client may take for it.
+const FIRST_BYTE: Duration = Duration::from_secs(10);
+/// How long a proxy may take to say whom it speaks for.
+const PROXY_DEADLINE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+        task::JoinHandle,
+    };
+
+    use super::*;
+    use crate::{
+        config::{self, Pem},
+        http::{reply, tls::Source},
+        systemd::Credentials,
+    };
+
+    fn entrance(told: Option<Told>) -> Entrance {
+        let tests = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls");
+        let source = Source {
+            config: config::Tls {
+                certificate: Pem::Credential("localhost.pem".to_owned()),
+                key: Pem::Credential("localhost.key".to_owned()),
+            },
+            credentials: Credentials::within(tests.into()),
+        };
+        Entrance {
+            tls: Some(Arc::new(Tls::load(source).unwrap())),
+            proxies: told.map(|told| Proxies {
+                networks: vec!["127.0.0.1/32".parse().unwrap()],
+                unix: false,
+                told,
+            }),
+            roster: Roster::new(),
+            share: 10,
+        }
+    }
+
+    async fn enter(entrance: Entrance) -> (TcpStream, JoinHandle<()>, watch::Sender<bool>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = TcpStream::connect(address).await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
+        let (drain, draining) = watch::channel(false);
+        let served = tokio::spawn(async move {
+            let answer = |_, _| async { reply::empty(StatusCode::OK) };
+            let (stream, peer) = (Stream::Tcp(stream), Peer::Tcp(peer));
+            entrance.serve(stream, peer, draining, answer).await;
+        });
+        (client, served, drain)
+    }
+
+    /// fault-38: whoever does not come to an end of what it begins is let go.
+    #[tokio::test]
+    async fn a_slow_beginning_is_not_waited_for() {
+        let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
+        for (told, sent) in [
+            (None, &b""[..]),
+            (None, &hello[..1]),
+            (None, &hello[..]),
+            (Some(Told::ProxyProtocol), b""),
+            (Some(Told::ProxyProtocol), b"PROXY TCP4 192.0.2.1"),
+            (Some(Told::ProxyProtocol), b"\r\n\r\n\0\r\nQUIT\n\x21"),
+            (Some(Told::ProxyProtocol), b"PROXY UNKNOWN\r\n\x16\x03\x01"),
+        ] {
+            let (mut client, served, _drain) = enter(entrance(told)).await;
+            client.write_all(sent).await.unwrap();
+            // The runtime sees what has come before time passes.
+            for _ in 0..20 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            assert!(!served.is_finished(), "{sent:?}");
+            tokio::time::pause();
+            tokio::time::advance(FIRST_BYTE + Duration::from_secs(1)).await;
+            tokio::time::resume();
+            timeout(Duration::from_secs(5), served)
+                .await
+                .expect("the connection ends")
+                .unwrap();
+            let mut answer = Vec::new();
+            let _ = client.read_to_end(&mut answer).await;
+            assert!(answer.is_empty(), "{sent:?}");
+        }
+    }
+
+    /// A connection that has not begun does not hold up a drain.
+    #[tokio::test]
+    async fn a_connection_in_its_handshake_is_drained() {
+        let (mut client, served, drain) = enter(entrance(None)).await;
+        client.write_all(b"\x16\x03\x01").await.unwrap();
+        drain.send(true).unwrap();
+        timeout(Duration::from_secs(5), served)
+            .await
+            .expect("the connection ends")
+            .unwrap();
+    }
+
+    /// fault-37: what a connection costs while nothing is known of it.
+    #[tokio::test]
+    async fn the_task_of_a_connection_is_small() {
+        let entrance = entrance(None);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (_drain, draining) = watch::channel(false);
+        let peer = Peer::Tcp(listener.local_addr().unwrap());
+        let answer = |_, _| async { reply::empty(StatusCode::OK) };
+        let served = entrance.serve(Stream::Tcp(client.unwrap()), peer, draining, answer);
+        assert!(size_of_val(&served) <= 2048, "{}", size_of_val(&served));
+    }
+}

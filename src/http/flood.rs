@@ -1,0 +1,259 @@
+//! HTTP/2 frames that cost the sender nothing, counted.
+//!
+//! Resets, pings, settings, priorities, window updates and empty frames are each
+//! answered or looked at, and no request pays for them (CVE-2019-9511 … 9518,
+//! CVE-2023-44487). They are counted below the library, which has limits of its
+//! own for some. Who sends too many is given to the library as one that never
+//! ends a header block: it says ENHANCE_YOUR_CALM to that, and closes.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
+
+/// The connection of an HTTP/2 client.
+pub(super) struct Frames<S> {
+    stream: S,
+    /// What was read and not passed on.
+    held: Vec<u8>,
+    given: usize,
+    /// How much of it may be passed on: whole frame heads, and what follows them.
+    cleared: usize,
+    /// Bytes still to come before the next frame's head.
+    skip: usize,
+    /// The stream whose header block is open.
+    open: Option<[u8; 4]>,
+    allowance: Allowance,
+    over: bool,
+}
+
+impl<S> Frames<S> {
+    /// Of a client whose preface is still to be read.
+    pub(super) fn new(stream: S) -> Self {
+        Self {
+            stream,
+            held: Vec::new(),
+            given: 0,
+            cleared: 0,
+            skip: PREFACE.len(),
+            open: None,
+            allowance: Allowance::new(),
+            over: false,
+        }
+    }
+
+    /// Looks at what was read last.
+    fn judge(&mut self) {
+        while self.cleared < self.held.len() {
+            let left = &self.held[self.cleared..];
+            if self.skip > 0 {
+                let part = self.skip.min(left.len());
+                self.skip -= part;
+                self.cleared += part;
+                continue;
+            }
+            let Some(head) = left.first_chunk::<HEAD>() else {
+                return;
+            };
+            let frame = Frame::read(head);
+            if !frame.is_free() && !self.allowance.take() {
+                let calm = too_many(self.open);
+                self.held.truncate(self.cleared);
+                self.held.extend_from_slice(&calm);
+                self.cleared = self.held.len();
+                self.over = true;
+                return;
+            }
+            if matches!(frame.kind, HEADERS | CONTINUATION) {
+                self.open = (frame.flags & END_HEADERS == 0).then_some(frame.stream);
+            }
+            self.skip = frame.length;
+            self.cleared += HEAD;
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Frames<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        while this.given == this.cleared {
+            if this.over {
+                return Poll::Ready(Ok(()));
+            }
+            this.held.drain(..this.given);
+            (this.given, this.cleared) = (0, 0);
+            let mut read = [0; READ];
+            let mut read = ReadBuf::new(&mut read);
+            ready!(Pin::new(&mut this.stream).poll_read(context, &mut read))?;
+            if read.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            this.held.extend_from_slice(read.filled());
+            this.judge();
+        }
+        let part = (this.cleared - this.given).min(buffer.remaining());
+        buffer.put_slice(&this.held[this.given..this.given + part]);
+        this.given += part;
+        if this.given == this.held.len() {
+            // An idle connection keeps nothing.
+            this.held = Vec::new();
+            (this.given, this.cleared) = (0, 0);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Frames<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.stream).poll_write(context, bytes));
+        this.allowance.earn(&written);
+        Poll::Ready(written)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(context, slices));
+        this.allowance.earn(&written);
+        Poll::Ready(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}
+
+/// The head of a frame (RFC 9113 §4.1).
+struct Frame {
+    length: usize,
+    kind: u8,
+    flags: u8,
+    stream: [u8; 4],
+}
+
+impl Frame {
+    fn read(head: &[u8; HEAD]) -> Self {
+        let [a, b, c, kind, flags, stream @ ..] = *head;
+        Self {
+            length: usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c),
+            kind,
+            flags,
+            stream,
+        }
+    }
+
+    /// Whether it is a request, or brings something of one.
+    fn is_free(&self) -> bool {
+        match self.kind {
+            DATA => self.length > 0 || self.flags & END_STREAM != 0,
+            HEADERS => true,
+            CONTINUATION => self.length > 0,
+            _ => false,
+        }
+    }
+}
+
+/// How many frames a client may still send for nothing.
+struct Allowance {
+    left: u32,
+    refilled: Instant,
+    /// Bytes written that have earned nothing yet.
+    written: usize,
+}
+
+impl Allowance {
+    fn new() -> Self {
+        Self {
+            left: BURST,
+            refilled: Instant::now(),
+            written: 0,
+        }
+    }
+
+    fn take(&mut self) -> bool {
+        if self.left == 0 {
+            let now = Instant::now();
+            let periods = (now - self.refilled).as_millis() / EACH.as_millis();
+            self.left = u32::try_from(periods).unwrap_or(BURST).min(BURST);
+            if self.left == 0 {
+                return false;
+            }
+            self.refilled = now;
+        }
+        self.left -= 1;
+        true
+    }
+
+    /// What is written is answered by window updates. So much that the answer to a
+    /// ping or a reset pays for none.
+    fn earn(&mut self, written: &io::Result<usize>) {
+        self.written += *written.as_ref().unwrap_or(&0);
+        let earned = u32::try_from(self.written / EARNS).unwrap_or(BURST);
+        self.written %= EARNS;
+        self.left = self.left.saturating_add(earned).min(BURST);
+    }
+}
+
+/// A header block that goes on and on.
+fn too_many(open: Option<[u8; 4]>) -> Vec<u8> {
+    let stream = open.unwrap_or([0x7f, 0xff, 0xff, 0xff]);
+    let frame = |kind| {
+        let mut frame = vec![0, 0, 0, kind, 0];
+        frame.extend_from_slice(&stream);
+        frame
+    };
+    let mut frames = Vec::new();
+    if open.is_none() {
+        frames.extend(frame(HEADERS));
+    }
+    for _ in 0..CONTINUATIONS {
+        frames.extend(frame(CONTINUATION));
+    }
+    frames
+}
+
+/// What an HTTP/2 client says first (RFC 9113 §3.4).
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const HEAD: usize = 9;
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+/// Read at once.
+const READ: usize = 8 << 10;
+/// Frames that are for nothing, at once.
+const BURST: u32 = 256;
+/// After which another one may come.
+const EACH: Duration = Duration::from_millis(30);
+/// Bytes that thv writes, after which one more may come.
+const EARNS: usize = 256;
+/// More than the library takes of one header block.
+const CONTINUATIONS: usize = 64;

@@ -1,0 +1,615 @@
+//! HTTP/1.1 heads as they came, before a lenient parser has seen them.
+//!
+//! The library that parses requests makes sense of more than RFC 9112 means, and
+//! what two programs on one way understand differently is how a request hides in
+//! another. So each head is held until it is whole and judged as bytes: what is
+//! doubtful is taken out, nothing after it is read, and in its place the parser
+//! gets a request that the service answers with the refusal. Bodies are only
+//! followed, to know where the next head begins.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
+
+use super::chunked::Chunks;
+use crate::http::Refusal;
+
+/// The reading side of an HTTP/1.1 connection.
+pub(super) struct Heads<S> {
+    stream: S,
+    at: At,
+    /// What was read and not passed on: first what may be, then an unfinished head.
+    held: Vec<u8>,
+    /// How much of it may be passed on.
+    cleared: usize,
+    /// How much of an unfinished head was looked at.
+    looked: Looked,
+    /// Heads that were passed on.
+    heads: u64,
+    verdict: Verdict,
+    /// Runs when all is written, and the peer may still be sending.
+    lingering: Option<Pin<Box<Sleep>>>,
+}
+
+/// What the next byte belongs to.
+enum At {
+    Head,
+    Body(u64),
+    Chunked(Chunks),
+    /// Nothing that came later is passed on.
+    Over,
+    /// The same, and it is an error: a body that cannot be followed.
+    Broken,
+}
+
+/// The refusal of the head that was taken out, and which it was.
+#[derive(Clone, Default)]
+pub(super) struct Verdict(Arc<Mutex<Option<(u64, Refusal)>>>);
+
+impl Verdict {
+    /// The refusal of the request of that number, counted from zero as they are served.
+    pub(super) fn on(&self, number: u64) -> Option<Refusal> {
+        let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match refused.take() {
+            Some((at, refusal)) if at == number => Some(refusal),
+            other => {
+                *refused = other;
+                None
+            }
+        }
+    }
+
+    fn set(&self, number: u64, refusal: Refusal) {
+        let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *refused = Some((number, refusal));
+    }
+}
+
+impl<S> Heads<S> {
+    pub(super) fn new(stream: S, verdict: Verdict) -> Self {
+        Self {
+            stream,
+            at: At::Head,
+            held: Vec::new(),
+            cleared: 0,
+            looked: Looked::default(),
+            heads: 0,
+            verdict,
+            lingering: None,
+        }
+    }
+
+    /// How many of these bytes may be passed on. The rest is an unfinished head,
+    /// or nothing that anybody will see.
+    fn judge(&mut self, bytes: &[u8]) -> usize {
+        let mut done = 0;
+        while done < bytes.len() {
+            let left = &bytes[done..];
+            match &mut self.at {
+                At::Head => match self.looked.at(left) {
+                    Look::Unfinished if left.len() <= MAX_HEAD => return done,
+                    Look::Unfinished => {
+                        self.refuse(Refusal::HeadTooLarge);
+                        return done;
+                    }
+                    Look::Wrong => {
+                        self.refuse(Refusal::Header);
+                        return done;
+                    }
+                    Look::Whole(length) if length > MAX_HEAD => {
+                        self.refuse(Refusal::HeadTooLarge);
+                        return done;
+                    }
+                    Look::Whole(length) => {
+                        self.looked = Looked::default();
+                        match framing(&left[..length]) {
+                            Ok(at) => self.at = at,
+                            Err(refusal) => {
+                                self.refuse(refusal);
+                                return done;
+                            }
+                        }
+                        self.heads += 1;
+                        done += length;
+                    }
+                },
+                At::Body(length) => {
+                    let part = usize::try_from(*length).unwrap_or(usize::MAX);
+                    let part = part.min(left.len());
+                    *length -= part as u64;
+                    done += part;
+                    if *length == 0 {
+                        self.at = At::Head;
+                    }
+                }
+                At::Chunked(chunks) => {
+                    done += chunks.follow(left);
+                    if chunks.is_over() {
+                        self.at = At::Head;
+                    } else if chunks.is_broken() {
+                        self.at = At::Broken;
+                    }
+                }
+                At::Over | At::Broken => return done,
+            }
+        }
+        done
+    }
+
+    fn refuse(&mut self, refusal: Refusal) {
+        self.verdict.set(self.heads, refusal);
+        self.at = At::Over;
+    }
+
+    /// What stands in for a head that was taken out.
+    fn is_refused_now(&self, passed: usize, read: usize) -> bool {
+        matches!(self.at, At::Over) && passed < read
+    }
+}
+
+impl<S: AsyncRead + Unpin> Heads<S> {
+    /// Reads on for nobody: a peer that leaves is still noticed, and one that
+    /// goes on sending can read what it is told.
+    fn discard(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut nobody = [0; 1024];
+        for _ in 0..DISCARDED_AT_ONCE {
+            let mut buffer = ReadBuf::new(&mut nobody);
+            ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
+            if buffer.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Heads<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            if this.cleared > 0 {
+                let part = this.cleared.min(buffer.remaining());
+                buffer.put_slice(&this.held[..part]);
+                this.held.drain(..part);
+                this.cleared -= part;
+                if this.held.is_empty() {
+                    // An idle connection keeps nothing.
+                    this.held = Vec::new();
+                }
+                return Poll::Ready(Ok(()));
+            }
+            match this.at {
+                At::Over => return this.discard(context),
+                At::Broken => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+                _ => {}
+            }
+            let before = buffer.filled().len();
+            ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+            let read = buffer.filled().len() - before;
+            if read == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if this.held.is_empty() {
+                let passed = this.judge(&buffer.filled()[before..]);
+                let refused = this.is_refused_now(passed, read);
+                if !refused {
+                    this.held
+                        .extend_from_slice(&buffer.filled()[before + passed..]);
+                }
+                buffer.set_filled(before + passed);
+                if refused {
+                    this.held = STAND_IN.to_vec();
+                    this.cleared = this.held.len();
+                }
+                if passed > 0 {
+                    return Poll::Ready(Ok(()));
+                }
+            } else {
+                let mut held = std::mem::take(&mut this.held);
+                held.extend_from_slice(&buffer.filled()[before..]);
+                buffer.set_filled(before);
+                let passed = this.judge(&held);
+                if this.is_refused_now(passed, held.len()) {
+                    held.truncate(passed);
+                    held.extend_from_slice(STAND_IN);
+                    this.cleared = held.len();
+                } else {
+                    this.cleared = passed;
+                }
+                this.held = held;
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Heads<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.lingering.is_none() {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
+            if matches!(this.at, At::Head) && this.held.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        // A close with something unread is a reset, which may overtake the answer.
+        let over = this
+            .lingering
+            .get_or_insert_with(|| Box::pin(sleep(LINGER)))
+            .as_mut()
+            .poll(context);
+        if over.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        this.discard(context)
+    }
+}
+
+/// How far an unfinished head was looked at, so that a dripped one is not read again and again.
+#[derive(Default)]
+struct Looked {
+    /// Where the current line begins.
+    line: usize,
+    /// Up to where there is no line feed.
+    until: usize,
+}
+
+enum Look {
+    Unfinished,
+    /// Its length, the empty line included.
+    Whole(usize),
+    Wrong,
+}
+
+impl Looked {
+    fn at(&mut self, head: &[u8]) -> Look {
+        loop {
+            let from = self.until;
+            let Some(feed) = head[from..].iter().position(|byte| *byte == b'\n') else {
+                self.until = head.len();
+                return Look::Unfinished;
+            };
+            let feed = from + feed;
+            // RFC 9112 §2.2: a bare line feed may be taken for a line's end. By whom?
+            if feed == self.line || head[feed - 1] != b'\r' {
+                return Look::Wrong;
+            }
+            let is_empty = feed - self.line == 1;
+            // Some clients end a body with an empty line that is not part of it.
+            let is_first = self.line == 0;
+            self.line = feed + 1;
+            self.until = feed + 1;
+            if is_empty && !is_first {
+                return if feed == 3 {
+                    Look::Wrong
+                } else {
+                    Look::Whole(feed + 1)
+                };
+            }
+        }
+    }
+}
+
+/// What follows a whole head, if that can be read in one way only.
+fn framing(head: &[u8]) -> Result<At, Refusal> {
+    let head = head.strip_prefix(b"\r\n").unwrap_or(head);
+    // Every line feed here has its carriage return.
+    let mut lines = head
+        .split(|byte| *byte == b'\n')
+        .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let old = request_line(lines.next().unwrap_or_default())?;
+    let mut length = None;
+    let mut chunked = false;
+    for line in lines.take_while(|line| !line.is_empty()) {
+        let colon = line
+            .iter()
+            .position(|byte| *byte == b':')
+            .ok_or(Refusal::Header)?;
+        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        // A line that goes on the one before (obs-fold) has a space here, too.
+        if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) {
+            return Err(Refusal::Header);
+        }
+        if value.iter().any(|byte| is_control(*byte)) {
+            return Err(Refusal::Header);
+        }
+        if name.eq_ignore_ascii_case(b"content-length") {
+            if length.is_some() {
+                return Err(Refusal::Header);
+            }
+            length = Some(number(value).ok_or(Refusal::Header)?);
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            if chunked || !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(Refusal::Header);
+            }
+            chunked = true;
+        }
+    }
+    match (length, chunked) {
+        // RFC 9112 §6.3: the two together are how requests are smuggled.
+        (Some(_), true) => Err(Refusal::Header),
+        (None, true) if old => Err(Refusal::Header),
+        (None, true) => Ok(At::Chunked(Chunks::default())),
+        (None | Some(0), false) => Ok(At::Head),
+        (Some(length), false) => Ok(At::Body(length)),
+    }
+}
+
+/// Whether the request is one of HTTP/1.0.
+fn request_line(line: &[u8]) -> Result<bool, Refusal> {
+    let mut parts = line.split(|byte| *byte == b' ');
+    let (Some(method), Some(target), Some(version), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(Refusal::Header);
+    };
+    if method.is_empty()
+        || !method.iter().all(|byte| is_token(*byte))
+        || target.is_empty()
+        || !target.iter().all(u8::is_ascii_graphic)
+    {
+        return Err(Refusal::Header);
+    }
+    let old = match version {
+        b"HTTP/1.1" => false,
+        b"HTTP/1.0" => true,
+        _ => return Err(Refusal::Header),
+    };
+    // A tunnel would be bytes that nobody has judged.
+    if method == b"CONNECT" {
+        return Err(Refusal::MethodNotAllowed(super::route::MCP_METHODS));
+    }
+    Ok(old)
+}
+
+/// Decimal digits as a person would write them.
+fn number(digits: &[u8]) -> Option<u64> {
+    let plain = digits == b"0" || !digits.starts_with(b"0");
+    if !plain || digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// RFC 9110 §5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+fn is_control(byte: u8) -> bool {
+    byte.is_ascii_control() && byte != b'\t'
+}
+
+/// Bytes of a request's head (h1-13).
+pub(super) const MAX_HEAD: usize = 32 << 10;
+/// How long a peer may go on sending after its last answer.
+const LINGER: Duration = Duration::from_secs(1);
+/// Reads of what nobody will see, before others have their turn.
+const DISCARDED_AT_ONCE: usize = 16;
+/// The request that is answered with the refusal of the one that was taken out.
+const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n";
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::*;
+
+    /// What is passed on of `sent` when it comes in pieces of `size`, and what is refused.
+    async fn passed(sent: &[u8], size: usize) -> (Vec<u8>, Option<(u64, Refusal)>, bool) {
+        let (mut client, server) = duplex(1 << 20);
+        let verdict = Verdict::default();
+        let mut heads = Heads::new(server, verdict.clone());
+        let mut passed = Vec::new();
+        let mut failed = false;
+        for part in sent.chunks(size) {
+            client.write_all(part).await.unwrap();
+            let mut some = [0; 4096];
+            // Whatever can be had now.
+            while let Some(read) = now(heads.read(&mut some)).await {
+                match read {
+                    Ok(0) => break,
+                    Ok(read) => passed.extend_from_slice(&some[..read]),
+                    Err(_) => {
+                        failed = true;
+                        break;
+                    }
+                }
+            }
+        }
+        let refused = verdict.0.lock().unwrap().take();
+        (passed, refused, failed)
+    }
+
+    async fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            value = future => Some(value),
+            () = std::future::ready(()) => None,
+        }
+    }
+
+    async fn check(sent: &str, good: &str, refused: Option<(u64, &str)>) {
+        for size in [1, 2, 3, 7, sent.len()] {
+            let (passed, found, _) = passed(sent.as_bytes(), size).await;
+            let found = found.map(|(at, refusal)| (at, refusal.status().as_u16().to_string()));
+            let refused = refused.map(|(at, status)| (at, status.to_owned()));
+            assert_eq!(found, refused, "{sent:?} by {size}");
+            let stand_in = std::str::from_utf8(STAND_IN).unwrap();
+            let wanted = format!("{good}{}", if refused.is_some() { stand_in } else { "" });
+            let passed = String::from_utf8(passed).unwrap();
+            assert_eq!(passed, wanted, "{sent:?} by {size}");
+        }
+    }
+
+    /// What can be read in one way passes as it is, however it comes.
+    #[tokio::test]
+    async fn good_requests_pass_unchanged() {
+        for good in [
+            "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            "\r\nGET / HTTP/1.0\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\n\r\n\r\nGET /2 HTTP/1.1\r\nX:\r\n\r\n",
+            "POST / HTTP/1.1\r\ntransfer-encoding:\tChunked \r\n\r\n2\r\n\n\n\r\n0\r\nT: t\r\n\r\nGET /2 HTTP/1.1\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 0\r\nX: \u{e9}\r\n\r\nGET /2 HTTP/1.1\r\n\r\n",
+        ] {
+            check(good, good, None).await;
+        }
+        // An unfinished head waits.
+        check("GET / HTTP/1.1\r\nHost: x\r\n", "", None).await;
+    }
+
+    /// h1-1, h1-2, h1-3, h1-4, h1-5, h1-6, h1-7, h1-16
+    #[tokio::test]
+    async fn doubtful_heads_are_taken_out() {
+        let first = "POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\nx";
+        for bad in [
+            "POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 002\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 2, 2\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length:\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: +2\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 18446744073709551616\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked, chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: ,chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: \u{b}chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding : chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n",
+            "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\nHost: x\n\n",
+            "GET / HTTP/1.1\r\nHost: x\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\n\n",
+            "\nGET / HTTP/1.1\r\n\r\n",
+            "\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nX: a\rb\r\n\r\n",
+            "GET / HTTP/1.1\r\nX: a\0b\r\n\r\n",
+            "GET / HTTP/1.1\r\nX: a\r\n b\r\n\r\n",
+            "GET / HTTP/1.1\r\n X: a\r\n\r\n",
+            "GET / HTTP/1.1\r\n: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nX\r\n\r\n",
+            "GET /\r\n\r\n",
+            "GET  / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1 \r\n\r\n",
+            "GET / HTTP/0.9\r\n\r\n",
+            "GET / HTTP/1.9\r\n\r\n",
+            "GET / HTTP/2.0\r\n\r\n",
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            "GET / http/1.1\r\n\r\n",
+            "GET /\u{e9} HTTP/1.1\r\n\r\n",
+            "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n",
+        ] {
+            if !bad.starts_with("PROXY") {
+                check(bad, "", Some((0, "400"))).await;
+            }
+            let second = format!("{first}{bad}\r\n\r\nGET /third HTTP/1.1\r\n\r\n");
+            check(&second, first, Some((1, "400"))).await;
+        }
+        check("CONNECT x:1 HTTP/1.1\r\n\r\n", "", Some((0, "405"))).await;
+    }
+
+    /// h1-13: a head that does not end is not kept.
+    #[tokio::test]
+    async fn an_endless_head_is_too_large() {
+        let head = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "y".repeat(40_000));
+        for size in [1000, head.len()] {
+            let (passed, refused, _) = passed(head.as_bytes(), size).await;
+            assert_eq!(passed, STAND_IN);
+            assert_eq!(refused.unwrap().1.status().as_u16(), 431);
+        }
+    }
+
+    /// h1-10: where a body's end is not known, nothing is read after it.
+    #[tokio::test]
+    async fn a_body_that_cannot_be_followed_is_an_error() {
+        let head = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let sent = format!("{head}2\r\nabX0\r\n\r\nGET / HTTP/1.1\r\n\r\n");
+        for size in [1, sent.len()] {
+            let (passed, refused, failed) = passed(sent.as_bytes(), size).await;
+            assert_eq!(passed, format!("{head}2\r\nabX").as_bytes());
+            assert!(failed && refused.is_none());
+        }
+    }
+
+    /// However bytes come, the same of them passes, and nothing ends in a panic.
+    #[test]
+    fn pieces_make_no_difference() {
+        use proptest::prelude::*;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let word = prop::sample::select(vec![
+            "GET / HTTP/1.1\r\n",
+            "POST /mcp HTTP/1.1\r\n",
+            "POST / HTTP/1.0\r\n",
+            "Host: x\r\n",
+            "Content-Length: 3\r\n",
+            "Content-Length: 0\r\n",
+            "Transfer-Encoding: chunked\r\n",
+            "\r\n",
+            "\n",
+            "\r",
+            " ",
+            "abc",
+            "0",
+            "3",
+            ";x",
+            "\r\nabc\r\n",
+            "0\r\n\r\n",
+            "X: y\r\n",
+            "\0",
+            ":",
+        ]);
+        let texts = prop::collection::vec(word, 1..20);
+        proptest!(ProptestConfig::with_cases(300), |(words in texts, size in 1_usize..9)| {
+            let sent = words.concat();
+            let whole = runtime.block_on(passed(sent.as_bytes(), sent.len()));
+            let pieces = runtime.block_on(passed(sent.as_bytes(), size));
+            prop_assert_eq!(String::from_utf8(whole.0), String::from_utf8(pieces.0));
+            let told = |refused: Option<(u64, Refusal)>| {
+                refused.map(|(at, refusal)| (at, refusal.status()))
+            };
+            prop_assert_eq!(told(whole.1), told(pieces.1));
+        });
+    }
+}

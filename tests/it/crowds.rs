@@ -1,0 +1,169 @@
+//! Many connections: shares, what makes room, and what one costs.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::{
+    house::{House, Plan, house, initialize},
+    wire::{self, Answer, PATIENCE},
+};
+
+/// A house in which the tests are a proxy, so that they can come from anywhere.
+fn proxied(limits: &str) -> Plan {
+    house().with(&format!(
+        "[http]\ntrusted-proxies = [\"127.0.0.1\"]\nclient-address = \"proxy-protocol\"\n[limits]\n{limits}\n"
+    ))
+}
+
+/// A connection from that address.
+async fn from(house: &House, address: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(house.address).await.unwrap();
+    let line = format!("PROXY TCP4 {address} 127.0.0.1 4711 443\r\n");
+    stream.write_all(line.as_bytes()).await.unwrap();
+    stream
+}
+
+/// Asks on a connection without a token: 401 is somebody who is served.
+async fn ask(house: &House, stream: TcpStream) -> Answer {
+    let mut stranger = house.caller("alice");
+    stranger.token = None;
+    wire::ask(stream, &stranger.bytes("POST", "{}")).await
+}
+
+/// One request of a connection that stays open.
+async fn keep(house: &House, stream: &mut TcpStream) {
+    let request = format!("GET /mcp HTTP/1.1\r\nHost: {}\r\n\r\n", house.address);
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 4096];
+    let read = timeout(PATIENCE, stream.read(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(answer[..read].starts_with(b"HTTP/1.1 401"));
+}
+
+/// conn-10: an address has its share; beyond it 429 says when to come back, and others are served.
+#[tokio::test]
+async fn one_address_has_a_share_of_the_connections() {
+    let house = proxied("address-connections = 3").open().await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut stream = from(&house, "192.0.2.7").await;
+        keep(&house, &mut stream).await;
+        held.push(stream);
+    }
+    let answer = ask(&house, from(&house, "192.0.2.7").await).await;
+    assert_eq!(answer.status, 429, "{}", answer.text());
+    assert_eq!(answer.header("retry-after"), Some("5"));
+    assert_eq!(answer.header("connection"), Some("close"));
+    let records = house.records.all();
+    assert!(
+        records
+            .iter()
+            .any(|record| record.contains("THV_REASON=connection-limit"))
+    );
+    assert_eq!(
+        ask(&house, from(&house, "192.0.2.8").await).await.status,
+        401
+    );
+    drop(held);
+    timeout(PATIENCE, async {
+        while ask(&house, from(&house, "192.0.2.7").await).await.status != 401 {}
+    })
+    .await
+    .expect("the share is given back");
+}
+
+/// conn-9: where all places are taken, whoever holds most makes room, and what has a request stays.
+#[tokio::test]
+async fn idle_connections_make_room() {
+    let house = proxied("connections = 30\naddress-connections = 30")
+        .open()
+        .await;
+    let mut alice = house.caller("alice");
+    let opened = alice.bytes("POST", &initialize("2025-11-25"));
+    let opened = wire::ask(from(&house, "192.0.2.9").await, &opened).await;
+    alice.session = opened.header("mcp-session-id").map(str::to_owned);
+    let call = |id, tool, arguments| alice.bytes("POST", &crate::house::call(id, tool, arguments));
+    let mut busy = from(&house, "192.0.2.9").await;
+    busy.write_all(&call(7, "wait", json!({ "for": "x" })))
+        .await
+        .unwrap();
+    let mut idle = Vec::new();
+    for _ in 0..120 {
+        idle.push(from(&house, "192.0.2.7").await);
+    }
+    for other in 10..20 {
+        let stream = from(&house, &format!("192.0.2.{other}")).await;
+        assert_eq!(ask(&house, stream).await.status, 401);
+    }
+    let release = call(8, "release", json!({ "for": "x" }));
+    let released = wire::ask(from(&house, "192.0.2.8").await, &release).await;
+    assert_eq!(released.status, 200, "{}", released.text());
+    let mut answer = String::new();
+    timeout(PATIENCE, busy.read_to_string(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+/// fault-37: many that do nothing cost little, and do not slow those that ask.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_of_idle_connections_costs_little() {
+    const IDLE: usize = 2000;
+    const ACTIVE: usize = 100;
+    let house = house()
+        .with(&format!("[limits]\nconnections = {}\n", IDLE + 2 * ACTIVE))
+        .open()
+        .await;
+    let before = resident();
+    let mut idle = Vec::new();
+    for _ in 0..IDLE {
+        idle.push(TcpStream::connect(house.address).await.unwrap());
+    }
+    let mut stranger = house.caller("alice");
+    stranger.token = None;
+    let request = stranger.bytes("POST", "{}");
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..ACTIVE {
+        let (address, request) = (house.address, request.clone());
+        asking.spawn(async move {
+            let started = Instant::now();
+            assert_eq!(wire::exchange(address, &request).await.status, 401);
+            started.elapsed()
+        });
+    }
+    let mut times = asking.join_all().await;
+    times.sort();
+    // Both ends of each connection are in this process, and so are other tests.
+    let each = resident().saturating_sub(before) / IDLE;
+    let p99 = times[ACTIVE * 99 / 100];
+    println!(
+        "{IDLE} idle connections: {each} bytes each with both ends; {ACTIVE} at once: p99 {p99:?}"
+    );
+    assert!(each <= 48 << 10, "{each} bytes");
+    assert!(p99 < Duration::from_secs(3), "{p99:?}");
+    let mut first = idle.swap_remove(0);
+    first.write_all(&request).await.unwrap();
+    let mut answer = String::new();
+    first.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 401"));
+}
+
+/// Bytes of memory of this process.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    let kilobytes: usize = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kilobytes << 10
+}
