@@ -17,7 +17,10 @@ use serde::Serialize;
 use super::{below, exit, path, print, provider, say, secret, unit};
 use crate::{
     authz::Engine,
-    config::{self, Auth, Config, EnvValue, Network, OwnerRule, Problem, ServerName},
+    config::{
+        self, Auth, Config, EnvValue, Network, OwnerRule, Problem, ServerName, Transport, Upstream,
+        UpstreamAuthorization,
+    },
     daemon,
     sandbox::{self, Host},
 };
@@ -193,6 +196,9 @@ fn policies(config: &Config) -> Vec<Problem> {
 
 /// What a child of `config` may see and do, as its runner will apply it.
 fn plan(config: &Config) -> String {
+    if let Transport::Remote(upstream) = &config.transport {
+        return remote(upstream);
+    }
     // Which directory is the principal's is not known before there is one.
     let state = config.sandbox.state.then(|| {
         PathBuf::from(format!(
@@ -216,6 +222,24 @@ fn plan(config: &Config) -> String {
     }
 }
 
+/// What there is to say of a server that somebody else runs.
+fn remote(upstream: &Upstream) -> String {
+    let shown = match &upstream.authorization {
+        UpstreamAuthorization::Nothing => "nothing".to_owned(),
+        UpstreamAuthorization::Credential(name) => {
+            format!("the credential `{name}` of thv@.service, the same for every caller")
+        }
+        UpstreamAuthorization::Exchange(exchange) => format!(
+            "a token of its own for each caller, from `{}`",
+            exchange.token_url
+        ),
+    };
+    format!(
+        "Runs      nothing here: the server is at `{}`\nShown     {shown}; never the caller's token\n",
+        upstream.url
+    )
+}
+
 /// Whether a drop-in gives the runner of `name` the host's network.
 fn has_network(root: &Path, name: &ServerName) -> bool {
     let drop_ins = unit::drop_ins(root, "thv-runner@", name.as_str());
@@ -230,37 +254,33 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
     };
 
     // An image brings its own, and its archive stands in for it.
-    let (key, program) = match &config.image {
-        Some(image) => ("image", image.path.as_path()),
-        None => (
-            "command",
-            config
-                .command
-                .first()
-                .map(Path::new)
-                .expect("a command has a program"),
-        ),
+    let (key, program) = match (&config.image, config.command.first()) {
+        (Some(image), _) => ("image", Some(image.path.as_path())),
+        (None, program) => ("command", program.map(Path::new)),
     };
-    match std::fs::metadata(program) {
-        Ok(meta) if key == "image" && meta.is_file() => {}
-        Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => {}
-        Ok(_) => warn(
-            "command",
-            format!("`{}` is not a program", program.display()),
-            "its mode must have x".into(),
-        ),
-        Err(error) => warn(
-            "command",
-            format!("`{}`: {error}", program.display()),
-            "install it".into(),
-        ),
+    // Nothing at all is run here of a server that somebody else runs.
+    if let Some(program) = program {
+        match std::fs::metadata(program) {
+            Ok(meta) if key == "image" && meta.is_file() => {}
+            Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => {}
+            Ok(_) => warn(
+                "command",
+                format!("`{}` is not a program", program.display()),
+                "its mode must have x".into(),
+            ),
+            Err(error) => warn(
+                "command",
+                format!("`{}`: {error}", program.display()),
+                "install it".into(),
+            ),
+        }
     }
     let shown = config
         .sandbox
         .read_only
         .iter()
         .map(|path| ("sandbox.read-only", path.as_path()));
-    for (key, path) in shown.chain([("command", program)]) {
+    for (key, path) in shown.chain(program.map(|program| ("command", program))) {
         if path::is_hidden(path) && !path::is_shown(root, &config.server, path) {
             let message = format!("`{}` is hidden from the runner by its unit", path.display());
             warn(

@@ -7,8 +7,11 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{
-    Addition, Destination, EnvValue, ImageName, Layer, Resource, Seccomp, Way, egress, image,
+    Addition, Destination, EnvValue, ImageName, Layer, Resource, Seccomp, Way,
+    backend::BackendFragment,
+    egress, image,
     issuer_table::IssuerFragment,
+    problem::Place,
     table::{At, Said, Table, Value, plain},
     url, value,
 };
@@ -27,6 +30,7 @@ pub(super) struct Fragment {
     pub(super) command: Said<Vec<String>>,
     pub(super) image: Said<ImageName>,
     pub(super) arguments: Said<Vec<String>>,
+    pub(super) backend: BackendFragment,
     pub(super) resource: Said<Resource>,
     pub(super) hosts: Said<Vec<String>>,
     pub(super) origins: Said<Vec<String>>,
@@ -109,6 +113,7 @@ impl Fragment {
             arguments: top.take("arguments", |value| {
                 own(value).and_then(|()| texts(value, 0, value::no_null))
             }),
+            backend: BackendFragment::read(&mut top, own),
             resource: top.take("resource", |value| {
                 own(value).and_then(|()| value.parsed(url::resource))
             }),
@@ -208,6 +213,35 @@ impl SandboxFragment {
         };
         table.finish(LATER_SANDBOX);
         fragment
+    }
+}
+
+impl SandboxFragment {
+    /// Where something of it stands.
+    pub(super) fn place(&self) -> Option<&Place> {
+        let Self {
+            state,
+            read_only,
+            optional,
+            egress,
+            forward,
+            host_network,
+            dangerous,
+            seccomp,
+            seccomp_allow,
+        } = self;
+        let places = [
+            state.place(),
+            read_only.place(),
+            optional.place(),
+            egress.place(),
+            forward.place(),
+            host_network.place(),
+            dangerous.place(),
+            seccomp.place(),
+            seccomp_allow.place(),
+        ];
+        places.into_iter().flatten().next()
     }
 }
 
@@ -336,8 +370,6 @@ const MAX_EGRESS_CONNECTIONS: u64 = 1024;
 // Keys that later versions will know. They are told from slips of the keyboard,
 // so that nobody believes a protection to be there that is not.
 const LATER: &[&str] = &[
-    "transport",
-    "url",
     "warm",
     "pass-identity",
     "audit",

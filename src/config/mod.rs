@@ -5,6 +5,7 @@
 //! nothing is optional that has a default. All problems of all files are
 //! reported at once. Never talks to the network, never starts anything.
 
+mod backend;
 mod egress;
 mod fragment;
 mod image;
@@ -23,6 +24,7 @@ mod value;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+pub use backend::{Inside, TokenExchange, Transport, Upstream, UpstreamAuthorization};
 pub use egress::{Destination, Door, Host, Network, PROXY, Way, spelled};
 pub use image::{ImageKind, ImageName};
 pub use issuer::{
@@ -46,7 +48,10 @@ pub struct Config {
     pub digest: String,
     /// The files that were read (or looked for), for re-reading when they change.
     pub files: Vec<PathBuf>,
-    /// The program and its arguments; the program's path is absolute. Empty for an image.
+    /// How the server is spoken to, and where.
+    pub transport: Transport,
+    /// The program and its arguments; the program's path is absolute. Empty for an image
+    /// and for a server that somebody else runs.
     pub command: Vec<String>,
     /// The image that is run in place of a program of this host.
     pub image: Option<ImageName>,

@@ -28,6 +28,7 @@ pub(super) fn resolve(
         command,
         image,
         arguments,
+        backend,
         resource,
         hosts,
         origins,
@@ -37,8 +38,23 @@ pub(super) fn resolve(
         limits,
         env,
     } = merged;
-    let program = program(loader, command, image, place);
-    if let (Some((_, None)), Some(place)) = (&program, arguments.place()) {
+    // What holds for all servers of this host is no contradiction in one of them.
+    let own = |place: &&Place| place.file.iter().any(|part| part == "servers");
+    let beside = [
+        ("command", command.place()),
+        ("image", image.place()),
+        ("arguments", arguments.place()),
+        ("sandbox", sandbox.place().filter(own)),
+        ("env", env.values().find_map(Said::place).filter(own)),
+    ];
+    let remote = backend.is_remote();
+    let transport = backend.resolve(loader, &beside);
+    let program = if remote {
+        Some((Vec::new(), None))
+    } else {
+        program(loader, command, image, place)
+    };
+    if let (false, Some((_, None)), Some(place)) = (remote, &program, arguments.place()) {
         loader.report(place.problem("they belong to an `image`", "write them into `command`"));
     }
     let resource = required(
@@ -67,6 +83,7 @@ pub(super) fn resolve(
         server: server.clone(),
         digest: String::new(),
         files: Vec::new(),
+        transport: transport?,
         command,
         image,
         arguments: arguments.given(),

@@ -275,6 +275,7 @@ fn summarize(out: &mut String, config: &Config) {
         server: _,
         digest: _,
         files,
+        transport,
         command,
         image,
         arguments,
@@ -290,6 +291,9 @@ fn summarize(out: &mut String, config: &Config) {
     writeln!(out, "files {files:#?}").unwrap();
     if let Some(image) = image {
         writeln!(out, "{image:#?} {arguments:?}").unwrap();
+    }
+    if *transport != Transport::Stdio {
+        writeln!(out, "{transport:#?}").unwrap();
     }
     writeln!(
         out,

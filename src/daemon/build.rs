@@ -13,9 +13,9 @@ use crate::{
     audit::Event,
     auth::{self, Authenticator, Notice, Notices, Surroundings},
     authz::{Engine, PolicyProblem},
-    child::{Connection, Launcher},
-    config::{Auth, Config, Network, Problem, Problems},
-    daemon::Setup,
+    child::{Connection, Launcher, Source},
+    config::{Auth, Config, Network, Problem, Problems, Transport},
+    daemon::{Setup, backend},
     egress,
     pipeline::Gateway,
     session::{self, Sessions},
@@ -59,7 +59,7 @@ fn keys_event(notice: Notice) -> Event {
 }
 
 /// A problem that only shows when the configuration meets what surrounds it.
-fn problem(config: &Config, message: &str, help: &str) -> Problems {
+pub(super) fn problem(config: &Config, message: &str, help: &str) -> Problems {
     let file = config
         .files
         .last()
@@ -125,9 +125,18 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
     if config.sandbox.network == Network::Host {
         warn!("children of this server run in THIS HOST'S network (sandbox.network = \"host\")");
     }
+    let source = match &config.transport {
+        Transport::Stdio => Source::Stdio(launcher),
+        Transport::Http(inside) => Source::Inside {
+            launcher,
+            inside: inside.clone(),
+            patience: config.limits.start_timeout,
+        },
+        Transport::Remote(upstream) => backend::remote(&config, upstream, setup)?,
+    };
     let egress = egress::Rules::new(&config, setup.resolver.clone(), setup.audit.clone());
     let sessions = Sessions::new(session::Setup {
-        launcher,
+        source: Arc::new(source),
         egress: Arc::new(egress),
         audit: setup.audit.clone(),
         sessions: config.limits.sessions,

@@ -4,8 +4,10 @@
 //! what comes back, at most one redirect and that within the origin. No
 //! proxies, no cookies, no credentials but those it was given for one origin.
 //! The address that was resolved is the one that is dialled. Used by `auth` for
-//! discovery documents, key sets and introspection.
+//! discovery documents, key sets and introspection; an [`Endpoint`] dials by the
+//! same rules for those who speak at length (`child`).
 
+mod endpoint;
 mod target;
 
 use std::{
@@ -26,13 +28,13 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpStream, lookup_host},
     sync::OnceCell,
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
 
+pub use endpoint::{Endpoint, Io};
 use target::Target;
 pub use target::{is_loopback, is_public};
 
@@ -185,9 +187,14 @@ impl Fetcher {
 
     async fn once(&self, target: &Target, form: Option<&Form<'_>>) -> Result<Answer, FetchError> {
         let request = self.request(target, form)?;
+        ask(self.dial(target).await?, request).await
+    }
+
+    /// A connection to the address that was checked, and to whom it was meant for.
+    async fn dial(&self, target: &Target) -> Result<Box<dyn Io>, FetchError> {
         let stream = connect(target, &self.allowed).await?;
         if !target.tls {
-            return ask(stream, request).await;
+            return Ok(Box::new(stream));
         }
         let failed = |source| FetchError::Connect {
             host: target.host.clone(),
@@ -200,7 +207,8 @@ impl Fetcher {
             .get_or_try_init(|| async { self.connector() })
             .await
             .map_err(failed)?;
-        ask(tls.connect(name, stream).await.map_err(failed)?, request).await
+        let stream = tls.connect(name, stream).await.map_err(failed)?;
+        Ok(Box::new(stream))
     }
 
     fn request(
@@ -282,10 +290,7 @@ async fn connect(target: &Target, allowed: &[IpNet]) -> Result<TcpStream, FetchE
     })
 }
 
-async fn ask(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    request: Request<Full<Bytes>>,
-) -> Result<Answer, FetchError> {
+async fn ask(stream: Box<dyn Io>, request: Request<Full<Bytes>>) -> Result<Answer, FetchError> {
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(MAX_HEAD)
         .handshake(TokioIo::new(stream))

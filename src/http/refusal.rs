@@ -108,9 +108,11 @@ impl Refusal {
             Self::Open(error) => match error {
                 OpenError::Full => Reason::SessionLimit,
                 OpenError::NoVersion => Reason::ChildProtocol,
-                OpenError::Start(StartError::Failed { .. } | StartError::Deadline) => {
-                    Reason::ChildStartFailed
-                }
+                OpenError::Start(
+                    StartError::Failed { .. }
+                    | StartError::NotListening { .. }
+                    | StartError::Deadline,
+                ) => Reason::ChildStartFailed,
                 OpenError::Start(_) => Reason::RunnerUnavailable,
                 OpenError::Failed(failure) => failure.reason(),
                 OpenError::Send(error) => sending(*error),

@@ -87,6 +87,9 @@ impl fmt::Display for Plan {
         });
         writeln!(f, "Devices   {}", devices.collect::<Vec<_>>().join(" "))?;
         network(f, self)?;
+        if let Some(port) = self.port {
+            writeln!(f, "Speaks    HTTP at port {port} of its own loopback")?;
+        }
         let names: Vec<_> = self.env.iter().map(|(name, _)| name.as_str()).collect();
         writeln!(f, "Variables {}", names.join(" "))?;
         for (name, credential) in &self.secret_env {

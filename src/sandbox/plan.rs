@@ -7,7 +7,9 @@ use std::{
 };
 
 use super::installed::Installed;
-use crate::config::{Addition, Config, EnvValue, Layer, Limits, Network, PROXY, Seccomp};
+use crate::config::{
+    Addition, Config, EnvValue, Layer, Limits, Network, PROXY, Seccomp, Transport,
+};
 
 /// What a child may see and do, in the order in which it is applied.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -29,6 +31,8 @@ pub struct Plan {
     pub home: PathBuf,
     /// Its own loopback with its ways out, or the host's.
     pub network: Network,
+    /// Where it listens on its own loopback, if it speaks HTTP.
+    pub port: Option<u16>,
     /// The limits of the child's own cgroup.
     pub cgroup: CgroupLimits,
     /// Connections and bytes that its ways out carry at most; the gateway counts.
@@ -160,6 +164,8 @@ pub fn plan(config: &Config, host: &Host, state: Option<&Path>, image: Option<&I
         }
     }
     env.extend(proxy(&config.sandbox.network));
+    // The commonest way to tell a server where to listen.
+    env.extend(port(config).map(|port| ("PORT".to_owned(), port.to_string())));
     env.retain(|(name, _)| !config.env.contains_key(name));
     let mut secret_env = Vec::new();
     for (name, value) in &config.env {
@@ -193,10 +199,18 @@ pub fn plan(config: &Config, host: &Host, state: Option<&Path>, image: Option<&I
         cwd: image.map_or_else(|| home.clone(), |image| image.cwd.clone()),
         home,
         network: config.sandbox.network.clone(),
+        port: port(config),
         cgroup: cgroup(&config.limits),
         egress: (config.limits.egress_connections, config.limits.egress_bytes),
         seccomp: (config.sandbox.seccomp, config.sandbox.seccomp_allow.clone()),
         optional: config.sandbox.optional.iter().copied().collect(),
+    }
+}
+
+fn port(config: &Config) -> Option<u16> {
+    match &config.transport {
+        Transport::Http(inside) => Some(inside.port),
+        Transport::Stdio | Transport::Remote(_) => None,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
     audit::{Audit, Event, Outcome, Reason, RequestId},
     auth::{Identity, PrincipalKey},
     authz::Permit,
-    child::{Child, Launcher, StartError},
+    child::{Child, Source, StartError},
     egress,
     json::Value,
     mcp::{Era, Message, bridge::LegacyServer, version},
@@ -31,7 +31,8 @@ use crate::{
 
 /// What sessions are made with.
 pub struct Setup {
-    pub launcher: Launcher,
+    /// Where children come from.
+    pub source: Arc<Source>,
     /// What children may reach.
     pub egress: Arc<egress::Rules>,
     pub audit: Audit,
@@ -206,7 +207,7 @@ impl Sessions {
             child,
             (lines, self.setup.output),
             ending::Around {
-                launcher: self.setup.launcher.clone(),
+                source: self.setup.source.clone(),
                 egress: self.setup.egress.clone(),
                 audit: self.setup.audit.clone(),
             },
@@ -226,15 +227,11 @@ impl Sessions {
     }
 
     async fn start(&self, identity: &Identity) -> Result<Child, StartError> {
-        let started = self.setup.launcher.start(identity.principal_key()).await;
+        let started = self.setup.source.start(identity.principal_key()).await;
         started.inspect_err(|error| {
-            let layer = match error {
-                StartError::Failed { layer, .. } => layer,
-                _ => "runner",
-            };
             self.setup.audit.record(&Event::LayerFailed {
-                layer: layer.to_owned(),
-                reason: error.to_string(),
+                layer: error.layer().to_owned(),
+                reason: error.in_full(),
             });
         })
     }

@@ -5,6 +5,8 @@
     reason = "a test that cannot go on has failed, and nobody uses it from outside"
 )]
 
+/// Servers that speak HTTP, in the sandbox and elsewhere.
+mod backends;
 /// What others say that conforms.
 mod conformance;
 /// What a request meets before anybody looks at its token.

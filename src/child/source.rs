@@ -1,0 +1,294 @@
+//! Where children come from: the runner, or somewhere else.
+//!
+//! Whatever a server speaks, a session is given the same: a place for lines, a
+//! place where lines come from, and the word of the end.
+
+use std::{
+    os::fd::OwnedFd,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use http::HeaderValue;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, duplex},
+    net::{TcpListener, unix::pipe},
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    auth::PrincipalKey,
+    child::{
+        Ended, Launcher, StartError,
+        http::{Fault, Peer, Sockets, Talk, Way},
+        launcher::Process,
+    },
+    config::Inside,
+    fetch::{Endpoint, Io},
+    frames::{Signal, Status},
+};
+
+/// One running child, whatever it is. Dropping it closes its streams; it still
+/// has to be told to end ([`Source::signal`]).
+pub struct Child {
+    pub number: u64,
+    /// The process id of the sandbox's init, as the runner sees it; 0 where there is no process.
+    pub pid: u32,
+    pub stdin: Box<dyn AsyncWrite + Send + Unpin>,
+    pub stdout: Box<dyn AsyncRead + Send + Unpin>,
+    /// What it writes for people.
+    pub errors: Vec<pipe::Receiver>,
+    /// The sockets that listen in its network, for its ways out.
+    pub doors: Vec<TcpListener>,
+    /// What must run beside it, where its streams are not its own.
+    pub translation: Option<Translation>,
+    /// Says once how the child ended.
+    pub ended: oneshot::Receiver<Ended>,
+}
+
+/// Between a session's lines and what the server speaks.
+pub struct Translation {
+    pub work: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Requests that will have no answer, by their numbers.
+    pub faults: mpsc::Receiver<(u64, Fault)>,
+}
+
+/// Makes children of one kind.
+pub enum Source {
+    /// Lines on standard streams.
+    Stdio(Launcher),
+    /// HTTP on the child's own loopback.
+    Inside {
+        launcher: Launcher,
+        inside: Inside,
+        /// How long it may take to listen.
+        patience: Duration,
+    },
+    /// HTTP at a URL; there is no process.
+    Remote(Remote),
+}
+
+/// A server that somebody else runs.
+pub struct Remote {
+    endpoint: Arc<Endpoint>,
+    shown: Shown,
+    next: AtomicU64,
+}
+
+/// What a conversation of this principal shows the server, each time it says something.
+pub type Shown =
+    Box<dyn Fn(PrincipalKey) -> Box<dyn Fn() -> Option<HeaderValue> + Send + Sync> + Send + Sync>;
+
+impl Source {
+    pub fn remote(endpoint: Endpoint, shown: Shown) -> Self {
+        Self::Remote(Remote {
+            endpoint: Arc::new(endpoint),
+            shown,
+            next: AtomicU64::new(1),
+        })
+    }
+
+    /// Makes a child for `principal`.
+    pub async fn start(&self, principal: PrincipalKey) -> Result<Child, StartError> {
+        match self {
+            Self::Stdio(launcher) => Ok(own_streams(launcher.start(principal).await?)),
+            Self::Inside {
+                launcher,
+                inside,
+                patience,
+            } => {
+                let process = launcher.start(principal).await?;
+                listening(launcher, process, inside, *patience).await
+            }
+            Self::Remote(remote) => Ok(remote.begin(principal).await),
+        }
+    }
+
+    /// Asks for a signal; what becomes of it is told by [`Child::ended`].
+    pub async fn signal(&self, child: u64, signal: Signal) {
+        match self {
+            Self::Stdio(launcher) | Self::Inside { launcher, .. } => {
+                launcher.signal(child, signal).await;
+            }
+            // It ends with its translation.
+            Self::Remote(_) => {}
+        }
+    }
+}
+
+fn own_streams(process: Process) -> Child {
+    Child {
+        number: process.number,
+        pid: process.pid,
+        stdin: Box::new(process.stdin),
+        stdout: Box::new(process.stdout),
+        errors: vec![process.stderr],
+        doors: process.doors,
+        translation: None,
+        ended: process.ended,
+    }
+}
+
+/// Waits until the process listens, and talks to it from then on.
+async fn listening(
+    launcher: &Launcher,
+    mut process: Process,
+    inside: &Inside,
+    patience: Duration,
+) -> Result<Child, StartError> {
+    // Whoever waits for it may go away.
+    let unready = Unready {
+        launcher: launcher.clone(),
+        child: process.number,
+    };
+    let dialers: Vec<OwnedFd> = std::mem::take(&mut process.dialers);
+    let sockets = Sockets::new(inside.port, dialers);
+    let deadline = Instant::now() + patience;
+    let first: Box<dyn Io> = loop {
+        let error = match sockets.connect().await {
+            Ok(connected) => break Box::new(connected),
+            Err(error) => error,
+        };
+        if Instant::now() >= deadline {
+            let said = last_words(&mut process.stderr).await;
+            return Err(silent(
+                format!(
+                    "nothing listens at {} of the server's own network within {} s (limits.start-timeout): {error}; `port` must be the one that it listens at",
+                    sockets.address(),
+                    patience.as_secs()
+                ),
+                said,
+            ));
+        }
+        // Nobody says when a port is bound: it is tried.
+        tokio::select! {
+            _ = &mut process.ended => {
+                let said = last_words(&mut process.stderr).await;
+                return Err(silent("the server ended before it listened".to_owned(), said));
+            }
+            () = sleep(POLL) => {}
+        }
+    };
+    let peer = Peer {
+        way: Way::Inside(sockets.clone()),
+        authority: sockets.address().to_string(),
+        path: inside.path.clone(),
+        shown: Box::new(|| None),
+    };
+    let (stdin, stdout, translation) = translated(peer, Some(first)).await;
+    let (input, launcher, number) = (process.stdin, launcher.clone(), process.number);
+    let work = Box::pin(async move {
+        translation.work.await;
+        // Servers of this kind do not end with their input.
+        drop(input);
+        launcher.signal(number, Signal::Terminate).await;
+    });
+    std::mem::forget(unready);
+    Ok(Child {
+        number,
+        pid: process.pid,
+        stdin: Box::new(stdin),
+        stdout: Box::new(stdout),
+        errors: vec![process.stdout, process.stderr],
+        doors: process.doors,
+        translation: Some(Translation {
+            work,
+            faults: translation.faults,
+        }),
+        ended: process.ended,
+    })
+}
+
+impl Remote {
+    async fn begin(&self, principal: PrincipalKey) -> Child {
+        let peer = Peer {
+            way: Way::Remote(self.endpoint.clone()),
+            authority: self.endpoint.authority().to_owned(),
+            path: self.endpoint.path().to_owned(),
+            shown: (self.shown)(principal),
+        };
+        let (stdin, stdout, translation) = translated(peer, None).await;
+        let (end, ended) = oneshot::channel();
+        let work = Box::pin(async move {
+            translation.work.await;
+            let _ = end.send(Ended::Exited {
+                status: Status::Code(0),
+                out_of_memory: false,
+            });
+        });
+        Child {
+            number: self.next.fetch_add(1, Ordering::Relaxed),
+            pid: 0,
+            stdin: Box::new(stdin),
+            stdout: Box::new(stdout),
+            errors: Vec::new(),
+            doors: Vec::new(),
+            translation: Some(Translation {
+                work,
+                faults: translation.faults,
+            }),
+            ended,
+        }
+    }
+}
+
+/// The session's ends of a conversation over HTTP, and the work between.
+async fn translated(
+    peer: Peer,
+    first: Option<Box<dyn Io>>,
+) -> (DuplexStream, DuplexStream, Translation) {
+    let (stdin, input) = duplex(BUFFER);
+    let (output, stdout) = duplex(BUFFER);
+    let (tell, faults) = mpsc::channel(MAX_FAULTS);
+    let talk = Talk::new(peer, first, output, tell).await;
+    let work = Box::pin(talk.run(input));
+    (stdin, stdout, Translation { work, faults })
+}
+
+/// A process that was started and that nobody has been given yet.
+struct Unready {
+    launcher: Launcher,
+    child: u64,
+}
+
+impl Drop for Unready {
+    fn drop(&mut self) {
+        self.launcher.kill(self.child);
+    }
+}
+
+fn silent(reason: String, said: String) -> StartError {
+    StartError::NotListening { reason, said }
+}
+
+/// The end of what it has written for people, if there is anything.
+async fn last_words(errors: &mut pipe::Receiver) -> String {
+    let mut text = vec![0; MAX_WORDS];
+    let mut length = 0;
+    while let Ok(Ok(read @ 1..)) = timeout(POLL, errors.read(&mut text[length..])).await {
+        length += read;
+    }
+    let text = String::from_utf8_lossy(&text[..length]);
+    let line = text.lines().rfind(|line| !line.trim().is_empty());
+    let shown = |line: &str| {
+        line.chars()
+            .filter(|c| !c.is_control())
+            .take(200)
+            .collect::<String>()
+    };
+    line.map(shown).unwrap_or_default()
+}
+
+/// How often a port is tried.
+const POLL: Duration = Duration::from_millis(25);
+/// Bytes between a session and its translation.
+const BUFFER: usize = 64 << 10;
+/// Requests without an answer that the session has not heard of.
+const MAX_FAULTS: usize = 64;
+/// Bytes of standard error that are looked at after a failed start.
+const MAX_WORDS: usize = 16 << 10;
