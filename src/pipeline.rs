@@ -5,6 +5,7 @@
 
 mod batch;
 mod streams;
+mod upstream;
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +15,7 @@ use hyper::body::Incoming;
 
 use crate::{
     audit::{self, Audit, Decision, Event, Outcome, RequestId, Verdict},
-    auth::{self, AuthError, Authenticator, Identity, Presented},
+    auth::{self, AuthError, Authenticator, Exchange as TokenExchange, Identity, Presented},
     authz::{DenyReason, Engine, Permit},
     child::StartError,
     config::Config,
@@ -29,6 +30,8 @@ pub struct Gateway {
     pub authenticator: Authenticator,
     pub engine: Arc<Engine>,
     pub sessions: Sessions,
+    /// Where callers' tokens are exchanged, for a server that is shown others.
+    pub exchange: Option<Arc<TokenExchange>>,
     pub audit: Audit,
     /// Says that the configuration was edited and this gateway should make way.
     pub stale: tokio::sync::Notify,
@@ -82,6 +85,7 @@ async fn answer(
     }
     let body = body::read(body, gateway.config.limits.body).await?;
     if batch::is_one(&body) {
+        upstream::make_ready(gateway, &head, &identity, Era::Legacy).await?;
         return batch::answer(gateway, &head, &identity, body, record);
     }
     let modern = one(&head.headers, VERSION)? == Some(version::MODERN);
@@ -90,8 +94,15 @@ async fn answer(
     record.aim = (&call.target()).into();
     let id = call.id().cloned();
     let decided = permitted_call(gateway, &head, &identity, call, record);
-    let (permit, place) = decided.map_err(|refusal| Refused { refusal, id })?;
+    let (permit, place) = decided.map_err(|refusal| Refused {
+        refusal,
+        id: id.clone(),
+    })?;
     gateway.audit.record(&Event::Decision(record.clone()));
+    let about = (permit.call().era(), record.request_id);
+    if let Err(refusal) = upstream::make_ready_for(gateway, &head, &identity, about).await {
+        return Ok(failed(gateway, record.request_id, &refusal, id.as_ref()));
+    }
     Ok(deliver(gateway, &identity, permit, place, record.request_id).await)
 }
 

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use crate::{
-    auth::PrincipalKey,
+    auth::Owner,
     child::{
         Ended, Launcher, StartError,
         http::{Fault, Peer, Sockets, Talk, Way},
@@ -80,9 +80,9 @@ pub struct Remote {
     next: AtomicU64,
 }
 
-/// What a conversation of this principal shows the server, each time it says something.
+/// What a conversation of this owner shows the server, each time it says something.
 pub type Shown =
-    Box<dyn Fn(PrincipalKey) -> Box<dyn Fn() -> Option<HeaderValue> + Send + Sync> + Send + Sync>;
+    Box<dyn Fn(&Owner) -> Box<dyn Fn() -> Option<HeaderValue> + Send + Sync> + Send + Sync>;
 
 impl Source {
     pub fn remote(endpoint: Endpoint, shown: Shown) -> Self {
@@ -93,19 +93,19 @@ impl Source {
         })
     }
 
-    /// Makes a child for `principal`.
-    pub async fn start(&self, principal: PrincipalKey) -> Result<Child, StartError> {
+    /// Makes a child for `owner`.
+    pub async fn start(&self, owner: &Owner) -> Result<Child, StartError> {
         match self {
-            Self::Stdio(launcher) => Ok(own_streams(launcher.start(principal).await?)),
+            Self::Stdio(launcher) => Ok(own_streams(launcher.start(owner.principal()).await?)),
             Self::Inside {
                 launcher,
                 inside,
                 patience,
             } => {
-                let process = launcher.start(principal).await?;
+                let process = launcher.start(owner.principal()).await?;
                 listening(launcher, process, inside, *patience).await
             }
-            Self::Remote(remote) => Ok(remote.begin(principal).await),
+            Self::Remote(remote) => Ok(remote.begin(owner).await),
         }
     }
 
@@ -205,12 +205,12 @@ async fn listening(
 }
 
 impl Remote {
-    async fn begin(&self, principal: PrincipalKey) -> Child {
+    async fn begin(&self, owner: &Owner) -> Child {
         let peer = Peer {
             way: Way::Remote(self.endpoint.clone()),
             authority: self.endpoint.authority().to_owned(),
             path: self.endpoint.path().to_owned(),
-            shown: (self.shown)(principal),
+            shown: (self.shown)(owner),
         };
         let (stdin, stdout, translation) = translated(peer, None).await;
         let (end, ended) = oneshot::channel();

@@ -139,25 +139,17 @@ impl BackendFragment {
     pub(super) fn resolve(
         self,
         loader: &mut Loader,
-        beside: &[(&str, Option<&Place>)],
+        beside: &[Option<&Place>],
     ) -> Option<Transport> {
         if self.url.is_said() {
-            let ours = [
-                ("transport", self.http.place()),
-                ("port", self.port.place()),
-                ("path", self.path.place()),
-            ];
+            let ours = [self.http.place(), self.port.place(), self.path.place()];
             let mut good = true;
-            for (key, place) in ours.iter().chain(beside) {
-                if let Some(place) = place {
-                    good = false;
-                    loader.report(place.problem(
-                        format!(
-                            "`{key}` means nothing beside `url`: somebody else runs that server"
-                        ),
-                        "remove one of the two",
-                    ));
-                }
+            for place in ours.iter().chain(beside).flatten() {
+                good = false;
+                loader.report(place.problem(
+                    "it means nothing beside `url`: somebody else runs that server",
+                    "remove one of the two",
+                ));
             }
             let ca_file = match self.ca_file {
                 Said::Given(at) => Some(loader.vouch(&at.value, &at.place)?),

@@ -7,7 +7,7 @@ use std::{path::PathBuf, time::Duration};
 
 use super::{
     Auth, Authz, Config, Destination, Door, ImageName, Issuer, Limits, Network, PolicyFile,
-    Resource, Sandbox, ServerName, Way, egress,
+    Resource, Sandbox, ServerName, Transport, UpstreamAuthorization, Way, egress,
     fragment::{AuthFragment, Decides, Fragment, LimitsFragment, Mode, SandboxFragment},
     issuer_table,
     load::Loader,
@@ -41,11 +41,11 @@ pub(super) fn resolve(
     // What holds for all servers of this host is no contradiction in one of them.
     let own = |place: &&Place| place.file.iter().any(|part| part == "servers");
     let beside = [
-        ("command", command.place()),
-        ("image", image.place()),
-        ("arguments", arguments.place()),
-        ("sandbox", sandbox.place().filter(own)),
-        ("env", env.values().find_map(Said::place).filter(own)),
+        command.place(),
+        image.place(),
+        arguments.place(),
+        sandbox.place().filter(own),
+        env.values().find_map(Said::place).filter(own),
     ];
     let remote = backend.is_remote();
     let transport = backend.resolve(loader, &beside);
@@ -77,6 +77,15 @@ pub(super) fn resolve(
         None => None,
     };
     let sandbox = resolve_sandbox(loader, sandbox);
+    if let (Some(Transport::Remote(upstream)), Some(Auth::Peer | Auth::None)) = (&transport, &auth)
+        && matches!(upstream.authorization, UpstreamAuthorization::Exchange(_))
+    {
+        loader.report(place.about("upstream.token-exchange").problem(
+            "without `mode = \"oidc\"` in [auth] there are no tokens to exchange",
+            "set `authorization = { credential = \"NAME\" }`",
+        ));
+        return None;
+    }
     let (resource, limits) = (resource?, resolve_limits(limits));
     let (command, image) = program?;
     Some(Config {

@@ -1,10 +1,13 @@
 //! A server that somebody else runs: who it is, and what it is shown.
 
+use std::sync::Arc;
+
 use http::HeaderValue;
 
 use super::{Setup, build::problem};
 use crate::{
-    child::Source,
+    auth::Exchange,
+    child::{Shown, Source},
     config::{Config, Problems, Upstream, UpstreamAuthorization},
     fetch::Endpoint,
 };
@@ -14,7 +17,7 @@ pub(super) fn remote(
     config: &Config,
     upstream: &Upstream,
     setup: &Setup,
-) -> Result<Source, Problems> {
+) -> Result<(Source, Option<Arc<Exchange>>), Problems> {
     let endpoint = Endpoint::new(&upstream.url, upstream.ca_file.as_deref()).map_err(|error| {
         problem(
             config,
@@ -22,18 +25,41 @@ pub(super) fn remote(
             "mend `url` or `upstream.ca-file`",
         )
     })?;
-    let shown = match &upstream.authorization {
-        UpstreamAuthorization::Nothing => None,
-        UpstreamAuthorization::Credential(name) => Some(credential(config, name, setup)?),
-        UpstreamAuthorization::Exchange(_) => None,
+    let mut exchange = None;
+    let shown: Shown = match &upstream.authorization {
+        UpstreamAuthorization::Nothing => Box::new(|_| Box::new(|| None)),
+        UpstreamAuthorization::Credential(name) => {
+            let shown = credential(config, name, setup)?;
+            Box::new(move |_| {
+                let shown = shown.clone();
+                Box::new(move || Some(shown.clone()))
+            })
+        }
+        UpstreamAuthorization::Exchange(wanted) => {
+            let made = Exchange::new(
+                wanted,
+                upstream.ca_file.as_deref(),
+                &setup.credentials,
+                setup.clock.clone(),
+            );
+            let made = Arc::new(made.map_err(|error| {
+                problem(
+                    config,
+                    &format!("upstream.token-exchange: {error}"),
+                    &format!(
+                        "give thv@{}.service the credential `{}`, see thv.toml(5)",
+                        config.server, wanted.credential
+                    ),
+                )
+            })?);
+            exchange = Some(made.clone());
+            Box::new(move |owner| {
+                let seat = made.seat(owner);
+                Box::new(move || seat.shown())
+            })
+        }
     };
-    Ok(Source::remote(
-        endpoint,
-        Box::new(move |_principal| {
-            let shown = shown.clone();
-            Box::new(move || shown.clone())
-        }),
-    ))
+    Ok((Source::remote(endpoint, shown), exchange))
 }
 
 /// The text of a credential as the Authorization header wants it: a token, or a scheme and what belongs to it.

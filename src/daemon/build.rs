@@ -125,13 +125,16 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
     if config.sandbox.network == Network::Host {
         warn!("children of this server run in THIS HOST'S network (sandbox.network = \"host\")");
     }
-    let source = match &config.transport {
-        Transport::Stdio => Source::Stdio(launcher),
-        Transport::Http(inside) => Source::Inside {
-            launcher,
-            inside: inside.clone(),
-            patience: config.limits.start_timeout,
-        },
+    let (source, exchange) = match &config.transport {
+        Transport::Stdio => (Source::Stdio(launcher), None),
+        Transport::Http(inside) => {
+            let source = Source::Inside {
+                launcher,
+                inside: inside.clone(),
+                patience: config.limits.start_timeout,
+            };
+            (source, None)
+        }
         Transport::Remote(upstream) => backend::remote(&config, upstream, setup)?,
     };
     let egress = egress::Rules::new(&config, setup.resolver.clone(), setup.audit.clone());
@@ -150,6 +153,7 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         authenticator,
         engine: Arc::new(engine),
         sessions,
+        exchange,
         audit: setup.audit.clone(),
         stale: Notify::new(),
         config,

@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{
     audit::{Audit, Event, Outcome, Reason, RequestId},
-    auth::{Identity, PrincipalKey},
+    auth::{Identity, Owner, PrincipalKey},
     authz::Permit,
     child::{Child, Source, StartError},
     egress,
@@ -180,7 +180,7 @@ impl Sessions {
             .clone()
             .try_acquire_owned()
             .map_err(|_| OpenError::Full)?;
-        let child = self.start(identity).await?;
+        let child = self.start(identity, era).await?;
         let principal = Some(identity.principal_key().to_string());
         self.setup.audit.record(&Event::ChildStarted {
             child: child.number,
@@ -226,8 +226,13 @@ impl Sessions {
         Ok(opening)
     }
 
-    async fn start(&self, identity: &Identity) -> Result<Child, StartError> {
-        let started = self.setup.source.start(identity.principal_key()).await;
+    async fn start(&self, identity: &Identity, era: Era) -> Result<Child, StartError> {
+        let owner = match era {
+            Era::Legacy => Owner::of(identity),
+            // One serves all clients of its principal.
+            Era::Modern => Owner::of_all_clients(identity),
+        };
+        let started = self.setup.source.start(&owner).await;
         started.inspect_err(|error| {
             self.setup.audit.record(&Event::LayerFailed {
                 layer: error.layer().to_owned(),

@@ -24,6 +24,8 @@ mod image;
 mod modern;
 /// A real identity provider, and what becomes of it.
 mod provider;
+/// Servers that somebody else runs.
+mod remote;
 /// One server from one command line.
 mod run;
 /// Who may ask the runner for anything.

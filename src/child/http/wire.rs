@@ -23,7 +23,8 @@ type Driver = Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>;
 /// A connection that waits for its next request.
 pub(super) struct Wire {
     sender: SendRequest<Body>,
-    driver: Driver,
+    /// Gone with the connection: what still waits for it then hears so.
+    driver: Option<Driver>,
     pub(super) idle_since: Instant,
 }
 
@@ -38,7 +39,6 @@ pub(super) struct Answer {
     pub(super) head: response::Parts,
     body: Incoming,
     wire: Wire,
-    driving: bool,
 }
 
 impl Wire {
@@ -49,13 +49,12 @@ impl Wire {
             .await?;
         Ok(Self {
             sender,
-            driver: Box::pin(connection),
+            driver: Some(Box::pin(connection)),
             idle_since: Instant::now(),
         })
     }
 
     pub(super) async fn ask(mut self, request: Request<Body>) -> Result<Answer, NotAsked> {
-        let mut driving = true;
         let answer = {
             let Self { sender, driver, .. } = &mut self;
             let answer = sender.try_send_request(request);
@@ -63,7 +62,7 @@ impl Wire {
             loop {
                 tokio::select! {
                     answer = &mut answer => break answer,
-                    _ = &mut *driver, if driving => driving = false,
+                    () = driven(driver) => {}
                 }
             }
         };
@@ -74,7 +73,6 @@ impl Wire {
                     head,
                     body,
                     wire: self,
-                    driving,
                 })
             }
             Err(mut error) => Err(NotAsked {
@@ -90,7 +88,7 @@ impl Wire {
         let ready = async {
             tokio::select! {
                 biased;
-                _ = &mut *driver => false,
+                () = driven(driver) => false,
                 ready = sender.ready() => ready.is_ok(),
             }
         };
@@ -104,10 +102,7 @@ impl Answer {
         loop {
             let frame = tokio::select! {
                 frame = self.body.frame() => frame,
-                _ = &mut self.wire.driver, if self.driving => {
-                    self.driving = false;
-                    continue;
-                }
+                () = driven(&mut self.wire.driver) => continue,
             };
             match frame {
                 None => return Ok(None),
@@ -134,11 +129,22 @@ impl Answer {
 
     /// The connection, for the next request: only after the body's end.
     pub(super) async fn done(mut self) -> Option<Wire> {
-        if !self.driving || !self.wire.is_ready().await {
+        if self.wire.driver.is_none() || !self.wire.is_ready().await {
             return None;
         }
         self.wire.idle_since = Instant::now();
         Some(self.wire)
+    }
+}
+
+/// Goes on with a connection until it has ended; never ends where it has.
+async fn driven(driver: &mut Option<Driver>) {
+    match driver {
+        Some(connection) => {
+            let _ = connection.await;
+            *driver = None;
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -115,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
             if self.headers.get("Mcp-Method") != method or self.headers.get("Mcp-Name") != named:
                 return self.error(identifier, 400, -32020)
         if method == "initialize":
-            name = "s%d" % len(sessions)
+            name = "s%d-%d" % (len(sessions), os.getpid())
             sessions[name] = {"notes": queue.Queue()}
             version = params["protocolVersion"]
             result = {"protocolVersion": version, "capabilities": {"tools": {}, "logging": {}}, "serverInfo": {"name": "http", "version": "1"}}
