@@ -4,6 +4,7 @@
 //! record; what was allowed leaves an outcome record as well, under the same id.
 
 mod batch;
+mod legacy_sse;
 mod streams;
 mod upstream;
 
@@ -24,12 +25,16 @@ use crate::{
     session::{Exchange, OpenError, Sent, Session, Sessions},
 };
 
+pub use legacy_sse::Clients;
+
 /// What answers requests: built once by `daemon`, from one configuration.
 pub struct Gateway {
     pub config: Config,
     pub authenticator: Authenticator,
     pub engine: Arc<Engine>,
     pub sessions: Sessions,
+    /// Those of the transport of 2024-11-05.
+    pub clients: Clients,
     /// Where callers' tokens are exchanged, for a server that is shown others.
     pub exchange: Option<Arc<TokenExchange>>,
     pub audit: Audit,
@@ -61,9 +66,9 @@ async fn answer(
     record: &mut Decision,
 ) -> Result<Response, Refused> {
     let (head, body) = request.into_parts();
-    match route::route(&head, &gateway.config, &gateway.metadata_paths)? {
-        Route::Metadata => return Ok(reply::json(StatusCode::OK, gateway.metadata.clone())),
-        Route::Mcp => {}
+    let route = route::route(&head, &gateway.config, &gateway.metadata_paths)?;
+    if route == Route::Metadata {
+        return Ok(reply::json(StatusCode::OK, gateway.metadata.clone()));
     }
     let identity = gateway
         .authenticator
@@ -78,12 +83,17 @@ async fn answer(
     record.who = Some((&*identity).into());
     gateway.authenticator.check_scopes(&identity)?;
     match head.method {
+        _ if route == Route::Sse => return legacy_sse::open(gateway, &head, &identity, record),
+        Method::POST if route == Route::Messages => route::message_headers(&head.headers)?,
         Method::DELETE => return streams::end(gateway, &head, &identity, record),
         Method::GET => return streams::open(gateway, &head, &identity, record),
         Method::POST => route::post_headers(&head.headers)?,
         _ => Err(Refusal::MethodNotAllowed(route::MCP_METHODS))?,
     }
     let body = body::read(body, gateway.config.limits.body).await?;
+    if route == Route::Messages {
+        return legacy_sse::post(gateway, &head, &identity, body, record).await;
+    }
     if batch::is_one(&body) {
         upstream::make_ready(gateway, &head, &identity, Era::Legacy).await?;
         return batch::answer(gateway, &head, &identity, body, record);
@@ -130,32 +140,7 @@ fn permitted_call(
         Era::Modern => modern::agree(&head.headers, &call)?,
         Era::Legacy => legacy_version(&head.headers)?,
     }
-    if call.id().is_some() && !method::is_of(era, call.method()) {
-        return Err(no_method(era));
-    }
-    let permit = gateway.engine.decide(identity, call).map_err(|denied| {
-        record.policies = denied.policies;
-        if denied.reason == DenyReason::PolicyError {
-            let (request_id, policies) = (record.request_id, record.policies.clone());
-            gateway.audit.record(&Event::PolicyError {
-                request_id,
-                policies,
-                errors: denied.errors,
-            });
-        }
-        match denied.reason {
-            // There is no answer to a notification that could say more.
-            DenyReason::Method if denied.call.id().is_none() => {
-                CallError::Invalid("an unknown notification").into()
-            }
-            DenyReason::Method => no_method(era),
-            reason => denied
-                .scopes
-                .and_then(|step| gateway.authenticator.scopes_to_ask_for(identity, step))
-                .map_or(Refusal::Denied(reason), Refusal::Scope),
-        }
-    })?;
-    record.policies = permit.policies().to_vec();
+    let permit = permitted(gateway, identity, call, record)?;
     if era == Era::Modern {
         let full = gateway.sessions.is_full() && gateway.sessions.lacks_shared(identity);
         return match permit.call().id() {
@@ -182,6 +167,43 @@ fn permitted_call(
     record.session = Some(audit::session_tag(session.id()));
     session.admits(permit.call())?;
     Ok((permit, Place::Session(session)))
+}
+
+/// What a policy says of the call, whichever way it came.
+fn permitted(
+    gateway: &Gateway,
+    identity: &Identity,
+    call: Call,
+    record: &mut Decision,
+) -> Result<Permit, Refusal> {
+    let era = call.era();
+    if call.id().is_some() && !method::is_of(era, call.method()) {
+        return Err(no_method(era));
+    }
+    let permit = gateway.engine.decide(identity, call).map_err(|denied| {
+        record.policies = denied.policies;
+        if denied.reason == DenyReason::PolicyError {
+            let (request_id, policies) = (record.request_id, record.policies.clone());
+            gateway.audit.record(&Event::PolicyError {
+                request_id,
+                policies,
+                errors: denied.errors,
+            });
+        }
+        match denied.reason {
+            // There is no answer to a notification that could say more.
+            DenyReason::Method if denied.call.id().is_none() => {
+                CallError::Invalid("an unknown notification").into()
+            }
+            DenyReason::Method => no_method(era),
+            reason => denied
+                .scopes
+                .and_then(|step| gateway.authenticator.scopes_to_ask_for(identity, step))
+                .map_or(Refusal::Denied(reason), Refusal::Scope),
+        }
+    })?;
+    record.policies = permit.policies().to_vec();
+    Ok(permit)
 }
 
 async fn deliver(

@@ -63,6 +63,8 @@ pub struct Config {
     pub hosts: Vec<String>,
     /// Accepted `Origin` values besides the resource's own origin, lower case.
     pub origins: Vec<String>,
+    /// Whether clients of the transport of 2024-11-05 (HTTP+SSE) are served, too.
+    pub legacy_sse: bool,
     pub auth: Auth,
     pub authz: Authz,
     pub sandbox: Sandbox,

@@ -282,6 +282,7 @@ fn summarize(out: &mut String, config: &Config) {
         resource,
         hosts,
         origins,
+        legacy_sse,
         auth,
         authz,
         sandbox,
@@ -291,6 +292,9 @@ fn summarize(out: &mut String, config: &Config) {
     writeln!(out, "files {files:#?}").unwrap();
     if let Some(image) = image {
         writeln!(out, "{image:#?} {arguments:?}").unwrap();
+    }
+    if *legacy_sse {
+        writeln!(out, "legacy-sse").unwrap();
     }
     if *transport != Transport::Stdio {
         writeln!(out, "{transport:#?}").unwrap();

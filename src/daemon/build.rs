@@ -17,7 +17,7 @@ use crate::{
     config::{Auth, Config, Network, Problem, Problems, Transport},
     daemon::{Setup, backend},
     egress,
-    pipeline::Gateway,
+    pipeline::{Clients, Gateway},
     session::{self, Sessions},
 };
 
@@ -153,6 +153,7 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         authenticator,
         engine: Arc::new(engine),
         sessions,
+        clients: Clients::default(),
         exchange,
         audit: setup.audit.clone(),
         stale: Notify::new(),

@@ -20,6 +20,8 @@ mod house;
 mod identity;
 /// Servers that come as container images.
 mod image;
+/// The transport of 2024-11-05.
+mod legacy_sse;
 /// Requests of the stateless version.
 mod modern;
 /// A real identity provider, and what becomes of it.
