@@ -101,7 +101,7 @@ async fn a_client_of_the_old_transport_hears_everything_on_its_stream() {
         alice.stream.next().await["result"]["content"][0]["text"],
         "done"
     );
-    let mut said = vec![
+    let mut said = [
         alice.call("announce", json!({})).await,
         alice.stream.next().await,
     ];
