@@ -130,8 +130,8 @@ type Kept = tokio::sync::Mutex<Outcome>;
 enum Outcome {
     #[default]
     Nothing,
-    /// Until then, in Unix time.
-    Token(HeaderValue, u64),
+    /// Until then, in Unix time; since when.
+    Token(HeaderValue, u64, Instant),
     Failed(Instant, ExchangeError),
 }
 
@@ -186,12 +186,12 @@ impl Exchange {
         let kept = self.kept(rights);
         let mut kept = kept.lock().await;
         let shown = match &*kept {
-            Outcome::Token(shown, until) if self.clock.now() < *until => shown.clone(),
+            Outcome::Token(shown, until, _) if self.clock.now() < *until => shown.clone(),
             // Those who waited for the same question have the same answer.
             Outcome::Failed(when, error) if when.elapsed() < RETRY => return Err(error.clone()),
             _ => match self.ask(token).await {
                 Ok((shown, until)) => {
-                    *kept = Outcome::Token(shown.clone(), until);
+                    *kept = Outcome::Token(shown.clone(), until, Instant::now());
                     shown
                 }
                 Err(error) => {
@@ -205,12 +205,28 @@ impl Exchange {
         Ok(seat)
     }
 
+    /// The upstream does not accept what this seat shows: the next call asks for another.
+    pub fn forget(&self, seat: &Seat) {
+        let Some(refused) = seat.shown() else { return };
+        for kept in lock(&self.kept).values() {
+            // Whoever holds it is about to change it.
+            let Ok(mut kept) = kept.try_lock() else {
+                continue;
+            };
+            // One that is new was refused for another reason: asking at each call would not help.
+            if matches!(&*kept, Outcome::Token(shown, _, since) if *shown == refused && since.elapsed() >= RETRY)
+            {
+                *kept = Outcome::Nothing;
+            }
+        }
+    }
+
     fn kept(&self, rights: Rights) -> Arc<Kept> {
         let mut kept = lock(&self.kept);
         if kept.len() >= MAX_KEPT {
             let now = self.clock.now();
             kept.retain(|_, entry| match entry.try_lock().as_deref() {
-                Ok(Outcome::Token(_, until)) => now < *until,
+                Ok(Outcome::Token(_, until, _)) => now < *until,
                 Ok(_) => false,
                 Err(_) => true,
             });
@@ -295,3 +311,85 @@ const MARGIN: u64 = 30;
 const MAX_KEPT: usize = 4096;
 /// Owners that have been made ready.
 const MAX_SEATS: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exchange() -> Exchange {
+        let secrets = tempfile::tempdir().unwrap();
+        std::fs::write(secrets.path().join("client"), "secret\n").unwrap();
+        let config = TokenExchange {
+            token_url: "http://127.0.0.1:9/token".to_owned(),
+            client_id: "thv".to_owned(),
+            credential: "client".to_owned(),
+            audience: None,
+            resource: None,
+            scope: None,
+        };
+        let credentials = Credentials::within(secrets.path().to_owned());
+        Exchange::new(&config, None, &credentials, Clock::system()).unwrap()
+    }
+
+    fn rights(identity: &Identity) -> Rights {
+        Rights {
+            owner: Owner::of(identity),
+            scopes: identity.scopes().to_vec(),
+            groups: identity.groups().to_vec(),
+        }
+    }
+
+    /// The caller's token cannot be printed by mistake.
+    #[test]
+    fn a_callers_token_says_nothing_of_itself() {
+        let mut headers = HeaderMap::new();
+        let value = HeaderValue::from_static("Bearer eyJ.abc.def");
+        headers.insert(http::header::AUTHORIZATION, value);
+        let token = CallerToken::of(&headers).unwrap();
+        assert_eq!(
+            (token.0, format!("{token:?}").as_str()),
+            ("eyJ.abc.def", "CallerToken")
+        );
+        assert!(CallerToken::of(&HeaderMap::new()).is_none());
+    }
+
+    /// Same principal, other client, scopes or groups: another token.
+    #[test]
+    fn a_token_is_kept_for_the_same_rights_alone() {
+        use crate::auth::Kind;
+        let alice = Identity::example("https://i", "alice");
+        let same = [alice.clone(), alice.clone()].map(|it| rights(&it));
+        assert!(same[0] == same[1]);
+        for other in [
+            Identity::example("https://i", "bob"),
+            Identity::example("https://j", "alice"),
+            alice.clone().with(Kind::User, Some("desktop"), &[], &[]),
+            alice.clone().with(Kind::User, None, &["ops"], &[]),
+            alice.clone().with(Kind::User, None, &[], &["write"]),
+        ] {
+            assert!(rights(&other) != rights(&alice), "{other:?}");
+        }
+    }
+
+    /// A token that the upstream refuses is asked for anew, but not at every call.
+    #[tokio::test(start_paused = true)]
+    async fn what_the_upstream_refuses_is_not_kept() {
+        let exchange = exchange();
+        let alice = Identity::example("https://i", "alice");
+        let shown = HeaderValue::from_static("Bearer up");
+        let kept = exchange.kept(rights(&alice));
+        *kept.lock().await = Outcome::Token(shown.clone(), u64::MAX, Instant::now());
+        let token = CallerToken("mine");
+        let owner = Owner::of(&alice);
+        let seat = exchange.make_ready(&owner, &alice, token).await.unwrap();
+        assert_eq!(seat.shown(), Some(shown));
+        exchange.forget(&seat);
+        assert!(
+            matches!(*kept.lock().await, Outcome::Token(..)),
+            "it is new"
+        );
+        tokio::time::advance(RETRY).await;
+        exchange.forget(&seat);
+        assert!(matches!(*kept.lock().await, Outcome::Nothing));
+    }
+}

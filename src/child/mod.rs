@@ -13,4 +13,4 @@ pub mod stdio;
 
 pub use self::http::Fault;
 pub use launcher::{Connection, Ended, Launcher, StartError};
-pub use source::{Child, Shown, Source, Translation};
+pub use source::{Child, Showing, Shown, Source, Translation};

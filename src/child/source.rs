@@ -80,9 +80,26 @@ pub struct Remote {
     next: AtomicU64,
 }
 
-/// What a conversation of this owner shows the server, each time it says something.
-pub type Shown =
-    Box<dyn Fn(&Owner) -> Box<dyn Fn() -> Option<HeaderValue> + Send + Sync> + Send + Sync>;
+/// What each conversation shows the server, by whose it is.
+pub type Shown = Box<dyn Fn(&Owner) -> Showing + Send + Sync>;
+
+/// What one conversation shows the server.
+pub struct Showing {
+    /// Asked each time that something is said.
+    pub now: Box<dyn Fn() -> Option<HeaderValue> + Send + Sync>,
+    /// Told that the server does not accept it.
+    pub refused: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Showing {
+    /// The same from beginning to end.
+    pub fn always(shown: Option<HeaderValue>) -> Self {
+        Self {
+            now: Box::new(move || shown.clone()),
+            refused: Box::new(|| ()),
+        }
+    }
+}
 
 impl Source {
     pub fn remote(endpoint: Endpoint, shown: Shown) -> Self {
@@ -178,7 +195,7 @@ async fn listening(
         way: Way::Inside(sockets.clone()),
         authority: sockets.address().to_string(),
         path: inside.path.clone(),
-        shown: Box::new(|| None),
+        shown: Showing::always(None),
     };
     let (stdin, stdout, translation) = translated(peer, Some(first)).await;
     let (input, launcher, number) = (process.stdin, launcher.clone(), process.number);

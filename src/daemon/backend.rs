@@ -7,7 +7,7 @@ use http::HeaderValue;
 use super::{Setup, build::problem};
 use crate::{
     auth::Exchange,
-    child::{Shown, Source},
+    child::{Showing, Shown, Source},
     config::{Config, Problems, Upstream, UpstreamAuthorization},
     fetch::Endpoint,
 };
@@ -27,13 +27,10 @@ pub(super) fn remote(
     })?;
     let mut exchange = None;
     let shown: Shown = match &upstream.authorization {
-        UpstreamAuthorization::Nothing => Box::new(|_| Box::new(|| None)),
+        UpstreamAuthorization::Nothing => Box::new(|_| Showing::always(None)),
         UpstreamAuthorization::Credential(name) => {
             let shown = credential(config, name, setup)?;
-            Box::new(move |_| {
-                let shown = shown.clone();
-                Box::new(move || Some(shown.clone()))
-            })
+            Box::new(move |_| Showing::always(Some(shown.clone())))
         }
         UpstreamAuthorization::Exchange(wanted) => {
             let made = Exchange::new(
@@ -54,8 +51,12 @@ pub(super) fn remote(
             })?);
             exchange = Some(made.clone());
             Box::new(move |owner| {
-                let seat = made.seat(owner);
-                Box::new(move || seat.shown())
+                let (made, seat) = (made.clone(), made.seat(owner));
+                let shown = seat.clone();
+                Showing {
+                    now: Box::new(move || shown.shown()),
+                    refused: Box::new(move || made.forget(&seat)),
+                }
             })
         }
     };

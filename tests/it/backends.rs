@@ -1,5 +1,7 @@
 //! Servers that speak HTTP: in the sandbox, on their own loopback, and elsewhere.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
@@ -390,4 +392,51 @@ async fn a_server_is_told_its_port() {
         (&environment["PORT"], &environment["A"]),
         (&json!("8080"), &json!("b"))
     );
+}
+
+/// The reference server, which is not ours, over its own HTTP: both eras of clients.
+#[tokio::test]
+async fn the_reference_server_speaks_http_in_the_sandbox() {
+    let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/host/npm/node_modules");
+    let server = packages.join("@modelcontextprotocol/server-everything/dist/index.js");
+    let (Ok(server), true) = (server.canonicalize(), Path::new("/usr/bin/node").exists()) else {
+        eprintln!(
+            "skipped: `node` and the packages of tests/host/peers are needed; `tests/run` installs them"
+        );
+        return;
+    };
+    let server = server.to_str().unwrap();
+    let house = house()
+        .command(&["/usr/bin/node", server, "streamableHttp"])
+        .readable(&packages.canonicalize().unwrap())
+        .top("transport = \"http\"\nport = 3001\n")
+        .with("[limits]\nstart-timeout = \"20s\"\n")
+        .open()
+        .await;
+    let alice = house.session("alice").await;
+    let note = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+    assert_eq!(alice.post(note).await.status, 202);
+    let answer = alice.call("echo", json!({ "message": "hello" })).await;
+    assert_eq!(answer.said(), "Echo: hello");
+    let list = alice
+        .post(r#"{"jsonrpc":"2.0","id":2,"method":"tools/list"}"#)
+        .await;
+    assert!(list.json()["result"]["tools"].as_array().unwrap().len() > 5);
+    let long = alice
+        .call(
+            "trigger-long-running-operation",
+            json!({ "duration": 1, "steps": 2 }),
+        )
+        .await;
+    assert!(
+        long.text().contains("notifications/progress"),
+        "{}",
+        long.text()
+    );
+    assert!(long.json()["result"].is_object(), "{}", long.text());
+    let bob = house.caller("bob");
+    let answer = tool(&bob, "echo", json!({ "message": "modern" })).await;
+    assert_eq!(answer.said(), "Echo: modern");
+    assert_eq!(alice.send("DELETE", "").await.status, 204);
+    house.records.wait_for("child-exited").await;
 }

@@ -177,6 +177,9 @@ impl Talk {
         let status = answer.head.status;
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
             warn!(%status, "the server does not accept what it is shown");
+            if status == StatusCode::UNAUTHORIZED {
+                (self.peer.shown.refused)();
+            }
             return Err(Fault::Refused);
         }
         if status.is_client_error() && media_type(&answer.head.headers) == Some(Media::Json) {

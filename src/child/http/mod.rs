@@ -30,7 +30,10 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
-    child::stdio::{Line, Lines, MAX_LINE},
+    child::{
+        Showing,
+        stdio::{Line, Lines, MAX_LINE},
+    },
     fetch::{Endpoint, Io},
 };
 
@@ -59,7 +62,7 @@ pub(super) struct Peer {
     pub(super) authority: String,
     /// With a query, if there is one.
     pub(super) path: String,
-    pub(super) shown: Box<dyn Fn() -> Option<HeaderValue> + Send + Sync>,
+    pub(super) shown: Showing,
 }
 
 pub(super) enum Way {

@@ -64,7 +64,7 @@ impl Talk {
                 header::USER_AGENT,
                 concat!("thv/", env!("CARGO_PKG_VERSION")),
             );
-        match (self.peer.shown)() {
+        match (self.peer.shown.now)() {
             Some(shown) => request.header(header::AUTHORIZATION, shown),
             None => request,
         }
