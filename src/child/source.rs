@@ -25,7 +25,7 @@ use crate::{
     auth::Owner,
     child::{
         Ended, Launcher, StartError,
-        http::{Fault, Peer, Sockets, Talk, Way},
+        http::{Entrance, Fault, Mirror, Peer, Talk, Way},
         launcher::Process,
     },
     config::Inside,
@@ -59,7 +59,9 @@ pub struct Translation {
 }
 
 /// Makes children of one kind.
-pub enum Source {
+pub struct Source(Kind);
+
+enum Kind {
     /// Lines on standard streams.
     Stdio(Launcher),
     /// HTTP on the child's own loopback.
@@ -68,15 +70,17 @@ pub enum Source {
         inside: Inside,
         /// How long it may take to listen.
         patience: Duration,
+        mirror: Arc<Mirror>,
     },
     /// HTTP at a URL; there is no process.
     Remote(Remote),
 }
 
 /// A server that somebody else runs.
-pub struct Remote {
+struct Remote {
     endpoint: Arc<Endpoint>,
     shown: Shown,
+    mirror: Arc<Mirror>,
     next: AtomicU64,
 }
 
@@ -102,38 +106,57 @@ impl Showing {
 }
 
 impl Source {
+    /// Lines on standard streams.
+    pub fn stdio(launcher: Launcher) -> Self {
+        Self(Kind::Stdio(launcher))
+    }
+
+    /// HTTP at a URL, where each conversation shows what `shown` says.
     pub fn remote(endpoint: Endpoint, shown: Shown) -> Self {
-        Self::Remote(Remote {
+        Self(Kind::Remote(Remote {
             endpoint: Arc::new(endpoint),
             shown,
+            mirror: Arc::default(),
             next: AtomicU64::new(1),
+        }))
+    }
+
+    /// HTTP that is listened for inside, within `patience`.
+    pub fn inside(launcher: Launcher, inside: Inside, patience: Duration) -> Self {
+        Self(Kind::Inside {
+            launcher,
+            inside,
+            patience,
+            mirror: Arc::default(),
         })
     }
 
     /// Makes a child for `owner`.
     pub async fn start(&self, owner: &Owner) -> Result<Child, StartError> {
-        match self {
-            Self::Stdio(launcher) => Ok(own_streams(launcher.start(owner.principal()).await?)),
-            Self::Inside {
+        match &self.0 {
+            Kind::Stdio(launcher) => Ok(own_streams(launcher.start(owner.principal()).await?)),
+            Kind::Inside {
                 launcher,
                 inside,
                 patience,
+                mirror,
             } => {
                 let process = launcher.start(owner.principal()).await?;
-                listening(launcher, process, inside, *patience).await
+                let about = (inside, *patience, mirror);
+                listening(launcher, process, about).await
             }
-            Self::Remote(remote) => Ok(remote.begin(owner).await),
+            Kind::Remote(remote) => Ok(remote.begin(owner).await),
         }
     }
 
     /// Asks for a signal; what becomes of it is told by [`Child::ended`].
     pub async fn signal(&self, child: u64, signal: Signal) {
-        match self {
-            Self::Stdio(launcher) | Self::Inside { launcher, .. } => {
+        match &self.0 {
+            Kind::Stdio(launcher) | Kind::Inside { launcher, .. } => {
                 launcher.signal(child, signal).await;
             }
             // It ends with its translation.
-            Self::Remote(_) => {}
+            Kind::Remote(_) => {}
         }
     }
 }
@@ -155,8 +178,7 @@ fn own_streams(process: Process) -> Child {
 async fn listening(
     launcher: &Launcher,
     mut process: Process,
-    inside: &Inside,
-    patience: Duration,
+    (inside, patience, mirror): (&Inside, Duration, &Arc<Mirror>),
 ) -> Result<Child, StartError> {
     // Whoever waits for it may go away.
     let unready = Unready {
@@ -164,19 +186,20 @@ async fn listening(
         child: process.number,
     };
     let dialers: Vec<OwnedFd> = std::mem::take(&mut process.dialers);
-    let sockets = Sockets::new(inside.port, dialers);
+    let entrance = Entrance::new(&inside.door, dialers).map_err(|error| {
+        StartError::Unreachable(format!("its descriptors are not usable: {error}"))
+    })?;
     let deadline = Instant::now() + patience;
-    let first: Box<dyn Io> = loop {
-        let error = match sockets.connect().await {
-            Ok(connected) => break Box::new(connected),
+    let first = loop {
+        let error = match entrance.connect().await {
+            Ok(io) => break io,
             Err(error) => error,
         };
         if Instant::now() >= deadline {
             let said = last_words(&mut process.stderr).await;
             return Err(silent(
                 format!(
-                    "nothing listens at {} of the server's own network within {} s (limits.start-timeout): {error}; `port` must be the one that it listens at",
-                    sockets.address(),
+                    "nothing listens at {entrance} within {} s (limits.start-timeout): {error}; `port` or `socket` must be where it does",
                     patience.as_secs()
                 ),
                 said,
@@ -192,10 +215,11 @@ async fn listening(
         }
     };
     let peer = Peer {
-        way: Way::Inside(sockets.clone()),
-        authority: sockets.address().to_string(),
+        authority: entrance.authority(),
+        way: Way::Inside(entrance),
         path: inside.path.clone(),
         shown: Showing::always(None),
+        mirror: mirror.clone(),
     };
     let (stdin, stdout, translation) = translated(peer, Some(first)).await;
     let (input, launcher, number) = (process.stdin, launcher.clone(), process.number);
@@ -228,6 +252,7 @@ impl Remote {
             authority: self.endpoint.authority().to_owned(),
             path: self.endpoint.path().to_owned(),
             shown: (self.shown)(owner),
+            mirror: self.mirror.clone(),
         };
         let (stdin, stdout, translation) = translated(peer, None).await;
         let (end, ended) = oneshot::channel();

@@ -28,10 +28,22 @@ pub enum Transport {
 /// Where a server in the sandbox listens.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Inside {
-    pub port: u16,
+    pub door: InsideDoor,
     /// The path of its endpoint.
     pub path: String,
 }
+
+/// What it listens at.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum InsideDoor {
+    /// A port of its own loopback.
+    Port(u16),
+    /// A Unix socket of this name in [`SOCKETS`].
+    Socket(String),
+}
+
+/// The directory inside that holds a server's socket, and nothing else.
+pub const SOCKETS: &str = "/run/mcp";
 
 /// A server that somebody else runs.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -69,6 +81,8 @@ pub(super) struct BackendFragment {
     /// Whether it is `http`.
     http: Said<bool>,
     port: Said<u16>,
+    /// A name in [`SOCKETS`].
+    socket: Said<String>,
     path: Said<String>,
     url: Said<String>,
     ca_file: Said<PathBuf>,
@@ -91,6 +105,9 @@ impl BackendFragment {
                 Err(_) => value.wrong("a port is a number from 1 to 65535", ""),
             }
         });
+        let socket = top.take("socket", |value| {
+            own(value).and_then(|()| value.parsed(socket))
+        });
         let path = top.take("path", |value| {
             own(value).and_then(|()| value.parsed(url::path))
         });
@@ -104,6 +121,7 @@ impl BackendFragment {
         Self {
             http,
             port,
+            socket,
             path,
             url,
             ca_file,
@@ -115,14 +133,22 @@ impl BackendFragment {
         let Self {
             http,
             port,
+            socket,
             path,
             url,
             ca_file,
             authorization,
         } = self;
+        // One replaces the other.
+        let (lower_port, lower_socket) = if port.is_said() || socket.is_said() {
+            (Said::Nothing, Said::Nothing)
+        } else {
+            (lower.port, lower.socket)
+        };
         Self {
             http: http.or(lower.http),
-            port: port.or(lower.port),
+            port: port.or(lower_port),
+            socket: socket.or(lower_socket),
             path: path.or(lower.path),
             url: url.or(lower.url),
             ca_file: ca_file.or(lower.ca_file),
@@ -142,7 +168,12 @@ impl BackendFragment {
         beside: &[Option<&Place>],
     ) -> Option<Transport> {
         if self.url.is_said() {
-            let ours = [self.http.place(), self.port.place(), self.path.place()];
+            let ours = [
+                self.http.place(),
+                self.port.place(),
+                self.socket.place(),
+                self.path.place(),
+            ];
             let mut good = true;
             for place in ours.iter().chain(beside).flatten() {
                 good = false;
@@ -177,20 +208,35 @@ impl BackendFragment {
         }
         match self.http {
             Said::Given(At { value: true, place }) => {
-                if !self.port.is_said() {
-                    loader.report(place.about("port").problem(
-                        "missing",
-                        "add `port = NUMBER`, at which the server listens on its own loopback",
-                    ));
-                }
+                let door = match (self.port, self.socket) {
+                    (Said::Nothing, Said::Nothing) => {
+                        loader.report(place.about("port").problem(
+                            "missing",
+                            "add `port = NUMBER`, at which the server listens on its own loopback, or `socket`",
+                        ));
+                        None
+                    }
+                    (Said::Nothing, socket) => socket.given().map(InsideDoor::Socket),
+                    (port, Said::Nothing) => port.given().map(InsideDoor::Port),
+                    (_, socket) => {
+                        if let Some(place) = socket.place() {
+                            loader.report(place.problem(
+                                "`port` and `socket` exclude each other",
+                                "remove one of the two",
+                            ));
+                        }
+                        None
+                    }
+                };
                 Some(Transport::Http(Inside {
-                    port: self.port.given()?,
+                    door: door?,
                     path: self.path.given().unwrap_or_else(|| PATH.to_owned()),
                 }))
             }
             Said::Wrong => None,
             Said::Given(_) | Said::Nothing => {
-                for place in [self.port.place(), self.path.place()].into_iter().flatten() {
+                let ours = [self.port.place(), self.socket.place(), self.path.place()];
+                for place in ours.into_iter().flatten() {
                     loader.report(place.problem(
                         "only a server that speaks HTTP listens",
                         "add `transport = \"http\"`, or remove it",
@@ -227,6 +273,23 @@ fn upstream(mut table: Table<'_>) -> (Said<PathBuf>, Said<UpstreamAuthorization>
     (ca_file, exchange.or(fixed))
 }
 
+/// A socket directly in the directory that is made for it.
+fn socket(text: &str) -> Result<String, String> {
+    let name = text
+        .strip_prefix(SOCKETS)
+        .and_then(|rest| rest.strip_prefix('/'));
+    let plain = |name: &&str| {
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        !name.is_empty()
+            && name.len() <= MAX_NAME
+            && !name.starts_with('.')
+            && name.bytes().all(good)
+    };
+    name.filter(plain).map(str::to_owned).ok_or_else(|| {
+        format!("{text:?} is not directly in `{SOCKETS}`, such as \"{SOCKETS}/mcp.sock\"")
+    })
+}
+
 fn token_exchange(mut table: Table<'_>) -> Option<TokenExchange> {
     let token_url = table.needed("token-url", |value| value.parsed(url::fetched));
     let client_id = table.needed("client-id", |value| value.parsed(value::not_empty));
@@ -252,3 +315,5 @@ fn token_exchange(mut table: Table<'_>) -> Option<TokenExchange> {
 
 /// Where MCP servers answer, where nothing else is said.
 const PATH: &str = "/mcp";
+/// Bytes of a socket's name.
+const MAX_NAME: usize = 64;

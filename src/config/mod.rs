@@ -24,7 +24,9 @@ mod value;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-pub use backend::{Inside, TokenExchange, Transport, Upstream, UpstreamAuthorization};
+pub use backend::{
+    Inside, InsideDoor, SOCKETS, TokenExchange, Transport, Upstream, UpstreamAuthorization,
+};
 pub use egress::{Destination, Door, Host, Network, PROXY, Way, spelled};
 pub use image::{ImageKind, ImageName};
 pub use issuer::{

@@ -126,14 +126,10 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         warn!("children of this server run in THIS HOST'S network (sandbox.network = \"host\")");
     }
     let (source, exchange) = match &config.transport {
-        Transport::Stdio => (Source::Stdio(launcher), None),
+        Transport::Stdio => (Source::stdio(launcher), None),
         Transport::Http(inside) => {
-            let source = Source::Inside {
-                launcher,
-                inside: inside.clone(),
-                patience: config.limits.start_timeout,
-            };
-            (source, None)
+            let patience = config.limits.start_timeout;
+            (Source::inside(launcher, inside.clone(), patience), None)
         }
         Transport::Remote(upstream) => backend::remote(&config, upstream, setup)?,
     };

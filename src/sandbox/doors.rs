@@ -11,12 +11,20 @@ use std::{
     io,
     net::TcpListener,
     os::fd::{AsFd, OwnedFd},
+    path::Path,
 };
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::{
+    fcntl::AT_FDCWD,
+    sys::socket::{AddressFamily, SockFlag, SockType, socket},
+};
 
 use super::{plan::Plan, stage::Fault};
-use crate::frames::{self, Listening};
+use crate::{
+    config::{InsideDoor, SOCKETS},
+    frames::{self, Listening},
+    sys::mounts,
+};
 
 /// Binds every door of the plan and sends them over `channel`, and the sockets by which
 /// the child is reached after them, all in one packet. Low ports included: nothing has
@@ -27,7 +35,7 @@ pub(super) fn open(plan: &Plan, channel: &OwnedFd) -> Result<(), Fault> {
         reason: format!("{what}: {error}"),
     };
     let doors = plan.network.doors();
-    if doors.is_empty() && plan.port.is_none() {
+    if doors.is_empty() && plan.listens.is_none() {
         return Ok(());
     }
     let listeners = doors
@@ -37,13 +45,8 @@ pub(super) fn open(plan: &Plan, channel: &OwnedFd) -> Result<(), Fault> {
                 .map_err(|error| fault(&format!("listening on `{door}` for the child"), error))
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let dialers = (0..dialers(plan))
-        .map(|_| {
-            socket(AddressFamily::Inet, SockType::Stream, flags, None)
-                .map_err(|error| fault("making a socket to reach the child by", error.into()))
-        })
-        .collect::<Result<Vec<_>, _>>()?;
+    let dialers =
+        ways_in(plan).map_err(|error| fault("making a way to reach the child by", error))?;
     let doors = listeners.iter().map(AsFd::as_fd);
     let descriptors: Vec<_> = doors.chain(dialers.iter().map(AsFd::as_fd)).collect();
     let frame = Listening {
@@ -54,8 +57,32 @@ pub(super) fn open(plan: &Plan, channel: &OwnedFd) -> Result<(), Fault> {
         .map_err(|error| fault("handing over the child's ways out", error))
 }
 
+/// What the gateway comes in by: sockets of this network, or the directory with the child's own socket.
+fn ways_in(plan: &Plan) -> io::Result<Vec<OwnedFd>> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    match &plan.listens {
+        None => Ok(Vec::new()),
+        Some(InsideDoor::Port(_)) => (0..frames::DIALERS)
+            .map(|_| Ok(socket(AddressFamily::Inet, SockType::Stream, flags, None)?))
+            .collect(),
+        Some(InsideDoor::Socket(_)) => {
+            let root = mounts::open_place(AT_FDCWD, Path::new("/"), mounts::Follow::Yes)?;
+            let below = Path::new(SOCKETS.trim_start_matches('/'));
+            Ok(vec![mounts::open_place(
+                root.as_fd(),
+                below,
+                mounts::Follow::No,
+            )?])
+        }
+    }
+}
+
 fn dialers(plan: &Plan) -> usize {
-    plan.port.map_or(0, |_| frames::DIALERS)
+    match &plan.listens {
+        None => 0,
+        Some(InsideDoor::Port(_)) => frames::DIALERS,
+        Some(InsideDoor::Socket(_)) => 1,
+    }
 }
 
 /// The sockets of a child whose stage is done.
@@ -63,7 +90,7 @@ fn dialers(plan: &Plan) -> usize {
 pub struct Doors {
     /// They listen, for its ways out.
     pub out: Vec<OwnedFd>,
-    /// They are there to be connected, to its own loopback.
+    /// They lead to its own loopback, or to its socket's directory.
     pub into: Vec<OwnedFd>,
 }
 

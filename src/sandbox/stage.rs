@@ -13,15 +13,19 @@ use std::{
     path::PathBuf,
 };
 
-use nix::unistd::{
-    ForkResult, Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, setsid,
+use nix::{
+    sys::stat::{Mode, umask},
+    unistd::{ForkResult, Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, setsid},
 };
 
 use super::{
     credentials::Credentials, doors, filter::Filter, init, landlock, namespaces, plan::Plan,
     privileges, root,
 };
-use crate::{config::Layer, sys};
+use crate::{
+    config::{InsideDoor, Layer},
+    sys,
+};
 
 /// What a child is started with.
 pub struct Start<'a> {
@@ -95,10 +99,10 @@ pub fn run(start: Start<'_>) -> ! {
 
 fn prepare(start: &Start<'_>, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
     namespaces::settle(start.plan, start.owner)?;
+    root::build(start.plan, start.staged, start.credentials)?;
     if let Some(doors) = &start.doors {
         doors::open(start.plan, doors)?;
     }
-    root::build(start.plan, start.staged, start.credentials)?;
     privileges::limit(start.plan, skipped)
 }
 
@@ -126,6 +130,11 @@ fn become_server(
     // Everything else, the report included, ends with the exec (probe-63, probe-79).
     if let Err(error) = sys::process::close_at_exec_from(3) {
         return exec("closing descriptors", error);
+    }
+    if matches!(plan.listens, Some(InsideDoor::Socket(_))) {
+        // The gateway is another user, and must be able to connect to what the server makes;
+        // nobody but these two can see the place.
+        umask(Mode::empty());
     }
     if let Err(error) = chdir(plan.cwd.as_path()) {
         return exec(

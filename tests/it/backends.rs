@@ -440,3 +440,62 @@ async fn the_reference_server_speaks_http_in_the_sandbox() {
     assert_eq!(alice.send("DELETE", "").await.status, 204);
     house.records.wait_for("child-exited").await;
 }
+
+/// mcp-T16: parameters that a tool's schema marks are said in headers, once a list of tools has passed by.
+#[tokio::test]
+async fn parameters_that_a_tool_marks_are_said_in_headers() {
+    let house = inside(&["--modern"]).open().await;
+    let alice = house.caller("alice");
+    let region = json!({ "region": "us-west1" });
+    let answer = tool(&alice, "marked", region.clone()).await;
+    assert_eq!(
+        (answer.status, answer.json()["error"]["code"].as_i64()),
+        (400, Some(-32020))
+    );
+    // Which is what a client does that is told so, and whoever asks does it for all.
+    let bob = house.caller("bob");
+    assert_eq!(
+        modern(&bob, "tools/list", None, json!({})).await.status,
+        200
+    );
+    assert_eq!(tool(&alice, "marked", region).await.said(), "us-west1");
+}
+
+/// A socket in a directory of its own does as well as a port; as many connections as there are calls.
+#[tokio::test]
+async fn a_server_in_the_sandbox_may_listen_at_a_socket() {
+    let server = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/it/servers/streamable.py"
+    );
+    let house = house()
+        .command(&["/usr/bin/python3", "-u", server, "/run/mcp/it.sock"])
+        .top("transport = \"http\"\nsocket = \"/run/mcp/it.sock\"\n")
+        .open()
+        .await;
+    let (alice, bob) = (house.session("alice").await, house.session("bob").await);
+    assert_eq!(
+        alice.call("echo", json!({ "n": 1 })).await.said(),
+        "{\"n\": 1}"
+    );
+    assert_eq!(
+        alice.call("progress", json!({})).await.json()["result"]["content"][0]["text"],
+        "done"
+    );
+    let environment: Value =
+        serde_json::from_str(&bob.call("environ", json!({})).await.said()).unwrap();
+    assert_eq!(environment["SOCKET"], "/run/mcp/it.sock");
+    assert_eq!(environment["PORT"], Value::Null);
+    let seen = seen(&alice).await;
+    assert!(
+        seen.iter()
+            .all(|it| header(it, "host") == Some("localhost"))
+    );
+    assert_eq!(
+        tool(&house.caller("carol"), "echo", json!({})).await.said(),
+        "{}"
+    );
+    assert_eq!(alice.send("DELETE", "").await.status, 204);
+    house.records.wait_for("child-exited").await;
+    assert_eq!(bob.call("echo", json!({})).await.said(), "{}");
+}

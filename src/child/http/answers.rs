@@ -242,6 +242,9 @@ impl Talk {
             let version = version.and_then(Value::as_str);
             self.lock().version = version.and_then(|version| HeaderValue::from_str(&version).ok());
         }
+        if let (Asks::Tools, Some(result)) = (asks, root.get("result")) {
+            self.peer.mirror.learn(result);
+        }
         true
     }
 

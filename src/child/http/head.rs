@@ -4,6 +4,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{HeaderValue, request::Builder};
 
+use super::mirror::Mirror;
 use crate::{
     json::Value,
     mcp::{Message, version},
@@ -11,7 +12,7 @@ use crate::{
 
 /// One message towards the server, and what it is.
 pub(super) struct Outgoing {
-    pub(super) bytes: Bytes,
+    message: Message,
     pub(super) kind: Kind,
     /// What a stateless request says in its headers, too.
     modern: Option<Modern>,
@@ -34,6 +35,7 @@ pub(super) enum Kind {
 pub(super) enum Asks {
     Initialize,
     Discover,
+    Tools,
     Other,
 }
 
@@ -57,6 +59,7 @@ impl Outgoing {
                 match method {
                     "initialize" => Asks::Initialize,
                     "server/discover" => Asks::Discover,
+                    "tools/list" => Asks::Tools,
                     _ => Asks::Other,
                 },
             ),
@@ -84,12 +87,15 @@ impl Outgoing {
             }
             None => None,
         };
-        let bytes = message.bytes().clone();
         Some(Self {
-            bytes,
+            message,
             kind,
             modern,
         })
+    }
+
+    pub(super) fn bytes(&self) -> Bytes {
+        self.message.bytes().clone()
     }
 
     /// Whether it is of the stateless version: there is no session then.
@@ -98,24 +104,31 @@ impl Outgoing {
     }
 
     /// The headers that go with it.
-    pub(super) fn headers(&self, request: Builder) -> Builder {
+    pub(super) fn headers(&self, mirror: &Mirror, request: Builder) -> Builder {
         let Some(modern) = &self.modern else {
             return request;
         };
-        let request = request
+        let mut request = request
             .header("mcp-protocol-version", version::MODERN)
             .header("mcp-method", &modern.method);
-        match &modern.name {
-            Some(name) => request.header("mcp-name", name),
-            None => request,
+        if let Some(name) = &modern.name {
+            request = request.header("mcp-name", name);
         }
+        let params = self.message.root().get("params");
+        let tool = params.and_then(|params| params.get("name")?.as_str());
+        if let (b"tools/call", Some(tool)) = (modern.method.as_bytes(), tool) {
+            let arguments = params.and_then(|params| params.get("arguments"));
+            for (name, value) in mirror.headers(&tool, arguments) {
+                request = request.header(name, value);
+            }
+        }
+        request
     }
 }
 
 /// A name as a header may have it: itself, or encoded where it would not arrive as it is.
-fn encoded(name: &str) -> Option<HeaderValue> {
-    let plain = !name.is_empty()
-        && name.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+pub(super) fn encoded(name: &str) -> Option<HeaderValue> {
+    let plain = name.bytes().all(|byte| matches!(byte, b' '..=b'~'))
         && !name.starts_with(' ')
         && !name.ends_with(' ')
         && !name.starts_with("=?base64?");
@@ -134,7 +147,10 @@ mod tests {
 
     fn headers(text: &str) -> Vec<(String, String)> {
         let outgoing = Outgoing::read(Bytes::copy_from_slice(text.as_bytes())).unwrap();
-        let request = outgoing.headers(http::Request::builder()).body(()).unwrap();
+        let request = outgoing
+            .headers(&Mirror::default(), http::Request::builder())
+            .body(())
+            .unwrap();
         let text = |(name, value): (&http::HeaderName, &HeaderValue)| {
             (name.to_string(), value.to_str().unwrap().to_owned())
         };

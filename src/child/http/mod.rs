@@ -7,8 +7,10 @@
 //! passed on. Used by `source`.
 
 mod answers;
+mod entrance;
 mod events;
 mod head;
+mod mirror;
 mod sending;
 mod sockets;
 mod wire;
@@ -37,8 +39,9 @@ use crate::{
     fetch::{Endpoint, Io},
 };
 
+pub(super) use entrance::Entrance;
 use head::{Asks, Kind, Outgoing};
-pub(super) use sockets::Sockets;
+pub(super) use mirror::Mirror;
 use wire::Wire;
 
 /// Why a request has no answer of the server's.
@@ -63,10 +66,12 @@ pub(super) struct Peer {
     /// With a query, if there is one.
     pub(super) path: String,
     pub(super) shown: Showing,
+    /// What the server's tools want to be said in headers, too.
+    pub(super) mirror: Arc<Mirror>,
 }
 
 pub(super) enum Way {
-    Inside(Arc<Sockets>),
+    Inside(Entrance),
     Remote(Arc<Endpoint>),
 }
 

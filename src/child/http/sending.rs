@@ -16,14 +16,14 @@ use crate::fetch::Io;
 impl Talk {
     pub(super) async fn post(&self, message: &Outgoing) -> Result<Answer, Fault> {
         let request = if message.is_modern() {
-            message.headers(self.bare_head(Method::POST))
+            message.headers(&self.peer.mirror, self.bare_head(Method::POST))
         } else {
             self.request_head(Method::POST)
         };
         let request = request
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::ACCEPT, "application/json, text/event-stream")
-            .body(message.bytes.clone().into())
+            .body(message.bytes().into())
             .map_err(|_| Fault::BadAnswer)?;
         self.send(request).await
     }
@@ -94,8 +94,8 @@ impl Talk {
 
     async fn connect(&self) -> Option<Box<dyn Io>> {
         match &self.peer.way {
-            Way::Inside(sockets) => match sockets.connect().await {
-                Ok(connected) => Some(Box::new(connected)),
+            Way::Inside(entrance) => match entrance.connect().await {
+                Ok(io) => Some(io),
                 Err(error) => {
                     debug!(%error, "the server in the sandbox takes no connection");
                     None

@@ -1,6 +1,7 @@
 """An MCP server over Streamable HTTP that does what it is told, good or bad.
 
 `streamable.py PORT` serves http://127.0.0.1:PORT/mcp; port 0 takes any and prints it.
+A path in place of the port is that of a Unix socket.
 Every tool is one behaviour. `seen` tells what has reached this server: methods,
 headers and bodies, so that a test knows what was never sent.
 """
@@ -8,6 +9,7 @@ headers and bodies, so that a test knows what was never sent.
 import json
 import os
 import queue
+import socket
 import sys
 import threading
 import time
@@ -133,7 +135,8 @@ class Handler(BaseHTTPRequestHandler):
                                             "capabilities": {"tools": {}}, "serverInfo": {"name": "http", "version": "1"}})
         if method == "tools/list":
             extra = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"} if modern else {}
-            return self.answer(identifier, {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]} | extra)
+            marked = {"name": "marked", "inputSchema": {"type": "object", "properties": {"region": {"type": "string", "x-mcp-header": "Region"}}}}
+            return self.answer(identifier, {"tools": [marked] + [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]} | extra)
         if method == "tools/call":
             return self.call(identifier, params["name"], params.get("arguments") or {}, meta)
         if modern:
@@ -154,6 +157,10 @@ class Handler(BaseHTTPRequestHandler):
         done = {"jsonrpc": "2.0", "id": identifier, "result": {"content": [{"type": "text", "text": "done"}]} | ({"resultType": "complete"} if modern else {})}
         if name == "echo":
             self.text(identifier, json.dumps(arguments))
+        elif name == "marked":
+            if self.headers.get("Mcp-Param-Region") != arguments["region"]:
+                return self.error(identifier, 400, -32020)
+            self.text(identifier, arguments["region"])
         elif name == "seen":
             with lock:
                 self.text(identifier, json.dumps(seen))
@@ -243,7 +250,7 @@ class Handler(BaseHTTPRequestHandler):
             self.error(identifier, 200, -32602)
 
 
-port = int(sys.argv[1])
+port = int(sys.argv[1]) if sys.argv[1].isdigit() else sys.argv[1]
 if "--late" in sys.argv:
     time.sleep(0.5)
 if "--never" in sys.argv:
@@ -262,6 +269,21 @@ class Server(ThreadingHTTPServer):
         pass
 
 
-server = Server(("127.0.0.1", port), Handler)
-print(server.server_address[1], flush=True)
+class UnixServer(Server):
+    address_family = socket.AF_UNIX
+
+    def server_bind(self):
+        self.socket.bind(self.server_address)
+
+    def get_request(self):
+        connection, _ = self.socket.accept()
+        return connection, ("local", 0)
+
+
+if isinstance(port, str):
+    Handler.disable_nagle_algorithm = False
+    server = UnixServer(port, Handler)
+else:
+    server = Server(("127.0.0.1", port), Handler)
+    print(server.server_address[1], flush=True)
 server.serve_forever()
