@@ -252,7 +252,7 @@ fn token_for(request: &str, expires_in: u64) -> String {
     .to_string()
 }
 
-/// mcp-A3: of every byte that the upstream sees none is the client's token, session or header.
+/// mcp-A3, inc-14: of every byte that the upstream sees none is the client's token, session or header.
 #[tokio::test]
 async fn an_upstream_sees_its_own_credential_and_nothing_of_the_callers() {
     let upstream = Upstream::start(&[]);
@@ -322,7 +322,7 @@ async fn a_stranger_with_the_upstreams_address_is_told_nothing() {
     assert_eq!(tap.heard(), "");
 }
 
-/// inc-14: a missing credential is a misconfiguration, not a call without one.
+/// A missing credential is a misconfiguration, not a call without one.
 #[tokio::test]
 async fn without_its_credential_nothing_is_said_to_an_upstream() {
     let upstream = Upstream::start(&[]);
