@@ -303,6 +303,27 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
             );
         }
     }
+    if let Transport::Remote(upstream) = &config.transport {
+        let (key, credential) = match &upstream.authorization {
+            UpstreamAuthorization::Nothing => ("", None),
+            UpstreamAuthorization::Credential(name) => ("upstream.authorization", Some(name)),
+            UpstreamAuthorization::Exchange(exchange) => {
+                ("upstream.token-exchange", Some(&exchange.credential))
+            }
+        };
+        if let Some(credential) = credential
+            && !secret::is_given(root, ("thv@", &config.server), credential)
+        {
+            let service = format!("thv@{}.service", config.server);
+            warn(
+                key,
+                format!("no drop-in gives {service} the credential `{credential}`"),
+                format!(
+                    "run `systemctl edit {service}` and add `[Service]` and `LoadCredentialEncrypted={credential}`"
+                ),
+            );
+        }
+    }
     if config.sandbox.network == Network::Host {
         warn(
             "sandbox.network",
@@ -420,6 +441,33 @@ mod tests {
         for line in [
             "A: the text of the credential `key`",
             "/run/secrets/file: the credential `file`",
+        ] {
+            assert!(explained.contains(line), "{explained}");
+        }
+    }
+
+    #[test]
+    fn a_server_elsewhere_is_explained_without_a_sandbox() {
+        let server = "url = \"https://up.example.com/mcp\"\nresource = \"https://h/x\"\n[auth]\nmode = \"none\"\n\
+                      [authz]\nallow = \"authenticated\"\n[upstream]\nauthorization = { credential = \"up\" }\n";
+        let root = root_with(&[("servers/x.toml", server)]);
+        let warnings = answer(root.path(), "x").warnings;
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(
+            warnings[0]
+                .to_string()
+                .contains("LoadCredentialEncrypted=up")
+        );
+        let text = "[Service]\nLoadCredentialEncrypted=up\n";
+        unit::write_drop_in(root.path(), "thv@x.service", "50-up.conf", text).unwrap();
+        assert_eq!(answer(root.path(), "x").warnings, []);
+        let name = ServerName::parse("x").unwrap();
+        let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
+        let explained = plan(&config);
+        for line in [
+            "https://up.example.com/mcp",
+            "`up`",
+            "never the caller's token",
         ] {
             assert!(explained.contains(line), "{explained}");
         }

@@ -89,7 +89,12 @@ fn encrypt(root: &Path, key: &str, stored: &str) -> Result<()> {
 
 /// Whether a drop-in gives the runner of `name` the credential `key`.
 pub(super) fn is_loaded(root: &Path, name: &ServerName, key: &str) -> bool {
-    unit::drop_ins(root, "thv-runner@", name.as_str())
+    is_given(root, ("thv-runner@", name), key)
+}
+
+/// The same of the unit that is made from a template.
+pub(super) fn is_given(root: &Path, (template, name): (&str, &ServerName), key: &str) -> bool {
+    unit::drop_ins(root, template, name.as_str())
         .iter()
         .flat_map(|text| text.lines())
         .filter_map(|line| line.trim().split_once('='))

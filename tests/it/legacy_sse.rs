@@ -1,5 +1,7 @@
 //! Clients of the transport of 2024-11-05: one stream to hear on, one path to speak to.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -295,4 +297,42 @@ async fn streams_of_the_old_transport_are_limited_as_sessions_are() {
         assert_eq!(first.stream.next().await["error"]["code"], -32602);
         house.records.wait_for("child-exited").await;
     }
+}
+
+/// The SDK's own client of the old transport, from the endpoint event to the server's question.
+#[tokio::test]
+async fn the_sdks_client_of_the_old_transport_is_served() {
+    let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/host/npm/node_modules");
+    let script = "sse-client.mjs";
+    if !modules.join("@modelcontextprotocol/sdk").exists() || !Path::new("/usr/bin/node").exists() {
+        eprintln!(
+            "skipped: `node` and the packages of tests/host/peers are needed; `tests/run` installs them"
+        );
+        return;
+    }
+    let house = sse().open().await;
+    // Modules are looked for beside the script.
+    let files = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(modules, files.path().join("node_modules")).unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/it/servers")
+        .join(script);
+    std::fs::copy(source, files.path().join(script)).unwrap();
+    let mut client = std::process::Command::new("/usr/bin/node");
+    client
+        .arg(files.path().join(script))
+        .arg(format!("{}/sse", house.resource()))
+        .arg(house.token("alice"));
+    let done = tokio::task::spawn_blocking(move || client.output());
+    let done = timeout(PATIENCE, done).await.unwrap().unwrap().unwrap();
+    let said: Value = serde_json::from_slice(&done.stdout)
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&done.stderr)));
+    assert_eq!(
+        (&said["server"], &said["echo"]),
+        (&json!("scripted"), &json!("{\"n\": 1}")),
+        "{said}"
+    );
+    // The SDK does not take the scripted question for one, and answers that.
+    assert!(said["asked"].as_str().unwrap().contains("mine-1"), "{said}");
+    house.records.wait_for("child-exited").await;
 }

@@ -124,12 +124,20 @@ impl Talk {
         let mut lines = Lines::new(input, usize::MAX);
         let mut running = JoinSet::new();
         let mut waiting: HashMap<u64, AbortHandle> = HashMap::new();
+        // What has no answer keeps its order, and holds up nothing that has one.
+        let (notes, mut noted) = mpsc::channel(MAX_NOTES);
+        let talk = self.clone();
+        running.spawn(async move {
+            while let Some(note) = noted.recv().await {
+                talk.tell(&note).await;
+            }
+        });
         loop {
             tokio::select! {
                 line = lines.next(), if running.len() < MAX_RUNNING => {
                     let Ok(Line::Text(line)) = line else { break };
                     if let Some(message) = Outgoing::read(line) {
-                        self.pass(message, &mut running, &mut waiting).await;
+                        self.pass(message, &notes, (&mut running, &mut waiting)).await;
                     }
                 }
                 Some(_) = running.join_next() => {
@@ -146,8 +154,8 @@ impl Talk {
     async fn pass(
         self: &Arc<Self>,
         message: Outgoing,
-        running: &mut JoinSet<()>,
-        waiting: &mut HashMap<u64, AbortHandle>,
+        notes: &mpsc::Sender<Outgoing>,
+        (running, waiting): (&mut JoinSet<()>, &mut HashMap<u64, AbortHandle>),
     ) {
         match message.kind {
             Kind::Request(number, asks) => {
@@ -159,22 +167,24 @@ impl Talk {
             Kind::Cancelled(number) => {
                 // To close the stream is the whole cancel in the stateless version (mcp-T7).
                 if !message.is_modern() && self.lock().version.is_some() {
-                    self.tell(&message).await;
+                    let _ = notes.send(message).await;
                 }
                 if let Some(request) = waiting.remove(&number) {
                     request.abort();
                 }
             }
             Kind::Initialized => {
+                // Before anything else: some servers answer nothing earlier.
                 self.tell(&message).await;
                 let talk = self.clone();
                 running.spawn(async move { talk.listen().await });
             }
-            Kind::Other => self.tell(&message).await,
+            // Its task ends with this one, never before.
+            Kind::Other => drop(notes.send(message).await),
         }
     }
 
-    /// Sends what has no answer, before anything that comes after it.
+    /// Sends what has no answer.
     async fn tell(&self, message: &Outgoing) {
         let told = async {
             let mut answer = self.post(message).await?;
@@ -234,6 +244,8 @@ const SESSION_ID: &str = "mcp-session-id";
 const MAX_REQUESTS: usize = 32;
 /// Tasks of one conversation: requests that wait included.
 const MAX_RUNNING: usize = 128;
+/// Messages without an answer that wait for their turn.
+const MAX_NOTES: usize = 64;
 /// How long a server may take over a message that has no answer.
 const TELL: Duration = Duration::from_secs(10);
 /// How long the end of a process may take to be known, after that of its connections.

@@ -191,12 +191,11 @@ class Handler(BaseHTTPRequestHandler):
         elif name == "crash":
             os._exit(3)
         elif name == "hang":
-            self.events()
-            self.raw(": alive\n\n")
             try:
+                self.events()
                 while True:
-                    time.sleep(0.05)
                     self.raw(": alive\n\n")
+                    time.sleep(0.05)
             except OSError:
                 with lock:
                     seen.append({"method": "HANGUP", "body": str(identifier)})
