@@ -19,13 +19,14 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     task::JoinSet,
+    time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
     backends::{header, modern, tool},
     house::{Caller, call, house},
-    wire::{self, Events},
+    wire::{self, Events, PATIENCE},
 };
 
 /// A real server in a process of its own.
@@ -420,8 +421,18 @@ async fn a_slow_upstream_holds_up_nobody_else() {
         (slow.status, &slow.json()["error"]["data"]["reason"]),
         (504, &json!("timeout"))
     );
-    let seen = alice.call("seen", json!({})).await.said();
-    assert!(seen.contains("notifications/cancelled"), "{seen}");
+    timeout(PATIENCE, async {
+        while !alice
+            .call("seen", json!({}))
+            .await
+            .said()
+            .contains("notifications/cancelled")
+        {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
 }
 
 /// A stateless upstream, and a legacy one behind modern clients; the server's own stream, too.
