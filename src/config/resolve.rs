@@ -6,8 +6,8 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    Auth, Authz, Config, Destination, Door, ImageName, Issuer, Limits, Network, PolicyFile,
-    Resource, Sandbox, ServerName, Transport, UpstreamAuthorization, Way, egress,
+    Auth, Authz, Config, Destination, Door, ImageName, InsideDoor, Issuer, Limits, Network,
+    PolicyFile, Resource, Sandbox, ServerName, Transport, UpstreamAuthorization, Way, egress,
     fragment::{AuthFragment, Decides, Fragment, LimitsFragment, Mode, SandboxFragment},
     issuer_table,
     load::Loader,
@@ -84,6 +84,16 @@ pub(super) fn resolve(
         loader.report(place.about("upstream.token-exchange").problem(
             "without `mode = \"oidc\"` in [auth] there are no tokens to exchange",
             "set `authorization = { credential = \"NAME\" }`",
+        ));
+        return None;
+    }
+    if let (Some(Transport::Http(inside)), Some(sandbox)) = (&transport, &sandbox)
+        && matches!(inside.door, InsideDoor::Port(_))
+        && sandbox.network == Network::Host
+    {
+        loader.report(place.about("port").problem(
+            "under `network = \"host\"` all children would share one port, and whoever has it first is asked for all",
+            "write `socket = \"/run/mcp/mcp.sock\"`, or leave the server its own network",
         ));
         return None;
     }

@@ -172,6 +172,25 @@ async fn a_stream_that_ends_early_is_taken_up_again() {
     }
 }
 
+/// mcp-L6: the server's own stream is taken up again where it was cut.
+#[tokio::test]
+async fn a_servers_own_stream_is_taken_up_again() {
+    let house = inside(&[]).open().await;
+    let alice = house.session("alice").await;
+    let mut own = stream(&house, &alice).await;
+    assert_eq!(own.field("id: ").await, "0-0");
+    let note = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+    assert_eq!(alice.post(note).await.status, 202);
+    assert_eq!(alice.call("cut", json!({})).await.said(), "cut");
+    assert_eq!(
+        own.next().await["method"],
+        "notifications/tools/list_changed"
+    );
+    let seen = seen(&alice).await;
+    let again = |it: &&Value| header(it, "last-event-id") == Some("own-1");
+    assert_eq!(seen.iter().filter(again).count(), 1);
+}
+
 /// Each way in which a server can answer wrongly has its own answer, and nothing else is harmed.
 #[tokio::test]
 async fn what_is_no_answer_has_its_own() {

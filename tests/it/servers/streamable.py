@@ -84,13 +84,23 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self.event(answers.pop("poll"))
             return self.over()
+        if last is not None and last.startswith("own-"):
+            self.events()
+            self.event({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
+            while not session.get("over"):
+                time.sleep(0.05)
+            return self.over()
         if no_stream or modern:
             return self.plain(405)
         self.events()
         self.raw(": hello\n\n")
         while not session.get("over"):
             try:
-                self.event(session["notes"].get(timeout=0.1))
+                note = session["notes"].get(timeout=0.1)
+                if note is None:
+                    self.raw("retry: 50\nid: own-1\ndata:\n\n")
+                    return self.over()
+                self.event(note)
             except queue.Empty:
                 pass
         self.over()
@@ -188,6 +198,10 @@ class Handler(BaseHTTPRequestHandler):
             for session in list(sessions.values()):
                 session["notes"].put({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
             self.text(identifier, "announced")
+        elif name == "cut":
+            for session in list(sessions.values()):
+                session["notes"].put(None)
+            self.text(identifier, "cut")
         elif name == "crash":
             os._exit(3)
         elif name == "hang":
