@@ -16,6 +16,8 @@ use crate::{cli::provider, config::ServerName};
 pub(super) struct Wish {
     pub(super) name: ServerName,
     pub(super) command: Vec<String>,
+    /// Where it listens in its own network, if it speaks HTTP.
+    pub(super) target_port: Option<u16>,
     pub(super) resource: Option<String>,
     pub(super) hosts: Vec<String>,
     pub(super) issuer: String,
@@ -72,6 +74,10 @@ impl Wish {
             hosts.push(address.to_string());
         }
         line("command", list(&self.command));
+        if let Some(port) = self.target_port {
+            line("transport", quoted("http"));
+            line("port", port.to_string());
+        }
         line("resource", quoted(&resource));
         line("hosts", list(&hosts));
         text.push_str("\n[[auth.issuer]]\n");
