@@ -117,8 +117,11 @@ impl Talk {
                     if self.check_session(answer.head.status).is_err() {
                         self.gone.notify_one();
                     }
-                    // It has none: most servers do not (mcp-L1).
-                    if !answer.head.status.is_server_error() {
+                    // It has none: most servers do not (mcp-L1). What it is shown may be
+                    // accepted again after the next call.
+                    let later = [StatusCode::UNAUTHORIZED, StatusCode::TOO_MANY_REQUESTS];
+                    let status = answer.head.status;
+                    if !status.is_server_error() && !later.contains(&status) {
                         return;
                     }
                     pause = (pause * 2).min(MAX_PAUSE);

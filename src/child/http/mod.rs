@@ -198,6 +198,7 @@ impl Talk {
         };
         match timeout(TELL, told).await {
             Ok(Ok(())) => {}
+            Ok(Err(Fault::Gone)) => self.gone.notify_one(),
             Ok(Err(fault)) => debug!(?fault, "a notification did not reach the server"),
             Err(_) => debug!("the server did not take a notification in time"),
         }
