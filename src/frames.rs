@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::sys;
 
 /// The version of this conversation; both sides must speak the same.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// The systemd credential that holds the key.
 pub const KEY_CREDENTIAL: &str = "runner-key";
@@ -30,6 +30,9 @@ pub const MAX_KEY: usize = 256;
 
 /// Bytes of one frame.
 pub const MAX_FRAME: usize = 4096;
+
+/// Sockets that reach the loopback of a child that speaks HTTP: so many connections at once.
+pub const DIALERS: usize = 40;
 
 /// What the gateway asks.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -76,11 +79,13 @@ pub enum Reply {
     },
     /// Carries four descriptors: write end of the child's stdin, read ends of
     /// its stdout and stderr, and a pidfd of its init (to wait on); then the
-    /// listening sockets of its ways out, which stand in its own network.
+    /// listening sockets of its ways out, which stand in its own network; then
+    /// [`DIALERS`] unconnected ones of that network, if it speaks HTTP.
     Started {
         child: u64,
         pid: u32,
         listeners: usize,
+        dialers: usize,
     },
     /// The child was not started, and nothing of it is left.
     Failed {
@@ -100,12 +105,13 @@ pub enum Reply {
     Refused { reason: String },
 }
 
-/// What the stage of a child says to its runner, with the listening sockets that
-/// it has made in the child's network.
+/// What the stage of a child says to its runner, with the sockets that it has made
+/// in the child's network.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Listening {
     pub listeners: usize,
+    pub dialers: usize,
 }
 
 /// How a process ended.
@@ -209,9 +215,9 @@ pub fn receive_bare<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<O
     Ok(Some(serde_json::from_slice(&text[..length])?))
 }
 
-/// Descriptors of one frame: four of a child, and a listening socket for each line
-/// of `egress` and `forward` (the kernel has 253 at most).
-const MAX_DESCRIPTORS: usize = 208;
+/// Descriptors of one frame: four of a child, a listening socket for each line of
+/// `egress` and `forward`, and those that reach it (the kernel has 253 at most).
+const MAX_DESCRIPTORS: usize = 208 + DIALERS;
 
 #[cfg(test)]
 mod tests {
@@ -238,6 +244,7 @@ mod tests {
             child: 7,
             pid: 12,
             listeners: 0,
+            dialers: 0,
         };
         send(runner.as_fd(), &started, &[write.as_fd()]).unwrap();
         send(

@@ -10,7 +10,7 @@ pub mod audit;
 pub mod auth;
 // Cedar decides what an identity may do. The only maker of `Permit`s.
 pub mod authz;
-// The MCP server as the gateway sees it: asked of the runner, spoken to over stdio.
+// The MCP server as the gateway sees it: lines in, lines out, whatever it speaks. Never the caller's token.
 pub mod child;
 // Command line: a file a verb. Parses, calls one function, prints.
 pub mod cli;

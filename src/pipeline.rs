@@ -4,7 +4,9 @@
 //! record; what was allowed leaves an outcome record as well, under the same id.
 
 mod batch;
+mod legacy_sse;
 mod streams;
+mod upstream;
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +15,7 @@ use http::{HeaderValue, Method, StatusCode, header::HeaderMap, request::Parts};
 
 use crate::{
     audit::{self, Audit, Decision, Event, Outcome, RequestId, Verdict},
-    auth::{self, AuthError, Authenticator, Identity, Presented},
+    auth::{self, AuthError, Authenticator, Exchange as TokenExchange, Identity, Presented},
     authz::{DenyReason, Engine, Permit},
     child::StartError,
     config::Config,
@@ -22,12 +24,18 @@ use crate::{
     session::{Exchange, OpenError, SendError, Sent, Session, Sessions},
 };
 
+pub use legacy_sse::Clients;
+
 /// What answers requests: built once by `daemon`, from one configuration.
 pub struct Gateway {
     pub config: Config,
     pub authenticator: Authenticator,
     pub engine: Arc<Engine>,
     pub sessions: Sessions,
+    /// Those of the transport of 2024-11-05.
+    pub clients: Clients,
+    /// Where callers' tokens are exchanged, for a server that is shown others.
+    pub exchange: Option<Arc<TokenExchange>>,
     pub audit: Audit,
     /// Says that the configuration was edited and this gateway should make way.
     pub stale: tokio::sync::Notify,
@@ -58,9 +66,9 @@ async fn answer(
     record: &mut Decision,
 ) -> Result<Response, Refused> {
     let (head, body) = request?.into_parts();
-    match route::route(&head, &gateway.config, &gateway.metadata_paths)? {
-        Route::Metadata => return Ok(reply::json(StatusCode::OK, gateway.metadata.clone())),
-        Route::Mcp => {}
+    let route = route::route(&head, &gateway.config, &gateway.metadata_paths)?;
+    if route == Route::Metadata {
+        return Ok(reply::json(StatusCode::OK, gateway.metadata.clone()));
     }
     let identity = gateway
         .authenticator
@@ -75,13 +83,19 @@ async fn answer(
     record.who = Some((&*identity).into());
     gateway.authenticator.check_scopes(&identity)?;
     match head.method {
+        _ if route == Route::Sse => return legacy_sse::open(gateway, &head, &identity, record),
+        Method::POST if route == Route::Messages => route::message_headers(&head.headers)?,
         Method::DELETE => return streams::end(gateway, &head, &identity, record),
         Method::GET => return streams::open(gateway, &head, &identity, record),
         Method::POST => route::post_headers(&head.headers)?,
         _ => Err(Refusal::MethodNotAllowed(route::MCP_METHODS))?,
     }
     let body = body::read(body, gateway.config.limits.body).await?;
+    if route == Route::Messages {
+        return legacy_sse::post(gateway, &head, &identity, body, record).await;
+    }
     if batch::is_one(&body) {
+        upstream::make_ready(gateway, &head, &identity, Era::Legacy).await?;
         return batch::answer(gateway, &head, &identity, body, record);
     }
     let modern = one(&head.headers, VERSION)? == Some(version::MODERN);
@@ -90,8 +104,15 @@ async fn answer(
     record.aim = (&call.target()).into();
     let id = call.id().cloned();
     let decided = permitted_call(gateway, &head, &identity, call, record);
-    let (permit, place) = decided.map_err(|refusal| Refused { refusal, id })?;
+    let (permit, place) = decided.map_err(|refusal| Refused {
+        refusal,
+        id: id.clone(),
+    })?;
     gateway.audit.record(&Event::Decision(record.clone()));
+    let about = (permit.call().era(), record.request_id);
+    if let Err(refusal) = upstream::make_ready_for(gateway, &head, &identity, about).await {
+        return Ok(failed(gateway, record.request_id, &refusal, id.as_ref()));
+    }
     Ok(deliver(gateway, &identity, permit, place, record.request_id).await)
 }
 
@@ -119,32 +140,7 @@ fn permitted_call(
         Era::Modern => modern::agree(&head.headers, &call)?,
         Era::Legacy => legacy_version(&head.headers)?,
     }
-    if call.id().is_some() && !method::is_of(era, call.method()) {
-        return Err(no_method(era));
-    }
-    let permit = gateway.engine.decide(identity, call).map_err(|denied| {
-        record.policies = denied.policies;
-        if denied.reason == DenyReason::PolicyError {
-            let (request_id, policies) = (record.request_id, record.policies.clone());
-            gateway.audit.record(&Event::PolicyError {
-                request_id,
-                policies,
-                errors: denied.errors,
-            });
-        }
-        match denied.reason {
-            // There is no answer to a notification that could say more.
-            DenyReason::Method if denied.call.id().is_none() => {
-                CallError::Invalid("an unknown notification").into()
-            }
-            DenyReason::Method => no_method(era),
-            reason => denied
-                .scopes
-                .and_then(|step| gateway.authenticator.scopes_to_ask_for(identity, step))
-                .map_or(Refusal::Denied(reason), Refusal::Scope),
-        }
-    })?;
-    record.policies = permit.policies().to_vec();
+    let permit = permitted(gateway, identity, call, record)?;
     if era == Era::Modern {
         let awaiting = gateway.sessions.awaiting(identity, permit.call());
         if let Some(session) = awaiting.map_err(SendError::State)? {
@@ -175,6 +171,43 @@ fn permitted_call(
     record.session = Some(audit::session_tag(session.id()));
     session.admits(permit.call())?;
     Ok((permit, Place::Session(session)))
+}
+
+/// What a policy says of the call, whichever way it came.
+fn permitted(
+    gateway: &Gateway,
+    identity: &Identity,
+    call: Call,
+    record: &mut Decision,
+) -> Result<Permit, Refusal> {
+    let era = call.era();
+    if call.id().is_some() && !method::is_of(era, call.method()) {
+        return Err(no_method(era));
+    }
+    let permit = gateway.engine.decide(identity, call).map_err(|denied| {
+        record.policies = denied.policies;
+        if denied.reason == DenyReason::PolicyError {
+            let (request_id, policies) = (record.request_id, record.policies.clone());
+            gateway.audit.record(&Event::PolicyError {
+                request_id,
+                policies,
+                errors: denied.errors,
+            });
+        }
+        match denied.reason {
+            // There is no answer to a notification that could say more.
+            DenyReason::Method if denied.call.id().is_none() => {
+                CallError::Invalid("an unknown notification").into()
+            }
+            DenyReason::Method => no_method(era),
+            reason => denied
+                .scopes
+                .and_then(|step| gateway.authenticator.scopes_to_ask_for(identity, step))
+                .map_or(Refusal::Denied(reason), Refusal::Scope),
+        }
+    })?;
+    record.policies = permit.policies().to_vec();
+    Ok(permit)
 }
 
 async fn deliver(

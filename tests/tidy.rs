@@ -353,7 +353,9 @@ fn every_verb_and_every_flag_is_in_the_manual() {
 #[test]
 fn every_key_is_in_the_manual() {
     let manual = read("man/thv.toml.5").replace("\\-", "-");
-    let fragment = read("src/config/fragment.rs");
+    let fragment = ["fragment", "backend"]
+        .map(|file| read(format!("src/config/{file}.rs")))
+        .concat();
     let mut keys = 0;
     for taking in ["take(\"", "table(\""] {
         for key in fragment

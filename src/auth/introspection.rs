@@ -23,7 +23,7 @@ use crate::{
     config::{self, Issuer, TokenKind},
     fetch::{FetchError, Fetcher},
     json::Value,
-    systemd::CredentialError,
+    systemd::{CredentialError, Credentials},
 };
 
 /// Asks one issuer.
@@ -46,7 +46,7 @@ pub(super) struct Introspector {
 /// Why an introspector cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum IntrospectionError {
-    #[error("the secret for `introspection`: {0}")]
+    #[error("the secret of a client: {0}")]
     Credential(#[from] CredentialError),
     #[error("the credential `{0}` is empty or not plain text")]
     Secret(String),
@@ -60,20 +60,12 @@ impl Introspector {
         asked: &config::Introspection,
         around: &Surroundings<'_>,
     ) -> Result<Self, IntrospectionError> {
-        let secret = around.credentials.read(&asked.credential, MAX_SECRET)?;
-        let secret = String::from_utf8(secret)
-            .ok()
-            .map(|text| text.trim_end_matches(['\r', '\n']).to_owned())
-            .filter(|text| !text.is_empty() && !text.chars().any(char::is_control))
-            .ok_or_else(|| IntrospectionError::Secret(asked.credential.clone()))?;
-        // Both are form-encoded before they are joined (RFC 6749 §2.3.1).
-        let pair = format!("{}:{}", form(&asked.client_id), form(&secret));
         Ok(Self {
             issuer: issuer.clone(),
             url: asked.url.clone(),
             fetcher: keys::fetcher(issuer)?,
             discovery: Discovery::new(&issuer.issuer),
-            authorization: format!("Basic {}", STANDARD.encode(pair)),
+            authorization: client(&asked.client_id, &asked.credential, around.credentials)?,
             notices: around.notices.clone(),
             turns: Semaphore::new(MAX_QUESTIONS),
             failed: Mutex::default(),
@@ -240,8 +232,25 @@ impl Trouble {
     }
 }
 
+/// What a client at an issuer shows for itself: its name, and the secret in this credential.
+pub(super) fn client(
+    id: &str,
+    credential: &str,
+    credentials: &Credentials,
+) -> Result<String, IntrospectionError> {
+    let secret = credentials.read(credential, MAX_SECRET)?;
+    let secret = String::from_utf8(secret)
+        .ok()
+        .map(|text| text.trim_end_matches(['\r', '\n']).to_owned())
+        .filter(|text| !text.is_empty() && !text.chars().any(char::is_control))
+        .ok_or_else(|| IntrospectionError::Secret(credential.to_owned()))?;
+    // Both are form-encoded before they are joined (RFC 6749 §2.3.1).
+    let pair = format!("{}:{}", form(id), form(&secret));
+    Ok(format!("Basic {}", STANDARD.encode(pair)))
+}
+
 /// `application/x-www-form-urlencoded`, of which the unreserved characters stay.
-fn form(text: &str) -> String {
+pub(super) fn form(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {

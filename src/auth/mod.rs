@@ -5,7 +5,8 @@
 //! and verified with the issuer's own keys (`keys`, `jwk`), or vouched for by the
 //! issuer itself (`introspection`). `callers` holds whom of them a server lets in,
 //! `dpop` the proofs of those whose tokens are bound to a key, `local` the users of
-//! this host. Knows nothing of
+//! this host. What a caller's token is exchanged for at the provider, for a server
+//! elsewhere, is `exchange`'s. Knows nothing of
 //! MCP or of policies. Called by `pipeline` for every request.
 
 mod authenticate;
@@ -16,6 +17,7 @@ mod claims;
 mod discovery;
 mod dpop;
 mod error;
+mod exchange;
 mod explain;
 mod identity;
 mod introspection;
@@ -37,6 +39,7 @@ pub use authenticate::{Authenticator, Presented, Surroundings};
 pub use bearer::shown;
 pub use challenge::challenge;
 pub use error::{AuthError, Fault};
+pub use exchange::{CallerToken, Exchange, ExchangeError, Owner, Seat};
 pub use explain::{Check, Explanation, explain};
 pub use identity::{Identity, Kind, PrincipalKey};
 pub use introspection::IntrospectionError;

@@ -46,17 +46,19 @@ pub struct Launcher {
 /// One running child. Dropping it closes its pipes; the runner still has to be
 /// told to end it ([`Launcher::signal`]).
 #[derive(Debug)]
-pub struct Child {
-    pub number: u64,
+pub(super) struct Process {
+    pub(super) number: u64,
     /// The process id of the sandbox's init, as the runner sees it.
-    pub pid: u32,
-    pub stdin: pipe::Sender,
-    pub stdout: pipe::Receiver,
-    pub stderr: pipe::Receiver,
+    pub(super) pid: u32,
+    pub(super) stdin: pipe::Sender,
+    pub(super) stdout: pipe::Receiver,
+    pub(super) stderr: pipe::Receiver,
     /// The sockets that listen in its network, for its ways out.
-    pub doors: Vec<TcpListener>,
+    pub(super) doors: Vec<TcpListener>,
+    /// Sockets of its network that are there to be connected, if it speaks HTTP.
+    pub(super) dialers: Vec<OwnedFd>,
     /// Says once how the child ended.
-    pub ended: oneshot::Receiver<Ended>,
+    pub(super) ended: oneshot::Receiver<Ended>,
 }
 
 /// How a child ended.
@@ -74,6 +76,9 @@ pub enum StartError {
     /// A sandbox layer, `exec`, `limit` or `config`: said by the runner.
     #[error("{layer}: {reason}")]
     Failed { layer: String, reason: String },
+    /// It runs, and nobody listens where it should; what it has said about that is not for clients.
+    #[error("http: {reason}")]
+    NotListening { reason: String, said: String },
     #[error("the runner cannot be reached: {0}")]
     Unreachable(String),
     #[error("the runner refuses this gateway: {0}")]
@@ -85,11 +90,32 @@ pub enum StartError {
     Deadline,
 }
 
+impl StartError {
+    /// The sandbox layer that is at fault, or what stands in for it.
+    pub fn layer(&self) -> &str {
+        match self {
+            Self::Failed { layer, .. } => layer,
+            Self::NotListening { .. } => "http",
+            _ => "runner",
+        }
+    }
+
+    /// All that there is to say, for the journal.
+    pub fn in_full(&self) -> String {
+        match self {
+            Self::NotListening { said, .. } if !said.is_empty() => {
+                format!("{self}; it says: {said}")
+            }
+            _ => self.to_string(),
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Ask {
     Start {
         principal: PrincipalKey,
-        answer: oneshot::Sender<Result<Child, StartError>>,
+        answer: oneshot::Sender<Result<Process, StartError>>,
     },
     Signal {
         child: u64,
@@ -119,7 +145,7 @@ impl Launcher {
     }
 
     /// Has the runner start a child for `principal`.
-    pub async fn start(&self, principal: PrincipalKey) -> Result<Child, StartError> {
+    pub(super) async fn start(&self, principal: PrincipalKey) -> Result<Process, StartError> {
         let (answer, told) = oneshot::channel();
         let gone = || StartError::Unreachable("the gateway is stopping".to_owned());
         let ask = async {
@@ -134,9 +160,20 @@ impl Launcher {
             .unwrap_or(Err(StartError::Deadline))
     }
 
-    /// Asks for a signal; what becomes of it is told by [`Child::ended`].
-    pub async fn signal(&self, child: u64, signal: Signal) {
+    /// Asks for a signal; what becomes of it is told by [`Process::ended`].
+    pub(super) async fn signal(&self, child: u64, signal: Signal) {
         let _ = self.asks.send(Ask::Signal { child, signal }).await;
+    }
+
+    /// Ends a child that nobody was given, from where nothing can be waited for.
+    pub(super) fn kill(&self, child: u64) {
+        let signal = Signal::Kill;
+        if self.asks.try_send(Ask::Signal { child, signal }).is_err() {
+            debug!(
+                child,
+                "a child is left to the end of the runner's connection"
+            );
+        }
     }
 }
 
@@ -147,7 +184,7 @@ struct Work {
     digest: String,
     link: Option<AsyncFd<OwnedFd>>,
     next: u64,
-    starting: HashMap<u64, oneshot::Sender<Result<Child, StartError>>>,
+    starting: HashMap<u64, oneshot::Sender<Result<Process, StartError>>>,
     running: HashMap<u64, oneshot::Sender<Ended>>,
 }
 
@@ -250,7 +287,11 @@ impl Work {
                 child,
                 pid,
                 listeners,
-            } => self.started((child, pid, listeners), descriptors).await,
+                dialers,
+            } => {
+                self.started((child, pid, [listeners, dialers]), descriptors)
+                    .await
+            }
             Reply::Failed {
                 child,
                 layer,
@@ -278,7 +319,7 @@ impl Work {
 
     async fn started(
         &mut self,
-        (child, pid, listeners): (u64, u32, usize),
+        (child, pid, [listeners, dialers]): (u64, u32, [usize; 2]),
         descriptors: Vec<OwnedFd>,
     ) {
         let Some(answer) = self.starting.remove(&child) else {
@@ -286,9 +327,10 @@ impl Work {
         };
         let (end, ended) = oneshot::channel();
         self.running.insert(child, end);
-        let built = build((child, pid, listeners), descriptors, ended).map_err(|error| {
-            StartError::Unreachable(format!("its descriptors are not usable: {error}"))
-        });
+        let built =
+            build((child, pid, [listeners, dialers]), descriptors, ended).map_err(|error| {
+                StartError::Unreachable(format!("its descriptors are not usable: {error}"))
+            });
         // Nobody waits any more, or it cannot be used: a child must not be left behind.
         if answer.send(built).is_err() {
             self.send(&Request::Signal {
@@ -330,17 +372,19 @@ impl Work {
 }
 
 fn build(
-    (child, pid, listeners): (u64, u32, usize),
+    (child, pid, [listeners, dialers]): (u64, u32, [usize; 2]),
     mut descriptors: Vec<OwnedFd>,
     ended: oneshot::Receiver<Ended>,
-) -> io::Result<Child> {
+) -> io::Result<Process> {
     let wrong = || {
-        let expected = format!("four and {listeners} were expected");
+        let expected = format!("four, {listeners} and {dialers} were expected");
         io::Error::new(io::ErrorKind::InvalidData, expected)
     };
-    if descriptors.len() != OWN_DESCRIPTORS + listeners {
+    let all = OWN_DESCRIPTORS.saturating_add(listeners);
+    if Some(descriptors.len()) != all.checked_add(dialers) {
         return Err(wrong());
     }
+    let dialers = descriptors.split_off(all);
     let doors = descriptors
         .split_off(OWN_DESCRIPTORS)
         .into_iter()
@@ -353,13 +397,14 @@ fn build(
     // The pidfd is for a gateway that must wait without its runner; this one hears `Exited`.
     let [stdin, stdout, stderr, _pidfd]: [OwnedFd; OWN_DESCRIPTORS] =
         descriptors.try_into().map_err(|_| wrong())?;
-    Ok(Child {
+    Ok(Process {
         number: child,
         pid,
         stdin: pipe::Sender::from_owned_fd(stdin)?,
         stdout: pipe::Receiver::from_owned_fd(stdout)?,
         stderr: pipe::Receiver::from_owned_fd(stderr)?,
         doors,
+        dialers,
         ended,
     })
 }

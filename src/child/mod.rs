@@ -1,10 +1,16 @@
 //! The MCP server as the gateway sees it.
 //!
-//! [`Launcher`] asks the runner for children and never starts a process
-//! itself; a [`Child`] is three pipes, and the word when it has ended. `stdio`
-//! frames lines. Used only by `session`.
+//! A [`Source`] makes children of the kind that is configured: [`Launcher`] asks
+//! the runner for processes and never starts one itself, `http` talks to those
+//! that speak HTTP, here or elsewhere, and `stdio` frames lines. A [`Child`] is
+//! the same to a session in each case: lines in, lines out, and the word when it
+//! has ended. Used only by `session`.
 
+mod http;
 mod launcher;
+mod source;
 pub mod stdio;
 
-pub use launcher::{Child, Connection, Ended, Launcher, StartError};
+pub use self::http::Fault;
+pub use launcher::{Connection, Ended, Launcher, StartError};
+pub use source::{Child, Showing, Shown, Source, Translation};

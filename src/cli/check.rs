@@ -19,7 +19,7 @@ use crate::{
     authz::Engine,
     config::{
         self, Auth, Config, Engine as ImageEngine, EnvValue, ImageSource, Network, OwnerRule,
-        Problem, ServerName,
+        Problem, ServerName, Transport, Upstream, UpstreamAuthorization,
     },
     daemon,
     sandbox::{self, Host},
@@ -206,6 +206,9 @@ fn policies(config: &Config) -> Vec<Problem> {
 
 /// What a child of `config` may see and do, as its runner will apply it.
 fn plan(config: &Config) -> String {
+    if let Transport::Remote(upstream) = &config.transport {
+        return remote(upstream);
+    }
     // Which directory is the principal's is not known before there is one.
     let state = config.sandbox.state.then(|| {
         PathBuf::from(format!(
@@ -235,6 +238,24 @@ fn plan(config: &Config) -> String {
     }
 }
 
+/// What there is to say of a server that somebody else runs.
+fn remote(upstream: &Upstream) -> String {
+    let shown = match &upstream.authorization {
+        UpstreamAuthorization::Nothing => "nothing".to_owned(),
+        UpstreamAuthorization::Credential(name) => {
+            format!("the credential `{name}` of thv@.service, the same for every caller")
+        }
+        UpstreamAuthorization::Exchange(exchange) => format!(
+            "a token of its own for each caller, from `{}`",
+            exchange.token_url
+        ),
+    };
+    format!(
+        "Runs      nothing here: the server is at `{}`\nShown     {shown}; never the caller's token\n",
+        upstream.url
+    )
+}
+
 /// Whether a drop-in gives the runner of `name` the host's network.
 fn has_network(root: &Path, name: &ServerName) -> bool {
     let drop_ins = unit::drop_ins(root, "thv-runner@", name.as_str());
@@ -249,37 +270,32 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
     };
 
     // An image brings its own, and its archive stands in for it.
-    let (key, program) = match &config.image {
-        Some(image) => match &image.source {
+    let (key, program) = match (&config.image, config.command.first()) {
+        (Some(image), _) => match &image.source {
             ImageSource::OciArchive(path) | ImageSource::DockerArchive(path) => {
-                ("image", path.as_path())
+                ("image", Some(path.as_path()))
             }
-            ImageSource::Registry(_) => ("image", Path::new(NOWHERE)),
+            // A registry is not asked here.
+            ImageSource::Registry(_) => ("image", None),
         },
-        None => (
-            "command",
-            config
-                .command
-                .first()
-                .map(Path::new)
-                .expect("a command has a program"),
-        ),
+        (None, program) => ("command", program.map(Path::new)),
     };
-    match std::fs::metadata(program) {
-        // A registry is not asked here.
-        _ if program == Path::new(NOWHERE) => {}
-        Ok(meta) if key == "image" && meta.is_file() => {}
-        Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => {}
-        Ok(_) => warn(
-            "command",
-            format!("`{}` is not a program", program.display()),
-            "its mode must have x".into(),
-        ),
-        Err(error) => warn(
-            "command",
-            format!("`{}`: {error}", program.display()),
-            "install it".into(),
-        ),
+    // Nothing at all is run here of a server that somebody else runs.
+    if let Some(program) = program {
+        match std::fs::metadata(program) {
+            Ok(meta) if key == "image" && meta.is_file() => {}
+            Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => {}
+            Ok(_) => warn(
+                "command",
+                format!("`{}` is not a program", program.display()),
+                "its mode must have x".into(),
+            ),
+            Err(error) => warn(
+                "command",
+                format!("`{}`: {error}", program.display()),
+                "install it".into(),
+            ),
+        }
     }
     if config.engine == ImageEngine::Podman && !Path::new(sandbox::PODMAN).exists() {
         warn(
@@ -293,7 +309,7 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
         .read_only
         .iter()
         .map(|path| ("sandbox.read-only", path.as_path()));
-    for (key, path) in shown.chain([("command", program)]) {
+    for (key, path) in shown.chain(program.map(|program| ("command", program))) {
         if path::is_hidden(path) && !path::is_shown(root, &config.server, path) {
             let message = format!("`{}` is hidden from the runner by its unit", path.display());
             warn(
@@ -313,6 +329,27 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
                 &format!("env.{variable}"),
                 format!("no drop-in gives the runner the credential `{credential}`"),
                 format!("run `thv secret set {} {credential}`", config.server),
+            );
+        }
+    }
+    if let Transport::Remote(upstream) = &config.transport {
+        let (key, credential) = match &upstream.authorization {
+            UpstreamAuthorization::Nothing => ("", None),
+            UpstreamAuthorization::Credential(name) => ("upstream.authorization", Some(name)),
+            UpstreamAuthorization::Exchange(exchange) => {
+                ("upstream.token-exchange", Some(&exchange.credential))
+            }
+        };
+        if let Some(credential) = credential
+            && !secret::is_given(root, ("thv@", &config.server), credential)
+        {
+            let service = format!("thv@{}.service", config.server);
+            warn(
+                key,
+                format!("no drop-in gives {service} the credential `{credential}`"),
+                format!(
+                    "run `systemctl edit {service}` and add `[Service]` and `LoadCredentialEncrypted={credential}`"
+                ),
             );
         }
     }
@@ -351,9 +388,6 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
     }
     warnings
 }
-
-/// In place of the path of what lies on no path.
-const NOWHERE: &str = "/";
 
 #[cfg(test)]
 mod tests {
@@ -436,6 +470,33 @@ mod tests {
         for line in [
             "A: the text of the credential `key`",
             "/run/secrets/file: the credential `file`",
+        ] {
+            assert!(explained.contains(line), "{explained}");
+        }
+    }
+
+    #[test]
+    fn a_server_elsewhere_is_explained_without_a_sandbox() {
+        let server = "url = \"https://up.example.com/mcp\"\nresource = \"https://h/x\"\n[auth]\nmode = \"none\"\n\
+                      [authz]\nallow = \"authenticated\"\n[upstream]\nauthorization = { credential = \"up\" }\n";
+        let root = root_with(&[("servers/x.toml", server)]);
+        let warnings = answer(root.path(), "x").warnings;
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(
+            warnings[0]
+                .to_string()
+                .contains("LoadCredentialEncrypted=up")
+        );
+        let text = "[Service]\nLoadCredentialEncrypted=up\n";
+        unit::write_drop_in(root.path(), "thv@x.service", "50-up.conf", text).unwrap();
+        assert_eq!(answer(root.path(), "x").warnings, []);
+        let name = ServerName::parse("x").unwrap();
+        let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
+        let explained = plan(&config);
+        for line in [
+            "https://up.example.com/mcp",
+            "`up`",
+            "never the caller's token",
         ] {
             assert!(explained.contains(line), "{explained}");
         }

@@ -139,7 +139,7 @@ pub(super) fn list(root: &Path, name: &ServerName, json: bool) -> Result<ExitCod
 }
 
 fn listed(root: &Path, name: &ServerName, env: &BTreeMap<String, EnvValue>) -> Vec<Listed> {
-    let mut variables: BTreeMap<String, Vec<String>> = loaded(root, name)
+    let mut variables: BTreeMap<String, Vec<String>> = loaded(root, ("thv-runner@", name))
         .into_iter()
         .filter(|key| !key.contains('*'))
         .map(|key| (key, Vec::new()))
@@ -221,7 +221,12 @@ fn encrypt(root: &Path, key: &str, stored: &str) -> Result<()> {
 
 /// Whether a drop-in gives the runner of `name` the credential `key`.
 pub(super) fn is_loaded(root: &Path, name: &ServerName, key: &str) -> bool {
-    loaded(root, name)
+    is_given(root, ("thv-runner@", name), key)
+}
+
+/// The same of the unit that is made from a template.
+pub(super) fn is_given(root: &Path, unit: (&str, &ServerName), key: &str) -> bool {
+    loaded(root, unit)
         .iter()
         .any(|loaded| match loaded.split_once('*') {
             Some((start, _)) => key.starts_with(start),
@@ -230,8 +235,8 @@ pub(super) fn is_loaded(root: &Path, name: &ServerName, key: &str) -> bool {
 }
 
 /// What drop-ins load; a pattern (`ImportCredential=`) with its star.
-fn loaded(root: &Path, name: &ServerName) -> BTreeSet<String> {
-    let texts = unit::drop_ins(root, "thv-runner@", name.as_str());
+fn loaded(root: &Path, (template, name): (&str, &ServerName)) -> BTreeSet<String> {
+    let texts = unit::drop_ins(root, template, name.as_str());
     let settings = texts.iter().flat_map(|text| text.lines());
     settings
         .filter_map(|line| line.trim().split_once('='))

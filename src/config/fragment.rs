@@ -8,9 +8,11 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{
     Addition, Destination, Engine, EnvValue, ImageName, Layer, Registry, Resource, Seccomp, Way,
+    backend::BackendFragment,
     edge::{HttpFragment, TlsFragment},
     egress, image,
     issuer_table::IssuerFragment,
+    problem::Place,
     table::{At, Said, Table, Value, plain},
     url, value,
 };
@@ -37,6 +39,8 @@ pub(super) struct Fragment {
     pub(super) origins: Said<Vec<String>>,
     pub(super) tls: TlsFragment,
     pub(super) http: HttpFragment,
+    pub(super) backend: BackendFragment,
+    pub(super) legacy_sse: Said<bool>,
     pub(super) auth: AuthFragment,
     pub(super) authz: AuthzFragment,
     pub(super) sandbox: SandboxFragment,
@@ -121,6 +125,7 @@ impl Fragment {
             engine: top.take("engine", |value| value.parsed(image::engine)),
             digest_required: top.take("digest-required", Value::truth),
             registry: top.table("registry", image::registries),
+            backend: BackendFragment::read(&mut top, own),
             resource: top.take("resource", |value| {
                 own(value).and_then(|()| value.parsed(url::resource))
             }),
@@ -128,6 +133,7 @@ impl Fragment {
             origins: top.take("origins", |value| texts(value, 0, url::origin)),
             tls: top.table("tls", TlsFragment::read),
             http: top.table("http", HttpFragment::read),
+            legacy_sse: top.take("legacy-sse", Value::truth),
             auth: top.table("auth", AuthFragment::read),
             authz: top.table("authz", AuthzFragment::read),
             sandbox: top.table("sandbox", SandboxFragment::read),
@@ -220,6 +226,35 @@ impl SandboxFragment {
         };
         table.finish(LATER_SANDBOX);
         fragment
+    }
+}
+
+impl SandboxFragment {
+    /// Where something of it stands.
+    pub(super) fn place(&self) -> Option<&Place> {
+        let Self {
+            state,
+            read_only,
+            optional,
+            egress,
+            forward,
+            host_network,
+            dangerous,
+            seccomp,
+            seccomp_allow,
+        } = self;
+        let places = [
+            state.place(),
+            read_only.place(),
+            optional.place(),
+            egress.place(),
+            forward.place(),
+            host_network.place(),
+            dangerous.place(),
+            seccomp.place(),
+            seccomp_allow.place(),
+        ];
+        places.into_iter().flatten().next()
     }
 }
 
@@ -353,8 +388,6 @@ const MAX_EGRESS_CONNECTIONS: u64 = 1024;
 // Keys that later versions will know. They are told from slips of the keyboard,
 // so that nobody believes a protection to be there that is not.
 const LATER: &[&str] = &[
-    "transport",
-    "url",
     "warm",
     "pass-identity",
     "audit",

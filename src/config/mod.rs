@@ -5,6 +5,7 @@
 //! nothing is optional that has a default. All problems of all files are
 //! reported at once. Never talks to the network, never starts anything.
 
+mod backend;
 mod edge;
 mod egress;
 mod fragment;
@@ -24,6 +25,9 @@ mod value;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+pub use backend::{
+    Inside, InsideDoor, SOCKETS, TokenExchange, Transport, Upstream, UpstreamAuthorization,
+};
 pub use edge::{Pem, Proxies, Tls, Told};
 pub use egress::{Destination, Door, Host, Network, PROXY, Way, spelled};
 pub use image::{Engine, ImageName, ImageSource, Registry, Repository, image};
@@ -48,7 +52,10 @@ pub struct Config {
     pub digest: String,
     /// The files that were read (or looked for), for re-reading when they change.
     pub files: Vec<PathBuf>,
-    /// The program and its arguments; the program's path is absolute. Empty for an image.
+    /// How the server is spoken to, and where.
+    pub transport: Transport,
+    /// The program and its arguments; the program's path is absolute. Empty for an image
+    /// and for a server that somebody else runs.
     pub command: Vec<String>,
     /// The image that is run in place of a program of this host.
     pub image: Option<ImageName>,
@@ -68,6 +75,8 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// Who may say for whom they speak; nobody without.
     pub proxies: Option<Proxies>,
+    /// Whether clients of the transport of 2024-11-05 (HTTP+SSE) are served, too.
+    pub legacy_sse: bool,
     pub auth: Auth,
     pub authz: Authz,
     pub sandbox: Sandbox,

@@ -6,8 +6,9 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{
-    Auth, Authz, Config, Destination, Door, Engine, ImageName, Issuer, Limits, Network, PolicyFile,
-    Registry, Resource, Sandbox, ServerName, Way, egress,
+    Auth, Authz, Config, Destination, Door, Engine, ImageName, InsideDoor, Issuer, Limits, Network,
+    PolicyFile, Registry, Resource, Sandbox, ServerName, Transport, UpstreamAuthorization, Way,
+    egress,
     fragment::{AuthFragment, Decides, Fragment, LimitsFragment, Mode, SandboxFragment},
     issuer_table,
     load::Loader,
@@ -36,6 +37,8 @@ pub(super) fn resolve(
         origins,
         tls,
         http,
+        backend,
+        legacy_sse,
         auth,
         authz,
         sandbox,
@@ -58,8 +61,23 @@ pub(super) fn resolve(
         loader.report(engine.place.problem(message, "remove it"));
     }
     let registries = registries(loader, registry);
-    let program = program(loader, command, image, place);
-    if let (Some((_, None)), Some(place)) = (&program, arguments.place()) {
+    // What holds for all servers of this host is no contradiction in one of them.
+    let own = |place: &&Place| place.file.iter().any(|part| part == "servers");
+    let beside = [
+        command.place(),
+        image.place(),
+        arguments.place(),
+        sandbox.place().filter(own),
+        env.values().find_map(Said::place).filter(own),
+    ];
+    let remote = backend.is_remote();
+    let transport = backend.resolve(loader, &beside);
+    let program = if remote {
+        Some((Vec::new(), None))
+    } else {
+        program(loader, command, image, place)
+    };
+    if let (false, Some((_, None)), Some(place)) = (remote, &program, arguments.place()) {
         loader.report(place.problem("they belong to an `image`", "write them into `command`"));
     }
     let resource = required(
@@ -84,12 +102,32 @@ pub(super) fn resolve(
         None => None,
     };
     let sandbox = resolve_sandbox(loader, sandbox);
+    if let (Some(Transport::Remote(upstream)), Some(Auth::Peer | Auth::None)) = (&transport, &auth)
+        && matches!(upstream.authorization, UpstreamAuthorization::Exchange(_))
+    {
+        loader.report(place.about("upstream.token-exchange").problem(
+            "without `mode = \"oidc\"` in [auth] there are no tokens to exchange",
+            "set `authorization = { credential = \"NAME\" }`",
+        ));
+        return None;
+    }
+    if let (Some(Transport::Http(inside)), Some(sandbox)) = (&transport, &sandbox)
+        && matches!(inside.door, InsideDoor::Port(_))
+        && sandbox.network == Network::Host
+    {
+        loader.report(place.about("port").problem(
+            "under `network = \"host\"` all children would share one port, and whoever has it first is asked for all",
+            "write `socket = \"/run/mcp/mcp.sock\"`, or leave the server its own network",
+        ));
+        return None;
+    }
     let (resource, limits) = (resource?, resolve_limits(limits));
     let (command, image) = program?;
     Some(Config {
         server: server.clone(),
         digest: String::new(),
         files: Vec::new(),
+        transport: transport?,
         command,
         image,
         arguments: arguments.given(),
@@ -100,6 +138,7 @@ pub(super) fn resolve(
         resource,
         tls: tls?,
         proxies: proxies?,
+        legacy_sse: legacy_sse.given().unwrap_or(false),
         auth: auth?,
         authz: authz?,
         sandbox: sandbox?,

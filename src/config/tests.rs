@@ -275,6 +275,7 @@ fn summarize(out: &mut String, config: &Config) {
         server: _,
         digest: _,
         files,
+        transport,
         command,
         image,
         arguments,
@@ -285,6 +286,7 @@ fn summarize(out: &mut String, config: &Config) {
         origins,
         tls,
         proxies,
+        legacy_sse,
         auth,
         authz,
         sandbox,
@@ -303,6 +305,12 @@ fn summarize(out: &mut String, config: &Config) {
     }
     if let Some(proxies) = proxies {
         writeln!(out, "{proxies:?}").unwrap();
+    }
+    if *legacy_sse {
+        writeln!(out, "legacy-sse").unwrap();
+    }
+    if *transport != Transport::Stdio {
+        writeln!(out, "{transport:#?}").unwrap();
     }
     writeln!(
         out,

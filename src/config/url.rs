@@ -66,6 +66,15 @@ pub(super) fn fetched(text: &str) -> Result<String, String> {
     web(text).map(|_| text.to_owned())
 }
 
+/// Reads the path of an endpoint.
+pub(super) fn path(text: &str) -> Result<String, String> {
+    let parts = text
+        .starts_with('/')
+        .then(|| format!("http://localhost{text}"))
+        .ok_or_else(|| format!("{text:?} is no path such as \"/mcp\""))?;
+    web(&parts).map(|_| text.to_owned())
+}
+
 /// Reads a `Host` value; gives it in lower case.
 pub(super) fn host(text: &str) -> Result<String, String> {
     if text.contains('/') {

@@ -13,11 +13,11 @@ use crate::{
     audit::Event,
     auth::{self, Authenticator, Notice, Notices, Surroundings},
     authz::{Engine, PolicyProblem},
-    child::{Connection, Launcher},
-    config::{Auth, Config, Network, Problem, Problems},
-    daemon::Setup,
+    child::{Connection, Launcher, Source},
+    config::{Auth, Config, Network, Problem, Problems, Transport},
+    daemon::{Setup, backend},
     egress,
-    pipeline::Gateway,
+    pipeline::{Clients, Gateway},
     session::{self, Seal, Sessions},
 };
 
@@ -59,7 +59,7 @@ fn keys_event(notice: Notice) -> Event {
 }
 
 /// A problem that only shows when the configuration meets what surrounds it.
-fn problem(config: &Config, message: &str, help: &str) -> Problems {
+pub(super) fn problem(config: &Config, message: &str, help: &str) -> Problems {
     problem_of(config, message, help).into()
 }
 
@@ -129,6 +129,14 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
     if config.sandbox.network == Network::Host {
         warn!("children of this server run in THIS HOST'S network (sandbox.network = \"host\")");
     }
+    let (source, exchange) = match &config.transport {
+        Transport::Stdio => (Source::stdio(launcher), None),
+        Transport::Http(inside) => {
+            let patience = config.limits.start_timeout;
+            (Source::inside(launcher, inside.clone(), patience), None)
+        }
+        Transport::Remote(upstream) => backend::remote(&config, upstream, setup)?,
+    };
     let egress = egress::Rules::new(&config, setup.resolver.clone(), setup.audit.clone());
     let seal = match &setup.state {
         Some(directory) => Seal::kept(directory, setup.clock.clone()).unwrap_or_else(|error| {
@@ -138,7 +146,7 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         None => Seal::fleeting(setup.clock.clone()),
     };
     let sessions = Sessions::new(session::Setup {
-        launcher,
+        source: Arc::new(source),
         egress: Arc::new(egress),
         audit: setup.audit.clone(),
         sessions: config.limits.sessions,
@@ -153,6 +161,8 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         authenticator,
         engine: Arc::new(engine),
         sessions,
+        clients: Clients::default(),
+        exchange,
         audit: setup.audit.clone(),
         stale: Notify::new(),
         config,

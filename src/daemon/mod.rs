@@ -4,6 +4,7 @@
 //! about a request. A configuration that cannot be served is a mode, not an
 //! exit: every client is told 503 until the files are mended.
 
+mod backend;
 mod build;
 mod edge;
 mod misconfigured;

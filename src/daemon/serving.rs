@@ -105,6 +105,7 @@ pub(super) async fn serve(
     setup.audit.record(&Event::Stopping);
     let _ = drain.send(true);
     gateway.sessions.end_streams();
+    gateway.clients.close();
     let deadline = Instant::now() + DRAIN_DEADLINE;
     tokio::select! {
         _ = timeout_at(deadline, all_answered(&mut connections, &gateway, &setup.notifier)) => {}

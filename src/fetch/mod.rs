@@ -5,8 +5,10 @@
 //! proxies, no cookies, no credentials but those it was given for one origin.
 //! The address that was resolved is the one that is dialled. Used by `auth` for
 //! discovery documents, key sets and introspection, and by `image`, whose answers
-//! are long ([`Transfer`]).
+//! are long ([`Transfer`]); an [`Endpoint`] dials by the same rules for those who
+//! speak at length (`child`).
 
+mod endpoint;
 mod target;
 mod transfer;
 
@@ -28,13 +30,13 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpStream, lookup_host},
     sync::OnceCell,
     time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
+pub use endpoint::{Endpoint, Io};
 use target::Target;
 pub use target::{is_loopback, is_public};
 pub use transfer::{Question, Transfer};
@@ -192,11 +194,16 @@ impl Fetcher {
 
     async fn once(&self, target: &Target, form: Option<&Form<'_>>) -> Result<Answer, FetchError> {
         let request = self.request(target, form)?;
+        ask(self.dial(target).await?, request).await
+    }
+
+    /// A connection to the address that was checked, and to whom it was meant for.
+    async fn dial(&self, target: &Target) -> Result<Box<dyn Io>, FetchError> {
         let stream = connect(target, &self.allowed).await?;
         if !target.tls {
-            return ask(stream, request).await;
+            return Ok(Box::new(stream));
         }
-        ask(self.secured(target, stream).await?, request).await
+        Ok(Box::new(self.secured(target, stream).await?))
     }
 
     /// Speaks TLS with whom the name says.
@@ -298,10 +305,7 @@ async fn connect(target: &Target, allowed: &[IpNet]) -> Result<TcpStream, FetchE
     })
 }
 
-async fn ask(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    request: Request<Full<Bytes>>,
-) -> Result<Answer, FetchError> {
+async fn ask(stream: Box<dyn Io>, request: Request<Full<Bytes>>) -> Result<Answer, FetchError> {
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(MAX_HEAD)
         .handshake(TokioIo::new(stream))

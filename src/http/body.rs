@@ -13,8 +13,9 @@ use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::{
-    Instant, Interval, MissedTickBehavior, Sleep, interval_at, sleep_until, timeout,
+use tokio::{
+    sync::mpsc,
+    time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at, sleep_until, timeout},
 };
 
 use crate::{
@@ -76,6 +77,18 @@ impl HttpBody for Body {
     }
 }
 
+/// What joins a stream that is open.
+pub enum Joining {
+    /// A message that is whole.
+    Text(Bytes),
+    /// A request's messages and its answer.
+    Exchange(Id, Exchange),
+    /// The session's own stream. Its end is the end of all.
+    Own(Exchange),
+    /// When the stream ends in any case.
+    Until(Option<Instant>),
+}
+
 /// Exchanges as server-sent events (WHATWG HTML §9.2), until the last has its answer.
 pub struct Events {
     /// Texts that are ready to go.
@@ -83,6 +96,10 @@ pub struct Events {
     open: Vec<Open>,
     keep_alive: Interval,
     until: Option<Pin<Box<Sleep>>>,
+    /// More may come while this is there.
+    joining: Option<mpsc::Receiver<Joining>>,
+    /// Dropped with the stream.
+    _guard: Option<Box<dyn Send>>,
 }
 
 /// One exchange whose answer has not come.
@@ -131,6 +148,15 @@ impl Events {
         Self::of(ready, open.collect())
     }
 
+    /// A stream to which more is joined while it is open; it begins with `first`, which is
+    /// an event already. `guard` is dropped when it ends.
+    pub fn joined(first: Bytes, joining: mpsc::Receiver<Joining>, guard: Box<dyn Send>) -> Self {
+        let mut events = Self::of(VecDeque::from([first]), Vec::new());
+        events.joining = Some(joining);
+        events._guard = Some(guard);
+        events
+    }
+
     /// Ends at that time, whatever may still come (tok-69).
     pub fn end_at(&mut self, end: Instant) {
         self.until = Some(Box::pin(sleep_until(end)));
@@ -144,6 +170,8 @@ impl Events {
             open,
             keep_alive,
             until: None,
+            joining: None,
+            _guard: None,
         }
     }
 
@@ -155,6 +183,11 @@ impl Events {
             && until.as_mut().poll(context).is_ready()
         {
             self.open.clear();
+            self.joining = None;
+        }
+        self.join(context);
+        if let Some(text) = self.ready.pop_front() {
+            return Poll::Ready(Some(text));
         }
         let mut at = 0;
         while at < self.open.len() {
@@ -168,16 +201,54 @@ impl Events {
                     }
                     return Poll::Ready(Some(text));
                 }
-                Poll::Ready(None) => drop(self.open.swap_remove(at)),
+                Poll::Ready(None) => {
+                    let ended = self.open.swap_remove(at);
+                    // Without the session nothing more can join.
+                    if ended.id.is_none() {
+                        self.joining = None;
+                    }
+                }
                 Poll::Pending => at += 1,
             }
         }
-        if self.open.is_empty() {
+        if self.open.is_empty() && self.joining.is_none() {
             return Poll::Ready(None);
         }
         self.keep_alive
             .poll_tick(context)
             .map(|_| Some(Bytes::from_static(b":\n\n")))
+    }
+
+    fn join(&mut self, context: &mut Context<'_>) {
+        let Some(joining) = &mut self.joining else {
+            return;
+        };
+        loop {
+            let (id, exchange) = match joining.poll_recv(context) {
+                Poll::Pending => return,
+                Poll::Ready(None) => {
+                    self.joining = None;
+                    return;
+                }
+                Poll::Ready(Some(Joining::Text(text))) => {
+                    self.ready.push_back(data(None, &text));
+                    continue;
+                }
+                Poll::Ready(Some(Joining::Until(until))) => {
+                    self.until = until.map(|until| Box::pin(sleep_until(until)));
+                    // Looked at now, or nobody would wake for it.
+                    context.waker().wake_by_ref();
+                    continue;
+                }
+                Poll::Ready(Some(Joining::Exchange(id, exchange))) => (Some(id), exchange),
+                Poll::Ready(Some(Joining::Own(exchange))) => (None, exchange),
+            };
+            self.open.push(Open {
+                id,
+                exchange: exchange.plain(),
+                style: Style::Plain,
+            });
+        }
     }
 }
 
@@ -190,6 +261,11 @@ impl Open {
         };
         data(place.as_deref(), &text)
     }
+}
+
+/// The first event of the transport of 2024-11-05: where its client sends messages.
+pub fn endpoint(path: &str) -> Bytes {
+    format!("event: endpoint\ndata: {path}\n\n").into()
 }
 
 /// One event. The message holds no line break: lines are how it was read (sse-1).

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     audit::Reason,
-    auth::{self, AuthError},
+    auth::{self, AuthError, ExchangeError},
     authz::DenyReason,
     child::StartError,
     config::Config,
@@ -84,6 +84,9 @@ pub enum Refusal {
     Open(#[from] OpenError),
     #[error("{0}")]
     Send(#[from] SendError),
+    /// The server is elsewhere, and there is no token for it.
+    #[error("{0}")]
+    Exchange(ExchangeError),
     /// thv itself cannot serve; the journal and `thv check` know why.
     #[error("misconfigured")]
     Misconfigured,
@@ -128,14 +131,18 @@ impl Refusal {
             Self::Open(error) => match error {
                 OpenError::Full => Reason::SessionLimit,
                 OpenError::NoVersion => Reason::ChildProtocol,
-                OpenError::Start(StartError::Failed { .. } | StartError::Deadline) => {
-                    Reason::ChildStartFailed
-                }
+                OpenError::Start(
+                    StartError::Failed { .. }
+                    | StartError::NotListening { .. }
+                    | StartError::Deadline,
+                ) => Reason::ChildStartFailed,
                 OpenError::Start(_) => Reason::RunnerUnavailable,
                 OpenError::Failed(failure) => failure.reason(),
                 OpenError::Send(error) => sending(*error),
             },
             Self::Send(error) => sending(*error),
+            Self::Exchange(ExchangeError::Refused(_)) => Reason::ExchangeRefused,
+            Self::Exchange(ExchangeError::Down(_)) => Reason::ProviderUnavailable,
             Self::Misconfigured => Reason::Misconfigured,
             Self::Restarting => Reason::Stopping,
         }
@@ -179,10 +186,13 @@ impl Refusal {
             Self::Denied(DenyReason::Method) => StatusCode::OK,
             Self::Open(OpenError::Full | OpenError::Start(_))
             | Self::Auth(AuthError::IssuerDown { .. })
+            | Self::Exchange(ExchangeError::Down(_))
             | Self::Misconfigured
             | Self::Restarting => StatusCode::SERVICE_UNAVAILABLE,
             Self::Open(OpenError::Failed(failure)) => reply::failure_status(*failure),
-            Self::Open(OpenError::NoVersion) => StatusCode::BAD_GATEWAY,
+            Self::Open(OpenError::NoVersion) | Self::Exchange(ExchangeError::Refused(_)) => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::Open(OpenError::Send(error)) | Self::Send(error) => match error {
                 SendError::Gone => StatusCode::NOT_FOUND,
                 SendError::Busy => StatusCode::SERVICE_UNAVAILABLE,
@@ -301,6 +311,7 @@ impl Refusal {
                 | Self::SessionIdMissing
                 | Self::NoSession(_)
                 | Self::Open(_)
+                | Self::Exchange(_)
                 | Self::Send(_)
                 // These come before the body too, but a client without a token is
                 // the usual first request: hyper drains what is small.

@@ -96,7 +96,11 @@ pub fn failure(id: Option<&Id>, failure: Failure) -> Bytes {
 pub fn failure_status(failure: Failure) -> StatusCode {
     match failure {
         Failure::Timeout => StatusCode::GATEWAY_TIMEOUT,
-        Failure::ChildEnded | Failure::OutOfMemory | Failure::BadAnswer => StatusCode::BAD_GATEWAY,
+        Failure::ChildEnded
+        | Failure::OutOfMemory
+        | Failure::BadAnswer
+        | Failure::Unreachable
+        | Failure::Refused => StatusCode::BAD_GATEWAY,
         Failure::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         // The client knows; this only ends the request that it gave up.
         Failure::Cancelled | Failure::NoInput => StatusCode::OK,

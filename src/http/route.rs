@@ -11,6 +11,10 @@ pub enum Route {
     Metadata,
     /// The MCP endpoint.
     Mcp,
+    /// The stream of the transport of 2024-11-05, where it is served.
+    Sse,
+    /// Where its clients send their messages.
+    Messages,
 }
 
 /// Checks where a request comes from and finds where it goes. `metadata` are
@@ -36,7 +40,16 @@ pub fn route(head: &Parts, config: &Config, metadata: &[String]) -> Result<Route
         };
     }
     if path != config.resource.path {
-        return Err(Refusal::NotFound);
+        let below = path
+            .strip_prefix(config.resource.path.trim_end_matches('/'))
+            .filter(|_| config.legacy_sse);
+        return match (below, &head.method) {
+            (Some(SSE), &Method::GET) => Ok(Route::Sse),
+            (Some(SSE), _) => Err(Refusal::MethodNotAllowed("GET")),
+            (Some(MESSAGES), &Method::POST) => Ok(Route::Messages),
+            (Some(MESSAGES), _) => Err(Refusal::MethodNotAllowed("POST")),
+            _ => Err(Refusal::NotFound),
+        };
     }
     match head.method {
         Method::POST | Method::GET | Method::DELETE => Ok(Route::Mcp),
@@ -46,6 +59,15 @@ pub fn route(head: &Parts, config: &Config, metadata: &[String]) -> Result<Route
 
 /// A POST's own headers: exactly JSON in, JSON and events out (conn-16 … conn-18).
 pub fn post_headers(headers: &HeaderMap) -> Result<(), Refusal> {
+    json_in(headers)?;
+    if accepts(headers, ["application/json", "application/*"]) && accepts(headers, EVENTS) {
+        Ok(())
+    } else {
+        Err(Refusal::NotAcceptable)
+    }
+}
+
+fn json_in(headers: &HeaderMap) -> Result<(), Refusal> {
     let mut types = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(kind), None) = (types.next(), types.next()) else {
         return Err(Refusal::ContentType);
@@ -60,11 +82,12 @@ pub fn post_headers(headers: &HeaderMap) -> Result<(), Refusal> {
     {
         return Err(Refusal::ContentType);
     }
-    if accepts(headers, ["application/json", "application/*"]) && accepts(headers, EVENTS) {
-        Ok(())
-    } else {
-        Err(Refusal::NotAcceptable)
-    }
+    Ok(())
+}
+
+/// A message's own headers, where its answer comes elsewhere: exactly JSON in.
+pub fn message_headers(headers: &HeaderMap) -> Result<(), Refusal> {
+    json_in(headers)
 }
 
 /// A GET's own headers: events out.
@@ -167,6 +190,9 @@ fn media_type(value: &[u8]) -> &[u8] {
         .trim_ascii()
 }
 
+/// The paths of the transport of 2024-11-05, below the resource's own.
+const SSE: &str = "/sse";
+pub const MESSAGES: &str = "/messages";
 /// The methods of the MCP endpoint that are answered.
 pub const MCP_METHODS: &str = "POST, GET, DELETE";
 /// Those that are answered to a modern client (mcp-T18).

@@ -85,7 +85,7 @@ fn entered(
     Ok(session)
 }
 
-fn done(gateway: &Gateway, record: &mut Decision) {
+pub(super) fn done(gateway: &Gateway, record: &mut Decision) {
     record.policies = vec!["session".to_owned()];
     gateway.audit.record(&Event::Decision(record.clone()));
     gateway

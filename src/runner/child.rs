@@ -58,8 +58,8 @@ pub(super) struct Child {
 pub(super) enum Told {
     /// Not known yet.
     Nothing,
-    /// With the listening sockets of its ways out.
-    Started(Vec<OwnedFd>),
+    /// With the sockets of its network.
+    Started(sandbox::Doors),
     Failed(Fault),
 }
 
@@ -243,10 +243,10 @@ impl Child {
         }
     }
 
-    fn take_doors(&mut self) -> Result<Vec<OwnedFd>, Fault> {
+    fn take_doors(&mut self) -> Result<sandbox::Doors, Fault> {
         match self.doors.take() {
             Some(socket) => sandbox::received(&self.plan, &socket),
-            None => Ok(Vec::new()),
+            None => Ok(sandbox::Doors::default()),
         }
     }
 

@@ -284,10 +284,16 @@ impl Link {
                 let reply = Reply::Started {
                     child: number,
                     pid,
-                    listeners: doors.len(),
+                    listeners: doors.out.len(),
+                    dialers: doors.into.len(),
                 };
                 let own = [&stdin, &stdout, &stderr, &pidfd];
-                let descriptors: Vec<_> = own.into_iter().chain(&doors).map(AsFd::as_fd).collect();
+                let descriptors: Vec<_> = own
+                    .into_iter()
+                    .chain(&doors.out)
+                    .chain(&doors.into)
+                    .map(AsFd::as_fd)
+                    .collect();
                 self.send(&reply, &descriptors)
             }
         }

@@ -3,7 +3,7 @@
 use std::{fmt, path::Path};
 
 use super::plan::{Access, Entry, Plan};
-use crate::config::{Door, Host, Layer, Network};
+use crate::config::{Door, Host, InsideDoor, Layer, Network, SOCKETS};
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -87,6 +87,15 @@ impl fmt::Display for Plan {
         });
         writeln!(f, "Devices   {}", devices.collect::<Vec<_>>().join(" "))?;
         network(f, self)?;
+        match &self.listens {
+            Some(InsideDoor::Port(port)) => {
+                writeln!(f, "Speaks    HTTP at port {port} of its own loopback")?;
+            }
+            Some(InsideDoor::Socket(name)) => {
+                writeln!(f, "Speaks    HTTP at its socket `{SOCKETS}/{name}`")?;
+            }
+            None => {}
+        }
         let names: Vec<_> = self.env.iter().map(|(name, _)| name.as_str()).collect();
         writeln!(f, "Variables {}", names.join(" "))?;
         for (name, credential) in &self.secret_env {

@@ -23,7 +23,7 @@ mod root;
 mod stage;
 
 pub use credentials::Credentials;
-pub use doors::received;
+pub use doors::{Doors, received};
 pub use filter::{Filter, FilterError};
 pub use init::read_status;
 pub use installed::Installed;

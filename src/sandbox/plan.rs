@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::installed::Installed;
-use crate::config::{Addition, Config, EnvValue, Layer, Limits, Network, PROXY, Seccomp};
+use crate::config::{
+    Addition, Config, EnvValue, InsideDoor, Layer, Limits, Network, PROXY, SOCKETS, Seccomp,
+    Transport,
+};
 
 /// What a child may see and do, in the order in which it is applied.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -29,6 +32,8 @@ pub struct Plan {
     pub home: PathBuf,
     /// Its own loopback with its ways out, or the host's.
     pub network: Network,
+    /// Where it listens, if it speaks HTTP.
+    pub listens: Option<InsideDoor>,
     /// The limits of the child's own cgroup.
     pub cgroup: CgroupLimits,
     /// Connections and bytes that its ways out carry at most; the gateway counts.
@@ -167,6 +172,11 @@ pub fn plan(config: &Config, host: &Host, state: Option<&Path>, image: Option<&I
         }
     }
     env.extend(proxy(&config.sandbox.network));
+    // The commonest way to tell a server where to listen.
+    env.extend(listens(config).map(|door| match door {
+        InsideDoor::Port(port) => ("PORT".to_owned(), port.to_string()),
+        InsideDoor::Socket(name) => ("SOCKET".to_owned(), format!("{SOCKETS}/{name}")),
+    }));
     env.retain(|(name, _)| !config.env.contains_key(name));
     let mut secret_env = Vec::new();
     for (name, value) in &config.env {
@@ -200,11 +210,19 @@ pub fn plan(config: &Config, host: &Host, state: Option<&Path>, image: Option<&I
         cwd: image.map_or_else(|| home.clone(), |image| image.cwd.clone()),
         home,
         network: config.sandbox.network.clone(),
+        listens: listens(config),
         cgroup: cgroup(&config.limits),
         egress: (config.limits.egress_connections, config.limits.egress_bytes),
         seccomp: (config.sandbox.seccomp, config.sandbox.seccomp_allow.clone()),
         is_podman: false,
         optional: config.sandbox.optional.iter().copied().collect(),
+    }
+}
+
+fn listens(config: &Config) -> Option<InsideDoor> {
+    match &config.transport {
+        Transport::Http(inside) => Some(inside.door.clone()),
+        Transport::Stdio | Transport::Remote(_) => None,
     }
 }
 
@@ -299,6 +317,7 @@ fn root(config: &Config, host: &Host, state: Option<&Path>) -> Vec<Entry> {
     }
     memory_and_processes(&mut entries, config);
     entries.push(Entry::Directory { at: "/run".into() });
+    entries.extend(sockets(config));
     secrets(&mut entries, config);
     entries.extend(state.map(kept));
     // Shorter paths first, so that what lies below another comes after it.
@@ -355,6 +374,7 @@ fn over_image(config: &Config, state: Option<&Path>) -> Vec<Entry> {
         at: "/run".into(),
         bytes: RUN,
     });
+    entries.extend(sockets(config));
     for (at, text) in names(config) {
         entries.push(Entry::File {
             at: at.into(),
@@ -404,6 +424,14 @@ fn memory_and_processes(entries: &mut Vec<Entry>, config: &Config) {
         at: "/tmp".into(),
         bytes: config.limits.tmp,
     });
+}
+
+/// The place of the server's own socket, if it listens at one.
+fn sockets(config: &Config) -> Option<Entry> {
+    matches!(listens(config), Some(InsideDoor::Socket(_))).then(|| Entry::Scratch {
+        at: SOCKETS.into(),
+        bytes: SOCKETS_SIZE,
+    })
 }
 
 /// The files that say what this host and others are called.
@@ -477,5 +505,7 @@ const STATE: &str = "/state";
 pub(super) const ID: u32 = 1000;
 /// Bytes of an image's `/run`.
 const RUN: u64 = 16 << 20;
+/// Bytes of the directory of a server's socket.
+const SOCKETS_SIZE: u64 = 1 << 20;
 /// Bytes of `/dev/shm`.
 const SHARED_MEMORY: u64 = 64 << 20;

@@ -14,7 +14,10 @@ use std::{
 };
 
 use nix::{
-    sys::prctl,
+    sys::{
+        prctl,
+        stat::{Mode, umask},
+    },
     unistd::{ForkResult, Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, setsid},
 };
 
@@ -22,7 +25,10 @@ use super::{
     credentials::Credentials, doors, filter::Filter, init, landlock, namespaces, plan::Plan,
     privileges, root,
 };
-use crate::{config::Layer, sys};
+use crate::{
+    config::{InsideDoor, Layer},
+    sys,
+};
 
 /// What a child is started with.
 pub struct Start<'a> {
@@ -97,10 +103,10 @@ pub fn run(start: Start<'_>) -> ! {
 
 fn prepare(start: &Start<'_>, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
     namespaces::settle(start.plan, start.owner)?;
+    root::build(start.plan, start.staged, start.credentials)?;
     if let Some(doors) = &start.doors {
         doors::open(start.plan, doors)?;
     }
-    root::build(start.plan, start.staged, start.credentials)?;
     privileges::limit(start.plan, skipped)?;
     init::block_signals()
         .map_err(|error| Fault::of(Layer::Namespaces, "blocking signals", error))?;
@@ -163,6 +169,11 @@ fn become_server(
     {
         // The runner has no use for it any more, and takes no report.
         sys::process::leave(1);
+    }
+    if matches!(plan.listens, Some(InsideDoor::Socket(_))) {
+        // The gateway is another user, and must be able to connect to what the server makes;
+        // nobody but these two can see the place.
+        umask(Mode::empty());
     }
     if let Err(error) = chdir(plan.cwd.as_path()) {
         return exec(

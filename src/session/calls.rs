@@ -266,6 +266,14 @@ impl Session {
         self.finish(state, call, reason, bytes, Event::Answer(text));
     }
 
+    /// A request that will have no answer.
+    pub(super) fn fail_one(&self, number: u64, failure: Failure) {
+        let mut state = self.state();
+        if let Some(call) = state.in_flight.remove(&number) {
+            self.fail(&mut state, call, failure);
+        }
+    }
+
     /// Fails the calls that are meant to stay open.
     pub(super) fn fail_open_ended(&self, state: &mut State, failure: Failure) {
         let open: Vec<u64> = state

@@ -4,8 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
-    io::AsyncWriteExt,
-    net::unix::pipe,
+    io::{AsyncWrite, AsyncWriteExt},
     sync::{mpsc, watch},
     task::JoinSet,
     time::timeout,
@@ -14,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::{
     audit::{Audit, Event, Exit},
-    child::{Child, Ended, Launcher, stdio},
+    child::{Child, Ended, Source, Translation, stdio},
     egress,
     frames::{Signal, Status},
     session::{Session, exchange::Failure, pump},
@@ -22,7 +21,7 @@ use crate::{
 
 /// What a child's whole life needs.
 pub(super) struct Around {
-    pub(super) launcher: Launcher,
+    pub(super) source: Arc<Source>,
     pub(super) egress: Arc<egress::Rules>,
     pub(super) audit: Audit,
 }
@@ -36,7 +35,7 @@ pub(super) async fn tend(
     around: Around,
 ) {
     let Around {
-        launcher,
+        source,
         egress,
         audit,
     } = around;
@@ -45,8 +44,9 @@ pub(super) async fn tend(
         pid,
         stdin,
         stdout,
-        stderr,
+        errors,
         doors,
+        translation,
         mut ended,
     } = child;
     let child = number;
@@ -57,14 +57,25 @@ pub(super) async fn tend(
         pump::run(&speaker, stdout, output).await;
         speaker.hang_up();
     });
-    let errors = audit.clone();
-    streams.spawn(stdio::log_lines(stderr, move |line| {
-        errors.record(&Event::ChildStderr {
-            child,
-            pid,
-            line: line.to_vec(),
+    for errors in errors {
+        let audit = audit.clone();
+        streams.spawn(stdio::log_lines(errors, move |line| {
+            audit.record(&Event::ChildStderr {
+                child,
+                pid,
+                line: line.to_vec(),
+            });
+        }));
+    }
+    if let Some(Translation { work, mut faults }) = translation {
+        streams.spawn(work);
+        let session = session.clone();
+        streams.spawn(async move {
+            while let Some((number, fault)) = faults.recv().await {
+                session.fail_one(number, fault.into());
+            }
         });
-    }));
+    }
 
     let owner = egress::Child {
         number,
@@ -108,7 +119,7 @@ pub(super) async fn tend(
     }
     for signal in [Signal::Terminate, Signal::Kill] {
         if status.is_none() {
-            launcher.signal(number, signal).await;
+            source.signal(number, signal).await;
             status = timeout(TIME_TO_OBEY, &mut ended)
                 .await
                 .ok()
@@ -151,7 +162,11 @@ pub(super) async fn tend(
     });
 }
 
-async fn write(session: Arc<Session>, mut lines: mpsc::Receiver<Bytes>, mut stdin: pipe::Sender) {
+async fn write(
+    session: Arc<Session>,
+    mut lines: mpsc::Receiver<Bytes>,
+    mut stdin: impl AsyncWrite + Unpin,
+) {
     while let Some(line) = lines.recv().await {
         // It has closed its input: its output tells what becomes of it.
         if stdin.write_all(&line).await.is_err() {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::audit::Reason;
+use crate::{audit::Reason, child::Fault};
 
 /// What comes back for one request, in order: any number of messages, then one answer.
 #[derive(Clone, Debug)]
@@ -26,6 +26,10 @@ pub enum Failure {
     OutOfMemory,
     /// The child answered with something that is no JSON-RPC answer (json-17).
     BadAnswer,
+    /// A server that speaks HTTP takes no connection.
+    Unreachable,
+    /// It took the request and refused it, or what it was shown.
+    Refused,
     /// The client itself cancelled.
     Cancelled,
     /// The client would not or could not give what the server asked it for.
@@ -42,6 +46,8 @@ impl Failure {
             Self::ChildEnded => "server-ended",
             Self::OutOfMemory => "server-out-of-memory",
             Self::BadAnswer => "server-protocol-error",
+            Self::Unreachable => "server-unreachable",
+            Self::Refused => "server-refused",
             Self::Cancelled => "cancelled",
             Self::NoInput => "input-refused",
             Self::ShuttingDown => "shutting-down",
@@ -54,6 +60,8 @@ impl Failure {
             Self::Timeout => Reason::CallTimeout,
             Self::ChildEnded | Self::OutOfMemory => Reason::ChildGone,
             Self::BadAnswer => Reason::ChildProtocol,
+            Self::Unreachable => Reason::ServerUnreachable,
+            Self::Refused => Reason::ServerRefused,
             Self::Cancelled => Reason::Cancelled,
             Self::NoInput => Reason::InputRefused,
             Self::ShuttingDown => Reason::Stopping,
@@ -67,6 +75,8 @@ impl Failure {
             Self::ChildEnded => "the server ended before it answered",
             Self::OutOfMemory => "the server ran out of memory",
             Self::BadAnswer => "the server's answer is not a JSON-RPC answer",
+            Self::Unreachable => "the server cannot be reached",
+            Self::Refused => "the server refuses the request",
             Self::Cancelled => "cancelled by the client",
             Self::NoInput => "the client did not give what the server asked it for",
             Self::ShuttingDown => "shutting down, outcome unknown",
@@ -76,3 +86,14 @@ impl Failure {
 
 /// What is done to an answer before the client sees it.
 pub type Finish = Box<dyn Fn(Bytes) -> Bytes + Send>;
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Unreachable => Self::Unreachable,
+            Fault::Lost | Fault::Gone => Self::ChildEnded,
+            Fault::Refused => Self::Refused,
+            Fault::BadAnswer => Self::BadAnswer,
+        }
+    }
+}

@@ -16,9 +16,9 @@ use tokio::{
 
 use crate::{
     audit::{Audit, Event, Outcome, Reason, RequestId},
-    auth::{Identity, PrincipalKey},
+    auth::{Identity, Owner, PrincipalKey},
     authz::Permit,
-    child::{Child, Launcher, StartError},
+    child::{Child, Source, StartError},
     egress,
     json::Value,
     mcp::{Era, Message},
@@ -33,7 +33,8 @@ use crate::{
 
 /// What sessions are made with.
 pub struct Setup {
-    pub launcher: Launcher,
+    /// Where children come from.
+    pub source: Arc<Source>,
     /// What children may reach.
     pub egress: Arc<egress::Rules>,
     pub audit: Audit,
@@ -163,7 +164,7 @@ impl Sessions {
             .clone()
             .try_acquire_owned()
             .map_err(|_| OpenError::Full)?;
-        let child = self.start(identity).await?;
+        let child = self.start(identity, era).await?;
         let principal = Some(identity.principal_key().to_string());
         self.setup.audit.record(&Event::ChildStarted {
             child: child.number,
@@ -191,7 +192,7 @@ impl Sessions {
             child,
             (lines, self.setup.output),
             ending::Around {
-                launcher: self.setup.launcher.clone(),
+                source: self.setup.source.clone(),
                 egress: self.setup.egress.clone(),
                 audit: self.setup.audit.clone(),
             },
@@ -210,16 +211,17 @@ impl Sessions {
         Ok(opening)
     }
 
-    async fn start(&self, identity: &Identity) -> Result<Child, StartError> {
-        let started = self.setup.launcher.start(identity.principal_key()).await;
+    async fn start(&self, identity: &Identity, era: Era) -> Result<Child, StartError> {
+        let owner = match era {
+            Era::Legacy => Owner::of(identity),
+            // One serves all clients of its principal.
+            Era::Modern => Owner::of_all_clients(identity),
+        };
+        let started = self.setup.source.start(&owner).await;
         started.inspect_err(|error| {
-            let layer = match error {
-                StartError::Failed { layer, .. } => layer,
-                _ => "runner",
-            };
             self.setup.audit.record(&Event::LayerFailed {
-                layer: layer.to_owned(),
-                reason: error.to_string(),
+                layer: error.layer().to_owned(),
+                reason: error.in_full(),
             });
         })
     }

@@ -32,3 +32,17 @@ pub(crate) fn received_descriptors<S>(message: RecvMsg<'_, '_, S>) -> io::Result
     }
     Ok(owned)
 }
+
+/// Makes a connected TCP socket one that can be connected anew (connect(2), `AF_UNSPEC`);
+/// what it was connected to hears a reset, if it has not heard the end.
+pub(crate) fn disconnect(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let nobody = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    let length = size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY: `socket` is borrowed, hence open throughout; the kernel reads `length`
+    // bytes of `nobody`, which is that long and lives until the call returns.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, length) };
+    super::done(result.into())
+}

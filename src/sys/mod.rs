@@ -12,7 +12,7 @@ pub(crate) mod privileges;
 pub(crate) mod process;
 mod readiness;
 
-pub(crate) use descriptors::{accept, received_descriptors};
+pub(crate) use descriptors::{accept, disconnect, received_descriptors};
 pub(crate) use readiness::readiness;
 
 /// What a call that answers zero or an error has answered.

@@ -3,7 +3,10 @@
 from wire import IDP_PORT, ISSUER
 
 EVERYTHING, PROBES, COUNTER, WRONG, OPAQUE = "everything", "probes", "counter", "wrong", "opaque"
-PORTS = {EVERYTHING: 8081, PROBES: 8082, COUNTER: 8083, WRONG: 8084, OPAQUE: 8085}
+INSIDE, SOCKET, REMOTE = "inside", "socket", "remote"
+PORTS = {EVERYTHING: 8081, PROBES: 8082, COUNTER: 8083, WRONG: 8084, OPAQUE: 8085, INSIDE: 8086, SOCKET: 8087, REMOTE: 8088}
+# Where somebody else's server listens.
+UPSTREAM = 8089
 
 
 def resource(name):
@@ -50,6 +53,26 @@ forward   = ["127.0.0.1:443=127.0.0.1:{IDP_PORT}"]"""),
     OPAQUE: configuration(
         OPAQUE, '["/usr/bin/python3", "/opt/peers/scripted.py"]', 'allow = "authenticated"',
         issuer='introspection = { client-id = "thv", credential = "idp" }\ndpop = "accepted"\nscopes = ["mcp"]'),
+    INSIDE: "transport = \"http\"\nport = 3001\n" + configuration(
+        INSIDE,
+        '["/usr/bin/node", "/opt/peers/node_modules/@modelcontextprotocol/server-everything/dist/index.js", "streamableHttp"]',
+        'allow = "authenticated"', limits='start-timeout = "25s"'),
+    SOCKET: "transport = \"http\"\nsocket = \"/run/mcp/x.sock\"\n" + configuration(
+        SOCKET, '["/usr/bin/python3", "-u", "/opt/peers/streamable.py", "/run/mcp/x.sock"]', 'allow = "authenticated"'),
+    REMOTE: f"""\
+url      = "http://127.0.0.1:{UPSTREAM}/mcp"
+resource = "{resource(REMOTE)}"
+
+[[auth.issuer]]
+issuer   = "{ISSUER}"
+audience = "{resource(REMOTE)}"
+
+[authz]
+allow = "authenticated"
+
+[upstream]
+authorization = {{ credential = "up" }}
+""",
 }
 
 POLICIES = {

@@ -46,10 +46,14 @@ pub struct Plan {
     unix: bool,
     /// Replaces the whole server file.
     file: Option<String>,
+    /// A server that somebody else runs, and more lines of `[upstream]`.
+    remote: Option<(String, String)>,
+    /// Credentials of the gateway's.
+    credentials: Vec<(&'static str, String)>,
     /// Done when the files are there and nothing has started.
     before: Option<fn(&Path)>,
     /// Where the runner's credentials are.
-    credentials: Option<PathBuf>,
+    runner_credentials: Option<PathBuf>,
 }
 
 /// A running gateway; it ends when this is dropped.
@@ -79,8 +83,10 @@ pub fn house() -> Plan {
         clock: Clock::system(),
         unix: false,
         file: None,
+        remote: None,
+        credentials: Vec::new(),
         before: None,
-        credentials: None,
+        runner_credentials: None,
     }
 }
 
@@ -167,6 +173,18 @@ impl Plan {
         self
     }
 
+    /// A server that somebody else runs, in place of one of our own.
+    pub fn remote(mut self, url: &str, upstream: &str) -> Self {
+        self.remote = Some((url.to_owned(), upstream.to_owned()));
+        self
+    }
+
+    /// A credential of the gateway's.
+    pub fn credential(mut self, name: &'static str, text: &str) -> Self {
+        self.credentials.push((name, text.to_owned()));
+        self
+    }
+
     /// Something to do below the root before anything starts.
     pub fn before(mut self, prepare: fn(&Path)) -> Self {
         self.before = Some(prepare);
@@ -175,7 +193,7 @@ impl Plan {
 
     /// Gives the runner a directory of credentials, as systemd would.
     pub fn credentials(mut self, directory: &Path) -> Self {
-        self.credentials = Some(directory.to_owned());
+        self.runner_credentials = Some(directory.to_owned());
         self
     }
 
@@ -220,9 +238,14 @@ impl Plan {
         } else {
             listener.into()
         };
+        let secrets = files.path().join("credentials");
+        fs::create_dir(&secrets).unwrap();
+        for (name, text) in &self.credentials {
+            fs::write(secrets.join(name), text).unwrap();
+        }
         let server = ServerName::parse("it").unwrap();
         let mut program = PathBuf::from(env!("CARGO_BIN_EXE_thv"));
-        if let Some(credentials) = &self.credentials {
+        if let Some(credentials) = &self.runner_credentials {
             let script = format!(
                 "#!/bin/sh\nCREDENTIALS_DIRECTORY={} exec {} \"$@\"\n",
                 credentials.display(),
@@ -240,7 +263,7 @@ impl Plan {
         let mut stamp = config::stamp(&root, &name);
         let (root_again, name_again) = (root.clone(), name.clone());
         let setup = Setup {
-            credentials: Credentials::default(),
+            credentials: Credentials::within(secrets),
             server,
             load: Box::new(move || config::load(&root, &name, OwnerRule::RootOrCaller)),
             changed: Box::new(move || {
@@ -281,6 +304,13 @@ impl Plan {
         } else {
             r#"allow = "authenticated""#
         };
+        if let Some((url, upstream)) = &self.remote {
+            return format!(
+                "url = \"{url}\"\nresource = \"http://{address}/mcp\"\n{}\n[[auth.issuer]]\nissuer = \"{issuer}\"\n\
+                 audience = \"http://{address}/mcp\"\n{}\n[authz]\n{authz}\n\n[upstream]\n{upstream}\n\n{}",
+                self.top, self.issuer, self.more
+            );
+        }
         format!(
             "command = {command:?}\nresource = \"http://{address}/mcp\"\n{}\n[[auth.issuer]]\nissuer = \"{issuer}\"\n\
              audience = \"http://{address}/mcp\"\n{}\n[authz]\n{authz}\n\n[sandbox]\noptional = [{}]\n\

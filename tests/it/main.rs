@@ -7,6 +7,8 @@
 
 /// Sandboxes that are made before anybody asks.
 mod ahead;
+/// Servers that speak HTTP, in the sandbox and elsewhere.
+mod backends;
 /// Clients and servers of different eras.
 mod bridge;
 /// What others say that conforms.
@@ -30,6 +32,8 @@ mod http2;
 mod identity;
 /// Servers that come as container images.
 mod image;
+/// The transport of 2024-11-05.
+mod legacy_sse;
 /// Requests of the stateless version.
 mod modern;
 /// Servers that are not ours.
@@ -44,6 +48,8 @@ mod proxies;
 mod refusals;
 /// A registry of images, on loopback and by TLS.
 mod registry;
+/// Servers that somebody else runs.
+mod remote;
 /// One server from one command line.
 mod run;
 /// Who may ask the runner for anything.

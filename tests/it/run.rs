@@ -222,6 +222,28 @@ async fn the_articles_command_line_serves_in_the_foreground() {
     );
 }
 
+/// A server that speaks HTTP in its sandbox is one line more.
+#[tokio::test]
+async fn a_server_that_speaks_http_runs_from_the_command_line() {
+    let server = format!("{}/streamable.py", servers());
+    let more = [
+        "--transport",
+        "streamable-http",
+        "--target-port=9000",
+        "--",
+        "/usr/bin/python3",
+        "-u",
+        &server,
+        "9000",
+    ];
+    let running = Running::start(&more, None).await;
+    let caller = running.session().await;
+    let answer = caller.call("echo", json!({ "n": 1 })).await;
+    assert_eq!(answer.said(), "{\"n\": 1}");
+    let (said, code, _) = running.end();
+    assert_eq!(code, Some(0), "{said}");
+}
+
 #[tokio::test]
 async fn a_client_id_is_compared() {
     let running = Running::start(&["--oidc-client-id=other"], None).await;
@@ -477,6 +499,8 @@ async fn what_would_not_take_effect_is_refused_with_the_line_to_type() {
     let issuer = "http://127.0.0.1:9";
     for (more, words) in [
         (&["--transport", "sse"][..], &["--transport stdio"][..]),
+        (&["--transport", "streamable-http"], &["--target-port PORT"]),
+        (&["--target-port", "8080"], &["--transport streamable-http"]),
         (
             &["--oidc-audience \"toolhive\""],
             &["--oidc-audience=toolhive", "one argument"],

@@ -54,6 +54,16 @@ pub async fn exchange(address: SocketAddr, request: &[u8]) -> Answer {
     ask(TcpStream::connect(address).await.unwrap(), request).await
 }
 
+/// Sends bytes, and reads the status of what is answered, which may not end.
+pub async fn head(address: SocketAddr, request: &[u8]) -> u16 {
+    let mut stream = BufReader::new(TcpStream::connect(address).await.unwrap());
+    stream.write_all(request).await.unwrap();
+    let mut line = String::new();
+    let read = timeout(PATIENCE, stream.read_line(&mut line)).await;
+    read.expect("no answer in time").unwrap();
+    line.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
 /// The same over a Unix socket.
 pub async fn exchange_unix(path: &Path, request: &[u8]) -> Answer {
     ask(UnixStream::connect(path).await.unwrap(), request).await

@@ -25,9 +25,12 @@ pub(crate) struct Run {
     /// The server's name [default: that of the program]
     #[arg(long)]
     name: Option<ServerName>,
-    /// How the server speaks: stdio
+    /// How the server speaks: stdio or streamable-http
     #[arg(long, default_value = "stdio")]
     transport: String,
+    /// Where a server that speaks HTTP listens, in its own network
+    #[arg(long, value_name = "PORT")]
+    target_port: Option<u16>,
     /// Listen on this port; 0 takes a free one
     #[arg(long, default_value_t = 8080)]
     port: u16,
@@ -122,13 +125,8 @@ fn is_quoted(value: &str, quote: char) -> bool {
 impl Run {
     /// What is asked for, complete but for what this host has to add.
     pub(super) fn wish(&self) -> Result<Wish, Usage> {
-        if self.transport != "stdio" {
-            return Err(Usage(format!(
-                "--transport {}: this version starts servers that speak stdio; leave it away or write `--transport stdio`",
-                self.transport
-            )));
-        }
         let image = self.image.as_deref().map(named_image).transpose()?;
+        let target_port = self.target_port()?;
         let command = self.command()?;
         let name = match &self.name {
             Some(name) => name.clone(),
@@ -173,6 +171,7 @@ impl Run {
             name,
             image: image.map(|image| image.text),
             command,
+            target_port,
             resource: self.resource.clone(),
             hosts: self.hosts.clone(),
             issuer,
@@ -205,6 +204,23 @@ impl Run {
             )));
         }
         Ok(SocketAddr::new(ip, self.port))
+    }
+
+    fn target_port(&self) -> Result<Option<u16>, Usage> {
+        match (self.transport.as_str(), self.target_port) {
+            ("stdio", None) => Ok(None),
+            ("stdio", Some(port)) => Err(Usage(format!(
+                "--target-port {port}: a server that speaks stdio listens nowhere; add `--transport streamable-http`"
+            ))),
+            ("streamable-http" | "http", Some(port @ 1..)) => Ok(Some(port)),
+            (transport @ ("streamable-http" | "http"), _) => Err(Usage(format!(
+                "--transport {transport}: where does it listen, in its own network? Add `--target-port PORT`"
+            ))),
+            (other, _) => Err(Usage(format!(
+                "--transport {other}: servers that speak stdio or Streamable HTTP are started; \
+                 write `--transport stdio` or `--transport streamable-http --target-port PORT`"
+            ))),
+        }
     }
 
     fn command(&self) -> Result<Vec<String>, Usage> {

@@ -18,6 +18,8 @@ pub(super) struct Wish {
     pub(super) image: Option<String>,
     /// The program and its arguments; of an image, what its own program is given.
     pub(super) command: Vec<String>,
+    /// Where it listens in its own network, if it speaks HTTP.
+    pub(super) target_port: Option<u16>,
     pub(super) resource: Option<String>,
     pub(super) hosts: Vec<String>,
     pub(super) issuer: String,
@@ -81,6 +83,10 @@ impl Wish {
                     line("arguments", list(&self.command));
                 }
             }
+        }
+        if let Some(port) = self.target_port {
+            line("transport", quoted("http"));
+            line("port", port.to_string());
         }
         line("resource", quoted(&resource));
         line("hosts", list(&hosts));

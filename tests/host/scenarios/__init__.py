@@ -11,7 +11,7 @@ def foundation(scenario):
     return scenario
 
 
-from . import calls, demo, identity, idle, images, isolation, mistakes, package, probes, run, units  # noqa: E402
+from . import backends, calls, demo, identity, idle, images, isolation, mistakes, package, probes, run, units  # noqa: E402
 
 ORDER = [
     *package.FIRST,
@@ -19,6 +19,7 @@ ORDER = [
     *calls.ALL,
     *identity.ALL,
     *isolation.ALL,
+    *backends.ALL,
     *probes.ALL,
     *idle.ALL,
     *mistakes.ALL,

@@ -1,0 +1,176 @@
+//! Reads server-sent events (WHATWG HTML §9.2) as they come, within a bound.
+
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+/// What is read of one stream so far.
+pub(super) struct Reader {
+    buffer: BytesMut,
+    /// How much of the buffer is known to hold no line end.
+    scanned: usize,
+    /// A line feed now would belong to the line before.
+    after_return: bool,
+    began: bool,
+    data: Vec<u8>,
+    has_data: bool,
+    named: bool,
+    /// The id of the last event, and what comes to be it with the next.
+    pub(super) last: Option<String>,
+    id: Option<String>,
+    /// How long to wait before coming back, where the server said so.
+    pub(super) retry: Option<Duration>,
+    max: usize,
+}
+
+/// The event is longer than allowed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct TooLong;
+
+impl Reader {
+    pub(super) fn new(max: usize) -> Self {
+        Self {
+            buffer: BytesMut::new(),
+            scanned: 0,
+            after_return: false,
+            began: false,
+            data: Vec::new(),
+            has_data: false,
+            named: false,
+            last: None,
+            id: None,
+            retry: None,
+            max,
+        }
+    }
+
+    pub(super) fn push(&mut self, chunk: &[u8]) {
+        self.buffer.extend_from_slice(chunk);
+    }
+
+    /// The data of the next event that is whole and has any.
+    pub(super) fn next(&mut self) -> Result<Option<Bytes>, TooLong> {
+        while let Some(line) = self.line()? {
+            if !line.is_empty() {
+                self.field(&line);
+                if self.data.len() > self.max {
+                    return Err(TooLong);
+                }
+                continue;
+            }
+            if let Some(id) = self.id.take() {
+                self.last = Some(id);
+            }
+            let data = std::mem::take(&mut self.data);
+            // What is not called a message is none (and neither is a priming event, which is empty).
+            let wanted = std::mem::take(&mut self.has_data) && !std::mem::take(&mut self.named);
+            self.named = false;
+            if wanted && !data.is_empty() {
+                return Ok(Some(data.into()));
+            }
+        }
+        Ok(None)
+    }
+
+    fn line(&mut self) -> Result<Option<Bytes>, TooLong> {
+        if self.after_return && !self.buffer.is_empty() {
+            self.after_return = false;
+            if self.buffer[0] == b'\n' {
+                self.buffer.advance(1);
+            }
+        }
+        let ends = |byte: &u8| matches!(byte, b'\n' | b'\r');
+        let Some(end) = self.buffer[self.scanned..].iter().position(ends) else {
+            self.scanned = self.buffer.len();
+            return if self.scanned > self.max {
+                Err(TooLong)
+            } else {
+                Ok(None)
+            };
+        };
+        let end = self.scanned + end;
+        self.scanned = 0;
+        let mut line = self.buffer.split_to(end + 1).freeze();
+        self.after_return = line[end] == b'\r';
+        line.truncate(end);
+        if !std::mem::replace(&mut self.began, true) && line.starts_with(BOM) {
+            line.advance(BOM.len());
+        }
+        Ok(Some(line))
+    }
+
+    fn field(&mut self, line: &[u8]) {
+        let colon = line.iter().position(|byte| *byte == b':');
+        let (name, value) = match colon {
+            Some(0) => return,
+            Some(colon) => (&line[..colon], &line[colon + 1..]),
+            None => (line, &[][..]),
+        };
+        let value = value.strip_prefix(b" ").unwrap_or(value);
+        match name {
+            b"data" => {
+                if self.has_data {
+                    self.data.push(b'\n');
+                }
+                self.has_data = true;
+                self.data.extend_from_slice(value);
+            }
+            b"event" => self.named = !matches!(value, b"" | b"message"),
+            b"id" if value.len() <= MAX_ID => {
+                self.id = std::str::from_utf8(value).ok().map(str::to_owned);
+            }
+            b"retry" => {
+                let digits = std::str::from_utf8(value).ok();
+                self.retry = digits
+                    .and_then(|digits| digits.parse().ok())
+                    .map(Duration::from_millis)
+                    .or(self.retry);
+            }
+            _ => {}
+        }
+    }
+}
+
+const BOM: &[u8] = b"\xef\xbb\xbf";
+/// Bytes of an event's id that are worth coming back with.
+const MAX_ID: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(reader: &mut Reader, chunks: &[&str]) -> Vec<String> {
+        let mut seen = Vec::new();
+        for chunk in chunks {
+            reader.push(chunk.as_bytes());
+            while let Some(data) = reader.next().unwrap() {
+                seen.push(String::from_utf8(data.to_vec()).unwrap());
+            }
+        }
+        seen
+    }
+
+    /// sse-3: every line end counts as one, however the bytes are cut.
+    #[test]
+    fn events_are_read_however_their_lines_end_and_their_bytes_are_cut() {
+        let text = "\u{feff}id: 1\ndata:\n\n: comment\r\nevent: message\rdata: {\r\ndata:  \"a\":1}\n\nevent: ping\ndata: x\n\nretry: 250\nid: 2\ndata: {}\r\r\n";
+        let whole = read(&mut Reader::new(64), &[text]);
+        assert_eq!(whole, ["{\n \"a\":1}", "{}"]);
+        let mut reader = Reader::new(64);
+        let bytes: Vec<String> = text.chars().map(String::from).collect();
+        let bytes: Vec<&str> = bytes.iter().map(String::as_str).collect();
+        assert_eq!(read(&mut reader, &bytes), whole);
+        assert_eq!(reader.last.as_deref(), Some("2"));
+        assert_eq!(reader.retry, Some(Duration::from_millis(250)));
+    }
+
+    #[test]
+    fn an_event_that_does_not_end_is_not_kept_for_ever() {
+        let mut reader = Reader::new(16);
+        reader.push(&[b'x'; 17]);
+        assert_eq!(reader.next(), Err(TooLong));
+        let mut reader = Reader::new(16);
+        reader.push(b"data: 12345678\ndata: 123456789\n");
+        assert_eq!(reader.next(), Err(TooLong));
+    }
+}

@@ -1,0 +1,199 @@
+//! What of a message its HTTP headers must say (mcp-T8, mcp-T12 … T15).
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use http::{HeaderValue, request::Builder};
+
+use super::mirror::Mirror;
+use crate::{
+    json::Value,
+    mcp::{Message, version},
+};
+
+/// One message towards the server, and what it is.
+pub(super) struct Outgoing {
+    message: Message,
+    pub(super) kind: Kind,
+    /// What a stateless request says in its headers, too.
+    modern: Option<Modern>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Kind {
+    /// It wants an answer under this number of the gateway's.
+    Request(u64, Asks),
+    /// The request of this number is no longer waited for.
+    Cancelled(u64),
+    /// `notifications/initialized`.
+    Initialized,
+    /// Another notification, or a response: nothing comes back.
+    Other,
+}
+
+/// What a request is about, as far as this room cares.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Asks {
+    Initialize,
+    Discover,
+    Tools,
+    Other,
+}
+
+struct Modern {
+    method: HeaderValue,
+    name: Option<HeaderValue>,
+}
+
+impl Outgoing {
+    /// Reads a message of the session's; `None` for what is none.
+    pub(super) fn read(bytes: Bytes) -> Option<Self> {
+        let message = Message::parse(bytes).ok()?;
+        let root = message.root();
+        let params = root.get("params");
+        let member = |name| params.and_then(|params| params.get(name));
+        let method = root.get("method").and_then(Value::as_str);
+        let number = |value: Option<Value<'_>>| value?.as_number()?.parse::<u64>().ok();
+        let kind = match (method.as_deref(), root.get("id")) {
+            (Some(method), id @ Some(_)) => Kind::Request(
+                number(id)?,
+                match method {
+                    "initialize" => Asks::Initialize,
+                    "server/discover" => Asks::Discover,
+                    "tools/list" => Asks::Tools,
+                    _ => Asks::Other,
+                },
+            ),
+            (Some("notifications/cancelled"), None) => {
+                number(member("requestId")).map_or(Kind::Other, Kind::Cancelled)
+            }
+            (Some("notifications/initialized"), None) => Kind::Initialized,
+            _ => Kind::Other,
+        };
+        let named = member("_meta").and_then(|meta| meta.get(VERSION));
+        let is_modern = named.and_then(Value::as_str).as_deref() == Some(version::MODERN);
+        let modern = match method.as_deref().filter(|_| is_modern) {
+            Some(method) => {
+                let name = match method {
+                    "tools/call" | "prompts/get" => member("name"),
+                    "resources/read" => member("uri"),
+                    _ if method.starts_with("tasks/") => member("taskId"),
+                    _ => None,
+                };
+                let name = name.and_then(Value::as_str);
+                Some(Modern {
+                    method: HeaderValue::from_str(method).ok()?,
+                    name: name.and_then(|name| encoded(&name)),
+                })
+            }
+            None => None,
+        };
+        Some(Self {
+            message,
+            kind,
+            modern,
+        })
+    }
+
+    pub(super) fn bytes(&self) -> Bytes {
+        self.message.bytes().clone()
+    }
+
+    /// Whether it is of the stateless version: there is no session then.
+    pub(super) fn is_modern(&self) -> bool {
+        self.modern.is_some()
+    }
+
+    /// The headers that go with it.
+    pub(super) fn headers(&self, mirror: &Mirror, request: Builder) -> Builder {
+        let Some(modern) = &self.modern else {
+            return request;
+        };
+        let mut request = request
+            .header("mcp-protocol-version", version::MODERN)
+            .header("mcp-method", &modern.method);
+        if let Some(name) = &modern.name {
+            request = request.header("mcp-name", name);
+        }
+        let params = self.message.root().get("params");
+        let tool = params.and_then(|params| params.get("name")?.as_str());
+        if let (b"tools/call", Some(tool)) = (modern.method.as_bytes(), tool) {
+            let arguments = params.and_then(|params| params.get("arguments"));
+            for (name, value) in mirror.headers(&tool, arguments) {
+                request = request.header(name, value);
+            }
+        }
+        request
+    }
+}
+
+/// A name as a header may have it: itself, or encoded where it would not arrive as it is.
+pub(super) fn encoded(name: &str) -> Option<HeaderValue> {
+    let plain = name.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+        && !name.starts_with(' ')
+        && !name.ends_with(' ')
+        && !name.starts_with("=?base64?");
+    if plain {
+        HeaderValue::from_str(name).ok()
+    } else {
+        HeaderValue::from_str(&format!("=?base64?{}?=", STANDARD.encode(name))).ok()
+    }
+}
+
+const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(text: &str) -> Vec<(String, String)> {
+        let outgoing = Outgoing::read(Bytes::copy_from_slice(text.as_bytes())).unwrap();
+        let request = outgoing
+            .headers(&Mirror::default(), http::Request::builder())
+            .body(())
+            .unwrap();
+        let text = |(name, value): (&http::HeaderName, &HeaderValue)| {
+            (name.to_string(), value.to_str().unwrap().to_owned())
+        };
+        request.headers().iter().map(text).collect()
+    }
+
+    /// mcp-T8, mcp-T12, mcp-T14: what the body says, and encoded where a header could not hold it.
+    #[test]
+    fn a_modern_request_says_itself_in_its_headers() {
+        for (name, told) in [
+            ("plain", "plain"),
+            ("with space", "with space"),
+            (" edge", "=?base64?IGVkZ2U=?="),
+            ("é", "=?base64?w6k=?="),
+            ("=?base64?eA==?=", "=?base64?PT9iYXNlNjQ/ZUE9PT89?="),
+        ] {
+            let text = format!(
+                r#"{{"id":1,"method":"tools/call","params":{{"name":"{name}","_meta":{{"{VERSION}":"2026-07-28"}}}}}}"#
+            );
+            let found = headers(&text);
+            assert_eq!(found[1], ("mcp-method".to_owned(), "tools/call".to_owned()));
+            assert_eq!(found[2], ("mcp-name".to_owned(), told.to_owned()));
+        }
+        assert_eq!(
+            headers(r#"{"id":1,"method":"tools/call","params":{"name":"x"}}"#),
+            []
+        );
+    }
+
+    #[test]
+    fn messages_are_told_apart() {
+        let kind = |text: &'static str| {
+            Outgoing::read(Bytes::from_static(text.as_bytes())).map(|it| it.kind)
+        };
+        assert_eq!(
+            kind(r#"{"id":7,"method":"initialize"}"#),
+            Some(Kind::Request(7, Asks::Initialize))
+        );
+        assert_eq!(
+            kind(r#"{"method":"notifications/cancelled","params":{"requestId":7}}"#),
+            Some(Kind::Cancelled(7))
+        );
+        assert_eq!(kind(r#"{"id":"a","result":{}}"#), Some(Kind::Other));
+        assert_eq!(kind("nonsense"), None);
+    }
+}

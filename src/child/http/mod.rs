@@ -1,0 +1,255 @@
+//! MCP over HTTP, where the gateway is the client (Streamable HTTP).
+//!
+//! Gives the session what a child's pipes would: it takes messages as lines and
+//! gives back lines. What of a conversation is HTTP alone stays here: headers,
+//! the server's session id, streams that are taken up again, the end. Nothing
+//! is redirected, nothing is sent twice, and nothing that a client has shown is
+//! passed on. Used by `source`.
+
+mod answers;
+mod entrance;
+mod events;
+mod head;
+mod mirror;
+mod sending;
+mod sockets;
+mod wire;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method};
+use tokio::{
+    io::DuplexStream,
+    sync::{Notify, Semaphore, mpsc},
+    task::{AbortHandle, JoinSet},
+    time::{sleep, timeout},
+};
+use tracing::debug;
+
+use crate::{
+    child::{
+        Showing,
+        stdio::{Line, Lines, MAX_LINE},
+    },
+    fetch::{Endpoint, Io},
+};
+
+pub(super) use entrance::Entrance;
+use head::{Asks, Kind, Outgoing};
+pub(super) use mirror::Mirror;
+use wire::Wire;
+
+/// Why a request has no answer of the server's.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Fault {
+    /// There is no connection to the server.
+    Unreachable,
+    /// The connection ended before the answer; whether the request took effect is not known.
+    Lost,
+    /// It answered with a status that is no answer to a request.
+    Refused,
+    /// What it answered is no MCP, or too much.
+    BadAnswer,
+    /// It knows nothing of its own session any more.
+    Gone,
+}
+
+/// How connections come, and what is said on each of them besides MCP.
+pub(super) struct Peer {
+    pub(super) way: Way,
+    pub(super) authority: String,
+    /// With a query, if there is one.
+    pub(super) path: String,
+    pub(super) shown: Showing,
+    /// What the server's tools want to be said in headers, too.
+    pub(super) mirror: Arc<Mirror>,
+}
+
+pub(super) enum Way {
+    Inside(Entrance),
+    Remote(Arc<Endpoint>),
+}
+
+/// One conversation.
+pub(super) struct Talk {
+    peer: Peer,
+    known: Mutex<Known>,
+    idle: Mutex<Vec<Wire>>,
+    /// Requests at once; the others wait.
+    turns: Semaphore,
+    output: tokio::sync::Mutex<DuplexStream>,
+    faults: mpsc::Sender<(u64, Fault)>,
+    /// Said once when there is nothing to go on with.
+    gone: Notify,
+}
+
+/// What `initialize` has brought.
+#[derive(Default)]
+struct Known {
+    session: Option<HeaderValue>,
+    version: Option<HeaderValue>,
+}
+
+impl Talk {
+    /// `first` is a connection that is there already.
+    pub(super) async fn new(
+        peer: Peer,
+        first: Option<Box<dyn Io>>,
+        output: DuplexStream,
+        faults: mpsc::Sender<(u64, Fault)>,
+    ) -> Arc<Self> {
+        let wire = match first {
+            Some(io) => Wire::over(io).await.ok(),
+            None => None,
+        };
+        Arc::new(Self {
+            peer,
+            known: Mutex::default(),
+            idle: Mutex::new(wire.into_iter().collect()),
+            turns: Semaphore::new(MAX_REQUESTS),
+            output: tokio::sync::Mutex::new(output),
+            faults,
+            gone: Notify::new(),
+        })
+    }
+
+    /// Talks until `input` ends or the server has forgotten the conversation.
+    pub(super) async fn run(self: Arc<Self>, input: DuplexStream) {
+        // As long as the longest that the session sends: it counts them itself.
+        let mut lines = Lines::new(input, usize::MAX);
+        let mut running = JoinSet::new();
+        let mut waiting: HashMap<u64, AbortHandle> = HashMap::new();
+        // What has no answer keeps its order, and holds up nothing that has one.
+        let (notes, mut noted) = mpsc::channel(MAX_NOTES);
+        let talk = self.clone();
+        running.spawn(async move {
+            while let Some(note) = noted.recv().await {
+                talk.tell(&note).await;
+            }
+        });
+        loop {
+            tokio::select! {
+                line = lines.next(), if running.len() < MAX_RUNNING => {
+                    let Ok(Line::Text(line)) = line else { break };
+                    if let Some(message) = Outgoing::read(line) {
+                        self.pass(message, &notes, (&mut running, &mut waiting)).await;
+                    }
+                }
+                Some(_) = running.join_next() => {
+                    waiting.retain(|_, request| !request.is_finished());
+                }
+                () = self.gone.notified() => return,
+            }
+        }
+        running.abort_all();
+        while running.join_next().await.is_some() {}
+        self.leave().await;
+    }
+
+    async fn pass(
+        self: &Arc<Self>,
+        message: Outgoing,
+        notes: &mpsc::Sender<Outgoing>,
+        (running, waiting): (&mut JoinSet<()>, &mut HashMap<u64, AbortHandle>),
+    ) {
+        match message.kind {
+            Kind::Request(number, asks) => {
+                let talk = self.clone();
+                let request =
+                    running.spawn(async move { talk.request(number, asks, message).await });
+                waiting.insert(number, request);
+            }
+            Kind::Cancelled(number) => {
+                // To close the stream is the whole cancel in the stateless version (mcp-T7).
+                if !message.is_modern() && self.lock().version.is_some() {
+                    let _ = notes.send(message).await;
+                }
+                if let Some(request) = waiting.remove(&number) {
+                    request.abort();
+                }
+            }
+            Kind::Initialized => {
+                // Before anything else: some servers answer nothing earlier.
+                self.tell(&message).await;
+                let talk = self.clone();
+                running.spawn(async move { talk.listen().await });
+            }
+            // Its task ends with this one, never before.
+            Kind::Other => drop(notes.send(message).await),
+        }
+    }
+
+    /// Sends what has no answer.
+    async fn tell(&self, message: &Outgoing) {
+        let told = async {
+            let mut answer = self.post(message).await?;
+            self.check_session(answer.head.status)?;
+            if answer.head.status.is_success() && answer.whole(MAX_LINE).await.is_ok() {
+                self.keep(answer).await;
+            } else {
+                debug!(status = %answer.head.status, "the server does not take a notification");
+            }
+            Ok::<(), Fault>(())
+        };
+        match timeout(TELL, told).await {
+            Ok(Ok(())) => {}
+            Ok(Err(Fault::Gone)) => self.gone.notify_one(),
+            Ok(Err(fault)) => debug!(?fault, "a notification did not reach the server"),
+            Err(_) => debug!("the server did not take a notification in time"),
+        }
+    }
+
+    async fn request(&self, number: u64, asks: Asks, message: Outgoing) {
+        let Ok(_turn) = self.turns.acquire().await else {
+            return;
+        };
+        if let Err(fault) = self.ask(number, asks, &message).await {
+            // The end of its process says more than the end of its connection.
+            if fault == Fault::Lost && matches!(self.peer.way, Way::Inside(_)) {
+                sleep(LAST_WORDS).await;
+            }
+            let _ = self.faults.send((number, fault)).await;
+            if fault == Fault::Gone {
+                self.gone.notify_one();
+            }
+        }
+    }
+
+    /// Ends the server's session (mcp-L7), if it can be had soon.
+    async fn leave(&self) {
+        if self.lock().session.is_none() {
+            return;
+        }
+        let goodbye = async {
+            let request = self.request_head(Method::DELETE).body(Bytes::new().into());
+            let answer = self.send(request.map_err(|_| Fault::BadAnswer)?).await?;
+            debug!(status = %answer.head.status, "the server was told that its session ends");
+            Ok::<(), Fault>(())
+        };
+        let _ = timeout(GOODBYE, goodbye).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const SESSION_ID: &str = "mcp-session-id";
+/// Requests at once towards one server. A child in the sandbox has a few connections more:
+/// for its own stream, for notifications, and those that wait.
+const MAX_REQUESTS: usize = 32;
+/// Tasks of one conversation: requests that wait included.
+const MAX_RUNNING: usize = 128;
+/// Messages without an answer that wait for their turn.
+const MAX_NOTES: usize = 64;
+/// How long a server may take over a message that has no answer.
+const TELL: Duration = Duration::from_secs(10);
+/// How long the end of a process may take to be known, after that of its connections.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long the server may take to hear of the end.
+const GOODBYE: Duration = Duration::from_secs(1);

@@ -1,0 +1,336 @@
+//! Where children come from: the runner, or somewhere else.
+//!
+//! Whatever a server speaks, a session is given the same: a place for lines, a
+//! place where lines come from, and the word of the end.
+
+use std::{
+    os::fd::OwnedFd,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use http::HeaderValue;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, duplex},
+    net::{TcpListener, unix::pipe},
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    auth::Owner,
+    child::{
+        Ended, Launcher, StartError,
+        http::{Entrance, Fault, Mirror, Peer, Talk, Way},
+        launcher::Process,
+    },
+    config::Inside,
+    fetch::{Endpoint, Io},
+    frames::{Signal, Status},
+};
+
+/// One running child, whatever it is. Dropping it closes its streams; it still
+/// has to be told to end ([`Source::signal`]).
+pub struct Child {
+    pub number: u64,
+    /// The process id of the sandbox's init, as the runner sees it; 0 where there is no process.
+    pub pid: u32,
+    pub stdin: Box<dyn AsyncWrite + Send + Unpin>,
+    pub stdout: Box<dyn AsyncRead + Send + Unpin>,
+    /// What it writes for people.
+    pub errors: Vec<pipe::Receiver>,
+    /// The sockets that listen in its network, for its ways out.
+    pub doors: Vec<TcpListener>,
+    /// What must run beside it, where its streams are not its own.
+    pub translation: Option<Translation>,
+    /// Says once how the child ended.
+    pub ended: oneshot::Receiver<Ended>,
+}
+
+/// Between a session's lines and what the server speaks.
+pub struct Translation {
+    pub work: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Requests that will have no answer, by their numbers.
+    pub faults: mpsc::Receiver<(u64, Fault)>,
+}
+
+/// Makes children of one kind.
+pub struct Source(Kind);
+
+enum Kind {
+    /// Lines on standard streams.
+    Stdio(Launcher),
+    /// HTTP on the child's own loopback.
+    Inside {
+        launcher: Launcher,
+        inside: Inside,
+        /// How long it may take to listen.
+        patience: Duration,
+        mirror: Arc<Mirror>,
+    },
+    /// HTTP at a URL; there is no process.
+    Remote(Remote),
+}
+
+/// A server that somebody else runs.
+struct Remote {
+    endpoint: Arc<Endpoint>,
+    shown: Shown,
+    mirror: Arc<Mirror>,
+    next: AtomicU64,
+}
+
+/// What each conversation shows the server, by whose it is.
+pub type Shown = Box<dyn Fn(&Owner) -> Showing + Send + Sync>;
+
+/// What one conversation shows the server.
+pub struct Showing {
+    /// Asked each time that something is said.
+    pub now: Box<dyn Fn() -> Option<HeaderValue> + Send + Sync>,
+    /// Told that the server does not accept it.
+    pub refused: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Showing {
+    /// The same from beginning to end.
+    pub fn always(shown: Option<HeaderValue>) -> Self {
+        Self {
+            now: Box::new(move || shown.clone()),
+            refused: Box::new(|| ()),
+        }
+    }
+}
+
+impl Source {
+    /// Lines on standard streams.
+    pub fn stdio(launcher: Launcher) -> Self {
+        Self(Kind::Stdio(launcher))
+    }
+
+    /// HTTP at a URL, where each conversation shows what `shown` says.
+    pub fn remote(endpoint: Endpoint, shown: Shown) -> Self {
+        Self(Kind::Remote(Remote {
+            endpoint: Arc::new(endpoint),
+            shown,
+            mirror: Arc::default(),
+            next: AtomicU64::new(1),
+        }))
+    }
+
+    /// HTTP that is listened for inside, within `patience`.
+    pub fn inside(launcher: Launcher, inside: Inside, patience: Duration) -> Self {
+        Self(Kind::Inside {
+            launcher,
+            inside,
+            patience,
+            mirror: Arc::default(),
+        })
+    }
+
+    /// Makes a child for `owner`.
+    pub async fn start(&self, owner: &Owner) -> Result<Child, StartError> {
+        match &self.0 {
+            Kind::Stdio(launcher) => Ok(own_streams(launcher.start(owner.principal()).await?)),
+            Kind::Inside {
+                launcher,
+                inside,
+                patience,
+                mirror,
+            } => {
+                let process = launcher.start(owner.principal()).await?;
+                let about = (inside, *patience, mirror);
+                listening(launcher, process, about).await
+            }
+            Kind::Remote(remote) => Ok(remote.begin(owner).await),
+        }
+    }
+
+    /// Asks for a signal; what becomes of it is told by [`Child::ended`].
+    pub async fn signal(&self, child: u64, signal: Signal) {
+        match &self.0 {
+            Kind::Stdio(launcher) | Kind::Inside { launcher, .. } => {
+                launcher.signal(child, signal).await;
+            }
+            // It ends with its translation.
+            Kind::Remote(_) => {}
+        }
+    }
+}
+
+fn own_streams(process: Process) -> Child {
+    Child {
+        number: process.number,
+        pid: process.pid,
+        stdin: Box::new(process.stdin),
+        stdout: Box::new(process.stdout),
+        errors: vec![process.stderr],
+        doors: process.doors,
+        translation: None,
+        ended: process.ended,
+    }
+}
+
+/// Waits until the process listens, and talks to it from then on.
+async fn listening(
+    launcher: &Launcher,
+    mut process: Process,
+    (inside, patience, mirror): (&Inside, Duration, &Arc<Mirror>),
+) -> Result<Child, StartError> {
+    // Whoever waits for it may go away.
+    let unready = Unready {
+        launcher: launcher.clone(),
+        child: process.number,
+    };
+    let dialers: Vec<OwnedFd> = std::mem::take(&mut process.dialers);
+    let entrance = Entrance::new(&inside.door, dialers).map_err(|error| {
+        StartError::Unreachable(format!("its descriptors are not usable: {error}"))
+    })?;
+    let deadline = Instant::now() + patience;
+    let first = loop {
+        let error = match entrance.connect().await {
+            Ok(io) => break io,
+            Err(error) => error,
+        };
+        if Instant::now() >= deadline {
+            let said = last_words(&mut process.stderr).await;
+            return Err(silent(
+                format!(
+                    "nothing listens at {entrance} within {} s (limits.start-timeout): {error}; `port` or `socket` must be where it does",
+                    patience.as_secs()
+                ),
+                said,
+            ));
+        }
+        // Nobody says when a port is bound: it is tried.
+        tokio::select! {
+            _ = &mut process.ended => {
+                let said = last_words(&mut process.stderr).await;
+                return Err(silent("the server ended before it listened".to_owned(), said));
+            }
+            () = sleep(POLL) => {}
+        }
+    };
+    let peer = Peer {
+        authority: entrance.authority(),
+        way: Way::Inside(entrance),
+        path: inside.path.clone(),
+        shown: Showing::always(None),
+        mirror: mirror.clone(),
+    };
+    let (stdin, stdout, translation) = translated(peer, Some(first)).await;
+    let (input, launcher, number) = (process.stdin, launcher.clone(), process.number);
+    let work = Box::pin(async move {
+        translation.work.await;
+        // Servers of this kind do not end with their input.
+        drop(input);
+        launcher.signal(number, Signal::Terminate).await;
+    });
+    std::mem::forget(unready);
+    Ok(Child {
+        number,
+        pid: process.pid,
+        stdin: Box::new(stdin),
+        stdout: Box::new(stdout),
+        errors: vec![process.stdout, process.stderr],
+        doors: process.doors,
+        translation: Some(Translation {
+            work,
+            faults: translation.faults,
+        }),
+        ended: process.ended,
+    })
+}
+
+impl Remote {
+    async fn begin(&self, owner: &Owner) -> Child {
+        let peer = Peer {
+            way: Way::Remote(self.endpoint.clone()),
+            authority: self.endpoint.authority().to_owned(),
+            path: self.endpoint.path().to_owned(),
+            shown: (self.shown)(owner),
+            mirror: self.mirror.clone(),
+        };
+        let (stdin, stdout, translation) = translated(peer, None).await;
+        let (end, ended) = oneshot::channel();
+        let work = Box::pin(async move {
+            translation.work.await;
+            let _ = end.send(Ended::Exited {
+                status: Status::Code(0),
+                out_of_memory: false,
+            });
+        });
+        Child {
+            number: self.next.fetch_add(1, Ordering::Relaxed),
+            pid: 0,
+            stdin: Box::new(stdin),
+            stdout: Box::new(stdout),
+            errors: Vec::new(),
+            doors: Vec::new(),
+            translation: Some(Translation {
+                work,
+                faults: translation.faults,
+            }),
+            ended,
+        }
+    }
+}
+
+/// The session's ends of a conversation over HTTP, and the work between.
+async fn translated(
+    peer: Peer,
+    first: Option<Box<dyn Io>>,
+) -> (DuplexStream, DuplexStream, Translation) {
+    let (stdin, input) = duplex(BUFFER);
+    let (output, stdout) = duplex(BUFFER);
+    let (tell, faults) = mpsc::channel(MAX_FAULTS);
+    let talk = Talk::new(peer, first, output, tell).await;
+    let work = Box::pin(talk.run(input));
+    (stdin, stdout, Translation { work, faults })
+}
+
+/// A process that was started and that nobody has been given yet.
+struct Unready {
+    launcher: Launcher,
+    child: u64,
+}
+
+impl Drop for Unready {
+    fn drop(&mut self) {
+        self.launcher.kill(self.child);
+    }
+}
+
+fn silent(reason: String, said: String) -> StartError {
+    StartError::NotListening { reason, said }
+}
+
+/// The end of what it has written for people, if there is anything.
+async fn last_words(errors: &mut pipe::Receiver) -> String {
+    let mut text = vec![0; MAX_WORDS];
+    let mut length = 0;
+    while let Ok(Ok(read @ 1..)) = timeout(POLL, errors.read(&mut text[length..])).await {
+        length += read;
+    }
+    let text = String::from_utf8_lossy(&text[..length]);
+    let line = text.lines().rfind(|line| !line.trim().is_empty());
+    let shown = |line: &str| {
+        line.chars()
+            .filter(|c| !c.is_control())
+            .take(200)
+            .collect::<String>()
+    };
+    line.map(shown).unwrap_or_default()
+}
+
+/// How often a port is tried.
+const POLL: Duration = Duration::from_millis(25);
+/// Bytes between a session and its translation.
+const BUFFER: usize = 64 << 10;
+/// Requests without an answer that the session has not heard of.
+const MAX_FAULTS: usize = 64;
+/// Bytes of standard error that are looked at after a failed start.
+const MAX_WORDS: usize = 16 << 10;

@@ -1,0 +1,340 @@
+//! The transport of 2024-11-05: one stream for all that a client is told, and a
+//! path of its own for what it says.
+//!
+//! Off unless configured. The stream is the session: it belongs to whoever opened
+//! it, and when it ends so does the session, for nothing of it can be taken up
+//! again. What may be said, and what is recorded, is decided where every other
+//! request's is.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use aws_lc_rs::rand;
+use bytes::Bytes;
+use http::{StatusCode, request::Parts};
+use tokio::{
+    sync::mpsc::{self, error::TrySendError},
+    time::Instant,
+};
+
+use super::{
+    Gateway, Refused, VERSION, failed, not_opened, one, only_permitted, outcome, permitted,
+    upstream,
+};
+use crate::{
+    audit::{self, Decision, Event},
+    auth::Identity,
+    authz::Permit,
+    http::{
+        Refusal, Response,
+        body::{self, Events, Joining},
+        reply, route,
+    },
+    mcp::{Call, CallError, Era, method, version},
+    session::{NoSession, OpenError, SendError, Sent, Session},
+};
+
+/// The clients of this transport.
+#[derive(Default)]
+pub struct Clients(Arc<Table>);
+
+type Table = Mutex<HashMap<String, Arc<Client>>>;
+
+/// One open stream.
+struct Client {
+    owner: Identity,
+    joining: mpsc::Sender<Joining>,
+    state: Mutex<State>,
+}
+
+enum State {
+    /// It has not said `initialize`.
+    Fresh,
+    /// Its child starts.
+    Opening,
+    Open(Arc<Session>),
+}
+
+impl Clients {
+    /// Nothing more is joined to any stream: each ends with what it waits for.
+    pub fn close(&self) {
+        lock(&self.0).clear();
+    }
+
+    /// The client of that id, if it is this identity's (tok-15).
+    fn find(&self, identity: &Identity, id: &str) -> Result<Arc<Client>, NoSession> {
+        let client = lock(&self.0).get(id).cloned().ok_or(NoSession::Unknown)?;
+        if client.owner.owns_session_of(identity) {
+            Ok(client)
+        } else {
+            Err(NoSession::Mismatch)
+        }
+    }
+}
+
+/// Ends a client's session with its stream.
+struct Leaving {
+    id: String,
+    table: Weak<Table>,
+    client: Arc<Client>,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        if let Some(table) = self.table.upgrade() {
+            lock(&table).remove(&self.id);
+        }
+        if let State::Open(session) = &*lock(&self.client.state) {
+            session.close();
+        }
+    }
+}
+
+/// Opens a client's stream, which begins with where its messages go.
+pub(super) fn open(
+    gateway: &Gateway,
+    head: &Parts,
+    identity: &Identity,
+    record: &mut Decision,
+) -> Result<Response, Refused> {
+    if one(&head.headers, VERSION)? == Some(version::MODERN) {
+        return Err(Refusal::NotFound.into());
+    }
+    route::get_headers(&head.headers)?;
+    record.method = Some(head.method.to_string());
+    let id = new_id();
+    let (joining, inbox) = mpsc::channel(MAX_JOINING);
+    let client = Arc::new(Client {
+        owner: identity.clone(),
+        joining,
+        state: Mutex::new(State::Fresh),
+    });
+    let table = &gateway.clients.0;
+    {
+        let mut clients = lock(table);
+        // As many as could have sessions: more would be streams for nothing.
+        if clients.len() >= gateway.config.limits.sessions {
+            return Err(Refusal::Open(OpenError::Full).into());
+        }
+        clients.insert(id.clone(), client.clone());
+    }
+    super::streams::done(gateway, record);
+    let path = gateway.config.resource.path.trim_end_matches('/');
+    let endpoint = body::endpoint(&format!("{path}{}?{SESSION}={id}", route::MESSAGES));
+    let leaving = Leaving {
+        id,
+        table: Arc::downgrade(table),
+        client,
+    };
+    let mut events = Events::joined(endpoint, inbox, Box::new(leaving));
+    let patience = gateway
+        .authenticator
+        .time_left(identity)
+        .map_or(FRESH, |left| left.min(FRESH));
+    events.end_at(Instant::now() + patience);
+    Ok(reply::events(events))
+}
+
+/// Takes a message; what comes of it is told on the client's stream.
+pub(super) async fn post(
+    gateway: &Gateway,
+    head: &Parts,
+    identity: &Identity,
+    body: Bytes,
+    record: &mut Decision,
+) -> Result<Response, Refused> {
+    let id = session_of(head.uri.query()).ok_or(Refusal::SessionIdMissing)?;
+    let client = gateway
+        .clients
+        .find(identity, id)
+        .map_err(Refusal::NoSession)?;
+    let call = Call::read(body, false).map_err(Refusal::Call)?;
+    record.method = Some(call.method().to_owned());
+    record.aim = (&call.target()).into();
+    let id = call.id().cloned();
+    let refused = |refusal| Refused {
+        refusal,
+        id: id.clone(),
+    };
+    if call.era() == Era::Modern {
+        let other = CallError::Invalid("this transport is of another protocol version");
+        return Err(refused(other.into()));
+    }
+    let permit = permitted(gateway, identity, call, record).map_err(refused)?;
+    if permit.call().method() == "initialize" {
+        if gateway.sessions.is_full() {
+            return Err(refused(Refusal::Open(OpenError::Full)));
+        }
+        let opening = Opening::of(&client).map_err(refused)?;
+        return Ok(initialize(gateway, head, identity, (permit, opening), record).await);
+    }
+    let session = match &*lock(&client.state) {
+        State::Open(session) => session.clone(),
+        State::Fresh | State::Opening => {
+            return Err(refused(CallError::Invalid("initialize comes first").into()));
+        }
+    };
+    record.session = Some(audit::session_tag(session.id()));
+    session
+        .admits(permit.call())
+        .map_err(|error| refused(Refusal::Send(error)))?;
+    // Before anything is sent: the answer needs a place to go.
+    let place = client.joining.try_reserve().map_err(|error| {
+        refused(Refusal::Send(match error {
+            TrySendError::Full(()) => SendError::Busy,
+            TrySendError::Closed(()) => SendError::Gone,
+        }))
+    })?;
+    gateway.audit.record(&Event::Decision(record.clone()));
+    let about = (Era::Legacy, record.request_id);
+    if let Err(refusal) = upstream::make_ready_for(gateway, head, identity, about).await {
+        return Ok(failed(gateway, record.request_id, &refusal, id.as_ref()));
+    }
+    let list = method::filtered_list(permit.call().method());
+    match (session.send(permit, identity, record.request_id), id) {
+        (Ok(Sent::Exchange(exchange)), Some(id)) => {
+            let exchange = match list {
+                Some(list) => only_permitted(gateway, identity, list, exchange),
+                None => exchange,
+            };
+            place.send(Joining::Exchange(id, exchange));
+        }
+        (Ok(_), _) => {
+            let outcome = outcome(record.request_id, None);
+            gateway.audit.record(&Event::Outcome(outcome));
+        }
+        (Err(error), id) => {
+            let refusal = Refusal::Send(error);
+            return Ok(failed(gateway, record.request_id, &refusal, id.as_ref()));
+        }
+    }
+    Ok(reply::empty(StatusCode::ACCEPTED))
+}
+
+async fn initialize(
+    gateway: &Gateway,
+    head: &Parts,
+    identity: &Identity,
+    (permit, opening): (Permit, Opening),
+    record: &Decision,
+) -> Response {
+    let request = record.request_id;
+    let id = permit.call().id().cloned();
+    gateway.audit.record(&Event::Decision(record.clone()));
+    let about = (Era::Legacy, request);
+    if let Err(refusal) = upstream::make_ready_for(gateway, head, identity, about).await {
+        return failed(gateway, request, &refusal, id.as_ref());
+    }
+    let (session, answer) = match gateway.sessions.open(identity, permit, request).await {
+        Ok(opened) => opened,
+        // What became of a call that reached its session is recorded there.
+        Err(error @ OpenError::Failed(_)) => {
+            return Refusal::Open(error).response(Some(&gateway.config), id.as_ref());
+        }
+        Err(error) => return failed(gateway, request, &not_opened(gateway, error), id.as_ref()),
+    };
+    let joining = opening.client.joining.clone();
+    let mut told = vec![Joining::Text(answer)];
+    if let Some(session) = session {
+        let until = gateway.authenticator.time_left(identity);
+        told.push(Joining::Until(until.map(|left| Instant::now() + left)));
+        match session.listen() {
+            Ok(own) => told.push(Joining::Own(own)),
+            Err(error) => return Refusal::Send(error).response(Some(&gateway.config), id.as_ref()),
+        }
+        opening.opened(session);
+    }
+    for joins in told {
+        if joining.try_send(joins).is_err() {
+            return Refusal::Send(SendError::Gone).response(Some(&gateway.config), id.as_ref());
+        }
+    }
+    reply::empty(StatusCode::ACCEPTED)
+}
+
+/// A client whose child starts: it may try again if that comes to nothing.
+struct Opening {
+    client: Arc<Client>,
+}
+
+impl Opening {
+    fn of(client: &Arc<Client>) -> Result<Self, Refusal> {
+        let mut state = lock(&client.state);
+        if !matches!(*state, State::Fresh) {
+            return Err(CallError::Invalid("initialize comes once").into());
+        }
+        *state = State::Opening;
+        Ok(Self {
+            client: client.clone(),
+        })
+    }
+
+    fn opened(&self, session: Arc<Session>) {
+        let mut state = lock(&self.client.state);
+        // Its stream has ended meanwhile, and saw no session to end.
+        if self.client.joining.is_closed() {
+            session.close();
+        }
+        *state = State::Open(session);
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let mut state = lock(&self.client.state);
+        if matches!(*state, State::Opening) {
+            *state = State::Fresh;
+        }
+    }
+}
+
+/// The one session that the query names.
+fn session_of(query: Option<&str>) -> Option<&str> {
+    let mut named = query?
+        .split('&')
+        .filter_map(|part| part.strip_prefix(SESSION)?.strip_prefix('='));
+    let session = named.next()?;
+    named.next().is_none().then_some(session)
+}
+
+/// 128 random bits: hard to guess, though it opens nothing without its owner's token (mcp-S2).
+fn new_id() -> String {
+    let mut random = [0; 16];
+    rand::fill(&mut random)
+        .expect("the operating system gives random bytes, or nothing here is safe");
+    random.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The parameter that names a client.
+const SESSION: &str = "sessionId";
+/// What waits to join one stream; more than can be in flight.
+const MAX_JOINING: usize = 96;
+/// How long a stream may be open before `initialize` has come.
+const FRESH: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_names_one_session() {
+        assert_eq!(session_of(Some("sessionId=ab")), Some("ab"));
+        assert_eq!(session_of(Some("x=1&sessionId=ab")), Some("ab"));
+        for query in [
+            "",
+            "sessionid=ab",
+            "sessionIdx=ab",
+            "sessionId=a&sessionId=b",
+        ] {
+            assert_eq!(session_of(Some(query)), None, "{query}");
+        }
+        assert_eq!(session_of(None), None);
+    }
+}

@@ -1,0 +1,72 @@
+//! What a permitted call needs before it may go to a server elsewhere: a token of
+//! its own, for the caller's.
+
+use std::time::Duration;
+
+use http::request::Parts;
+use tracing::warn;
+
+use super::Gateway;
+use crate::{
+    audit::{Audit, Event, Outcome, Reason, RequestId},
+    auth::{CallerToken, Identity, Owner},
+    http::Refusal,
+    mcp::Era,
+};
+
+/// Sees that the caller's conversation has a token that the upstream accepts, where it needs
+/// one, for a call whose decision is on record.
+pub(super) async fn make_ready_for(
+    gateway: &Gateway,
+    head: &Parts,
+    identity: &Identity,
+    (era, request): (Era, RequestId),
+) -> Result<(), Refusal> {
+    let waiting = Waiting(&gateway.audit, request);
+    let ready = make_ready(gateway, head, identity, era).await;
+    // Whoever handles the result records it.
+    std::mem::forget(waiting);
+    ready
+}
+
+/// The same before there is a decision.
+pub(super) async fn make_ready(
+    gateway: &Gateway,
+    head: &Parts,
+    identity: &Identity,
+    era: Era,
+) -> Result<(), Refusal> {
+    // Without a token nobody was let in where tokens are exchanged.
+    let (Some(exchange), Some(token)) = (&gateway.exchange, CallerToken::of(&head.headers)) else {
+        return Ok(());
+    };
+    let owner = match era {
+        Era::Legacy => Owner::of(identity),
+        Era::Modern => Owner::of_all_clients(identity),
+    };
+    let ready = exchange.make_ready(&owner, identity, token).await;
+    ready.map(drop).map_err(|error| {
+        warn!(
+            details = error.details(),
+            "a caller's token was not exchanged"
+        );
+        Refusal::Exchange(error)
+    })
+}
+
+/// Records that a client went away before there was a token: the request was
+/// permitted, so it owes an outcome.
+struct Waiting<'a>(&'a Audit, RequestId);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.record(&Event::Outcome(Outcome {
+            request_id: self.1,
+            reason: Some(Reason::ClientGone),
+            status: None,
+            duration: Duration::ZERO,
+            bytes_in: 0,
+            bytes_out: 0,
+        }));
+    }
+}

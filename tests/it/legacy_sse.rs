@@ -1,0 +1,338 @@
+//! Clients of the transport of 2024-11-05: one stream to hear on, one path to speak to.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::{
+    house::{Caller, House, Plan, call, house, initialize},
+    wire::{self, Answer, Events, PATIENCE},
+};
+
+fn sse() -> Plan {
+    house().top("legacy-sse = true\n")
+}
+
+/// A client with an open stream.
+struct Client {
+    caller: Caller,
+    stream: Events,
+    endpoint: String,
+}
+
+fn target(bytes: Vec<u8>, path: &str) -> Vec<u8> {
+    let text = String::from_utf8(bytes).unwrap();
+    text.replacen(" /mcp HTTP", &format!(" {path} HTTP"), 1)
+        .into_bytes()
+}
+
+impl Client {
+    async fn open(house: &House, subject: &str) -> Self {
+        let caller = house.caller(subject);
+        let request = target(caller.bytes("GET", ""), "/mcp/sse");
+        let mut stream = Events::open(house.address, &request).await;
+        assert_eq!(stream.field("event: ").await, "endpoint");
+        let endpoint = stream.field("data: ").await;
+        assert!(
+            endpoint.starts_with("/mcp/messages?sessionId="),
+            "{endpoint}"
+        );
+        Self {
+            caller,
+            stream,
+            endpoint,
+        }
+    }
+
+    async fn initialized(house: &House, subject: &str) -> Self {
+        let mut client = Self::open(house, subject).await;
+        assert_eq!(client.say(&initialize("2024-11-05")).await.status, 202);
+        let answer = client.stream.next().await;
+        assert_eq!(answer["result"]["protocolVersion"], "2024-11-05");
+        client
+    }
+
+    async fn say(&self, body: &str) -> Answer {
+        self.say_as(&self.caller, body).await
+    }
+
+    async fn say_as(&self, caller: &Caller, body: &str) -> Answer {
+        let request = target(caller.bytes("POST", body), &self.endpoint);
+        wire::exchange(caller.address, &request).await
+    }
+
+    async fn call(&mut self, tool: &str, arguments: Value) -> Value {
+        let answer = self.say(&call(1, tool, arguments)).await;
+        assert_eq!((answer.status, answer.text()), (202, String::new()));
+        self.stream.next().await
+    }
+}
+
+/// Off unless configured: there is no such path.
+#[tokio::test]
+async fn the_old_transport_is_off_unless_it_is_configured() {
+    let house = house().open().await;
+    let alice = house.caller("alice");
+    for (method, path) in [
+        ("GET", "/mcp/sse"),
+        ("POST", "/mcp/messages?sessionId=x"),
+        ("GET", "/sse"),
+    ] {
+        let answer = wire::exchange(house.address, &target(alice.bytes(method, ""), path)).await;
+        assert_eq!(answer.status, 404, "{path}");
+    }
+}
+
+/// All that a client is told comes on its stream: answers, messages on the way, the server's questions.
+#[tokio::test]
+async fn a_client_of_the_old_transport_hears_everything_on_its_stream() {
+    let house = sse().open().await;
+    let mut alice = Client::initialized(&house, "alice").await;
+    let note = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+    assert_eq!(alice.say(note).await.status, 202);
+    let answer = alice.call("echo", json!({ "n": 1 })).await;
+    assert_eq!(answer["result"]["content"][0]["text"], "{\"n\": 1}");
+    let step = alice.call("progress", json!({})).await;
+    assert_eq!(
+        step["params"],
+        json!({ "progressToken": "p-progress", "progress": 1 })
+    );
+    assert_eq!(alice.stream.next().await["params"]["progress"], 2);
+    assert_eq!(
+        alice.stream.next().await["result"]["content"][0]["text"],
+        "done"
+    );
+    let mut said = [
+        alice.call("announce", json!({})).await,
+        alice.stream.next().await,
+    ];
+    said.sort_by_key(|message| message["method"].is_null());
+    assert_eq!(said[0]["method"], "notifications/tools/list_changed");
+    let question = alice.call("ask", json!({})).await;
+    assert_eq!(question["method"], "elicitation/create");
+    let reply = r#"{"jsonrpc":"2.0","id":"mine-1","result":{"action":"decline"}}"#;
+    assert_eq!(alice.say(reply).await.status, 202);
+    assert!(
+        alice.stream.next().await["result"]["content"][0]["text"]
+            .as_str()
+            .unwrap()
+            .contains("decline")
+    );
+    // Several at once have each their answer.
+    for n in 10..20 {
+        assert_eq!(
+            alice.say(&call(n, "echo", json!({ "n": n }))).await.status,
+            202
+        );
+    }
+    let mut ids = Vec::new();
+    for _ in 10..20 {
+        ids.push(alice.stream.next().await["id"].as_i64().unwrap());
+    }
+    ids.sort_unstable();
+    assert_eq!(ids, (10..20).collect::<Vec<_>>());
+}
+
+/// tok-15, mcp-S2: the session's name opens nothing for another, nor without a token.
+#[tokio::test]
+async fn the_old_transports_session_belongs_to_who_opened_it() {
+    let house = sse().open().await;
+    let mut alice = Client::initialized(&house, "alice").await;
+    let bob = house.caller("bob");
+    let answer = alice.say_as(&bob, &call(1, "echo", json!({}))).await;
+    assert_eq!(
+        (
+            answer.status,
+            answer.json()["error"]["data"]["reason"].clone()
+        ),
+        (404, json!("session-unknown"))
+    );
+    assert!(
+        house
+            .records
+            .all()
+            .iter()
+            .any(|record| record.contains("session-of-another"))
+    );
+    let nobody = Caller {
+        token: None,
+        ..bob.clone()
+    };
+    let answer = alice.say_as(&nobody, &call(1, "echo", json!({}))).await;
+    assert_eq!(answer.status, 401);
+    assert!(answer.header("www-authenticate").is_some());
+    let answer = wire::exchange(house.address, &target(nobody.bytes("GET", ""), "/mcp/sse")).await;
+    assert_eq!(answer.status, 401);
+    for query in [
+        "",
+        "?sessionId=",
+        "?sessionId=00",
+        "?sessionId=a&sessionId=b",
+    ] {
+        let request = target(
+            bob.bytes("POST", &call(1, "echo", json!({}))),
+            &format!("/mcp/messages{query}"),
+        );
+        let answer = wire::exchange(house.address, &request).await;
+        assert!(matches!(answer.status, 400 | 404), "{query}");
+    }
+    assert_eq!(
+        alice.call("echo", json!({})).await["result"]["content"][0]["text"],
+        "{}"
+    );
+}
+
+/// inc-16: the second way in has the same gate: policies decide, lists are filtered, headers and eras are checked.
+#[tokio::test]
+async fn the_old_transport_leads_through_the_same_gate() {
+    let policy = r#"permit (principal, action == Action::"initialize", resource);
+        permit (principal, action == Action::"tools/list", resource);
+        permit (principal, action == Action::"tools/call", resource == Tool::"echo");"#;
+    let house = sse().policy(policy).open().await;
+    let mut alice = Client::open(&house, "alice").await;
+    let answer = alice.say(&call(1, "echo", json!({}))).await;
+    assert_eq!(answer.status, 400, "initialize comes first");
+    assert_eq!(alice.say(&initialize("2024-11-05")).await.status, 202);
+    alice.stream.next().await;
+    assert_eq!(
+        alice.say(&initialize("2024-11-05")).await.status,
+        400,
+        "and once"
+    );
+    let answer = alice.say(&call(2, "secret", json!({}))).await;
+    assert_eq!(
+        (
+            answer.status,
+            answer.json()["error"]["data"]["reason"].clone()
+        ),
+        (403, json!("denied"))
+    );
+    assert_eq!(
+        alice
+            .say(r#"{"jsonrpc":"2.0","id":3,"method":"tools/list"}"#)
+            .await
+            .status,
+        202
+    );
+    let tools = alice.stream.next().await["result"]["tools"].clone();
+    assert_eq!(tools.as_array().unwrap().len(), 1, "{tools}");
+    for (method, path, status) in [
+        ("POST", "/mcp/sse", 405),
+        ("GET", alice.endpoint.as_str(), 405),
+        ("GET", "/mcp/sse/", 404),
+    ] {
+        let answer =
+            wire::exchange(house.address, &target(alice.caller.bytes(method, ""), path)).await;
+        assert_eq!(answer.status, status, "{path}");
+    }
+    for (headers, status) in [
+        ([("Origin", "https://evil.example")], 403),
+        ([("Content-Type", "text/plain")], 415),
+    ] {
+        let request = alice
+            .caller
+            .bytes_with("POST", &headers, &call(4, "echo", json!({})));
+        let answer = wire::exchange(house.address, &target(request, &alice.endpoint)).await;
+        assert_eq!(answer.status, status);
+    }
+    let modern = r#"{"jsonrpc":"2.0","id":5,"method":"tools/list","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}}}"#;
+    assert_eq!(alice.say(modern).await.status, 400);
+    assert_eq!(alice.say("[]").await.status, 400);
+    let records = house.records.all();
+    assert!(
+        records
+            .iter()
+            .any(|record| record.contains("THV_TOOL=secret") && record.contains("deny"))
+    );
+}
+
+/// The stream is the session: its end is the child's, and the end of the child is the stream's.
+#[tokio::test]
+async fn the_old_transports_session_ends_with_its_stream() {
+    let house = sse().open().await;
+    let alice = Client::initialized(&house, "alice").await;
+    let (caller, endpoint) = (alice.caller.clone(), alice.endpoint.clone());
+    drop(alice);
+    house.records.wait_for("child-exited").await;
+    let request = target(caller.bytes("POST", &call(1, "echo", json!({}))), &endpoint);
+    assert_eq!(wire::exchange(caller.address, &request).await.status, 404);
+
+    let mut bob = Client::initialized(&house, "bob").await;
+    let answer = bob.call("crash", json!({})).await;
+    assert_eq!(answer["error"]["data"]["reason"], "server-ended");
+    bob.stream.end().await;
+}
+
+/// Streams that wait for a first word are counted, and answers to a start that fails are told at once.
+#[tokio::test]
+async fn streams_of_the_old_transport_are_limited_as_sessions_are() {
+    let house = sse()
+        .argument("--refuse")
+        .with("[limits]\nsessions = 2\n")
+        .open()
+        .await;
+    let mut first = Client::open(&house, "alice").await;
+    let second = Client::open(&house, "alice").await;
+    let request = target(second.caller.bytes("GET", ""), "/mcp/sse");
+    let answer = wire::exchange(house.address, &request).await;
+    assert_eq!(
+        (
+            answer.status,
+            answer.json()["error"]["data"]["reason"].clone()
+        ),
+        (503, json!("session-limit"))
+    );
+    drop(second);
+    timeout(PATIENCE, async {
+        while wire::head(house.address, &request).await != 200 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    // The server's own refusal is its answer, and may be asked for again.
+    for _ in 0..2 {
+        assert_eq!(first.say(&initialize("2024-11-05")).await.status, 202);
+        assert_eq!(first.stream.next().await["error"]["code"], -32602);
+        house.records.wait_for("child-exited").await;
+    }
+}
+
+/// The SDK's own client of the old transport, from the endpoint event to the server's question.
+#[tokio::test]
+async fn the_sdks_client_of_the_old_transport_is_served() {
+    let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/host/npm/node_modules");
+    let script = "sse-client.mjs";
+    if !modules.join("@modelcontextprotocol/sdk").exists() || !Path::new("/usr/bin/node").exists() {
+        eprintln!(
+            "skipped: `node` and the packages of tests/host/peers are needed; `tests/run` installs them"
+        );
+        return;
+    }
+    let house = sse().open().await;
+    // Modules are looked for beside the script.
+    let files = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(modules, files.path().join("node_modules")).unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/it/servers")
+        .join(script);
+    std::fs::copy(source, files.path().join(script)).unwrap();
+    let mut client = std::process::Command::new("/usr/bin/node");
+    client
+        .arg(files.path().join(script))
+        .arg(format!("{}/sse", house.resource()))
+        .arg(house.token("alice"));
+    let done = tokio::task::spawn_blocking(move || client.output());
+    let done = timeout(PATIENCE, done).await.unwrap().unwrap().unwrap();
+    let said: Value = serde_json::from_slice(&done.stdout)
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&done.stderr)));
+    assert_eq!(
+        (&said["server"], &said["echo"]),
+        (&json!("scripted"), &json!("{\"n\": 1}")),
+        "{said}"
+    );
+    // The SDK does not take the scripted question for one, and answers that.
+    assert!(said["asked"].as_str().unwrap().contains("mine-1"), "{said}");
+    house.records.wait_for("child-exited").await;
+}
