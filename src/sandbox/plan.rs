@@ -2,11 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     path::{Path, PathBuf},
 };
 
-use super::installed::Installed;
+use super::{
+    host::{Host, RESOLVER},
+    installed::Installed,
+};
 use crate::config::{
     Addition, Config, EnvValue, InsideDoor, Layer, Limits, Network, PROXY, SOCKETS, Seccomp,
     Transport,
@@ -101,54 +103,6 @@ pub struct CgroupLimits {
     pub cpu: u64,
     /// `io.weight`, where one is asked for.
     pub io_weight: Option<u64>,
-}
-
-/// What of this host the plan depends on.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Host {
-    /// `/bin`, `/lib` … where they are links into `/usr`, and where they lead.
-    pub links: Vec<(PathBuf, PathBuf)>,
-    /// Those of the others that exist.
-    pub present: Vec<PathBuf>,
-    /// Where `/sys/fs/cgroup` is version 2.
-    pub has_cgroup2: bool,
-    /// How names are found here; only a child in the host's network is shown it.
-    pub resolver: Vec<PathBuf>,
-}
-
-impl Host {
-    /// Looks at the host.
-    pub fn look() -> Self {
-        let mut host = Self::default();
-        for name in ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"] {
-            match fs::symlink_metadata(name) {
-                Ok(kind) if kind.is_symlink() => {
-                    host.links
-                        .extend(fs::read_link(name).ok().map(|to| (PathBuf::from(name), to)));
-                }
-                Ok(_) => host.present.push(name.into()),
-                Err(_) => {}
-            }
-        }
-        let etc = fs::read_dir("/etc")
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path());
-        let java = etc.filter(|path| {
-            path.file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with("java"))
-        });
-        let mut java: Vec<PathBuf> = java.collect();
-        java.sort();
-        let wanted = ETC.iter().map(PathBuf::from).chain(java);
-        // A dangling link is not there.
-        host.present.extend(wanted.filter(|path| path.exists()));
-        host.has_cgroup2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-        let resolver = RESOLVER.iter().map(PathBuf::from);
-        host.resolver.extend(resolver.filter(|path| path.exists()));
-        host
-    }
 }
 
 /// The plan of `config` on `host`; `state` is the principal's own directory,
@@ -481,24 +435,6 @@ fn cgroup(limits: &Limits) -> CgroupLimits {
     }
 }
 
-/// Parts of `/etc` that programs need and that hold no secret.
-const ETC: &[&str] = &[
-    "/etc/alternatives",
-    "/etc/ca-certificates",
-    "/etc/ca-certificates.conf",
-    "/etc/crypto-policies",
-    "/etc/ld.so.cache",
-    "/etc/ld.so.conf",
-    "/etc/ld.so.conf.d",
-    "/etc/localtime",
-    "/etc/mime.types",
-    "/etc/pki",
-    "/etc/protocols",
-    "/etc/services",
-    "/etc/ssl",
-];
-/// What says how names are found.
-const RESOLVER: &[&str] = &["/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf"];
 /// Where the state directory stands inside.
 const STATE: &str = "/state";
 /// The user and group inside.

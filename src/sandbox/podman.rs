@@ -10,8 +10,9 @@
 use std::path::{Path, PathBuf};
 
 use super::{
+    host::Host,
     oci::oci,
-    plan::{Access, Entry, Host, Plan},
+    plan::{Access, Entry, Plan},
     stage::Fault,
 };
 
