@@ -135,7 +135,8 @@ fn take(
     connections.spawn(async move {
         let answer = |asked, peer| {
             let gateway = gateway.clone();
-            async move { pipeline::handle(&gateway, asked, peer).await }
+            // Boxed, because it is large and is handed on several times.
+            Box::pin(async move { pipeline::handle(&gateway, asked, peer).await })
         };
         entrance.serve(stream, peer, draining, answer).await;
     });

@@ -169,8 +169,21 @@ pub(super) struct Busy {
 impl Busy {
     /// The answer, with which it ends.
     pub(super) fn until_sent(self, body: Body) -> Sent {
+        Sent {
+            body,
+            busy: self,
+            watched: false,
+        }
+    }
+
+    /// The same, where a single answer may be left waiting and its connection not.
+    pub(super) fn until_taken(self, body: Body) -> Sent {
         self.waits();
-        Sent { body, busy: self }
+        Sent {
+            body,
+            busy: self,
+            watched: true,
+        }
     }
 
     fn waits(&self) {
@@ -184,7 +197,6 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.waits_no_more();
         let now = Instant::now();
         *self
             .shared
@@ -201,6 +213,16 @@ impl Drop for Busy {
 pub(super) struct Sent {
     body: Body,
     busy: Busy,
+    /// Whether it matters when it is asked for.
+    watched: bool,
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        if self.watched {
+            self.busy.waits_no_more();
+        }
+    }
 }
 
 impl HttpBody for Sent {
@@ -215,6 +237,7 @@ impl HttpBody for Sent {
         let frame = Pin::new(&mut this.body).poll_frame(context);
         // The next frame is asked for when there is room for it.
         match &frame {
+            _ if !this.watched => {}
             Poll::Ready(_) => this.busy.waits(),
             Poll::Pending => this.busy.waits_no_more(),
         }

@@ -154,7 +154,7 @@ async fn serve_two<F>(
             if response.extensions().get::<LastAnswer>().is_some() {
                 activity.close();
             }
-            Ok::<_, Infallible>(response.map(|body| busy.until_sent(body)))
+            Ok::<_, Infallible>(response.map(|body| busy.until_taken(body)))
         }
     });
     let streams = Streams::default();

@@ -347,7 +347,11 @@ fn framing(head: &[u8]) -> Result<At, Refusal> {
         if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) {
             return Err(Refusal::Header);
         }
-        if value.iter().any(|byte| is_control(*byte)) {
+        // All of it, rather than up to the first: that is several bytes at a time.
+        if value
+            .iter()
+            .fold(false, |any, byte| any | is_control(*byte))
+        {
             return Err(Refusal::Header);
         }
         if name.eq_ignore_ascii_case(b"content-length") {
@@ -408,15 +412,30 @@ fn number(digits: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// RFC 9110 §5.6.2.
 fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    TOKEN[usize::from(byte)]
 }
 
 fn is_control(byte: u8) -> bool {
     byte.is_ascii_control() && byte != b'\t'
 }
 
+/// What names and methods are made of (RFC 9110 §5.6.2).
+const TOKEN: [bool; 256] = {
+    let mut token = [false; 256];
+    let mut byte = 0;
+    while byte < token.len() {
+        token[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let others = b"!#$%&'*+-.^_`|~";
+    let mut at = 0;
+    while at < others.len() {
+        token[others[at] as usize] = true;
+        at += 1;
+    }
+    token
+};
 /// Bytes of a request's head (h1-13).
 pub(super) const MAX_HEAD: usize = 32 << 10;
 /// How long a peer may go on sending after its last answer.
