@@ -12,7 +12,7 @@ import threading
 import machine
 import wire
 
-NAME, PORT, REGISTRY = "pictured", 8087, 5443
+NAME, PORT, REGISTRY = "pictured", 8097, 5443
 RUNNER = f"thv-runner@{NAME}.service"
 PODMANS = ("podman", "conmon", "crun")
 
