@@ -17,6 +17,13 @@ use crate::{
     wire::{self, Answer, Events},
 };
 
+/// What has reached the server.
+async fn messages(caller: &Caller) -> Vec<Value> {
+    let lines = caller.seen().await;
+    let read = |line: &String| serde_json::from_str(line).unwrap();
+    lines.iter().map(read).collect()
+}
+
 /// A modern client that can be asked everything calls a tool, with what it has learned so far.
 async fn call(caller: &Caller, name: &str, arguments: Value, more: Value) -> Answer {
     able(
@@ -443,12 +450,7 @@ async fn a_modern_server_serves_legacy_clients() {
         heard["error"]["code"], -32601,
         "it may ask by its answers alone"
     );
-    let lines: Vec<Value> = alice
-        .seen()
-        .await
-        .iter()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let lines = messages(&alice).await;
     let sent = |method: &str| {
         lines
             .iter()
@@ -548,12 +550,7 @@ async fn a_modern_servers_need_goes_to_a_legacy_client_and_its_answer_back() {
         said,
         json!({ "state": "second", "responses": { "what": { "action": "cancel" } } })
     );
-    let lines: Vec<Value> = alice
-        .seen()
-        .await
-        .iter()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let lines = messages(&alice).await;
     let calls: Vec<_> = lines
         .iter()
         .filter(|line| line["params"]["name"] == "need")
@@ -655,12 +652,7 @@ async fn a_modern_servers_changes_reach_a_legacy_client() {
         alice.post(&subscribe("unsubscribe")).await.json()["result"],
         json!({})
     );
-    let lines: Vec<Value> = alice
-        .seen()
-        .await
-        .iter()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let lines = messages(&alice).await;
     let sent = |method: &str| {
         lines
             .iter()

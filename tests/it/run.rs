@@ -908,7 +908,6 @@ async fn a_full_descriptor_table_is_waited_out() {
     };
     let running = few_descriptors(36);
     let caller = running.session().await;
-    let pid = running.process.id();
     let mut kept = TcpStream::connect(running.address).await.unwrap();
     let request = format!("GET /mcp HTTP/1.1\r\nHost: {}\r\n\r\n", running.address);
     let mut ask = async || {
@@ -924,27 +923,18 @@ async fn a_full_descriptor_table_is_waited_out() {
         crowd.push(TcpStream::connect(running.address).await.unwrap());
     }
     ask().await;
-    let before = processor_time(pid);
     let started = std::time::Instant::now();
-    while started.elapsed().as_millis() < 1500 {
+    for _ in 0..200 {
         ask().await;
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
-    let used = processor_time(pid) - before;
-    assert!(used < 75, "{used} hundredths of a second: it must not spin");
+    let pauses = started.elapsed().as_secs() + 2;
     drop(crowd);
     assert_eq!(caller.call("echo", json!({})).await.status, 200);
     let (said, code, _) = running.end();
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("accepting failed, pausing"), "{said}");
-}
-
-/// Hundredths of a second that a process has computed (proc_pid_stat(5)).
-fn processor_time(pid: u32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let rest = stat.rsplit(") ").next().unwrap().to_owned();
-    let field = |at: usize| rest.split(' ').nth(at).unwrap().parse::<u64>().unwrap();
-    field(11) + field(12)
+    // One a second at the most: it must not spin.
+    let failures = said.matches("accepting failed, pausing").count() as u64;
+    assert!((1..=pauses + 1).contains(&failures), "{failures}: {said}");
 }
 
 /// fault-36: half of the descriptors are for connections, so that children can be started.
