@@ -36,6 +36,7 @@ pub(super) fn resolve(
         sandbox,
         limits,
         env,
+        scope,
     } = merged;
     let program = program(loader, command, image, place);
     if let (Some((_, None)), Some(place)) = (&program, arguments.place()) {
@@ -76,6 +77,7 @@ pub(super) fn resolve(
         auth: auth?,
         authz: authz?,
         sandbox: sandbox?,
+        scope: scope.given().unwrap_or_default(),
         limits,
         env: env
             .into_iter()
@@ -244,6 +246,9 @@ fn resolve_limits(fragment: LimitsFragment) -> Limits {
         start_timeout,
         output,
         sessions,
+        sessions_per_user,
+        calls,
+        calls_per_user,
         call_timeout,
         session_idle,
         exit_idle,
@@ -258,6 +263,7 @@ fn resolve_limits(fragment: LimitsFragment) -> Limits {
             .and_then(|n| usize::try_from(n).ok())
             .unwrap_or(default)
     };
+    let sessions = count(sessions, default.sessions);
     Limits {
         memory: memory.given().unwrap_or(default.memory),
         tasks: tasks.given().unwrap_or(default.tasks),
@@ -265,7 +271,10 @@ fn resolve_limits(fragment: LimitsFragment) -> Limits {
         tmp: tmp.given().unwrap_or(default.tmp),
         start_timeout: start_timeout.given().unwrap_or(default.start_timeout),
         output: output.given().unwrap_or(default.output),
-        sessions: count(sessions, default.sessions),
+        sessions,
+        sessions_per_user: count(sessions_per_user, sessions),
+        calls: count(calls, default.calls),
+        calls_per_user: count(calls_per_user, default.calls_per_user),
         call_timeout: call_timeout.given().unwrap_or(default.call_timeout),
         session_idle: session_idle.given().unwrap_or(default.session_idle),
         exit_idle: exit_idle.given().unwrap_or(default.exit_idle),
@@ -311,6 +320,9 @@ impl Limits {
         start_timeout: Duration::from_secs(10),
         output: 64 << 20,
         sessions: 100,
+        sessions_per_user: 100,
+        calls: 4096,
+        calls_per_user: 1024,
         call_timeout: Duration::from_secs(5 * 60),
         session_idle: Duration::from_secs(30 * 60),
         exit_idle: Duration::from_secs(5 * 60),

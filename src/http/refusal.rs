@@ -107,6 +107,7 @@ impl Refusal {
             Self::NoSession(NoSession::Mismatch) => Reason::SessionOfAnother,
             Self::Open(error) => match error {
                 OpenError::Full => Reason::SessionLimit,
+                OpenError::UserFull => Reason::UserSessionLimit,
                 OpenError::NoVersion => Reason::ChildProtocol,
                 OpenError::Start(StartError::Failed { .. } | StartError::Deadline) => {
                     Reason::ChildStartFailed
@@ -156,11 +157,13 @@ impl Refusal {
             | Self::Auth(AuthError::IssuerDown { .. })
             | Self::Misconfigured
             | Self::Restarting => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Open(OpenError::UserFull) => StatusCode::TOO_MANY_REQUESTS,
             Self::Open(OpenError::Failed(failure)) => reply::failure_status(*failure),
             Self::Open(OpenError::NoVersion) => StatusCode::BAD_GATEWAY,
             Self::Open(OpenError::Send(error)) | Self::Send(error) => match error {
                 SendError::Gone => StatusCode::NOT_FOUND,
-                SendError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+                SendError::Busy | SendError::ServerCalls => StatusCode::SERVICE_UNAVAILABLE,
+                SendError::UserCalls => StatusCode::TOO_MANY_REQUESTS,
                 SendError::DuplicateId | SendError::NotAsked => StatusCode::BAD_REQUEST,
             },
         }
@@ -189,7 +192,10 @@ impl Refusal {
         if let Self::MethodNotAllowed(methods) = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(methods));
         }
-        if self.status() == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(
+            self.status(),
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
+        ) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(self.retry_after()));
         }
         // What was not read of the request must not become the next one (conn-7).
@@ -293,6 +299,8 @@ fn sending(error: SendError) -> Reason {
         SendError::Gone => Reason::SessionUnknown,
         SendError::DuplicateId => Reason::IdInUse,
         SendError::Busy => Reason::InFlightLimit,
+        SendError::ServerCalls => Reason::CallLimit,
+        SendError::UserCalls => Reason::UserCallLimit,
         SendError::NotAsked => Reason::NotAsked,
     }
 }

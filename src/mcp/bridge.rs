@@ -150,6 +150,11 @@ pub fn log_level(level: &str) -> Option<usize> {
     LEVELS.iter().position(|known| *known == level)
 }
 
+/// The name of such a level.
+pub fn level_name(level: usize) -> &'static str {
+    LEVELS.get(level).copied().unwrap_or("emergency")
+}
+
 fn member(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(serde_json::Value::from(name).to_string().as_bytes());
     out.push(b':');

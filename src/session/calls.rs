@@ -12,6 +12,7 @@ use crate::{
         SendError, Session,
         conversation::State,
         exchange::{Event, Failure},
+        load::Place,
         own::OwnMessage,
         rewrite::{progress_token, renumbered},
         stream::{Exchange, Stream, Style},
@@ -33,6 +34,8 @@ pub(super) struct InFlight {
     pub(super) logs: Option<usize>,
     /// `None` for what the gateway itself asked.
     outcome: Option<OutcomeOwed>,
+    /// Its place among all calls, given back with it.
+    _place: Option<Place>,
 }
 
 /// The record that every permitted request owes the auditors.
@@ -51,6 +54,7 @@ impl Session {
     ) -> Result<Exchange, SendError> {
         let mut state = self.lock()?;
         state.admits(self.era, &id)?;
+        let place = self.calls.take(self.owner().principal_key())?;
         let number = state.next;
         let bridged = self.bridge.get().is_some();
         // A legacy child would take a call that goes on for one that begins.
@@ -90,6 +94,7 @@ impl Session {
                 cacheable: method::is_cacheable(call.method()),
                 logs: logs(call),
                 outcome: Some(outcome),
+                _place: Some(place),
             },
         );
         // A legacy child has said it all already.
@@ -127,6 +132,7 @@ impl Session {
                 cacheable: false,
                 logs: None,
                 outcome: None,
+                _place: None,
             },
         );
         Ok(exchange)

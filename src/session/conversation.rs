@@ -25,6 +25,7 @@ use crate::{
         calls::InFlight,
         exchange::Failure,
         listening::Listening,
+        load::{Over, Places},
         own::OwnMessage,
         stream::{Exchange, Style},
     },
@@ -36,6 +37,8 @@ pub struct Session {
     owner: Identity,
     pub(super) audit: Audit,
     pub(super) call_timeout: Duration,
+    /// How many calls may wait for an answer, of its user and of all.
+    pub(super) calls: Places,
     /// What its clients speak.
     pub(super) era: Era,
     /// Its child, where that speaks less than its clients.
@@ -99,8 +102,21 @@ pub enum SendError {
     DuplicateId,
     #[error("the server is busy")]
     Busy,
+    #[error("there are already as many calls as `limits.calls` allows")]
+    ServerCalls,
+    #[error("this user has already as many calls as `limits.calls-per-user` allows")]
+    UserCalls,
     #[error("nobody asked for this response")]
     NotAsked,
+}
+
+impl From<Over> for SendError {
+    fn from(over: Over) -> Self {
+        match over {
+            Over::Server => Self::ServerCalls,
+            Over::User => Self::UserCalls,
+        }
+    }
 }
 
 impl Session {
@@ -108,7 +124,7 @@ impl Session {
         id: String,
         owner: Identity,
         audit: Audit,
-        call_timeout: Duration,
+        (call_timeout, calls): (Duration, Places),
         era: Era,
         stdin: mpsc::Sender<Bytes>,
     ) -> Arc<Self> {
@@ -128,6 +144,7 @@ impl Session {
             owner,
             audit,
             call_timeout,
+            calls,
             era,
             bridge: OnceLock::new(),
             stdin,
@@ -152,7 +169,10 @@ impl Session {
     pub fn admits(&self, call: &Call) -> Result<(), SendError> {
         let state = self.lock()?;
         match call.shape() {
-            Shape::Request(id) => state.admits(self.era, id),
+            Shape::Request(id) => {
+                state.admits(self.era, id)?;
+                Ok(self.calls.look(self.owner.principal_key())?)
+            }
             Shape::Notification => Ok(()),
             Shape::Response(id) if state.asked.contains(id.as_json()) => Ok(()),
             Shape::Response(_) => Err(SendError::NotAsked),

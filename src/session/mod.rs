@@ -10,10 +10,14 @@ mod conversation;
 mod ending;
 mod exchange;
 mod listening;
+mod load;
+mod opening;
 mod own;
 mod pump;
 mod rewrite;
+mod shared;
 mod stream;
+mod switch;
 mod table;
 
 pub use conversation::{SendError, Sent, Session};

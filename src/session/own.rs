@@ -15,6 +15,8 @@ pub(super) enum OwnMessage<'a> {
     Discover { number: u64 },
     /// Opens the conversation with a legacy child on which modern requests are to come.
     Initialize { number: u64 },
+    /// Opens the conversation with a child that several clients share; whether it may ask them anything.
+    Open { number: u64, asks: bool },
     /// That this conversation is open.
     Initialized,
     /// Has a legacy child write all its log messages: who wants which is decided here.
@@ -47,6 +49,22 @@ impl OwnMessage<'_> {
                 let params = json!({
                     "protocolVersion": version::LEGACY[0],
                     "capabilities": {},
+                    "clientInfo": { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
+                });
+                format!(
+                    r#"{{"jsonrpc":"2.0","id":{number},"method":"initialize","params":{params}}}"#
+                )
+                .into_bytes()
+            }
+            Self::Open { number, asks } => {
+                let capabilities = if *asks {
+                    json!({ "elicitation": {}, "sampling": {} })
+                } else {
+                    json!({})
+                };
+                let params = json!({
+                    "protocolVersion": version::LEGACY[0],
+                    "capabilities": capabilities,
                     "clientInfo": { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
                 });
                 format!(

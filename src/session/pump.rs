@@ -17,12 +17,21 @@ use crate::{
 
 /// Reads until the child's output ends, or until it has broken the protocol too often.
 pub(super) async fn run(session: &Session, stdout: impl AsyncRead + Unpin, rate: u64) {
+    lines(stdout, rate, |line| take(session, line)).await;
+}
+
+/// The same for whoever takes the lines.
+pub(super) async fn lines(
+    stdout: impl AsyncRead + Unpin,
+    rate: u64,
+    mut take: impl FnMut(Bytes) -> bool,
+) {
     let mut lines = Lines::new(stdout, MAX_LINE).paced(rate);
     let mut violations = 0;
     loop {
         let kept = match lines.next().await {
             Ok(Line::Text(text)) if text.trim_ascii().is_empty() => true,
-            Ok(Line::Text(text)) => take(session, text),
+            Ok(Line::Text(text)) => take(text),
             Ok(Line::TooLong) => {
                 warn!(
                     limit = MAX_LINE,
@@ -47,7 +56,7 @@ pub(super) async fn run(session: &Session, stdout: impl AsyncRead + Unpin, rate:
 }
 
 /// Handles one line; `false` for what the protocol does not allow, which is dropped (sse-2).
-fn take(session: &Session, line: Bytes) -> bool {
+pub(super) fn take(session: &Session, line: Bytes) -> bool {
     let Ok(message) = Message::parse(one_line(line)) else {
         return false;
     };

@@ -2,14 +2,17 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use aws_lc_rs::rand;
 use bytes::Bytes;
 use tokio::{
-    sync::{Notify, Semaphore, mpsc},
+    sync::{Notify, mpsc},
     task::JoinSet,
     time::Instant,
 };
@@ -19,13 +22,16 @@ use crate::{
     auth::{Identity, PrincipalKey},
     authz::Permit,
     child::{Child, Launcher, StartError},
+    config::Scope,
     egress,
     json::Value,
     mcp::{Era, Message, bridge::LegacyServer, version},
     session::{
         SendError, Sent, Session, ending,
         exchange::{Event as Heard, Failure},
+        load::{Over, Place, Places},
         own::OwnMessage,
+        shared::Shared,
     },
 };
 
@@ -35,8 +41,12 @@ pub struct Setup {
     /// What children may reach.
     pub egress: Arc<egress::Rules>,
     pub audit: Audit,
-    /// Sessions at once, those that are ending included.
-    pub sessions: usize,
+    /// Whom one child serves.
+    pub scope: Scope,
+    /// Sessions at once, those that are ending included; of all, and of one user.
+    pub sessions: (usize, usize),
+    /// Calls that wait for an answer at once, likewise.
+    pub calls: (usize, usize),
     pub call_timeout: Duration,
     /// Bytes of a child's output that are read in a second.
     pub output: u64,
@@ -46,21 +56,30 @@ pub struct Setup {
 /// The table: session ids to sessions, and the tasks that tend them.
 pub struct Sessions {
     setup: Setup,
-    slots: Arc<Semaphore>,
+    slots: Places,
+    calls: Places,
+    /// Shared children that have not ended for good.
+    children: Arc<AtomicUsize>,
+    backends: Mutex<HashMap<PrincipalKey, Arc<Backend>>>,
     table: Arc<Mutex<HashMap<String, Arc<Session>>>>,
-    shared: Mutex<HashMap<PrincipalKey, Arc<Place>>>,
+    shared: Mutex<HashMap<PrincipalKey, Arc<Seat>>>,
     tasks: Mutex<JoinSet<()>>,
     ended: Arc<Notify>,
 }
 
 /// Where the session of one principal's sessionless requests is; locked while it is made.
-type Place = tokio::sync::Mutex<Weak<Session>>;
+type Seat = tokio::sync::Mutex<Weak<Session>>;
+
+/// Where the child is that several sessions share; locked while it starts.
+type Backend = tokio::sync::Mutex<Weak<Shared>>;
 
 /// Why a session was not opened.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("there are already as many sessions as `limits.sessions` allows")]
     Full,
+    #[error("this user has already as many sessions as `limits.sessions-per-user` allows")]
+    UserFull,
     #[error("{0}")]
     Start(#[from] StartError),
     /// The server neither discovers nor initializes.
@@ -72,12 +91,25 @@ pub enum OpenError {
     Send(#[from] SendError),
 }
 
+impl From<Over> for OpenError {
+    fn from(over: Over) -> Self {
+        match over {
+            Over::Server => Self::Full,
+            Over::User => Self::UserFull,
+        }
+    }
+}
+
 impl Sessions {
     pub fn new(setup: Setup) -> Self {
-        let slots = Arc::new(Semaphore::new(setup.sessions));
+        let slots = Places::new(setup.sessions.0, setup.sessions.1);
+        let calls = Places::new(setup.calls.0, setup.calls.1);
         Self {
             setup,
             slots,
+            calls,
+            children: Arc::default(),
+            backends: Mutex::default(),
             table: Arc::default(),
             shared: Mutex::default(),
             tasks: Mutex::default(),
@@ -174,60 +206,119 @@ impl Sessions {
 
     /// Starts a child, and the task that tends it and sees it out, whatever becomes of this request.
     async fn begin(&self, identity: &Identity, era: Era) -> Result<Opening, OpenError> {
-        let slot = self
-            .slots
-            .clone()
-            .try_acquire_owned()
-            .map_err(|_| OpenError::Full)?;
-        let child = self.start(identity).await?;
-        let principal = Some(identity.principal_key().to_string());
-        self.setup.audit.record(&Event::ChildStarted {
-            child: child.number,
-            pid: child.pid,
-            principal,
-        });
+        let slot = self.slots.take(identity.principal_key())?;
         let (stdin, lines) = mpsc::channel(MAX_LINES);
         let session = Session::new(
             new_id(),
             identity.clone(),
             self.setup.audit.clone(),
-            self.setup.call_timeout,
+            (self.setup.call_timeout, self.calls.clone()),
             era,
             stdin,
         );
+        match self.setup.scope {
+            Scope::Session => {
+                let child = self.start(identity.principal_key()).await?;
+                let tended = ending::tend(
+                    session.clone(),
+                    child,
+                    (lines, self.setup.output),
+                    self.around(),
+                );
+                Ok(self.enter_in_table(session, slot, tended))
+            }
+            Scope::User => {
+                self.join(identity.principal_key(), session, lines, slot)
+                    .await
+            }
+            Scope::Server => {
+                self.join(PrincipalKey::EVERYBODY, session, lines, slot)
+                    .await
+            }
+        }
+    }
+
+    /// Has the session share the child of `whose`, which is started if there is none.
+    async fn join(
+        &self,
+        whose: PrincipalKey,
+        session: Arc<Session>,
+        lines: mpsc::Receiver<Bytes>,
+        slot: Place,
+    ) -> Result<Opening, OpenError> {
+        let backend = lock(&self.backends).entry(whose).or_default().clone();
+        let mut backend = backend.lock().await;
+        let there = backend.upgrade().and_then(|shared| {
+            let member = shared.join(&session)?;
+            Some((shared, member))
+        });
+        let (shared, member) = match there {
+            Some(there) => there,
+            None => {
+                let child = self.start(whose).await?;
+                let everybody = whose == PrincipalKey::EVERYBODY;
+                let (shared, outbox) = Shared::new(whose, everybody, MAX_LINES);
+                let member = shared.join(&session);
+                let tended = ending::tend(
+                    shared.clone(),
+                    child,
+                    (outbox, self.setup.output),
+                    self.around(),
+                );
+                let (children, ended) = (self.children.clone(), self.ended.clone());
+                children.fetch_add(1, Ordering::Relaxed);
+                self.tasks().spawn(async move {
+                    tended.await;
+                    children.fetch_sub(1, Ordering::Relaxed);
+                    ended.notify_one();
+                });
+                *backend = Arc::downgrade(&shared);
+                (
+                    shared,
+                    member.ok_or(OpenError::Failed(Failure::ChildEnded))?,
+                )
+            }
+        };
+        let served = session.clone();
+        let tended = async move { shared.serve(member, served, lines).await };
+        Ok(self.enter_in_table(session, slot, tended))
+    }
+
+    /// In the table at once, so that it is swept and ended like any other; entered only once it is open.
+    fn enter_in_table(
+        &self,
+        session: Arc<Session>,
+        slot: Place,
+        tended: impl Future<Output = ()> + Send + 'static,
+    ) -> Opening {
         let opening = Opening {
             session: session.clone(),
             kept: false,
         };
-        // In the table at once, so that it is swept and ended like any other; entered only once it is open.
-        lock(&self.table).insert(session.id().to_owned(), session.clone());
-        let tended = ending::tend(
-            session.clone(),
-            child,
-            (lines, self.setup.output),
-            ending::Around {
-                launcher: self.setup.launcher.clone(),
-                egress: self.setup.egress.clone(),
-                audit: self.setup.audit.clone(),
-            },
-        );
-        let (table, ended, id) = (
-            self.table.clone(),
-            self.ended.clone(),
-            session.id().to_owned(),
-        );
+        let id = session.id().to_owned();
+        lock(&self.table).insert(id.clone(), session);
+        let (table, ended) = (self.table.clone(), self.ended.clone());
         self.tasks().spawn(async move {
             tended.await;
             lock(&table).remove(&id);
             drop(slot);
             ended.notify_one();
         });
-        Ok(opening)
+        opening
     }
 
-    async fn start(&self, identity: &Identity) -> Result<Child, StartError> {
-        let started = self.setup.launcher.start(identity.principal_key()).await;
-        started.inspect_err(|error| {
+    fn around(&self) -> ending::Around {
+        ending::Around {
+            launcher: self.setup.launcher.clone(),
+            egress: self.setup.egress.clone(),
+            audit: self.setup.audit.clone(),
+        }
+    }
+
+    /// Starts a child for `whose`, and records it.
+    async fn start(&self, whose: PrincipalKey) -> Result<Child, StartError> {
+        let started = self.setup.launcher.start(whose).await;
+        let child = started.inspect_err(|error| {
             let layer = match error {
                 StartError::Failed { layer, .. } => layer,
                 _ => "runner",
@@ -236,7 +327,13 @@ impl Sessions {
                 layer: layer.to_owned(),
                 reason: error.to_string(),
             });
-        })
+        })?;
+        self.setup.audit.record(&Event::ChildStarted {
+            child: child.number,
+            pid: child.pid,
+            principal: (whose != PrincipalKey::EVERYBODY).then(|| whose.to_string()),
+        });
+        Ok(child)
     }
 
     /// The session of that id, if it is this identity's. Another identity's is
@@ -268,6 +365,12 @@ impl Sessions {
                 self.close(&session);
             }
         }
+        lock(&self.backends).retain(|_, backend| {
+            Arc::strong_count(backend) > 1
+                || backend
+                    .try_lock()
+                    .is_ok_and(|shared| shared.strong_count() > 0)
+        });
         // A place that somebody holds is in use.
         lock(&self.shared).retain(|_, place| {
             Arc::strong_count(place) > 1
@@ -278,9 +381,10 @@ impl Sessions {
         while self.tasks().try_join_next().is_some() {}
     }
 
-    /// Whether no more sessions may be opened now.
-    pub fn is_full(&self) -> bool {
-        self.slots.available_permits() == 0
+    /// Why this identity may open no more sessions now, if that is so.
+    pub fn full(&self, identity: &Identity) -> Option<OpenError> {
+        let over = self.slots.look(identity.principal_key()).err()?;
+        Some(over.into())
     }
 
     /// Whether a sessionless request of this identity would have to open one.
@@ -302,12 +406,12 @@ impl Sessions {
 
     /// Whether there is no session and no child left.
     pub fn is_idle(&self) -> bool {
-        self.slots.available_permits() == self.setup.sessions
+        self.slots.count() == 0 && self.children.load(Ordering::Relaxed) == 0
     }
 
     /// How many sessions there are, those that are starting or ending included.
     pub fn count(&self) -> usize {
-        self.setup.sessions - self.slots.available_permits()
+        self.slots.count()
     }
 
     /// How many calls wait for a child's answer.

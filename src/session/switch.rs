@@ -1,0 +1,518 @@
+//! Who of those that share one child said or is told what: numbers, tokens and names.
+//!
+//! Pure: lines in, lines out, each with its way. Every member of a shared child
+//! speaks as if it had the child to itself, under its own numbers; here they
+//! become numbers of the child, and nothing of one member's is ever another's
+//! (inc-7). What no member can be told from (log messages of everybody's child,
+//! questions that belong to nobody's call) is given to none. Used by `shared`.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use bytes::Bytes;
+
+use crate::{
+    auth::PrincipalKey,
+    child::stdio,
+    json::{Kind, Value},
+    mcp::{Message, bridge, method},
+    session::{opening::Opening, own::OwnMessage},
+};
+
+/// A line and whom it is for.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) enum Out {
+    ToChild(Bytes),
+    To(u64, Bytes),
+}
+
+/// All that is between a child and its members.
+pub(super) struct Switch {
+    /// Whether different users meet here.
+    everybody: bool,
+    members: HashMap<u64, Member>,
+    /// The number of the next request towards the child; never used twice.
+    next: u64,
+    routes: HashMap<u64, Route>,
+    /// The child's own questions, by their id as JSON.
+    asked: HashMap<Bytes, Asked>,
+    opening: Opening,
+    /// From which level on the child was told to write log messages.
+    level: Option<usize>,
+    /// Tasks of the child's, and whose they are; the oldest is forgotten first.
+    tasks: HashMap<Bytes, PrincipalKey>,
+    eldest: VecDeque<Bytes>,
+}
+
+struct Member {
+    principal: PrincipalKey,
+    /// Its own numbers of what is in flight, and the child's.
+    numbers: HashMap<u64, u64>,
+    subscribed: HashSet<Bytes>,
+    level: Option<usize>,
+    /// Which questions its client takes.
+    samples: bool,
+    elicits: bool,
+}
+
+struct Route {
+    /// `None` for what is asked on nobody's behalf.
+    to: Option<(u64, u64)>,
+    kind: Asks,
+}
+
+enum Asks {
+    Call,
+    /// Stays open, and so is nobody's being at work.
+    Listen,
+    Initialize,
+    Subscribe(Bytes),
+}
+
+struct Asked {
+    member: u64,
+    token: Option<Bytes>,
+}
+
+impl Switch {
+    pub(super) fn new(everybody: bool) -> Self {
+        Self {
+            everybody,
+            members: HashMap::new(),
+            next: 1,
+            routes: HashMap::new(),
+            asked: HashMap::new(),
+            opening: Opening::default(),
+            level: None,
+            tasks: HashMap::new(),
+            eldest: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn join(&mut self, member: u64, principal: PrincipalKey) {
+        self.members.insert(
+            member,
+            Member {
+                principal,
+                numbers: HashMap::new(),
+                subscribed: HashSet::new(),
+                level: None,
+                samples: false,
+                elicits: false,
+            },
+        );
+    }
+
+    /// What is left of a member's is taken back.
+    pub(super) fn leave(&mut self, member: u64) -> Vec<Out> {
+        let mut out = Vec::new();
+        let Some(gone) = self.members.remove(&member) else {
+            return out;
+        };
+        self.opening.forget(member);
+        for number in gone.numbers.into_values() {
+            if self.routes.remove(&number).is_some() {
+                let own = OwnMessage::Cancelled {
+                    number,
+                    reason: "the client has gone",
+                };
+                out.push(Out::ToChild(own.line()));
+            }
+        }
+        for uri in gone.subscribed {
+            if !self.is_subscribed(&uri) {
+                let number = self.number(None, Asks::Call);
+                out.push(Out::ToChild(unsubscribe(number, &uri)));
+            }
+        }
+        let asked = self.asked.extract_if(|_, asked| asked.member == member);
+        for (id, _) in asked {
+            out.push(Out::ToChild(OwnMessage::NobodyThere { id: &id }.line()));
+        }
+        out
+    }
+
+    /// How many questions of members' wait for the child.
+    pub(super) fn waiting(&self) -> usize {
+        let waits = |route: &&Route| !matches!(route.kind, Asks::Listen);
+        self.routes.values().filter(waits).count()
+    }
+
+    /// What a member says.
+    pub(super) fn from_member(&mut self, member: u64, line: Bytes) -> Vec<Out> {
+        let Ok(message) = Message::parse(line) else {
+            return Vec::new();
+        };
+        let root = message.root();
+        match (root.get("method").and_then(Value::as_str), root.get("id")) {
+            (Some(method), Some(id)) => self.request(member, &message, &method, id),
+            (Some(method), None) => self.notice(member, &message, &method),
+            (None, Some(id)) => {
+                let mine = |asked: &Asked| asked.member == member;
+                if self.asked.get(id.raw()).is_some_and(mine) {
+                    self.asked.remove(id.raw());
+                    vec![Out::ToChild(message.bytes().clone())]
+                } else {
+                    Vec::new()
+                }
+            }
+            (None, None) => Vec::new(),
+        }
+    }
+
+    fn request(&mut self, member: u64, message: &Message, method: &str, id: Value<'_>) -> Vec<Out> {
+        let params = message.root().get("params");
+        let (Some(own), true) = (number_of(id), self.members.contains_key(&member)) else {
+            return Vec::new();
+        };
+        let here = |text: &[u8]| vec![Out::To(member, answer(id.raw(), text))];
+        let mut kind = Asks::Call;
+        let mut changes = Vec::new();
+        let level;
+        match method {
+            "initialize" => return self.initialize(member, own, params),
+            method::LISTEN => kind = Asks::Listen,
+            "resources/subscribe" => {
+                if let Some(uri) = params.and_then(|params| params.get("uri")) {
+                    let uri = text_of(uri);
+                    if let Some(member) = self.members.get_mut(&member) {
+                        if member.subscribed.len() >= MAX_SUBSCRIBED {
+                            return here(TOO_MANY);
+                        }
+                        member.subscribed.insert(uri.clone());
+                    }
+                    kind = Asks::Subscribe(uri);
+                }
+            }
+            "resources/unsubscribe" => {
+                if let Some(uri) = params.and_then(|params| params.get("uri")) {
+                    let uri = text_of(uri);
+                    if let Some(member) = self.members.get_mut(&member) {
+                        member.subscribed.remove(&uri);
+                    }
+                    if self.is_subscribed(&uri) {
+                        return here(DONE);
+                    }
+                }
+            }
+            // Of a child of everybody's nobody can say whose work a message tells of.
+            "logging/setLevel" if self.everybody => return here(NO_METHOD),
+            "logging/setLevel" => {
+                let value = params.and_then(|params| params.get("level"));
+                let known = value
+                    .and_then(Value::as_str)
+                    .and_then(|name| bridge::log_level(&name));
+                if let (Some(value), Some(wanted)) = (value, known) {
+                    if let Some(member) = self.members.get_mut(&member) {
+                        member.level = Some(wanted);
+                    }
+                    let levels = self.members.values().filter_map(|member| member.level);
+                    let lowest = levels.min().unwrap_or(wanted);
+                    if self.level == Some(lowest) {
+                        return here(DONE);
+                    }
+                    self.level = Some(lowest);
+                    level = format!("\"{}\"", bridge::level_name(lowest));
+                    changes.push((value.span(), level.as_bytes()));
+                }
+            }
+            "tasks/list" if self.everybody => return here(NO_METHOD),
+            _ if self.everybody && method.starts_with("tasks/") => {
+                let task = params.and_then(|params| params.get("taskId"));
+                let owner = task.and_then(|task| self.tasks.get(&text_of(task)));
+                let asks = self.members.get(&member).map(|member| member.principal);
+                if owner.is_none() || owner.copied() != asks {
+                    return here(NO_TASK);
+                }
+            }
+            _ => {}
+        }
+        let number = self.number(Some((member, own)), kind);
+        let text = number.to_string();
+        changes.push((id.span(), text.as_bytes()));
+        if let Some(token) = params
+            .and_then(|params| params.get("_meta"))
+            .and_then(|meta| meta.get("progressToken"))
+        {
+            changes.push((token.span(), text.as_bytes()));
+        }
+        changes.sort_by_key(|(span, _)| span.start);
+        vec![Out::ToChild(message.with(&changes).into())]
+    }
+
+    fn initialize(&mut self, member: u64, own: u64, params: Option<Value<'_>>) -> Vec<Out> {
+        let takes = |name| {
+            let capabilities = params?.get("capabilities")?;
+            capabilities.get(name).map(|_| ())
+        };
+        if let Some(member) = self.members.get_mut(&member) {
+            member.samples = takes("sampling").is_some();
+            member.elicits = takes("elicitation").is_some();
+        }
+        let version = params.and_then(|params| params.get("protocolVersion"));
+        let version = version.and_then(Value::as_str).unwrap_or_default();
+        if let Some(answer) = self.opening.answer(own, &version) {
+            return vec![Out::To(member, answer)];
+        }
+        if self.opening.wait(member, own, &version) {
+            return Vec::new();
+        }
+        let number = self.number(None, Asks::Initialize);
+        let asks = !self.everybody;
+        vec![Out::ToChild(OwnMessage::Open { number, asks }.line())]
+    }
+
+    fn notice(&mut self, member: u64, message: &Message, method: &str) -> Vec<Out> {
+        let params = message.root().get("params");
+        match method {
+            "notifications/cancelled" => {
+                let named = params.and_then(|params| params.get("requestId"));
+                let own = named.and_then(number_of);
+                let numbers = self.members.get_mut(&member).map(|it| &mut it.numbers);
+                let number = own.zip(numbers).and_then(|(own, all)| all.remove(&own));
+                let (Some(named), Some(number)) = (named, number) else {
+                    return Vec::new();
+                };
+                self.routes.remove(&number);
+                let text = number.to_string();
+                let line = message.with(&[(named.span(), text.as_bytes())]);
+                vec![Out::ToChild(line.into())]
+            }
+            "notifications/progress" => {
+                let token = params.and_then(|params| params.get("progressToken"));
+                let mine = |asked: &Asked| {
+                    let same = |token: Value<'_>| asked.token.as_deref() == Some(token.raw());
+                    asked.member == member && token.is_some_and(same)
+                };
+                if self.asked.values().any(mine) {
+                    vec![Out::ToChild(message.bytes().clone())]
+                } else {
+                    Vec::new()
+                }
+            }
+            // The child was told once that the conversation is open; and of the
+            // state of one of its clients it must not believe that it is all of theirs.
+            _ => Vec::new(),
+        }
+    }
+
+    /// What the child says; `None` for what the protocol does not allow.
+    pub(super) fn from_child(&mut self, line: Bytes) -> Option<Vec<Out>> {
+        let message = Message::parse(line).ok()?;
+        let root = message.root();
+        if root.kind() != Kind::Object {
+            return None;
+        }
+        match (root.get("method").and_then(Value::as_str), root.get("id")) {
+            (None, Some(id)) => self.answered(&message, id),
+            (Some(method), Some(id)) => self.question(&message, &method, id),
+            (Some(method), None) => Some(self.told(&message, &method)),
+            (None, None) => None,
+        }
+    }
+
+    fn answered(&mut self, message: &Message, id: Value<'_>) -> Option<Vec<Out>> {
+        let number = number_of(id)?;
+        let Some(route) = self.routes.remove(&number) else {
+            // Cancelled: the child could not know (fault-17).
+            return (1..self.next).contains(&number).then(Vec::new);
+        };
+        if let Asks::Initialize = route.kind {
+            let mut out = Vec::new();
+            if message.root().get("result").is_some() {
+                out.push(Out::ToChild(OwnMessage::Initialized.line()));
+            }
+            let waited = self.opening.opened(message, self.everybody);
+            out.extend(waited.into_iter().map(|(to, text)| Out::To(to, text)));
+            return Some(out);
+        }
+        let Some((to, own)) = route.to else {
+            return Some(Vec::new());
+        };
+        let result = message.root().get("result");
+        if let Some(member) = self.members.get_mut(&to) {
+            member.numbers.remove(&own);
+            if let (Asks::Subscribe(uri), None) = (route.kind, result) {
+                member.subscribed.remove(&uri);
+            }
+            let principal = member.principal;
+            if let Some(task) = result.and_then(made_task) {
+                self.remember(text_of(task), principal);
+            }
+        }
+        let own = own.to_string();
+        let line = message.with(&[(id.span(), own.as_bytes())]);
+        Some(vec![Out::To(to, line.into())])
+    }
+
+    fn question(&mut self, message: &Message, method: &str, id: Value<'_>) -> Option<Vec<Out>> {
+        if !matches!(id.kind(), Kind::String | Kind::Number) || id.span().len() > MAX_ID {
+            return None;
+        }
+        if method == "ping" {
+            let pong = OwnMessage::Pong { id: id.raw() };
+            return Some(vec![Out::ToChild(pong.line())]);
+        }
+        let takes = |member: &Member| match method {
+            "sampling/createMessage" => member.samples,
+            "elicitation/create" => member.elicits,
+            _ => false,
+        };
+        let to = self.sole_worker().filter(|to| {
+            let member = self.members.get(to);
+            self.asked.len() < MAX_ASKED && member.is_some_and(takes)
+        });
+        let Some(member) = to else {
+            let nobody = OwnMessage::NobodyThere { id: id.raw() };
+            return Some(vec![Out::ToChild(nobody.line())]);
+        };
+        let meta = message.root().get("params")?.get("_meta");
+        let token = meta.and_then(|meta| meta.get("progressToken"));
+        let token = token.map(|token| Bytes::copy_from_slice(token.raw()));
+        let id = Bytes::copy_from_slice(id.raw());
+        self.asked.insert(id, Asked { member, token });
+        Some(vec![Out::To(member, message.bytes().clone())])
+    }
+
+    /// The one member that has anything in flight; of a child of everybody's it might be another
+    /// user's work all the same that is spoken of.
+    fn sole_worker(&self) -> Option<u64> {
+        if self.everybody {
+            return None;
+        }
+        let mut working = self
+            .routes
+            .values()
+            .filter(|route| !matches!(route.kind, Asks::Listen))
+            .filter_map(|route| Some(route.to?.0));
+        let first = working.next()?;
+        working.all(|member| member == first).then_some(first)
+    }
+
+    fn told(&mut self, message: &Message, method: &str) -> Vec<Out> {
+        let params = message.root().get("params");
+        let subscription = params
+            .and_then(|params| params.get("_meta"))
+            .and_then(|meta| meta.get("io.modelcontextprotocol/subscriptionId"));
+        let named = match method {
+            _ if subscription.is_some() => subscription,
+            "notifications/progress" => params.and_then(|params| params.get("progressToken")),
+            "notifications/cancelled" => {
+                let id = params.and_then(|params| params.get("requestId"));
+                let asked = id.and_then(|id| self.asked.remove(id.raw()));
+                let to = asked.map(|asked| Out::To(asked.member, message.bytes().clone()));
+                return to.into_iter().collect();
+            }
+            _ => None,
+        };
+        if let Some(named) = named {
+            let route = number_of(named).and_then(|number| self.routes.get(&number));
+            let Some((to, own)) = route.and_then(|route| route.to) else {
+                return Vec::new();
+            };
+            let own = own.to_string();
+            let line = message.with(&[(named.span(), own.as_bytes())]);
+            return vec![Out::To(to, line.into())];
+        }
+        let alone = self.members.len() == 1;
+        let hears = |member: &Member| match method {
+            "notifications/resources/updated" => params
+                .and_then(|params| params.get("uri"))
+                .is_some_and(|uri| member.subscribed.contains(&text_of(uri))),
+            "notifications/message" => {
+                let level = params.and_then(|params| params.get("level"));
+                let level = level.and_then(Value::as_str);
+                let level = level.and_then(|level| bridge::log_level(&level));
+                let wanted = member.level.map_or(alone, |from| level >= Some(from));
+                !self.everybody && wanted
+            }
+            "notifications/tasks/status" | "notifications/tasks" => {
+                let task = params.and_then(|params| params.get("taskId"));
+                let owner = task.and_then(|task| self.tasks.get(&text_of(task)));
+                owner == Some(&member.principal)
+            }
+            _ => method.ends_with("/list_changed"),
+        };
+        let members = self.members.iter().filter(|(_, member)| hears(member));
+        members
+            .map(|(to, _)| Out::To(*to, message.bytes().clone()))
+            .collect()
+    }
+
+    fn number(&mut self, to: Option<(u64, u64)>, kind: Asks) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.routes.insert(number, Route { to, kind });
+        if let Some((member, own)) = to
+            && let Some(member) = self.members.get_mut(&member)
+        {
+            member.numbers.insert(own, number);
+        }
+        number
+    }
+
+    fn is_subscribed(&self, uri: &Bytes) -> bool {
+        let mut members = self.members.values();
+        members.any(|member| member.subscribed.contains(uri))
+    }
+
+    fn remember(&mut self, task: Bytes, owner: PrincipalKey) {
+        // An id that is taken stays with whom it was first.
+        if self.tasks.contains_key(&task) {
+            return;
+        }
+        self.eldest.push_back(task.clone());
+        self.tasks.insert(task, owner);
+        if self.eldest.len() > MAX_TASKS
+            && let Some(eldest) = self.eldest.pop_front()
+        {
+            self.tasks.remove(&eldest);
+        }
+    }
+}
+
+/// The id of the task that an answer says was made.
+fn made_task(result: Value<'_>) -> Option<Value<'_>> {
+    let within = result.get("task").and_then(|task| task.get("taskId"));
+    within.or_else(|| result.get("taskId"))
+}
+
+fn number_of(value: Value<'_>) -> Option<u64> {
+    value.as_number()?.parse().ok()
+}
+
+/// A string as it reads, however it is written.
+fn text_of(value: Value<'_>) -> Bytes {
+    let text = value.as_str().map(|text| Bytes::from(text.into_owned()));
+    text.unwrap_or_else(|| Bytes::copy_from_slice(value.raw()))
+}
+
+fn answer(id: &[u8], rest: &[u8]) -> Bytes {
+    [br#"{"jsonrpc":"2.0","id":"#, id, b",", rest, b"}"]
+        .concat()
+        .into()
+}
+
+fn unsubscribe(number: u64, uri: &[u8]) -> Bytes {
+    let uri = String::from_utf8_lossy(uri);
+    let message = serde_json::json!({
+        "jsonrpc": "2.0",
+        "id": number,
+        "method": "resources/unsubscribe",
+        "params": { "uri": uri },
+    });
+    stdio::line(message.to_string().into_bytes())
+}
+
+const DONE: &[u8] = br#""result":{}"#;
+const NO_METHOD: &[u8] =
+    br#""error":{"code":-32601,"message":"not where a server is shared by all its users"}"#;
+const NO_TASK: &[u8] = br#""error":{"code":-32602,"message":"no such task"}"#;
+const TOO_MANY: &[u8] = br#""error":{"code":-32603,"message":"too many subscriptions"}"#;
+/// Bytes of the id of a question of the child's.
+const MAX_ID: usize = 256;
+/// Questions of the child's that no client has answered.
+const MAX_ASKED: usize = 256;
+/// Resources that one member is told of.
+const MAX_SUBSCRIBED: usize = 1024;
+/// Tasks whose owner is known.
+const MAX_TASKS: usize = 4096;
