@@ -16,9 +16,11 @@ mod own;
 mod pump;
 mod rewrite;
 mod shared;
+mod starting;
 mod stream;
 mod switch;
 mod table;
+mod words;
 
 pub use conversation::{SendError, Sent, Session};
 pub use exchange::{Event, Failure, Finish};

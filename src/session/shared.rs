@@ -133,7 +133,7 @@ impl Shared {
 
     async fn say(&self, member: u64, line: Bytes) {
         let turn = self.order.lock().await;
-        let out = self.state().switch.from_member(member, line);
+        let out = self.state().switch.said_by(member, line);
         for out in out {
             match out {
                 // It is ending, and so are its sessions.
@@ -162,7 +162,7 @@ impl Shared {
     }
 
     fn hear_line(&self, line: Bytes) -> bool {
-        let Some(out) = self.state().switch.from_child(line) else {
+        let Some(out) = self.state().switch.said_by_child(line) else {
             return false;
         };
         if out.is_empty() {

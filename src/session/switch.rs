@@ -12,10 +12,15 @@ use bytes::Bytes;
 
 use crate::{
     auth::PrincipalKey,
-    child::stdio,
     json::{Kind, Value},
     mcp::{Message, bridge, method},
-    session::{opening::Opening, own::OwnMessage},
+    session::{
+        opening::Opening,
+        own::OwnMessage,
+        words::{
+            DONE, NO_METHOD, NO_TASK, TOO_MANY, answer, made_task, number_of, text_of, unsubscribe,
+        },
+    },
 };
 
 /// A line and whom it is for.
@@ -138,7 +143,7 @@ impl Switch {
     }
 
     /// What a member says.
-    pub(super) fn from_member(&mut self, member: u64, line: Bytes) -> Vec<Out> {
+    pub(super) fn said_by(&mut self, member: u64, line: Bytes) -> Vec<Out> {
         let Ok(message) = Message::parse(line) else {
             return Vec::new();
         };
@@ -296,7 +301,7 @@ impl Switch {
     }
 
     /// What the child says; `None` for what the protocol does not allow.
-    pub(super) fn from_child(&mut self, line: Bytes) -> Option<Vec<Out>> {
+    pub(super) fn said_by_child(&mut self, line: Bytes) -> Option<Vec<Out>> {
         let message = Message::parse(line).ok()?;
         let root = message.root();
         if root.kind() != Kind::Object {
@@ -470,44 +475,6 @@ impl Switch {
     }
 }
 
-/// The id of the task that an answer says was made.
-fn made_task(result: Value<'_>) -> Option<Value<'_>> {
-    let within = result.get("task").and_then(|task| task.get("taskId"));
-    within.or_else(|| result.get("taskId"))
-}
-
-fn number_of(value: Value<'_>) -> Option<u64> {
-    value.as_number()?.parse().ok()
-}
-
-/// A string as it reads, however it is written.
-fn text_of(value: Value<'_>) -> Bytes {
-    let text = value.as_str().map(|text| Bytes::from(text.into_owned()));
-    text.unwrap_or_else(|| Bytes::copy_from_slice(value.raw()))
-}
-
-fn answer(id: &[u8], rest: &[u8]) -> Bytes {
-    [br#"{"jsonrpc":"2.0","id":"#, id, b",", rest, b"}"]
-        .concat()
-        .into()
-}
-
-fn unsubscribe(number: u64, uri: &[u8]) -> Bytes {
-    let uri = String::from_utf8_lossy(uri);
-    let message = serde_json::json!({
-        "jsonrpc": "2.0",
-        "id": number,
-        "method": "resources/unsubscribe",
-        "params": { "uri": uri },
-    });
-    stdio::line(message.to_string().into_bytes())
-}
-
-const DONE: &[u8] = br#""result":{}"#;
-const NO_METHOD: &[u8] =
-    br#""error":{"code":-32601,"message":"not where a server is shared by all its users"}"#;
-const NO_TASK: &[u8] = br#""error":{"code":-32602,"message":"no such task"}"#;
-const TOO_MANY: &[u8] = br#""error":{"code":-32603,"message":"too many subscriptions"}"#;
 /// Bytes of the id of a question of the child's.
 const MAX_ID: usize = 256;
 /// Questions of the child's that no client has answered.
@@ -516,3 +483,152 @@ const MAX_ASKED: usize = 256;
 const MAX_SUBSCRIBED: usize = 1024;
 /// Tasks whose owner is known.
 const MAX_TASKS: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::auth::Identity;
+
+    fn key(subject: &str) -> PrincipalKey {
+        Identity::example("https://i", subject).principal_key()
+    }
+
+    fn switch(everybody: bool) -> Switch {
+        let mut switch = Switch::new(everybody);
+        for member in 0..4 {
+            switch.join(member, key(&format!("user-{}", member % 2)));
+        }
+        switch
+    }
+
+    fn line(text: String) -> Bytes {
+        Bytes::from(text)
+    }
+
+    fn sent(out: Vec<Out>) -> Bytes {
+        match out.as_slice() {
+            [Out::ToChild(line)] => line.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    proptest! {
+        /// inc-7: whatever the order of asking and of answering, an answer and the progress before it are
+        /// the asker's, and of a message only number and token are ever others.
+        #[test]
+        fn answers_and_progress_are_the_askers_and_all_else_stays_byte_for_byte(
+            asks in prop::collection::vec((0_u64..4, any::<u32>()), 1..60),
+            order in any::<u64>(),
+        ) {
+            let mut switch = switch(true);
+            let mut next = [1_u64; 4];
+            let mut waiting = Vec::new();
+            for (member, salt) in asks {
+                let own = next[member as usize];
+                next[member as usize] += 1;
+                let text = |number: &str| format!(
+                    r#"{{"jsonrpc":"2.0", "method":"tools/call","id":{number},"params":{{"n":1.50e+{salt},"_meta":{{"progressToken":{number} }},"u":"\u00e9é"}}}}"#
+                );
+                let told = sent(switch.said_by(member, line(text(&own.to_string()))));
+                let number = Message::parse(told.clone()).unwrap().root().get("id").and_then(number_of).unwrap();
+                prop_assert_eq!(&told, &line(text(&number.to_string())));
+                waiting.push((member, own, number, salt));
+            }
+            let mut order = order;
+            while !waiting.is_empty() {
+                order = order.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let (member, own, number, salt) = waiting.swap_remove((order >> 33) as usize % waiting.len());
+                let progress = |number: u64| line(format!(
+                    r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progress":{salt}.0,"progressToken":{number}}}}}"#
+                ));
+                prop_assert_eq!(switch.said_by_child(progress(number)), Some(vec![Out::To(member, progress(own))]));
+                let answer = |number: u64| line(format!(r#"{{"result":{{"s": {salt}e0}},"id":{number},"jsonrpc":"2.0"}}"#));
+                prop_assert_eq!(switch.said_by_child(answer(number)), Some(vec![Out::To(member, answer(own))]));
+                // Once more it is nobody's.
+                prop_assert_eq!(switch.said_by_child(answer(number)), Some(Vec::new()));
+                prop_assert_eq!(switch.said_by_child(progress(number)), Some(Vec::new()));
+            }
+            prop_assert_eq!(switch.waiting(), 0);
+        }
+    }
+
+    #[test]
+    fn a_task_is_its_makers_alone_where_users_meet() {
+        let mut switch = switch(true);
+        let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"task":{}}}"#;
+        sent(switch.said_by(0, call.into()));
+        switch
+            .said_by_child(r#"{"jsonrpc":"2.0","id":1,"result":{"task":{"taskId":"t"}}}"#.into())
+            .unwrap();
+        let get = r#"{"jsonrpc":"2.0","id":2,"method":"tasks/get","params":{"taskId":"t"}}"#;
+        // Member 2 is the same user; 1 and 3 are another.
+        sent(switch.said_by(2, get.into()));
+        for other in [1, 3] {
+            let refused = switch.said_by(other, get.into());
+            assert!(
+                matches!(&refused[..], [Out::To(to, text)] if *to == other && text.ends_with(b"no such task\"}}"))
+            );
+        }
+        let status =
+            r#"{"jsonrpc":"2.0","method":"notifications/tasks/status","params":{"taskId":"t"}}"#;
+        let mut told: Vec<_> = switch.said_by_child(status.into()).unwrap();
+        told.sort_by_key(|out| matches!(out, Out::To(2, _)));
+        assert_eq!(told, [Out::To(0, status.into()), Out::To(2, status.into())]);
+    }
+
+    #[test]
+    fn log_levels_are_merged_and_each_hears_from_his_own_on() {
+        let mut switch = switch(false);
+        let set = |level: &str| {
+            format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"logging/setLevel","params":{{"level":"{level}"}}}}"#
+            )
+        };
+        assert!(sent(switch.said_by(0, set("warning").into())).ends_with(b"\"warning\"}}"));
+        assert!(sent(switch.said_by(1, set("info").into())).ends_with(b"\"info\"}}"));
+        // The child says that much already.
+        assert!(matches!(
+            &switch.said_by(2, set("error").into())[..],
+            [Out::To(2, _)]
+        ));
+        let log = r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":1}}"#;
+        assert_eq!(
+            switch.said_by_child(log.into()),
+            Some(vec![Out::To(1, log.into())])
+        );
+    }
+
+    #[test]
+    fn who_leaves_takes_his_calls_and_subscriptions_along() {
+        let mut switch = switch(true);
+        let on =
+            r#"{"jsonrpc":"2.0","id":1,"method":"resources/subscribe","params":{"uri":"a:b"}}"#;
+        sent(switch.said_by(0, on.into()));
+        switch
+            .said_by_child(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#.into())
+            .unwrap();
+        sent(switch.said_by(
+            0,
+            r#"{"jsonrpc":"2.0","id":2,"method":"tools/call"}"#.into(),
+        ));
+        let left: String = switch
+            .leave(0)
+            .into_iter()
+            .map(|out| String::from_utf8(sent(vec![out]).to_vec()).unwrap())
+            .collect();
+        assert!(
+            left.contains("notifications/cancelled") && left.contains(r#""requestId":2"#),
+            "{left}"
+        );
+        assert!(
+            left.contains("resources/unsubscribe") && left.contains("a:b"),
+            "{left}"
+        );
+        assert_eq!(
+            switch.said_by_child(r#"{"jsonrpc":"2.0","id":2,"result":{}}"#.into()),
+            Some(Vec::new())
+        );
+    }
+}

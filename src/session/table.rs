@@ -11,25 +11,21 @@ use std::{
 
 use aws_lc_rs::rand;
 use bytes::Bytes;
-use tokio::{
-    sync::{Notify, mpsc},
-    task::JoinSet,
-    time::Instant,
-};
+use tokio::{sync::Notify, task::JoinSet, time::Instant};
 
 use crate::{
     audit::{Audit, Event, Outcome, Reason, RequestId},
     auth::{Identity, PrincipalKey},
     authz::Permit,
-    child::{Child, Launcher, StartError},
+    child::{Launcher, StartError},
     config::Scope,
     egress,
     json::Value,
     mcp::{Era, Message, bridge::LegacyServer, version},
     session::{
-        SendError, Sent, Session, ending,
+        SendError, Sent, Session,
         exchange::{Event as Heard, Failure},
-        load::{Over, Place, Places},
+        load::{Over, Places},
         own::OwnMessage,
         shared::Shared,
     },
@@ -55,16 +51,16 @@ pub struct Setup {
 
 /// The table: session ids to sessions, and the tasks that tend them.
 pub struct Sessions {
-    setup: Setup,
-    slots: Places,
-    calls: Places,
+    pub(super) setup: Setup,
+    pub(super) slots: Places,
+    pub(super) calls: Places,
     /// Shared children that have not ended for good.
-    children: Arc<AtomicUsize>,
-    backends: Mutex<HashMap<PrincipalKey, Arc<Backend>>>,
-    table: Arc<Mutex<HashMap<String, Arc<Session>>>>,
+    pub(super) children: Arc<AtomicUsize>,
+    pub(super) backends: Mutex<HashMap<PrincipalKey, Arc<Backend>>>,
+    pub(super) table: Arc<Mutex<HashMap<String, Arc<Session>>>>,
     shared: Mutex<HashMap<PrincipalKey, Arc<Seat>>>,
     tasks: Mutex<JoinSet<()>>,
-    ended: Arc<Notify>,
+    pub(super) ended: Arc<Notify>,
 }
 
 /// Where the session of one principal's sessionless requests is; locked while it is made.
@@ -204,138 +200,6 @@ impl Sessions {
         Ok(())
     }
 
-    /// Starts a child, and the task that tends it and sees it out, whatever becomes of this request.
-    async fn begin(&self, identity: &Identity, era: Era) -> Result<Opening, OpenError> {
-        let slot = self.slots.take(identity.principal_key())?;
-        let (stdin, lines) = mpsc::channel(MAX_LINES);
-        let session = Session::new(
-            new_id(),
-            identity.clone(),
-            self.setup.audit.clone(),
-            (self.setup.call_timeout, self.calls.clone()),
-            era,
-            stdin,
-        );
-        match self.setup.scope {
-            Scope::Session => {
-                let child = self.start(identity.principal_key()).await?;
-                let tended = ending::tend(
-                    session.clone(),
-                    child,
-                    (lines, self.setup.output),
-                    self.around(),
-                );
-                Ok(self.enter_in_table(session, slot, tended))
-            }
-            Scope::User => {
-                self.join(identity.principal_key(), session, lines, slot)
-                    .await
-            }
-            Scope::Server => {
-                self.join(PrincipalKey::EVERYBODY, session, lines, slot)
-                    .await
-            }
-        }
-    }
-
-    /// Has the session share the child of `whose`, which is started if there is none.
-    async fn join(
-        &self,
-        whose: PrincipalKey,
-        session: Arc<Session>,
-        lines: mpsc::Receiver<Bytes>,
-        slot: Place,
-    ) -> Result<Opening, OpenError> {
-        let backend = lock(&self.backends).entry(whose).or_default().clone();
-        let mut backend = backend.lock().await;
-        let there = backend.upgrade().and_then(|shared| {
-            let member = shared.join(&session)?;
-            Some((shared, member))
-        });
-        let (shared, member) = match there {
-            Some(there) => there,
-            None => {
-                let child = self.start(whose).await?;
-                let everybody = whose == PrincipalKey::EVERYBODY;
-                let (shared, outbox) = Shared::new(whose, everybody, MAX_LINES);
-                let member = shared.join(&session);
-                let tended = ending::tend(
-                    shared.clone(),
-                    child,
-                    (outbox, self.setup.output),
-                    self.around(),
-                );
-                let (children, ended) = (self.children.clone(), self.ended.clone());
-                children.fetch_add(1, Ordering::Relaxed);
-                self.tasks().spawn(async move {
-                    tended.await;
-                    children.fetch_sub(1, Ordering::Relaxed);
-                    ended.notify_one();
-                });
-                *backend = Arc::downgrade(&shared);
-                (
-                    shared,
-                    member.ok_or(OpenError::Failed(Failure::ChildEnded))?,
-                )
-            }
-        };
-        let served = session.clone();
-        let tended = async move { shared.serve(member, served, lines).await };
-        Ok(self.enter_in_table(session, slot, tended))
-    }
-
-    /// In the table at once, so that it is swept and ended like any other; entered only once it is open.
-    fn enter_in_table(
-        &self,
-        session: Arc<Session>,
-        slot: Place,
-        tended: impl Future<Output = ()> + Send + 'static,
-    ) -> Opening {
-        let opening = Opening {
-            session: session.clone(),
-            kept: false,
-        };
-        let id = session.id().to_owned();
-        lock(&self.table).insert(id.clone(), session);
-        let (table, ended) = (self.table.clone(), self.ended.clone());
-        self.tasks().spawn(async move {
-            tended.await;
-            lock(&table).remove(&id);
-            drop(slot);
-            ended.notify_one();
-        });
-        opening
-    }
-
-    fn around(&self) -> ending::Around {
-        ending::Around {
-            launcher: self.setup.launcher.clone(),
-            egress: self.setup.egress.clone(),
-            audit: self.setup.audit.clone(),
-        }
-    }
-
-    /// Starts a child for `whose`, and records it.
-    async fn start(&self, whose: PrincipalKey) -> Result<Child, StartError> {
-        let started = self.setup.launcher.start(whose).await;
-        let child = started.inspect_err(|error| {
-            let layer = match error {
-                StartError::Failed { layer, .. } => layer,
-                _ => "runner",
-            };
-            self.setup.audit.record(&Event::LayerFailed {
-                layer: layer.to_owned(),
-                reason: error.to_string(),
-            });
-        })?;
-        self.setup.audit.record(&Event::ChildStarted {
-            child: child.number,
-            pid: child.pid,
-            principal: (whose != PrincipalKey::EVERYBODY).then(|| whose.to_string()),
-        });
-        Ok(child)
-    }
-
     /// The session of that id, if it is this identity's. Another identity's is
     /// as unknown as none (tok-15): the reason is for the record only.
     pub fn enter(&self, identity: &Identity, id: &str) -> Result<Arc<Session>, NoSession> {
@@ -443,7 +307,7 @@ impl Sessions {
         while tasks.join_next().await.is_some() {}
     }
 
-    fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
+    pub(super) fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -457,9 +321,9 @@ pub enum NoSession {
 }
 
 /// A session that is being opened: it ends with whoever opens it, unless it is kept.
-struct Opening {
-    session: Arc<Session>,
-    kept: bool,
+pub(super) struct Opening {
+    pub(super) session: Arc<Session>,
+    pub(super) kept: bool,
 }
 
 impl Opening {
@@ -521,7 +385,7 @@ fn agreed_version(answer: &Bytes) -> Option<String> {
     )
 }
 
-fn new_id() -> String {
+pub(super) fn new_id() -> String {
     let mut random = [0; 16];
     rand::fill(&mut random)
         .expect("the operating system gives random bytes, or nothing here is safe");
@@ -538,11 +402,9 @@ fn is_modern(answer: &Bytes) -> bool {
     Message::parse(answer.clone()).ok().and_then(speaks) == Some(true)
 }
 
-fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Lines waiting for one child that does not read.
-const MAX_LINES: usize = 128;
 /// How long a child may think about what it speaks before it is taken for a legacy one (mcp-T27).
 const PROBE: Duration = Duration::from_secs(10);
