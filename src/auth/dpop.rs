@@ -252,7 +252,7 @@ mod tests {
 
         fn signed_by(&self, signer: &Signer) -> String {
             let alg = self.header["alg"].as_str().unwrap_or_default().to_owned();
-            compact(&self.header.to_string(), self.claims.to_string(), |text| {
+            compact(self.header.to_string(), self.claims.to_string(), |text| {
                 signer.sign(&alg, text)
             })
         }

@@ -19,6 +19,8 @@ pub mod refusal;
 pub mod reply;
 mod roster;
 pub mod route;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 
 pub use body::Body;
