@@ -226,7 +226,7 @@ fn plan(config: &Config) -> String {
     let plan = match config.engine {
         ImageEngine::Native => plan,
         ImageEngine::Podman => format!(
-            "Run by podman, as the one user of a namespace; without the layer landlock.\n{plan}"
+            "Run by podman, as the one user of a namespace; of the layer landlock only its scopes.\n{plan}"
         ),
     };
     match (&config.image, image) {
