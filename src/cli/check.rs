@@ -483,7 +483,7 @@ mod tests {
         );
         let root = root_with(&[("servers/x.toml", &server)]);
         let unit = "thv-runner@x.service";
-        let text = "[Service]\nLoadCredential=file:/etc/credstore/file\n";
+        let text = "[Service]\nLoadCredential=file:/etc/thv/servers/x.toml\n";
         unit::write_drop_in(root.path(), unit, "50-secret-file.conf", text).unwrap();
         let warnings = answer(root.path(), "x").warnings;
         assert_eq!(warnings.len(), 1, "{warnings:?}");
