@@ -42,6 +42,10 @@ pub struct Plan {
     sandbox: String,
     resolver: Resolver,
     clock: Clock,
+    /// Another issuer than the demo's.
+    trusted: Option<String>,
+    /// Where the gateway keeps keys.
+    state: Option<PathBuf>,
     /// Listens on a Unix socket instead.
     unix: bool,
     /// Replaces the whole server file.
@@ -61,6 +65,7 @@ pub struct House {
     pub address: SocketAddr,
     pub issuer: DemoIssuer,
     pub records: Records,
+    trusted: String,
     files: TempDir,
     gateway: JoinHandle<anyhow::Result<daemon::Exit>>,
     runner: Option<runner::Foreground>,
@@ -81,6 +86,8 @@ pub fn house() -> Plan {
         sandbox: String::new(),
         resolver: Resolver::system(),
         clock: Clock::system(),
+        trusted: None,
+        state: None,
         unix: false,
         file: None,
         remote: None,
@@ -144,7 +151,19 @@ impl Plan {
         self
     }
 
-    /// More lines of the issuer's table.
+    /// Trusts this issuer in place of the demo's.
+    pub fn trusting(mut self, issuer: &str) -> Self {
+        self.trusted = Some(issuer.to_owned());
+        self
+    }
+
+    /// Keeps keys in this directory from one house to the next.
+    pub fn state(mut self, directory: &Path) -> Self {
+        self.state = Some(directory.to_owned());
+        self
+    }
+
+    /// More lines of the issuer's table, and more such tables; `{address}` as in `file`.
     pub fn issuer(mut self, toml: &str) -> Self {
         self.issuer.push_str(toml);
         self
@@ -205,7 +224,14 @@ impl Plan {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let issuer = DemoIssuer::start(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
-        let good = self.server_file(address, issuer.issuer());
+        let trusted = self
+            .trusted
+            .as_deref()
+            .unwrap_or(issuer.issuer())
+            .to_owned();
+        let good = self
+            .server_file(address, &trusted)
+            .replace("{address}", &address.to_string());
         let etc = files.path().join("etc/thv");
         for dir in ["servers", "policies"] {
             fs::create_dir_all(etc.join(dir)).unwrap();
@@ -276,7 +302,7 @@ impl Plan {
             audit,
             clock: self.clock,
             resolver: self.resolver,
-            state: None,
+            state: self.state,
             notifier: Notifier::none(),
             may_exit: false,
         };
@@ -285,6 +311,7 @@ impl Plan {
             address,
             issuer,
             records,
+            trusted,
             files,
             gateway,
             runner: Some(runner),
@@ -328,9 +355,9 @@ impl House {
             .unwrap()
     }
 
-    /// The issuer identifier.
+    /// The identifier of the issuer that it trusts.
     pub fn issuer(&self) -> &str {
-        self.issuer.issuer()
+        &self.trusted
     }
 
     pub fn resource(&self) -> String {

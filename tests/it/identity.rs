@@ -37,7 +37,8 @@ impl Signer {
         self.0.public_key().as_ref().to_vec()
     }
 
-    fn thumbprint(&self) -> String {
+    /// As `cnf.jkt` names it (RFC 7638).
+    pub(crate) fn thumbprint(&self) -> String {
         let jwk = self.jwk();
         let canonical = format!(
             r#"{{"crv":"P-256","kty":"EC","x":{},"y":{}}}"#,
@@ -79,7 +80,7 @@ fn ours() -> Plan {
         .issuer("jwks-file = \"/etc/thv/keys.json\"\n")
 }
 
-fn claims(house: &House) -> Value {
+pub(crate) fn claims(house: &House) -> Value {
     json!({
         "iss": house.issuer(), "aud": house.resource(), "sub": "alice", "client_id": "editor",
         "iat": now(), "exp": now() + 300, "jti": "1", "scope": "base",
@@ -105,44 +106,91 @@ pub(crate) fn caller(house: &House, token: String) -> Caller {
 
 /// What clients are told of every token that is not good: nothing that helps them guess.
 pub(crate) fn is_refused(house: &House, answer: &Answer, reason: &str) {
-    let metadata = format!(
-        "http://{}/.well-known/oauth-protected-resource/mcp",
+    is_refused_beside(house, answer, reason, 0);
+}
+
+/// The same where so many children were started before, for others or with another token.
+pub(crate) fn is_refused_beside(house: &House, answer: &Answer, reason: &str, children: usize) {
+    let challenge = format!(
+        "Bearer error=\"invalid_token\", error_description=\"The token is not valid here\", {}",
+        metadata(house)
+    );
+    let said = ("the token is not valid here", "token-invalid");
+    is_answered(house, answer, (401, Some(&challenge)), said, reason);
+    assert_eq!(house.children_started(), children, "{reason}");
+    let last = last_decision(house);
+    assert!(last.contains("THV_TOKEN="), "{last}");
+}
+
+/// Status, challenge and body are these and no others, the record says why, and nothing was started.
+pub(crate) fn is_told(
+    house: &House,
+    answer: &Answer,
+    status: (u16, Option<&str>),
+    said: (&str, &str),
+    reason: &str,
+) {
+    is_answered(house, answer, status, said, reason);
+    assert_eq!(house.children_started(), 0, "{reason}");
+}
+
+fn is_answered(
+    house: &House,
+    answer: &Answer,
+    (status, challenge): (u16, Option<&str>),
+    (message, word): (&str, &str),
+    reason: &str,
+) {
+    assert_eq!(answer.status, status, "{reason}: {answer:?}");
+    assert_eq!(answer.header("www-authenticate"), challenge, "{reason}");
+    assert_eq!(answer.header("cache-control"), Some("no-store"), "{reason}");
+    assert_eq!(
+        answer.json(),
+        json!({ "jsonrpc": "2.0", "error": { "code": -32603, "message": message, "data": { "reason": word } } }),
+        "{reason}"
+    );
+    let last = last_decision(house);
+    assert!(last.contains(&format!("THV_REASON={reason} ")), "{last}");
+}
+
+/// Where a challenge says that tokens come from.
+pub(crate) fn metadata(house: &House) -> String {
+    format!(
+        "resource_metadata=\"http://{}/.well-known/oauth-protected-resource/mcp\"",
         house.address
-    );
-    assert_eq!(answer.status, 401, "{reason}: {answer:?}");
-    let challenge = answer.header("www-authenticate").unwrap();
-    assert_eq!(
-        challenge,
-        format!(
-            "Bearer error=\"invalid_token\", error_description=\"The token is not valid here\", \
-             resource_metadata=\"{metadata}\""
-        ),
-        "{reason}"
-    );
-    assert_eq!(answer.header("cache-control"), Some("no-store"));
-    assert_eq!(
-        answer.json()["error"]["data"]["reason"],
-        "token-invalid",
-        "{reason}"
-    );
-    recorded(house, reason);
-    let records = house.records.all();
-    assert!(
-        records.last().unwrap().contains("THV_TOKEN="),
-        "{records:?}"
-    );
+    )
 }
 
 /// The last decision has this reason, and nothing was started for it.
 pub(crate) fn recorded(house: &House, reason: &str) {
-    let records = house.records.all();
-    let last = records
-        .iter()
-        .rev()
-        .find(|record| record.contains("THV_EVENT=decision "))
-        .unwrap();
+    let last = last_decision(house);
     assert!(last.contains(&format!("THV_REASON={reason} ")), "{last}");
     assert_eq!(house.children_started(), 0);
+}
+
+/// The record of the last decision.
+pub(crate) fn last_decision(house: &House) -> String {
+    let mut records = house.records.all();
+    let last = records
+        .iter()
+        .rposition(|record| record.contains("THV_EVENT=decision "));
+    records.swap_remove(last.expect("nothing was decided"))
+}
+
+/// A good token opens a session, a call in it is answered, and the record says whose it was.
+pub(crate) async fn is_served(house: &House, token: &str, subject: &str) -> Caller {
+    let mut caller = caller(house, token.to_owned());
+    let answer = caller.initialize().await;
+    assert_eq!(answer.status, 200, "{answer:?}\n{}", last_decision(house));
+    let answer = caller.call("echo", json!({ "for": subject })).await;
+    assert_eq!(answer.said(), format!("{{\"for\": \"{subject}\"}}"));
+    let last = last_decision(house);
+    let who = format!("THV_SUBJECT={subject} THV_ISSUER={} ", house.issuer());
+    assert!(
+        last.contains("THV_DECISION=allow ") && last.contains(&who),
+        "{last}"
+    );
+    caller
 }
 
 /// tok-23, tok-35, tok-42, tok-49, tok-60, tok-62, tok-67, tok-71, tok-75, tok-78: every fault of a token is one answer, and a reason of its own.

@@ -294,7 +294,7 @@ const LET_IN: u16 = 404;
 
 /// Lets time pass for the gateway. Between calls its clock runs, so that no deadline is jumped
 /// over while bytes are on their way.
-async fn pass(time: Duration) {
+pub(crate) async fn pass(time: Duration) {
     tokio::time::pause();
     tokio::time::advance(time).await;
     tokio::time::resume();

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     house::{House, Plan, house, initialize},
-    identity::{CLIENTS, ISSUERS, Signer, base64url, caller, is_refused, now, recorded},
+    identity::{CLIENTS, ISSUERS, Signer, base64url, caller, claims, is_refused, now, recorded},
     wire,
 };
 
@@ -26,7 +26,7 @@ static RSA: LazyLock<RsaKeyPair> =
     LazyLock::new(|| RsaKeyPair::generate(KeySize::Rsa2048).unwrap());
 
 /// A house whose issuer publishes keys of many kinds.
-fn many_keys() -> Plan {
+pub(crate) fn many_keys() -> Plan {
     let named = |signer: &Signer, more: Value| {
         let mut jwk = signer.jwk();
         for (name, value) in more.as_object().unwrap() {
@@ -54,7 +54,7 @@ fn many_keys() -> Plan {
 }
 
 /// Header lines.
-type Lines<'a> = &'a [(&'a str, &'a str)];
+pub(crate) type Lines<'a> = &'a [(&'a str, &'a str)];
 
 const SECRET: &[u8] = b"a secret of thirty-two bytes, yes";
 
@@ -62,32 +62,25 @@ fn header() -> Value {
     json!({ "typ": "at+jwt", "alg": "ES256", "kid": "es" })
 }
 
-fn claims(house: &House) -> Value {
-    json!({
-        "iss": house.issuer(), "aud": house.resource(), "sub": "alice", "client_id": "editor",
-        "iat": now(), "exp": now() + 300, "jti": "1", "scope": "base",
-    })
-}
-
 /// What makes bad tokens, each one change away from a good one.
-struct Forger<'a>(&'a House);
+pub(crate) struct Forger<'a>(pub(crate) &'a House);
 
 impl Forger<'_> {
-    fn good(&self) -> String {
+    pub(crate) fn good(&self) -> String {
         ISSUERS.sign(&header(), &claims(self.0))
     }
 
-    fn header(&self, name: &str, value: Value) -> String {
+    pub(crate) fn header(&self, name: &str, value: Value) -> String {
         let mut header = header();
         header[name] = value;
         ISSUERS.sign(&header, &claims(self.0))
     }
 
-    fn claim(&self, name: &str, value: Value) -> String {
+    pub(crate) fn claim(&self, name: &str, value: Value) -> String {
         self.claims(&[(name, value)])
     }
 
-    fn claims(&self, changes: &[(&str, Value)]) -> String {
+    pub(crate) fn claims(&self, changes: &[(&str, Value)]) -> String {
         let mut claims = claims(self.0);
         for (name, value) in changes {
             claims[name] = value.clone();
@@ -182,7 +175,7 @@ fn der(signature: &str) -> Vec<u8> {
 }
 
 /// All of them are refused in the same words; then the good token comes in.
-async fn all_are_refused(house: &House, cases: Vec<(&str, &str, String)>) {
+pub(crate) async fn all_are_refused(house: &House, cases: Vec<(&str, &str, String)>) {
     for (case, reason, token) in cases {
         let answer = caller(house, token.clone()).initialize().await;
         assert_eq!(answer.status, 401, "{case}: {token}: {answer:?}");
