@@ -591,3 +591,26 @@ pub fn write_server(root: &Path, toml: &str) {
     fs::write(root.join("etc/thv/servers/it.toml"), toml).unwrap();
     readable(root);
 }
+
+/// Plays one ignored test by `command`, which ends in this test's program, where it
+/// may do to its process and its network what no other test would bear.
+pub fn in_a_process_of_its_own(mut command: std::process::Command, test: &str) {
+    let ran = command
+        .args(["--ignored", "--exact", test, "--nocapture"])
+        .env(OWN_PROCESS, "1")
+        .output()
+        .unwrap();
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&ran.stdout),
+        String::from_utf8_lossy(&ran.stderr)
+    );
+    assert!(ran.status.success() && said.contains("1 passed"), "{said}");
+}
+
+/// Whether an ignored test was started by `in_a_process_of_its_own`.
+pub fn is_in_a_process_of_its_own() -> bool {
+    std::env::var_os(OWN_PROCESS).is_some()
+}
+
+const OWN_PROCESS: &str = "THV_TEST_IN_OWN_PROCESS";

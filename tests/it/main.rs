@@ -56,6 +56,8 @@ mod refusals_callers;
 mod refusals_keys;
 /// Modern requests whose headers say something else.
 mod refusals_modern;
+/// Key sets whose host has another address the next time.
+mod refusals_names;
 /// Proofs of possession that prove nothing.
 mod refusals_proofs;
 /// Keys and signatures that no library makes.

@@ -242,14 +242,27 @@ async fn an_issuer_that_cannot_say_makes_no_token_bad() {
     }
     assert_eq!(asking.asked(), asked + 1);
     pass(RETRY).await;
+    asking.says(|_| {});
+    is_served(&asking.house, "opaque", "alice").await;
+}
+
+/// tok-110: one that says nothing is given its five seconds, once.
+#[tokio::test]
+async fn an_issuer_that_is_silent_costs_its_deadline_once() {
+    let asking = Asking::open().await;
     asking.issuer.set(ASK, Reply::Silence);
     let start = Instant::now();
     asking.is_put_off(&asking.shows("opaque").await, "within 5 seconds");
     let deadline = Duration::from_secs(5)..Duration::from_secs(9);
     assert!(deadline.contains(&start.elapsed()), "{:?}", start.elapsed());
+    let start = Instant::now();
+    asking.is_put_off(&asking.shows("another").await, "within 5 seconds");
+    assert!(start.elapsed() < Duration::from_secs(4));
     pass(RETRY).await;
     asking.says(|_| {});
-    is_served(&asking.house, "opaque", "alice").await;
+    assert!(asking.lets_in("opaque").await);
+    let last = last_decision(&asking.house);
+    assert!(last.contains("THV_SUBJECT=alice "), "{last}");
 }
 
 /// tok-111: a yes holds for a minute at most and never beyond `exp`, a no for ten seconds, each for its token alone.
