@@ -137,20 +137,32 @@ pub(crate) fn is_told(
 fn is_answered(
     house: &House,
     answer: &Answer,
-    (status, challenge): (u16, Option<&str>),
+    status: (u16, Option<&str>),
     (message, word): (&str, &str),
+    reason: &str,
+) {
+    let error = json!({ "code": -32603, "message": message, "data": { "reason": word } });
+    let body = json!({ "jsonrpc": "2.0", "error": error });
+    is_exactly(house, answer, status, &body, reason);
+}
+
+/// Status, challenge and body are these and no others, nobody may keep them, and the record says why.
+pub(crate) fn is_exactly(
+    house: &House,
+    answer: &Answer,
+    (status, challenge): (u16, Option<&str>),
+    body: &Value,
     reason: &str,
 ) {
     assert_eq!(answer.status, status, "{reason}: {answer:?}");
     assert_eq!(answer.header("www-authenticate"), challenge, "{reason}");
     assert_eq!(answer.header("cache-control"), Some("no-store"), "{reason}");
-    assert_eq!(
-        answer.json(),
-        json!({ "jsonrpc": "2.0", "error": { "code": -32603, "message": message, "data": { "reason": word } } }),
-        "{reason}"
-    );
+    assert_eq!(answer.json(), *body, "{reason}");
     let last = last_decision(house);
-    assert!(last.contains(&format!("THV_REASON={reason} ")), "{last}");
+    assert!(
+        last.contains("THV_DECISION=deny ") && last.contains(&format!("THV_REASON={reason} ")),
+        "{last}"
+    );
 }
 
 /// Where a challenge says that tokens come from.
@@ -319,10 +331,7 @@ async fn a_token_that_lacks_a_scope_is_told_which() {
         )
         .open()
         .await;
-    let metadata = format!(
-        "resource_metadata=\"http://{}/.well-known/oauth-protected-resource/mcp\"",
-        house.address
-    );
+    let metadata = metadata(&house);
     let scoped = |scope: &str| {
         let scope = scope.to_owned();
         caller(
@@ -341,32 +350,49 @@ async fn a_token_that_lacks_a_scope_is_told_which() {
     );
     for scope in ["", "other", "Base"] {
         let answer = scoped(scope).initialize().await;
-        assert_eq!(answer.status, 403, "{scope}");
-        assert_eq!(
-            answer.header("www-authenticate").unwrap(),
-            format!(
-                "Bearer error=\"insufficient_scope\", error_description=\"The token was issued for less\", \
-                 {metadata}, scope=\"base\""
-            )
+        let challenge = format!(
+            "Bearer error=\"insufficient_scope\", error_description=\"The token was issued for less\", \
+             {metadata}, scope=\"base\""
         );
-        recorded(&house, "scope-insufficient");
+        let said = ("the token lacks a scope", "scope-insufficient");
+        is_told(
+            &house,
+            &answer,
+            (403, Some(&challenge)),
+            said,
+            "scope-insufficient",
+        );
     }
     let mut alice = scoped("base");
     assert_eq!(alice.initialize().await.status, 200);
     let answer = alice.call("echo", json!({})).await;
-    assert_eq!(answer.status, 403);
-    let challenge = answer.header("www-authenticate").unwrap();
-    assert!(
-        challenge.ends_with(&format!("{metadata}, scope=\"base tools:call\"")),
-        "{challenge}"
+    let challenge = format!(
+        "Bearer error=\"insufficient_scope\", error_description=\"The token was issued for less\", \
+         {metadata}, scope=\"base tools:call\""
     );
-    assert_eq!(answer.json()["id"], 1);
+    let body = |message: &str, reason: &str| {
+        json!({ "jsonrpc": "2.0", "id": 1, "error": {
+            "code": -32603, "message": message, "data": { "reason": reason },
+        } })
+    };
+    let lacks = body("the token lacks a scope", "scope-insufficient");
+    is_exactly(
+        &house,
+        &answer,
+        (403, Some(&challenge)),
+        &lacks,
+        "scope-insufficient",
+    );
     // No scope would cure this one: no challenge sends anybody in circles.
     let answer = alice.call("crash", json!({})).await;
-    assert_eq!(
-        (answer.status, answer.header("www-authenticate")),
-        (403, None)
+    is_exactly(
+        &house,
+        &answer,
+        (403, None),
+        &body("not permitted", "denied"),
+        "policy",
     );
+    assert_eq!(house.children_started(), 1);
     assert!(!alice.seen().await.iter().any(|line| line.contains("crash")));
     for scope in ["base tools:call", "admin"] {
         let mut stepped_up = scoped(scope);
@@ -424,6 +450,7 @@ async fn a_bound_token_is_shown_with_a_proof() {
         );
         recorded(&house, reason);
     };
+    let algorithms = "algs=\"ES256 ES384 EdDSA Ed25519 PS256 PS384 PS512 RS256 RS384 RS512\"";
     let bearer = caller(&house, token.clone()).initialize().await;
     refused(&bearer, "invalid_token", "token-binding");
     refused(&show(None).await, "invalid_dpop_proof", "proof-invalid");
@@ -433,7 +460,15 @@ async fn a_bound_token_is_shown_with_a_proof() {
         "proof-invalid",
     );
     let told = show(Some(&proof("1", None))).await;
-    refused(&told, "use_dpop_nonce", "proof-nonce");
+    let challenge = format!(
+        "DPoP error=\"use_dpop_nonce\", error_description=\"The proof needs a nonce\", {}, {algorithms}",
+        metadata(&house)
+    );
+    let said = ("the proof of possession needs a nonce", "proof-nonce");
+    is_told(&house, &told, (401, Some(&challenge)), said, "proof-nonce");
+    let old = show(Some(&proof("1", Some("an-old-one-or-made-up")))).await;
+    is_told(&house, &old, (401, Some(&challenge)), said, "proof-nonce");
+    assert_eq!(old.header("dpop-nonce"), told.header("dpop-nonce"));
     let nonce = told.header("dpop-nonce").unwrap();
     let good = proof("2", Some(nonce));
     assert_eq!(show(Some(&good)).await.status, 200);

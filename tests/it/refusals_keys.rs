@@ -108,7 +108,7 @@ impl Scene {
 }
 
 /// Nobody can tell: no challenge, and when to come again. `children` were started before.
-fn is_put_off(house: &House, answer: &Answer, children: usize) -> Duration {
+pub(crate) fn is_put_off(house: &House, answer: &Answer, children: usize) -> Duration {
     assert_eq!(answer.status, 503, "{answer:?}");
     assert_eq!(answer.header("www-authenticate"), None);
     assert_eq!(answer.header("cache-control"), Some("no-store"));
