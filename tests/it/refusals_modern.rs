@@ -224,7 +224,8 @@ async fn what_is_no_modern_request_is_told_what_it_lacks() {
     .await;
     let lacks = |message: &str| {
         let message = format!("wrong parameters: {message}");
-        json!({ "code": -32602, "message": message, "data": { "reason": "bad-parameters" } });
+        json!({ "code": -32602, "message": message, "data": { "reason": "bad-parameters" } })
+    };
     let without = |name: &str| {
         let mut call: Value = serde_json::from_str(&call).unwrap();
         let meta = call["params"]["_meta"].as_object_mut().unwrap();
