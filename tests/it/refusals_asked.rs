@@ -253,7 +253,7 @@ async fn an_issuer_that_is_silent_costs_its_deadline_once() {
     asking.issuer.set(ASK, Reply::Silence);
     let start = Instant::now();
     asking.is_put_off(&asking.shows("opaque").await, "within 5 seconds");
-    let deadline = Duration::from_secs(5)..Duration::from_secs(9);
+    let deadline = Duration::from_secs(5)..Duration::from_secs(15);
     assert!(deadline.contains(&start.elapsed()), "{:?}", start.elapsed());
     let start = Instant::now();
     asking.is_put_off(&asking.shows("another").await, "within 5 seconds");
@@ -279,7 +279,7 @@ async fn what_an_issuer_said_holds_for_a_while() {
     assert!(asking.lets_in("another").await);
     assert_eq!(asking.asked(), 4, "one token says nothing of another");
 
-    // Two seconds are left of it: beyond them the issuer is asked each time, whose clock decides.
+    // Ten seconds are left of it: beyond them the issuer is asked each time, whose clock decides.
     later(200);
     asking.says(|answer| answer["exp"] = json!(now() + 210));
     assert!(asking.lets_in("short").await && asking.lets_in("short").await);

@@ -253,7 +253,7 @@ async fn a_key_set_without_end_is_not_waited_for() {
         pass(TIME_TO_LIVE + SECOND).await;
         let start = Instant::now();
         scene.is_served(what).await;
-        let deadline = 5 * SECOND..9 * SECOND;
+        let deadline = 5 * SECOND..15 * SECOND;
         assert!(deadline.contains(&start.elapsed()), "{:?}", start.elapsed());
         assert!(
             scene.alarm().contains("within 5 seconds"),

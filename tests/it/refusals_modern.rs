@@ -258,15 +258,19 @@ async fn what_is_no_modern_request_is_told_what_it_lacks() {
         )
         .await;
     }
-    is_wrong(
+    // What answers a question has the id of that, and none that could be told.
+    let answer = sent(
+        &house,
         &[VERSION],
         r#"{"jsonrpc":"2.0","id":1,"result":{}}"#,
-        400,
-        json!({
-            "code": -32600, "message": "not a JSON-RPC message: responses are no part of this protocol version",
-            "data": { "reason": "not-json-rpc" },
-        }),
-        "not-json-rpc",
     )
     .await;
+    let error = json!({
+        "code": -32600,
+        "message": "not a JSON-RPC message: responses are no part of this protocol version",
+        "data": { "reason": "not-json-rpc" },
+    });
+    let body = json!({ "jsonrpc": "2.0", "error": error });
+    is_exactly(&house, &answer, (400, None), &body, "not-json-rpc");
+    assert_eq!(house.children_started(), 0);
 }
