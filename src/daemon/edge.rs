@@ -106,7 +106,10 @@ impl Reloading {
         match tls.reload(self.clock.now()) {
             Ok(()) => info!("new connections are shown the new certificate"),
             Err(error) => {
-                warn!(key = error.key(), %error, "the new certificate is not used, keeping the old one");
+                warn!(
+                    "the new certificate is not used, keeping the old one: {}: {error}",
+                    error.key()
+                );
             }
         }
     }
