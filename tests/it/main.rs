@@ -38,6 +38,8 @@ mod issuer;
 mod legacy_sse;
 /// Requests of the stateless version.
 mod modern;
+/// A registry and images that are not ours.
+mod others;
 /// Servers that are not ours.
 mod peers;
 /// Images by podman.
