@@ -25,6 +25,8 @@ mod floods;
 mod frames;
 /// From the wire to the child and back.
 mod gateway;
+/// HTTP/2 as somebody else tests it.
+mod h2spec;
 mod house;
 /// The same door, in HTTP/2.
 mod http2;
