@@ -36,6 +36,8 @@ mod identity;
 mod image;
 /// An identity provider that fails as it is told.
 mod issuer;
+/// Messages as large as they may be.
+mod large;
 /// The transport of 2024-11-05.
 mod legacy_sse;
 /// Requests of the stateless version.
@@ -82,6 +84,8 @@ mod sandbox;
 mod scopes;
 /// Streams of a session, and coming back to them.
 mod streams;
+/// Work that outlives the call that began it.
+mod tasks;
 /// TLS of the gateway's own.
 mod tls;
 mod wire;
