@@ -196,6 +196,15 @@ impl<'a> Value<'a> {
         })
     }
 
+    /// The same, each with where it stands, from its name to its value's end.
+    pub fn member_spans(self) -> impl Iterator<Item = (Cow<'a, str>, Range<usize>, Self)> {
+        let nodes = &self.document.nodes[..];
+        self.members().map(move |(name, value)| {
+            let start = nodes[value.index - 1].start as usize;
+            (name, start..value.span().end, value)
+        })
+    }
+
     /// How many members an object has; none for any other kind.
     pub fn member_count(self) -> usize {
         let nodes = &self.document.nodes[..];

@@ -20,7 +20,7 @@ use crate::{
     child::StartError,
     config::Config,
     http::{Peer, Refusal, Response, body, connection::Asked, modern, reply, route, route::Route},
-    mcp::{Call, CallError, Era, Id, Message, cache, method, version},
+    mcp::{Call, CallError, Era, Id, Message, Target, cache, method, version},
     session::{Exchange, OpenError, SendError, Sent, Session, Sessions},
 };
 
@@ -113,7 +113,8 @@ async fn answer(
     if let Err(refusal) = upstream::make_ready_for(gateway, &head, &identity, about).await {
         return Ok(failed(gateway, record.request_id, &refusal, id.as_ref()));
     }
-    Ok(deliver(gateway, &identity, permit, place, record.request_id).await)
+    let sent = (permit, place, record.request_id);
+    Ok(deliver(gateway, &identity, &head.headers, sent).await)
 }
 
 /// Where a permitted message goes.
@@ -214,11 +215,14 @@ fn permitted(
 async fn deliver(
     gateway: &Gateway,
     identity: &Identity,
-    permit: Permit,
-    place: Place,
-    request: RequestId,
+    headers: &HeaderMap,
+    (permit, place, request): (Permit, Place, RequestId),
 ) -> Response {
     let id = permit.call().id().cloned();
+    let place = match found(gateway, identity, headers, (&permit, place, request)).await {
+        Ok(place) => place,
+        Err(refusal) => return failed(gateway, request, &refusal, id.as_ref()),
+    };
     let (era, method) = (permit.call().era(), permit.call().method().to_owned());
     let sent = match place {
         Place::New => return open(gateway, identity, permit, request).await,
@@ -230,13 +234,7 @@ async fn deliver(
                     Era::Modern => Refusal::of_shared(error),
                 })
         }
-        Place::Shared => match gateway.sessions.shared(identity, request).await {
-            Ok(session) => session
-                .send(permit, identity, request)
-                .map_err(Refusal::of_shared),
-            Err(error) => Err(not_opened(gateway, error)),
-        },
-        Place::Nowhere => Ok(Sent::Accepted),
+        Place::Shared | Place::Nowhere => Ok(Sent::Accepted),
     };
     match (sent, id) {
         (Ok(Sent::Exchange(exchange)), Some(id)) => match era {
@@ -264,6 +262,30 @@ async fn deliver(
         }
         (Err(refusal), id) => failed(gateway, request, &refusal, id.as_ref()),
     }
+}
+
+/// The session of whoever asks without one, and what its server's tools have said in
+/// headers compared with the body.
+async fn found(
+    gateway: &Gateway,
+    identity: &Identity,
+    headers: &HeaderMap,
+    (permit, place, request): (&Permit, Place, RequestId),
+) -> Result<Place, Refusal> {
+    let session = match place {
+        Place::Session(session) => session,
+        Place::Shared => {
+            let session = gateway.sessions.shared(identity, request).await;
+            session.map_err(|error| not_opened(gateway, error))?
+        }
+        place @ (Place::New | Place::Nowhere) => return Ok(place),
+    };
+    if let (Era::Modern, Target::Tool(name)) = (permit.call().era(), permit.call().target())
+        && let Some(tool) = session.tool(name, request).await
+    {
+        modern::parameters_agree(headers, permit.call(), &tool.mirrored)?;
+    }
+    Ok(Place::Session(session))
 }
 
 async fn open(

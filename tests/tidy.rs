@@ -57,7 +57,8 @@ fn is_test_module(file: &Path) -> bool {
 /// The numbers of cases in a text: `tok-24`, `mcp-L9`, and ranges `tok-24…30` (`to` in Rust comments: `tok-24..=30`).
 fn cases_in(text: &str) -> BTreeSet<String> {
     let families = [
-        "tok-", "h1-", "conn-", "json-", "sse-", "probe-", "fault-", "inc-", "cedar-",
+        "tok-", "h1-", "conn-", "json-", "sse-", "probe-", "fault-", "inc-", "cedar-", "mcp-T",
+        "mcp-L", "mcp-O", "mcp-M",
     ];
     let mut found = BTreeSet::new();
     for family in families {

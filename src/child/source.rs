@@ -70,6 +70,8 @@ enum Kind {
         inside: Inside,
         /// How long it may take to listen.
         patience: Duration,
+        /// Bytes of one message of its.
+        longest: usize,
         mirror: Arc<Mirror>,
     },
     /// HTTP at a URL; there is no process.
@@ -80,6 +82,8 @@ enum Kind {
 struct Remote {
     endpoint: Arc<Endpoint>,
     shown: Shown,
+    /// Bytes of one message of its.
+    longest: usize,
     mirror: Arc<Mirror>,
     next: AtomicU64,
 }
@@ -112,21 +116,23 @@ impl Source {
     }
 
     /// HTTP at a URL, where each conversation shows what `shown` says.
-    pub fn remote(endpoint: Endpoint, shown: Shown) -> Self {
+    pub fn remote(endpoint: Endpoint, shown: Shown, longest: usize) -> Self {
         Self(Kind::Remote(Remote {
             endpoint: Arc::new(endpoint),
             shown,
+            longest,
             mirror: Arc::default(),
             next: AtomicU64::new(1),
         }))
     }
 
     /// HTTP that is listened for inside, within `patience`.
-    pub fn inside(launcher: Launcher, inside: Inside, patience: Duration) -> Self {
+    pub fn inside(launcher: Launcher, inside: Inside, patience: Duration, longest: usize) -> Self {
         Self(Kind::Inside {
             launcher,
             inside,
             patience,
+            longest,
             mirror: Arc::default(),
         })
     }
@@ -139,10 +145,11 @@ impl Source {
                 launcher,
                 inside,
                 patience,
+                longest,
                 mirror,
             } => {
                 let process = launcher.start(owner.principal()).await?;
-                let about = (inside, *patience, mirror);
+                let about = (inside, (*patience, *longest), mirror);
                 listening(launcher, process, about).await
             }
             Kind::Remote(remote) => Ok(remote.begin(owner).await),
@@ -178,7 +185,7 @@ fn own_streams(process: Process) -> Child {
 async fn listening(
     launcher: &Launcher,
     mut process: Process,
-    (inside, patience, mirror): (&Inside, Duration, &Arc<Mirror>),
+    (inside, (patience, longest), mirror): (&Inside, (Duration, usize), &Arc<Mirror>),
 ) -> Result<Child, StartError> {
     // Whoever waits for it may go away.
     let unready = Unready {
@@ -219,6 +226,7 @@ async fn listening(
         way: Way::Inside(entrance),
         path: inside.path.clone(),
         shown: Showing::always(None),
+        longest,
         mirror: mirror.clone(),
     };
     let (stdin, stdout, translation) = translated(peer, Some(first)).await;
@@ -252,6 +260,7 @@ impl Remote {
             authority: self.endpoint.authority().to_owned(),
             path: self.endpoint.path().to_owned(),
             shown: (self.shown)(owner),
+            longest: self.longest,
             mirror: self.mirror.clone(),
         };
         let (stdin, stdout, translation) = translated(peer, None).await;

@@ -8,8 +8,14 @@ use tokio::{
     time::Instant,
 };
 
-/// Bytes of one line of a child's output; a longer one is a protocol violation (probe-69).
-pub const MAX_LINE: usize = 4 << 20;
+/// How a child's output is read (probe-69).
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    /// Bytes of one line; a longer one is a protocol violation.
+    pub longest: usize,
+    /// Bytes in any second.
+    pub rate: u64,
+}
 
 /// Reads lines of at most `max` bytes, in memory that shrinks again after a long one.
 pub struct Lines<R> {
@@ -214,7 +220,7 @@ mod tests {
         assert_eq!(lines(b"123456\n", 5).await, [Line::TooLong]);
         let endless = tokio::io::repeat(b'x');
         assert_eq!(
-            Lines::new(endless, MAX_LINE).next().await.unwrap(),
+            Lines::new(endless, 1 << 20).next().await.unwrap(),
             Line::TooLong
         );
     }
@@ -224,7 +230,7 @@ mod tests {
     async fn a_flood_of_lines_is_read_at_its_pace() {
         let flood = b"{\"jsonrpc\":\"2.0\"}\n".repeat(10_000);
         let start = Instant::now();
-        let mut lines = Lines::new(&flood[..], MAX_LINE).paced(64 << 10);
+        let mut lines = Lines::new(&flood[..], 1 << 20).paced(64 << 10);
         let mut count = 0;
         while let Line::Text(_) = lines.next().await.unwrap() {
             count += 1;

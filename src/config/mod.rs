@@ -289,6 +289,8 @@ pub struct Limits {
     pub start_timeout: Duration,
     /// Bytes of one child's output that are read in a second, on average.
     pub output: u64,
+    /// Bytes of one message of a server's.
+    pub message: usize,
     /// Sessions at once.
     pub sessions: usize,
     /// Sessions of one user at once; what `sessions` says where nothing else is said.

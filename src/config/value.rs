@@ -73,6 +73,16 @@ pub(super) fn body_size(text: &str) -> Result<usize, String> {
     }
 }
 
+/// One message of a server's: it is held in memory as a whole.
+pub(super) fn message_size(text: &str) -> Result<usize, String> {
+    let bytes = size(text)?;
+    if (MIN_MESSAGE..=MAX_BODY).contains(&bytes) {
+        usize::try_from(bytes).map_err(|error| error.to_string())
+    } else {
+        Err("a message is from 64K to 64M".to_owned())
+    }
+}
+
 /// Per cent of one processor, such as `150%`.
 pub(super) fn percent(text: &str) -> Result<u64, String> {
     match text.strip_suffix('%').and_then(digits_only) {
@@ -341,6 +351,8 @@ const MAX_SIZE: u64 = 16 << 40;
 const MAX_START: Duration = Duration::from_secs(25);
 const MIN_OUTPUT: u64 = 64 << 10;
 const MAX_BODY: u64 = 64 << 20;
+/// Bytes of a server's message that may always be.
+const MIN_MESSAGE: u64 = 64 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -404,6 +416,8 @@ mod tests {
         }
         assert_eq!(body_size("64M"), Ok(64 << 20));
         assert!(body_size("65M").is_err());
+        assert_eq!(message_size("64K"), Ok(64 << 10));
+        assert!(message_size("63K").is_err() && message_size("65M").is_err());
         assert_eq!(percent("250%"), Ok(250));
         for bad in ["100", "0%", "%", "1.5%", "-1%"] {
             assert!(percent(bad).is_err(), "{bad}");

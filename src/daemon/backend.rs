@@ -60,7 +60,8 @@ pub(super) fn remote(
             })
         }
     };
-    Ok((Source::remote(endpoint, shown), exchange))
+    let longest = config.limits.message;
+    Ok((Source::remote(endpoint, shown, longest), exchange))
 }
 
 /// The text of a credential as the Authorization header wants it: a token, or a scheme and what belongs to it.

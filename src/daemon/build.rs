@@ -13,7 +13,7 @@ use crate::{
     audit::Event,
     auth::{self, Authenticator, Notice, Notices, Surroundings},
     authz::{Engine, PolicyProblem},
-    child::{Connection, Launcher, Source},
+    child::{Connection, Launcher, Source, stdio::Reading},
     config::{Auth, Config, Network, Problem, Problems, Transport},
     daemon::{Setup, backend},
     egress,
@@ -135,7 +135,9 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         Transport::Stdio => (Source::stdio(launcher), None),
         Transport::Http(inside) => {
             let patience = config.limits.start_timeout;
-            (Source::inside(launcher, inside.clone(), patience), None)
+            let longest = config.limits.message;
+            let source = Source::inside(launcher, inside.clone(), patience, longest);
+            (source, None)
         }
         Transport::Remote(upstream) => backend::remote(&config, upstream, setup)?,
     };
@@ -155,7 +157,10 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         sessions: (config.limits.sessions, config.limits.sessions_per_user),
         calls: (config.limits.calls, config.limits.calls_per_user),
         call_timeout: config.limits.call_timeout,
-        output: config.limits.output,
+        reading: Reading {
+            longest: config.limits.message,
+            rate: config.limits.output,
+        },
         session_idle: config.limits.session_idle,
         seal: Arc::new(seal),
     });

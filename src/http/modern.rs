@@ -11,7 +11,7 @@ use http::HeaderMap;
 use crate::{
     http::Refusal,
     json::{Kind, Value},
-    mcp::{Call, CallError, Era, Shape, Target, version},
+    mcp::{Call, CallError, Era, Shape, Target, tools::Mirrored, version},
 };
 
 /// Checks a call of the modern era against the headers that it came with.
@@ -67,6 +67,60 @@ pub fn agree(headers: &HeaderMap, call: &Call) -> Result<(), Refusal> {
     }
 }
 
+/// Checks the parameters that the tool has said in headers, too: each is said there
+/// exactly where the body says it, and alike (mcp-T14, mcp-T16).
+pub fn parameters_agree(
+    headers: &HeaderMap,
+    call: &Call,
+    mirrored: &[Mirrored],
+) -> Result<(), Refusal> {
+    let arguments = call.params().and_then(|params| params.get("arguments"));
+    for mirrored in mirrored {
+        let told = value(headers, mirrored.header.as_str())?;
+        match (told, mirrored.value(arguments)) {
+            (None, None) => {}
+            (Some(told), Some(meant)) if says(&decoded(told)?, meant) => {}
+            (Some(_), Some(_)) => return Err(Refusal::HeaderMismatch("a Mcp-Param header")),
+            (None, Some(_)) => {
+                return Err(Refusal::HeaderMismatch("a Mcp-Param header is missing"));
+            }
+            (Some(_), None) => {
+                return Err(Refusal::HeaderMismatch(
+                    "a Mcp-Param header says what the body does not",
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a header's text is that value. What has parts, no header can say.
+fn says(told: &str, meant: Value<'_>) -> bool {
+    match meant.kind() {
+        Kind::String => meant.as_str().is_some_and(|meant| meant == told),
+        Kind::Bool => meant.raw() == told.as_bytes(),
+        Kind::Number => meant
+            .as_number()
+            .is_some_and(|meant| meant == told || same_integer(meant, told)),
+        Kind::Null | Kind::Array | Kind::Object => false,
+    }
+}
+
+/// Whether both are one integer, however they are written: `42.0` is 42.
+fn same_integer(one: &str, other: &str) -> bool {
+    let integer = |text: &str| -> Option<i64> {
+        let is_number = |byte| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
+        if !text.bytes().all(is_number) {
+            return None;
+        }
+        text.parse().ok().or_else(|| {
+            let number: f64 = text.parse().ok()?;
+            (number.fract() == 0.0 && number.abs() <= MAX_SAFE).then_some(number as i64)
+        })
+    };
+    integer(one).is_some_and(|one| integer(other) == Some(one))
+}
+
 /// The task that the call names, where the header has to name it, too.
 fn task(call: &Call) -> Option<Cow<'_, str>> {
     call.method()
@@ -90,7 +144,7 @@ fn value<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Refu
 
 /// The text that a header stands for: itself, or what is encoded in it (mcp-T14).
 fn decoded(told: &str) -> Result<Cow<'_, str>, Refusal> {
-    const WRONG: Refusal = Refusal::HeaderMismatch("Mcp-Name is not well encoded");
+    const WRONG: Refusal = Refusal::HeaderMismatch("a header is not well encoded");
     let encoded = told
         .strip_prefix("=?base64?")
         .and_then(|rest| rest.strip_suffix("?="));
@@ -101,6 +155,9 @@ fn decoded(told: &str) -> Result<Cow<'_, str>, Refusal> {
     let text = STANDARD.decode(encoded).map_err(|_| WRONG)?;
     String::from_utf8(text).map(Cow::Owned).map_err(|_| WRONG)
 }
+
+/// The largest integer up to which a double has every one.
+const MAX_SAFE: f64 = 9_007_199_254_740_991.0;
 
 #[cfg(test)]
 mod tests {
@@ -133,7 +190,92 @@ mod tests {
         assert_eq!(found.as_deref(), code, "{headers:?} {meta}");
     }
 
-    /// tok-121, tok-122, tok-123, tok-124, tok-126: mcp-T8, mcp-T12 … T15
+    #[track_caller]
+    fn parameters(headers: &[(&'static str, &str)], arguments: &str, agree: bool) {
+        let tool = r#"{"inputSchema":{"properties":{"region":{"x-mcp-header":"Region"},"n":{"x-mcp-header":"N"},
+            "b":{"x-mcp-header":"B"},"o":{"properties":{"deep":{"x-mcp-header":"Deep"}}}}}}"#;
+        let tool = crate::mcp::Message::parse(Bytes::from(tool)).unwrap();
+        let mirrored = crate::mcp::tools::mirrored(tool.root());
+        let body = format!(
+            r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"t","arguments":{arguments}}}}}"#
+        );
+        let call = Call::read(Bytes::from(body), true).unwrap();
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(
+                *name,
+                http::HeaderValue::from_bytes(value.as_bytes()).unwrap(),
+            );
+        }
+        let found = parameters_agree(&map, &call, &mirrored);
+        assert_eq!(found.is_ok(), agree, "{headers:?} {arguments}");
+    }
+
+    /// tok-127, mcp-T14, mcp-T15, mcp-T16: what a tool has said in headers is said there as it is in the body, and integers are numbers.
+    #[test]
+    fn parameters_in_headers_are_those_of_the_body() {
+        const REGION: &str = "mcp-param-region";
+        const N: &str = "mcp-param-n";
+        parameters(&[], "{}", true);
+        parameters(&[], r#"{"region":null,"n":null,"o":{}}"#, true);
+        parameters(&[(REGION, "us")], r#"{"region":"us"}"#, true);
+        parameters(&[(REGION, "\t us ")], r#"{"region":"us"}"#, true);
+        parameters(
+            &[(REGION, "=?base64?w6k=?=")],
+            r#"{"region":"\u00e9"}"#,
+            true,
+        );
+        parameters(&[("mcp-param-deep", "x")], r#"{"o":{"deep":"x"}}"#, true);
+        parameters(&[("mcp-param-b", "true")], r#"{"b":true}"#, true);
+        for (told, meant) in [
+            ("42", "42"),
+            ("42.0", "42"),
+            ("42", "42.0"),
+            ("-7", "-7"),
+            ("1e2", "100"),
+            ("1.5", "1.5"),
+        ] {
+            parameters(&[(N, told)], &format!(r#"{{"n":{meant}}}"#), true);
+        }
+        // A header that no tool has asked for is nobody's business here.
+        parameters(&[("mcp-param-other", "x")], "{}", true);
+
+        parameters(&[], r#"{"region":"us"}"#, false);
+        parameters(&[(REGION, "us")], "{}", false);
+        parameters(&[(REGION, "us")], r#"{"region":null}"#, false);
+        parameters(&[(REGION, "US")], r#"{"region":"us"}"#, false);
+        parameters(
+            &[(REGION, "us"), (REGION, "us")],
+            r#"{"region":"us"}"#,
+            false,
+        );
+        parameters(&[(REGION, "é")], r#"{"region":"é"}"#, false);
+        parameters(&[(REGION, "=?base64?w6k?=")], r#"{"region":"é"}"#, false);
+        parameters(&[(REGION, "=?BASE64?w6k=?=")], r#"{"region":"é"}"#, false);
+        parameters(
+            &[(REGION, "=?base64?x?=")],
+            r#"{"region":"=?base64?x?="}"#,
+            false,
+        );
+        parameters(&[("mcp-param-b", "True")], r#"{"b":true}"#, false);
+        parameters(&[("mcp-param-b", "true")], r#"{"b":"true "}"#, false);
+        for (told, meant) in [
+            ("42", "43"),
+            ("42", r#""43""#),
+            ("inf", "1e400"),
+            ("nan", "1"),
+            ("0x2a", "42"),
+            ("", "0"),
+            ("9007199254740993", "9007199254740992"),
+            ("9007199254740993.0", "9007199254740992"),
+            ("1", "[1]"),
+            ("{}", "{}"),
+        ] {
+            parameters(&[(N, told)], &format!(r#"{{"n":{meant}}}"#), false);
+        }
+    }
+
+    /// tok-121, tok-122, tok-123, tok-124, tok-126: mcp-T8, mcp-T12, mcp-T13, mcp-T14, mcp-T15
     #[test]
     fn header_and_body_must_say_the_same() {
         const VERSION: (&str, &str) = ("mcp-protocol-version", "2026-07-28");

@@ -11,7 +11,12 @@ use serde_json::{Map, json};
 
 use crate::{
     json::{Kind, Value},
-    mcp::{Call, Id, Message, input::member, version},
+    mcp::{
+        Call, Id, Message,
+        edit::{Fate, edited},
+        input::member,
+        task, version,
+    },
 };
 
 /// What a legacy server said of itself.
@@ -20,6 +25,8 @@ pub struct LegacyServer {
     /// Its `serverInfo`, as it was written.
     info: String,
     capabilities: serde_json::Value,
+    /// Its tools can be called as tasks.
+    tasks: bool,
     instructions: Option<String>,
 }
 
@@ -35,6 +42,9 @@ impl LegacyServer {
                 .filter(|info| info.kind() == Kind::Object)
                 .map_or_else(|| r#"{"name":"","version":""}"#.to_owned(), text),
             capabilities: known(capabilities.unwrap_or(b"{}")),
+            tasks: capabilities
+                .and_then(|said| serde_json::from_slice(said).ok())
+                .is_some_and(|said| task::are_made_by(&said)),
             instructions: result
                 .get("instructions")
                 .and_then(Value::as_str)
@@ -52,6 +62,11 @@ impl LegacyServer {
         &self.capabilities
     }
 
+    /// Whether its tools can be called as tasks.
+    pub fn makes_tasks(&self) -> bool {
+        self.tasks
+    }
+
     /// Whether it writes log messages.
     pub fn logs(&self) -> bool {
         self.capabilities.get("logging").is_some()
@@ -65,6 +80,9 @@ impl LegacyServer {
         });
         if let Some(instructions) = &self.instructions {
             result["instructions"] = instructions.as_str().into();
+        }
+        if self.tasks {
+            result["capabilities"]["extensions"] = json!({ task::EXTENSION: {} });
         }
         let text = [
             br#"{"jsonrpc":"2.0","id":"#,
@@ -115,54 +133,53 @@ impl LegacyServer {
 
     /// A result, its members as they were but for those that are the gateway's to say.
     fn completed(&self, result: Value<'_>, cacheable: bool) -> Vec<u8> {
-        let mut out = br#"{"resultType":"complete""#.to_vec();
+        let mut first = br#""resultType":"complete""#.to_vec();
         if cacheable {
-            out.extend_from_slice(br#","ttlMs":0,"cacheScope":"private""#);
+            first.extend_from_slice(br#","ttlMs":0,"cacheScope":"private""#);
         }
-        out.extend_from_slice(br#","_meta":{"#);
-        member(&mut out, SERVER_INFO, self.info.as_bytes());
-        let meta = result.get("_meta");
-        for (name, value) in meta.iter().flat_map(|meta| meta.members()) {
-            if !name.starts_with(RESERVED) {
-                out.push(b',');
-                member(&mut out, &name, value.raw());
-            }
+        first.extend_from_slice(br#","_meta":"#);
+        first.extend_from_slice(&self.meta_of(Some(result)));
+        if result.kind() != Kind::Object {
+            return [b"{", first.as_slice(), b"}"].concat();
         }
-        out.push(b'}');
-        for (name, value) in result.members() {
-            if !matches!(
-                name.as_ref(),
-                "_meta" | "resultType" | "ttlMs" | "cacheScope"
-            ) {
-                out.push(b',');
-                member(&mut out, &name, value.raw());
-            }
+        edited(result, &first, |name, _| match name {
+            "_meta" | "resultType" | "ttlMs" | "cacheScope" => Fate::Goes,
+            _ => Fate::Stays,
+        })
+    }
+
+    /// The result's `_meta`, whose reserved names are the gateway's to say.
+    pub fn meta_of(&self, result: Option<Value<'_>>) -> Vec<u8> {
+        let mut info = Vec::new();
+        member(&mut info, SERVER_INFO, self.info.as_bytes());
+        let meta = result.and_then(|result| result.get("_meta"));
+        match meta.filter(|meta| meta.kind() == Kind::Object) {
+            Some(meta) => edited(meta, &info, |name, _| unless_reserved(name)),
+            None => [b"{", info.as_slice(), b"}"].concat(),
         }
-        out.push(b'}');
-        out
     }
 }
 
 /// What of the request's `_meta` a legacy server may see, with `token` for its progress token.
 pub fn legacy_meta(call: &Call, token: &[u8]) -> Option<(Range<usize>, Vec<u8>)> {
     let meta = call.params()?.get("_meta")?;
-    let mut out = b"{".to_vec();
-    for (name, value) in meta
-        .members()
-        .filter(|(name, _)| !name.starts_with(RESERVED))
-    {
-        if out.len() > 1 {
-            out.push(b',');
-        }
-        let value = if name == "progressToken" {
-            token
-        } else {
-            value.raw()
-        };
-        member(&mut out, &name, value);
+    if meta.kind() != Kind::Object {
+        return Some((meta.span(), b"{}".to_vec()));
     }
-    out.push(b'}');
-    Some((meta.span(), out))
+    let kept = edited(meta, b"", |name, _| match name {
+        "progressToken" => Fate::Becomes(token.to_vec()),
+        name => unless_reserved(name),
+    });
+    Some((meta.span(), kept))
+}
+
+/// The protocol's own names stay on their side of the bridge.
+pub(super) fn unless_reserved(name: &str) -> Fate {
+    if name.starts_with(RESERVED) {
+        Fate::Goes
+    } else {
+        Fate::Stays
+    }
 }
 
 /// How much a log message of that level matters (RFC 5424); `None` for no level.
@@ -256,7 +273,7 @@ mod tests {
         assert!(LegacyServer::read(&message(r#"{"id":1,"error":{}}"#)).is_none());
     }
 
-    /// json-22: numbers stay as they were; the protocol's own names in `_meta` are the gateway's.
+    /// json-22, json-23: numbers stay as they were; the protocol's own names in `_meta` are the gateway's.
     #[test]
     fn an_answer_gains_what_modern_clients_need_and_loses_nothing() {
         let answer = message(

@@ -44,7 +44,8 @@ impl Message {
     /// they must be in order and must not overlap. All else stays byte for byte.
     pub fn with(&self, replacements: &[(Range<usize>, &[u8])]) -> Vec<u8> {
         let grown: usize = replacements.iter().map(|(_, text)| text.len()).sum();
-        let mut out = Vec::with_capacity(self.bytes.len() + grown);
+        // With room for the end of a line: a long message is not copied once more for it.
+        let mut out = Vec::with_capacity(self.bytes.len() + grown + 1);
         let mut at = 0;
         for (span, text) in replacements {
             out.extend_from_slice(&self.bytes[at..span.start]);

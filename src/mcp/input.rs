@@ -10,7 +10,10 @@ use serde_json::json;
 
 use crate::{
     json::{Kind, Value},
-    mcp::{Call, Id, Message},
+    mcp::{
+        Call, Id, Message,
+        edit::{Fate, edited},
+    },
 };
 
 /// The calls whose answer may ask for input.
@@ -136,16 +139,16 @@ impl Question {
             ("roots/list", _) => (Method::Roots, Need::Roots),
             _ => return None,
         };
-        let mut text = b"{".to_vec();
-        let members = params.iter().flat_map(|params| params.members());
         // Names and promises of the one era that the other does not have.
-        for (name, value) in members.filter(|(name, _)| !is_of_one_era(name)) {
-            if text.len() > 1 {
-                text.push(b',');
-            }
-            member(&mut text, &name, value.raw());
-        }
-        text.push(b'}');
+        let text = params.map_or_else(
+            || b"{}".to_vec(),
+            |params| {
+                edited(params, b"", |name, _| match is_of_one_era(name) {
+                    true => Fate::Goes,
+                    false => Fate::Stays,
+                })
+            },
+        );
         Some(Self {
             key,
             method,
@@ -204,6 +207,16 @@ impl Question {
         text
     }
 
+    /// As one of the modern `inputRequests`.
+    pub fn as_input(&self) -> Vec<u8> {
+        let mut text = br#"{"method":"#.to_vec();
+        text.extend_from_slice(self.method().as_bytes());
+        text.extend_from_slice(br#","params":"#);
+        text.extend_from_slice(&self.params);
+        text.push(b'}');
+        text
+    }
+
     /// What stands for an answer that the client would not give; `None` if nothing can.
     pub fn refused(&self) -> Option<&'static [u8]> {
         (self.method == Method::Elicit).then_some(br#"{"action":"cancel"}"#)
@@ -233,12 +246,7 @@ pub fn required<'a>(
         if n > 0 {
             text.push(b',');
         }
-        let mut request = br#"{"method":"#.to_vec();
-        request.extend_from_slice(question.method().as_bytes());
-        request.extend_from_slice(br#","params":"#);
-        request.extend_from_slice(&question.params);
-        request.push(b'}');
-        member(&mut text, &question.key, &request);
+        member(&mut text, &question.key, &question.as_input());
     }
     text.extend_from_slice(br#"},"requestState":"#);
     text.extend_from_slice(json!(state).to_string().as_bytes());

@@ -54,6 +54,9 @@ pub const DISCOVER: &str = "server/discover";
 /// The request of modern MCP whose answer is a stream that stays open.
 pub const LISTEN: &str = "subscriptions/listen";
 
+/// What tools there are.
+pub const TOOLS: &str = "tools/list";
+
 /// What is about the conversation alone, and rides on the session's identity.
 pub const RIDING: &[&str] = &[
     "ping",
@@ -80,7 +83,7 @@ pub fn is_decided(method: &str) -> bool {
 
 /// The method, if its answer is a list that shows only what its reader may call.
 pub fn filtered_list(method: &str) -> Option<&'static str> {
-    ["tools/list", "prompts/list", "resources/list"]
+    [TOOLS, "prompts/list", "resources/list"]
         .into_iter()
         .find(|list| *list == method)
 }

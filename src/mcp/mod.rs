@@ -6,11 +6,14 @@
 pub mod bridge;
 pub mod cache;
 mod call;
+pub mod edit;
 pub mod input;
 pub mod meta;
 pub mod method;
 pub mod reverse;
 pub mod subscription;
+pub mod task;
+pub mod tools;
 pub mod version;
 
 pub use call::{Call, CallError, Era, Id, Message, Shape, Target};

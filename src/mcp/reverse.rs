@@ -11,9 +11,10 @@ use crate::{
     json::{Kind, Value},
     mcp::{
         Call, Id, Message, bridge,
+        edit::{Fate, edited},
         input::{Abilities, member},
         meta::{self, Change},
-        version,
+        task, version,
     },
 };
 
@@ -28,6 +29,7 @@ pub struct ModernServer {
     can: String,
     client: Option<String>,
     abilities: Abilities,
+    tasks: bool,
 }
 
 impl ModernServer {
@@ -58,8 +60,18 @@ impl ModernServer {
             };
             member(&mut can, name, capability);
         }
+        let tasks = result.get("capabilities").is_some_and(task::has_extension);
+        if tasks {
+            // Who waits for its call has it followed here.
+            if can.len() > 1 {
+                can.push(b',');
+            }
+            let extensions = json!({ task::EXTENSION: {} }).to_string();
+            member(&mut can, "extensions", extensions.as_bytes());
+        }
         can.push(b'}');
         Some(Self {
+            tasks,
             capabilities: bridge::known(result.get("capabilities").map_or(b"{}", Value::raw)),
             info: result
                 .get("_meta")
@@ -79,6 +91,11 @@ impl ModernServer {
 
     pub fn capabilities(&self) -> &serde_json::Value {
         &self.capabilities
+    }
+
+    /// Whether it may make tasks of calls.
+    pub fn makes_tasks(&self) -> bool {
+        self.tasks
     }
 
     /// What its client can be asked.
@@ -211,39 +228,19 @@ pub struct Given<'a> {
 }
 
 /// A result without what modern MCP alone has in it.
-fn plain(result: Value<'_>) -> Vec<u8> {
-    let mut out = b"{".to_vec();
-    for (name, value) in result.members() {
-        let mut kept = value.raw();
-        let mut own = Vec::new();
-        match &*name {
-            "resultType" | "ttlMs" | "cacheScope" => continue,
-            "_meta" if value.kind() == Kind::Object => {
-                own.push(b'{');
-                let others = value
-                    .members()
-                    .filter(|(name, _)| !name.starts_with(bridge::RESERVED));
-                for (name, value) in others {
-                    if own.len() > 1 {
-                        own.push(b',');
-                    }
-                    member(&mut own, &name, value.raw());
-                }
-                own.push(b'}');
-                if own.len() == 2 {
-                    continue;
-                }
-                kept = &own;
+pub(super) fn plain(result: Value<'_>) -> Vec<u8> {
+    edited(result, b"", |name, value| match name {
+        "resultType" | "ttlMs" | "cacheScope" => Fate::Goes,
+        "_meta" if value.kind() == Kind::Object => {
+            let is_reserved = |name: &str| name.starts_with(bridge::RESERVED);
+            if value.members().all(|(name, _)| is_reserved(&name)) {
+                Fate::Goes
+            } else {
+                Fate::Becomes(edited(value, b"", |name, _| bridge::unless_reserved(name)))
             }
-            _ => {}
         }
-        if out.len() > 1 {
-            out.push(b',');
-        }
-        member(&mut out, &name, kept);
-    }
-    out.push(b'}');
-    out
+        _ => Fate::Stays,
+    })
 }
 
 /// An answer of the gateway's own.

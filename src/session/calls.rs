@@ -25,6 +25,7 @@ use crate::{
         rewrite::{progress_token, renumbered},
         seal::{self, StateError},
         stream::{Exchange, Stream, Style},
+        tasks::About,
     },
 };
 
@@ -51,6 +52,8 @@ pub(super) struct InFlight {
     opens: bool,
     /// What a legacy child may ask a modern client in it.
     pub(super) input: Option<Box<Input>>,
+    /// What of a legacy child's task a modern client's request is about.
+    pub(super) task: Option<About>,
     /// Its place among all calls, given back with it; the gateway's own have none.
     _place: Option<Place>,
 }
@@ -93,7 +96,8 @@ impl Session {
         state.admits(self.era, &id)?;
         let place = self.calls.take(self.owner().principal_key())?;
         // A legacy child would take a call that goes on for one that begins.
-        if bridged && goes_on(call) {
+        // Of a task's it is told apart by that.
+        if bridged && goes_on(call) && !call.method().starts_with("tasks/") {
             return Err(SendError::NotAsked);
         }
         self.log_from(&mut state, call)?;
@@ -132,6 +136,7 @@ impl Session {
                 again: InFlight::again(self, call),
                 opens: call.method() == "initialize",
                 input: holder.and_then(|holder| Input::of(call, &holder)),
+                task: self.about(call),
                 _place: Some(place),
             },
         );
@@ -150,10 +155,10 @@ impl Session {
     }
 
     /// Asks something of the gateway's own, within `patience`.
-    pub(super) fn ask_own(
+    pub(super) fn ask_own<'a>(
         &self,
         patience: Duration,
-        own: impl FnOnce(u64) -> OwnMessage<'static>,
+        own: impl FnOnce(u64) -> OwnMessage<'a>,
     ) -> Result<Exchange, SendError> {
         let mut state = self.lock()?;
         let number = state.next;
@@ -176,6 +181,7 @@ impl Session {
                 again: None,
                 opens: false,
                 input: None,
+                task: None,
                 _place: None,
             },
         );
@@ -203,6 +209,9 @@ impl Session {
     pub(super) fn answer(&self, number: u64, answer: Answer, message: &Message) -> Answered {
         let mut state = self.state();
         let asked = number;
+        if self.result_answered(&mut state, asked, answer, message) {
+            return Answered::Delivered;
+        }
         let number = state.reversed.first(number);
         let waits = state.in_flight.get_mut(&number);
         if let Some(input) = waits.and_then(|call| call.input.as_deref_mut())
@@ -224,6 +233,12 @@ impl Session {
                     self.asks_for_more(&mut state, number, call, message)
                 } else {
                     Some(call)
+                };
+                let call = match call {
+                    Some(call) if call.task.is_some() && answer == Answer::Result => {
+                        self.task_answered(&mut state, number, call, message)
+                    }
+                    call => call,
                 };
                 if let Some(call) = call {
                     self.deliver(&mut state, call, answer, message);
@@ -248,6 +263,9 @@ impl Session {
             return self.fail(state, call, Failure::BadAnswer);
         }
         let failed = answer == Answer::Error;
+        if self.era == Era::Modern && call.list == Some(method::TOOLS) {
+            self.tools.learn(message);
+        }
         let lacked = call.input.as_ref().and_then(|input| input.lacked);
         let text = Bytes::from(match (self.bridge.get(), lacked) {
             // It would have asked, and could not go on without.
@@ -314,7 +332,7 @@ impl Session {
     }
 
     /// The way out of every request: the outcome is recorded, then the client told.
-    fn finish(
+    pub(super) fn finish(
         &self,
         state: &mut State,
         mut call: InFlight,
@@ -380,6 +398,11 @@ impl Session {
     fn way_of(&self, state: &mut State, call: &Call, id: &Id) -> Result<Way, SendError> {
         if let Some(server) = self.reversed.get() {
             return self.way_to_modern(state, server, call, id);
+        }
+        if let Some(server) = self.bridge.get()
+            && let Some(way) = self.way_of_task(state, server, call, id)?
+        {
+            return Ok(way);
         }
         Ok(match (self.bridge.get(), call.method()) {
             // A legacy child has said it all already, and knows of no subscription.

@@ -30,6 +30,8 @@ use crate::{
         reversed::Reversed,
         seal::{Seal, StateError},
         stream::{Exchange, Style},
+        tasks::Tasks,
+        tools::Known,
     },
 };
 
@@ -58,6 +60,8 @@ pub struct Session {
     unheard: AtomicU64,
     /// The child has asked what its clients are still to be asked.
     pub(super) asking: AtomicBool,
+    /// What its child's tools want to be known of them.
+    pub(super) tools: Known,
     /// Said once when the session must end.
     pub(super) end: Notify,
 }
@@ -79,6 +83,7 @@ pub(super) struct State {
     /// From which level on a legacy child writes log messages, once it was told.
     pub(super) level: Option<usize>,
     pub(super) reversed: Reversed,
+    pub(super) tasks: Tasks,
 }
 
 impl State {
@@ -155,6 +160,7 @@ impl Session {
             ended: false,
             level: None,
             reversed: Reversed::default(),
+            tasks: Tasks::default(),
         };
         Arc::new(Self {
             id,
@@ -171,6 +177,7 @@ impl Session {
             state: Mutex::new(state),
             unheard: AtomicU64::new(0),
             asking: AtomicBool::new(false),
+            tools: Known::default(),
             end: Notify::new(),
         })
     }
@@ -317,6 +324,7 @@ impl Session {
                 self.fail(&mut state, call, Failure::Timeout);
             }
         }
+        self.look_after_tasks(&mut state, now);
         state.listening.sweep(now);
         state.in_flight.is_empty() && now.duration_since(state.last_used) >= idle
     }

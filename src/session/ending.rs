@@ -48,7 +48,7 @@ pub(super) trait Served: Send + Sync + 'static {
     /// The request of that number will have no answer.
     fn fail_one(&self, number: u64, failure: Failure);
     /// Reads what the child says until that ends.
-    fn hear(&self, stdout: Output, rate: u64) -> impl Future<Output = ()> + Send;
+    fn hear(&self, stdout: Output, reading: stdio::Reading) -> impl Future<Output = ()> + Send;
 }
 
 impl Served for Session {
@@ -88,8 +88,8 @@ impl Served for Session {
         self.fail_one(number, failure);
     }
 
-    async fn hear(&self, stdout: Output, rate: u64) {
-        pump::run(self, stdout, rate).await;
+    async fn hear(&self, stdout: Output, reading: stdio::Reading) {
+        pump::run(self, stdout, reading).await;
     }
 }
 
@@ -98,7 +98,7 @@ impl Served for Session {
 pub(super) async fn tend(
     session: Arc<impl Served>,
     child: Child,
-    (lines, output): (mpsc::Receiver<Bytes>, u64),
+    (lines, reading): (mpsc::Receiver<Bytes>, stdio::Reading),
     around: Around,
 ) {
     let Around {
@@ -121,7 +121,7 @@ pub(super) async fn tend(
     let input = streams.spawn(write(session.clone(), lines, stdin));
     let speaker = session.clone();
     streams.spawn(async move {
-        speaker.hear(stdout, output).await;
+        speaker.hear(stdout, reading).await;
         speaker.hang_up();
     });
     for errors in errors {

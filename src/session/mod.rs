@@ -5,10 +5,14 @@
 //! `Permit`; what the gateway itself must say to a child is the closed set in
 //! `own`. Used only by `pipeline`, and by `daemon` for ending.
 
+mod blame;
 mod calls;
 mod conversation;
 mod ending;
 mod exchange;
+#[cfg(test)]
+mod faithful;
+mod following;
 mod heard;
 mod listening;
 mod load;
@@ -26,6 +30,8 @@ mod stream;
 mod subscriptions;
 mod switch;
 mod table;
+mod tasks;
+mod tools;
 mod words;
 
 pub use conversation::{SendError, Sent, Session};

@@ -51,6 +51,19 @@ pub(super) enum OwnMessage<'a> {
         number: u64,
         uri: &'a str,
     },
+    /// What the child's tools are, or a further page of them.
+    ListTools {
+        number: u64,
+        is_legacy: bool,
+        cursor: Option<&'a str>,
+    },
+    /// Asks for something of a task (`task` is its id as JSON, `more` further members).
+    TaskOf {
+        number: u64,
+        what: &'static str,
+        task: &'a [u8],
+        more: Vec<u8>,
+    },
     /// The answer to the child's ping.
     Pong {
         id: &'a [u8],
@@ -66,15 +79,22 @@ impl OwnMessage<'_> {
             )
             .into_bytes(),
             Self::Discover { number } => {
-                let meta = json!({ "_meta": {
-                    "io.modelcontextprotocol/protocolVersion": version::MODERN,
-                    "io.modelcontextprotocol/clientCapabilities": {},
-                    "io.modelcontextprotocol/clientInfo": { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
-                } });
+                let params = json!({ "_meta": meta() });
                 format!(
-                    r#"{{"jsonrpc":"2.0","id":{number},"method":"server/discover","params":{meta}}}"#
+                    r#"{{"jsonrpc":"2.0","id":{number},"method":"server/discover","params":{params}}}"#
                 )
                 .into_bytes()
+            }
+            Self::ListTools { number, is_legacy, cursor } => {
+                let mut params = json!({});
+                if let Some(cursor) = cursor {
+                    params["cursor"] = (*cursor).into();
+                }
+                if !is_legacy {
+                    params["_meta"] = meta();
+                }
+                format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"tools/list","params":{params}}}"#)
+                    .into_bytes()
             }
             Self::Initialize { number } => {
                 // All that any client may be asked: which one can be is decided call by call.
@@ -119,6 +139,13 @@ impl OwnMessage<'_> {
                 r#"{{"jsonrpc":"2.0","id":{number},"method":"logging/setLevel","params":{{"level":"{level}"}}}}"#
             )
             .into_bytes(),
+            Self::TaskOf { number, what, task, more } => [
+                format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"tasks/{what}","params":{{"taskId":"#).as_bytes(),
+                task,
+                more,
+                b"}}",
+            ]
+            .concat(),
             Self::Subscribe { number, uri } => resource("subscribe", *number, uri),
             Self::Unsubscribe { number, uri } => resource("unsubscribe", *number, uri),
             Self::NobodyThere { id } => {
@@ -129,6 +156,15 @@ impl OwnMessage<'_> {
         };
         stdio::line(text)
     }
+}
+
+/// What each modern request says (mcp-T20).
+fn meta() -> serde_json::Value {
+    json!({
+        "io.modelcontextprotocol/protocolVersion": version::MODERN,
+        "io.modelcontextprotocol/clientCapabilities": {},
+        "io.modelcontextprotocol/clientInfo": { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
+    })
 }
 
 fn resource(what: &str, number: u64, uri: &str) -> Vec<u8> {

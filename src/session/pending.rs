@@ -22,6 +22,7 @@ use crate::{
     mcp::{
         Call, Id, Message,
         input::{self, Abilities, Need, Question},
+        task,
     },
     session::{
         SendError, Session, Sessions,
@@ -101,6 +102,9 @@ impl Session {
             return false;
         };
         let mut state = self.state();
+        if let Some(task) = task::related(message.root().get("params")) {
+            return state.tasks.keep(&task, question, id);
+        }
         let waiting = state.in_flight.values().filter(|call| call.waits()).count();
         let Some((_, input)) = asked_of(&mut state) else {
             return false;
@@ -245,6 +249,7 @@ impl Session {
         {
             input.questions.retain(|asked| *asked.id != *id);
         }
+        state.tasks.forget_question(id);
     }
 }
 

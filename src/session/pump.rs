@@ -8,7 +8,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
-    child::stdio::{self, Line, Lines, MAX_LINE},
+    child::stdio::{self, Line, Lines, Reading},
     json::{Kind, Value},
     mcp::Message,
     session::{
@@ -44,8 +44,8 @@ impl Hears for Session {
 }
 
 /// Reads until the child's output ends, or until it has broken the protocol too often.
-pub(super) async fn run(hears: &impl Hears, stdout: impl AsyncRead + Unpin, rate: u64) {
-    let mut lines = Lines::new(stdout, MAX_LINE).paced(rate);
+pub(super) async fn run(hears: &impl Hears, stdout: impl AsyncRead + Unpin, reading: Reading) {
+    let mut lines = Lines::new(stdout, reading.longest).paced(reading.rate);
     let mut violations = 0;
     let mut due = None;
     loop {
@@ -70,7 +70,7 @@ pub(super) async fn run(hears: &impl Hears, stdout: impl AsyncRead + Unpin, rate
             }
             Ok(Line::TooLong) => {
                 warn!(
-                    limit = MAX_LINE,
+                    limit = reading.longest,
                     "the server wrote an endless line, ending it"
                 );
                 return;
@@ -93,7 +93,8 @@ pub(super) async fn run(hears: &impl Hears, stdout: impl AsyncRead + Unpin, rate
 
 /// Hands a session one line of its child's.
 pub(super) fn take(session: &Session, line: Bytes) -> bool {
-    let Ok(message) = Message::parse(one_line(line)) else {
+    let Ok(message) = Message::parse(one_line(line.clone())) else {
+        session.blame(&line);
         return false;
     };
     let root = message.root();
@@ -154,6 +155,9 @@ fn notification(session: &Session, message: &Message, method: &str) {
         && let Some(id) = params.and_then(|params| params.get("requestId"))
     {
         session.unask(id.raw());
+    }
+    if method == "notifications/tools/list_changed" {
+        session.tools.changed();
     }
     if !session.pass_on(message, method) {
         session.count_unheard();

@@ -24,6 +24,7 @@ use crate::{
         calls::{InFlight, OutcomeOwed, Way},
         conversation::State,
         exchange::{Event, Failure},
+        following::Following,
         own::OwnMessage,
     },
 };
@@ -52,19 +53,59 @@ impl Reversed {
 pub(super) struct Again {
     message: Message,
     /// The number that the child knows it by, if it was made again.
-    number: Option<u64>,
-    rounds: u32,
+    pub(super) number: Option<u64>,
+    pub(super) rounds: u32,
+    /// The task that the child has made of it.
+    pub(super) task: Option<Following>,
     /// As JSON.
     state: Option<Bytes>,
     /// What the client is being asked.
     questions: Vec<Asked>,
 }
 
-struct Asked {
+pub(super) struct Asked {
     question: Question,
     /// The id that it has towards the client, as JSON.
     id: Bytes,
     answer: Option<Bytes>,
+}
+
+impl Asked {
+    pub(super) fn key(&self) -> &str {
+        &self.question.key
+    }
+}
+
+impl Again {
+    pub(super) fn is_asking_nothing(&self) -> bool {
+        self.questions.is_empty()
+    }
+
+    pub(super) fn may_ask_more(&self) -> bool {
+        self.rounds <= MAX_ROUNDS
+    }
+
+    pub(super) fn ask(&mut self, questions: Vec<Asked>) {
+        self.questions = questions;
+    }
+
+    /// What the client has answered, under the names that the child has for it.
+    pub(super) fn answers(&mut self) -> Vec<(String, Bytes)> {
+        let answered = self.questions.drain(..);
+        answered
+            .map(|asked| (asked.question.key, asked.answer.unwrap_or_default()))
+            .collect()
+    }
+}
+
+impl State {
+    /// The call that began as `first` goes by another number towards the child.
+    pub(super) fn renumber(&mut self, first: u64, before: Option<u64>, number: u64) {
+        if let Some(before) = before {
+            self.reversed.again.remove(&before);
+        }
+        self.reversed.again.insert(number, first);
+    }
 }
 
 impl Session {
@@ -176,9 +217,21 @@ impl Session {
         message: &Message,
     ) -> Option<InFlight> {
         let result = message.root().get("result");
+        if call
+            .again
+            .as_deref()
+            .is_some_and(|again| again.task.is_some())
+        {
+            return self.task_stands(state, number, call, result?);
+        }
         let kind = result.and_then(|result| result.get("resultType"));
         match kind.and_then(Value::as_str).as_deref() {
             Some("input_required") => {}
+            Some("task") if server_has_tasks(self) => {
+                let call = self.follow(state, number, call, result?)?;
+                self.fail(state, call, Failure::BadAnswer);
+                return None;
+            }
             // Of an extension that nobody was told of.
             Some("task") => {
                 self.fail(state, call, Failure::BadAnswer);
@@ -199,6 +252,12 @@ impl Session {
             self.fail(state, call, Failure::BadAnswer);
             return None;
         }
+        self.ask_legacy(state, number, call);
+        None
+    }
+
+    /// Asks the client what its call is being asked.
+    pub(super) fn ask_legacy(&self, state: &mut State, number: u64, mut call: InFlight) {
         call.deadline = Some(Instant::now() + PATIENCE);
         let again = call.again.as_deref().expect("it was asked just now");
         let all_heard = again.questions.iter().all(|asked| {
@@ -213,17 +272,21 @@ impl Session {
         if !all_heard {
             forget(state, &call);
             self.fail(state, call, Failure::NoInput);
-            return None;
+            return;
         }
         let is_nothing = again.questions.is_empty();
         state.in_flight.insert(number, call);
         if is_nothing {
             self.make_again(state, number);
         }
-        None
     }
 
-    fn questions_of(&self, result: Value<'_>, number: u64, round: u32) -> Option<Vec<Asked>> {
+    pub(super) fn questions_of(
+        &self,
+        result: Value<'_>,
+        number: u64,
+        round: u32,
+    ) -> Option<Vec<Asked>> {
         let server = self.reversed.get()?;
         let requests = result.get("inputRequests");
         let mut questions = Vec::new();
@@ -278,6 +341,9 @@ impl Session {
 
     /// Makes the call again, with what the client has answered.
     fn make_again(&self, state: &mut State, first: u64) {
+        if self.update_task(state, first) {
+            return;
+        }
         let number = state.next;
         state.next += 1;
         let Some(server) = self.reversed.get() else {
@@ -291,12 +357,11 @@ impl Session {
             return;
         };
         let mut responses = b"{".to_vec();
-        for asked in again.questions.drain(..) {
+        for (key, answer) in again.answers() {
             if responses.len() > 1 {
                 responses.push(b',');
             }
-            let answer = asked.answer.unwrap_or_default();
-            input::member(&mut responses, &asked.question.key, &answer);
+            input::member(&mut responses, &key, &answer);
         }
         responses.push(b'}');
         let given = Given {
@@ -306,10 +371,7 @@ impl Session {
         let text = server.request(&again.message, number, level, Some(given));
         let before = again.number.replace(number);
         call.deadline = Some(Instant::now() + self.call_timeout);
-        if let Some(before) = before {
-            state.reversed.again.remove(&before);
-        }
-        state.reversed.again.insert(number, first);
+        state.renumber(first, before, number);
         if self.write(stdio::line(text)).is_err()
             && let Some(call) = state.in_flight.remove(&first)
         {
@@ -320,6 +382,7 @@ impl Session {
     /// Forgets what a call that ends has left to be remembered.
     pub(super) fn forget_again(&self, state: &mut State, call: &InFlight) {
         if call.again.is_some() {
+            self.end_task(state, call);
             forget(state, call);
         }
     }
@@ -334,6 +397,7 @@ impl InFlight {
                 message: call.message().clone(),
                 number: None,
                 rounds: 0,
+                task: None,
                 state: None,
                 questions: Vec::new(),
             })
@@ -360,6 +424,14 @@ fn forget(state: &mut State, call: &InFlight) {
             state.reversed.again.remove(&number);
         }
     }
+}
+
+/// Whether the child was told that it may make tasks.
+fn server_has_tasks(session: &Session) -> bool {
+    session
+        .reversed
+        .get()
+        .is_some_and(ModernServer::makes_tasks)
 }
 
 /// From which level on log messages are wanted: legacy servers log without being told to.

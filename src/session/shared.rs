@@ -17,8 +17,9 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::{
     auth::PrincipalKey,
+    child::stdio::Reading,
     session::{
-        Session,
+        Session, blame,
         ending::{Output, Served},
         exchange::Failure,
         pump::{self, Hears},
@@ -191,7 +192,11 @@ impl Shared {
 
 impl Hears for Shared {
     fn take(&self, line: Bytes) -> bool {
-        let Some(out) = self.state().switch.said_by_child(line) else {
+        let said = self.state().switch.said_by_child(line.clone());
+        let Some(out) = said else {
+            if let Some(number) = blame::answered(&line) {
+                self.fail_one(number, Failure::BadAnswer);
+            }
             return false;
         };
         if out.is_empty() {
@@ -259,8 +264,8 @@ impl Served for Shared {
         self.end.notify_one();
     }
 
-    async fn hear(&self, stdout: Output, rate: u64) {
-        pump::run(self, stdout, rate).await;
+    async fn hear(&self, stdout: Output, reading: Reading) {
+        pump::run(self, stdout, reading).await;
     }
 }
 

@@ -45,7 +45,7 @@ impl Sessions {
                 let tended = ending::tend(
                     session.clone(),
                     child,
-                    (lines, self.setup.output),
+                    (lines, self.setup.reading),
                     self.around(),
                 );
                 Ok(self.enter_in_table(session, slot, tended))
@@ -83,7 +83,7 @@ impl Sessions {
                 let tended = ending::tend(
                     shared.clone(),
                     child,
-                    (outbox, self.setup.output),
+                    (outbox, self.setup.reading),
                     self.around(),
                 );
                 let (children, ended) = (self.children.clone(), self.ended.clone());

@@ -17,7 +17,7 @@ use crate::{
     audit::{Audit, Event, Outcome, Reason, RequestId},
     auth::{Identity, PrincipalKey},
     authz::Permit,
-    child::{Source, StartError},
+    child::{Source, StartError, stdio::Reading},
     config::Scope,
     egress,
     json::Value,
@@ -47,8 +47,7 @@ pub struct Setup {
     /// Calls that wait for an answer at once, likewise.
     pub calls: (usize, usize),
     pub call_timeout: Duration,
-    /// Bytes of a child's output that are read in a second.
-    pub output: u64,
+    pub reading: Reading,
     pub session_idle: Duration,
     /// Closes what modern clients of legacy children carry from round to round.
     pub seal: Arc<Seal>,
@@ -337,7 +336,7 @@ impl Drop for Opening {
 
 /// Records that a client went away before its child was there: the request was
 /// permitted, so it owes an outcome.
-struct Waiting<'a>(&'a Audit, RequestId);
+pub(super) struct Waiting<'a>(pub(super) &'a Audit, pub(super) RequestId);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {

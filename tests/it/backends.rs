@@ -460,7 +460,7 @@ async fn the_reference_server_speaks_http_in_the_sandbox() {
     house.records.wait_for("child-exited").await;
 }
 
-/// mcp-T16: parameters that a tool's schema marks are said in headers, once a list of tools has passed by.
+/// mcp-T16: parameters that a tool's schema marks are said to its server in headers, as its client has to say them.
 #[tokio::test]
 async fn parameters_that_a_tool_marks_are_said_in_headers() {
     let house = inside(&["--modern"]).open().await;
@@ -471,13 +471,24 @@ async fn parameters_that_a_tool_marks_are_said_in_headers() {
         (answer.status, answer.json()["error"]["code"].as_i64()),
         (400, Some(-32020))
     );
-    // Which is what a client does that is told so, and whoever asks does it for all.
-    let bob = house.caller("bob");
+    // What the server reads there is what the body says, however the client has written it.
+    let meta = json!({
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {},
+    });
+    let params = json!({ "name": "marked", "arguments": region, "_meta": meta });
+    let body = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params });
+    let headers = [
+        ("MCP-Protocol-Version", "2026-07-28"),
+        ("Mcp-Method", "tools/call"),
+        ("Mcp-Name", "marked"),
+        ("Mcp-Param-Region", "=?base64?dXMtd2VzdDE=?="),
+    ];
+    let request = alice.bytes_with("POST", &headers, &body.to_string());
     assert_eq!(
-        modern(&bob, "tools/list", None, json!({})).await.status,
-        200
+        wire::exchange(house.address, &request).await.said(),
+        "us-west1"
     );
-    assert_eq!(tool(&alice, "marked", region).await.said(), "us-west1");
 }
 
 /// A socket in a directory of its own does as well as a port; as many connections as there are calls.

@@ -1,9 +1,16 @@
 //! The HTTP edge: what is refused before anybody looks at a token's owner or a body.
 
+use serde_json::json;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    time::timeout,
+};
+
 use crate::{
     house::{House, call, house, initialize},
     identity::is_told,
-    wire::{self, Answer},
+    wire::{self, Answer, PATIENCE},
 };
 
 struct Edge {
@@ -117,7 +124,7 @@ async fn a_request_for_another_host_is_refused() {
     );
 }
 
-/// tok-128, inc-3: an Origin that is present is one of ours.
+/// tok-128, inc-3, mcp-T2, mcp-O1: an Origin that is present is one of ours.
 #[tokio::test]
 async fn a_request_from_another_origin_is_refused() {
     let edge = Edge::open().await;
@@ -301,7 +308,7 @@ async fn a_body_that_ends_early_reaches_no_child() {
         "POST",
         &call(1, "echo", serde_json::json!({ "marker": "cut-short" })),
     );
-    let mut stream = tokio::net::TcpStream::connect(house.address).await.unwrap();
+    let mut stream = TcpStream::connect(house.address).await.unwrap();
     stream.write_all(&whole[..whole.len() - 3]).await.unwrap();
     drop(stream);
     assert!(
@@ -313,7 +320,7 @@ async fn a_body_that_ends_early_reaches_no_child() {
     );
 }
 
-/// h1-12, h1-13, tok-13: heads have their caps.
+/// h1-12, h1-13, tok-13, conn-4: heads have their caps.
 #[tokio::test]
 async fn a_head_over_the_cap_is_refused() {
     let edge = Edge::open().await;
@@ -323,6 +330,13 @@ async fn a_head_over_the_cap_is_refused() {
         edge.post(&[("X-A", &"b".repeat(300_000))]).await.status,
         431
     );
+    // A flood is not read to its end.
+    let flood = format!(
+        "POST /mcp HTTP/1.1\r\nHost: {}\r\n{}\r\n",
+        edge.host,
+        "a:\r\n".repeat(1_000_000)
+    );
+    assert_eq!(flooded(edge.house.address, flood.as_bytes()).await, 431);
     let long = format!("/mcp?{}", "q".repeat(100_000));
     assert!(matches!(
         edge.send("POST", &long, &[], "{}").await.status,
@@ -538,4 +552,65 @@ async fn no_health_path_is_open_to_anybody() {
         }
     }
     edge.nothing_started();
+}
+
+/// The status that comes while more is sent than anybody reads.
+async fn flooded(address: std::net::SocketAddr, request: &[u8]) -> u16 {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (reading, mut writing) = stream.into_split();
+    let request = request.to_vec();
+    // It may be cut off at any time.
+    let sent = tokio::spawn(async move {
+        let _ = writing.write_all(&request).await;
+        writing
+    });
+    let mut line = String::new();
+    let mut reading = BufReader::new(reading);
+    timeout(PATIENCE, reading.read_line(&mut line))
+        .await
+        .unwrap()
+        .unwrap();
+    drop(sent);
+    line.split(' ')
+        .nth(1)
+        .unwrap_or_else(|| panic!("{line:?}"))
+        .parse()
+        .unwrap()
+}
+
+/// conn-11: a client that has closed its half has gone, as far as HTTP/1.1 can tell: its call is
+/// the session's and goes on, its connection ends, and nobody else notices.
+#[tokio::test]
+async fn a_half_closed_connection_ends_and_its_call_goes_on() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let mut stream = TcpStream::connect(house.address).await.unwrap();
+    let waits = call(7, "wait", json!({ "for": "it" }));
+    stream
+        .write_all(&alice.bytes("POST", &waits))
+        .await
+        .unwrap();
+    // Once it is with the server, the client closes its half.
+    while !alice
+        .seen()
+        .await
+        .iter()
+        .any(|line| line.contains(r#""for":"it""#))
+    {}
+    stream.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    timeout(PATIENCE, stream.read_to_end(&mut rest))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
+    let seen = alice.seen().await;
+    assert!(
+        !seen
+            .iter()
+            .any(|line| line.contains("notifications/cancelled")),
+        "{seen:?}"
+    );
+    let released = alice.call("release", json!({ "for": "it" })).await;
+    assert_eq!(released.said(), "done");
 }

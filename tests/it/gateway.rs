@@ -82,7 +82,7 @@ async fn the_metadata_is_served_at_both_well_known_places() {
     }
 }
 
-/// tok-15, tok-131, inc-8, inc-9: another's session is as unknown as none.
+/// tok-15, tok-131, inc-8, inc-9, mcp-L7, mcp-L10: another's session is as unknown as none.
 #[tokio::test]
 async fn a_session_answers_only_the_identity_that_opened_it() {
     let house = house().open().await;
@@ -212,7 +212,7 @@ async fn an_unknown_method_is_answered_by_the_gateway() {
     );
 }
 
-/// json-13, json-22, sse-2, inc-7: ids are the gateway's own towards the child, and all else is byte for byte.
+/// json-13, json-22, sse-2, inc-7, mcp-T25: ids are the gateway's own towards the child, and all else is byte for byte.
 #[tokio::test]
 async fn messages_pass_byte_for_byte_under_rewritten_ids() {
     let house = house().open().await;
@@ -333,7 +333,7 @@ async fn a_client_that_does_not_read_is_not_kept_everything() {
     assert!(String::from_utf8_lossy(&text).contains("done"));
 }
 
-/// tok-132, json-18, sse-6: an answer is taken only where that session's server has asked.
+/// tok-132, json-18, sse-6, mcp-L2: an answer is taken only where that session's server has asked.
 #[tokio::test]
 async fn the_servers_question_reaches_its_client_and_the_answer_goes_back() {
     let house = house().open().await;
@@ -402,7 +402,7 @@ async fn a_call_that_takes_too_long_is_failed_and_cancelled() {
     assert_eq!(answer.json()["error"]["data"]["reason"], "timeout");
 }
 
-/// json-16, json-17: answers that are none fail their request; those to nothing are dropped.
+/// json-16, json-17, json-25, sse-2: answers that are none fail their request; those to nothing are dropped.
 #[tokio::test]
 async fn answers_that_are_none_do_not_reach_a_client() {
     let house = house().open().await;
@@ -413,6 +413,15 @@ async fn answers_that_are_none_do_not_reach_a_client() {
         (502, &json!("server-protocol-error"))
     );
     assert_eq!(alice.call("stray", json!({})).await.said(), "mine");
+    // Neither do those that are no JSON, or too much of it, and nobody waits for them.
+    for how in ["nan", "twice", "deep", "utf8"] {
+        let broken = alice.call("broken", json!({ "how": how })).await;
+        assert_eq!(
+            (broken.status, &broken.json()["error"]["data"]["reason"]),
+            (502, &json!("server-protocol-error")),
+            "{how}"
+        );
+    }
 }
 
 /// probe-71: what a server writes to its standard error is a field of its own record, without control bytes.
@@ -454,7 +463,7 @@ async fn an_initialize_that_names_the_modern_version_is_answered_with_the_newest
     assert_eq!(older.json()["result"]["protocolVersion"], "2025-06-18");
 }
 
-/// tok-122: other versions are refused by number, with those there are.
+/// tok-122, mcp-L8, mcp-T11: other versions are refused by number, with those there are.
 #[tokio::test]
 async fn a_version_that_is_not_served_is_refused_with_those_that_are() {
     let house = house().open().await;

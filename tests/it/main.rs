@@ -25,6 +25,8 @@ mod floods;
 mod frames;
 /// From the wire to the child and back.
 mod gateway;
+/// HTTP/2 as somebody else tests it.
+mod h2spec;
 mod house;
 /// The same door, in HTTP/2.
 mod http2;
@@ -34,6 +36,8 @@ mod identity;
 mod image;
 /// An identity provider that fails as it is told.
 mod issuer;
+/// Messages as large as they may be.
+mod large;
 /// The transport of 2024-11-05.
 mod legacy_sse;
 /// Requests of the stateless version.
@@ -80,6 +84,8 @@ mod sandbox;
 mod scopes;
 /// Streams of a session, and coming back to them.
 mod streams;
+/// Work that outlives the call that began it.
+mod tasks;
 /// TLS of the gateway's own.
 mod tls;
 mod wire;

@@ -90,7 +90,7 @@ async fn each_user_has_one_child_and_no_session() {
     assert_eq!(tool(&stale, "echo", json!({})).await.status, 200);
 }
 
-/// tok-121 … tok-126, mcp-T3, mcp-T8 … T13: what does not agree with itself reaches no child.
+/// tok-121 … tok-126, mcp-T3, mcp-T4, mcp-T8, mcp-T9, mcp-T10, mcp-T12, mcp-T13, mcp-T18: what does not agree with itself reaches no child.
 #[tokio::test]
 async fn what_is_not_a_modern_request_reaches_no_child() {
     let house = modern(None).await;
@@ -126,6 +126,14 @@ async fn what_is_not_a_modern_request_reaches_no_child() {
     let old = body.replace("2026-07-28", "2099-01-01");
     let future = ("MCP-Protocol-Version", "2099-01-01");
     assert_eq!(send(&[future, method, name], &old).await, (400, -32022));
+    let future = alice.bytes_with("POST", &[future, method, name], &old);
+    let told = wire::exchange(house.address, &future).await.json();
+    assert_eq!(told["error"]["data"]["requested"], "2099-01-01", "{told}");
+    assert_eq!(
+        told["error"]["data"]["supported"],
+        json!(["2026-07-28"]),
+        "{told}"
+    );
     let bare = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo"}}"#;
     assert_eq!(send(&[VERSION, method, name], bare).await, (400, -32602));
     let unknown = body.replace("tools/call", "tools/destroy");
@@ -148,7 +156,7 @@ async fn what_is_not_a_modern_request_reaches_no_child() {
     // json-18: a notification is accepted, and has no effect.
     let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
     let answer = wire::exchange(house.address, &alice.bytes_with("POST", &[VERSION], cancel)).await;
-    assert_eq!(answer.status, 202);
+    assert_eq!((answer.status, answer.body.len()), (202, 0));
     for method in ["GET", "DELETE"] {
         let answer = wire::exchange(house.address, &alice.bytes_with(method, &[VERSION], "")).await;
         assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")));
@@ -433,4 +441,129 @@ async fn a_server_of_no_version_is_an_error_of_its_own() {
     let answer = ask(&house.caller("alice"), "tools/list", json!({})).await;
     assert_eq!(answer.status, 502);
     house.records.wait_for("child-exited").await;
+}
+
+/// tok-127, mcp-T13, mcp-T16, mcp-T17: a parameter that a tool has said in a header, too, is said there as the body says it, or the call
+/// reaches nobody; this gateway knows which ones they are without having been asked for the list.
+#[tokio::test]
+async fn parameters_in_headers_agree_with_the_body_or_reach_no_tool() {
+    for plan in [house().argument("--modern"), house()] {
+        let house = plan.argument("--marked").open().await;
+        let alice = house.caller("alice");
+        let send = async |arguments: Value, more: &[(&str, &str)]| {
+            let body = body(
+                1,
+                "tools/call",
+                json!({ "name": "echo", "arguments": arguments }),
+                json!({}),
+            );
+            let mut headers = vec![VERSION, ("Mcp-Method", "tools/call"), ("Mcp-Name", "echo")];
+            headers.extend_from_slice(more);
+            wire::exchange(house.address, &alice.bytes_with("POST", &headers, &body)).await
+        };
+        let (region, n) = (("mcp-param-region", "us"), ("MCP-PARAM-N", "42.0"));
+        let arguments = json!({ "region": "us", "n": 42 });
+        for wrong in [
+            &[][..],
+            &[region],
+            &[n],
+            &[region, region, n],
+            &[("Mcp-Param-Region", "eu"), n],
+            &[("Mcp-Param-Region", "=?base64?dXM?="), n],
+            &[region, ("Mcp-Param-N", "43")],
+        ] {
+            let answer = send(arguments.clone(), wrong).await;
+            let error = &answer.json()["error"];
+            assert_eq!(
+                (answer.status, &error["code"]),
+                (400, &json!(-32020)),
+                "{wrong:?}"
+            );
+            assert_eq!(error["data"]["reason"], "header-mismatch");
+        }
+        // A value that is not there is not said.
+        assert_eq!(send(json!({ "region": null }), &[region]).await.status, 400);
+        let told = seen(&alice).await;
+        assert!(!told.iter().any(|line| line.contains("echo")), "{told:?}");
+        assert_eq!(
+            told.iter()
+                .filter(|line| line.contains("tools/list"))
+                .count(),
+            2,
+            "{told:?}"
+        );
+
+        assert_eq!(send(arguments.clone(), &[region, n]).await.status, 200);
+        let encoded = ("Mcp-Param-Region", "=?base64?dXM=?=");
+        let other = ("Mcp-Param-Unknown", "whatever");
+        assert_eq!(send(arguments, &[encoded, n, other]).await.status, 200);
+        assert_eq!(send(json!({ "region": null }), &[]).await.status, 200);
+        assert!(
+            house.records.all().iter().any(|record| {
+                record.contains("THV_EVENT=outcome") && record.contains("header-mismatch")
+            }),
+            "{:#?}",
+            house.records.all()
+        );
+    }
+}
+
+/// mcp-T5, mcp-T6: an answer that is alone is JSON; one that is not is the end of a stream of what belongs to it.
+#[tokio::test]
+async fn an_answer_is_json_or_the_end_of_its_stream() {
+    let house = modern(None).await;
+    let alice = house.caller("alice");
+    let alone = tool(&alice, "echo", json!({})).await;
+    assert_eq!(alone.header("content-type"), Some("application/json"));
+    let more = json!({ "progressToken": "p" });
+    let body = body(1, "tools/call", json!({ "name": "progress" }), more);
+    let answer = wire::exchange(
+        house.address,
+        &bytes(&alice, "tools/call", Some("progress"), &body),
+    )
+    .await;
+    for (name, value) in [
+        ("content-type", "text/event-stream"),
+        ("x-accel-buffering", "no"),
+        ("cache-control", "no-store"),
+    ] {
+        assert_eq!(answer.header(name), Some(value));
+    }
+    let text = answer.text();
+    let events: Vec<Value> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: "))
+        .map(|data| serde_json::from_str(data).unwrap())
+        .collect();
+    let methods: Vec<_> = events
+        .iter()
+        .map(|event| event["method"].as_str())
+        .collect();
+    assert_eq!(
+        methods,
+        [
+            Some("notifications/progress"),
+            Some("notifications/progress"),
+            None
+        ]
+    );
+    assert_eq!(events[2]["id"], 1, "the last is the answer");
+}
+
+/// json-28: whatever a cursor says, it is said to the caller's own server, as it is.
+#[tokio::test]
+async fn a_cursor_reaches_its_callers_server_alone() {
+    let house = modern(None).await;
+    let (alice, bob) = (house.caller("alice"), house.caller("bob"));
+    let forged = "bob's\u{0}../2";
+    assert_eq!(
+        ask(&alice, "tools/list", json!({ "cursor": forged }))
+            .await
+            .status,
+        200
+    );
+    let told = seen(&alice).await;
+    let said = format!("\"cursor\":{}", json!(forged));
+    assert!(told.iter().any(|line| line.contains(&said)), "{told:?}");
+    assert!(!seen(&bob).await.iter().any(|line| line.contains("cursor")));
 }

@@ -45,7 +45,7 @@ fn install(root: &Path, certificate: &str, key: &str) {
     }
 }
 
-fn secured() -> Plan {
+pub fn secured() -> Plan {
     house()
         .with(TLS)
         .before(|root| install(root, "localhost.pem", "localhost.key"))

@@ -136,6 +136,16 @@ impl Events {
         rest
     }
 
+    /// The next event that is a message: priming events are none.
+    pub async fn next_request(&mut self) -> Value {
+        loop {
+            let data = self.field("data:").await;
+            if !data.trim().is_empty() {
+                return serde_json::from_str(data.trim()).unwrap();
+            }
+        }
+    }
+
     /// The next event's JSON.
     pub async fn next(&mut self) -> Value {
         let mut line = String::new();
@@ -153,7 +163,7 @@ impl Events {
     }
 }
 
-fn parse(bytes: &[u8]) -> Answer {
+pub fn parse(bytes: &[u8]) -> Answer {
     let end = bytes
         .windows(4)
         .position(|four| four == b"\r\n\r\n")

@@ -17,7 +17,7 @@ use super::{
     wire::Answer,
 };
 use crate::{
-    child::stdio::{self, MAX_LINE},
+    child::stdio,
     json::{Kind as Json, Value},
     mcp::Message,
 };
@@ -56,7 +56,10 @@ impl Talk {
         }
         match media_type(&answer.head.headers) {
             Some(Media::Json) => {
-                let text = answer.whole(MAX_LINE).await.map_err(|_| Fault::Lost)?;
+                let text = answer
+                    .whole(self.peer.longest)
+                    .await
+                    .map_err(|_| Fault::Lost)?;
                 let text = text.ok_or(Fault::BadAnswer)?;
                 let answers = self.learn(number, asks, &text);
                 self.hear(&text).await;
@@ -139,7 +142,7 @@ impl Talk {
         until: Option<(u64, Asks)>,
         place: &mut Place,
     ) -> Result<Heard, Fault> {
-        let mut reader = Reader::new(MAX_LINE);
+        let mut reader = Reader::new(self.peer.longest);
         let mut heard = Heard::Nothing;
         loop {
             let chunk = if heard == Heard::Answer {
@@ -186,7 +189,10 @@ impl Talk {
             return Err(Fault::Refused);
         }
         if status.is_client_error() && media_type(&answer.head.headers) == Some(Media::Json) {
-            let text = answer.whole(MAX_LINE).await.map_err(|_| Fault::Lost)?;
+            let text = answer
+                .whole(self.peer.longest)
+                .await
+                .map_err(|_| Fault::Lost)?;
             let message = text.and_then(|text| Message::parse(text).ok());
             let error = message
                 .as_ref()

@@ -5,52 +5,24 @@
 //! into a header. Known for the server as a whole: a list that one session has
 //! asked for serves all.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use http::{HeaderName, HeaderValue};
 
 use super::head::encoded;
-use crate::json::{Kind, Value};
+use crate::{
+    json::{Kind, Value},
+    mcp::tools::{Mirrored, Tools},
+};
 
 /// What one server's tools want.
 #[derive(Default)]
-pub(crate) struct Mirror(Mutex<HashMap<String, Vec<Wanted>>>);
-
-/// One parameter: where it stands in the arguments, and its header.
-#[derive(Clone)]
-struct Wanted {
-    path: Vec<String>,
-    header: HeaderName,
-}
+pub(crate) struct Mirror(Mutex<Tools>);
 
 impl Mirror {
     /// Reads the result of `tools/list`.
     pub(super) fn learn(&self, result: Value<'_>) {
-        let Some(tools) = result.get("tools") else {
-            return;
-        };
-        let mut known = self.known();
-        for tool in tools.elements() {
-            let (Some(name), Some(schema)) = (
-                tool.get("name").and_then(Value::as_str),
-                tool.get("inputSchema"),
-            ) else {
-                continue;
-            };
-            let mut wanted = Vec::new();
-            collect(schema, &mut Vec::new(), &mut wanted);
-            // Two parameters under one header cannot both be told: neither is.
-            let mut names = HashSet::new();
-            let unique = wanted.iter().all(|it| names.insert(it.header.clone()));
-            if wanted.is_empty() || !unique || wanted.len() > MAX_PARAMETERS {
-                known.remove(name.as_ref());
-            } else if known.len() < MAX_TOOLS || known.contains_key(name.as_ref()) {
-                known.insert(name.into_owned(), wanted);
-            }
-        }
+        self.known().learn(result);
     }
 
     /// The headers of a call of `tool` with these arguments.
@@ -60,43 +32,16 @@ impl Mirror {
         arguments: Option<Value<'_>>,
     ) -> Vec<(HeaderName, HeaderValue)> {
         let known = self.known();
-        let wanted = known.get(tool).map(Vec::as_slice).unwrap_or_default();
-        let told = |wanted: &Wanted| {
-            let parts = wanted.path.iter();
-            let value = parts.fold(arguments, |value, part| value?.get(part));
-            Some((wanted.header.clone(), text(value?)?))
+        let wanted = known.get(tool).map(|tool| tool.mirrored.as_slice());
+        let told = |wanted: &Mirrored| {
+            let value = wanted.value(arguments)?;
+            Some((wanted.header.clone(), text(value)?))
         };
-        wanted.iter().filter_map(told).collect()
+        wanted.unwrap_or_default().iter().filter_map(told).collect()
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<String, Vec<Wanted>>> {
+    fn known(&self) -> MutexGuard<'_, Tools> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The annotations that `properties` alone lead to.
-fn collect(schema: Value<'_>, path: &mut Vec<String>, wanted: &mut Vec<Wanted>) {
-    let Some(properties) = schema.get("properties") else {
-        return;
-    };
-    if properties.kind() != Kind::Object || path.len() >= MAX_DEPTH {
-        return;
-    }
-    for (name, property) in properties.members() {
-        if property.kind() != Kind::Object || wanted.len() > MAX_PARAMETERS {
-            continue;
-        }
-        path.push(name.into_owned());
-        if let Some(told) = property.get(ANNOTATION).and_then(Value::as_str)
-            && let Ok(header) = HeaderName::try_from(format!("mcp-param-{told}"))
-        {
-            wanted.push(Wanted {
-                path: path.clone(),
-                header,
-            });
-        }
-        collect(property, path, wanted);
-        path.pop();
     }
 }
 
@@ -111,12 +56,6 @@ fn text(value: Value<'_>) -> Option<HeaderValue> {
         },
     }
 }
-
-const ANNOTATION: &str = "x-mcp-header";
-/// Tools with such parameters, parameters of one, and how deep they may stand.
-const MAX_TOOLS: usize = 1024;
-const MAX_PARAMETERS: usize = 32;
-const MAX_DEPTH: usize = 8;
 
 #[cfg(test)]
 mod tests {

@@ -34,7 +34,7 @@ use tracing::debug;
 use crate::{
     child::{
         Showing,
-        stdio::{Line, Lines, MAX_LINE},
+        stdio::{Line, Lines},
     },
     fetch::{Endpoint, Io},
 };
@@ -66,6 +66,8 @@ pub(super) struct Peer {
     /// With a query, if there is one.
     pub(super) path: String,
     pub(super) shown: Showing,
+    /// Bytes of one message of the server's.
+    pub(super) longest: usize,
     /// What the server's tools want to be said in headers, too.
     pub(super) mirror: Arc<Mirror>,
 }
@@ -189,7 +191,7 @@ impl Talk {
         let told = async {
             let mut answer = self.post(message).await?;
             self.check_session(answer.head.status)?;
-            if answer.head.status.is_success() && answer.whole(MAX_LINE).await.is_ok() {
+            if answer.head.status.is_success() && answer.whole(self.peer.longest).await.is_ok() {
                 self.keep(answer).await;
             } else {
                 debug!(status = %answer.head.status, "the server does not take a notification");

@@ -12,7 +12,7 @@ import time
 import probes
 
 seen = []
-TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "sleep", "garbage", "both", "stray", "stderr", "burst", "announce", "log", "wait", "need", "mute", "strays", "notes",
+TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "sleep", "garbage", "both", "broken", "stray", "stderr", "burst", "announce", "log", "wait", "need", "mute", "strays", "notes",
          "probe", "secret"]
 modern = "--modern" in sys.argv
 waiting = {}
@@ -87,6 +87,11 @@ def call(identifier, params):
         say('{"jsonrpc":"2.0","id":%d,"result":{"big":9007199254740993, "e":1.0e+2,"u":"\\u00e9\u00e9"}}' % identifier)
     elif name == "both":
         say('{"jsonrpc":"2.0","id":%d,"result":{},"error":{"code":1,"message":"x"}}' % identifier)
+    elif name == "broken":
+        # No JSON, a member that is named twice, one level more than any schema needs.
+        result = {"nan": "NaN", "twice": '{"x":1,"x":2}', "deep": "[" * 70 + "]" * 70, "utf8": '"\udcff"'}[arguments["how"]]
+        sys.stdout.buffer.write(('{"jsonrpc":"2.0","id":%d,"result":{"v":%s}}\n' % (identifier, result)).encode("utf-8", "surrogateescape"))
+        sys.stdout.buffer.flush()
     elif name == "stray":
         say('{"jsonrpc":"2.0","id":999999,"result":{}}')
         say('{"jsonrpc":"2.0","id":"%d","result":{}}' % identifier)
@@ -186,6 +191,13 @@ def main():
             tools = [{"name": "t%d" % number, "inputSchema": {"type": "object"}, "description": "x" * size}
                      for number in range(int(sys.argv[sys.argv.index("--tools") + 1]))]
             cached(identifier, {"tools": tools})
+        elif method == "tools/list" and "--marked" in sys.argv:
+            marked = {"region": {"type": "string", "x-mcp-header": "Region"}, "n": {"type": "integer", "x-mcp-header": "N"}}
+            tools = [{"name": "seen", "inputSchema": {"type": "object"}},
+                     {"name": "echo", "inputSchema": {"type": "object", "properties": marked}}]
+            # In two pages, of which the second has what matters.
+            second = "cursor" in message.get("params", {})
+            cached(identifier, {"tools": tools[1:]} if second else {"tools": tools[:1], "nextCursor": "2"})
         elif method == "tools/list":
             cached(identifier, {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]})
         elif method == "tools/call":

@@ -1,0 +1,197 @@
+//! Tasks, as the two eras have them: 2025-11-25 in the protocol itself, where the client
+//! asks for one; modern MCP as an extension, where the server makes one.
+//!
+//! Pure. Used by `session` for children that speak another era than their clients.
+
+use serde_json::json;
+
+use crate::{
+    json::{Kind, Value},
+    mcp::{Call, Id, input::Question, input::member, reverse::plain},
+};
+
+/// The extension's name among capabilities.
+pub const EXTENSION: &str = "io.modelcontextprotocol/tasks";
+
+/// Whether the client of a modern request can be given a task in place of an answer.
+pub fn is_taken_by(call: &Call) -> bool {
+    call.meta("io.modelcontextprotocol/clientCapabilities")
+        .is_some_and(has_extension)
+}
+
+/// Whether capabilities name the extension.
+pub fn has_extension(capabilities: Value<'_>) -> bool {
+    let extensions = capabilities.get("extensions");
+    let tasks = extensions.and_then(|extensions| extensions.get(EXTENSION));
+    tasks.is_some_and(|tasks| tasks.kind() == Kind::Object)
+}
+
+/// Whether a legacy server's capabilities say that tools can be called as tasks.
+pub fn are_made_by(capabilities: &serde_json::Value) -> bool {
+    capabilities["tasks"]["requests"]["tools"]["call"].is_object()
+}
+
+/// The task that the message is about, as the server names it.
+pub fn related(params: Option<Value<'_>>) -> Option<String> {
+    let related = params?
+        .get("_meta")?
+        .get("io.modelcontextprotocol/related-task")?;
+    Some(related.get("taskId")?.as_str()?.into_owned())
+}
+
+/// How a task of a legacy server's stands, for a modern client.
+pub enum Standing<'a> {
+    /// As the server says.
+    Said,
+    /// It works on, whatever it says: what it says cannot be told yet.
+    Working,
+    /// It asks its client this.
+    Asks(Vec<&'a Question>),
+    /// The call's result, or its error.
+    Ended(Result<Value<'a>, Value<'a>>),
+}
+
+/// The modern result that a legacy server's task makes: `kind` is its `resultType`.
+pub fn modern(task: Value<'_>, kind: &str, standing: &Standing<'_>, meta: &[u8]) -> Vec<u8> {
+    let mut out = b"{".to_vec();
+    member(&mut out, "resultType", json!(kind).to_string().as_bytes());
+    let status = match standing {
+        Standing::Said => None,
+        Standing::Working => Some(&b"\"working\""[..]),
+        Standing::Asks(_) => Some(&b"\"input_required\""[..]),
+        Standing::Ended(Ok(_)) => Some(&b"\"completed\""[..]),
+        Standing::Ended(Err(_)) => Some(&b"\"failed\""[..]),
+    };
+    for (name, modern) in NAMES {
+        let value = match (name, status, task.get(name)) {
+            ("status", Some(status), _) => status,
+            (_, _, Some(value)) => value.raw(),
+            // Unlimited is said, too.
+            ("ttl", ..) => b"null",
+            _ => continue,
+        };
+        out.push(b',');
+        member(&mut out, modern, value);
+    }
+    match standing {
+        Standing::Said | Standing::Working => {}
+        Standing::Asks(questions) => {
+            let mut all = b"{".to_vec();
+            for question in questions {
+                if all.len() > 1 {
+                    all.push(b',');
+                }
+                member(&mut all, &question.key, &question.as_input());
+            }
+            all.push(b'}');
+            out.push(b',');
+            member(&mut out, "inputRequests", &all);
+        }
+        Standing::Ended(outcome) => {
+            let (name, value) = match outcome {
+                Ok(result) if result.kind() == Kind::Object => ("result", plain(*result)),
+                Ok(result) => ("result", result.raw().to_vec()),
+                Err(error) => ("error", error.raw().to_vec()),
+            };
+            out.push(b',');
+            member(&mut out, name, &value);
+        }
+    }
+    out.push(b',');
+    member(&mut out, "_meta", meta);
+    out.push(b'}');
+    out
+}
+
+/// The modern answer to a call that its server runs as a task alone, for a client that takes none.
+pub fn missing(id: &Id) -> Vec<u8> {
+    let error = json!({
+        "code": -32021,
+        "message": "the server runs this as a task, which this client does not take",
+        "data": { "requiredCapabilities": { "extensions": { EXTENSION: {} } } },
+    });
+    let mut text = br#"{"jsonrpc":"2.0","id":"#.to_vec();
+    text.extend_from_slice(id.as_json());
+    text.extend_from_slice(br#","error":"#);
+    text.extend_from_slice(error.to_string().as_bytes());
+    text.push(b'}');
+    text
+}
+
+/// What a task says of itself: its name in 2025-11-25, and the extension's.
+const NAMES: [(&str, &str); 7] = [
+    ("taskId", "taskId"),
+    ("status", "status"),
+    ("statusMessage", "statusMessage"),
+    ("createdAt", "createdAt"),
+    ("lastUpdatedAt", "lastUpdatedAt"),
+    ("ttl", "ttlMs"),
+    ("pollInterval", "pollIntervalMs"),
+];
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::mcp::Message;
+
+    fn message(text: &str) -> Message {
+        Message::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap()
+    }
+
+    #[track_caller]
+    fn check(standing: &Standing<'_>, expected: &str) {
+        let task = message(
+            r#"{"taskId":"t\/1","status":"completed","createdAt":"2026-11-26T00:00:00Z","ttl":60000.0,"pollInterval":500,"own":1}"#,
+        );
+        let text = modern(task.root(), "complete", standing, b"{}");
+        assert_eq!(
+            String::from_utf8(text).unwrap(),
+            format!(
+                r#"{{"resultType":"complete","taskId":"t\/1","status":{expected},"_meta":{{}}}}"#
+            )
+        );
+    }
+
+    /// mcp-L11: what a task says of itself keeps its bytes, under the other era's names.
+    #[test]
+    fn a_task_has_the_names_that_modern_clients_know() {
+        let times = r#""createdAt":"2026-11-26T00:00:00Z","ttlMs":60000.0,"pollIntervalMs":500"#;
+        check(&Standing::Said, &format!(r#""completed",{times}"#));
+        check(&Standing::Working, &format!(r#""working",{times}"#));
+        let result = message(
+            r#"{"isError":true,"n":1.0,"_meta":{"io.modelcontextprotocol/related-task":{"taskId":"t"}}}"#,
+        );
+        check(
+            &Standing::Ended(Ok(result.root())),
+            &format!(r#""completed",{times},"result":{{"isError":true,"n":1.0}}"#),
+        );
+        let error = message(r#"{"code":-32603 ,"message":"m"}"#);
+        check(
+            &Standing::Ended(Err(error.root())),
+            &format!(r#""failed",{times},"error":{{"code":-32603 ,"message":"m"}}"#),
+        );
+    }
+
+    #[test]
+    fn who_takes_and_who_makes_tasks_says_so() {
+        let call = |capabilities: &str| {
+            let text = format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"t","_meta":{{"io.modelcontextprotocol/clientCapabilities":{capabilities}}}}}}}"#
+            );
+            Call::read(text.into(), true).unwrap()
+        };
+        assert!(is_taken_by(&call(
+            r#"{"extensions":{"io.modelcontextprotocol/tasks":{}}}"#
+        )));
+        assert!(!is_taken_by(&call(
+            r#"{"extensions":{"io.modelcontextprotocol/tasks":null}}"#
+        )));
+        assert!(!is_taken_by(&call("{}")));
+        assert!(are_made_by(
+            &json!({ "tasks": { "requests": { "tools": { "call": {} } } } })
+        ));
+        assert!(!are_made_by(&json!({ "tasks": { "list": {} } })));
+    }
+}

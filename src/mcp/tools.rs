@@ -1,0 +1,170 @@
+//! What a server's list of tools says to those between: which parameters are said in
+//! headers, too (`Mcp-Param-*`, mcp-T16), and which tools run only as tasks.
+//!
+//! Pure. Used by `child` towards servers that speak HTTP, and by `session` for what
+//! clients say in headers and for tasks of another era.
+
+use std::collections::{HashMap, HashSet};
+
+use http::HeaderName;
+
+use crate::json::{Kind, Value};
+
+/// One parameter: where it stands in the arguments, and its header.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Mirrored {
+    path: Vec<String>,
+    pub header: HeaderName,
+}
+
+impl Mirrored {
+    /// What the arguments say there; null is nothing said.
+    pub fn value<'a>(&self, arguments: Option<Value<'a>>) -> Option<Value<'a>> {
+        let mut parts = self.path.iter();
+        let value = parts.try_fold(arguments?, |value, part| value.get(part))?;
+        (!value.is_null()).then_some(value)
+    }
+}
+
+/// What is to be known of one tool.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Tool {
+    pub mirrored: Vec<Mirrored>,
+    /// A legacy server runs it as a task, or not at all.
+    pub is_task: bool,
+}
+
+/// The tools of one server of which there is anything to be known.
+#[derive(Debug, Default)]
+pub struct Tools(HashMap<String, Tool>);
+
+impl Tools {
+    /// Reads the result of `tools/list`, or one page of it.
+    pub fn learn(&mut self, result: Value<'_>) {
+        for tool in result
+            .get("tools")
+            .iter()
+            .flat_map(|tools| tools.elements())
+        {
+            let Some(name) = tool.get("name").and_then(Value::as_str) else {
+                continue;
+            };
+            let known = Tool {
+                mirrored: mirrored(tool),
+                is_task: tool
+                    .get("execution")
+                    .and_then(|execution| execution.get("taskSupport"))
+                    .and_then(Value::as_str)
+                    .is_some_and(|support| support == "required"),
+            };
+            if known == Tool::default() {
+                self.0.remove(name.as_ref());
+            } else if self.0.len() < MAX_TOOLS || self.0.contains_key(name.as_ref()) {
+                self.0.insert(name.into_owned(), known);
+            }
+        }
+    }
+
+    /// What is known of the tool, if anything is.
+    pub fn get(&self, name: &str) -> Option<&Tool> {
+        self.0.get(name)
+    }
+}
+
+/// The parameters that a tool marks; none where two want one header, which nobody could tell apart.
+pub fn mirrored(tool: Value<'_>) -> Vec<Mirrored> {
+    let mut found = Vec::new();
+    if let Some(schema) = tool.get("inputSchema") {
+        collect(schema, &mut Vec::new(), &mut found);
+    }
+    let mut headers = HashSet::new();
+    let unique = found.iter().all(|it| headers.insert(it.header.clone()));
+    if !unique || found.len() > MAX_PARAMETERS {
+        found.clear();
+    }
+    found
+}
+
+/// The annotations that `properties` alone lead to.
+fn collect(schema: Value<'_>, path: &mut Vec<String>, found: &mut Vec<Mirrored>) {
+    let Some(properties) = schema.get("properties") else {
+        return;
+    };
+    if properties.kind() != Kind::Object || path.len() >= MAX_DEPTH {
+        return;
+    }
+    for (name, property) in properties.members() {
+        if property.kind() != Kind::Object || found.len() > MAX_PARAMETERS {
+            continue;
+        }
+        path.push(name.into_owned());
+        if let Some(told) = property.get(ANNOTATION).and_then(Value::as_str)
+            && let Ok(header) = HeaderName::try_from(format!("mcp-param-{told}"))
+        {
+            found.push(Mirrored {
+                path: path.clone(),
+                header,
+            });
+        }
+        collect(property, path, found);
+        path.pop();
+    }
+}
+
+const ANNOTATION: &str = "x-mcp-header";
+/// Tools of which something is known, parameters of one, and how deep they may stand.
+const MAX_TOOLS: usize = 1024;
+const MAX_PARAMETERS: usize = 32;
+const MAX_DEPTH: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::mcp::Message;
+
+    fn message(text: &str) -> Message {
+        Message::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap()
+    }
+
+    /// mcp-T16
+    #[test]
+    fn marks_are_found_at_any_depth_and_what_is_no_mark_is_none() {
+        let mut tools = Tools::default();
+        let list = message(
+            r#"{"tools":[{"name":"t","inputSchema":{"properties":{"a":{"x-mcp-header":"A"},"n":{"x-mcp-header":"a b"},
+                "o":{"properties":{"d\u0065ep":{"x-mcp-header":"Deep"}},"items":{"properties":{"i":{"x-mcp-header":"I"}}}}}}},
+              {"name":"twice","inputSchema":{"properties":{"a":{"x-mcp-header":"X"},"b":{"x-mcp-header":"x"}}}},
+              {"name":"plain","inputSchema":{}},{"name":"slow","execution":{"taskSupport":"required"}},7]}"#,
+        );
+        tools.learn(list.root());
+        let headers = |name| -> Vec<_> {
+            let tool: &Tool = tools.get(name).unwrap();
+            tool.mirrored.iter().map(|it| it.header.as_str()).collect()
+        };
+        assert_eq!(headers("t"), ["mcp-param-a", "mcp-param-deep"]);
+        assert_eq!(tools.get("twice"), None);
+        assert_eq!(tools.get("plain"), None);
+        assert!(tools.get("slow").unwrap().is_task);
+        let arguments = message(r#"{"a":null,"o":{"deep":[1]}}"#);
+        let said = |at: usize| {
+            let mirrored = &tools.get("t").unwrap().mirrored[at];
+            mirrored.value(Some(arguments.root())).map(Value::raw)
+        };
+        assert_eq!((said(0), said(1)), (None, Some(&b"[1]"[..])));
+    }
+
+    #[test]
+    fn a_later_list_is_the_one_that_counts() {
+        let mut tools = Tools::default();
+        let marked =
+            r#"{"tools":[{"name":"t","inputSchema":{"properties":{"a":{"x-mcp-header":"A"}}}}]}"#;
+        tools.learn(message(marked).root());
+        assert!(tools.get("t").is_some());
+        tools.learn(
+            message(r#"{"tools":[{"name":"t","inputSchema":{"properties":{"a":{}}}}]}"#).root(),
+        );
+        assert!(tools.get("t").is_none());
+    }
+}

@@ -1,0 +1,101 @@
+//! Whose answer a line was to be that is no MCP.
+//!
+//! Such a line is dropped whole: nothing in it is believed but that whoever waits for
+//! the request it names would wait in vain (sse-2). A server that writes `NaN` is told
+//! from one that is slow.
+
+use crate::session::{Session, exchange::Failure};
+
+impl Session {
+    /// Fails the request that the line seems to answer.
+    pub(super) fn blame(&self, line: &[u8]) {
+        if let Some(number) = answered(line) {
+            let first = self.state().reversed.first(number);
+            self.fail_one(first, Failure::BadAnswer);
+        }
+    }
+}
+
+/// The number at the outermost `id` of what may be no JSON; none where there are several, or a method.
+pub(super) fn answered(line: &[u8]) -> Option<u64> {
+    let mut found = None;
+    let (mut depth, mut at) = (0_usize, 0);
+    while at < line.len() {
+        match line[at] {
+            b'"' => {
+                let start = at + 1;
+                let end = string_end(line, start)?;
+                at = end;
+                if depth == 1 && is_name(&line[end + 1..]) {
+                    match &line[start..end] {
+                        b"method" => return None,
+                        b"id" if found.is_some() => return None,
+                        b"id" => found = Some(number(&line[end + 1..])?),
+                        _ => {}
+                    }
+                }
+            }
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at += 1;
+    }
+    found
+}
+
+/// Where the string ends that begins at `start`.
+fn string_end(line: &[u8], start: usize) -> Option<usize> {
+    let mut at = start;
+    loop {
+        match line.get(at)? {
+            b'"' => return Some(at),
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+}
+
+/// Whether what comes after a string says that it was a member's name.
+fn is_name(rest: &[u8]) -> bool {
+    rest.trim_ascii_start().first() == Some(&b':')
+}
+
+/// The number after a name.
+fn number(rest: &[u8]) -> Option<u64> {
+    let rest = rest
+        .trim_ascii_start()
+        .strip_prefix(b":")?
+        .trim_ascii_start();
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// sse-2: an outermost id, and no other, says whose answer it was to be.
+    #[test]
+    fn a_broken_line_names_the_request_it_would_answer() {
+        for (line, number) in [
+            (r#"{"jsonrpc":"2.0","id":7,"result":{"n":NaN}}"#, Some(7)),
+            (
+                r#"{"result":{"id":1,"s":"\"id\":2","x":1,"x":2}, "id" : 8}"#,
+                Some(8),
+            ),
+            (r#"{"id":7,"result":{"half"#, None),
+            (r#"{"id":7,"result":{"a":[1"#, Some(7)),
+            (r#"{"id":7,"id":8,"result":{}}"#, None),
+            (r#"{"id":7,"method":"x","params":{"a":NaN}}"#, None),
+            (r#"{"id":"7","result":NaN}"#, None),
+            (r#"[{"id":7}]"#, None),
+            ("", None),
+            ("\"", None),
+            ("\\\\", None),
+            ("\"\\", None),
+        ] {
+            assert_eq!(answered(line.as_bytes()), number, "{line}");
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! A modern child's task, for a legacy client, which knows nothing of such tasks: it waits
+//! for the answer to its call as ever.
+//!
+//! The child is asked how the task stands as often as it says; what it asks meanwhile goes
+//! to the client as a request; and the call's end, whoever makes it, is the task's.
+
+use std::{collections::HashSet, time::Duration};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::{
+    json::Value,
+    mcp::{Message, input, reverse::ModernServer},
+    session::{
+        Session,
+        calls::{Answer, InFlight},
+        conversation::State,
+        exchange::Failure,
+        own::OwnMessage,
+    },
+};
+
+/// The task that a call has become.
+pub(super) struct Following {
+    /// Its id, as JSON.
+    task: Bytes,
+    /// When the child is asked next; never while it is being asked.
+    due: Option<Instant>,
+    every: Duration,
+    /// The questions that were answered: a server may name them for a while.
+    answered: HashSet<String>,
+}
+
+impl Following {
+    fn rest(&mut self) {
+        self.due = Some(Instant::now() + self.every);
+    }
+}
+
+impl Session {
+    /// Follows the task that the child has made of a call; it is given back if it has made none.
+    pub(super) fn follow(
+        &self,
+        state: &mut State,
+        number: u64,
+        mut call: InFlight,
+        result: Value<'_>,
+    ) -> Option<InFlight> {
+        let task = result.get("taskId").filter(|task| task.as_str().is_some());
+        let (Some(task), Some(again)) = (task, call.again.as_deref_mut()) else {
+            return Some(call);
+        };
+        let mut following = Following {
+            task: Bytes::copy_from_slice(task.raw()),
+            due: None,
+            every: pause(result),
+            answered: HashSet::new(),
+        };
+        following.rest();
+        again.task = Some(following);
+        state.in_flight.insert(number, call);
+        None
+    }
+
+    /// Asks the child how tasks stand that it is time to ask for.
+    pub(super) fn look_after_tasks(&self, state: &mut State, now: Instant) {
+        let Some(server) = self.reversed.get() else {
+            return;
+        };
+        let due = |call: &InFlight| {
+            let again = call.again.as_deref()?;
+            let due = again.task.as_ref()?.due?;
+            (due <= now && again.is_asking_nothing()).then_some(())
+        };
+        let calls = state.in_flight.iter();
+        let all: Vec<u64> = calls
+            .filter_map(|(number, call)| due(call).map(|()| *number))
+            .collect();
+        for first in all {
+            let number = state.next;
+            let again = state.in_flight.get_mut(&first);
+            let Some(again) = again.and_then(|call| call.again.as_deref_mut()) else {
+                continue;
+            };
+            let before = again.number;
+            let Some(following) = &mut again.task else {
+                continue;
+            };
+            if !self.say(&about(server, number, "get", &following.task, b"")) {
+                // It reads nothing now; it is asked again when it may.
+                continue;
+            }
+            following.due = None;
+            again.number = Some(number);
+            state.next += 1;
+            state.renumber(first, before, number);
+        }
+    }
+
+    /// What the child says of the task that a call has become: the call is given back with
+    /// what it has come to, and dropped where it goes on.
+    pub(super) fn task_stands(
+        &self,
+        state: &mut State,
+        number: u64,
+        mut call: InFlight,
+        result: Value<'_>,
+    ) -> Option<InFlight> {
+        let again = call.again.as_deref_mut()?;
+        let following = again.task.as_mut()?;
+        following.every = pause(result);
+        let status = result.get("status").and_then(Value::as_str);
+        let outcome = |name: &str| {
+            let outcome = result.get(name).map_or(&b"{}"[..], Value::raw);
+            let text = [
+                br#"{"jsonrpc":"2.0","id":0,""#,
+                name.as_bytes(),
+                b"\":",
+                outcome,
+                b"}",
+            ];
+            Message::parse(text.concat().into()).ok()
+        };
+        let ended = match status.as_deref() {
+            Some("completed") => outcome("result").map(|text| (Answer::Result, text)),
+            Some("failed") => outcome("error").map(|text| (Answer::Error, text)),
+            Some("cancelled") => {
+                again.task = None;
+                self.fail(state, call, Failure::Cancelled);
+                return None;
+            }
+            Some("input_required") => {
+                self.task_asks(state, number, call, result);
+                return None;
+            }
+            _ => {
+                following.rest();
+                state.in_flight.insert(number, call);
+                return None;
+            }
+        };
+        // It has ended: there is nothing to cancel.
+        again.task = None;
+        match ended {
+            Some((answer, text)) => self.deliver(state, call, answer, &text),
+            None => self.fail(state, call, Failure::BadAnswer),
+        }
+        None
+    }
+
+    /// Asks the client what a task asks, as far as it was not asked already.
+    fn task_asks(&self, state: &mut State, number: u64, mut call: InFlight, result: Value<'_>) {
+        let asked = call.again.as_deref_mut().and_then(|again| {
+            let questions = self.questions_of(result, number, again.rounds + 1)?;
+            again.rounds += 1;
+            again.may_ask_more().then_some((again, questions))
+        });
+        let Some((again, mut questions)) = asked else {
+            return self.fail(state, call, Failure::NoInput);
+        };
+        if let Some(following) = &mut again.task {
+            questions.retain(|asked| !following.answered.contains(asked.key()));
+            following.rest();
+        }
+        if questions.is_empty() {
+            // It has not seen yet what it was told.
+            again.rounds -= 1;
+            state.in_flight.insert(number, call);
+        } else {
+            again.ask(questions);
+            self.ask_legacy(state, number, call);
+        }
+    }
+
+    /// Tells the child what the client has answered; `false` if the call is no task.
+    pub(super) fn update_task(&self, state: &mut State, first: u64) -> bool {
+        let number = state.next;
+        let (Some(server), Some(call)) = (self.reversed.get(), state.in_flight.get_mut(&first))
+        else {
+            return false;
+        };
+        let Some(again) = call.again.as_deref_mut() else {
+            return false;
+        };
+        if again.task.is_none() {
+            return false;
+        }
+        let answers = again.answers();
+        let Some(following) = &mut again.task else {
+            return false;
+        };
+        let mut more = b",".to_vec();
+        let mut responses = b"{".to_vec();
+        for (key, answer) in answers {
+            if responses.len() > 1 {
+                responses.push(b',');
+            }
+            input::member(&mut responses, &key, &answer);
+            following.answered.insert(key);
+        }
+        responses.push(b'}');
+        input::member(&mut more, "inputResponses", &responses);
+        let said = self.say(&about(server, number, "update", &following.task, &more));
+        following.rest();
+        call.deadline = Some(Instant::now() + self.call_timeout);
+        // That it has heard is not waited for: how the task stands tells more.
+        state.next += 1;
+        if !said && let Some(call) = state.in_flight.remove(&first) {
+            self.fail(state, call, Failure::ChildEnded);
+        }
+        true
+    }
+
+    /// Has the child end a task whose call has ended.
+    pub(super) fn end_task(&self, state: &mut State, call: &InFlight) {
+        let following = call.again.as_deref().and_then(|again| again.task.as_ref());
+        let (Some(server), Some(following)) = (self.reversed.get(), following) else {
+            return;
+        };
+        let number = state.next;
+        state.next += 1;
+        self.say(&about(server, number, "cancel", &following.task, b""));
+    }
+}
+
+fn about<'a>(
+    server: &ModernServer,
+    number: u64,
+    what: &'static str,
+    task: &'a [u8],
+    more: &[u8],
+) -> OwnMessage<'a> {
+    let mut members = more.to_vec();
+    members.push(b',');
+    input::member(&mut members, "_meta", server.own_meta().as_bytes());
+    OwnMessage::TaskOf {
+        number,
+        what,
+        task,
+        more: members,
+    }
+}
+
+/// How long to wait before asking again.
+fn pause(result: Value<'_>) -> Duration {
+    let said = result.get("pollIntervalMs").and_then(Value::as_number);
+    let said = said
+        .and_then(|ms| ms.parse().ok())
+        .map(Duration::from_millis);
+    said.unwrap_or(SHORTEST).clamp(SHORTEST, LONGEST)
+}
+
+/// How often a child is asked how a task stands, whatever it says.
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(30);

@@ -1,0 +1,131 @@
+//! What the tools of a session's child want to be known of them before they are called.
+//!
+//! Learnt from every list that passes. Who calls a tool before anybody has asked for a
+//! list has it asked for here, once: what is said in headers must agree with the body
+//! whether or not this gateway was there when its client read the list (mcp-T13, mcp-T16).
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tracing::debug;
+
+use crate::{
+    audit::RequestId,
+    json::Value,
+    mcp::{
+        Message,
+        tools::{Tool, Tools},
+    },
+    session::{
+        Sent, Session,
+        own::OwnMessage,
+        table::{Waiting, answer_of},
+    },
+};
+
+/// What is known of a child's tools.
+#[derive(Default)]
+pub(super) struct Known {
+    tools: Mutex<State>,
+    /// Held by whoever asks.
+    asking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct State {
+    tools: Tools,
+    /// All that there is was read, or asked for in vain: such a server has said nothing that could be wrong.
+    whole: bool,
+    /// How often the child has said that they are others now.
+    changes: u64,
+}
+
+impl Known {
+    /// Reads the child's answer to `tools/list`.
+    pub(super) fn learn(&self, answer: &Message) {
+        if let Some(result) = answer.root().get("result") {
+            self.state().tools.learn(result);
+        }
+    }
+
+    /// The child says that its tools are others now.
+    pub(super) fn changed(&self) {
+        let mut state = self.state();
+        state.whole = false;
+        state.changes += 1;
+    }
+
+    /// What is known of the tool now.
+    pub(super) fn get(&self, name: &str) -> Option<Tool> {
+        self.state().tools.get(name).cloned()
+    }
+
+    fn seen(&self) -> (bool, u64) {
+        let state = self.state();
+        (state.whole, state.changes)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.tools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Session {
+    /// What is to be known of a tool that `request` is about to call; the child is asked if nobody has yet.
+    pub async fn tool(self: &Arc<Self>, name: &str, request: RequestId) -> Option<Tool> {
+        if !self.tools.seen().0 {
+            // Whoever goes away now was permitted, and owes an outcome.
+            let waiting = Waiting(&self.audit, request);
+            let _turn = self.tools.asking.lock().await;
+            let (whole, changes) = self.tools.seen();
+            if !whole {
+                self.list_tools().await;
+                let mut state = self.tools.state();
+                state.whole = state.changes == changes;
+            }
+            std::mem::forget(waiting);
+        }
+        self.tools.get(name)
+    }
+
+    async fn list_tools(self: &Arc<Self>) {
+        let mut cursor: Option<String> = None;
+        let is_legacy = self.bridge.get().is_some();
+        for _ in 0..MAX_PAGES {
+            let asked = self.ask_own(PATIENCE, |number| OwnMessage::ListTools {
+                number,
+                is_legacy,
+                cursor: cursor.as_deref(),
+            });
+            let Ok(asked) = asked else {
+                return;
+            };
+            let answer = match answer_of(Sent::Exchange(asked)).await {
+                Ok(answer) => answer,
+                Err(failure) => {
+                    debug!(
+                        reason = failure.code(),
+                        "the server does not list its tools"
+                    );
+                    return;
+                }
+            };
+            let Ok(answer) = Message::parse(answer) else {
+                return;
+            };
+            self.tools.learn(&answer);
+            let next = answer.root().get("result");
+            let next = next.and_then(|result| result.get("nextCursor"));
+            match next.and_then(Value::as_str) {
+                Some(next) => cursor = Some(next.into_owned()),
+                None => return,
+            }
+        }
+    }
+}
+
+/// How long a list may take, and how many parts it may have.
+const PATIENCE: Duration = Duration::from_secs(10);
+const MAX_PAGES: usize = 64;

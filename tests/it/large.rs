@@ -1,0 +1,162 @@
+//! Messages as large as they may be.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::{
+    house::{Caller, House, house},
+    wire::{self, Answer, PATIENCE},
+};
+
+/// How large the arguments of a call are.
+const LARGE: usize = 32 << 20;
+
+/// Something no serializer would write, again and again.
+fn odd(size: usize) -> String {
+    let part = r#"{ "n":[1e400,-0,1.0,18446744073709551616] ,	"\u0041":"\u00e9é\ud83d\ude00😀\/ data: \r\n","a":{"z":1,"a" :2}},"#;
+    let text = "xyzzy".repeat(20_000);
+    let mut all = "{\"all\" : [".to_owned();
+    while all.len() < size / 8 {
+        all.push_str(part);
+    }
+    while all.len() < size {
+        all.push_str(&format!("\"{text}\","));
+    }
+    all + "0]}"
+}
+
+/// Arguments that are one text of that size.
+fn text(size: usize) -> String {
+    format!("{{\"v\":\"{}\"}}", "x".repeat(size))
+}
+
+async fn large(limits: &str) -> House {
+    let servers = format!("{}/tests/it/servers", env!("CARGO_MANIFEST_DIR"));
+    let script = format!("{servers}/large.py");
+    house()
+        .command(&["/usr/bin/python3", "-u", &script])
+        .with(&format!("[limits]\nmemory = \"1G\"\n{limits}"))
+        .open()
+        .await
+}
+
+fn call(id: &str, arguments: &str) -> String {
+    format!(
+        r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"t","arguments":{arguments}}}}}"#
+    )
+}
+
+/// The answer as its bytes: nothing here reads it as JSON.
+fn expected(id: &str, arguments: &str) -> String {
+    let line = r#"{"jsonrpc":"2.0","id":N,"method":"tools/call","params":{"name":"t","arguments":"#;
+    // Its last bytes, and the end of the line.
+    let tail = format!("{}}}}}\n", &arguments[arguments.len() - 1..]);
+    let seen = digest(&SHA256, format!("{line}{tail}").as_bytes());
+    let seen: String = seen
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!(
+        r#"{{"jsonrpc":"2.0","id":{id},"result":{{"content":[{{"type":"text","text":"{seen}"}}], "structuredContent" :{arguments}}}}}"#
+    )
+}
+
+/// The bytes that this process holds at most since it began.
+fn most_held() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.unwrap().trim().trim_end_matches(" kB");
+    kilobytes.parse::<usize>().unwrap() << 10
+}
+
+#[track_caller]
+fn same(answer: &[u8], expected: &str) {
+    // Both are too long to be shown.
+    let at = answer
+        .iter()
+        .zip(expected.as_bytes())
+        .position(|(a, b)| a != b);
+    assert!(
+        answer == expected.as_bytes(),
+        "{} bytes for {}, another at {at:?}",
+        answer.len(),
+        expected.len()
+    );
+}
+
+/// json-5, json-22: 32 MiB of whatever JSON allows pass both ways byte for byte where the limits
+/// say so, one after the other, and nothing of one is kept when it has passed.
+#[tokio::test]
+async fn the_largest_messages_pass_both_ways_and_leave_nothing() {
+    let house = large("body = \"40M\"\nmessage = \"40M\"\n").await;
+    let alice = house.session("alice").await;
+    let arguments = odd(LARGE);
+    let mut held = Vec::new();
+    for round in 0..5 {
+        let id = format!("\"{round}\\u0041\"");
+        let answer = alice.post(&call(&id, &arguments)).await;
+        assert_eq!(answer.status, 200);
+        same(&answer.body, &expected(&id, &arguments));
+        held.push(most_held());
+    }
+    // Other tests run here, too; what were kept of every message would be more.
+    let grown = held[4] - held[0];
+    assert!(grown < 3 * LARGE, "{held:?}");
+}
+
+/// json-5, conn-5, sse-2: one byte over is told so, in both directions, and the next is served.
+#[tokio::test]
+async fn what_is_larger_than_its_limit_is_refused_in_both_directions() {
+    let house = large("body = \"256K\"\nmessage = \"128K\"\n").await;
+    let alice = house.session("alice").await;
+    let fits = text(100 << 10);
+    let answer = alice.post(&call("1", &fits)).await;
+    same(&answer.body, &expected("1", &fits));
+    let body = call("2", &text(256 << 10));
+    assert_eq!(alice.post(&body).await.status, 413);
+    // What its server would say to this is too long for a line of its.
+    let answer = alice.post(&call("3", &text(130 << 10))).await;
+    assert_eq!(answer.status, 502, "{}", answer.text());
+    let bob = house.session("bob").await;
+    assert_eq!(bob.post(&call("4", "{}")).await.status, 200);
+}
+
+/// A body that comes in many pieces is the same body.
+#[tokio::test]
+async fn a_large_body_in_small_chunks_passes_byte_for_byte() {
+    let house = large("body = \"8M\"\nmessage = \"8M\"\n").await;
+    let alice = house.session("alice").await;
+    let arguments = odd(2 << 20);
+    let answer = chunked(&alice, &call("7", &arguments)).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    same(&answer.body, &expected("7", &arguments));
+}
+
+async fn chunked(caller: &Caller, body: &str) -> Answer {
+    let whole = caller.bytes("POST", "");
+    let head = String::from_utf8(whole).unwrap();
+    let head = head.replace("Content-Length: 0\r\n", "Transfer-Encoding: chunked\r\n");
+    let stream = TcpStream::connect(caller.address).await.unwrap();
+    let (mut reading, mut writing) = stream.into_split();
+    let body = body.as_bytes().to_vec();
+    let sent = tokio::spawn(async move {
+        let mut text = head.into_bytes();
+        for chunk in body.chunks(1021) {
+            text.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+            text.extend_from_slice(chunk);
+            text.extend_from_slice(b"\r\n");
+        }
+        text.extend_from_slice(b"0\r\n\r\n");
+        writing.write_all(&text).await.unwrap();
+        writing
+    });
+    let mut answer = Vec::new();
+    let read = reading.read_to_end(&mut answer);
+    tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap();
+    drop(sent.await.unwrap());
+    wire::parse(&answer)
+}

@@ -1,0 +1,269 @@
+//! Tasks: those of either era for clients of either, and nobody's but their makers'.
+
+use serde_json::{Value, json};
+
+use crate::{
+    house::{Caller, House, Plan, call, house, initialize},
+    modern::{body, bytes},
+    wire::{self, Answer, Events},
+};
+
+const EXTENSION: &str = "io.modelcontextprotocol/tasks";
+
+fn plan(arguments: &[&str]) -> Plan {
+    let script = format!("{}/tests/it/servers/tasks.py", env!("CARGO_MANIFEST_DIR"));
+    let mut command = vec!["/usr/bin/python3", "-u", &script];
+    command.extend(arguments);
+    house().command(&command)
+}
+
+async fn house_of(arguments: &[&str]) -> House {
+    plan(arguments).open().await
+}
+
+/// A modern request of a client that can be asked, and `takes` tasks or not.
+async fn ask(caller: &Caller, method: &str, params: Value, takes: bool) -> Answer {
+    let name = params["name"].as_str().or(params["taskId"].as_str());
+    let name = name.map(str::to_owned);
+    let mut can = json!({ "elicitation": {} });
+    if takes {
+        can["extensions"] = json!({ EXTENSION: {} });
+    }
+    let more = json!({ "io.modelcontextprotocol/clientCapabilities": can });
+    let body = body(1, method, params, more);
+    wire::exchange(
+        caller.address,
+        &bytes(caller, method, name.as_deref(), &body),
+    )
+    .await
+}
+
+/// What a modern client is told of the task it has made by calling this.
+async fn make(caller: &Caller, tool: &str) -> String {
+    let answer = ask(caller, "tools/call", json!({ "name": tool }), true).await;
+    let result = &answer.json()["result"];
+    assert_eq!(
+        (
+            &result["resultType"],
+            &result["status"],
+            &result["ttlMs"],
+            &result["pollIntervalMs"]
+        ),
+        (&json!("task"), &json!("working"), &json!(60000), &json!(10)),
+        "{answer:?}"
+    );
+    result["taskId"].as_str().unwrap().to_owned()
+}
+
+/// How the task stands when it no longer works.
+async fn stands(caller: &Caller, task: &str) -> Value {
+    loop {
+        let answer = ask(caller, "tasks/get", json!({ "taskId": task }), true).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let result = answer.json()["result"].take();
+        assert_eq!(
+            (&result["resultType"], &result["taskId"]),
+            (&json!("complete"), &json!(task))
+        );
+        if result["status"] != "working" {
+            return result;
+        }
+    }
+}
+
+/// mcp-L11, mcp-T22: a modern client has the tasks of a server of either era, as the extension has them.
+#[tokio::test]
+async fn a_modern_client_has_tasks_of_servers_of_both_eras() {
+    for arguments in [&["--modern"][..], &[]] {
+        let house = house_of(arguments).await;
+        let alice = house.caller("alice");
+        let discovered = ask(&alice, "server/discover", json!({}), true).await.json();
+        assert!(
+            discovered["result"]["capabilities"]["extensions"][EXTENSION].is_object(),
+            "{discovered}"
+        );
+
+        let slow = make(&alice, "slow").await;
+        let done = stands(&alice, &slow).await;
+        assert_eq!(
+            (&done["status"], &done["result"]["content"][0]["text"]),
+            (&json!("completed"), &json!("slow is done"))
+        );
+        assert!(done["result"]["_meta"].is_null(), "{done}");
+        // It is told as often as it is asked for.
+        assert_eq!(stands(&alice, &slow).await["status"], "completed");
+
+        let bad = make(&alice, "bad").await;
+        let done = stands(&alice, &bad).await;
+        assert_eq!(
+            (&done["status"], &done["error"]["code"]),
+            (&json!("failed"), &json!(-32603))
+        );
+
+        let never = make(&alice, "never").await;
+        let ended = ask(&alice, "tasks/cancel", json!({ "taskId": never }), true)
+            .await
+            .json();
+        assert_eq!(
+            (&ended["result"]["resultType"], &ended["result"]["taskId"]),
+            (&json!("complete"), &Value::Null),
+            "{ended}"
+        );
+        assert_eq!(stands(&alice, &never).await["status"], "cancelled");
+
+        // A task that asks is answered by an update, and a wrong answer is none.
+        let asks = make(&alice, "asks").await;
+        let asked = stands(&alice, &asks).await;
+        assert_eq!(asked["status"], "input_required", "{asked}");
+        let (key, question) = asked["inputRequests"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .next()
+            .unwrap();
+        assert_eq!(
+            (&question["method"], &question["params"]["message"]),
+            (&json!("elicitation/create"), &json!("your name?"))
+        );
+        if arguments.is_empty() {
+            for responses in [
+                json!({ key: { "action": "no such" } }),
+                json!({ "other": { "action": "accept" } }),
+            ] {
+                let update = json!({ "taskId": asks, "inputResponses": responses });
+                assert_eq!(ask(&alice, "tasks/update", update, true).await.status, 200);
+                assert_eq!(stands(&alice, &asks).await["status"], "input_required");
+            }
+        }
+        let said = json!({ "action": "accept", "content": { "name": "Alice" } });
+        let update = json!({ "taskId": asks, "inputResponses": { key: said } });
+        let updated = ask(&alice, "tasks/update", update, true).await.json();
+        assert_eq!(updated["result"]["resultType"], "complete", "{updated}");
+        let done = stands(&alice, &asks).await;
+        let text = done["result"]["content"][0]["text"].as_str().unwrap();
+        assert_eq!(serde_json::from_str::<Value>(text).unwrap(), said);
+    }
+}
+
+/// mcp-T21: who takes no tasks is told what is missing, and the server hears nothing of the call.
+#[tokio::test]
+async fn a_client_without_the_extension_is_told_so() {
+    let house = house_of(&[]).await;
+    let alice = house.caller("alice");
+    let answer = ask(&alice, "tools/call", json!({ "name": "slow" }), false).await;
+    let error = &answer.json()["error"];
+    assert_eq!((answer.status, &error["code"]), (400, &json!(-32021)));
+    assert!(error["data"]["requiredCapabilities"]["extensions"][EXTENSION].is_object());
+    let seen = ask(&alice, "tools/call", json!({ "name": "seen" }), false)
+        .await
+        .said();
+    assert!(!seen.contains("slow"), "{seen}");
+}
+
+/// mcp-L11, inc-7: another user's task is as unknown as none, whatever the era and whomever the child serves: it cannot be seen, fed or ended.
+#[tokio::test]
+async fn another_users_task_can_be_neither_seen_nor_ended() {
+    for (arguments, scope) in [
+        (&["--modern"][..], "session"),
+        (&["--modern"], "server"),
+        (&[], "session"),
+        (&[], "server"),
+    ] {
+        let house = plan(arguments)
+            .top(&format!("scope = \"{scope}\"\n"))
+            .open()
+            .await;
+        let (alice, bob) = (house.caller("alice"), house.caller("bob"));
+        let task = make(&alice, "never").await;
+        let params = json!({ "taskId": task, "inputResponses": {} });
+        for method in ["tasks/get", "tasks/update", "tasks/cancel"] {
+            let answer = ask(&bob, method, params.clone(), true).await;
+            assert_eq!(
+                answer.json()["error"]["code"],
+                -32602,
+                "{method}: {answer:?}"
+            );
+        }
+        // Nor one of an own session's, by the older protocol.
+        if arguments.is_empty() {
+            let session = house.session("alice").await;
+            let other = house.session("bob").await;
+            let create = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"never","task":{}}}"#;
+            let made = session.post(create).await.json();
+            assert_eq!(made["result"]["task"]["status"], "working", "{made}");
+            for method in ["get", "cancel", "result"] {
+                let body = format!(
+                    r#"{{"jsonrpc":"2.0","id":2,"method":"tasks/{method}","params":{{"taskId":"task-1"}}}}"#
+                );
+                assert_eq!(
+                    other.post(&body).await.json()["error"]["code"],
+                    -32602,
+                    "{method}"
+                );
+            }
+        }
+        let looked = ask(&alice, "tasks/get", json!({ "taskId": task }), true)
+            .await
+            .json();
+        assert_eq!(looked["result"]["status"], "working");
+        let seen = ask(&alice, "tools/call", json!({ "name": "seen" }), true)
+            .await
+            .said();
+        assert!(
+            !seen.contains("tasks/cancel") && !seen.contains("tasks/update"),
+            "{seen}"
+        );
+    }
+}
+
+/// A legacy client knows nothing of a modern server's tasks: its call is answered when the task has ended.
+#[tokio::test]
+async fn a_legacy_client_waits_for_a_modern_servers_task_as_for_any_call() {
+    let house = house_of(&["--modern"]).await;
+    let mut alice = house.caller("alice");
+    let opened = alice
+        .post(&initialize("2025-11-25").replace(
+            r#""capabilities":{}"#,
+            r#""capabilities":{"elicitation":{}}"#,
+        ))
+        .await;
+    alice.session = opened.header("mcp-session-id").map(str::to_owned);
+    assert_eq!(alice.call("slow", json!({})).await.said(), "slow is done");
+    let failed = alice.call("bad", json!({})).await;
+    assert_eq!(failed.json()["error"]["code"], -32603, "{failed:?}");
+
+    // It is asked in the stream of its call.
+    let mut events = Events::open(
+        house.address,
+        &alice.bytes("POST", &call(7, "asks", json!({}))),
+    )
+    .await;
+    let question = events.next_request().await;
+    assert_eq!(question["params"]["message"], "your name?", "{question}");
+    let said = json!({ "jsonrpc": "2.0", "id": question["id"], "result": { "action": "decline" } });
+    assert_eq!(alice.post(&said.to_string()).await.status, 202);
+    let answer = events.next_request().await;
+    assert_eq!(
+        (&answer["id"], &answer["result"]["content"][0]["text"]),
+        (&json!(7), &json!(r#"{"action": "decline"}"#)),
+        "{answer}"
+    );
+
+    // Who takes the call back takes the task back.
+    let mut events = Events::open(
+        house.address,
+        &alice.bytes("POST", &call(8, "never", json!({}))),
+    )
+    .await;
+    loop {
+        let seen = alice.call("seen", json!({})).await.said();
+        if seen.matches("tasks/get").count() > 0 && seen.contains("\\\"never\\\"") {
+            break;
+        }
+    }
+    let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":8}}"#;
+    assert_eq!(alice.post(cancel).await.status, 202);
+    assert_eq!(events.end().await.matches("\"result\"").count(), 0);
+    let seen = alice.call("seen", json!({})).await.said();
+    assert_eq!(seen.matches("tasks/cancel").count(), 1, "{seen}");
+}
