@@ -1,7 +1,8 @@
 //! Every numbered case of a token that is not good, through the whole gateway: for each
 //! the status, the challenge, the body, the record, and that nothing was started for it.
-//! What is decided from the claims of one issuer's table is in `identity`; what needs keys
-//! that can only be made up (RSA forgeries, weak keys) is in the room's own tests.
+//! What is decided from the claims of one issuer's table is in `identity`; what needs more
+//! than a token, keys that can only be made up or an issuer that fails, has a file of its
+//! own beside this one (`refusals_…`).
 
 use std::sync::LazyLock;
 

@@ -5,6 +5,7 @@
 //! keys is tokio's clock, which these tests advance (`pass`).
 
 use std::{
+    io::Write as _,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
 use thv::time::Clock;
 
@@ -218,10 +220,13 @@ async fn a_key_set_without_end_is_not_waited_for() {
         .collect();
     let head = format!("HTTP/1.1 200 OK\r\n{AS_JSON}\r\n");
     let endless = [head.as_bytes(), &vec![b' '; 600 << 10]].concat();
-    // A member of deflate's stored blocks would do; a thousand zeros in a few bytes are the bomb in small.
-    let bomb = [
-        0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0x63, 0x60, 0xa0, 0x1c, 0,
-    ];
+    // Sixty-four megabytes in as many kilobytes; who unpacked them would find the good keys.
+    let mut bomb = GzEncoder::new(Vec::new(), Compression::fast());
+    let good = json!({ "keys": [key(&ISSUERS, "es")] }).to_string();
+    bomb.write_all(good.as_bytes()).unwrap();
+    bomb.write_all(&vec![b' '; 64 << 20]).unwrap();
+    let bomb = bomb.finish().unwrap();
+    assert!(bomb.len() < 512 << 10, "{}", bomb.len());
     let packed = raw(
         "200 OK",
         &format!("{AS_JSON}Content-Encoding: gzip\r\n"),
