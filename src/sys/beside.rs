@@ -109,7 +109,8 @@ impl Beside {
 }
 
 fn beside(what: extern "C" fn(*mut libc::c_void) -> libc::c_int) -> io::Result<Beside> {
-    let mut stack = vec![0_u8; STACK];
+    // Not touched before it is used.
+    let mut stack: Vec<u8> = Vec::with_capacity(STACK);
     let end = stack.as_mut_ptr().wrapping_add(STACK);
     let end = end.wrapping_sub(end.addr() % STACK_ALIGNMENT);
     let left = Box::new(AtomicI32::new(NONE));
