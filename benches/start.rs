@@ -4,6 +4,10 @@
 //! program that gives back what it is told; their times, and their ratios to thv's. Twice
 //! for thv: the first session of a server, and one beside another, for which the runner
 //! has made the sandbox ahead.
+//!
+//! On a machine that does other things: `cargo bench --bench start --no-run`, and what that
+//! names by `chrt --fifo 10`. A server is in a session of its own, for which the kernel
+//! gives others their turn first (sched(7), autogroups), and `bwrap` as it is called here is not.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,

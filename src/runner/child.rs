@@ -136,7 +136,7 @@ impl Child {
         }
         let owner = (geteuid(), getegid());
         let cgroup = group.as_ref().map(|group| group.directory().as_fd());
-        match process::clone_process(sandbox::flags(&plan), cgroup)
+        match process::clone_process(sandbox::FLAGS, cgroup)
             .map_err(|error| no_namespaces(&error))?
         {
             Cloned::Child => {

@@ -29,7 +29,7 @@ pub use filter::{Filter, FilterError};
 pub use host::Host;
 pub use init::read_status;
 pub use installed::Installed;
-pub use namespaces::flags;
+pub use namespaces::FLAGS;
 pub use oci::oci;
 pub use plan::{Access, Entry, Plan, plan};
 pub use podman::{PODMAN, within_podman};

@@ -14,19 +14,11 @@ use super::{
 };
 use crate::{
     config::{Layer, Network},
-    sys,
+    sys::beside::{self, Beside},
 };
 
-/// What a child is cloned into.
-pub fn flags(plan: &Plan) -> i32 {
-    match plan.network {
-        Network::Own(_) => FLAGS | libc::CLONE_NEWNET,
-        Network::Host => FLAGS,
-    }
-}
-
-/// All but the network, which may be the host's.
-const FLAGS: i32 = libc::CLONE_NEWUSER
+/// What a child is cloned into. All but the network: that of its own is made by [`settle`].
+pub const FLAGS: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWIPC
@@ -35,7 +27,9 @@ const FLAGS: i32 = libc::CLONE_NEWUSER
 
 /// Makes the new namespaces a place to work in.
 /// `uid` and `gid` are the runner's.
-pub(super) fn settle(plan: &Plan, (uid, gid): (Uid, Gid)) -> Result<(), Fault> {
+///
+/// Its network takes the kernel longest: it is under way when this returns, for [`enter`].
+pub(super) fn settle(plan: &Plan, (uid, gid): (Uid, Gid)) -> Result<Option<Beside>, Fault> {
     let fault = |what: &str, error: std::io::Error| Fault::of(Layer::Namespaces, what, error);
     // The runner's end is this sandbox's end (probe-78).
     prctl::set_pdeathsig(Signal::SIGKILL)
@@ -50,6 +44,12 @@ pub(super) fn settle(plan: &Plan, (uid, gid): (Uid, Gid)) -> Result<(), Fault> {
         .map_err(|error| fault("mapping the user", error))?;
     fs::write("/proc/self/gid_map", format!("{id} {gid} 1"))
         .map_err(|error| fault("mapping the group", error))?;
+    let network = match plan.network {
+        Network::Own(_) => {
+            Some(beside::new_network().map_err(|error| fault("making a network", error))?)
+        }
+        Network::Host => None,
+    };
     mount(
         None::<&str>,
         "/",
@@ -59,10 +59,12 @@ pub(super) fn settle(plan: &Plan, (uid, gid): (Uid, Gid)) -> Result<(), Fault> {
     )
     .map_err(|error| fault("making the mounts private", error.into()))?;
     sethostname(&plan.hostname).map_err(|error| fault("naming the host", error.into()))?;
-    match plan.network {
-        Network::Own(_) => {
-            sys::privileges::loopback_up().map_err(|error| fault("bringing its loopback up", error))
-        }
-        Network::Host => Ok(()),
-    }
+    Ok(network)
+}
+
+/// Goes into the network that was made meanwhile, whose loopback is up.
+pub(super) fn enter(network: Beside) -> Result<(), Fault> {
+    network
+        .enter_network()
+        .map_err(|error| Fault::of(Layer::Namespaces, "making a network", error))
 }

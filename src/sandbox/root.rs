@@ -17,27 +17,33 @@ use std::{
 
 use nix::{
     fcntl::AT_FDCWD,
-    mount::{MntFlags, MsFlags, mount, umount2},
+    mount::{MsFlags, mount},
     sys::stat::{Mode, SFlag, fstat, umask},
     unistd::{chdir, pivot_root},
 };
 
 use super::{
     credentials::Credentials,
+    namespaces,
     plan::{Access, Entry, Plan},
     stage::Fault,
 };
 use crate::{
     config::Layer,
-    sys::mounts::{self, NO_DEVICES, NO_EXEC, NO_SUID, READ_ONLY},
+    sys::{
+        beside::{self, Beside},
+        mounts::{self, NO_DEVICES, NO_EXEC, NO_SUID, READ_ONLY},
+    },
 };
 
-/// Builds the root and makes it this process's.
+/// Builds the root and makes it this process's. The old one is on its way out when this
+/// returns; until it is, nobody may be let in.
 pub(super) fn build(
     plan: &Plan,
     staged: &HashMap<PathBuf, PathBuf>,
     credentials: &Credentials,
-) -> Result<(), Fault> {
+    network: Option<Beside>,
+) -> Result<Beside, Fault> {
     umask(Mode::from_bits_truncate(0o022));
     // All sources first: the new root is built over a place of the old one.
     let trees = plan
@@ -83,11 +89,21 @@ pub(super) fn build(
                 .map_err(|error| fault("making a directory read-only", error))?;
         }
     }
+    // Before the root changes: that changes it for whoever works beside, too.
+    if let Some(network) = network {
+        namespaces::enter(network)?;
+    }
     pivot_root(".", ".").map_err(|error| fault("changing the root", error))?;
-    umount2(".", MntFlags::MNT_DETACH).map_err(|error| fault("leaving the old root", error))?;
+    // It waits for every processor of the machine to have noticed.
+    let leaving = beside::leave_old_root().map_err(|error| fault(LEAVING, error))?;
     chdir("/").map_err(|error| fault("entering the root", error))?;
     umask(Mode::from_bits_truncate(0o077));
-    Ok(())
+    Ok(leaving)
+}
+
+/// Waits until the old root is gone.
+pub(super) fn left(leaving: Beside) -> Result<(), Fault> {
+    leaving.end().map_err(|error| fault(LEAVING, error))
 }
 
 /// A part of the host, copied, restricted and attached nowhere yet.
@@ -250,6 +266,7 @@ fn fault(what: &str, error: impl Into<io::Error>) -> Fault {
     Fault::of(Layer::Root, what, error)
 }
 
+const LEAVING: &str = "leaving the old root";
 /// Where a file is made that is then mounted over one of an image.
 const MADE: &str = "dev/.made";
 /// A directory that every host has. Only this process sees what is mounted there.

@@ -136,8 +136,8 @@ fn exec(what: &str, error: impl Into<io::Error>) -> Fault {
 }
 
 fn prepare(start: &Start<'_>, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
-    namespaces::settle(start.plan, start.owner)?;
-    root::build(start.plan, start.staged, start.credentials)?;
+    let network = namespaces::settle(start.plan, start.owner)?;
+    let leaving = root::build(start.plan, start.staged, start.credentials, network)?;
     if let Some(doors) = &start.doors {
         doors::open(start.plan, doors)?;
     }
@@ -152,7 +152,8 @@ fn prepare(start: &Start<'_>, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
         .map_err(|error| Fault::of(Layer::Privileges, "closing itself to looks", error))?;
     // Once, for init and server alike: to load a filter costs more than most of the rest.
     privileges::give_up(start.plan, skipped)?;
-    privileges::bind(start.plan, start.filter, skipped)
+    privileges::bind(start.plan, start.filter, skipped)?;
+    root::left(leaving)
 }
 
 /// Only returns where something failed.

@@ -4,6 +4,7 @@
     reason = "this room is where it stands, each use with its proof"
 )]
 
+pub(crate) mod beside;
 mod descriptors;
 pub(crate) mod landlock;
 pub(crate) mod memfd;

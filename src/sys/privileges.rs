@@ -1,6 +1,6 @@
 //! Giving up: capabilities, keyrings, the terminal's insides.
 
-use std::io;
+use std::{io, os::fd::RawFd};
 
 /// Drops every capability: bounding, ambient, and the three sets (capabilities(7)).
 pub(crate) fn drop_capabilities() -> io::Result<()> {
@@ -87,15 +87,9 @@ pub(crate) fn new_session_keyring() -> io::Result<()> {
     }
 }
 
-/// Brings the loopback interface of this network namespace up (netdevice(7)).
-pub(crate) fn loopback_up() -> io::Result<()> {
-    use std::os::fd::AsRawFd;
-    let socket = nix::sys::socket::socket(
-        nix::sys::socket::AddressFamily::Inet,
-        nix::sys::socket::SockType::Datagram,
-        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+/// Brings the loopback interface of the socket's network up (netdevice(7)), and says whether
+/// it did. Allocates nothing.
+pub(super) fn loopback_up(socket: RawFd) -> bool {
     let mut request = Interface {
         name: [0; 16],
         flags: 0,
@@ -108,19 +102,9 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     )]
     let up = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
     request.flags = up;
-    // SAFETY: the socket is open and the structure that of SIOCSIFFLAGS, of 40 bytes.
-    let set = unsafe {
-        libc::ioctl(
-            socket.as_raw_fd(),
-            libc::SIOCSIFFLAGS,
-            std::ptr::from_ref(&request),
-        )
-    };
-    if set == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    // SAFETY: the structure is that of SIOCSIFFLAGS, of 40 bytes; of a number that is no
+    // socket the kernel says so.
+    unsafe { libc::ioctl(socket, libc::SIOCSIFFLAGS, std::ptr::from_ref(&request)) == 0 }
 }
 
 #[repr(C)]

@@ -81,13 +81,13 @@ pub(crate) fn lend<F: FnOnce() -> i32>(what: F) -> io::Result<Pid> {
         leave(what.take().map_or(1, |what| what()))
     }
     // Not touched before it is used, so most of it never exists.
-    let mut stack = vec![0_u8; STACK];
+    let mut stack: Vec<u8> = Vec::with_capacity(STACK);
     // Downwards from an end that is aligned as every machine wants it.
     let end = stack.as_mut_ptr().wrapping_add(STACK);
     let end = end.wrapping_sub(end.addr() % STACK_ALIGNMENT);
     // Taken by the process where there is one, dropped here where there is none.
     let mut what = Some(what);
-    // SAFETY: the stack is `STACK` bytes long, lives until the call returns, and is nobody
+    // SAFETY: the stack is `STACK` bytes of nothing yet, lives until the call returns, and is nobody
     // else's; the function takes exactly this pointer. CLONE_VFORK keeps this thread, the
     // only one, from running before the process has memory of its own or is gone.
     let pid = unsafe {
@@ -216,7 +216,7 @@ struct CloneArguments {
 }
 
 /// Bytes of the stack of a process that is lent memory: it prepares an exec, and no more.
-const STACK: usize = 256 << 10;
+const STACK: usize = 64 << 10;
 const STACK_ALIGNMENT: usize = 16;
 
 /// Not in libc as a number that fits.

@@ -553,6 +553,14 @@ async fn random_bytes_and_scratch_space_are_there() {
     sandbox.works("scratch", "").await;
 }
 
+/// probe-40, probe-43: a program may run what it has in memory, and bind itself tighter; the sandbox is around both.
+#[tokio::test]
+async fn what_a_program_does_to_itself_is_its_own_affair() {
+    let sandbox = Sandbox::open().await;
+    sandbox.works("runs-memory", "/usr/bin/true").await;
+    sandbox.works("binds-itself", "").await;
+}
+
 /// probe-77: the init takes what others leave.
 #[tokio::test]
 async fn orphans_are_reaped() {

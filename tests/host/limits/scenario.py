@@ -272,7 +272,8 @@ def what_a_server_keeps_ends_at_a_quota():
     session = Session()
     (state,) = [path for path in kept.iterdir() if len(path.name) == 64]
     assert session.said("keep:8") == "kept", "without a quota there is room"
-    subprocess.run(["chattr", "-R", "-p", "4711", "+P", kept], check=True)
+    subprocess.run(["chattr", "-R", "-p", "4711", kept], check=True)
+    subprocess.run(["find", kept, "-type", "d", "-exec", "chattr", "+P", "{}", "+"], check=True)
     subprocess.run(["setquota", "-P", "4711", "0", "16M", "0", "1000", kept], check=True)
     said = session.said("keep:32")
     assert said == "Disk quota exceeded", said

@@ -421,6 +421,43 @@ def writable_code(_):
         return "mapped"
 
 
+def runs_memory(path):
+    """A program that is in no file, as some just-in-time compilers and installers make."""
+    place = os.memfd_create("program")
+    with open(path, "rb") as program:
+        os.write(place, program.read())
+    pid = os.fork()
+    if pid == 0:
+        os.execve(place, [path], {})
+    _, ended = os.waitpid(pid, 0)
+    if ended != 0:
+        raise ValueError(f"ended with {ended}")
+    return "ran"
+
+
+def binds_itself(_):
+    """By Landlock, to reading nothing, and by a filter that lets everything through: in a process of its own."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            handled = ctypes.c_uint64(1 << 2)
+            ruleset = libc.syscall(444, ctypes.byref(handled), ctypes.c_size_t(8), 0)
+            instruction = struct.pack("HBBI", 6, 0, 0, 0x7FFF0000)
+            code = ctypes.create_string_buffer(instruction)
+            program = struct.pack("HxxxxxxP", 1, ctypes.addressof(code))
+            went = [libc.prctl(38, 1, 0, 0, 0), libc.syscall(446, ruleset, 0), libc.prctl(22, 2, program, 0, 0)]
+            try:
+                open("/usr/bin/env", "rb")
+            except PermissionError:
+                os._exit(0 if ruleset >= 0 and went == [0, 0, 0] else 2)
+        finally:
+            os._exit(1)
+    _, ended = os.waitpid(pid, 0)
+    if ended != 0:
+        raise ValueError(f"ended with {ended}")
+    return "bound"
+
+
 def limits(_):
     return open("/proc/self/limits").read()
 
@@ -428,6 +465,7 @@ def limits(_):
 PROBES = {
     "open": opened, "read": read, "list": listed, "write": wrote, "mknod": made_node, "status": status, "kill-all": kills_all,
     "forks": forks, "fills": fills, "makes-files": makes_files, "opens": opens, "writable-code": writable_code, "int80": calls_as_32_bit, "plants": plants, "limits": limits,
+    "runs-memory": runs_memory, "binds-itself": binds_itself,
     "kill": kills, "call": system_call, "family": family, "pair": pair, "new-user-namespace": new_user_namespace, "hide": fork_and_hide,
     "zombies": zombies, "real-time": real_time, "stay": stay, "user-map": set_user_map, "raise-limit": raised_limit, "terminal": has_terminal,
     "scratch": scratch, "descriptors": descriptors, "environment": environment, "tiocsti": types_into_terminal,

@@ -1,0 +1,202 @@
+//! What the kernel takes long for, while its caller goes on: a process that shares the
+//! caller's memory and descriptors makes a few calls and ends.
+//!
+//! It runs code of this file alone, which touches nothing of that memory but its own
+//! stack and one number: no allocation, no lock, no output. Only the stage uses it, which has
+//! one thread.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    ptr,
+    sync::atomic::{AtomicI32, Ordering},
+};
+
+use nix::{
+    errno::Errno,
+    sys::wait::{WaitStatus, waitpid},
+    unistd::Pid,
+};
+
+use super::privileges::loopback_up;
+
+/// A process beside this one. Dropping it waits for its end.
+pub(crate) struct Beside {
+    pid: Pid,
+    /// Where it leaves a descriptor. Boxed, as the process has its address.
+    left: Box<AtomicI32>,
+    /// What it runs on, until it has ended.
+    _stack: Vec<u8>,
+    has_ended: bool,
+}
+
+/// Makes a network namespace whose loopback is up, for [`Beside::enter_network`].
+pub(crate) fn new_network() -> io::Result<Beside> {
+    extern "C" fn make(left: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: no memory is passed; the namespace becomes this process's alone.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+            return Errno::last_raw();
+        }
+        // SAFETY: no memory is passed. What is made lies in the table that both share.
+        let socket =
+            unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+        if socket < 0 {
+            return Errno::last_raw();
+        }
+        if !loopback_up(socket) {
+            return Errno::last_raw();
+        }
+        // SAFETY: the box of the structure below, which waits for the end of this process.
+        let left = unsafe { &*left.cast::<AtomicI32>() };
+        left.store(socket, Ordering::Release);
+        0
+    }
+    beside(make)
+}
+
+/// Takes the old root away that pivot_root(2) has put over the new one: it is the current directory.
+pub(crate) fn leave_old_root() -> io::Result<Beside> {
+    extern "C" fn leave(_: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: the path is a constant C string.
+        match unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) } {
+            0 => 0,
+            _ => Errno::last_raw(),
+        }
+    }
+    beside(leave)
+}
+
+impl Beside {
+    /// Waits for its end, and says how it went.
+    pub(crate) fn end(mut self) -> io::Result<()> {
+        self.wait()
+    }
+
+    /// Waits for its end, and goes into the network that it has made.
+    pub(crate) fn enter_network(mut self) -> io::Result<()> {
+        self.wait()?;
+        let socket = self.left.swap(NONE, Ordering::Acquire);
+        if socket < 0 {
+            return Err(io::Error::from(io::ErrorKind::NotFound));
+        }
+        // SAFETY: the process has left it to this one, and nobody else knows it.
+        let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+        // SAFETY: the descriptor is open; the request takes nothing and gives a new descriptor.
+        let network = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) };
+        if network < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just made it for the caller.
+        let network = unsafe { OwnedFd::from_raw_fd(network) };
+        nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        Ok(())
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        loop {
+            let waited = waitpid(self.pid, None);
+            self.has_ended = !matches!(waited, Err(Errno::EINTR));
+            return match waited {
+                Ok(WaitStatus::Exited(_, 0)) => Ok(()),
+                Ok(WaitStatus::Exited(_, error)) => Err(io::Error::from_raw_os_error(error)),
+                Err(Errno::EINTR) => continue,
+                Err(error) => Err(error.into()),
+                // By a signal.
+                Ok(_) => Err(io::Error::from(io::ErrorKind::Interrupted)),
+            };
+        }
+    }
+}
+
+fn beside(what: extern "C" fn(*mut libc::c_void) -> libc::c_int) -> io::Result<Beside> {
+    // Not touched before it is used.
+    let mut stack: Vec<u8> = Vec::with_capacity(STACK);
+    let end = stack.as_mut_ptr().wrapping_add(STACK);
+    let end = end.wrapping_sub(end.addr() % STACK_ALIGNMENT);
+    let left = Box::new(AtomicI32::new(NONE));
+    // SAFETY: stack and number live in what is returned, which is not dropped before the
+    // process has ended. The process runs one of the two functions above: system calls, and
+    // one store to the number. Where a call fails it writes the `errno` that both share, and
+    // whatever that makes of a call of the caller's, all of it fails.
+    let pid = unsafe {
+        libc::clone(
+            what,
+            end.cast(),
+            libc::CLONE_VM | libc::CLONE_FILES | libc::SIGCHLD,
+            ptr::from_ref(&*left).cast_mut().cast(),
+        )
+    };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Beside {
+        pid: Pid::from_raw(pid),
+        left,
+        _stack: stack,
+        has_ended: false,
+    })
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // Its stack goes now, so it must have gone.
+        if !self.has_ended {
+            let _ = self.wait();
+        }
+    }
+}
+
+/// Bytes: for two calls.
+const STACK: usize = 64 << 10;
+const STACK_ALIGNMENT: usize = 16;
+const NONE: i32 = -1;
+/// The network of a socket (sockios.h).
+const SIOCGSKNS: libc::Ioctl = 0x894c;
+
+#[cfg(test)]
+mod tests {
+    use nix::unistd::ForkResult;
+
+    use super::*;
+    use crate::sys::process;
+
+    /// Runs it in a process with one thread, and with the rights of its own users' root.
+    fn alone(what: impl FnOnce() -> io::Result<bool>) {
+        match process::fork().unwrap() {
+            ForkResult::Child => {
+                let flags = nix::sched::CloneFlags::CLONE_NEWUSER;
+                let went = nix::sched::unshare(flags).map_err(io::Error::from);
+                let went = went.and_then(|()| what());
+                process::leave(i32::from(!went.unwrap_or(false)));
+            }
+            ForkResult::Parent { child } => {
+                assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 0)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_network_that_was_made_beside_is_entered_and_its_loopback_is_up() {
+        let network = || std::fs::read_link("/proc/thread-self/ns/net");
+        alone(|| {
+            let before = network()?;
+            let made = new_network()?;
+            let unchanged = network()? == before;
+            made.enter_network()?;
+            let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+            std::net::TcpStream::connect(listener.local_addr()?)?;
+            Ok(unchanged && network()? != before)
+        });
+    }
+
+    #[test]
+    fn what_fails_beside_says_why() {
+        alone(|| {
+            let left = leave_old_root()?.end();
+            // It is no mount of this process's to take away.
+            Ok(left.is_err_and(|error| {
+                matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPERM))
+            }))
+        });
+    }
+}
