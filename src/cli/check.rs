@@ -725,11 +725,15 @@ mod tests {
         let servers = config::servers(root.path());
         assert!(servers.len() >= 3);
         for server in servers {
-            assert_eq!(
-                answer(root.path(), server.as_str()).problems,
-                [],
-                "{server}"
-            );
+            let found = answer(root.path(), server.as_str());
+            assert_eq!(found.problems, [], "{server}");
+            // Nor does what they say of providers and policies want mending.
+            let said = |warning: &Problem| {
+                let about = warning.key.as_str();
+                about.starts_with("authz") || warning.help.contains("typ =")
+            };
+            let said: Vec<_> = found.warnings.iter().filter(|one| said(one)).collect();
+            assert!(said.is_empty(), "{server}: {said:?}");
         }
     }
 }

@@ -384,7 +384,10 @@ mod tests {
             LOADED,
             NOW,
         );
-        speaks_of(&found, &["!tls.certificate: there is no PEM"]);
+        speaks_of(
+            &found,
+            &["!tls.certificate: there is no certificate (PEM) in `"],
+        );
         let found = said(url, good, 0o644, CREDENTIALS, LOADED, NOW);
         speaks_of(&found, &["!tls.key: others may read"]);
     }

@@ -161,13 +161,14 @@ impl Source {
             .map_err(TlsError::Certificate)?;
         let chain = CertificateDer::pem_slice_iter(&text)
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|_| TlsError::Certificate(PemError::NotPem))?;
+            .unwrap_or_default();
         if chain.is_empty() {
-            return Err(TlsError::Certificate(PemError::NotPem));
+            let error = PemError::without("certificate", &self.config.certificate);
+            return Err(TlsError::Certificate(error));
         }
         let text = self.read(&self.config.key, true).map_err(TlsError::Key)?;
-        let key =
-            PrivateKeyDer::from_pem_slice(&text).map_err(|_| TlsError::Key(PemError::NotPem))?;
+        let key = PrivateKeyDer::from_pem_slice(&text)
+            .map_err(|_| TlsError::Key(PemError::without("private key", &self.config.key)))?;
         CertifiedKey::from_der(chain, key, provider).map_err(TlsError::Pair)
     }
 
@@ -258,8 +259,18 @@ pub enum PemError {
     },
     #[error("{0}")]
     Credential(#[from] CredentialError),
-    #[error("there is no PEM of that kind in it")]
-    NotPem,
+    #[error("there is no {kind} (PEM) in {place}")]
+    NotPem { kind: &'static str, place: String },
+}
+
+impl PemError {
+    fn without(kind: &'static str, pem: &Pem) -> Self {
+        let place = match pem {
+            Pem::File(path) => format!("`{}`", path.display()),
+            Pem::Credential(name) => format!("the credential `{name}`"),
+        };
+        Self::NotPem { kind, place }
+    }
 }
 
 impl TlsError {

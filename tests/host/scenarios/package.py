@@ -78,7 +78,12 @@ def an_upgrade_restarts_what_runs_and_loses_no_connection(host):
         for thread in threads:
             thread.start()
         try:
-            host.run("dpkg", "--install", "/opt/thv.deb")
+            newer = rebuilt(host, "9.0.0")
+            host.write("/etc/thv/thv.toml", host.path("/etc/thv/thv.toml").read_text() + "# an administrator's own\n")
+            before = kept(host)
+            host.run("dpkg", "--install", newer)
+            assert kept(host) == before, "the upgrade has changed what is the administrator's"
+            assert host.text("dpkg-query", "--show", "--showformat=${Version}", "thv") == "9.0.0"
             count = len(answers)
             end = time.monotonic() + 30
             while len(answers) < count + 5 and time.monotonic() < end:
@@ -112,6 +117,27 @@ def removing_stops_every_server_and_purging_leaves_nothing(host):
         "-not", "-path", "/var/cache/man/*", "-not", "-path", "/run/user/*")
     assert not left, left
     assert "thv" not in host.text("systemctl", "list-unit-files", "thv*", check=False).replace("0 unit files", "")
+
+
+def rebuilt(host, version):
+    """The same package under another version."""
+    host.run("dpkg-deb", "--raw-extract", "/opt/thv.deb", "/opt/newer")
+    control = host.path("/opt/newer/DEBIAN/control")
+    lines = [f"Version: {version}" if line.startswith("Version:") else line for line in control.read_text().splitlines()]
+    control.write_text("\n".join(lines) + "\n")
+    host.run("dpkg-deb", "--build", "-Znone", "/opt/newer", "/opt/newer.deb")
+    return "/opt/newer.deb"
+
+
+def kept(host):
+    """What an upgrade must leave as it is: configuration, drop-ins, enabled units, state, secrets."""
+    files = host.text(
+        "find", "/etc/thv", "/etc/systemd/system", "/etc/credstore.encrypted", "(", "-type", "f", "-o", "-type", "l", ")",
+        "-printf", "%p %m %u %l %s %T@\n", check=False)
+    state = host.text("find", "/var/lib/private", "-maxdepth", "4", "-path", "*thv*", "-not", "-name", "*.new*", "-printf", "%p %m\n")
+    enabled = host.text("systemctl", "list-unit-files", "--no-legend", "--state=enabled", "thv*")
+    assert "thv.toml" in files and state and "thv.target" in enabled, (files, state, enabled)
+    return sorted(files.splitlines()), sorted(state.splitlines()), sorted(enabled.splitlines())
 
 
 def listening(host):
