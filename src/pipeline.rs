@@ -146,20 +146,21 @@ fn permitted_call(
         if let Some(session) = awaiting.map_err(SendError::State)? {
             return Ok((permit, Place::Session(session)));
         }
-        let full = gateway.sessions.is_full() && gateway.sessions.lacks_shared(identity);
-        return match permit.call().id() {
+        let full = gateway.sessions.full(identity);
+        let full = full.filter(|_| gateway.sessions.lacks_shared(identity));
+        return match (permit.call().id(), full) {
             // json-18: accepted without effect, whatever it names.
-            None => Ok((permit, Place::Nowhere)),
-            Some(_) if full => Err(Refusal::Open(OpenError::Full)),
-            Some(_) => Ok((permit, Place::Shared)),
+            (None, _) => Ok((permit, Place::Nowhere)),
+            (Some(_), Some(full)) => Err(Refusal::Open(full)),
+            (Some(_), None) => Ok((permit, Place::Shared)),
         };
     }
     let session = session_id(&head.headers)?;
     if permit.call().method() == "initialize" {
-        return match session {
-            None if gateway.sessions.is_full() => Err(Refusal::Open(OpenError::Full)),
-            None => Ok((permit, Place::New)),
-            Some(_) => Err(Refusal::Call(CallError::Invalid(
+        return match (session, gateway.sessions.full(identity)) {
+            (None, Some(full)) => Err(Refusal::Open(full)),
+            (None, None) => Ok((permit, Place::New)),
+            (Some(_), _) => Err(Refusal::Call(CallError::Invalid(
                 "initialize opens a session of its own",
             ))),
         };

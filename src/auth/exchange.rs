@@ -47,6 +47,12 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// All of a server's users together: whose a child is that serves everybody.
+    pub const EVERYBODY: Self = Self {
+        principal: PrincipalKey::EVERYBODY,
+        client: None,
+    };
+
     /// This principal through this client: whom a session belongs to.
     pub fn of(identity: &Identity) -> Self {
         Self {

@@ -95,6 +95,11 @@ impl Identity {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct PrincipalKey([u8; 32]);
 
+impl PrincipalKey {
+    /// Of what belongs to all of a server's users: no hash of one is this.
+    pub const EVERYBODY: Self = Self([0; 32]);
+}
+
 impl fmt::Display for PrincipalKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

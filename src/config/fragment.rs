@@ -7,7 +7,8 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{
-    Addition, Destination, Engine, EnvValue, ImageName, Layer, Registry, Resource, Seccomp, Way,
+    Addition, Destination, Engine, EnvValue, ImageName, Layer, Registry, Resource, Scope, Seccomp,
+    Way,
     backend::BackendFragment,
     edge::{HttpFragment, TlsFragment},
     egress, image,
@@ -46,6 +47,7 @@ pub(super) struct Fragment {
     pub(super) sandbox: SandboxFragment,
     pub(super) limits: LimitsFragment,
     pub(super) env: BTreeMap<String, Said<EnvValue>>,
+    pub(super) scope: Said<Scope>,
 }
 
 #[derive(Debug, Default)]
@@ -98,6 +100,9 @@ pub(super) struct LimitsFragment {
     pub(super) output: Said<u64>,
     pub(super) sessions: Said<u64>,
     pub(super) call_timeout: Said<Duration>,
+    pub(super) sessions_per_user: Said<u64>,
+    pub(super) calls: Said<u64>,
+    pub(super) calls_per_user: Said<u64>,
     pub(super) session_idle: Said<Duration>,
     pub(super) exit_idle: Said<Duration>,
     pub(super) body: Said<usize>,
@@ -139,11 +144,8 @@ impl Fragment {
             sandbox: top.table("sandbox", SandboxFragment::read),
             limits: top.table("limits", LimitsFragment::read),
             env: top.table("env", env),
+            scope: top.take("scope", |value| value.parsed(value::scope_of_child)),
         };
-        // The default, and the only one yet: said or not, it means the same.
-        let _ = top.take("scope", |value| {
-            value.parsed(|text| value::word(text, &["session"], &["user", "server"]))
-        });
         top.finish(LATER);
         fragment
     }
@@ -272,6 +274,9 @@ impl LimitsFragment {
             start_timeout: table.take("start-timeout", |value| value.parsed(value::start_timeout)),
             output: table.take("output", |value| value.parsed(value::output_rate)),
             sessions: table.take("sessions", Value::count),
+            sessions_per_user: table.take("sessions-per-user", Value::count),
+            calls: table.take("calls", Value::count),
+            calls_per_user: table.take("calls-per-user", Value::count),
             call_timeout: table.take("call-timeout", |value| {
                 value.parsed(value::positive_duration)
             }),
@@ -400,7 +405,6 @@ const LATER_AUTHZ: &[&str] = &["scopes", "groups", "entities", "schema"];
 const MAX_IO_WEIGHT: u64 = 10_000;
 const LATER_SANDBOX: &[&str] = &["read-write"];
 const LATER_LIMITS: &[&str] = &[
-    "calls",
     "children",
     "cores",
     "files",
@@ -412,7 +416,6 @@ const LATER_LIMITS: &[&str] = &[
     "rate",
     "requests",
     "response",
-    "sessions-per-user",
     "state",
     "streams",
     "warm",

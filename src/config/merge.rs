@@ -66,6 +66,7 @@ impl Fragment {
             sandbox,
             limits,
             env,
+            scope,
         } = self;
         // One replaces the other: a drop-in may turn a program into an image.
         let (lower_command, lower_image) = match (command.is_said(), image.is_said()) {
@@ -93,6 +94,7 @@ impl Fragment {
             sandbox: sandbox.over(lower.sandbox),
             limits: limits.over(lower.limits),
             env: over(env, lower.env),
+            scope: scope.or(lower.scope),
         }
     }
 }
@@ -154,6 +156,9 @@ impl LimitsFragment {
             start_timeout,
             output,
             sessions,
+            sessions_per_user,
+            calls,
+            calls_per_user,
             call_timeout,
             session_idle,
             exit_idle,
@@ -172,6 +177,9 @@ impl LimitsFragment {
             start_timeout: start_timeout.or(lower.start_timeout),
             output: output.or(lower.output),
             sessions: sessions.or(lower.sessions),
+            sessions_per_user: sessions_per_user.or(lower.sessions_per_user),
+            calls: calls.or(lower.calls),
+            calls_per_user: calls_per_user.or(lower.calls_per_user),
             call_timeout: call_timeout.or(lower.call_timeout),
             session_idle: session_idle.or(lower.session_idle),
             exit_idle: exit_idle.or(lower.exit_idle),

@@ -80,6 +80,7 @@ pub struct Config {
     pub auth: Auth,
     pub authz: Authz,
     pub sandbox: Sandbox,
+    pub scope: Scope,
     pub limits: Limits,
     /// The child's environment, besides what the sandbox itself sets.
     pub env: BTreeMap<String, EnvValue>,
@@ -150,6 +151,32 @@ pub struct Sandbox {
     pub seccomp: Seccomp,
     /// Named additions to them.
     pub seccomp_allow: Vec<Addition>,
+}
+
+/// Whom one child serves.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub enum Scope {
+    /// One session; what is asked without one belongs to its user.
+    #[default]
+    Session,
+    /// All sessions of one user: issuer and subject.
+    User,
+    /// Everybody.
+    Server,
+}
+
+impl Scope {
+    /// Every scope.
+    pub const ALL: [Self; 3] = [Self::Session, Self::User, Self::Server];
+
+    /// The name in configuration and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::User => "user",
+            Self::Server => "server",
+        }
+    }
 }
 
 /// A profile of system calls; `sandbox/filters` holds what each means.
@@ -264,6 +291,12 @@ pub struct Limits {
     pub output: u64,
     /// Sessions at once.
     pub sessions: usize,
+    /// Sessions of one user at once; what `sessions` says where nothing else is said.
+    pub sessions_per_user: usize,
+    /// Calls that wait for an answer, of all users.
+    pub calls: usize,
+    /// The same of one user.
+    pub calls_per_user: usize,
     /// How long one call may take.
     pub call_timeout: Duration,
     /// A session without a request ends after this.

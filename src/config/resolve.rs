@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{
     Auth, Authz, Config, Destination, Door, Engine, ImageName, InsideDoor, Issuer, Limits, Network,
-    PolicyFile, Registry, Resource, Sandbox, ServerName, Transport, UpstreamAuthorization, Way,
-    egress,
+    PolicyFile, Registry, Resource, Sandbox, Scope, ServerName, Transport, UpstreamAuthorization,
+    Way, egress,
     fragment::{AuthFragment, Decides, Fragment, LimitsFragment, Mode, SandboxFragment},
     issuer_table,
     load::Loader,
@@ -44,6 +44,7 @@ pub(super) fn resolve(
         sandbox,
         limits,
         env,
+        scope,
     } = merged;
     if let (Said::Given(image), true) = (&image, digest_required.given().unwrap_or(false))
         && image.value.digest.is_none()
@@ -111,6 +112,16 @@ pub(super) fn resolve(
         ));
         return None;
     }
+    if let (Some(Transport::Remote(upstream)), Said::Given(scope)) = (&transport, &scope)
+        && scope.value == Scope::Server
+        && matches!(upstream.authorization, UpstreamAuthorization::Exchange(_))
+    {
+        loader.report(scope.place.problem(
+            "tokens are exchanged for each caller, and \"server\" is one conversation for all: whose would it show?",
+            "write `scope = \"user\"`, or set `authorization = { credential = \"NAME\" }`",
+        ));
+        return None;
+    }
     if let (Some(Transport::Http(inside)), Some(sandbox)) = (&transport, &sandbox)
         && matches!(inside.door, InsideDoor::Port(_))
         && sandbox.network == Network::Host
@@ -142,6 +153,7 @@ pub(super) fn resolve(
         auth: auth?,
         authz: authz?,
         sandbox: sandbox?,
+        scope: scope.given().unwrap_or_default(),
         limits,
         env: env
             .into_iter()
@@ -328,6 +340,9 @@ fn resolve_limits(fragment: LimitsFragment) -> Limits {
         start_timeout,
         output,
         sessions,
+        sessions_per_user,
+        calls,
+        calls_per_user,
         call_timeout,
         session_idle,
         exit_idle,
@@ -343,6 +358,7 @@ fn resolve_limits(fragment: LimitsFragment) -> Limits {
             .and_then(|n| usize::try_from(n).ok())
             .unwrap_or(default)
     };
+    let sessions = count(sessions, default.sessions);
     let connections = count(connections, default.connections);
     Limits {
         memory: memory.given().unwrap_or(default.memory),
@@ -352,7 +368,10 @@ fn resolve_limits(fragment: LimitsFragment) -> Limits {
         tmp: tmp.given().unwrap_or(default.tmp),
         start_timeout: start_timeout.given().unwrap_or(default.start_timeout),
         output: output.given().unwrap_or(default.output),
-        sessions: count(sessions, default.sessions),
+        sessions,
+        sessions_per_user: count(sessions_per_user, sessions),
+        calls: count(calls, default.calls),
+        calls_per_user: count(calls_per_user, default.calls_per_user),
         call_timeout: call_timeout.given().unwrap_or(default.call_timeout),
         session_idle: session_idle.given().unwrap_or(default.session_idle),
         exit_idle: exit_idle.given().unwrap_or(default.exit_idle),
@@ -401,6 +420,9 @@ impl Limits {
         start_timeout: Duration::from_secs(10),
         output: 64 << 20,
         sessions: 100,
+        sessions_per_user: 100,
+        calls: 4096,
+        calls_per_user: 1024,
         call_timeout: Duration::from_secs(5 * 60),
         session_idle: Duration::from_secs(30 * 60),
         exit_idle: Duration::from_secs(5 * 60),

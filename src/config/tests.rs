@@ -290,6 +290,7 @@ fn summarize(out: &mut String, config: &Config) {
         auth,
         authz,
         sandbox,
+        scope,
         limits,
         env,
     } = config;
@@ -325,7 +326,12 @@ fn summarize(out: &mut String, config: &Config) {
             }
         }
     }
-    writeln!(out, "{sandbox:?}\n{limits:#?}\nenv {env:?}").unwrap();
+    writeln!(
+        out,
+        "scope {}\n{sandbox:?}\n{limits:#?}\nenv {env:?}",
+        scope.name()
+    )
+    .unwrap();
 }
 
 /// A copy of a tree with the modes that an installation has, whatever the checkout's are.

@@ -11,7 +11,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    Addition, Layer, Seccomp,
+    Addition, Layer, Scope, Seccomp,
     table::{NOT_YET, nearest},
 };
 
@@ -232,6 +232,14 @@ pub(super) fn layer(text: &str) -> Result<Layer, String> {
         .into_iter()
         .find(|layer| layer.name() == text)
         .ok_or_else(|| one_of(text, &Layer::ALL.map(Layer::name), &[]))
+}
+
+/// Whom one child serves.
+pub(super) fn scope_of_child(text: &str) -> Result<Scope, String> {
+    Scope::ALL
+        .into_iter()
+        .find(|scope| scope.name() == text)
+        .ok_or_else(|| one_of(text, &Scope::ALL.map(Scope::name), &[]))
 }
 
 /// A profile of system calls.

@@ -130,6 +130,7 @@ impl Refusal {
             Self::NoSession(NoSession::Mismatch) => Reason::SessionOfAnother,
             Self::Open(error) => match error {
                 OpenError::Full => Reason::SessionLimit,
+                OpenError::UserFull => Reason::UserSessionLimit,
                 OpenError::NoVersion => Reason::ChildProtocol,
                 OpenError::Start(
                     StartError::Failed { .. }
@@ -189,13 +190,15 @@ impl Refusal {
             | Self::Exchange(ExchangeError::Down(_))
             | Self::Misconfigured
             | Self::Restarting => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Open(OpenError::UserFull) => StatusCode::TOO_MANY_REQUESTS,
             Self::Open(OpenError::Failed(failure)) => reply::failure_status(*failure),
             Self::Open(OpenError::NoVersion) | Self::Exchange(ExchangeError::Refused(_)) => {
                 StatusCode::BAD_GATEWAY
             }
             Self::Open(OpenError::Send(error)) | Self::Send(error) => match error {
                 SendError::Gone => StatusCode::NOT_FOUND,
-                SendError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+                SendError::Busy | SendError::ServerCalls => StatusCode::SERVICE_UNAVAILABLE,
+                SendError::UserCalls => StatusCode::TOO_MANY_REQUESTS,
                 SendError::State(StateError::Lost) => reply::failure_status(Failure::ChildEnded),
                 SendError::DuplicateId | SendError::NotAsked | SendError::State(_) => {
                     StatusCode::BAD_REQUEST
@@ -346,6 +349,8 @@ fn sending(error: SendError) -> Reason {
         SendError::Gone => Reason::SessionUnknown,
         SendError::DuplicateId => Reason::IdInUse,
         SendError::Busy => Reason::InFlightLimit,
+        SendError::ServerCalls => Reason::CallLimit,
+        SendError::UserCalls => Reason::UserCallLimit,
         SendError::NotAsked => Reason::NotAsked,
         SendError::State(error) => match error {
             StateError::Invalid => Reason::StateInvalid,

@@ -165,8 +165,8 @@ pub(super) async fn post(
     }
     let permit = permitted(gateway, identity, call, record).map_err(refused)?;
     if permit.call().method() == "initialize" {
-        if gateway.sessions.is_full() {
-            return Err(refused(Refusal::Open(OpenError::Full)));
+        if let Some(full) = gateway.sessions.full(identity) {
+            return Err(refused(Refusal::Open(full)));
         }
         let opening = Opening::of(&client).map_err(refused)?;
         return Ok(initialize(gateway, head, identity, (permit, opening), record).await);

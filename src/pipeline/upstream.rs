@@ -10,6 +10,7 @@ use super::Gateway;
 use crate::{
     audit::{Audit, Event, Outcome, Reason, RequestId},
     auth::{CallerToken, Identity, Owner},
+    config::Scope,
     http::Refusal,
     mcp::Era,
 };
@@ -40,9 +41,10 @@ pub(super) async fn make_ready(
     let (Some(exchange), Some(token)) = (&gateway.exchange, CallerToken::of(&head.headers)) else {
         return Ok(());
     };
-    let owner = match era {
-        Era::Legacy => Owner::of(identity),
-        Era::Modern => Owner::of_all_clients(identity),
+    let owner = match (gateway.config.scope, era) {
+        (Scope::Session, Era::Legacy) => Owner::of(identity),
+        // Where users meet in one conversation none's token is shown: such a configuration is refused.
+        _ => Owner::of_all_clients(identity),
     };
     let ready = exchange.make_ready(&owner, identity, token).await;
     ready.map(drop).map_err(|error| {

@@ -18,6 +18,7 @@ use crate::{
         SendError, Session,
         conversation::State,
         exchange::{Event, Failure},
+        load::Place,
         own::OwnMessage,
         pending::{self, Input},
         reversed::Again,
@@ -50,6 +51,8 @@ pub(super) struct InFlight {
     opens: bool,
     /// What a legacy child may ask a modern client in it.
     pub(super) input: Option<Box<Input>>,
+    /// Its place among all calls, given back with it; the gateway's own have none.
+    _place: Option<Place>,
 }
 
 /// The record that every permitted request owes the auditors.
@@ -88,6 +91,7 @@ impl Session {
         }
         let mut state = self.lock()?;
         state.admits(self.era, &id)?;
+        let place = self.calls.take(self.owner().principal_key())?;
         // A legacy child would take a call that goes on for one that begins.
         if bridged && goes_on(call) {
             return Err(SendError::NotAsked);
@@ -128,6 +132,7 @@ impl Session {
                 again: InFlight::again(self, call),
                 opens: call.method() == "initialize",
                 input: holder.and_then(|holder| Input::of(call, &holder)),
+                _place: Some(place),
             },
         );
         if let Some(call) = state.in_flight.get(&number) {
@@ -171,6 +176,7 @@ impl Session {
                 again: None,
                 opens: false,
                 input: None,
+                _place: None,
             },
         );
         Ok(exchange)

@@ -25,6 +25,7 @@ use crate::{
         calls::InFlight,
         exchange::Failure,
         listening::Listening,
+        load::{Over, Places},
         own::OwnMessage,
         reversed::Reversed,
         seal::{Seal, StateError},
@@ -38,6 +39,8 @@ pub struct Session {
     owner: Identity,
     pub(super) audit: Audit,
     pub(super) call_timeout: Duration,
+    /// How many calls may wait for an answer, of its user and of all.
+    pub(super) calls: Places,
     /// What its clients speak.
     pub(super) era: Era,
     /// Its child, where that speaks less than its clients.
@@ -110,6 +113,10 @@ pub enum SendError {
     DuplicateId,
     #[error("the server is busy")]
     Busy,
+    #[error("there are already as many calls as `limits.calls` allows")]
+    ServerCalls,
+    #[error("this user has already as many calls as `limits.calls-per-user` allows")]
+    UserCalls,
     #[error("nobody asked for this response")]
     NotAsked,
     /// What it brings to go on from is nothing that waits here.
@@ -117,12 +124,21 @@ pub enum SendError {
     State(#[from] StateError),
 }
 
+impl From<Over> for SendError {
+    fn from(over: Over) -> Self {
+        match over {
+            Over::Server => Self::ServerCalls,
+            Over::User => Self::UserCalls,
+        }
+    }
+}
+
 impl Session {
     pub(super) fn new(
         id: String,
         owner: Identity,
         audit: Audit,
-        call_timeout: Duration,
+        (call_timeout, calls): (Duration, Places),
         era: Era,
         stdin: mpsc::Sender<Bytes>,
         seal: Arc<Seal>,
@@ -145,6 +161,7 @@ impl Session {
             owner,
             audit,
             call_timeout,
+            calls,
             era,
             bridge: OnceLock::new(),
             reversed: OnceLock::new(),
@@ -172,7 +189,10 @@ impl Session {
     pub fn admits(&self, call: &Call) -> Result<(), SendError> {
         let state = self.lock()?;
         match call.shape() {
-            Shape::Request(id) => state.admits(self.era, id),
+            Shape::Request(id) => {
+                state.admits(self.era, id)?;
+                Ok(self.calls.look(self.owner.principal_key())?)
+            }
             Shape::Notification => Ok(()),
             Shape::Response(id) if state.asked.contains(id.as_json()) => Ok(()),
             Shape::Response(_) => Err(SendError::NotAsked),

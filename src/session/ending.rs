@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
-    io::{AsyncWrite, AsyncWriteExt},
-    sync::{mpsc, watch},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    sync::{Notify, mpsc, watch},
     task::JoinSet,
     time::timeout,
 };
@@ -26,10 +26,77 @@ pub(super) struct Around {
     pub(super) audit: Audit,
 }
 
+/// What a child says.
+pub(super) type Output = Box<dyn AsyncRead + Send + Unpin>;
+
+/// What a child serves: one session, or those that share it.
+pub(super) trait Served: Send + Sync + 'static {
+    /// Whose it is.
+    fn principal(&self) -> String;
+    /// Said once when it must end.
+    fn end(&self) -> &Notify;
+    /// Whether it ends because somebody wanted it to.
+    fn is_unwanted(&self) -> bool;
+    fn in_flight(&self) -> usize;
+    fn fail_all(&self, failure: Failure);
+    /// Messages of the child's that nobody was given.
+    fn unheard(&self) -> u64;
+    /// So many bytes have reached the child.
+    fn written(&self, bytes: usize);
+    /// Its child has nothing more to say.
+    fn hang_up(&self);
+    /// The request of that number will have no answer.
+    fn fail_one(&self, number: u64, failure: Failure);
+    /// Reads what the child says until that ends.
+    fn hear(&self, stdout: Output, rate: u64) -> impl Future<Output = ()> + Send;
+}
+
+impl Served for Session {
+    fn principal(&self) -> String {
+        self.owner().principal_key().to_string()
+    }
+
+    fn end(&self) -> &Notify {
+        &self.end
+    }
+
+    fn is_unwanted(&self) -> bool {
+        self.is_unwanted()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight()
+    }
+
+    fn fail_all(&self, failure: Failure) {
+        self.fail_all(failure);
+    }
+
+    fn unheard(&self) -> u64 {
+        self.unheard()
+    }
+
+    fn written(&self, bytes: usize) {
+        self.written(bytes);
+    }
+
+    fn hang_up(&self) {
+        self.hang_up();
+    }
+
+    fn fail_one(&self, number: u64, failure: Failure) {
+        self.fail_one(number, failure);
+    }
+
+    async fn hear(&self, stdout: Output, rate: u64) {
+        pump::run(self, stdout, rate).await;
+    }
+}
+
 /// Serves the session until it ends for whatever reason, then sees the child
 /// out: end of its input, SIGTERM, SIGKILL, each with its time.
 pub(super) async fn tend(
-    session: Arc<Session>,
+    session: Arc<impl Served>,
     child: Child,
     (lines, output): (mpsc::Receiver<Bytes>, u64),
     around: Around,
@@ -54,7 +121,7 @@ pub(super) async fn tend(
     let input = streams.spawn(write(session.clone(), lines, stdin));
     let speaker = session.clone();
     streams.spawn(async move {
-        pump::run(&speaker, stdout, output).await;
+        speaker.hear(stdout, output).await;
         speaker.hang_up();
     });
     for errors in errors {
@@ -80,21 +147,21 @@ pub(super) async fn tend(
     let owner = egress::Child {
         number,
         pid,
-        principal: session.owner().principal_key().to_string(),
+        principal: session.principal(),
     };
     let (close_doors, closed) = watch::channel(false);
     let mut ways_out = JoinSet::new();
     ways_out.spawn(egress.serve(owner, doors, closed));
 
     let mut status = tokio::select! {
-        () = session.end.notified() => None,
+        () = session.end().notified() => None,
         told = &mut ended => Some(told.unwrap_or(Ended::RunnerGone)),
     };
     // Asked now: whoever is told of its end may let go of the session.
     let expected = session.is_unwanted();
     if status.is_some() {
         // What it wrote before it ended is still to be read (fault-18).
-        let _ = timeout(LAST_WORDS, session.end.notified()).await;
+        let _ = timeout(LAST_WORDS, session.end().notified()).await;
     } else if session.in_flight() > 0 {
         // Its output ended: how it ended itself decides what its callers are told.
         status = timeout(LAST_WORDS, &mut ended)
@@ -163,7 +230,7 @@ pub(super) async fn tend(
 }
 
 async fn write(
-    session: Arc<Session>,
+    session: Arc<impl Served>,
     mut lines: mpsc::Receiver<Bytes>,
     mut stdin: impl AsyncWrite + Unpin,
 ) {

@@ -30,6 +30,11 @@ pub(super) enum OwnMessage<'a> {
     Initialize {
         number: u64,
     },
+    /// Opens the conversation with a child that several clients share; whether it may ask them anything.
+    Open {
+        number: u64,
+        asks: bool,
+    },
     /// That this conversation is open.
     Initialized,
     /// Has a legacy child write its log messages from this level on: who wants which is decided here.
@@ -80,6 +85,22 @@ impl OwnMessage<'_> {
                         "sampling": { "tools": {} },
                         "roots": {},
                     },
+                    "clientInfo": { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
+                });
+                format!(
+                    r#"{{"jsonrpc":"2.0","id":{number},"method":"initialize","params":{params}}}"#
+                )
+                .into_bytes()
+            }
+            Self::Open { number, asks } => {
+                let capabilities = if *asks {
+                    json!({ "elicitation": {}, "sampling": {} })
+                } else {
+                    json!({})
+                };
+                let params = json!({
+                    "protocolVersion": version::LEGACY[0],
+                    "capabilities": capabilities,
                     "clientInfo": { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
                 });
                 format!(

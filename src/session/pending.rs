@@ -342,7 +342,7 @@ mod tests {
         audit::Audit,
         config::ServerName,
         mcp::{Era, bridge::LegacyServer},
-        session::Seal,
+        session::{Seal, load::Places},
         time::Clock,
     };
 
@@ -358,7 +358,7 @@ mod tests {
             "0123456789abcdef0123456789abcdef".to_owned(),
             Identity::example("https://a", "alice"),
             audit,
-            Duration::from_secs(60),
+            (Duration::from_secs(60), Places::new(64, 64)),
             Era::Modern,
             stdin,
             Arc::new(Seal::fleeting(Clock::new(|| 0))),

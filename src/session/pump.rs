@@ -19,8 +19,32 @@ use crate::{
     },
 };
 
+/// Whom a child's lines are for.
+pub(super) trait Hears {
+    /// Handles one line; `false` for what the protocol does not allow, which is dropped (sse-2).
+    fn take(&self, line: Bytes) -> bool;
+    /// Whether the child has asked something since this was asked last.
+    fn was_asked(&self) -> bool;
+    /// Asks the clients what has come together.
+    fn ask_clients(&self);
+}
+
+impl Hears for Session {
+    fn take(&self, line: Bytes) -> bool {
+        take(self, line)
+    }
+
+    fn was_asked(&self) -> bool {
+        self.was_asked()
+    }
+
+    fn ask_clients(&self) {
+        self.ask_clients();
+    }
+}
+
 /// Reads until the child's output ends, or until it has broken the protocol too often.
-pub(super) async fn run(session: &Session, stdout: impl AsyncRead + Unpin, rate: u64) {
+pub(super) async fn run(hears: &impl Hears, stdout: impl AsyncRead + Unpin, rate: u64) {
     let mut lines = Lines::new(stdout, MAX_LINE).paced(rate);
     let mut violations = 0;
     let mut due = None;
@@ -31,15 +55,15 @@ pub(super) async fn run(session: &Session, stdout: impl AsyncRead + Unpin, rate:
             None => Ok(lines.next().await),
         };
         let Ok(line) = line else {
-            session.ask_clients();
+            hears.ask_clients();
             due = None;
             continue;
         };
         let kept = match line {
             Ok(Line::Text(text)) if text.trim_ascii().is_empty() => true,
             Ok(Line::Text(text)) => {
-                let kept = take(session, text);
-                if session.was_asked() {
+                let kept = hears.take(text);
+                if hears.was_asked() {
                     due = due.or(Some(Instant::now() + GATHER));
                 }
                 kept
@@ -67,8 +91,8 @@ pub(super) async fn run(session: &Session, stdout: impl AsyncRead + Unpin, rate:
     }
 }
 
-/// Handles one line; `false` for what the protocol does not allow, which is dropped (sse-2).
-fn take(session: &Session, line: Bytes) -> bool {
+/// Hands a session one line of its child's.
+pub(super) fn take(session: &Session, line: Bytes) -> bool {
     let Ok(message) = Message::parse(one_line(line)) else {
         return false;
     };

@@ -2,32 +2,34 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use aws_lc_rs::rand;
 use bytes::Bytes;
-use tokio::{
-    sync::{Notify, Semaphore, mpsc},
-    task::JoinSet,
-    time::Instant,
-};
+use tokio::{sync::Notify, task::JoinSet, time::Instant};
 
 use crate::{
     audit::{Audit, Event, Outcome, Reason, RequestId},
-    auth::{Identity, Owner, PrincipalKey},
+    auth::{Identity, PrincipalKey},
     authz::Permit,
-    child::{Child, Source, StartError},
+    child::{Source, StartError},
+    config::Scope,
     egress,
     json::Value,
     mcp::{Era, Message},
     session::{
-        SendError, Sent, Session, ending,
+        SendError, Sent, Session,
         exchange::{Event as Heard, Failure},
+        load::{Over, Places},
         probe,
         reversed::is_refusal,
         seal::Seal,
+        shared::Shared,
     },
 };
 
@@ -38,8 +40,12 @@ pub struct Setup {
     /// What children may reach.
     pub egress: Arc<egress::Rules>,
     pub audit: Audit,
-    /// Sessions at once, those that are ending included.
-    pub sessions: usize,
+    /// Whom one child serves.
+    pub scope: Scope,
+    /// Sessions at once, those that are ending included; of all, and of one user.
+    pub sessions: (usize, usize),
+    /// Calls that wait for an answer at once, likewise.
+    pub calls: (usize, usize),
     pub call_timeout: Duration,
     /// Bytes of a child's output that are read in a second.
     pub output: u64,
@@ -50,22 +56,31 @@ pub struct Setup {
 
 /// The table: session ids to sessions, and the tasks that tend them.
 pub struct Sessions {
-    setup: Setup,
-    slots: Arc<Semaphore>,
-    table: Arc<Mutex<HashMap<String, Arc<Session>>>>,
-    shared: Mutex<HashMap<PrincipalKey, Arc<Place>>>,
+    pub(super) setup: Setup,
+    pub(super) slots: Places,
+    pub(super) calls: Places,
+    /// Shared children that have not ended for good.
+    pub(super) children: Arc<AtomicUsize>,
+    pub(super) backends: Mutex<HashMap<PrincipalKey, Arc<Backend>>>,
+    pub(super) table: Arc<Mutex<HashMap<String, Arc<Session>>>>,
+    shared: Mutex<HashMap<PrincipalKey, Arc<Seat>>>,
     tasks: Mutex<JoinSet<()>>,
-    ended: Arc<Notify>,
+    pub(super) ended: Arc<Notify>,
 }
 
 /// Where the session of one principal's sessionless requests is; locked while it is made.
-type Place = tokio::sync::Mutex<Weak<Session>>;
+type Seat = tokio::sync::Mutex<Weak<Session>>;
+
+/// Where the child is that several sessions share; locked while it starts.
+type Backend = tokio::sync::Mutex<Weak<Shared>>;
 
 /// Why a session was not opened.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("there are already as many sessions as `limits.sessions` allows")]
     Full,
+    #[error("this user has already as many sessions as `limits.sessions-per-user` allows")]
+    UserFull,
     #[error("{0}")]
     Start(#[from] StartError),
     /// The server neither discovers nor initializes.
@@ -77,12 +92,25 @@ pub enum OpenError {
     Send(#[from] SendError),
 }
 
+impl From<Over> for OpenError {
+    fn from(over: Over) -> Self {
+        match over {
+            Over::Server => Self::Full,
+            Over::User => Self::UserFull,
+        }
+    }
+}
+
 impl Sessions {
     pub fn new(setup: Setup) -> Self {
-        let slots = Arc::new(Semaphore::new(setup.sessions));
+        let slots = Places::new(setup.sessions.0, setup.sessions.1);
+        let calls = Places::new(setup.calls.0, setup.calls.1);
         Self {
             setup,
             slots,
+            calls,
+            children: Arc::default(),
+            backends: Mutex::default(),
             table: Arc::default(),
             shared: Mutex::default(),
             tasks: Mutex::default(),
@@ -157,75 +185,6 @@ impl Sessions {
         Ok(session)
     }
 
-    /// Starts a child, and the task that tends it and sees it out, whatever becomes of this request.
-    async fn begin(&self, identity: &Identity, era: Era) -> Result<Opening, OpenError> {
-        let slot = self
-            .slots
-            .clone()
-            .try_acquire_owned()
-            .map_err(|_| OpenError::Full)?;
-        let child = self.start(identity, era).await?;
-        let principal = Some(identity.principal_key().to_string());
-        self.setup.audit.record(&Event::ChildStarted {
-            child: child.number,
-            pid: child.pid,
-            principal,
-        });
-        let (stdin, lines) = mpsc::channel(MAX_LINES);
-        let session = Session::new(
-            new_id(),
-            identity.clone(),
-            self.setup.audit.clone(),
-            self.setup.call_timeout,
-            era,
-            stdin,
-            self.setup.seal.clone(),
-        );
-        let opening = Opening {
-            session: session.clone(),
-            kept: false,
-        };
-        // In the table at once, so that it is swept and ended like any other; entered only once it is open.
-        lock(&self.table).insert(session.id().to_owned(), session.clone());
-        let tended = ending::tend(
-            session.clone(),
-            child,
-            (lines, self.setup.output),
-            ending::Around {
-                source: self.setup.source.clone(),
-                egress: self.setup.egress.clone(),
-                audit: self.setup.audit.clone(),
-            },
-        );
-        let (table, ended, id) = (
-            self.table.clone(),
-            self.ended.clone(),
-            session.id().to_owned(),
-        );
-        self.tasks().spawn(async move {
-            tended.await;
-            lock(&table).remove(&id);
-            drop(slot);
-            ended.notify_one();
-        });
-        Ok(opening)
-    }
-
-    async fn start(&self, identity: &Identity, era: Era) -> Result<Child, StartError> {
-        let owner = match era {
-            Era::Legacy => Owner::of(identity),
-            // One serves all clients of its principal.
-            Era::Modern => Owner::of_all_clients(identity),
-        };
-        let started = self.setup.source.start(&owner).await;
-        started.inspect_err(|error| {
-            self.setup.audit.record(&Event::LayerFailed {
-                layer: error.layer().to_owned(),
-                reason: error.in_full(),
-            });
-        })
-    }
-
     /// The session of that id, if it is this identity's. Another identity's is
     /// as unknown as none (tok-15): the reason is for the record only.
     pub fn enter(&self, identity: &Identity, id: &str) -> Result<Arc<Session>, NoSession> {
@@ -264,6 +223,12 @@ impl Sessions {
                 self.close(&session);
             }
         }
+        lock(&self.backends).retain(|_, backend| {
+            Arc::strong_count(backend) > 1
+                || backend
+                    .try_lock()
+                    .is_ok_and(|shared| shared.strong_count() > 0)
+        });
         // A place that somebody holds is in use.
         lock(&self.shared).retain(|_, place| {
             Arc::strong_count(place) > 1
@@ -274,9 +239,10 @@ impl Sessions {
         while self.tasks().try_join_next().is_some() {}
     }
 
-    /// Whether no more sessions may be opened now.
-    pub fn is_full(&self) -> bool {
-        self.slots.available_permits() == 0
+    /// Why this identity may open no more sessions now, if that is so.
+    pub fn full(&self, identity: &Identity) -> Option<OpenError> {
+        let over = self.slots.look(identity.principal_key()).err()?;
+        Some(over.into())
     }
 
     /// Whether a sessionless request of this identity would have to open one.
@@ -298,12 +264,12 @@ impl Sessions {
 
     /// Whether there is no session and no child left.
     pub fn is_idle(&self) -> bool {
-        self.slots.available_permits() == self.setup.sessions
+        self.slots.count() == 0 && self.children.load(Ordering::Relaxed) == 0
     }
 
     /// How many sessions there are, those that are starting or ending included.
     pub fn count(&self) -> usize {
-        self.setup.sessions - self.slots.available_permits()
+        self.slots.count()
     }
 
     /// How many calls wait for a child's answer.
@@ -335,7 +301,7 @@ impl Sessions {
         while tasks.join_next().await.is_some() {}
     }
 
-    fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
+    pub(super) fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -349,9 +315,9 @@ pub enum NoSession {
 }
 
 /// A session that is being opened: it ends with whoever opens it, unless it is kept.
-struct Opening {
-    session: Arc<Session>,
-    kept: bool,
+pub(super) struct Opening {
+    pub(super) session: Arc<Session>,
+    pub(super) kept: bool,
 }
 
 impl Opening {
@@ -413,16 +379,13 @@ fn agreed_version(answer: &Bytes) -> Option<String> {
     )
 }
 
-fn new_id() -> String {
+pub(super) fn new_id() -> String {
     let mut random = [0; 16];
     rand::fill(&mut random)
         .expect("the operating system gives random bytes, or nothing here is safe");
     random.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
-
-/// Lines waiting for one child that does not read.
-const MAX_LINES: usize = 128;

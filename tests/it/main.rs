@@ -56,6 +56,8 @@ mod run;
 mod runner;
 /// What a server can see and do from inside.
 mod sandbox;
+/// Whom one child serves.
+mod scopes;
 /// Streams of a session, and coming back to them.
 mod streams;
 /// TLS of the gateway's own.

@@ -1,0 +1,202 @@
+//! What a shared child says, and which member each word is for.
+//!
+//! The other half of `switch`, and as pure. What cannot be told to be one
+//! member's is given to none.
+
+use bytes::Bytes;
+
+use crate::{
+    auth::PrincipalKey,
+    json::{Kind, Value},
+    mcp::{Message, bridge},
+    session::{
+        own::OwnMessage,
+        switch::{Asked, Asks, Member, Out, Switch},
+        words::{made_task, number_of, text_of},
+    },
+};
+
+impl Switch {
+    /// What the child says; `None` for what the protocol does not allow.
+    pub(super) fn said_by_child(&mut self, line: Bytes) -> Option<Vec<Out>> {
+        let message = Message::parse(line).ok()?;
+        let root = message.root();
+        if root.kind() != Kind::Object {
+            return None;
+        }
+        match (root.get("method").and_then(Value::as_str), root.get("id")) {
+            (None, Some(id)) => self.answered(&message, id),
+            (Some(method), Some(id)) => self.question(&message, &method, id),
+            (Some(method), None) => Some(self.told(&message, &method)),
+            (None, None) => None,
+        }
+    }
+
+    fn answered(&mut self, message: &Message, id: Value<'_>) -> Option<Vec<Out>> {
+        let number = number_of(id)?;
+        let Some(route) = self.routes.remove(&number) else {
+            // Cancelled: the child could not know (fault-17).
+            return (1..self.next).contains(&number).then(Vec::new);
+        };
+        if let Asks::Initialize = route.kind {
+            let mut out = Vec::new();
+            if message.root().get("result").is_some() {
+                out.push(Out::ToChild(OwnMessage::Initialized.line()));
+            }
+            let waited = self.opening.opened(message, self.everybody);
+            out.extend(waited.into_iter().map(|(to, text)| Out::To(to, text)));
+            return Some(out);
+        }
+        let Some((to, own)) = route.to else {
+            return Some(Vec::new());
+        };
+        let result = message.root().get("result");
+        if let Some(member) = self.members.get_mut(&to) {
+            member.numbers.remove(&own);
+            if let (Asks::Subscribe(uri), None) = (route.kind, result) {
+                member.subscribed.remove(&uri);
+            }
+            let principal = member.principal;
+            if let Some(task) = result.and_then(made_task) {
+                self.remember(text_of(task), principal);
+            }
+        }
+        let own = own.to_string();
+        let line = message.with(&[(id.span(), own.as_bytes())]);
+        Some(vec![Out::To(to, line.into())])
+    }
+
+    /// A request of the child's number will have no answer: whose it was, by their own numbers.
+    pub(super) fn failed(&mut self, number: u64) -> Vec<(u64, u64)> {
+        let Some(route) = self.routes.remove(&number) else {
+            return Vec::new();
+        };
+        if let Asks::Initialize = route.kind {
+            return self.opening.failed();
+        }
+        if let Some((to, own)) = route.to
+            && let Some(member) = self.members.get_mut(&to)
+        {
+            member.numbers.remove(&own);
+            if let Asks::Subscribe(uri) = route.kind {
+                member.subscribed.remove(&uri);
+            }
+        }
+        route.to.into_iter().collect()
+    }
+
+    fn question(&mut self, message: &Message, method: &str, id: Value<'_>) -> Option<Vec<Out>> {
+        if !matches!(id.kind(), Kind::String | Kind::Number) || id.span().len() > MAX_ID {
+            return None;
+        }
+        if method == "ping" {
+            let pong = OwnMessage::Pong { id: id.raw() };
+            return Some(vec![Out::ToChild(pong.line())]);
+        }
+        let takes = |member: &Member| match method {
+            "sampling/createMessage" => member.samples,
+            "elicitation/create" => member.elicits,
+            _ => false,
+        };
+        let to = self.sole_worker().filter(|to| {
+            let member = self.members.get(to);
+            self.asked.len() < MAX_ASKED && member.is_some_and(takes)
+        });
+        let Some(member) = to else {
+            let nobody = OwnMessage::NobodyThere { id: id.raw() };
+            return Some(vec![Out::ToChild(nobody.line())]);
+        };
+        let meta = message.root().get("params")?.get("_meta");
+        let token = meta.and_then(|meta| meta.get("progressToken"));
+        let token = token.map(|token| Bytes::copy_from_slice(token.raw()));
+        let id = Bytes::copy_from_slice(id.raw());
+        self.asked.insert(id, Asked { member, token });
+        Some(vec![Out::To(member, message.bytes().clone())])
+    }
+
+    /// The one member that has anything in flight; of a child of everybody's it might be another
+    /// user's work all the same that is spoken of.
+    fn sole_worker(&self) -> Option<u64> {
+        if self.everybody {
+            return None;
+        }
+        let mut working = self
+            .routes
+            .values()
+            .filter(|route| !matches!(route.kind, Asks::Listen))
+            .filter_map(|route| Some(route.to?.0));
+        let first = working.next()?;
+        working.all(|member| member == first).then_some(first)
+    }
+
+    fn told(&mut self, message: &Message, method: &str) -> Vec<Out> {
+        let params = message.root().get("params");
+        let subscription = params
+            .and_then(|params| params.get("_meta"))
+            .and_then(|meta| meta.get("io.modelcontextprotocol/subscriptionId"));
+        let named = match method {
+            _ if subscription.is_some() => subscription,
+            "notifications/progress" => params.and_then(|params| params.get("progressToken")),
+            "notifications/cancelled" => {
+                let id = params.and_then(|params| params.get("requestId"));
+                let asked = id.and_then(|id| self.asked.remove(id.raw()));
+                let to = asked.map(|asked| Out::To(asked.member, message.bytes().clone()));
+                return to.into_iter().collect();
+            }
+            _ => None,
+        };
+        if let Some(named) = named {
+            let route = number_of(named).and_then(|number| self.routes.get(&number));
+            let Some((to, own)) = route.and_then(|route| route.to) else {
+                return Vec::new();
+            };
+            let own = own.to_string();
+            let line = message.with(&[(named.span(), own.as_bytes())]);
+            return vec![Out::To(to, line.into())];
+        }
+        let alone = self.members.len() == 1;
+        let hears = |member: &Member| match method {
+            "notifications/resources/updated" => params
+                .and_then(|params| params.get("uri"))
+                .is_some_and(|uri| member.subscribed.contains(&text_of(uri))),
+            "notifications/message" => {
+                let level = params.and_then(|params| params.get("level"));
+                let level = level.and_then(Value::as_str);
+                let level = level.and_then(|level| bridge::log_level(&level));
+                let wanted = member.level.map_or(alone, |from| level >= Some(from));
+                !self.everybody && wanted
+            }
+            "notifications/tasks/status" | "notifications/tasks" => {
+                let task = params.and_then(|params| params.get("taskId"));
+                let owner = task.and_then(|task| self.tasks.get(&text_of(task)));
+                owner == Some(&member.principal)
+            }
+            _ => method.ends_with("/list_changed"),
+        };
+        let members = self.members.iter().filter(|(_, member)| hears(member));
+        members
+            .map(|(to, _)| Out::To(*to, message.bytes().clone()))
+            .collect()
+    }
+
+    fn remember(&mut self, task: Bytes, owner: PrincipalKey) {
+        // An id that is taken stays with whom it was first.
+        if self.tasks.contains_key(&task) {
+            return;
+        }
+        self.eldest.push_back(task.clone());
+        self.tasks.insert(task, owner);
+        if self.eldest.len() > MAX_TASKS
+            && let Some(eldest) = self.eldest.pop_front()
+        {
+            self.tasks.remove(&eldest);
+        }
+    }
+}
+
+/// Bytes of the id of a question of the child's.
+const MAX_ID: usize = 256;
+/// Questions of the child's that no client has answered.
+const MAX_ASKED: usize = 256;
+/// Tasks whose owner is known.
+const MAX_TASKS: usize = 4096;

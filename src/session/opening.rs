@@ -1,0 +1,123 @@
+//! The opening of a conversation that several clients share.
+//!
+//! The gateway says `initialize` to the child once and keeps the answer; each
+//! client is given it under its own id, with a version of its own. Used by `switch`.
+
+use bytes::Bytes;
+
+use crate::{
+    json::Value,
+    mcp::{Message, version},
+};
+
+/// How far it is.
+#[derive(Default)]
+pub(super) struct Opening {
+    kept: Option<Kept>,
+    /// Asked, and who waits: member, its own number, its version.
+    waiting: Option<Vec<(u64, u64, String)>>,
+}
+
+/// The child's answer.
+struct Kept {
+    message: Message,
+    version: String,
+    /// What its members are told that it can, where that is less than all.
+    capabilities: Option<Vec<u8>>,
+}
+
+impl Opening {
+    /// The answer for whoever asks now, if it is known.
+    pub(super) fn answer(&self, own: u64, asked: &str) -> Option<Bytes> {
+        self.kept.as_ref()?.told(own, asked)
+    }
+
+    /// Whether the child was asked already. Notes who waits either way.
+    pub(super) fn wait(&mut self, member: u64, own: u64, asked: &str) -> bool {
+        let was_asked = self.waiting.is_some();
+        let waiting = self.waiting.get_or_insert_default();
+        waiting.push((member, own, asked.to_owned()));
+        was_asked
+    }
+
+    pub(super) fn forget(&mut self, member: u64) {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.retain(|(waits, ..)| *waits != member);
+        }
+    }
+
+    /// The child will not answer: who waited, by their own numbers.
+    pub(super) fn failed(&mut self) -> Vec<(u64, u64)> {
+        let waited = self.waiting.take().unwrap_or_default();
+        let names = |(member, own, _)| (member, own);
+        waited.into_iter().map(names).collect()
+    }
+
+    /// The child has answered: what those are told that wait. A refusal is kept for none but them.
+    pub(super) fn opened(&mut self, message: &Message, everybody: bool) -> Vec<(u64, Bytes)> {
+        let waited = self.waiting.take().unwrap_or_default();
+        let result = message.root().get("result");
+        self.kept = result.map(|result| {
+            let version = result.get("protocolVersion").and_then(Value::as_str);
+            let capabilities = result.get("capabilities").filter(|_| everybody);
+            Kept {
+                message: message.clone(),
+                version: version.unwrap_or_default().into_owned(),
+                capabilities: capabilities.map(without_logging),
+            }
+        });
+        let told = |(member, own, asked): (u64, u64, String)| {
+            let text = match &self.kept {
+                Some(kept) => kept.told(own, &asked)?,
+                None => {
+                    let id = message.root().get("id")?;
+                    let own = own.to_string();
+                    message.with(&[(id.span(), own.as_bytes())]).into()
+                }
+            };
+            Some((member, text))
+        };
+        waited.into_iter().filter_map(told).collect()
+    }
+}
+
+impl Kept {
+    fn told(&self, own: u64, asked: &str) -> Option<Bytes> {
+        let root = self.message.root();
+        let result = root.get("result")?;
+        let (own, agreed) = (own.to_string(), format!("\"{}\"", self.agreed(asked)));
+        let mut changes = vec![(root.get("id")?.span(), own.as_bytes())];
+        if let Some(version) = result.get("protocolVersion") {
+            changes.push((version.span(), agreed.as_bytes()));
+        }
+        if let (Some(less), Some(all)) = (&self.capabilities, result.get("capabilities")) {
+            changes.push((all.span(), less));
+        }
+        changes.sort_by_key(|(span, _)| span.start);
+        Some(self.message.with(&changes).into())
+    }
+
+    /// The client's version, unless it is unknown or newer than the child's.
+    fn agreed<'a>(&'a self, asked: &'a str) -> &'a str {
+        let age = |version: &str| version::LEGACY.iter().position(|known| *known == version);
+        match (age(asked), age(&self.version)) {
+            (Some(asks), Some(has)) if asks >= has => asked,
+            _ => &self.version,
+        }
+    }
+}
+
+/// Log messages of everybody's child are for nobody, so nobody is told that there are any.
+fn without_logging(capabilities: Value<'_>) -> Vec<u8> {
+    let mut out = vec![b'{'];
+    for (name, value) in capabilities.members().filter(|(name, _)| name != "logging") {
+        if out.len() > 1 {
+            out.push(b',');
+        }
+        out.extend(serde_json::Value::from(name).to_string().into_bytes());
+        out.push(b':');
+        out.extend(value.raw());
+    }
+    out.push(b'}');
+    out
+}

@@ -1,0 +1,273 @@
+//! One child for several sessions.
+//!
+//! Each session keeps speaking as if the child were its own; a `Switch` stands
+//! between. The child ends with the last of its sessions, and all of them with
+//! it. Made by `table`; a message reaches it only through a session.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use tokio::sync::{Notify, Semaphore, mpsc};
+
+use crate::{
+    auth::PrincipalKey,
+    session::{
+        Session,
+        ending::{Output, Served},
+        exchange::Failure,
+        pump::{self, Hears},
+        switch::{Out, Switch},
+    },
+};
+
+/// A child and those that share it.
+pub(super) struct Shared {
+    /// Whose it is, for the record.
+    principal: PrincipalKey,
+    stdin: mpsc::Sender<Bytes>,
+    /// Bytes that lines for the child may still take up while they wait.
+    room: Semaphore,
+    state: Mutex<State>,
+    /// Lines of members enter the child in the order in which they were switched.
+    order: tokio::sync::Mutex<()>,
+    unheard: AtomicU64,
+    /// The child has asked what a member's client is still to be asked.
+    asking: AtomicBool,
+    end: Notify,
+}
+
+struct State {
+    switch: Switch,
+    sessions: HashMap<u64, Arc<Session>>,
+    next: u64,
+    /// Nobody may join any more; and whether that is because nobody was left.
+    closed: bool,
+    unwanted: bool,
+}
+
+impl Shared {
+    /// The child's side of it, which must be tended, is the receiver.
+    pub(super) fn new(
+        principal: PrincipalKey,
+        everybody: bool,
+        lines: usize,
+    ) -> (Arc<Self>, mpsc::Receiver<Bytes>) {
+        let (stdin, outbox) = mpsc::channel(lines);
+        let state = State {
+            switch: Switch::new(everybody),
+            sessions: HashMap::new(),
+            next: 1,
+            closed: false,
+            unwanted: false,
+        };
+        let shared = Self {
+            principal,
+            stdin,
+            room: Semaphore::new(MAX_UNWRITTEN as usize),
+            state: Mutex::new(state),
+            order: tokio::sync::Mutex::default(),
+            unheard: AtomicU64::new(0),
+            asking: AtomicBool::new(false),
+            end: Notify::new(),
+        };
+        (Arc::new(shared), outbox)
+    }
+
+    /// One more session; `None` when this child takes none any more.
+    pub(super) fn join(&self, session: &Arc<Session>) -> Option<u64> {
+        let mut state = self.state();
+        if state.closed {
+            return None;
+        }
+        let member = state.next;
+        state.next += 1;
+        let principal = session.owner().principal_key();
+        state.switch.join(member, principal);
+        state.sessions.insert(member, session.clone());
+        Some(member)
+    }
+
+    /// Ends the child if nobody is left.
+    fn end_if_alone(&self) {
+        let mut state = self.state();
+        if state.sessions.is_empty() {
+            (state.closed, state.unwanted) = (true, true);
+            self.end.notify_one();
+        }
+    }
+
+    /// Carries the session's lines to the child until the session ends.
+    pub(super) async fn serve(
+        &self,
+        member: u64,
+        session: Arc<Session>,
+        mut lines: mpsc::Receiver<Bytes>,
+    ) {
+        loop {
+            let line = tokio::select! {
+                // What it has said before its end is said, its cancellations among it.
+                biased;
+                line = lines.recv() => line,
+                () = session.end.notified() => break,
+            };
+            let Some(line) = line else { break };
+            let bytes = line.len();
+            tokio::select! {
+                biased;
+                () = self.say(member, line) => session.written(bytes),
+                // Unless the child does not read: that must keep nobody from leaving.
+                () = session.end.notified() => break,
+            }
+        }
+        session.fail_all(Failure::ChildEnded);
+        let out = {
+            let mut state = self.state();
+            state.sessions.remove(&member);
+            state.switch.leave(member)
+        };
+        self.pass_now(out);
+        self.end_if_alone();
+    }
+
+    async fn say(&self, member: u64, line: Bytes) {
+        let turn = self.order.lock().await;
+        let out = self.state().switch.said_by(member, line);
+        for out in out {
+            match out {
+                Out::ToChild(line) => {
+                    if let Ok(taken) = self.room.acquire_many(size(&line)).await {
+                        taken.forget();
+                    }
+                    // Or it is ending, and so are its sessions.
+                    let _ = self.stdin.send(line).await;
+                }
+                Out::To(member, line) => self.give(member, line),
+            }
+        }
+        drop(turn);
+    }
+
+    /// Without waiting: a child that does not read goes without these.
+    fn pass_now(&self, out: Vec<Out>) {
+        for out in out {
+            match out {
+                Out::ToChild(line) => {
+                    if let Ok(taken) = self.room.try_acquire_many(size(&line))
+                        && self.stdin.try_send(line).is_ok()
+                    {
+                        taken.forget();
+                    }
+                }
+                Out::To(member, line) => self.give(member, line),
+            }
+        }
+    }
+
+    fn give(&self, member: u64, line: Bytes) {
+        let session = self.state().sessions.get(&member).cloned();
+        if let Some(session) = session {
+            pump::take(&session, line);
+            if session.was_asked() {
+                self.asking.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn sessions(&self) -> Vec<Arc<Session>> {
+        self.state().sessions.values().cloned().collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No code path leaves the state half changed, so a panic elsewhere does not taint it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Hears for Shared {
+    fn take(&self, line: Bytes) -> bool {
+        let Some(out) = self.state().switch.said_by_child(line) else {
+            return false;
+        };
+        if out.is_empty() {
+            self.unheard.fetch_add(1, Ordering::Relaxed);
+        }
+        self.pass_now(out);
+        true
+    }
+
+    fn was_asked(&self) -> bool {
+        self.asking.swap(false, Ordering::Relaxed)
+    }
+
+    fn ask_clients(&self) {
+        for session in self.sessions() {
+            session.ask_clients();
+        }
+    }
+}
+
+impl Served for Shared {
+    fn principal(&self) -> String {
+        self.principal.to_string()
+    }
+
+    fn end(&self) -> &Notify {
+        &self.end
+    }
+
+    fn is_unwanted(&self) -> bool {
+        self.state().unwanted
+    }
+
+    fn in_flight(&self) -> usize {
+        self.state().switch.waiting()
+    }
+
+    fn fail_all(&self, failure: Failure) {
+        self.state().closed = true;
+        for session in self.sessions() {
+            session.fail_all(failure);
+            session.hang_up();
+        }
+    }
+
+    fn unheard(&self) -> u64 {
+        self.unheard.load(Ordering::Relaxed)
+    }
+
+    fn written(&self, bytes: usize) {
+        self.room.add_permits(bytes.min(MAX_UNWRITTEN as usize));
+    }
+
+    fn fail_one(&self, number: u64, failure: Failure) {
+        let failed = self.state().switch.failed(number);
+        for (member, own) in failed {
+            let session = self.state().sessions.get(&member).cloned();
+            if let Some(session) = session {
+                session.fail_one(own, failure);
+            }
+        }
+    }
+
+    fn hang_up(&self) {
+        self.end.notify_one();
+    }
+
+    async fn hear(&self, stdout: Output, rate: u64) {
+        pump::run(self, stdout, rate).await;
+    }
+}
+
+/// What a line takes of the room; a single longer one still goes, by itself.
+fn size(line: &Bytes) -> u32 {
+    u32::try_from(line.len()).map_or(MAX_UNWRITTEN, |size| size.min(MAX_UNWRITTEN))
+}
+
+/// Bytes of lines waiting for a child that does not read.
+const MAX_UNWRITTEN: u32 = 8 << 20;

@@ -1,0 +1,470 @@
+//! Who of those that share one child said or is told what: numbers, tokens and names.
+//!
+//! Pure: lines in, lines out, each with its way. Every member of a shared child
+//! speaks as if it had the child to itself, under its own numbers; here they
+//! become numbers of the child, and nothing of one member's is ever another's
+//! (inc-7). What no member can be told from (log messages of everybody's child,
+//! questions that belong to nobody's call) is given to none: what the child says
+//! is in `heard`. Used by `shared`.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use bytes::Bytes;
+
+use crate::{
+    auth::PrincipalKey,
+    json::Value,
+    mcp::{Message, bridge, method},
+    session::{
+        opening::Opening,
+        own::OwnMessage,
+        words::{DONE, NO_METHOD, NO_TASK, TOO_MANY, answer, number_of, text_of, unsubscribe},
+    },
+};
+
+/// A line and whom it is for.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) enum Out {
+    ToChild(Bytes),
+    To(u64, Bytes),
+}
+
+/// All that is between a child and its members.
+pub(super) struct Switch {
+    /// Whether different users meet here.
+    pub(super) everybody: bool,
+    pub(super) members: HashMap<u64, Member>,
+    /// The number of the next request towards the child; never used twice.
+    pub(super) next: u64,
+    pub(super) routes: HashMap<u64, Route>,
+    /// The child's own questions, by their id as JSON.
+    pub(super) asked: HashMap<Bytes, Asked>,
+    pub(super) opening: Opening,
+    /// From which level on the child was told to write log messages.
+    level: Option<usize>,
+    /// Tasks of the child's, and whose they are; the oldest is forgotten first.
+    pub(super) tasks: HashMap<Bytes, PrincipalKey>,
+    pub(super) eldest: VecDeque<Bytes>,
+}
+
+pub(super) struct Member {
+    pub(super) principal: PrincipalKey,
+    /// Its own numbers of what is in flight, and the child's.
+    pub(super) numbers: HashMap<u64, u64>,
+    pub(super) subscribed: HashSet<Bytes>,
+    pub(super) level: Option<usize>,
+    /// Which questions its client takes.
+    pub(super) samples: bool,
+    pub(super) elicits: bool,
+}
+
+pub(super) struct Route {
+    /// `None` for what is asked on nobody's behalf.
+    pub(super) to: Option<(u64, u64)>,
+    pub(super) kind: Asks,
+}
+
+pub(super) enum Asks {
+    Call,
+    /// Stays open, and so is nobody's being at work.
+    Listen,
+    Initialize,
+    Subscribe(Bytes),
+}
+
+pub(super) struct Asked {
+    pub(super) member: u64,
+    pub(super) token: Option<Bytes>,
+}
+
+impl Switch {
+    pub(super) fn new(everybody: bool) -> Self {
+        Self {
+            everybody,
+            members: HashMap::new(),
+            next: 1,
+            routes: HashMap::new(),
+            asked: HashMap::new(),
+            opening: Opening::default(),
+            level: None,
+            tasks: HashMap::new(),
+            eldest: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn join(&mut self, member: u64, principal: PrincipalKey) {
+        self.members.insert(
+            member,
+            Member {
+                principal,
+                numbers: HashMap::new(),
+                subscribed: HashSet::new(),
+                level: None,
+                samples: false,
+                elicits: false,
+            },
+        );
+    }
+
+    /// What is left of a member's is taken back.
+    pub(super) fn leave(&mut self, member: u64) -> Vec<Out> {
+        let mut out = Vec::new();
+        let Some(gone) = self.members.remove(&member) else {
+            return out;
+        };
+        self.opening.forget(member);
+        for number in gone.numbers.into_values() {
+            if self.routes.remove(&number).is_some() {
+                let own = OwnMessage::Cancelled {
+                    number,
+                    reason: "the client has gone",
+                };
+                out.push(Out::ToChild(own.line()));
+            }
+        }
+        for uri in gone.subscribed {
+            if !self.is_subscribed(&uri) {
+                let number = self.number(None, Asks::Call);
+                out.push(Out::ToChild(unsubscribe(number, &uri)));
+            }
+        }
+        let asked = self.asked.extract_if(|_, asked| asked.member == member);
+        for (id, _) in asked {
+            out.push(Out::ToChild(OwnMessage::NobodyThere { id: &id }.line()));
+        }
+        out
+    }
+
+    /// How many questions of members' wait for the child.
+    pub(super) fn waiting(&self) -> usize {
+        let waits = |route: &&Route| !matches!(route.kind, Asks::Listen);
+        self.routes.values().filter(waits).count()
+    }
+
+    /// What a member says.
+    pub(super) fn said_by(&mut self, member: u64, line: Bytes) -> Vec<Out> {
+        let Ok(message) = Message::parse(line) else {
+            return Vec::new();
+        };
+        let root = message.root();
+        match (root.get("method").and_then(Value::as_str), root.get("id")) {
+            (Some(method), Some(id)) => self.request(member, &message, &method, id),
+            (Some(method), None) => self.notice(member, &message, &method),
+            (None, Some(id)) => {
+                let mine = |asked: &Asked| asked.member == member;
+                if self.asked.get(id.raw()).is_some_and(mine) {
+                    self.asked.remove(id.raw());
+                    vec![Out::ToChild(message.bytes().clone())]
+                } else {
+                    Vec::new()
+                }
+            }
+            (None, None) => Vec::new(),
+        }
+    }
+
+    fn request(&mut self, member: u64, message: &Message, method: &str, id: Value<'_>) -> Vec<Out> {
+        let params = message.root().get("params");
+        let (Some(own), true) = (number_of(id), self.members.contains_key(&member)) else {
+            return Vec::new();
+        };
+        let here = |text: &[u8]| vec![Out::To(member, answer(id.raw(), text))];
+        let mut kind = Asks::Call;
+        let mut changes = Vec::new();
+        let level;
+        match method {
+            "initialize" => return self.initialize(member, own, params),
+            method::LISTEN => kind = Asks::Listen,
+            "resources/subscribe" => {
+                if let Some(uri) = params.and_then(|params| params.get("uri")) {
+                    let uri = text_of(uri);
+                    if let Some(member) = self.members.get_mut(&member) {
+                        if member.subscribed.len() >= MAX_SUBSCRIBED {
+                            return here(TOO_MANY);
+                        }
+                        member.subscribed.insert(uri.clone());
+                    }
+                    kind = Asks::Subscribe(uri);
+                }
+            }
+            "resources/unsubscribe" => {
+                if let Some(uri) = params.and_then(|params| params.get("uri")) {
+                    let uri = text_of(uri);
+                    if let Some(member) = self.members.get_mut(&member) {
+                        member.subscribed.remove(&uri);
+                    }
+                    if self.is_subscribed(&uri) {
+                        return here(DONE);
+                    }
+                }
+            }
+            // Of a child of everybody's nobody can say whose work a message tells of.
+            "logging/setLevel" if self.everybody => return here(NO_METHOD),
+            "logging/setLevel" => {
+                let value = params.and_then(|params| params.get("level"));
+                let known = value
+                    .and_then(Value::as_str)
+                    .and_then(|name| bridge::log_level(&name));
+                if let (Some(value), Some(wanted)) = (value, known) {
+                    if let Some(member) = self.members.get_mut(&member) {
+                        member.level = Some(wanted);
+                    }
+                    let levels = self.members.values().filter_map(|member| member.level);
+                    let lowest = levels.min().unwrap_or(wanted);
+                    if self.level == Some(lowest) {
+                        return here(DONE);
+                    }
+                    self.level = Some(lowest);
+                    level = format!("\"{}\"", bridge::level_name(lowest));
+                    changes.push((value.span(), level.as_bytes()));
+                }
+            }
+            "tasks/list" if self.everybody => return here(NO_METHOD),
+            _ if self.everybody && method.starts_with("tasks/") => {
+                let task = params.and_then(|params| params.get("taskId"));
+                let owner = task.and_then(|task| self.tasks.get(&text_of(task)));
+                let asks = self.members.get(&member).map(|member| member.principal);
+                if owner.is_none() || owner.copied() != asks {
+                    return here(NO_TASK);
+                }
+            }
+            _ => {}
+        }
+        let number = self.number(Some((member, own)), kind);
+        let text = number.to_string();
+        changes.push((id.span(), text.as_bytes()));
+        if let Some(token) = params
+            .and_then(|params| params.get("_meta"))
+            .and_then(|meta| meta.get("progressToken"))
+        {
+            changes.push((token.span(), text.as_bytes()));
+        }
+        changes.sort_by_key(|(span, _)| span.start);
+        vec![Out::ToChild(message.with(&changes).into())]
+    }
+
+    fn initialize(&mut self, member: u64, own: u64, params: Option<Value<'_>>) -> Vec<Out> {
+        let takes = |name| {
+            let capabilities = params?.get("capabilities")?;
+            capabilities.get(name).map(|_| ())
+        };
+        if let Some(member) = self.members.get_mut(&member) {
+            member.samples = takes("sampling").is_some();
+            member.elicits = takes("elicitation").is_some();
+        }
+        let version = params.and_then(|params| params.get("protocolVersion"));
+        let version = version.and_then(Value::as_str).unwrap_or_default();
+        if let Some(answer) = self.opening.answer(own, &version) {
+            return vec![Out::To(member, answer)];
+        }
+        if self.opening.wait(member, own, &version) {
+            return Vec::new();
+        }
+        let number = self.number(None, Asks::Initialize);
+        let asks = !self.everybody;
+        vec![Out::ToChild(OwnMessage::Open { number, asks }.line())]
+    }
+
+    fn notice(&mut self, member: u64, message: &Message, method: &str) -> Vec<Out> {
+        let params = message.root().get("params");
+        match method {
+            "notifications/cancelled" => {
+                let named = params.and_then(|params| params.get("requestId"));
+                let own = named.and_then(number_of);
+                let numbers = self.members.get_mut(&member).map(|it| &mut it.numbers);
+                let number = own.zip(numbers).and_then(|(own, all)| all.remove(&own));
+                let (Some(named), Some(number)) = (named, number) else {
+                    return Vec::new();
+                };
+                self.routes.remove(&number);
+                let text = number.to_string();
+                let line = message.with(&[(named.span(), text.as_bytes())]);
+                vec![Out::ToChild(line.into())]
+            }
+            "notifications/progress" => {
+                let token = params.and_then(|params| params.get("progressToken"));
+                let mine = |asked: &Asked| {
+                    let same = |token: Value<'_>| asked.token.as_deref() == Some(token.raw());
+                    asked.member == member && token.is_some_and(same)
+                };
+                if self.asked.values().any(mine) {
+                    vec![Out::ToChild(message.bytes().clone())]
+                } else {
+                    Vec::new()
+                }
+            }
+            // The child was told once that the conversation is open; and of the
+            // state of one of its clients it must not believe that it is all of theirs.
+            _ => Vec::new(),
+        }
+    }
+
+    fn number(&mut self, to: Option<(u64, u64)>, kind: Asks) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.routes.insert(number, Route { to, kind });
+        if let Some((member, own)) = to
+            && let Some(member) = self.members.get_mut(&member)
+        {
+            member.numbers.insert(own, number);
+        }
+        number
+    }
+
+    fn is_subscribed(&self, uri: &Bytes) -> bool {
+        let mut members = self.members.values();
+        members.any(|member| member.subscribed.contains(uri))
+    }
+}
+
+/// Resources that one member is told of.
+const MAX_SUBSCRIBED: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::auth::Identity;
+
+    fn key(subject: &str) -> PrincipalKey {
+        Identity::example("https://i", subject).principal_key()
+    }
+
+    fn switch(everybody: bool) -> Switch {
+        let mut switch = Switch::new(everybody);
+        for member in 0..4 {
+            switch.join(member, key(&format!("user-{}", member % 2)));
+        }
+        switch
+    }
+
+    fn line(text: String) -> Bytes {
+        Bytes::from(text)
+    }
+
+    fn sent(out: Vec<Out>) -> Bytes {
+        match out.as_slice() {
+            [Out::ToChild(line)] => line.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    proptest! {
+        /// inc-7: whatever the order of asking and of answering, an answer and the progress before it are
+        /// the asker's, and of a message only number and token are ever others.
+        #[test]
+        fn answers_and_progress_are_the_askers_and_all_else_stays_byte_for_byte(
+            asks in prop::collection::vec((0_u64..4, any::<u32>()), 1..60),
+            order in any::<u64>(),
+        ) {
+            let mut switch = switch(true);
+            let mut next = [1_u64; 4];
+            let mut waiting = Vec::new();
+            for (member, salt) in asks {
+                let own = next[member as usize];
+                next[member as usize] += 1;
+                let text = |number: &str| format!(
+                    r#"{{"jsonrpc":"2.0", "method":"tools/call","id":{number},"params":{{"n":1.50e+{salt},"_meta":{{"progressToken":{number} }},"u":"\u00e9é"}}}}"#
+                );
+                let told = sent(switch.said_by(member, line(text(&own.to_string()))));
+                let number = Message::parse(told.clone()).unwrap().root().get("id").and_then(number_of).unwrap();
+                prop_assert_eq!(&told, &line(text(&number.to_string())));
+                waiting.push((member, own, number, salt));
+            }
+            let mut order = order;
+            while !waiting.is_empty() {
+                order = order.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let (member, own, number, salt) = waiting.swap_remove((order >> 33) as usize % waiting.len());
+                let progress = |number: u64| line(format!(
+                    r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progress":{salt}.0,"progressToken":{number}}}}}"#
+                ));
+                prop_assert_eq!(switch.said_by_child(progress(number)), Some(vec![Out::To(member, progress(own))]));
+                let answer = |number: u64| line(format!(r#"{{"result":{{"s": {salt}e0}},"id":{number},"jsonrpc":"2.0"}}"#));
+                prop_assert_eq!(switch.said_by_child(answer(number)), Some(vec![Out::To(member, answer(own))]));
+                // Once more it is nobody's.
+                prop_assert_eq!(switch.said_by_child(answer(number)), Some(Vec::new()));
+                prop_assert_eq!(switch.said_by_child(progress(number)), Some(Vec::new()));
+            }
+            prop_assert_eq!(switch.waiting(), 0);
+        }
+    }
+
+    #[test]
+    fn a_task_is_its_makers_alone_where_users_meet() {
+        let mut switch = switch(true);
+        let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"task":{}}}"#;
+        sent(switch.said_by(0, call.into()));
+        switch
+            .said_by_child(r#"{"jsonrpc":"2.0","id":1,"result":{"task":{"taskId":"t"}}}"#.into())
+            .unwrap();
+        let get = r#"{"jsonrpc":"2.0","id":2,"method":"tasks/get","params":{"taskId":"t"}}"#;
+        // Member 2 is the same user; 1 and 3 are another.
+        sent(switch.said_by(2, get.into()));
+        for other in [1, 3] {
+            let refused = switch.said_by(other, get.into());
+            assert!(
+                matches!(&refused[..], [Out::To(to, text)] if *to == other && text.ends_with(b"no such task\"}}"))
+            );
+        }
+        let status =
+            r#"{"jsonrpc":"2.0","method":"notifications/tasks/status","params":{"taskId":"t"}}"#;
+        let mut told: Vec<_> = switch.said_by_child(status.into()).unwrap();
+        told.sort_by_key(|out| matches!(out, Out::To(2, _)));
+        assert_eq!(told, [Out::To(0, status.into()), Out::To(2, status.into())]);
+    }
+
+    #[test]
+    fn log_levels_are_merged_and_each_hears_from_his_own_on() {
+        let mut switch = switch(false);
+        let set = |level: &str| {
+            format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"logging/setLevel","params":{{"level":"{level}"}}}}"#
+            )
+        };
+        assert!(sent(switch.said_by(0, set("warning").into())).ends_with(b"\"warning\"}}"));
+        assert!(sent(switch.said_by(1, set("info").into())).ends_with(b"\"info\"}}"));
+        // The child says that much already.
+        assert!(matches!(
+            &switch.said_by(2, set("error").into())[..],
+            [Out::To(2, _)]
+        ));
+        let log = r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":1}}"#;
+        assert_eq!(
+            switch.said_by_child(log.into()),
+            Some(vec![Out::To(1, log.into())])
+        );
+    }
+
+    #[test]
+    fn who_leaves_takes_his_calls_and_subscriptions_along() {
+        let mut switch = switch(true);
+        let on =
+            r#"{"jsonrpc":"2.0","id":1,"method":"resources/subscribe","params":{"uri":"a:b"}}"#;
+        sent(switch.said_by(0, on.into()));
+        switch
+            .said_by_child(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#.into())
+            .unwrap();
+        sent(switch.said_by(
+            0,
+            r#"{"jsonrpc":"2.0","id":2,"method":"tools/call"}"#.into(),
+        ));
+        let left: String = switch
+            .leave(0)
+            .into_iter()
+            .map(|out| String::from_utf8(sent(vec![out]).to_vec()).unwrap())
+            .collect();
+        assert!(
+            left.contains("notifications/cancelled") && left.contains(r#""requestId":2"#),
+            "{left}"
+        );
+        assert!(
+            left.contains("resources/unsubscribe") && left.contains("a:b"),
+            "{left}"
+        );
+        assert_eq!(
+            switch.said_by_child(r#"{"jsonrpc":"2.0","id":2,"result":{}}"#.into()),
+            Some(Vec::new())
+        );
+    }
+}
