@@ -20,7 +20,6 @@ use std::{
 
 use anyhow::Result;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::error;
 
 use crate::{
     audit::{Audit, Event},
@@ -126,7 +125,6 @@ pub async fn run(mut setup: Setup) -> Result<Exit> {
             }
             Err(problems) => {
                 for problem in problems.iter() {
-                    error!(%problem, "configuration refused");
                     setup.audit.record(&Event::ConfigRefused {
                         file: problem.file.to_path_buf(),
                         line: problem.line as usize,

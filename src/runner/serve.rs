@@ -39,7 +39,7 @@ pub(super) fn run(setup: &Setup, peers: Peers) -> Result<ExitCode> {
     let cgroups = Delegated::prepare();
     let (listener, mut links) = match peers {
         Peers::Listener(listener) => (Some(listener), Vec::new()),
-        Peers::One(socket) => (None, vec![Link::new(socket)]),
+        Peers::One(socket) => (None, vec![Link::of_parent(socket)]),
     };
     setup.notifier.ready();
     // The first connection is what this was started for.
