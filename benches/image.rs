@@ -9,33 +9,28 @@
     reason = "a bench that cannot go on has failed, and what it prints is what it is for"
 )]
 
+#[path = "runner/mod.rs"]
+mod runner;
+
 use std::{
     fs,
-    os::{fd::AsFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::json;
 use thv::{
-    config::ServerName,
-    frames::{self, Reply, Request},
-    runner::{self, Foreground},
+    frames::{Reply, Request},
+    runner::Foreground,
 };
 
+use runner::{THV, ask, receive};
+
 const ROUNDS: u64 = 30;
-const THV: &str = env!("CARGO_BIN_EXE_thv");
-const LOG: &str = "THV_LOG";
 
 fn main() {
-    // The runner's talk about what this host lacks is not what is measured.
-    if std::env::var_os(LOG).is_none() {
-        let mut again = Command::new(std::env::current_exe().unwrap());
-        again.args(std::env::args_os().skip(1)).env(LOG, "error");
-        panic!("starting it again: {}", again.exec());
-    }
+    runner::quietly();
     let native = Place::new("native");
     let podman = Path::new("/usr/bin/podman")
         .exists()
@@ -74,21 +69,13 @@ struct Place {
 impl Place {
     fn new(engine: &str) -> Self {
         let files = tempfile::tempdir().unwrap();
-        let servers = files.path().join("etc/thv/servers");
-        fs::create_dir_all(&servers).unwrap();
         let archive = files.path().join("image.tar");
         save(&archive);
-        fs::write(
-            servers.join("bench.toml"),
-            format!(
-                "image = \"docker-archive:{}\"\nengine = \"{engine}\"\nresource = \"http://127.0.0.1:1/mcp\"\n\
-                 [auth]\nmode = \"none\"\n[authz]\nallow = \"authenticated\"\n[sandbox]\noptional = [\"cgroup\"]\n",
-                archive.display()
-            ),
-        )
-        .unwrap();
-        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(files.path(), open).unwrap();
+        let image = format!(
+            "image = \"docker-archive:{}\"\nengine = \"{engine}\"",
+            archive.display()
+        );
+        runner::write_server(files.path(), &image);
         let pulled = Command::new(THV)
             .arg("--root")
             .arg(files.path())
@@ -98,17 +85,7 @@ impl Place {
             .status()
             .unwrap();
         assert!(pulled.success());
-        let server = ServerName::parse("bench").unwrap();
-        let runner = runner::foreground(Path::new(THV), files.path(), &server).unwrap();
-        ask(
-            &runner,
-            &Request::Hello {
-                version: frames::VERSION,
-                key: runner.key.clone(),
-                digest: String::new(),
-            },
-        );
-        assert!(matches!(next(&runner), Reply::Hello { .. }));
+        let runner = runner::start(files.path());
         Self { files, runner }
     }
 
@@ -167,7 +144,7 @@ fn start(runner: &Foreground, child: u64) -> Duration {
         },
     );
     loop {
-        match next(runner) {
+        match receive(runner).0 {
             Reply::Exited { .. } => return start.elapsed(),
             Reply::Started { .. } => {}
             other => panic!("{other:?}"),
@@ -204,19 +181,6 @@ fn alone(tree: &Path) -> Option<Duration> {
     let start = Instant::now();
     let status = command.status().ok()?;
     status.success().then(|| start.elapsed())
-}
-
-fn ask(runner: &Foreground, request: &Request) {
-    frames::send(runner.socket.as_fd(), request, &[]).unwrap();
-}
-
-fn next(runner: &Foreground) -> Reply {
-    let mut watched = [PollFd::new(runner.socket.as_fd(), PollFlags::POLLIN)];
-    assert_eq!(
-        poll(&mut watched, PollTimeout::from(10_000_u16)).unwrap(),
-        1
-    );
-    frames::receive(runner.socket.as_fd()).unwrap().unwrap().0
 }
 
 fn median(times: &mut [Duration]) -> Option<Duration> {

@@ -14,36 +14,30 @@
     reason = "a bench that cannot go on has failed, and what it prints is what it is for"
 )]
 
+#[path = "runner/mod.rs"]
+mod runner;
+
 use std::{
     fs::File,
     io::{self, Read, Write},
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::process::CommandExt,
-    },
+    os::{fd::OwnedFd, unix::process::CommandExt},
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thv::{
-    config::ServerName,
-    frames::{self, Reply, Request},
-    runner::{self, Foreground},
+    frames::{Reply, Request},
+    runner::Foreground,
     sandbox::Host,
 };
 
+use runner::{ask, receive};
+
 const ROUNDS: u64 = 200;
-const LOG: &str = "THV_LOG";
 
 fn main() {
-    // The runner's talk about what this host lacks is not what is measured.
-    if std::env::var_os(LOG).is_none() {
-        let mut again = Command::new(std::env::current_exe().unwrap());
-        again.args(std::env::args_os().skip(1)).env(LOG, "error");
-        panic!("starting it again: {}", again.exec());
-    }
+    runner::quietly();
     // As static as there is one.
     let program: &[&str] = if Path::new("/bin/busybox").exists() {
         &["/bin/busybox", "cat"]
@@ -51,7 +45,8 @@ fn main() {
         &["/usr/bin/cat"]
     };
     let files = tempfile::tempdir().unwrap();
-    let runner = start_runner(files.path(), program);
+    runner::write_server(files.path(), &format!("command = {program:?}"));
+    let runner = runner::start(files.path());
     let others = [
         ("bwrap --unshare-all", bwrap()),
         ("bare unshare", unshare()),
@@ -99,34 +94,6 @@ fn main() {
             }
         }
     }
-}
-
-fn start_runner(files: &Path, program: &[&str]) -> Foreground {
-    let servers = files.join("etc/thv/servers");
-    std::fs::create_dir_all(&servers).unwrap();
-    std::fs::write(
-        servers.join("bench.toml"),
-        format!(
-            "command = {program:?}\nresource = \"http://127.0.0.1:1/mcp\"\n[auth]\nmode = \"none\"\n\
-             [authz]\nallow = \"authenticated\"\n[sandbox]\noptional = [\"cgroup\"]\n"
-        ),
-    )
-    .unwrap();
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(files, open).unwrap();
-    let server = ServerName::parse("bench").unwrap();
-    let program = Path::new(env!("CARGO_BIN_EXE_thv"));
-    let runner = runner::foreground(program, files, &server).unwrap();
-    ask(
-        &runner,
-        &Request::Hello {
-            version: frames::VERSION,
-            key: runner.key.clone(),
-            digest: String::new(),
-        },
-    );
-    assert!(matches!(receive(&runner).0, Reply::Hello { .. }));
-    runner
 }
 
 /// A session of thv's: its number, and what leads to its server.
@@ -183,19 +150,6 @@ fn wait_for_spare(runner: u32) {
 fn exchange(stdin: &mut impl Write, stdout: &mut impl Read) -> io::Result<()> {
     stdin.write_all(b"here\n")?;
     stdout.read_exact(&mut [0; 5])
-}
-
-fn ask(runner: &Foreground, request: &Request) {
-    frames::send(runner.socket.as_fd(), request, &[]).unwrap();
-}
-
-fn receive(runner: &Foreground) -> (Reply, Vec<OwnedFd>) {
-    let mut watched = [PollFd::new(runner.socket.as_fd(), PollFlags::POLLIN)];
-    assert_eq!(
-        poll(&mut watched, PollTimeout::from(10_000_u16)).unwrap(),
-        1
-    );
-    frames::receive(runner.socket.as_fd()).unwrap().unwrap()
 }
 
 /// With the parts of this host that thv shows a server, too.

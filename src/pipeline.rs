@@ -8,7 +8,7 @@ mod legacy_sse;
 mod streams;
 mod upstream;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header::HeaderMap, request::Parts};
@@ -378,18 +378,8 @@ fn failed(gateway: &Gateway, request: RequestId, refusal: &Refusal, id: Option<&
 
 /// The outcome of what no child has answered.
 fn outcome(request_id: RequestId, refusal: Option<&Refusal>) -> Outcome {
-    let (reason, status) = (
-        refusal.map(Refusal::reason),
-        refusal.map(|refusal| refusal.status().as_u16()),
-    );
-    Outcome {
-        request_id,
-        reason,
-        status,
-        duration: Duration::ZERO,
-        bytes_in: 0,
-        bytes_out: 0,
-    }
+    let status = refusal.map(|refusal| refusal.status().as_u16());
+    Outcome::unanswered(request_id, refusal.map(Refusal::reason), status)
 }
 
 /// A legacy request may name a version, and then one that exists.

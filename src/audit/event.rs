@@ -150,6 +150,20 @@ pub struct Outcome {
     pub bytes_out: u64,
 }
 
+impl Outcome {
+    /// Of what no child has answered.
+    pub fn unanswered(request_id: RequestId, reason: Option<Reason>, status: Option<u16>) -> Self {
+        Self {
+            request_id,
+            reason,
+            status,
+            duration: Duration::ZERO,
+            bytes_in: 0,
+            bytes_out: 0,
+        }
+    }
+}
+
 /// One connection that a child has asked for.
 #[derive(Clone, Debug)]
 pub struct Egress {

@@ -9,6 +9,7 @@ mod encode;
 mod event;
 mod journal;
 mod message;
+mod owed;
 mod queue;
 #[cfg(test)]
 mod real;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use super::{
     load::Loader,
     problem::Place,
-    table::{At, Said, Table, Value},
+    table::{At, Said, Table},
     url, value,
 };
 
@@ -91,31 +91,39 @@ pub(super) struct BackendFragment {
 }
 
 impl BackendFragment {
-    /// Takes its keys; `own` says whether this file may have them.
-    pub(super) fn read(top: &mut Table<'_>, own: impl Fn(&Value<'_>) -> Option<()>) -> Self {
-        let http = top.take("transport", |value| {
-            own(value)?;
+    /// Takes its keys over those of the lower layers.
+    pub(super) fn read(top: &mut Table<'_>, mut lower: Self) -> Self {
+        // One replaces the other.
+        if top.has("port") || top.has("socket") {
+            (lower.port, lower.socket) = (Said::Nothing, Said::Nothing);
+        }
+        let http = top.over("transport", lower.http, |value| {
+            value.own()?;
             let word = value.parsed(|text| value::word(text, &["stdio", "http"], &[]))?;
             Some(word == "http")
         });
-        let port = top.take("port", |value| {
-            own(value)?;
+        let port = top.over("port", lower.port, |value| {
+            value.own()?;
             match u16::try_from(value.count()?) {
                 Ok(port) => Some(port),
                 Err(_) => value.wrong("a port is a number from 1 to 65535", ""),
             }
         });
-        let socket = top.take("socket", |value| {
-            own(value).and_then(|()| value.parsed(socket))
+        let socket = top.over("socket", lower.socket, |value| {
+            value.own()?;
+            value.parsed(socket)
         });
-        let path = top.take("path", |value| {
-            own(value).and_then(|()| value.parsed(url::path))
+        let path = top.over("path", lower.path, |value| {
+            value.own()?;
+            value.parsed(url::path)
         });
-        let url = top.take("url", |value| {
-            own(value).and_then(|()| value.parsed(url::fetched))
+        let url = top.over("url", lower.url, |value| {
+            value.own()?;
+            value.parsed(url::fetched)
         });
         let upstream = top.take("upstream", |value| {
-            own(value).and_then(|()| value.table(upstream))
+            value.own()?;
+            value.table(upstream)
         });
         let (ca_file, authorization) = upstream.given().unwrap_or_default();
         Self {
@@ -124,33 +132,6 @@ impl BackendFragment {
             socket,
             path,
             url,
-            ca_file,
-            authorization,
-        }
-    }
-
-    pub(super) fn over(self, lower: Self) -> Self {
-        let Self {
-            http,
-            port,
-            socket,
-            path,
-            url,
-            ca_file,
-            authorization,
-        } = self;
-        // One replaces the other.
-        let (lower_port, lower_socket) = if port.is_said() || socket.is_said() {
-            (Said::Nothing, Said::Nothing)
-        } else {
-            (lower.port, lower.socket)
-        };
-        Self {
-            http: http.or(lower.http),
-            port: port.or(lower_port),
-            socket: socket.or(lower_socket),
-            path: path.or(lower.path),
-            url: url.or(lower.url),
             ca_file: ca_file.or(lower.ca_file),
             authorization: authorization.or(lower.authorization),
         }

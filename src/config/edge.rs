@@ -78,32 +78,23 @@ enum Trusted {
 }
 
 impl TlsFragment {
-    pub(super) fn read(mut table: Table<'_>) -> Self {
+    pub(super) fn read(mut table: Table<'_>, lower: Self) -> Self {
         let fragment = Self {
-            certificate: table.take("certificate", pem),
-            key: table.take("key", pem),
+            certificate: table.over("certificate", lower.certificate, pem),
+            key: table.over("key", lower.key, pem),
         };
         table.finish(&[]);
         fragment
     }
 
-    pub(super) fn over(self, lower: Self) -> Self {
-        let Self { certificate, key } = self;
-        Self {
-            certificate: certificate.or(lower.certificate),
-            key: key.or(lower.key),
-        }
-    }
-
     /// Both or neither. Files are not looked at: the runner must not be able to read the key.
     pub(super) fn resolve(self, loader: &mut Loader, place: &Place) -> Option<Option<Tls>> {
-        let Self { certificate, key } = self;
-        if !certificate.is_said() && !key.is_said() {
+        if !self.certificate.is_said() && !self.key.is_said() {
             return Some(None);
         }
         let help = "it is a path, or `{ credential = \"NAME\" }`";
-        let certificate = required(loader, certificate, place, "tls.certificate", help);
-        let key = required(loader, key, place, "tls.key", help);
+        let certificate = required(loader, self.certificate, place, "tls.certificate", help);
+        let key = required(loader, self.key, place, "tls.key", help);
         let on_host = |pem| match pem {
             Pem::File(path) => Pem::File(loader.on_host(&path)),
             credential @ Pem::Credential(_) => credential,
@@ -116,12 +107,12 @@ impl TlsFragment {
 }
 
 impl HttpFragment {
-    pub(super) fn read(mut table: Table<'_>) -> Self {
+    pub(super) fn read(mut table: Table<'_>, lower: Self) -> Self {
         let fragment = Self {
-            trusted_proxies: table.take("trusted-proxies", |value| {
+            trusted_proxies: table.over("trusted-proxies", lower.trusted_proxies, |value| {
                 value.list(1, |element| element.parsed(trusted)).map(plain)
             }),
-            client_address: table.take("client-address", |value| {
+            client_address: table.over("client-address", lower.client_address, |value| {
                 let words = ["forwarded", "x-forwarded-for", "proxy-protocol"];
                 let word = value.parsed(|text| value::word(text, &words, &[]))?;
                 Some(match word {
@@ -135,36 +126,21 @@ impl HttpFragment {
         fragment
     }
 
-    pub(super) fn over(self, lower: Self) -> Self {
-        let Self {
-            trusted_proxies,
-            client_address,
-        } = self;
-        Self {
-            trusted_proxies: trusted_proxies.or(lower.trusted_proxies),
-            client_address: client_address.or(lower.client_address),
-        }
-    }
-
     /// Whom to believe is nothing without what they say, and the reverse.
     pub(super) fn resolve(self, loader: &mut Loader, place: &Place) -> Option<Option<Proxies>> {
-        let Self {
-            trusted_proxies,
-            client_address,
-        } = self;
-        if !trusted_proxies.is_said() && !client_address.is_said() {
+        if !self.trusted_proxies.is_said() && !self.client_address.is_said() {
             return Some(None);
         }
         let trusted = required(
             loader,
-            trusted_proxies,
+            self.trusted_proxies,
             place,
             "http.trusted-proxies",
             "name the proxies that say who their client is, such as `[\"10.1.0.7\"]` or `[\"unix\"]`",
         );
         let told = required(
             loader,
-            client_address,
+            self.client_address,
             place,
             "http.client-address",
             "say where proxies write it: \"forwarded\", \"x-forwarded-for\" or \"proxy-protocol\"",

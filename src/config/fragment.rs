@@ -1,8 +1,12 @@
-//! What one TOML file may say: every key, its form, and where it was written.
+//! What TOML files may say: every key, its form, and where it was written.
 //!
-//! Nothing is required here and nothing has a default: files are layers, and
-//! only their sum must be complete (`resolve`). Keys are read in the order of
-//! thv.toml(5); `tests/tidy.rs` compares the two.
+//! Files are layers: each is read over what those before it say. Tables merge key by
+//! key; a scalar or an array of an upper layer replaces the lower one's whole. Nothing
+//! is required here and nothing has a default, for only the sum must be complete
+//! (`resolve`).
+//!
+//! A new key is a field here and the line that reads it, and one line in `resolve`.
+//! Keys are read in the order of thv.toml(5); `tests/tidy.rs` compares the two.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -17,15 +21,6 @@ use super::{
     table::{At, Said, Table, Value, plain},
     url, value,
 };
-
-/// Whom a file speaks for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Reach {
-    /// All servers of this host: `thv.toml` and its drop-ins.
-    Host,
-    /// One server: `servers/NAME.toml` and its drop-ins.
-    Server,
-}
 
 #[derive(Debug, Default)]
 pub(super) struct Fragment {
@@ -77,6 +72,8 @@ pub(super) enum Decides {
 
 #[derive(Debug, Default)]
 pub(super) struct SandboxFragment {
+    /// Where the topmost file that has such a table says something in it.
+    pub(super) place: Option<Place>,
     pub(super) state: Said<bool>,
     pub(super) read_only: Said<Vec<PathBuf>>,
     pub(super) optional: Said<Vec<Layer>>,
@@ -114,38 +111,50 @@ pub(super) struct LimitsFragment {
 }
 
 impl Fragment {
-    pub(super) fn read(mut top: Table<'_>, reach: Reach) -> Self {
-        // One `resource` for two servers would let a token for one open the other.
-        let own = |value: &Value<'_>| match reach {
-            Reach::Server => Some(()),
-            Reach::Host => value.wrong("belongs to one server", "move it to servers/NAME.toml"),
-        };
+    /// One file over the lower layers.
+    pub(super) fn read(mut top: Table<'_>, mut lower: Self) -> Self {
+        // One replaces the other: a drop-in may turn a program into an image.
+        match (top.has("command"), top.has("image")) {
+            (true, false) => lower.image = Said::Nothing,
+            (false, true) => lower.command = Said::Nothing,
+            _ => {}
+        }
         let fragment = Self {
-            command: top.take("command", |value| own(value).and_then(|()| command(value))),
-            image: top.take("image", |value| {
-                own(value).and_then(|()| value.parsed(image))
+            command: top.over("command", lower.command, |value| {
+                value.own()?;
+                command(value)
             }),
-            arguments: top.take("arguments", |value| {
-                own(value).and_then(|()| texts(value, 0, value::no_null))
+            image: top.over("image", lower.image, |value| {
+                value.own()?;
+                value.parsed(image)
             }),
-            engine: top.take("engine", |value| value.parsed(image::engine)),
-            digest_required: top.take("digest-required", Value::truth),
-            registry: top.table("registry", image::registries),
-            backend: BackendFragment::read(&mut top, own),
-            resource: top.take("resource", |value| {
-                own(value).and_then(|()| value.parsed(url::resource))
+            arguments: top.over("arguments", lower.arguments, |value| {
+                value.own()?;
+                texts(value, 0, value::no_null)
             }),
-            hosts: top.take("hosts", |value| texts(value, 0, url::host)),
-            origins: top.take("origins", |value| texts(value, 0, url::origin)),
-            tls: top.table("tls", TlsFragment::read),
-            http: top.table("http", HttpFragment::read),
-            legacy_sse: top.take("legacy-sse", Value::truth),
-            auth: top.table("auth", AuthFragment::read),
-            authz: top.table("authz", AuthzFragment::read),
-            sandbox: top.table("sandbox", SandboxFragment::read),
-            limits: top.table("limits", LimitsFragment::read),
-            env: top.table("env", env),
-            scope: top.take("scope", |value| value.parsed(value::scope_of_child)),
+            engine: top.over("engine", lower.engine, |value| value.parsed(image::engine)),
+            digest_required: top.over("digest-required", lower.digest_required, Value::truth),
+            registry: top.table("registry", lower.registry, image::registries),
+            backend: BackendFragment::read(&mut top, lower.backend),
+            resource: top.over("resource", lower.resource, |value| {
+                value.own()?;
+                value.parsed(url::resource)
+            }),
+            hosts: top.over("hosts", lower.hosts, |value| texts(value, 0, url::host)),
+            origins: top.over("origins", lower.origins, |value| {
+                texts(value, 0, url::origin)
+            }),
+            tls: top.table("tls", lower.tls, TlsFragment::read),
+            http: top.table("http", lower.http, HttpFragment::read),
+            legacy_sse: top.over("legacy-sse", lower.legacy_sse, Value::truth),
+            auth: top.table("auth", lower.auth, AuthFragment::read),
+            authz: top.table("authz", lower.authz, AuthzFragment::read),
+            sandbox: top.table("sandbox", lower.sandbox, SandboxFragment::read),
+            limits: top.table("limits", lower.limits, LimitsFragment::read),
+            env: top.table("env", lower.env, env),
+            scope: top.over("scope", lower.scope, |value| {
+                value.parsed(value::scope_of_child)
+            }),
         };
         top.finish(LATER);
         fragment
@@ -153,7 +162,7 @@ impl Fragment {
 }
 
 impl AuthFragment {
-    fn read(mut table: Table<'_>) -> Self {
+    fn read(mut table: Table<'_>, lower: Self) -> Self {
         let mode = table.take("mode", |value| {
             let word = value.parsed(|text| value::word(text, &["oidc", "peer", "none"], &[]))?;
             Some(match word {
@@ -181,12 +190,15 @@ impl AuthFragment {
             }
         }
         table.finish(&[]);
-        Self { mode, issuer }
+        Self {
+            mode: mode.or(lower.mode),
+            issuer: issuer.or(lower.issuer),
+        }
     }
 }
 
 impl AuthzFragment {
-    fn read(mut table: Table<'_>) -> Self {
+    fn read(mut table: Table<'_>, lower: Self) -> Self {
         let policies = table.take("policies", |value| {
             value
                 .list(1, |value| value.parsed(value::absolute_path))
@@ -206,94 +218,102 @@ impl AuthzFragment {
         }
         table.finish(LATER_AUTHZ);
         Self {
-            decides: policies.or(allow),
+            decides: policies.or(allow).or(lower.decides),
         }
     }
 }
 
 impl SandboxFragment {
-    fn read(mut table: Table<'_>) -> Self {
+    fn read(mut table: Table<'_>, lower: Self) -> Self {
         let fragment = Self {
-            state: table.take("state", Value::truth),
-            read_only: table.take("read-only", |value| texts(value, 0, value::shown_path)),
-            optional: table.take("optional", |value| texts(value, 0, value::layer)),
-            egress: table.take("egress", |value| lines(value, egress::destination)),
-            forward: table.take("forward", |value| lines(value, egress::forward)),
-            host_network: table.take("network", |value| {
+            place: table.first().or(lower.place),
+            state: table.over("state", lower.state, Value::truth),
+            read_only: table.over("read-only", lower.read_only, |value| {
+                texts(value, 0, value::shown_path)
+            }),
+            optional: table.over("optional", lower.optional, |value| {
+                texts(value, 0, value::layer)
+            }),
+            egress: table.over("egress", lower.egress, |value| {
+                lines(value, egress::destination)
+            }),
+            forward: table.over("forward", lower.forward, |value| {
+                lines(value, egress::forward)
+            }),
+            host_network: table.over("network", lower.host_network, |value| {
                 let word = value.parsed(|text| value::word(text, &["own", "host"], &[]))?;
                 Some(word == "host")
             }),
-            dangerous: table.take("dangerous", Value::truth),
-            seccomp: table.take("seccomp", |value| value.parsed(value::profile)),
-            seccomp_allow: table.take("seccomp-allow", |value| texts(value, 0, value::addition)),
+            dangerous: table.over("dangerous", lower.dangerous, Value::truth),
+            seccomp: table.over("seccomp", lower.seccomp, |value| {
+                value.parsed(value::profile)
+            }),
+            seccomp_allow: table.over("seccomp-allow", lower.seccomp_allow, |value| {
+                texts(value, 0, value::addition)
+            }),
         };
         table.finish(LATER_SANDBOX);
         fragment
     }
 }
 
-impl SandboxFragment {
-    /// Where something of it stands.
-    pub(super) fn place(&self) -> Option<&Place> {
-        let Self {
-            state,
-            read_only,
-            optional,
-            egress,
-            forward,
-            host_network,
-            dangerous,
-            seccomp,
-            seccomp_allow,
-        } = self;
-        let places = [
-            state.place(),
-            read_only.place(),
-            optional.place(),
-            egress.place(),
-            forward.place(),
-            host_network.place(),
-            dangerous.place(),
-            seccomp.place(),
-            seccomp_allow.place(),
-        ];
-        places.into_iter().flatten().next()
-    }
-}
-
 impl LimitsFragment {
-    fn read(mut table: Table<'_>) -> Self {
+    fn read(mut table: Table<'_>, lower: Self) -> Self {
         let fragment = Self {
-            memory: table.take("memory", |value| value.parsed(value::size)),
-            tasks: table.take("tasks", Value::count),
-            cpu: table.take("cpu", |value| value.parsed(value::percent)),
-            io_weight: table.take("io-weight", |value| match value.count()? {
-                number if number <= MAX_IO_WEIGHT => Some(number),
-                _ => value.wrong(format!("at most {MAX_IO_WEIGHT}"), ""),
+            memory: table.over("memory", lower.memory, |value| value.parsed(value::size)),
+            tasks: table.over("tasks", lower.tasks, Value::count),
+            cpu: table.over("cpu", lower.cpu, |value| value.parsed(value::percent)),
+            io_weight: table.over("io-weight", lower.io_weight, |value| {
+                match value.count()? {
+                    number if number <= MAX_IO_WEIGHT => Some(number),
+                    _ => value.wrong(format!("at most {MAX_IO_WEIGHT}"), ""),
+                }
             }),
-            tmp: table.take("tmp", |value| value.parsed(value::size)),
-            start_timeout: table.take("start-timeout", |value| value.parsed(value::start_timeout)),
-            output: table.take("output", |value| value.parsed(value::output_rate)),
-            message: table.take("message", |value| value.parsed(value::message_size)),
-            sessions: table.take("sessions", Value::count),
-            sessions_per_user: table.take("sessions-per-user", Value::count),
-            calls: table.take("calls", Value::count),
-            calls_per_user: table.take("calls-per-user", Value::count),
-            call_timeout: table.take("call-timeout", |value| {
+            tmp: table.over("tmp", lower.tmp, |value| value.parsed(value::size)),
+            start_timeout: table.over("start-timeout", lower.start_timeout, |value| {
+                value.parsed(value::start_timeout)
+            }),
+            output: table.over("output", lower.output, |value| {
+                value.parsed(value::output_rate)
+            }),
+            message: table.over("message", lower.message, |value| {
+                value.parsed(value::message_size)
+            }),
+            sessions: table.over("sessions", lower.sessions, Value::count),
+            sessions_per_user: table.over(
+                "sessions-per-user",
+                lower.sessions_per_user,
+                Value::count,
+            ),
+            calls: table.over("calls", lower.calls, Value::count),
+            calls_per_user: table.over("calls-per-user", lower.calls_per_user, Value::count),
+            call_timeout: table.over("call-timeout", lower.call_timeout, |value| {
                 value.parsed(value::positive_duration)
             }),
-            session_idle: table.take("session-idle", |value| {
+            session_idle: table.over("session-idle", lower.session_idle, |value| {
                 value.parsed(value::positive_duration)
             }),
-            exit_idle: table.take("exit-idle", |value| value.parsed(value::duration)),
-            body: table.take("body", |value| value.parsed(value::body_size)),
-            connections: table.take("connections", Value::count),
-            address_connections: table.take("address-connections", Value::count),
-            egress_connections: table.take("egress-connections", |value| match value.count()? {
-                number if number <= MAX_EGRESS_CONNECTIONS => Some(number),
-                _ => value.wrong(format!("at most {MAX_EGRESS_CONNECTIONS}"), ""),
+            exit_idle: table.over("exit-idle", lower.exit_idle, |value| {
+                value.parsed(value::duration)
             }),
-            egress_bytes: table.take("egress-bytes", |value| value.parsed(value::size)),
+            body: table.over("body", lower.body, |value| value.parsed(value::body_size)),
+            connections: table.over("connections", lower.connections, Value::count),
+            address_connections: table.over(
+                "address-connections",
+                lower.address_connections,
+                Value::count,
+            ),
+            egress_connections: table.over(
+                "egress-connections",
+                lower.egress_connections,
+                |value| match value.count()? {
+                    number if number <= MAX_EGRESS_CONNECTIONS => Some(number),
+                    _ => value.wrong(format!("at most {MAX_EGRESS_CONNECTIONS}"), ""),
+                },
+            ),
+            egress_bytes: table.over("egress-bytes", lower.egress_bytes, |value| {
+                value.parsed(value::size)
+            }),
         };
         table.finish(LATER_LIMITS);
         fragment
@@ -315,7 +335,10 @@ fn command(value: &Value<'_>) -> Option<Vec<String>> {
     }
 }
 
-fn env(mut table: Table<'_>) -> BTreeMap<String, Said<EnvValue>> {
+fn env(
+    mut table: Table<'_>,
+    lower: BTreeMap<String, Said<EnvValue>>,
+) -> BTreeMap<String, Said<EnvValue>> {
     let values = table.rest(|name, value| {
         let first_ok = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
         if !first_ok
@@ -334,7 +357,7 @@ fn env(mut table: Table<'_>) -> BTreeMap<String, Said<EnvValue>> {
         value.parsed(value::no_null).map(EnvValue::Text)
     });
     table.finish(&[]);
-    values.into_iter().collect()
+    lower.into_iter().chain(values).collect()
 }
 
 /// `{ credential = "NAME" }` or `{ credential-file = "NAME" }`.

@@ -168,7 +168,10 @@ pub(super) fn engine(text: &str) -> Result<Engine, String> {
 }
 
 /// The tables of all registries.
-pub(super) fn registries(mut table: Table<'_>) -> BTreeMap<String, Said<Registry>> {
+pub(super) fn registries(
+    mut table: Table<'_>,
+    lower: BTreeMap<String, Said<Registry>>,
+) -> BTreeMap<String, Said<Registry>> {
     let tables = table.rest(|name, value| match url::host(name) {
         Ok(host) if host == name => value.table(registry)?,
         _ => value.wrong(
@@ -177,7 +180,7 @@ pub(super) fn registries(mut table: Table<'_>) -> BTreeMap<String, Said<Registry
         ),
     });
     table.finish(&[]);
-    tables.into_iter().collect()
+    lower.into_iter().chain(tables).collect()
 }
 
 fn registry(mut table: Table<'_>) -> Option<Registry> {

@@ -49,68 +49,42 @@ pub(super) struct IssuerFragment {
 impl IssuerFragment {
     pub(super) fn read(mut table: Table<'_>) -> Self {
         let place = table.place();
-        let issuer = table.take("issuer", |value| {
-            value.parsed(|text| {
-                if text == kubernetes::ISSUER {
-                    Ok(text.to_owned())
-                } else {
-                    url::issuer(text)
-                }
-            })
-        });
-        let audience = table.take("audience", |value| {
-            value.some(|value| value.parsed(value::not_empty))
-        });
-        let single_audience = table.take("single-audience", Value::truth);
-        let keys = keys(&mut table, &place);
-        let ca_file = table.take("ca-file", |value| value.parsed(value::absolute_path));
-        let token_file = table.take("token-file", |value| value.parsed(value::absolute_path));
-        let allow_addresses = table.take("allow-addresses", |value| texts(value, value::network));
-        let algorithms = table.take("algorithms", |value| texts(value, value::algorithm));
-        let leeway = table.take("leeway", |value| value.parsed(value::leeway));
-        let max_lifetime = table.take("max-lifetime", |value| {
-            value.parsed(value::positive_duration)
-        });
-        let token = table.take("token", |value| {
-            let word = value.parsed(|text| value::word(text, &["access", "id"], &[]))?;
-            Some(if word == "id" {
-                TokenKind::Id
-            } else {
-                TokenKind::Access
-            })
-        });
-        let legacy_typ = table.take("typ", |value| {
-            let word = value.parsed(|text| value::word(text, &["access-token", "legacy"], &[]))?;
-            Some(word == "legacy")
-        });
-        if let (
-            Said::Given(At {
-                value: TokenKind::Id,
-                ..
-            }),
-            Some(place),
-        ) = (&token, legacy_typ.place())
-        {
-            table.wrong(
-                place,
-                "`token = \"id\"` says all about the type of a token",
-                "remove `typ`",
-            );
-        }
         let fragment = Self {
-            place,
-            issuer,
-            audience,
-            single_audience,
-            keys,
-            ca_file,
-            token_file,
-            allow_addresses,
-            algorithms,
-            leeway,
-            max_lifetime,
-            token,
-            legacy_typ,
+            issuer: table.take("issuer", |value| {
+                value.parsed(|text| {
+                    if text == kubernetes::ISSUER {
+                        Ok(text.to_owned())
+                    } else {
+                        url::issuer(text)
+                    }
+                })
+            }),
+            audience: table.take("audience", |value| {
+                value.some(|value| value.parsed(value::not_empty))
+            }),
+            single_audience: table.take("single-audience", Value::truth),
+            keys: keys(&mut table, &place),
+            ca_file: table.take("ca-file", |value| value.parsed(value::absolute_path)),
+            token_file: table.take("token-file", |value| value.parsed(value::absolute_path)),
+            allow_addresses: table.take("allow-addresses", |value| texts(value, value::network)),
+            algorithms: table.take("algorithms", |value| texts(value, value::algorithm)),
+            leeway: table.take("leeway", |value| value.parsed(value::leeway)),
+            max_lifetime: table.take("max-lifetime", |value| {
+                value.parsed(value::positive_duration)
+            }),
+            token: table.take("token", |value| {
+                let word = value.parsed(|text| value::word(text, &["access", "id"], &[]))?;
+                Some(if word == "id" {
+                    TokenKind::Id
+                } else {
+                    TokenKind::Access
+                })
+            }),
+            legacy_typ: table.take("typ", |value| {
+                let word =
+                    value.parsed(|text| value::word(text, &["access-token", "legacy"], &[]))?;
+                Some(word == "legacy")
+            }),
             clients: table.take("clients", |value| texts(value, value::not_empty)),
             subjects: table.take("subjects", |value| texts(value, pattern)),
             revoked: table.take("revoked", |value| texts(value, pattern)),
@@ -130,7 +104,16 @@ impl IssuerFragment {
                 })
             }),
             dpop_nonce: table.take("dpop-nonce", Value::truth),
+            place,
         };
+        let is_id = matches!(&fragment.token, Said::Given(token) if token.value == TokenKind::Id);
+        if let (true, Some(place)) = (is_id, fragment.legacy_typ.place()) {
+            table.wrong(
+                place,
+                "`token = \"id\"` says all about the type of a token",
+                "remove `typ`",
+            );
+        }
         table.finish(&[]);
         fragment
     }
@@ -208,44 +191,19 @@ fn introspection(mut table: Table<'_>) -> Option<Introspection> {
 }
 
 /// A fragment with its defaults; `None` when something was reported.
-pub(super) fn resolve(loader: &mut Loader, fragment: IssuerFragment) -> Option<Issuer> {
-    let IssuerFragment {
-        place,
-        issuer,
-        audience,
-        single_audience,
-        keys,
-        ca_file,
-        token_file,
-        allow_addresses,
-        algorithms,
-        leeway,
-        max_lifetime,
-        token,
-        legacy_typ,
-        clients,
-        subjects,
-        revoked,
-        issued_after,
-        required_claims,
-        scopes,
-        implied_scopes,
-        kubernetes,
-        introspection,
-        dpop,
-        dpop_nonce,
-    } = fragment;
+pub(super) fn resolve(loader: &mut Loader, said: IssuerFragment) -> Option<Issuer> {
+    let place = said.place;
     let key = |name: &str| format!("{}.{name}", place.key);
     let issuer = required(
         loader,
-        issuer,
+        said.issuer,
         &place,
         &key("issuer"),
         "add `issuer = \"https://…\"`, exactly as in `iss`",
     );
     let audience = required(
         loader,
-        audience,
+        said.audience,
         &place,
         &key("audience"),
         "add `audience = [\"…\"]`; without it tokens made for others would be accepted",
@@ -265,57 +223,58 @@ pub(super) fn resolve(loader: &mut Loader, fragment: IssuerFragment) -> Option<I
         },
         None => None,
     };
-    let keys = match keys {
+    let keys = match said.keys {
         Said::Given(At {
             value: KeySource::File(path),
             place,
         }) => loader.vouch(&path, &place).map(KeySource::File),
         other => Some(match (other.given(), &cluster) {
-            (Some(said), _) => said,
+            (Some(keys), _) => keys,
             (None, Some(cluster)) => KeySource::Url(cluster.keys_url.clone()),
             (None, None) => KeySource::Discovery,
         }),
     };
-    let ca_file = match ca_file {
+    let ca_file = match said.ca_file {
         Said::Given(at) => Some(loader.vouch(&at.value, &at.place)?),
         Said::Nothing | Said::Wrong => cluster.as_ref().map(|cluster| cluster.ca_file.clone()),
     };
     let issuer = issuer?;
-    let token_file = match token_file {
+    let token_file = match said.token_file {
         Said::Given(at) => Some(TokenFile {
             path: loader.vouch(&at.value, &at.place)?,
             origin: url::origin_of(&issuer),
         }),
         Said::Nothing | Said::Wrong => cluster.as_ref().map(|cluster| cluster.token.clone()),
     };
-    let of_kubernetes = cluster.is_some() || kubernetes.is_said();
+    let of_kubernetes = cluster.is_some() || said.kubernetes.is_said();
     Some(Issuer {
         issuer,
         audience: audience?,
-        single_audience: single_audience.given().unwrap_or(false),
+        single_audience: said.single_audience.given_or(false),
         keys: keys?,
         ca_file,
         token_file,
-        allow_addresses: allow_addresses.given().unwrap_or_default(),
-        algorithms: algorithms
+        allow_addresses: said.allow_addresses.given().unwrap_or_default(),
+        algorithms: said
+            .algorithms
             .given()
             .unwrap_or(ALGORITHMS.iter().map(|&name| name.to_owned()).collect()),
-        leeway: leeway.given().unwrap_or(LEEWAY),
-        max_lifetime: max_lifetime.given().unwrap_or(MAX_LIFETIME),
-        token: token.given().unwrap_or(TokenKind::Access),
+        leeway: said.leeway.given_or(LEEWAY),
+        max_lifetime: said.max_lifetime.given_or(MAX_LIFETIME),
+        token: said.token.given_or(TokenKind::Access),
         // Its tokens name no type at all.
-        legacy_typ: legacy_typ.given().unwrap_or(of_kubernetes),
-        clients: clients.given().unwrap_or_default(),
-        subjects: subjects.given().unwrap_or_default(),
-        revoked: revoked.given().unwrap_or_default(),
-        issued_after: issued_after.given(),
-        required_claims: required_claims.given().unwrap_or_default(),
-        scopes: scopes.given().unwrap_or_default(),
-        implied_scopes: implied_scopes.given().unwrap_or_default(),
-        kubernetes: kubernetes.given(),
-        introspection: introspection.given(),
-        dpop: dpop.given().unwrap_or(Dpop::Off),
-        dpop_nonce: dpop_nonce.given().unwrap_or(true),
+        legacy_typ: said.legacy_typ.given_or(of_kubernetes),
+        clients: said.clients.given().unwrap_or_default(),
+        subjects: said.subjects.given().unwrap_or_default(),
+        revoked: said.revoked.given().unwrap_or_default(),
+        issued_after: said.issued_after.given(),
+        required_claims: said.required_claims.given().unwrap_or_default(),
+        scopes: said.scopes.given().unwrap_or_default(),
+        implied_scopes: said.implied_scopes.given().unwrap_or_default(),
+        kubernetes: said.kubernetes.given(),
+        introspection: said.introspection.given(),
+        dpop: said.dpop.given_or(Dpop::Off),
+        dpop_nonce: said.dpop_nonce.given_or(true),
     })
 }
 

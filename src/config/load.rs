@@ -13,11 +13,11 @@ use aws_lc_rs::digest;
 
 use super::{
     Config, ServerName,
-    fragment::{Fragment, Reach},
-    merge::{self, Source},
+    fragment::Fragment,
     owner::{FileError, Files, OwnerRule},
     problem::{Place, Problem, Problems},
     resolve::resolve,
+    sources::{self, Reach, Source},
     table::Document,
 };
 
@@ -131,18 +131,18 @@ impl Loader {
 
     fn load(&mut self, name: &ServerName) -> Option<Config> {
         let mut merged = Fragment::default();
-        for source in merge::sources(name) {
+        for source in sources::sources(name) {
             let (files, reach) = match source {
                 Source::File(file, reach) => (vec![file], reach),
                 Source::DropIns(directory, reach) => (self.list(&directory), reach),
             };
             for file in files {
-                if let Some(fragment) = self.fragment(&file, reach) {
-                    merged = fragment.over(merged);
+                if let Some(text) = self.layer(&file) {
+                    merged = self.read(&file, reach, &text, merged);
                 }
             }
         }
-        let server_file = merge::server_file(name);
+        let server_file = sources::server_file(name);
         let on_host = self.files.below_root(&server_file);
         if !on_host.exists()
             && !self
@@ -170,8 +170,8 @@ impl Loader {
         resolve(self, name, merged, &start)
     }
 
-    /// What one file says, if it is there and can be read.
-    fn fragment(&mut self, path: &Path, reach: Reach) -> Option<Fragment> {
+    /// The text of one file, if it is there and can be read.
+    fn layer(&mut self, path: &Path) -> Option<String> {
         let on_host = self.files.below_root(path);
         self.looked_for.push(on_host.clone());
         let bytes = match self.files.read(path, MAX_TOML) {
@@ -184,16 +184,21 @@ impl Loader {
             }
         };
         self.count_in(path, &bytes);
-        let Ok(text) = std::str::from_utf8(&bytes) else {
+        let text = String::from_utf8(bytes);
+        if text.is_err() {
             self.blind = true;
             self.report(Problem::of_file(&on_host, "the file is not UTF-8", ""));
-            return None;
-        };
-        let document = Document::new(&on_host, text);
-        let fragment = document.read(|table| Fragment::read(table, reach));
-        self.blind |= fragment.is_none();
+        }
+        text.ok()
+    }
+
+    /// What it says over the lower layers; nothing that matters where it is no TOML.
+    fn read(&mut self, path: &Path, reach: Reach, text: &str, lower: Fragment) -> Fragment {
+        let document = Document::new(&self.files.below_root(path), reach, text);
+        let merged = document.read(|table| Fragment::read(table, lower));
+        self.blind |= merged.is_none();
         self.problems.extend(document.into_problems());
-        fragment
+        merged.unwrap_or_default()
     }
 
     fn list(&mut self, directory: &Path) -> Vec<PathBuf> {
@@ -265,7 +270,7 @@ impl Loader {
 }
 
 fn server_files(root: &Path) -> Vec<PathBuf> {
-    let directory = Files::new(root, OwnerRule::Root).below_root(Path::new(merge::SERVERS));
+    let directory = Files::new(root, OwnerRule::Root).below_root(Path::new(sources::SERVERS));
     let mut files: Vec<PathBuf> = fs::read_dir(directory)
         .into_iter()
         .flatten()

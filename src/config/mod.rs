@@ -1,8 +1,8 @@
 //! Files to one typed [`Config`].
 //!
-//! Three shapes: a fragment is what one file may say (`fragment`), fragments
-//! are merged by layer (`merge`), and `resolve` makes the [`Config`], in which
-//! nothing is optional that has a default. All problems of all files are
+//! A fragment is what files may say (`fragment`): each file is read over those of the
+//! layers below it (`sources`), and of their sum `resolve` makes the [`Config`], in
+//! which nothing is optional that has a default. All problems of all files are
 //! reported at once. Never talks to the network, never starts anything.
 
 mod backend;
@@ -14,11 +14,12 @@ mod issuer;
 mod issuer_table;
 mod kubernetes;
 mod load;
-mod merge;
 mod name;
 mod owner;
 mod problem;
 mod resolve;
+mod sources;
+mod spelling;
 mod table;
 mod url;
 mod value;

@@ -1,7 +1,7 @@
-//! Merged fragments to a [`Config`]: defaults, what is required, what files hold.
+//! What all files together say to a [`Config`]: defaults, what is required, what files hold.
 //!
-//! The only place that knows defaults ([`Limits::DEFAULT`] and the constants
-//! below). Reports everything that is missing, not the first of it.
+//! The only place that knows defaults, but for those of the larger tables. Reports
+//! everything that is missing, not the first of it.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -22,31 +22,10 @@ use super::{
 pub(super) fn resolve(
     loader: &mut Loader,
     server: &ServerName,
-    merged: Fragment,
+    said: Fragment,
     place: &Place,
 ) -> Option<Config> {
-    let Fragment {
-        command,
-        image,
-        arguments,
-        engine,
-        digest_required,
-        registry,
-        resource,
-        hosts,
-        origins,
-        tls,
-        http,
-        backend,
-        legacy_sse,
-        auth,
-        authz,
-        sandbox,
-        limits,
-        env,
-        scope,
-    } = merged;
-    if let (Said::Given(image), true) = (&image, digest_required.given().unwrap_or(false))
+    if let (Said::Given(image), true) = (&said.image, said.digest_required.given_or(false))
         && image.value.digest.is_none()
     {
         loader.report(image.place.problem(
@@ -54,46 +33,46 @@ pub(super) fn resolve(
             "add `@sha256:…`; `thv pull` prints that of what it has pulled",
         ));
     }
-    if let Said::Given(engine) = &engine
+    if let Said::Given(engine) = &said.engine
         && engine.value == Engine::Podman
-        && command.is_said()
+        && said.command.is_said()
     {
         let message = "podman runs images, and the server is a `command`";
         loader.report(engine.place.problem(message, "remove it"));
     }
-    let registries = registries(loader, registry);
+    let registries = registries(loader, said.registry);
     // What holds for all servers of this host is no contradiction in one of them.
     let own = |place: &&Place| place.file.iter().any(|part| part == "servers");
     let beside = [
-        command.place(),
-        image.place(),
-        arguments.place(),
-        sandbox.place().filter(own),
-        env.values().find_map(Said::place).filter(own),
+        said.command.place(),
+        said.image.place(),
+        said.arguments.place(),
+        said.sandbox.place.as_ref().filter(own),
+        said.env.values().find_map(Said::place).filter(own),
     ];
-    let remote = backend.is_remote();
-    let transport = backend.resolve(loader, &beside);
+    let remote = said.backend.is_remote();
+    let transport = said.backend.resolve(loader, &beside);
     let program = if remote {
         Some((Vec::new(), None))
     } else {
-        program(loader, command, image, place)
+        program(loader, said.command, said.image, place)
     };
-    if let (false, Some((_, None)), Some(place)) = (remote, &program, arguments.place()) {
+    if let (false, Some((_, None)), Some(place)) = (remote, &program, said.arguments.place()) {
         loader.report(place.problem("they belong to an `image`", "write them into `command`"));
     }
     let resource = required(
         loader,
-        resource,
+        said.resource,
         place,
         "resource",
         "add `resource = \"https://HOST/PATH\"`, the URL clients are given",
     );
-    let tls = tls.resolve(loader, place);
-    let proxies = http.resolve(loader, place);
-    let auth = resolve_auth(loader, auth, place);
+    let tls = said.tls.resolve(loader, place);
+    let proxies = said.http.resolve(loader, place);
+    let auth = resolve_auth(loader, said.auth, place);
     let authz = match required(
         loader,
-        authz.decides,
+        said.authz.decides,
         place,
         "authz",
         "add `policies = [\"/etc/thv/policies/FILE.cedar\"]` or `allow = \"authenticated\"` to [authz]",
@@ -102,7 +81,7 @@ pub(super) fn resolve(
         Some(Decides::Authenticated) => Some(Authz::Authenticated),
         None => None,
     };
-    let sandbox = resolve_sandbox(loader, sandbox);
+    let sandbox = resolve_sandbox(loader, said.sandbox);
     if let (Some(Transport::Remote(upstream)), Some(Auth::Peer | Auth::None)) = (&transport, &auth)
         && matches!(upstream.authorization, UpstreamAuthorization::Exchange(_))
     {
@@ -112,7 +91,7 @@ pub(super) fn resolve(
         ));
         return None;
     }
-    if let (Some(Transport::Remote(upstream)), Said::Given(scope)) = (&transport, &scope)
+    if let (Some(Transport::Remote(upstream)), Said::Given(scope)) = (&transport, &said.scope)
         && scope.value == Scope::Server
         && matches!(upstream.authorization, UpstreamAuthorization::Exchange(_))
     {
@@ -132,7 +111,7 @@ pub(super) fn resolve(
         ));
         return None;
     }
-    let (resource, limits) = (resource?, resolve_limits(limits));
+    let (resource, limits) = (resource?, resolve_limits(said.limits));
     let (command, image) = program?;
     Some(Config {
         server: server.clone(),
@@ -141,21 +120,22 @@ pub(super) fn resolve(
         transport: transport?,
         command,
         image,
-        arguments: arguments.given(),
-        engine: engine.given().unwrap_or_default(),
+        arguments: said.arguments.given(),
+        engine: said.engine.given().unwrap_or_default(),
         registries,
-        hosts: accepted_hosts(&resource, hosts.given().unwrap_or_default()),
-        origins: origins.given().unwrap_or_default(),
+        hosts: accepted_hosts(&resource, said.hosts.given().unwrap_or_default()),
+        origins: said.origins.given().unwrap_or_default(),
         resource,
         tls: tls?,
         proxies: proxies?,
-        legacy_sse: legacy_sse.given().unwrap_or(false),
+        legacy_sse: said.legacy_sse.given_or(false),
         auth: auth?,
         authz: authz?,
         sandbox: sandbox?,
-        scope: scope.given().unwrap_or_default(),
+        scope: said.scope.given().unwrap_or_default(),
         limits,
-        env: env
+        env: said
+            .env
             .into_iter()
             .filter_map(|(name, said)| Some((name, said.given()?)))
             .collect(),
@@ -256,26 +236,20 @@ fn policies(loader: &mut Loader, paths: Vec<At<PathBuf>>) -> Option<Vec<PolicyFi
         .collect()
 }
 
-fn resolve_sandbox(loader: &mut Loader, fragment: SandboxFragment) -> Option<Sandbox> {
-    let SandboxFragment {
-        state,
-        read_only,
-        optional,
-        egress,
-        forward,
-        host_network,
-        dangerous,
-        seccomp,
-        seccomp_allow,
-    } = fragment;
-    let network = network(loader, egress, forward, host_network, dangerous)?;
+fn resolve_sandbox(loader: &mut Loader, said: SandboxFragment) -> Option<Sandbox> {
     Some(Sandbox {
-        state: state.given().unwrap_or(false),
-        read_only: read_only.given().unwrap_or_default(),
-        optional: optional.given().unwrap_or_default(),
-        seccomp: seccomp.given().unwrap_or_default(),
-        seccomp_allow: seccomp_allow.given().unwrap_or_default(),
-        network,
+        state: said.state.given_or(false),
+        read_only: said.read_only.given().unwrap_or_default(),
+        optional: said.optional.given().unwrap_or_default(),
+        seccomp: said.seccomp.given().unwrap_or_default(),
+        seccomp_allow: said.seccomp_allow.given().unwrap_or_default(),
+        network: network(
+            loader,
+            said.egress,
+            said.forward,
+            said.host_network,
+            said.dangerous,
+        )?,
     })
 }
 
@@ -296,7 +270,7 @@ fn network(
                 "it means nothing under `network = \"host\"`, where everything is reached",
                 "remove one of the two",
             ));
-        } else if !dangerous.given().unwrap_or(false) {
+        } else if !dangerous.given_or(false) {
             loader.report(place.problem(
                 "the child would reach all that this host reaches, its loopback and every private network included",
                 "name hosts in `egress`; if it must be, add `dangerous = true`",
@@ -330,59 +304,36 @@ fn network(
     Some(Network::Own(ways))
 }
 
-fn resolve_limits(fragment: LimitsFragment) -> Limits {
-    let LimitsFragment {
-        memory,
-        tasks,
-        cpu,
-        io_weight,
-        tmp,
-        start_timeout,
-        output,
-        message,
-        sessions,
-        sessions_per_user,
-        calls,
-        calls_per_user,
-        call_timeout,
-        session_idle,
-        exit_idle,
-        body,
-        connections,
-        address_connections,
-        egress_connections,
-        egress_bytes,
-    } = fragment;
-    let default = Limits::DEFAULT;
+fn resolve_limits(said: LimitsFragment) -> Limits {
     let count = |said: Said<u64>, default: usize| {
         said.given()
             .and_then(|n| usize::try_from(n).ok())
             .unwrap_or(default)
     };
-    let sessions = count(sessions, default.sessions);
-    let connections = count(connections, default.connections);
+    let sessions = count(said.sessions, 100);
+    let connections = count(said.connections, 256);
     Limits {
-        memory: memory.given().unwrap_or(default.memory),
-        tasks: tasks.given().unwrap_or(default.tasks),
-        cpu: cpu.given().unwrap_or(default.cpu),
-        io_weight: io_weight.given().or(default.io_weight),
-        tmp: tmp.given().unwrap_or(default.tmp),
-        start_timeout: start_timeout.given().unwrap_or(default.start_timeout),
-        output: output.given().unwrap_or(default.output),
-        message: message.given().unwrap_or(default.message),
+        memory: said.memory.given_or(512 << 20),
+        tasks: said.tasks.given_or(64),
+        cpu: said.cpu.given_or(100),
+        io_weight: said.io_weight.given(),
+        tmp: said.tmp.given_or(256 << 20),
+        start_timeout: said.start_timeout.given_or(Duration::from_secs(10)),
+        output: said.output.given_or(64 << 20),
+        message: said.message.given_or(4 << 20),
         sessions,
-        sessions_per_user: count(sessions_per_user, sessions),
-        calls: count(calls, default.calls),
-        calls_per_user: count(calls_per_user, default.calls_per_user),
-        call_timeout: call_timeout.given().unwrap_or(default.call_timeout),
-        session_idle: session_idle.given().unwrap_or(default.session_idle),
-        exit_idle: exit_idle.given().unwrap_or(default.exit_idle),
-        body: body.given().unwrap_or(default.body),
+        sessions_per_user: count(said.sessions_per_user, sessions),
+        calls: count(said.calls, 4096),
+        calls_per_user: count(said.calls_per_user, 1024),
+        call_timeout: said.call_timeout.given_or(Duration::from_secs(5 * 60)),
+        session_idle: said.session_idle.given_or(Duration::from_secs(30 * 60)),
+        exit_idle: said.exit_idle.given_or(Duration::from_secs(5 * 60)),
+        body: said.body.given_or(4 << 20),
         connections,
         // One address leaves room for another.
-        address_connections: count(address_connections, connections.div_ceil(2)),
-        egress_connections: count(egress_connections, default.egress_connections),
-        egress_bytes: egress_bytes.given().unwrap_or(default.egress_bytes),
+        address_connections: count(said.address_connections, connections.div_ceil(2)),
+        egress_connections: count(said.egress_connections, 64),
+        egress_bytes: said.egress_bytes.given_or(8 << 30),
     }
 }
 
@@ -409,30 +360,4 @@ pub(super) fn required<T>(
         loader.report(place.about(key).problem("missing", help));
     }
     said.given()
-}
-
-impl Limits {
-    /// What holds where the configuration says nothing.
-    pub const DEFAULT: Self = Self {
-        memory: 512 << 20,
-        tasks: 64,
-        cpu: 100,
-        io_weight: None,
-        tmp: 256 << 20,
-        start_timeout: Duration::from_secs(10),
-        output: 64 << 20,
-        message: 4 << 20,
-        sessions: 100,
-        sessions_per_user: 100,
-        calls: 4096,
-        calls_per_user: 1024,
-        call_timeout: Duration::from_secs(5 * 60),
-        session_idle: Duration::from_secs(30 * 60),
-        exit_idle: Duration::from_secs(5 * 60),
-        body: 4 << 20,
-        connections: 256,
-        address_connections: 128,
-        egress_connections: 64,
-        egress_bytes: 8 << 30,
-    };
 }

@@ -2,7 +2,8 @@
 //!
 //! `serde` stops at the first error; a person wants all of them. So tables are
 //! walked by hand: each key is taken once, by name, with the function that
-//! reads its value, and what is left over is unknown. Used by `fragment` only.
+//! reads its value, and what is left over is unknown. Used by `fragment` and the
+//! files of its larger tables.
 
 use std::{cell::RefCell, ops::Range, path::Path, sync::Arc};
 
@@ -11,7 +12,11 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::problem::{Place, Problem};
+use super::{
+    problem::{Place, Problem},
+    sources::Reach,
+    spelling::nearest,
+};
 
 /// A value and where it was written.
 #[derive(Clone, Debug)]
@@ -32,7 +37,7 @@ pub(super) enum Said<T> {
 }
 
 impl<T> Said<T> {
-    /// What the upper layer says, if it says anything.
+    /// What this says, or else the other: of an upper layer over a lower one.
     pub(super) fn or(self, lower: Self) -> Self {
         if matches!(self, Self::Nothing) {
             lower
@@ -61,19 +66,26 @@ impl<T> Said<T> {
             None
         }
     }
+
+    /// The same with what holds where nothing is said.
+    pub(super) fn given_or(self, default: T) -> T {
+        self.given().unwrap_or(default)
+    }
 }
 
 /// One file's text, and the problems found in it so far.
 pub(super) struct Document<'a> {
     file: Arc<Path>,
+    reach: Reach,
     text: &'a str,
     problems: RefCell<Vec<Problem>>,
 }
 
 impl<'a> Document<'a> {
-    pub(super) fn new(file: &Path, text: &'a str) -> Self {
+    pub(super) fn new(file: &Path, reach: Reach, text: &'a str) -> Self {
         Self {
             file: file.into(),
+            reach,
             text,
             problems: RefCell::default(),
         }
@@ -169,6 +181,16 @@ impl<'a> Table<'a> {
         }
     }
 
+    /// Takes a key of a fragment: where this file says nothing of it, the lower layers hold.
+    pub(super) fn over<T>(
+        &mut self,
+        key: &'static str,
+        lower: Said<T>,
+        read: impl FnOnce(&Value<'a>) -> Option<T>,
+    ) -> Said<T> {
+        self.take(key, read).or(lower)
+    }
+
     /// Takes a key; `read` reports itself what it cannot read.
     pub(super) fn take<T>(
         &mut self,
@@ -194,17 +216,30 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Takes a table. One that is not there reads like an empty one.
-    pub(super) fn table<T>(&mut self, key: &'static str, read: impl Fn(Table<'_>) -> T) -> T {
-        match self.take(key, |value| value.table(&read)) {
-            Said::Given(at) => at.value,
-            Said::Nothing | Said::Wrong => read(Table::new(
-                self.document,
-                format!("{}{key}", self.prefix),
-                0..0,
-                None,
-            )),
-        }
+    /// Takes a table of a fragment. One that is not there reads like an empty one.
+    pub(super) fn table<T>(
+        &mut self,
+        key: &'static str,
+        lower: T,
+        read: impl FnOnce(Table<'_>, T) -> T,
+    ) -> T {
+        let table = self.take(key, Value::opened).given();
+        let nothing = || Table::new(self.document, format!("{}{key}", self.prefix), 0..0, None);
+        read(table.unwrap_or_else(nothing), lower)
+    }
+
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.left.iter().any(|(name, _)| name.get_ref() == key)
+    }
+
+    /// The first that it says, if it says anything.
+    pub(super) fn first(&self) -> Option<Place> {
+        let (name, value) = self
+            .left
+            .iter()
+            .min_by_key(|(_, value)| value.span().start)?;
+        let key = format!("{}{}", self.prefix, printable(name.get_ref()));
+        Some(self.document.place(value.span(), key))
     }
 
     /// Takes a key that must be there.
@@ -284,7 +319,7 @@ pub(super) struct Value<'a> {
     value: &'a Spanned<DeValue<'a>>,
 }
 
-impl Value<'_> {
+impl<'a> Value<'a> {
     pub(super) fn text(&self) -> Option<String> {
         self.typed("a string in quotes", DeValue::as_str)
             .map(str::to_owned)
@@ -370,17 +405,30 @@ impl Value<'_> {
     }
 
     pub(super) fn table<T>(&self, read: impl FnOnce(Table<'_>) -> T) -> Option<T> {
-        let table = self.typed("a table", DeValue::as_table)?;
-        Some(read(Table::new(
-            self.document,
-            self.key.clone(),
-            self.value.span(),
-            Some(table),
-        )))
+        self.opened().map(read)
     }
 
     pub(super) fn is_table(&self) -> bool {
         self.value.get_ref().is_table()
+    }
+
+    /// Whether this file may say it: what belongs to one server cannot hold for all.
+    pub(super) fn own(&self) -> Option<()> {
+        match self.document.reach {
+            Reach::Server => Some(()),
+            // One `resource` for two servers would let a token for one open the other.
+            Reach::Host => self.wrong("belongs to one server", "move it to servers/NAME.toml"),
+        }
+    }
+
+    fn opened(&self) -> Option<Table<'a>> {
+        let table = self.typed("a table", DeValue::as_table)?;
+        Some(Table::new(
+            self.document,
+            self.key.clone(),
+            self.value.span(),
+            Some(table),
+        ))
     }
 
     /// Reports, and gives nothing.
@@ -397,11 +445,7 @@ impl Value<'_> {
         self.document.place(self.value.span(), self.key.clone())
     }
 
-    fn typed<'v, T>(
-        &'v self,
-        wanted: &str,
-        read: impl FnOnce(&'v DeValue<'v>) -> Option<T>,
-    ) -> Option<T> {
+    fn typed<T>(&self, wanted: &str, read: impl FnOnce(&'a DeValue<'a>) -> Option<T>) -> Option<T> {
         let value = self.value.get_ref();
         let found = value.type_str();
         read(value)
@@ -412,33 +456,6 @@ impl Value<'_> {
 /// The values without their places.
 pub(super) fn plain<T>(list: Vec<At<T>>) -> Vec<T> {
     list.into_iter().map(|at| at.value).collect()
-}
-
-/// The known word that `word` was probably meant to be.
-pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
-    // Underscores for hyphens are the commonest slip, and count as none.
-    let word = word.to_lowercase().replace('_', "-");
-    known
-        .iter()
-        .map(|known| (distance(&word, known), *known))
-        .filter(|(distance, known)| *distance <= (known.len() / 3).max(1))
-        .min()
-        .map(|(_, known)| known)
-}
-
-/// Insertions, deletions and replacements between two words (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let replaced = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 /// A key as it may stand in a one-line message.
@@ -465,18 +482,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_near_miss_is_named_and_a_far_one_is_not() {
-        let known = ["command", "resource", "read-only"];
-        assert_eq!(nearest("comand", &known), Some("command"));
-        assert_eq!(nearest("read_only", &known), Some("read-only"));
-        assert_eq!(nearest("Resource", &known), Some("resource"));
-        assert_eq!(nearest("xyzzy", &known), None);
-        assert_eq!(nearest("", &known), None);
-    }
-
-    #[test]
     fn lines_and_columns_count_characters_from_one() {
-        let document = Document::new(Path::new("f"), "a = 1\nä = 2\n");
+        let document = Document::new(Path::new("f"), Reach::Server, "a = 1\nä = 2\n");
         let place = document.place(8..9, String::new());
         assert_eq!((place.line, place.column), (2, 2));
     }

@@ -12,11 +12,7 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::{
-    fragment::{Fragment, Reach},
-    table::Document,
-    *,
-};
+use super::{fragment::Fragment, sources::Reach, table::Document, *};
 
 #[test]
 fn every_tree_loads_as_its_expectation_says() {
@@ -274,8 +270,8 @@ proptest! {
         0..40,
     )) {
         let text = text.concat();
-        let document = Document::new(Path::new("/f"), &text);
-        let read = document.read(|table| Fragment::read(table, Reach::Server));
+        let document = Document::new(Path::new("/f"), Reach::Server, &text);
+        let read = document.read(|table| Fragment::read(table, Fragment::default()));
         let problems = document.into_problems();
         prop_assert!(read.is_some() || !problems.is_empty());
         for problem in problems {

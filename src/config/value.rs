@@ -10,10 +10,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{
-    Addition, Layer, Scope, Seccomp,
-    table::{NOT_YET, nearest},
-};
+use super::{Addition, Layer, Scope, Seccomp, spelling::nearest, table::NOT_YET};
 
 /// A time span such as `30s`, `5min` or `1h 30min`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {

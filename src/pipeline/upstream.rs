@@ -1,14 +1,12 @@
 //! What a permitted call needs before it may go to a server elsewhere: a token of
 //! its own, for the caller's.
 
-use std::time::Duration;
-
 use http::request::Parts;
 use tracing::warn;
 
 use super::Gateway;
 use crate::{
-    audit::{Audit, Event, Outcome, Reason, RequestId},
+    audit::RequestId,
     auth::{CallerToken, Identity, Owner},
     config::Scope,
     http::Refusal,
@@ -23,11 +21,8 @@ pub(super) async fn make_ready_for(
     identity: &Identity,
     (era, request): (Era, RequestId),
 ) -> Result<(), Refusal> {
-    let waiting = Waiting(&gateway.audit, request);
-    let ready = make_ready(gateway, head, identity, era).await;
-    // Whoever handles the result records it.
-    std::mem::forget(waiting);
-    ready
+    let ready = make_ready(gateway, head, identity, era);
+    gateway.audit.unless_gone(request, ready).await
 }
 
 /// The same before there is a decision.
@@ -54,21 +49,4 @@ pub(super) async fn make_ready(
         );
         Refusal::Exchange(error)
     })
-}
-
-/// Records that a client went away before there was a token: the request was
-/// permitted, so it owes an outcome.
-struct Waiting<'a>(&'a Audit, RequestId);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.record(&Event::Outcome(Outcome {
-            request_id: self.1,
-            reason: Some(Reason::ClientGone),
-            status: None,
-            duration: Duration::ZERO,
-            bytes_in: 0,
-            bytes_out: 0,
-        }));
-    }
 }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::{sync::Notify, task::JoinSet, time::Instant};
 
 use crate::{
-    audit::{Audit, Event, Outcome, Reason, RequestId},
+    audit::{Audit, Reason, RequestId},
     auth::{Identity, PrincipalKey},
     authz::Permit,
     child::{Source, StartError, stdio::Reading},
@@ -126,11 +126,8 @@ impl Sessions {
         permit: Permit,
         request: RequestId,
     ) -> Result<(Option<Arc<Session>>, Bytes), OpenError> {
-        let waiting = Waiting(&self.setup.audit, request);
-        let begun = self.begin(identity, Era::Legacy).await;
-        // From here on whoever handles the result records it.
-        std::mem::forget(waiting);
-        let opening = begun?;
+        let begun = self.begin(identity, Era::Legacy);
+        let opening = self.setup.audit.unless_gone(request, begun).await?;
         let session = &opening.session;
         let initialize = permit.call().clone();
         let mut answer = answer_of(session.send(permit, identity, request)?)
@@ -161,10 +158,8 @@ impl Sessions {
         identity: &Identity,
         request: RequestId,
     ) -> Result<Arc<Session>, OpenError> {
-        let waiting = Waiting(&self.setup.audit, request);
-        let shared = self.shared_of(identity).await;
-        std::mem::forget(waiting);
-        shared
+        let shared = self.shared_of(identity);
+        self.setup.audit.unless_gone(request, shared).await
     }
 
     async fn shared_of(&self, identity: &Identity) -> Result<Arc<Session>, OpenError> {
@@ -331,23 +326,6 @@ impl Drop for Opening {
         if !self.kept {
             self.session.close();
         }
-    }
-}
-
-/// Records that a client went away before its child was there: the request was
-/// permitted, so it owes an outcome.
-pub(super) struct Waiting<'a>(pub(super) &'a Audit, pub(super) RequestId);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.record(&Event::Outcome(Outcome {
-            request_id: self.1,
-            reason: Some(Reason::ClientGone),
-            status: None,
-            duration: Duration::ZERO,
-            bytes_in: 0,
-            bytes_out: 0,
-        }));
     }
 }
 

@@ -18,11 +18,7 @@ use crate::{
         Message,
         tools::{Tool, Tools},
     },
-    session::{
-        Sent, Session,
-        own::OwnMessage,
-        table::{Waiting, answer_of},
-    },
+    session::{Sent, Session, own::OwnMessage, table::answer_of},
 };
 
 /// What is known of a child's tools.
@@ -77,17 +73,19 @@ impl Session {
     pub async fn tool(self: &Arc<Self>, name: &str, request: RequestId) -> Option<Tool> {
         if !self.tools.seen().0 {
             // Whoever goes away now was permitted, and owes an outcome.
-            let waiting = Waiting(&self.audit, request);
-            let _turn = self.tools.asking.lock().await;
-            let (whole, changes) = self.tools.seen();
-            if !whole {
-                self.list_tools().await;
-                let mut state = self.tools.state();
-                state.whole = state.changes == changes;
-            }
-            std::mem::forget(waiting);
+            self.audit.unless_gone(request, self.learn_tools()).await;
         }
         self.tools.get(name)
+    }
+
+    async fn learn_tools(self: &Arc<Self>) {
+        let _turn = self.tools.asking.lock().await;
+        let (whole, changes) = self.tools.seen();
+        if !whole {
+            self.list_tools().await;
+            let mut state = self.tools.state();
+            state.whole = state.changes == changes;
+        }
     }
 
     async fn list_tools(self: &Arc<Self>) {

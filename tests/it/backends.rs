@@ -131,11 +131,7 @@ async fn what_a_server_says_on_its_streams_arrives() {
         "notifications/tools/list_changed"
     );
 
-    let mut asked = Events::open(
-        house.address,
-        &alice.bytes("POST", &call(9, "ask", json!({}))),
-    )
-    .await;
+    let mut asked = alice.stream(&call(9, "ask", json!({}))).await;
     assert_eq!(asked.next().await["method"], "elicitation/create");
     let reply = r#"{"jsonrpc":"2.0","id":"mine-1","result":{"action":"decline"}}"#;
     assert_eq!(alice.post(reply).await.status, 202);

@@ -12,10 +12,6 @@ use std::{
     },
 };
 
-use rustls::{
-    ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-};
 use serde_json::json;
 use thv::egress::Resolver;
 use tokio::{
@@ -43,20 +39,7 @@ impl Elsewhere {
     }
 
     async fn with_tls() -> Self {
-        let tls = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls");
-        let certificates: Vec<_> = CertificateDer::pem_file_iter(tls.join("localhost.pem"))
-            .unwrap()
-            .map(Result::unwrap)
-            .collect();
-        let key = PrivateKeyDer::from_pem_file(tls.join("localhost.key")).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(certificates, key)
-            .unwrap();
-        Self::on(8443, Some(TlsAcceptor::from(Arc::new(config)))).await
+        Self::on(8443, Some(crate::remote::acceptor("localhost"))).await
     }
 
     async fn on(port: u16, tls: Option<TlsAcceptor>) -> Self {
@@ -114,6 +97,17 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, heard: Arc<Mute
         }
     }
     let _ = stream.shutdown().await;
+}
+
+/// A host, its door, and a house whose sandbox may reach it alone.
+async fn one_allowed() -> (Elsewhere, String, Plan) {
+    let host = Elsewhere::open().await;
+    let names = Names::of(&[("allowed.test", host.at.ip())]);
+    let door = format!("allowed.test:{}", host.at.port());
+    let plan = house()
+        .sandbox(&format!("egress = [\"{door} in 127.88.0.0/16\"]"))
+        .resolver(names.resolver());
+    (host, door, plan)
 }
 
 /// A resolver that knows these names alone, and what it was asked.
@@ -649,16 +643,9 @@ async fn an_allowed_name_that_leads_inside_is_refused() {
 /// probe-60: connections and bytes of one child are counted, and end somewhere.
 #[tokio::test]
 async fn one_child_has_so_many_connections_and_so_many_bytes() {
-    let host = Elsewhere::open().await;
-    let names = Names::of(&[("allowed.test", host.at.ip())]);
-    let door = format!("allowed.test:{}", host.at.port());
-    let inside = Inside::open(
-        house()
-            .sandbox(&format!("egress = [\"{door} in 127.88.0.0/16\"]"))
-            .with("[limits]\negress-connections = 3\negress-bytes = \"64K\"\n")
-            .resolver(names.resolver()),
-    )
-    .await;
+    let (_host, door, plan) = one_allowed().await;
+    let inside =
+        Inside::open(plan.with("[limits]\negress-connections = 3\negress-bytes = \"64K\"\n")).await;
     assert_eq!(
         inside
             .works("hold", json!({ "to": door, "count": 5 }))
@@ -716,15 +703,8 @@ async fn a_flood_of_connections_is_recorded_and_slowed_down() {
 /// probe-61, probe-81: each session has doors of its own, and nobody else's loopback.
 #[tokio::test]
 async fn no_session_has_another_sessions_way_out() {
-    let host = Elsewhere::open().await;
-    let names = Names::of(&[("allowed.test", host.at.ip())]);
-    let door = format!("allowed.test:{}", host.at.port());
-    let alice = Inside::open(
-        house()
-            .sandbox(&format!("egress = [\"{door} in 127.88.0.0/16\"]"))
-            .resolver(names.resolver()),
-    )
-    .await;
+    let (_host, door, plan) = one_allowed().await;
+    let alice = Inside::open(plan).await;
     let bob = Inside {
         caller: alice.house.session("bob").await,
         house: house().open().await,
@@ -806,15 +786,8 @@ async fn a_host_that_is_down_harms_no_other() {
 /// What the child had open when it ended is on record before its end is.
 #[tokio::test]
 async fn the_end_of_a_child_ends_its_connections() {
-    let host = Elsewhere::open().await;
-    let names = Names::of(&[("allowed.test", host.at.ip())]);
-    let door = format!("allowed.test:{}", host.at.port());
-    let inside = Inside::open(
-        house()
-            .sandbox(&format!("egress = [\"{door} in 127.88.0.0/16\"]"))
-            .resolver(names.resolver()),
-    )
-    .await;
+    let (_host, door, plan) = one_allowed().await;
+    let inside = Inside::open(plan).await;
     assert_eq!(
         inside
             .works("hold", json!({ "to": door, "count": 2 }))

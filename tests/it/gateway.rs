@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     house::{call, house, initialize},
     identity::is_exactly,
-    wire::{self, Events},
+    wire,
 };
 
 #[tokio::test]
@@ -248,11 +248,7 @@ async fn an_id_that_is_in_flight_is_not_taken_twice() {
     let house = house().open().await;
     let alice = house.session("alice").await;
     let bob = house.session("bob").await;
-    let waiting = Events::open(
-        house.address,
-        &alice.bytes("POST", &call(5, "ask", json!({}))),
-    )
-    .await;
+    let waiting = alice.stream(&call(5, "ask", json!({}))).await;
     let twice = async {
         loop {
             let answer = alice.post(&call(5, "echo", json!({}))).await;
@@ -339,11 +335,7 @@ async fn the_servers_question_reaches_its_client_and_the_answer_goes_back() {
     let house = house().open().await;
     let alice = house.session("alice").await;
     let bob = house.session("bob").await;
-    let mut stream = Events::open(
-        house.address,
-        &alice.bytes("POST", &call(1, "ask", json!({}))),
-    )
-    .await;
+    let mut stream = alice.stream(&call(1, "ask", json!({}))).await;
     assert_eq!(stream.next().await["method"], "elicitation/create");
     let reply = r#"{"jsonrpc":"2.0","id":"mine-1","result":{"action":"decline"}}"#;
     // Nobody asked bob.
@@ -378,15 +370,7 @@ async fn a_server_that_dies_fails_its_calls_and_its_session_alone() {
     assert_eq!(answer.json()["error"]["data"]["reason"], "server-ended");
     assert_eq!(alice.call("echo", json!({})).await.status, 404);
     assert_eq!(bob.call("echo", json!({})).await.status, 200);
-    assert_eq!(
-        house
-            .session("alice")
-            .await
-            .call("echo", json!({}))
-            .await
-            .status,
-        200
-    );
+    house.serves("alice").await;
 }
 
 /// fault-16, fault-17: a call that takes too long is cancelled towards the server and failed towards the client.
@@ -755,7 +739,7 @@ async fn a_server_that_does_not_read_holds_up_nobody() {
                 "echo",
                 json!({ "x": "y".repeat(200_000) }),
             );
-            answers.push(Events::open(house.address, &alice.bytes("POST", &big)).await);
+            answers.push(alice.stream(&big).await);
         }
         answers
     };

@@ -23,7 +23,7 @@ use thv::{
 };
 use tokio::task::JoinHandle;
 
-use crate::wire::{self, Answer, PATIENCE};
+use crate::wire::{self, Answer, Events, PATIENCE};
 
 /// What a house is to be like.
 pub struct Plan {
@@ -419,6 +419,13 @@ impl House {
         caller
     }
 
+    /// That a new session of theirs is opened, and a call in it answered.
+    pub async fn serves(&self, subject: &str) {
+        let caller = self.session(subject).await;
+        let answer = caller.call("echo", json!({})).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+
     pub fn runner_pid(&self) -> u32 {
         self.runner.as_ref().unwrap().pid()
     }
@@ -517,6 +524,11 @@ impl Caller {
 
     pub async fn post(&self, body: &str) -> Answer {
         wire::exchange(self.address, &self.bytes("POST", body)).await
+    }
+
+    /// The same, and hears the answer as it comes.
+    pub async fn stream(&self, body: &str) -> Events {
+        Events::open(self.address, &self.bytes("POST", body)).await
     }
 
     pub async fn send(&self, method: &str, body: &str) -> Answer {

@@ -3,38 +3,35 @@
 
 use std::sync::LazyLock;
 
-use aws_lc_rs::{
-    digest,
-    rand::SystemRandom,
-    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
-};
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use aws_lc_rs::digest;
 use serde_json::{Value, json};
 
 use crate::{
     house::{Caller, House, Plan, house, initialize},
+    signer,
     wire::{self, Answer},
 };
 
+pub(crate) use crate::signer::base64url;
+
 /// An ES256 key of our own: tokens and proofs of any shape.
-pub(crate) struct Signer(EcdsaKeyPair);
+pub(crate) struct Signer(signer::Signer);
 
 pub(crate) static ISSUERS: LazyLock<Signer> = LazyLock::new(Signer::generate);
 pub(crate) static CLIENTS: LazyLock<Signer> = LazyLock::new(Signer::generate);
 
 impl Signer {
     pub(crate) fn generate() -> Self {
-        Self(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap())
+        Self(signer::Signer::new("es", "ES256"))
     }
 
     pub(crate) fn jwk(&self) -> Value {
-        let (x, y) = self.0.public_key().as_ref()[1..].split_at(32);
-        json!({ "kty": "EC", "crv": "P-256", "x": base64url(x), "y": base64url(y) })
+        self.0.bare_jwk()
     }
 
     /// An uncompressed point.
     pub(crate) fn public_key(&self) -> Vec<u8> {
-        self.0.public_key().as_ref().to_vec()
+        self.0.public_bytes()
     }
 
     /// As `cnf.jkt` names it (RFC 7638).
@@ -53,17 +50,8 @@ impl Signer {
 
     /// A token of these very texts.
     pub(crate) fn sign_text(&self, header: impl AsRef<[u8]>, claims: impl AsRef<[u8]>) -> String {
-        let signed = format!("{}.{}", base64url(header), base64url(claims));
-        let signature = self
-            .0
-            .sign(&SystemRandom::new(), signed.as_bytes())
-            .unwrap();
-        format!("{signed}.{}", base64url(signature))
+        self.0.token(header, claims)
     }
-}
-
-pub(crate) fn base64url(bytes: impl AsRef<[u8]>) -> String {
-    URL_SAFE_NO_PAD.encode(bytes)
 }
 
 pub(crate) fn now() -> u64 {

@@ -82,6 +82,8 @@ mod runner;
 mod sandbox;
 /// Whom one child serves.
 mod scopes;
+#[allow(dead_code, reason = "others need more of it")]
+mod signer;
 /// Streams of a session, and coming back to them.
 mod streams;
 /// Work that outlives the call that began it.

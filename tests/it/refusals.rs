@@ -6,12 +6,7 @@
 
 use std::sync::LazyLock;
 
-use aws_lc_rs::{
-    hmac,
-    rand::SystemRandom,
-    rsa::KeySize,
-    signature::{KeyPair as _, RSA_PKCS1_SHA256, RSA_PSS_SHA256, RsaKeyPair},
-};
+use aws_lc_rs::hmac;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
@@ -20,13 +15,13 @@ use crate::{
     identity::{
         CLIENTS, ISSUERS, Signer, base64url, caller, claims, is_refused, is_told, metadata, now,
     },
+    signer::{self, compact},
     wire,
 };
 
 /// Another of the issuer's own keys.
 static OTHERS: LazyLock<Signer> = LazyLock::new(Signer::generate);
-static RSA: LazyLock<RsaKeyPair> =
-    LazyLock::new(|| RsaKeyPair::generate(KeySize::Rsa2048).unwrap());
+static RSA: LazyLock<signer::Signer> = LazyLock::new(|| signer::Signer::new("rsa", "RS256"));
 
 /// A house whose issuer publishes keys of many kinds.
 pub(crate) fn many_keys() -> Plan {
@@ -37,8 +32,6 @@ pub(crate) fn many_keys() -> Plan {
         }
         jwk
     };
-    let public = aws_lc_rs::signature::RsaPublicKeyComponents::<Vec<u8>>::from(RSA.public_key());
-    let rsa = |more: &str| json!({ "kty": "RSA", "n": base64url(&public.n), "e": base64url(&public.e), "kid": more, "alg": "RS256" });
     let keys = json!([
         named(&ISSUERS, json!({ "kid": "es", "alg": "ES256" })),
         named(&OTHERS, json!({ "kid": "other" })),
@@ -47,7 +40,7 @@ pub(crate) fn many_keys() -> Plan {
         named(&OTHERS, json!({ "kid": "twice" })),
         named(&ISSUERS, json!({ "kid": "twice" })),
         json!({ "kty": "oct", "kid": "oct", "k": base64url(SECRET), "alg": "HS256" }),
-        rsa("rsa"),
+        RSA.jwk(),
     ]);
     house()
         .also("keys.json", json!({ "keys": keys }).to_string())
@@ -142,25 +135,10 @@ impl Forger<'_> {
     /// Really signed by the RSA key, under this name of an algorithm.
     fn rsa(&self, alg: &str, pss: bool) -> String {
         let header = json!({ "typ": "at+jwt", "alg": alg, "kid": "rsa" });
-        let signed = format!(
-            "{}.{}",
-            base64url(header.to_string()),
-            base64url(claims(self.0).to_string())
-        );
-        let mut signature = vec![0; RSA.public_modulus_len()];
-        let padding: &dyn aws_lc_rs::signature::RsaEncoding = if pss {
-            &RSA_PSS_SHA256
-        } else {
-            &RSA_PKCS1_SHA256
-        };
-        RSA.sign(
-            padding,
-            &SystemRandom::new(),
-            signed.as_bytes(),
-            &mut signature,
-        )
-        .unwrap();
-        format!("{signed}.{}", base64url(signature))
+        let padding = if pss { "PS256" } else { "RS256" };
+        compact(header.to_string(), claims(self.0).to_string(), |signed| {
+            RSA.sign(padding, signed)
+        })
     }
 }
 

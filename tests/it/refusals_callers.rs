@@ -301,11 +301,7 @@ async fn streams_end_with_their_token_and_running_calls_do_not() {
     assert_eq!(alice.initialize().await.status, 200);
     let mut own = Events::open(house.address, &alice.bytes("GET", "")).await;
     own.field("id: ").await;
-    let mut running = Events::open(
-        house.address,
-        &alice.bytes("POST", &call(7, "wait", json!({ "for": "x" }))),
-    )
-    .await;
+    let mut running = alice.stream(&call(7, "wait", json!({ "for": "x" }))).await;
     // Both are open for certain once a call behind them is answered.
     while !alice
         .seen()

@@ -213,11 +213,7 @@ async fn a_cancel_reaches_ones_own_call_alone() {
 #[tokio::test]
 async fn a_question_is_for_the_one_that_is_at_work() {
     let asks = |caller: Caller| async move {
-        let mut events = Events::open(
-            caller.address,
-            &caller.bytes("POST", &call(1, "ask", json!({}))),
-        )
-        .await;
+        let mut events = caller.stream(&call(1, "ask", json!({}))).await;
         let mut next = events.next().await;
         if next["method"] == "elicitation/create" {
             let answer =

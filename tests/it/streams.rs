@@ -64,11 +64,7 @@ async fn a_lost_stream_is_taken_up_again_after_the_last_event() {
     let house = house().open().await;
     let alice = house.session("alice").await;
     let bob = house.session("bob").await;
-    let mut lost = Events::open(
-        house.address,
-        &alice.bytes("POST", &call(1, "ask", json!({}))),
-    )
-    .await;
+    let mut lost = alice.stream(&call(1, "ask", json!({}))).await;
     let primed = lost.field("id: ").await;
     let asked = lost.field("id: ").await;
     assert_eq!(lost.next().await["method"], "elicitation/create");

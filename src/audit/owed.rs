@@ -1,0 +1,23 @@
+//! The outcome that a permitted request owes, while there is nobody to record it.
+
+use super::{Audit, Event, Outcome, Reason, RequestId};
+
+impl Audit {
+    /// Does what a permitted request needs before it can be answered. Where its client goes
+    /// away meanwhile that is its outcome; else whoever handles the result records it.
+    pub async fn unless_gone<T>(&self, request: RequestId, work: impl Future<Output = T>) -> T {
+        let owed = Owed(self, request);
+        let done = work.await;
+        std::mem::forget(owed);
+        done
+    }
+}
+
+struct Owed<'a>(&'a Audit, RequestId);
+
+impl Drop for Owed<'_> {
+    fn drop(&mut self) {
+        let gone = Outcome::unanswered(self.1, Some(Reason::ClientGone), None);
+        self.0.record(&Event::Outcome(gone));
+    }
+}
