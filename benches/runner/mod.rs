@@ -18,12 +18,12 @@ use thv::{
 };
 
 /// The program whose runner it is.
-pub const THV: &str = env!("CARGO_BIN_EXE_thv");
+pub(crate) const THV: &str = env!("CARGO_BIN_EXE_thv");
 const LOG: &str = "THV_LOG";
 
 /// Starts this program again where the runner would talk about what this host lacks,
 /// which is not what is measured.
-pub fn quietly() {
+pub(crate) fn quietly() {
     if std::env::var_os(LOG).is_none() {
         let mut again = Command::new(std::env::current_exe().unwrap());
         again.args(std::env::args_os().skip(1)).env(LOG, "error");
@@ -32,7 +32,7 @@ pub fn quietly() {
 }
 
 /// Writes the configuration of the server `bench`, which anybody may call.
-pub fn write_server(root: &Path, lines: &str) {
+pub(crate) fn write_server(root: &Path, lines: &str) {
     let servers = root.join("etc/thv/servers");
     fs::create_dir_all(&servers).unwrap();
     let text = format!(
@@ -44,7 +44,7 @@ pub fn write_server(root: &Path, lines: &str) {
 }
 
 /// A runner of that server that has been said hello.
-pub fn start(root: &Path) -> Foreground {
+pub(crate) fn start(root: &Path) -> Foreground {
     let server = ServerName::parse("bench").unwrap();
     let runner = runner::foreground(Path::new(THV), root, &server).unwrap();
     let hello = Request::Hello {
@@ -57,12 +57,12 @@ pub fn start(root: &Path) -> Foreground {
     runner
 }
 
-pub fn ask(runner: &Foreground, request: &Request) {
+pub(crate) fn ask(runner: &Foreground, request: &Request) {
     frames::send(runner.socket.as_fd(), request, &[]).unwrap();
 }
 
 /// The next reply, and what came with it.
-pub fn receive(runner: &Foreground) -> (Reply, Vec<OwnedFd>) {
+pub(crate) fn receive(runner: &Foreground) -> (Reply, Vec<OwnedFd>) {
     let mut watched = [PollFd::new(runner.socket.as_fd(), PollFlags::POLLIN)];
     let ready = poll(&mut watched, PollTimeout::from(10_000_u16)).unwrap();
     assert_eq!(ready, 1, "the runner says nothing");
