@@ -20,7 +20,7 @@ MODERN = "2026-07-28"
 
 def a_restart_in_a_long_call_drains_it_to_the_deadline_and_does_not_do_it_again(host):
     """fault-4"""
-    servers.enable(host, FAULTS)
+    ready(host)
     with session(timeout=90) as client, session() as other:
         answers = []
         waiting = threading.Thread(target=lambda: answers.append(client.call("count", {"number": 41, "seconds": 600})))
@@ -49,6 +49,7 @@ def a_restart_in_a_long_call_drains_it_to_the_deadline_and_does_not_do_it_again(
 
 def a_gateway_that_is_killed_between_record_and_dispatch_has_done_nothing(host):
     """fault-7; fault-6: the next one says that there was a violent end."""
+    ready(host)
     host.run("systemctl", "restart", GATEWAY)
     host.run("systemctl", "start", RUNNER)
     gateway, runner = host.pid(GATEWAY), host.pid(RUNNER)
@@ -87,6 +88,7 @@ def a_gateway_that_is_killed_between_record_and_dispatch_has_done_nothing(host):
 
 def a_bad_configuration_is_refused_by_a_reload_and_a_good_one_taken(host):
     """fault-9, fault-51"""
+    ready(host)
     good, before = servers.TEXTS[FAULTS], host.pid(GATEWAY)
     bad = good.replace("audience =", "audiense =")
     line = next(number for number, text in enumerate(bad.splitlines(), 1) if "audiense" in text)
@@ -132,6 +134,7 @@ def a_bad_configuration_is_refused_by_a_reload_and_a_good_one_taken(host):
 
 def each_decision_under_reloads_is_of_one_version(host):
     """fault-52"""
+    ready(host)
     base = '@id("open")\npermit (principal, action, resource);\n'
     forbids = {tool: base + f'@id("no")\nforbid (principal, action == Action::"tools/call", resource == Tool::"{tool}");\n' for tool in ("a", "b")}
     host.write(POLICY, forbids["a"])
@@ -186,6 +189,7 @@ def each_decision_under_reloads_is_of_one_version(host):
 
 def a_new_program_on_disk_changes_nothing_until_the_next_start(host):
     """fault-11"""
+    ready(host)
     with session() as client:
         host.run("cp", "--preserve", "/usr/bin/thv", "/usr/bin/thv.kept")
         before = host.pid(GATEWAY), host.pid(RUNNER)
@@ -208,6 +212,7 @@ def a_new_program_on_disk_changes_nothing_until_the_next_start(host):
 
 def a_gateway_that_hangs_is_killed_by_the_watchdog_and_the_next_one_serves(host):
     """fault-13"""
+    ready(host)
     before, restarts = host.pid(GATEWAY), int(host.unit(GATEWAY, "NRestarts"))
     start = time.monotonic()
     kill(host, "STOP", before)
@@ -227,6 +232,7 @@ def a_gateway_that_hangs_is_killed_by_the_watchdog_and_the_next_one_serves(host)
 
 def a_gateway_that_is_killed_is_started_again_and_its_backlog_is_served(host):
     """fault-23: as the kernel kills where memory ends; its doing so is tests/host/limits/gateway.py"""
+    ready(host)
     before, crowd = host.pid(GATEWAY), []
     request = (f"GET /.well-known/oauth-protected-resource/mcp HTTP/1.1\r\nHost: 127.0.0.1:{PORT}\r\nConnection: close\r\n\r\n").encode()
     kill(host, "STOP", before)
@@ -248,6 +254,7 @@ def a_gateway_that_is_killed_is_started_again_and_its_backlog_is_served(host):
 
 def a_second_gateway_on_one_state_directory_is_turned_away(host):
     """fault-53"""
+    ready(host)
     with session() as client:
         host.run("install", "-D", "--mode=0600", f"/run/thv/key/{FAULTS}", "/run/second/runner-key")
         second = ["systemd-socket-activate", "--fdname=mcp", "--listen=127.0.0.1:8096",
@@ -276,6 +283,7 @@ def a_second_gateway_on_one_state_directory_is_turned_away(host):
 
 def what_is_missing_at_a_start_is_said_and_nothing_half_starts(host):
     """fault-50: no room in /run, and no randomness"""
+    ready(host)
     socket_unit = f"thv-runner@{FAULTS}.socket"
     for unit in (f"thv@{FAULTS}.socket", GATEWAY, RUNNER, socket_unit):
         host.run("systemctl", "stop", unit)
@@ -365,6 +373,14 @@ def an_issuer_whose_name_does_not_resolve_is_away_and_one_that_moves_is_found(ho
         host.write("/etc/resolv.conf", kept + "\n")
         host.run("systemctl", "stop", f"thv@{name}.socket", unit)
         host.run("rm", f"/etc/thv/servers/{name}.toml")
+
+
+def ready(host):
+    """The server is enabled, and its gateway runs."""
+    if host.state(f"thv@{FAULTS}.socket") != "active":
+        servers.enable(host, FAULTS)
+    with session() as client:
+        client.leave()
 
 
 def kill(host, signal, pid):
