@@ -4,6 +4,7 @@
 //! record; what was allowed leaves an outcome record as well, under the same id.
 
 mod batch;
+mod caught;
 mod legacy_sse;
 mod streams;
 mod upstream;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header::HeaderMap, request::Parts};
+use tracing::error;
 
 use crate::{
     audit::{self, Audit, Decision, Event, Outcome, RequestId, Verdict},
@@ -24,6 +26,7 @@ use crate::{
     session::{Exchange, OpenError, SendError, Sent, Session, Sessions},
 };
 
+use caught::{Panicked, caught};
 pub use legacy_sse::Clients;
 
 /// What answers requests: built once by `daemon`, from one configuration.
@@ -39,6 +42,10 @@ pub struct Gateway {
     pub audit: Audit,
     /// Says that the configuration was edited and this gateway should make way.
     pub stale: tokio::sync::Notify,
+    /// The memory that requests' bodies share.
+    pub bodies: body::Budget,
+    /// The beginning of the configuration's digest, for the record (fault-52).
+    pub version: Arc<str>,
     pub metadata: Bytes,
     pub metadata_paths: Vec<String>,
 }
@@ -48,15 +55,25 @@ pub async fn handle(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
     let mut record = Decision::allowed(RequestId::random(), Vec::new());
     let headers = request.as_ref().map(|request| request.headers()).ok();
     record.peer = Some(peer.client(gateway.config.proxies.as_ref(), headers));
-    match answer(gateway, request, peer, &mut record).await {
-        Ok(response) => response,
-        Err(Refused { refusal, id }) => {
-            record.verdict = Verdict::Deny(refusal.reason());
-            record.status = Some(refusal.status().as_u16());
-            gateway.audit.record(&Event::Decision(record));
-            refusal.response(Some(&gateway.config), id.as_ref())
+    record.version = Some(gateway.version.clone());
+    match caught(answer(gateway, request, peer, &mut record)).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(refused)) => deny(gateway, record, refused),
+        Err(Panicked) => {
+            error!(request = %record.request_id, "the work on a request ended in a panic, the others go on");
+            if record.is_on_record() {
+                return failed(gateway, record.request_id, &Refusal::Internal, None);
+            }
+            deny(gateway, record, Refusal::Internal.into())
         }
     }
+}
+
+fn deny(gateway: &Gateway, mut record: Decision, Refused { refusal, id }: Refused) -> Response {
+    record.verdict = Verdict::Deny(refusal.reason());
+    record.status = Some(refusal.status().as_u16());
+    gateway.audit.record(&Event::Decision(record));
+    refusal.response(Some(&gateway.config), id.as_ref())
 }
 
 async fn answer(
@@ -90,7 +107,7 @@ async fn answer(
         Method::POST => route::post_headers(&head.headers)?,
         _ => Err(Refusal::MethodNotAllowed(route::MCP_METHODS))?,
     }
-    let body = body::read(body, gateway.config.limits.body).await?;
+    let body = body::read(body, gateway.config.limits.body, &gateway.bodies).await?;
     if route == Route::Messages {
         return legacy_sse::post(gateway, &head, &identity, body, record).await;
     }
@@ -108,7 +125,7 @@ async fn answer(
         refusal,
         id: id.clone(),
     })?;
-    gateway.audit.record(&Event::Decision(record.clone()));
+    record.put_on_record(&gateway.audit);
     let about = (permit.call().era(), record.request_id);
     if let Err(refusal) = upstream::make_ready_for(gateway, &head, &identity, about).await {
         return Ok(failed(gateway, record.request_id, &refusal, id.as_ref()));

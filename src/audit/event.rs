@@ -1,10 +1,10 @@
 //! The closed set of events, with what each carries.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use aws_lc_rs::rand;
 
-use super::Reason;
+use super::{Audit, Reason};
 use crate::{auth::Identity, mcp::Target};
 
 /// Something that an auditor or an operator has to be able to find later.
@@ -16,6 +16,13 @@ pub enum Event {
     Stopping,
     /// Nobody has asked for a while: the process ends, the socket stays.
     IdleExit,
+    /// The gateway before this one was killed, or its host was: what it permitted and has
+    /// recorded no outcome of may have happened or not. Who it was, where that can be told.
+    Unfinished {
+        pid: Option<u32>,
+        /// When it started, in microseconds since the Unix epoch.
+        since: Option<u64>,
+    },
     ConfigRefused {
         file: PathBuf,
         line: usize,
@@ -102,6 +109,9 @@ pub struct Decision {
     pub session: Option<String>,
     /// [`super::tag`] of the credentials that were refused.
     pub token: Option<String>,
+    /// The configuration, policies included, that it was decided by.
+    pub version: Option<Arc<str>>,
+    pub(super) is_on_record: bool,
 }
 
 impl Decision {
@@ -127,7 +137,19 @@ impl Decision {
             peer: None,
             session: None,
             token: None,
+            version: None,
+            is_on_record: false,
         }
+    }
+
+    /// Records it as it is now: what comes after this has an outcome.
+    pub fn put_on_record(&mut self, audit: &Audit) {
+        self.is_on_record = true;
+        audit.record(&Event::Decision(self.clone()));
+    }
+
+    pub fn is_on_record(&self) -> bool {
+        self.is_on_record
     }
 }
 

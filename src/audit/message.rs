@@ -22,6 +22,16 @@ pub(super) fn headline(event: &Event, server: &str) -> (Kind, u8, String) {
             INFO,
             "idle: exiting, the socket stays open".to_owned(),
         ),
+        Event::Unfinished { pid, .. } => {
+            let who = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+            (
+                Kind::Unfinished,
+                WARNING,
+                format!(
+                    "the gateway before this one{who} did not come to its end: what it permitted and has no outcome is unknown"
+                ),
+            )
+        }
         Event::ConfigRefused {
             file,
             line,

@@ -14,6 +14,7 @@ pub enum Kind {
     Ready,
     Stopping,
     IdleExit,
+    Unfinished,
     ConfigRefused,
     Decision,
     Outcome,
@@ -31,10 +32,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Ready,
         Self::Stopping,
         Self::IdleExit,
+        Self::Unfinished,
         Self::ConfigRefused,
         Self::Decision,
         Self::Outcome,
@@ -57,6 +59,7 @@ impl Kind {
             Self::Ready => ("ready", "970066cd232c48108893c3043dab5915"),
             Self::Stopping => ("stopping", "82a94074639f4d19935b7b56c9925464"),
             Self::IdleExit => ("idle-exit", "b18ca53d098f449ea0f7a53423c5bd84"),
+            Self::Unfinished => ("unfinished", "b2abbb39f7b64c6c880f4bac67ff6f48"),
             Self::ConfigRefused => ("config-refused", "69a8b6df9bec473c9e82863b15c65e60"),
             Self::Decision => ("decision", "10a520fad1d245a3b4612a4aafe999fa"),
             Self::Outcome => ("outcome", "142710fbd4e64d84a8a1cb9e4f953af6"),
@@ -156,6 +159,14 @@ impl Record {
     fn details(&mut self, event: &Event) {
         match event {
             Event::Ready | Event::Stopping | Event::IdleExit => {}
+            Event::Unfinished { pid, since } => {
+                if let Some(pid) = pid {
+                    self.put("THV_LAST_PID", pid.to_string());
+                }
+                if let Some(since) = since {
+                    self.put("THV_LAST_TIME_USEC", since.to_string());
+                }
+            }
             Event::ConfigRefused {
                 file,
                 line,
@@ -256,6 +267,9 @@ impl Record {
         self.raw_if("THV_PEER_ADDR", decision.peer.as_deref());
         self.raw_if("THV_SESSION", decision.session.as_deref());
         self.raw_if("THV_TOKEN", decision.token.as_deref());
+        if let Some(version) = &decision.version {
+            self.put("THV_CONFIG", &**version);
+        }
     }
 
     fn outcome(&mut self, outcome: &Outcome) {
@@ -346,6 +360,10 @@ mod tests {
             Event::Ready,
             Event::Stopping,
             Event::IdleExit,
+            Event::Unfinished {
+                pid: Some(7),
+                since: Some(1_700_000_000_000_000),
+            },
             Event::ConfigRefused {
                 file: PathBuf::from(text()),
                 line: 7,
@@ -364,6 +382,7 @@ mod tests {
                 peer: Some(text()),
                 session: Some(text()),
                 token: Some(text()),
+                version: Some("0123456789abcdef".into()),
                 ..Decision::denied(request_id, Reason::Policy, 403)
             }),
             Event::Outcome(Outcome {

@@ -263,7 +263,7 @@ impl Tokens {
             let introspector = config.introspection.as_ref();
             Ok(Trusted {
                 config: config.clone(),
-                keys: KeyRing::new(config, around.notices.clone())?,
+                keys: KeyRing::new(config, around.notices.clone(), around.clock.clone())?,
                 introspector: introspector
                     .map(|asked| Introspector::new(config, asked, around))
                     .transpose()?,

@@ -17,6 +17,7 @@ use crate::{
     egress::Resolver,
     frames,
     http::peer::Listener,
+    sys,
     systemd::{self, Notifier, Wanted},
     telemetry,
     time::Clock,
@@ -26,6 +27,10 @@ use crate::{
 pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
     // First, while there is one thread: it unsets what systemd passed.
     let socket = systemd::take(SOCKET, Wanted::Stream)?;
+    // Ids of sessions and keys are made of it (fault-50).
+    sys::is_random().context(
+        "the kernel gives no random bytes; it needs getrandom(2), which a SystemCallFilter= may have taken away",
+    )?;
     // It holds tokens and keys: nobody else of its user looks into it.
     prctl::set_dumpable(false).context("closing its memory to others")?;
     let notifier = Notifier::from_environment();

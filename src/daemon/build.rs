@@ -17,6 +17,7 @@ use crate::{
     config::{Auth, Config, Network, Problem, Problems, Transport},
     daemon::{Setup, backend},
     egress,
+    http::body::Budget,
     pipeline::{Clients, Gateway},
     session::{self, Seal, Sessions},
 };
@@ -164,7 +165,10 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         session_idle: config.limits.session_idle,
         seal: Arc::new(seal),
     });
+    let version = config.digest.get(..VERSION).unwrap_or(&config.digest);
     let gateway = Gateway {
+        version: version.into(),
+        bodies: Budget::new(config.limits.body),
         metadata: auth::metadata(&config),
         metadata_paths: auth::metadata_paths(&config.resource).to_vec(),
         authenticator,
@@ -178,3 +182,6 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
     };
     Ok((gateway, Box::pin(launching)))
 }
+
+/// Digits of the configuration's digest in a record: enough to tell versions apart.
+const VERSION: usize = 16;

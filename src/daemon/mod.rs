@@ -8,7 +8,9 @@ mod backend;
 mod build;
 mod edge;
 mod misconfigured;
+mod reload;
 mod serving;
+mod tenancy;
 
 use std::{
     io,
@@ -37,6 +39,7 @@ use crate::{
 
 use build::build;
 pub use build::policy_problems;
+use tenancy::Tenancy;
 
 /// What a gateway is run with: everything that surrounds it.
 pub struct Setup {
@@ -101,8 +104,26 @@ pub enum Exit {
 }
 
 /// Runs until told to stop, or idle.
-pub async fn run(mut setup: Setup) -> Result<Exit> {
-    let mut signals = Signals::new()?;
+pub async fn run(setup: Setup) -> Result<Exit> {
+    let tenancy = match &setup.state {
+        Some(directory) => {
+            let (tenancy, last) = Tenancy::begin(directory)?;
+            if let Some(last) = last {
+                setup.audit.record(&last);
+            }
+            Some(tenancy)
+        }
+        None => None,
+    };
+    let exit = run_here(setup).await?;
+    if let Some(tenancy) = tenancy {
+        tenancy.end();
+    }
+    Ok(exit)
+}
+
+async fn run_here(mut setup: Setup) -> Result<Exit> {
+    let mut signals = Signals::new(setup.may_exit)?;
     let mut first = None;
     loop {
         // The way in comes first: misconfigured or not, it is the one that clients know.
@@ -124,17 +145,7 @@ pub async fn run(mut setup: Setup) -> Result<Exit> {
                 .await;
             }
             Err(problems) => {
-                for problem in problems.iter() {
-                    setup.audit.record(&Event::ConfigRefused {
-                        file: problem.file.to_path_buf(),
-                        line: problem.line as usize,
-                        key: Some(problem.key.clone()).filter(|key| !key.is_empty()),
-                        message: match problem.help.as_str() {
-                            "" => problem.message.clone(),
-                            help => format!("{}; {help}", problem.message),
-                        },
-                    });
-                }
+                record_refusal(&problems, &setup);
                 let asked = (entrance, first.take());
                 match misconfigured::answer(&mut setup, asked, &problems, &mut signals).await? {
                     misconfigured::Way::Mended(connection) => first = Some(connection),
@@ -145,30 +156,72 @@ pub async fn run(mut setup: Setup) -> Result<Exit> {
     }
 }
 
+fn record_refusal(problems: &Problems, setup: &Setup) {
+    for problem in problems.iter() {
+        setup.audit.record(&Event::ConfigRefused {
+            file: problem.file.to_path_buf(),
+            line: problem.line as usize,
+            key: Some(problem.key.clone()).filter(|key| !key.is_empty()),
+            message: match problem.help.as_str() {
+                "" => problem.message.clone(),
+                help => format!("{}; {help}", problem.message),
+            },
+        });
+    }
+}
+
 /// A connection that was accepted before it was known who answers it.
 type Accepted = (Stream, Peer);
 
-/// The signals that end a gateway.
+/// The signals that end a gateway, or make it read its configuration again.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// Only where a socket unit starts the next process; a terminal's end means the end.
+    hangup: Option<Signal>,
 }
 
 impl Signals {
-    fn new() -> Result<Self> {
+    fn new(reloads: bool) -> Result<Self> {
+        let hangup = reloads.then(|| signal(SignalKind::hangup())).transpose()?;
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup,
         })
     }
 
-    /// Waits for the next of them.
+    /// Waits for the next one that ends it.
     async fn stop(&mut self) {
+        while self.next().await != Told::Stop {}
+    }
+
+    /// Waits for the next of them.
+    async fn next(&mut self) -> Told {
+        let Self {
+            terminate,
+            interrupt,
+            hangup,
+        } = self;
+        let reload = async {
+            match hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = terminate.recv() => Told::Stop,
+            _ = interrupt.recv() => Told::Stop,
+            _ = reload => Told::Reload,
         }
     }
+}
+
+/// What a signal says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Told {
+    Stop,
+    Reload,
 }
 
 /// How long to leave a full descriptor table alone before accepting again (fault-36).

@@ -13,9 +13,10 @@ use tracing::{info, warn};
 use crate::{
     audit::Event,
     daemon::{
-        ACCEPT_PAUSE, Accepted, Exit, Setup, Signals,
+        ACCEPT_PAUSE, Accepted, Exit, Setup, Signals, Told,
         build::Launching,
         edge::{Reloading, places},
+        reload,
     },
     http::Entrance,
     pipeline::{self, Gateway},
@@ -97,7 +98,10 @@ pub(super) async fn serve(
                 info!("the configuration has changed, making way for a new process");
                 break;
             }
-            () = signals.stop() => break,
+            told = signals.next() => match told {
+                Told::Reload if !reload::wants_another(&gateway, &setup) => {}
+                Told::Reload | Told::Stop => break,
+            },
         }
     }
 

@@ -5,6 +5,7 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -14,7 +15,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::{
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at, sleep_until, timeout},
 };
 
@@ -280,18 +281,51 @@ fn data(id: Option<&str>, message: &[u8]) -> Bytes {
     event.freeze()
 }
 
+/// The memory for request bodies: one budget for all, so that the product of connections
+/// and the size of a body is not what a gateway may take (fault-46).
+#[derive(Clone, Debug)]
+pub struct Budget(Arc<Semaphore>);
+
+impl Budget {
+    /// For bodies of at most `max` bytes each.
+    pub fn new(max: usize) -> Self {
+        // Two fit in any case, or one that is held would make the server useless.
+        let bytes = ALL_BODIES.max(max.saturating_mul(2));
+        Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
+    }
+
+    fn share(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+        let bytes = u32::try_from(bytes).map_err(|_| Refusal::TooLarge)?;
+        let share = self.0.clone().try_acquire_many_owned(bytes);
+        share.map_err(|_| Refusal::Overloaded)
+    }
+}
+
+/// A large body, and its share of the budget for as long as anybody holds a part of it.
+struct Held {
+    text: Bytes,
+    _share: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
+    }
+}
+
 /// Reads a request body whole: at most `max` bytes within `BODY_DEADLINE`.
-pub async fn read(body: Incoming, max: usize) -> Result<Bytes, Refusal> {
+pub async fn read(body: Incoming, max: usize, budget: &Budget) -> Result<Bytes, Refusal> {
     if body.size_hint().lower() > max as u64 {
         return Err(Refusal::TooLarge);
     }
-    timeout(BODY_DEADLINE, collect(body, max))
+    timeout(BODY_DEADLINE, collect(body, max, budget))
         .await
         .unwrap_or(Err(Refusal::BodyTimeout))
 }
 
-async fn collect(mut body: Incoming, max: usize) -> Result<Bytes, Refusal> {
+async fn collect(mut body: Incoming, max: usize, budget: &Budget) -> Result<Bytes, Refusal> {
     let mut whole = BytesMut::new();
+    let mut share: Option<OwnedSemaphorePermit> = None;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Refusal::BodyIncomplete)?;
         // Trailers are dropped, never merged (h1-11).
@@ -305,11 +339,31 @@ async fn collect(mut body: Incoming, max: usize) -> Result<Bytes, Refusal> {
         if whole.is_empty() && body.is_end_stream() {
             return Ok(data);
         }
+        // For what has come, not for what is announced: announcing costs nothing.
+        if whole.len() + data.len() > SMALL_BODY {
+            let held = share.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+            let more = budget.share(whole.len() + data.len() - held)?;
+            match &mut share {
+                Some(share) => share.merge(more),
+                None => share = Some(more),
+            }
+        }
         whole.extend_from_slice(&data);
     }
-    Ok(whole.freeze())
+    let text = whole.freeze();
+    Ok(match share {
+        Some(share) => Bytes::from_owner(Held {
+            text,
+            _share: share,
+        }),
+        None => text,
+    })
 }
 
+/// Bytes of all large bodies at once; a sixth of what the unit may take (`MemoryHigh=`).
+const ALL_BODIES: usize = 128 << 20;
+/// What every connection may send without asking.
+const SMALL_BODY: usize = 64 << 10;
 /// How long a request body may take (conn-2).
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 /// How often an open stream says that it is (sse-5).

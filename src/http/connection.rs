@@ -257,7 +257,9 @@ mod tests {
             Activity::new(),
             |asked: Asked| async {
                 let read = match asked {
-                    Ok(request) => body::read(request.into_body(), 1 << 10).await,
+                    Ok(request) => {
+                        body::read(request.into_body(), 1 << 10, &body::Budget::new(1 << 10)).await
+                    }
                     Err(refusal) => Err(refusal),
                 };
                 match read {

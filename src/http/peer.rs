@@ -7,7 +7,7 @@ use std::{
 };
 
 use http::HeaderMap;
-use nix::sys::socket::{self, SockaddrLike, SockaddrStorage};
+use nix::sys::socket::{self, SockaddrLike, SockaddrStorage, setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::either::Either;
 
@@ -97,6 +97,7 @@ impl Listener {
             Some(socket::AddressFamily::Inet | socket::AddressFamily::Inet6) => {
                 let listener = std::net::TcpListener::from(socket);
                 listener.set_nonblocking(true)?;
+                notice_silence(&listener)?;
                 Ok(Self::Tcp(TcpListener::from_std(listener)?))
             }
             _ => Err(io::Error::new(
@@ -141,6 +142,26 @@ impl Listener {
         }
     }
 }
+
+/// A client whose host or network is gone says nothing about it: the kernel asks, and
+/// waits for what it has sent only so long (fault-48). Each accepted socket inherits it.
+fn notice_silence(listener: &std::net::TcpListener) -> io::Result<()> {
+    setsockopt(listener, sockopt::KeepAlive, &true)?;
+    setsockopt(listener, sockopt::TcpKeepIdle, &SILENCE)?;
+    setsockopt(listener, sockopt::TcpKeepInterval, &ASK_AGAIN)?;
+    setsockopt(listener, sockopt::TcpKeepCount, &QUESTIONS)?;
+    setsockopt(listener, sockopt::TcpUserTimeout, &UNHEARD)?;
+    Ok(())
+}
+
+/// Seconds of silence after which a client is asked whether it is there.
+const SILENCE: u32 = 20;
+/// Seconds until it is asked again, and how often.
+const ASK_AGAIN: u32 = 5;
+const QUESTIONS: u32 = 4;
+/// Milliseconds for which what was sent may stay unacknowledged. An open stream says
+/// something every 15 seconds (`body::KEEP_ALIVE`), so both ways end within a minute.
+const UNHEARD: u32 = 40_000;
 
 /// One accepted connection.
 pub type Stream = Either<TcpStream, UnixStream>;

@@ -92,6 +92,12 @@ pub enum Refusal {
     Misconfigured,
     #[error("restarting")]
     Restarting,
+    /// There is no memory for its body now.
+    #[error("too much is being read at once")]
+    Overloaded,
+    /// A mistake of thv's own.
+    #[error("internal error")]
+    Internal,
 }
 
 impl Refusal {
@@ -146,6 +152,8 @@ impl Refusal {
             Self::Exchange(ExchangeError::Down(_)) => Reason::ProviderUnavailable,
             Self::Misconfigured => Reason::Misconfigured,
             Self::Restarting => Reason::Stopping,
+            Self::Overloaded => Reason::Overloaded,
+            Self::Internal => Reason::Internal,
         }
     }
 
@@ -189,8 +197,10 @@ impl Refusal {
             | Self::Auth(AuthError::IssuerDown { .. })
             | Self::Exchange(ExchangeError::Down(_))
             | Self::Misconfigured
-            | Self::Restarting => StatusCode::SERVICE_UNAVAILABLE,
+            | Self::Restarting
+            | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Self::Open(OpenError::UserFull) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Open(OpenError::Failed(failure)) => reply::failure_status(*failure),
             Self::Open(OpenError::NoVersion) | Self::Exchange(ExchangeError::Refused(_)) => {
                 StatusCode::BAD_GATEWAY
@@ -296,7 +306,7 @@ impl Refusal {
         match self {
             Self::Auth(AuthError::IssuerDown { retry_after, .. }) => *retry_after,
             Self::Misconfigured => 30,
-            Self::Restarting => 1,
+            Self::Restarting | Self::Overloaded => 1,
             _ => 5,
         }
     }

@@ -95,7 +95,7 @@ fn one(
         let alone = CallError::Invalid("initialize comes alone");
         return Err(refused(Refusal::Call(alone)));
     };
-    gateway.audit.record(&Event::Decision(record.clone()));
+    record.put_on_record(&gateway.audit);
     Ok(
         match (session.send(permit, identity, record.request_id), id) {
             (Ok(Sent::Exchange(exchange)), Some(id)) => {

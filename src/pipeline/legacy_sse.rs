@@ -188,7 +188,7 @@ pub(super) async fn post(
             TrySendError::Closed(()) => SendError::Gone,
         }))
     })?;
-    gateway.audit.record(&Event::Decision(record.clone()));
+    record.put_on_record(&gateway.audit);
     let about = (Era::Legacy, record.request_id);
     if let Err(refusal) = upstream::make_ready_for(gateway, head, identity, about).await {
         return Ok(failed(gateway, record.request_id, &refusal, id.as_ref()));
@@ -219,11 +219,11 @@ async fn initialize(
     head: &Parts,
     identity: &Identity,
     (permit, opening): (Permit, Opening),
-    record: &Decision,
+    record: &mut Decision,
 ) -> Response {
     let request = record.request_id;
     let id = permit.call().id().cloned();
-    gateway.audit.record(&Event::Decision(record.clone()));
+    record.put_on_record(&gateway.audit);
     let about = (Era::Legacy, request);
     if let Err(refusal) = upstream::make_ready_for(gateway, head, identity, about).await {
         return failed(gateway, request, &refusal, id.as_ref());

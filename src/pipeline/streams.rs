@@ -87,7 +87,7 @@ fn entered(
 
 pub(super) fn done(gateway: &Gateway, record: &mut Decision) {
     record.policies = vec!["session".to_owned()];
-    gateway.audit.record(&Event::Decision(record.clone()));
+    record.put_on_record(&gateway.audit);
     gateway
         .audit
         .record(&Event::Outcome(outcome(record.request_id, None)));

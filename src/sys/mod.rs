@@ -6,6 +6,7 @@
 
 pub(crate) mod beside;
 mod descriptors;
+mod entropy;
 pub(crate) mod landlock;
 pub(crate) mod memfd;
 pub(crate) mod mounts;
@@ -16,6 +17,7 @@ mod readiness;
 pub(crate) mod testing;
 
 pub(crate) use descriptors::{accept, disconnect, received_descriptors};
+pub(crate) use entropy::is_random;
 pub(crate) use readiness::readiness;
 
 /// What a call that answers zero or an error has answered.

@@ -3,8 +3,8 @@
 from wire import IDP_PORT, ISSUER
 
 EVERYTHING, PROBES, COUNTER, WRONG, OPAQUE = "everything", "probes", "counter", "wrong", "opaque"
-INSIDE, SOCKET, REMOTE = "inside", "socket", "remote"
-PORTS = {EVERYTHING: 8081, PROBES: 8082, COUNTER: 8083, WRONG: 8084, OPAQUE: 8085, INSIDE: 8086, SOCKET: 8087, REMOTE: 8088}
+INSIDE, SOCKET, REMOTE, FAULTS = "inside", "socket", "remote", "faults"
+PORTS = {EVERYTHING: 8081, PROBES: 8082, COUNTER: 8083, WRONG: 8084, OPAQUE: 8085, INSIDE: 8086, SOCKET: 8087, REMOTE: 8088, FAULTS: 8095, "named": 8098}
 # Where somebody else's server listens.
 UPSTREAM = 8089
 
@@ -50,6 +50,9 @@ forward   = ["127.0.0.1:443=127.0.0.1:{IDP_PORT}"]"""),
     COUNTER: configuration(
         COUNTER, '["/usr/bin/python3", "-IS", "/opt/peers/counter.py"]', 'allow = "authenticated"',
         sandbox="state = true", limits='exit-idle = "50ms"'),
+    FAULTS: configuration(
+        FAULTS, '["/usr/bin/python3", "-IS", "/opt/peers/counter.py"]', 'policies = ["/etc/thv/policies/faults.cedar"]',
+        sandbox="state = true", limits='exit-idle = "1h"'),
     OPAQUE: configuration(
         OPAQUE, '["/usr/bin/python3", "/opt/peers/scripted.py"]', 'allow = "authenticated"',
         issuer='introspection = { client-id = "thv", credential = "idp" }\ndpop = "accepted"\nscopes = ["mcp"]'),
@@ -87,6 +90,10 @@ when { ["echo", "get-sum"].contains(resource.name) };
 @id("not-bob")
 forbid (principal, action == Action::"tools/call", resource == Tool::"get-sum")
 when { principal.subject == "bob" };
+""",
+    FAULTS: """\
+@id("all")
+permit (principal, action, resource);
 """,
     PROBES: """\
 @id("all-but-secrets")

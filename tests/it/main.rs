@@ -19,6 +19,8 @@ mod crowds;
 mod edge;
 /// A child's only way out.
 mod egress;
+/// What breaks in the middle of everything.
+mod faults;
 /// Servers that say too much, or nothing.
 mod floods;
 /// What HTTP/2 looks like on the wire.

@@ -27,9 +27,9 @@ use crate::{
 };
 
 /// A running `thv run`. Killed where a test fails before it ends it.
-struct Running {
+pub struct Running {
     process: Child,
-    address: SocketAddr,
+    pub address: SocketAddr,
     resource: String,
     /// What it said until it served.
     said: Vec<String>,
@@ -82,7 +82,7 @@ fn typed(issuer: &str, more: &[&str]) -> Vec<String> {
 }
 
 impl Running {
-    async fn start(more: &[&str], credentials: Option<&Path>) -> Self {
+    pub async fn start(more: &[&str], credentials: Option<&Path>) -> Self {
         let issuer = DemoIssuer::start(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
         let temporary = temporary();
         let mut command = thv();
@@ -131,7 +131,7 @@ impl Running {
         }
     }
 
-    fn caller(&self, audience: &str) -> Caller {
+    pub fn caller(&self, audience: &str) -> Caller {
         Caller {
             address: self.address,
             token: Some(self.issuer.token("alice", audience, &["it"]).unwrap()),
@@ -139,20 +139,29 @@ impl Running {
         }
     }
 
-    async fn session(&self) -> Caller {
+    pub async fn session(&self) -> Caller {
         let mut caller = self.caller("toolhive");
         let answer = caller.initialize().await;
         assert_eq!(answer.status, 200, "{}", answer.text());
         caller
     }
 
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.process.id().cast_signed()
+    }
+
     /// Ends it as Ctrl-C does; gives all that it said, and its exit code.
-    fn end(mut self) -> (String, Option<i32>, TempDir) {
-        kill(
-            Pid::from_raw(self.process.id().cast_signed()),
-            Signal::SIGINT,
-        )
-        .unwrap();
+    pub fn end(self) -> (String, Option<i32>, TempDir) {
+        self.signal(Signal::SIGINT);
+        self.ended()
+    }
+
+    /// Waits for its end; the same.
+    pub fn ended(mut self) -> (String, Option<i32>, TempDir) {
         let code = self.process.wait().unwrap().code();
         let rest = self.rest.take().unwrap().join().unwrap();
         let said = format!("{}\n{rest}", self.said.join("\n"));

@@ -7,6 +7,7 @@ what is there twice was done twice, what is missing was lost.
 import json
 import os
 import sys
+import time
 
 log = os.open("/state/calls", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
@@ -21,6 +22,8 @@ for line in sys.stdin:
     elif method == "tools/call":
         number = message["params"]["arguments"]["number"]
         os.write(log, f"{number}\n".encode())
+        # Done, and not yet told.
+        time.sleep(message["params"]["arguments"].get("seconds", 0))
         result = {"content": [{"type": "text", "text": str(number)}]}
     else:
         result = {}

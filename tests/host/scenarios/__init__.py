@@ -11,7 +11,7 @@ def foundation(scenario):
     return scenario
 
 
-from . import backends, calls, demo, identity, idle, images, isolation, mistakes, package, probes, run, tls, units  # noqa: E402
+from . import backends, calls, demo, faults, identity, idle, images, isolation, mistakes, package, probes, run, tls, units  # noqa: E402
 
 ORDER = [
     *package.FIRST,
@@ -24,6 +24,7 @@ ORDER = [
     *probes.ALL,
     *idle.ALL,
     *mistakes.ALL,
+    *faults.ALL,
     *demo.ALL,
     *run.ALL,
     *images.ALL,

@@ -162,18 +162,6 @@ def a_stopped_journal_stalls_no_request_and_gets_the_records_later(host):
     until("the journal to have them all", 30, written)
 
 
-def a_hanging_gateway_is_ended_by_its_watchdog_and_the_next_request_is_served(host):
-    service = f"thv@{PROBES}.service"
-    client = wire.opened(servers.PORTS[PROBES], wire.token("alice", servers.resource(PROBES)))
-    before = host.pid(service)
-    host.run("systemctl", "kill", "--kill-whom=main", "--signal=STOP", service)
-    until("another gateway", 90, lambda: host.pid(service) not in (0, before))
-    client.close()
-    with wire.opened(servers.PORTS[PROBES], wire.token("alice", servers.resource(PROBES))) as client:
-        client.said("echo")
-        client.leave()
-
-
 ALL = [
     a_misconfigured_server_tells_every_client_so_and_serves_once_it_is_mended,
     a_misconfigured_server_that_nobody_asks_leaves_with_78_and_its_socket_stays,
@@ -181,5 +169,4 @@ ALL = [
     a_file_that_root_alone_can_read_is_named_by_check_and_journal,
     a_credential_whose_file_is_missing_is_named_by_check_and_by_the_gateway,
     a_stopped_journal_stalls_no_request_and_gets_the_records_later,
-    a_hanging_gateway_is_ended_by_its_watchdog_and_the_next_request_is_served,
 ]

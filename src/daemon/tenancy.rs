@@ -1,0 +1,152 @@
+//! The gateway's state directory: one process at a time, and whether the last came to its end.
+//!
+//! Called by [`super::run`] before anything else. What lies in the directory
+//! (keys of issuers, the key of sealed states) is others' business. A directory
+//! that cannot be written keeps nobody from serving.
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Result, bail};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+use tracing::warn;
+
+use crate::audit::Event;
+
+/// The directory is this process's until this is dropped.
+pub(super) struct Tenancy {
+    mark: PathBuf,
+    /// Held by the kernel until the process ends, however it does.
+    _lock: Option<Flock<File>>,
+}
+
+impl Tenancy {
+    /// Takes the directory, or says who cannot; and what the last process has left undone.
+    pub(super) fn begin(directory: &Path) -> Result<(Self, Option<Event>)> {
+        let lock = match lock(directory) {
+            Ok(lock) => Some(lock),
+            Err(Errno::EWOULDBLOCK) => bail!(
+                "another gateway serves from the state directory `{}`; end it first, or give this one its own",
+                directory.display()
+            ),
+            Err(error) => {
+                warn!(directory = %directory.display(), %error, "the state directory cannot be locked, going on without");
+                None
+            }
+        };
+        let mark = directory.join(MARK);
+        let last = fs::read_to_string(&mark).ok().map(|text| unfinished(&text));
+        // Without the mark a violent end is not noticed, and nothing else is lost.
+        if let Err(error) = make(&mark) {
+            warn!(%error, "it will not be known whether this process comes to its end");
+        }
+        Ok((Self { mark, _lock: lock }, last))
+    }
+
+    /// Nothing that was permitted is without its outcome.
+    pub(super) fn end(self) {
+        // What cannot be removed is told once too often by the next process.
+        let _ = fs::remove_file(&self.mark);
+    }
+}
+
+/// A lock on the directory itself: it needs no file, so a full disk does not matter.
+fn lock(directory: &Path) -> Result<Flock<File>, Errno> {
+    let open = File::open(directory)
+        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
+    Flock::lock(open, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error)
+}
+
+fn make(mark: &Path) -> std::io::Result<()> {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(mark)?;
+    write!(file, "{} {}", std::process::id(), since.as_micros())
+}
+
+/// What the mark of another process says; it may have been cut short.
+fn unfinished(text: &str) -> Event {
+    let mut words = text.split(' ');
+    Event::Unfinished {
+        pid: words.next().and_then(|word| word.parse().ok()),
+        since: words.next().and_then(|word| word.parse().ok()),
+    }
+}
+
+/// There while a gateway runs.
+const MARK: &str = "running";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// fault-53: the second is told who is in its way; the directory is free when the first is gone.
+    #[test]
+    fn a_state_directory_has_one_gateway() {
+        let directory = tempfile::tempdir().unwrap();
+        let (first, _) = Tenancy::begin(directory.path()).unwrap();
+        let Err(error) = Tenancy::begin(directory.path()) else {
+            panic!("two gateways in one directory");
+        };
+        let error = error.to_string();
+        assert!(
+            error.contains(&directory.path().display().to_string()),
+            "{error}"
+        );
+        first.end();
+        assert!(Tenancy::begin(directory.path()).is_ok());
+    }
+
+    /// fault-6: whoever comes after a violent end says so once, and after an orderly one not.
+    #[test]
+    fn a_violent_end_is_told_by_the_next() {
+        let directory = tempfile::tempdir().unwrap();
+        let begin = || Tenancy::begin(directory.path()).unwrap();
+        let (killed, last) = begin();
+        assert!(last.is_none());
+        drop(killed);
+        let (orderly, last) = begin();
+        let Some(Event::Unfinished { pid, since }) = last else {
+            panic!("{last:?}");
+        };
+        assert_eq!(pid, Some(std::process::id()));
+        assert!(since.is_some());
+        orderly.end();
+        let (cut, last) = begin();
+        assert!(last.is_none());
+        fs::write(&cut.mark, "").unwrap();
+        drop(cut);
+        let (_, last) = begin();
+        assert!(matches!(
+            last,
+            Some(Event::Unfinished {
+                pid: None,
+                since: None
+            })
+        ));
+    }
+
+    /// fault-40: a directory that cannot be written, or is not there, keeps nobody from serving.
+    #[test]
+    fn a_directory_that_cannot_be_used_is_done_without() {
+        let (tenancy, last) = Tenancy::begin(Path::new("/proc/self")).unwrap();
+        assert!(last.is_none());
+        tenancy.end();
+        let (tenancy, _) = Tenancy::begin(Path::new("/nonexistent")).unwrap();
+        tenancy.end();
+    }
+}
