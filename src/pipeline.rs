@@ -108,7 +108,10 @@ async fn answer(
         refusal,
         id: id.clone(),
     })?;
-    gateway.audit.record(&Event::Decision(record.clone()));
+    let request_id = record.request_id;
+    // It is made up of what was said so far; from here on there is nothing to add.
+    let decision = std::mem::replace(record, Decision::allowed(request_id, Vec::new()));
+    gateway.audit.record(&Event::Decision(decision));
     let about = (permit.call().era(), record.request_id);
     if let Err(refusal) = upstream::make_ready_for(gateway, &head, &identity, about).await {
         return Ok(failed(gateway, record.request_id, &refusal, id.as_ref()));

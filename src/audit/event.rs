@@ -2,10 +2,8 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use aws_lc_rs::rand;
-
 use super::Reason;
-use crate::{auth::Identity, mcp::Target};
+use crate::{auth::Identity, mcp::Target, sys::random};
 
 /// Something that an auditor or an operator has to be able to find later.
 #[derive(Clone, Debug)]
@@ -239,14 +237,19 @@ impl RequestId {
     /// A new one.
     pub fn random() -> Self {
         let mut id = [0; 16];
-        rand::fill(&mut id).expect("the random generator works once the process runs");
+        random::fill(&mut id).expect("the kernel gives random bytes, or nothing here is safe");
         Self(id)
     }
 }
 
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        let mut text = [0; 32];
+        for (byte, digits) in self.0.iter().zip(text.chunks_exact_mut(2)) {
+            digits[0] = HEX[usize::from(byte >> 4)];
+            digits[1] = HEX[usize::from(byte & 15)];
+        }
+        f.write_str(std::str::from_utf8(&text).expect("digits are text"))
     }
 }
 
@@ -255,3 +258,5 @@ impl fmt::Debug for RequestId {
         fmt::Display::fmt(self, f)
     }
 }
+
+const HEX: &[u8; 16] = b"0123456789abcdef";

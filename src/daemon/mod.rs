@@ -20,6 +20,7 @@ use std::{
 
 use anyhow::Result;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::debug;
 
 use crate::{
     audit::{Audit, Event},
@@ -31,6 +32,7 @@ use crate::{
         peer::{Listener, Peer, Stream},
     },
     runner::Foreground,
+    sys::memory,
     systemd::{Credentials, Notifier},
     time::Clock,
 };
@@ -113,6 +115,9 @@ pub async fn run(mut setup: Setup) -> Result<Exit> {
         });
         match built {
             Ok((gateway, launching)) => {
+                if let Err(error) = memory::give_back() {
+                    debug!(%error, "what only the start has needed is kept");
+                }
                 return serving::serve(
                     Arc::new(gateway),
                     entrance,

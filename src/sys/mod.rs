@@ -7,9 +7,11 @@
 mod descriptors;
 pub(crate) mod landlock;
 pub(crate) mod memfd;
+pub(crate) mod memory;
 pub(crate) mod mounts;
 pub(crate) mod privileges;
 pub(crate) mod process;
+pub(crate) mod random;
 mod readiness;
 #[cfg(test)]
 pub(crate) mod testing;
