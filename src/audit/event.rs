@@ -1,6 +1,6 @@
 //! The closed set of events, with what each carries.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{cell::Cell, fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::Reason;
 use crate::{auth::Identity, mcp::Target, sys::random};
@@ -236,20 +236,29 @@ pub struct RequestId([u8; 16]);
 impl RequestId {
     /// A new one.
     pub fn random() -> Self {
-        let mut id = [0; 16];
-        random::fill(&mut id).expect("the kernel gives random bytes, or nothing here is safe");
-        Self(id)
+        // For many at once: it is a name, and no secret.
+        thread_local! {
+            static AHEAD: Cell<([[u8; 16]; AT_ONCE], usize)> = const { Cell::new(([[0; 16]; AT_ONCE], 0)) };
+        }
+        AHEAD.with(|ahead| {
+            let (mut ids, mut left) = ahead.get();
+            if left == 0 {
+                random::fill(ids.as_flattened_mut())
+                    .expect("the kernel gives random bytes, or nothing here is safe");
+                left = ids.len();
+            }
+            left -= 1;
+            ahead.set((ids, left));
+            Self(ids[left])
+        })
     }
 }
 
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = [0; 32];
-        for (byte, digits) in self.0.iter().zip(text.chunks_exact_mut(2)) {
-            digits[0] = HEX[usize::from(byte >> 4)];
-            digits[1] = HEX[usize::from(byte & 15)];
-        }
-        f.write_str(std::str::from_utf8(&text).expect("digits are text"))
+        let mut text = String::with_capacity(32);
+        hex(&self.0, &mut text);
+        f.write_str(&text)
     }
 }
 
@@ -259,4 +268,14 @@ impl fmt::Debug for RequestId {
     }
 }
 
-const HEX: &[u8; 16] = b"0123456789abcdef";
+/// Adds `bytes` in lower-case digits.
+pub(super) fn hex(bytes: &[u8], text: &mut String) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for byte in bytes {
+        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        text.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+}
+
+/// Names of requests that are drawn in one go.
+const AT_ONCE: usize = 16;

@@ -20,7 +20,6 @@ use std::{
 
 use anyhow::Result;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::debug;
 
 use crate::{
     audit::{Audit, Event},
@@ -115,9 +114,8 @@ pub async fn run(mut setup: Setup) -> Result<Exit> {
         });
         match built {
             Ok((gateway, launching)) => {
-                if let Err(error) = memory::give_back() {
-                    debug!(%error, "what only the start has needed is kept");
-                }
+                // Reading policies takes much that serving does not.
+                memory::give_back();
                 return serving::serve(
                     Arc::new(gateway),
                     entrance,
