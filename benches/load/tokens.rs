@@ -13,10 +13,12 @@ use serde_json::{Value, json};
 
 use crate::house::{AUDIENCE, ISSUER};
 
+type Sign = Box<dyn Fn(&[u8]) -> Vec<u8>>;
+
 pub struct Issuer {
     alg: &'static str,
     jwk: Value,
-    sign: Box<dyn Fn(&[u8]) -> Vec<u8>>,
+    sign: Sign,
 }
 
 impl Issuer {

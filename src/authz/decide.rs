@@ -34,7 +34,7 @@ enum Rules {
         slices: HashMap<&'static str, Slice>,
         /// Sets of scopes that could turn a denial, by method.
         steps: Steps,
-        remembered: Remembered,
+        remembered: Box<Remembered>,
     },
 }
 
@@ -143,7 +143,7 @@ impl Engine {
                     authorizer: Authorizer::new(),
                     slices: slice::slices(&policies),
                     steps,
-                    remembered: Remembered::default(),
+                    remembered: Box::default(),
                 }
             }
         };
