@@ -1,6 +1,7 @@
 //! The load: so many callers, each in a closed loop on a connection of its own.
 
 use std::{
+    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -34,7 +35,10 @@ pub struct Shared {
 
 /// One caller on its connection.
 pub struct Caller {
+    address: SocketAddr,
     stream: TcpStream,
+    /// When it was answered last.
+    used: Instant,
     /// The head of each request, up to the length of its body.
     head: String,
     /// The arguments of its calls: nobody else's.
@@ -68,18 +72,15 @@ impl Caller {
         number: usize,
         era: Era,
     ) -> Result<Self, String> {
-        let stream = TcpStream::connect(address)
-            .await
-            .map_err(|error| error.to_string())?;
-        stream
-            .set_nodelay(true)
-            .map_err(|error| error.to_string())?;
+        let stream = dial(address).await.map_err(|error| error.to_string())?;
         let version = match era {
             Era::Legacy => "2025-11-25",
             Era::Modern => "2026-07-28\r\nMcp-Method: tools/call\r\nMcp-Name: echo",
         };
         Ok(Self {
+            address,
             stream,
+            used: Instant::now(),
             head: format!(
                 "POST /mcp HTTP/1.1\r\nHost: {address}\r\nUser-Agent: load/1\r\nAuthorization: Bearer {token}\r\n\
                  Content-Type: application/json\r\nAccept: application/json, text/event-stream\r\n\
@@ -159,36 +160,54 @@ impl Caller {
         self.request.clear();
         let (head, length) = (&self.head, body.len());
         write!(self.request, "{head}Content-Length: {length}\r\n\r\n{body}").unwrap();
-        timeout(PATIENCE, async {
-            self.stream.write_all(self.request.as_bytes()).await?;
-            self.buffer.clear();
-            loop {
-                if let Some(whole) = whole(&self.buffer) {
-                    return Ok(whole);
+        let mut answer = timeout(PATIENCE, self.ask()).await;
+        // A server closes a connection on which nothing was asked for a while, and is asked on
+        // another then.
+        if matches!(answer, Ok(Err(_))) && self.buffer.is_empty() && self.used.elapsed() > IDLE {
+            self.stream = dial(self.address)
+                .await
+                .map_err(|error| error.to_string())?;
+            answer = timeout(PATIENCE, self.ask()).await;
+        }
+        self.used = Instant::now();
+        answer
+            .map_err(|_| "no answer in time".to_owned())?
+            .map_err(|error| error.to_string())
+            .and_then(|(head, body)| {
+                if head.starts_with(&format!("HTTP/1.1 {status} ")) {
+                    Ok((head, body))
+                } else {
+                    Err(format!("{head}{body}"))
                 }
-                if self.stream.read_buf(&mut self.buffer).await? == 0 {
-                    return Err(std::io::ErrorKind::UnexpectedEof.into());
-                }
-            }
-        })
-        .await
-        .map_err(|_| "no answer in time".to_owned())?
-        .map_err(|error: std::io::Error| error.to_string())
-        .and_then(|(head, body)| {
-            if head.starts_with(&format!("HTTP/1.1 {status} ")) {
-                Ok((head, body))
-            } else {
-                Err(format!("{head}{body}"))
-            }
-        })
+            })
     }
+
+    /// Sends what is to be sent, and reads a whole answer.
+    async fn ask(&mut self) -> io::Result<(String, String)> {
+        self.buffer.clear();
+        self.stream.write_all(self.request.as_bytes()).await?;
+        loop {
+            if let Some(whole) = whole(&self.buffer) {
+                return Ok(whole);
+            }
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+}
+
+async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// Counts an error, and says what the first was.
 fn complain(shared: &Shared, error: &str) {
     use std::io::Write as _;
     if shared.errors.fetch_add(1, Ordering::Relaxed) == 0 {
-        let _ = writeln!(std::io::stderr(), "load: {error}");
+        let _ = writeln!(io::stderr(), "load: {error}");
     }
 }
 
@@ -212,5 +231,7 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 const FIRST_ID: u64 = 1_000_000;
 /// How long one answer may take before it is an error.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// After so long without a request a connection may have been closed for it.
+const IDLE: Duration = Duration::from_secs(5);
 /// Latencies of one caller.
 const MAX_RECORDED: usize = 1 << 20;

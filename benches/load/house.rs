@@ -290,17 +290,14 @@ fn journal() -> Arc<Records> {
         loop {
             match socket.recv(&mut record) {
                 Ok(length) => {
-                    let has = |text: &[u8]| {
-                        record[..length]
-                            .windows(text.len())
-                            .any(|part| part == text)
+                    // Only records begin with their message, and only one with a number.
+                    let message = record[..length].strip_prefix(b"MESSAGE=");
+                    let counted = match message {
+                        Some([b'0'..=b'9', ..]) => &counts.losses,
+                        Some(_) => &counts.came,
+                        None => continue,
                     };
-                    if has(b"THV_SEQ=") {
-                        counts.came.fetch_add(1, Ordering::Relaxed);
-                    }
-                    if has(b"THV_DROPPED=") {
-                        counts.losses.fetch_add(1, Ordering::Relaxed);
-                    }
+                    counted.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("the journal's socket: {error}"),

@@ -154,7 +154,7 @@ impl Bench {
 
     fn table(&self, era: Era) {
         println!(
-            "{era:?}\n{:>8} | {:>7} {:>7} {:>7} {:>6} {:>6} {:>6} {:>7} {:>6} {:>6} | {:>7} {:>7} {:>7} {:>6} | {:>5}",
+            "{era:?}\n{:>8} | {:>7} {:>7} {:>7} {:>6} {:>6} {:>6} {:>7} {:>6} {:>6} | {:>7} {:>7} {:>7} {:>6} {:>7} | {:>5}",
             "sessions",
             "req/s",
             "p50 ms",
@@ -169,6 +169,7 @@ impl Bench {
             "p50 ms",
             "p99 ms",
             "CPU µs",
+            "KiB/con",
             "ratio"
         );
         for &sessions in &self.wanted.sessions {
@@ -189,7 +190,7 @@ impl Bench {
                 .collect();
             let further = (our(|c| c.all) - our(|c| c.one)) / (sessions.max(2) - 1) as f64;
             println!(
-                "{sessions:>8} | {:>7.0} {:>7.2} {:>7.2} {:>6.1} {:>6.1} {:>6.1} {:>7.1} {:>6.1} {:>6.2} | {:>7.0} {:>7.2} {:>7.2} {:>6.1} | {:>5.2}{}",
+                "{sessions:>8} | {:>7.0} {:>7.2} {:>7.2} {:>6.1} {:>6.1} {:>6.1} {:>7.1} {:>6.1} {:>6.2} | {:>7.0} {:>7.2} {:>7.2} {:>6.1} {:>7.1} | {:>5.2}{}",
                 our(|c| c.rate),
                 our(|c| c.p50),
                 our(|c| c.p99),
@@ -203,6 +204,7 @@ impl Bench {
                 floor(|c| c.p50),
                 floor(|c| c.p99),
                 floor(|c| c.cpu),
+                (floor(|c| c.all) - floor(|c| c.one)) / sessions as f64,
                 median(&mut ratios),
                 match ours
                     .iter()
@@ -249,8 +251,12 @@ impl Bench {
         let floor = Ends(command.spawn().unwrap());
         self.runtime.block_on(async {
             let shared = Arc::new(Shared::default());
+            let one = resident(floor.pid()).0;
             let callers = self.open(address, sessions, era, &shared).await;
-            self.load(&floor, callers, &shared, false).await
+            let all = resident(floor.pid()).0;
+            let mut cell = self.load(&floor, callers, &shared, false).await;
+            (cell.one, cell.all) = (one as f64, all as f64);
+            cell
         })
     }
 
