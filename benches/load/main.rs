@@ -251,6 +251,10 @@ impl Bench {
         let floor = Ends(command.spawn().unwrap());
         self.runtime.block_on(async {
             let shared = Arc::new(Shared::default());
+            let mut first = Caller::open(address, &self.tokens[0], 0, era)
+                .await
+                .unwrap();
+            first.call().await.unwrap();
             let one = resident(floor.pid()).0;
             let callers = self.open(address, sessions, era, &shared).await;
             let all = resident(floor.pid()).0;
