@@ -1,11 +1,9 @@
 //! The closed set of events, with what each carries.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
-
-use aws_lc_rs::rand;
+use std::{cell::Cell, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{Audit, Reason};
-use crate::{auth::Identity, mcp::Target};
+use crate::{auth::Identity, mcp::Target, sys::random};
 
 /// Something that an auditor or an operator has to be able to find later.
 #[derive(Clone, Debug)]
@@ -142,10 +140,12 @@ impl Decision {
         }
     }
 
-    /// Records it as it is now: what comes after this has an outcome.
+    /// Records it as it is now, and keeps no more than that it did: what comes after this
+    /// has an outcome.
     pub fn put_on_record(&mut self, audit: &Audit) {
-        self.is_on_record = true;
-        audit.record(&Event::Decision(self.clone()));
+        let mut rest = Self::allowed(self.request_id, Vec::new());
+        rest.is_on_record = true;
+        audit.record(&Event::Decision(std::mem::replace(self, rest)));
     }
 
     pub fn is_on_record(&self) -> bool {
@@ -274,15 +274,29 @@ pub struct RequestId([u8; 16]);
 impl RequestId {
     /// A new one.
     pub fn random() -> Self {
-        let mut id = [0; 16];
-        rand::fill(&mut id).expect("the random generator works once the process runs");
-        Self(id)
+        // For many at once: it is a name, and no secret.
+        thread_local! {
+            static AHEAD: Cell<([[u8; 16]; AT_ONCE], usize)> = const { Cell::new(([[0; 16]; AT_ONCE], 0)) };
+        }
+        AHEAD.with(|ahead| {
+            let (mut ids, mut left) = ahead.get();
+            if left == 0 {
+                random::fill(ids.as_flattened_mut())
+                    .expect("the kernel gives random bytes, or nothing here is safe");
+                left = ids.len();
+            }
+            left -= 1;
+            ahead.set((ids, left));
+            Self(ids[left])
+        })
     }
 }
 
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        let mut text = String::with_capacity(32);
+        hex(&self.0, &mut text);
+        f.write_str(&text)
     }
 }
 
@@ -291,3 +305,15 @@ impl fmt::Debug for RequestId {
         fmt::Display::fmt(self, f)
     }
 }
+
+/// Adds `bytes` in lower-case digits.
+pub(super) fn hex(bytes: &[u8], text: &mut String) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for byte in bytes {
+        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        text.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+}
+
+/// Names of requests that are drawn in one go.
+const AT_ONCE: usize = 16;

@@ -168,7 +168,8 @@ pub(super) fn headline(event: &Event, server: &str) -> (Kind, u8, String) {
         Event::PolicyError {
             policies, errors, ..
         } => {
-            let policies = shown(&policies.join(", "));
+            let policies = policies.join(", ");
+            let policies = shown(&policies);
             let error = errors.first().map(|error| told(error)).unwrap_or_default();
             (
                 Kind::PolicyError,
@@ -195,20 +196,16 @@ fn decided(decision: &Decision, server: &str) -> String {
         Verdict::Deny(reason) => format!("denied ({})", reason.as_str()),
     };
     if let Some(method) = &decision.method {
-        text = format!("{text}: {}", shown(method));
+        text.extend([": ", &shown(method)]);
     }
     match &decision.aim {
         Aim::Server => {}
         Aim::Tool(name) | Aim::Prompt(name) | Aim::Resource(name) => {
-            text = format!("{text} {}", shown(name))
+            text.extend([" ", &shown(name)]);
         }
     }
     if let Some(who) = &decision.who {
-        text = format!(
-            "{text}, for {} of {}",
-            shown(&who.subject),
-            shown(&who.issuer)
-        );
+        text.extend([", for ", &shown(&who.subject), " of ", &shown(&who.issuer)]);
     }
     if let Verdict::Deny(reason) = decision.verdict
         && let Some(more) = explained(reason, &decision.policies, server)

@@ -138,10 +138,9 @@ pub fn session_tag(id: &str) -> String {
 /// Something secret as records show it: enough to join records, not enough to use.
 pub fn tag(secret: &[u8]) -> String {
     let hash = digest::digest(&digest::SHA256, secret);
-    hash.as_ref()[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    let mut text = String::with_capacity(16);
+    event::hex(&hash.as_ref()[..8], &mut text);
+    text
 }
 
 /// A writer as a sink: each record is one line.

@@ -1,6 +1,9 @@
 //! One event as a record: fields with fixed names.
 
-use std::time::Duration;
+use std::{
+    fmt::{Display, Write},
+    time::Duration,
+};
 
 use super::{
     event::{Aim, Decision, Egress, Event, Outcome, Verdict},
@@ -91,7 +94,9 @@ impl Kind {
 pub struct Record {
     kind: Kind,
     priority: u8,
-    fields: Vec<(&'static str, String)>,
+    /// Names, and where in `values` the value of each ends, which is where the next begins.
+    fields: Vec<(&'static str, usize)>,
+    values: String,
 }
 
 impl Record {
@@ -105,9 +110,12 @@ impl Record {
     }
 
     pub fn fields(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        self.fields
-            .iter()
-            .map(|(name, value)| (*name, value.as_str()))
+        let mut start = 0;
+        self.fields.iter().map(move |(name, end)| {
+            let value = &self.values[start..*end];
+            start = *end;
+            (*name, value)
+        })
     }
 
     /// The first value of a field.
@@ -123,31 +131,35 @@ impl Record {
         let mut record = Self {
             kind,
             priority,
-            fields: Vec::with_capacity(20),
+            fields: Vec::with_capacity(24),
+            values: String::with_capacity(640),
         };
         record.put("MESSAGE", message);
         record.put("MESSAGE_ID", kind.message_id());
-        record.put("PRIORITY", priority.to_string());
+        record.put("PRIORITY", priority);
         record.put("SYSLOG_IDENTIFIER", "thv");
         record.put("THV_EVENT", kind.name());
         record.put("THV_SERVER", server);
-        record.put("THV_TIME_USEC", time.as_micros().to_string());
+        record.put("THV_TIME_USEC", time.as_micros());
         record.details(event);
         record
     }
 
     /// Gives the record its place in the sequence.
     pub(super) fn number(&mut self, number: u64) {
-        self.put("THV_SEQ", number.to_string());
+        self.put("THV_SEQ", number);
     }
 
-    fn put(&mut self, name: &'static str, value: impl Into<String>) {
-        self.fields.push((name, value.into()));
+    fn put(&mut self, name: &'static str, value: impl Display) {
+        // Never fails: it is a String.
+        let _ = write!(self.values, "{value}");
+        self.fields.push((name, self.values.len()));
     }
 
     /// A stranger's text, raw but capped: only ever in a field of its own.
     fn raw(&mut self, name: &'static str, value: &str) {
-        self.fields.push((name, field(value).into_owned()));
+        self.values.push_str(&field(value));
+        self.fields.push((name, self.values.len()));
     }
 
     fn raw_if(&mut self, name: &'static str, value: Option<&str>) {
@@ -174,7 +186,7 @@ impl Record {
                 message,
             } => {
                 self.raw("THV_CONFIG_FILE", &file.to_string_lossy());
-                self.put("THV_CONFIG_LINE", line.to_string());
+                self.put("THV_CONFIG_LINE", line);
                 self.raw_if("THV_CONFIG_KEY", key.as_deref());
                 self.raw("THV_ERROR", message);
             }
@@ -192,7 +204,7 @@ impl Record {
                 child, pid, exit, ..
             } => {
                 self.child(*child, *pid);
-                self.put("THV_EXIT", exit.to_string());
+                self.put("THV_EXIT", exit);
             }
             Event::ChildStderr { child, pid, .. } => {
                 self.child(*child, *pid);
@@ -205,7 +217,7 @@ impl Record {
             }
             Event::KeysFetched { issuer, keys } => {
                 self.raw("THV_ISSUER", issuer);
-                self.put("THV_KEYS", keys.to_string());
+                self.put("THV_KEYS", keys);
             }
             Event::KeysUnavailable { issuer, error, .. } => {
                 self.raw("THV_ISSUER", issuer);
@@ -216,7 +228,7 @@ impl Record {
                 policies,
                 errors,
             } => {
-                self.put("THV_REQUEST_ID", request_id.to_string());
+                self.put("THV_REQUEST_ID", request_id);
                 self.policies(policies);
                 for error in errors.iter().take(MAX_REPEATED) {
                     self.raw("THV_ERROR", error);
@@ -228,19 +240,19 @@ impl Record {
                 peer,
             } => {
                 self.put("THV_REASON", reason.as_str());
-                self.put("THV_LIMIT", limit.to_string());
+                self.put("THV_LIMIT", limit);
                 self.raw_if("THV_PEER_ADDR", peer.as_deref());
             }
             Event::Dropped { count, first, last } => {
-                self.put("THV_DROPPED", count.to_string());
-                self.put("THV_DROPPED_FIRST", first.to_string());
-                self.put("THV_DROPPED_LAST", last.to_string());
+                self.put("THV_DROPPED", count);
+                self.put("THV_DROPPED_FIRST", first);
+                self.put("THV_DROPPED_LAST", last);
             }
         }
     }
 
     fn decision(&mut self, decision: &Decision) {
-        self.put("THV_REQUEST_ID", decision.request_id.to_string());
+        self.put("THV_REQUEST_ID", decision.request_id);
         match decision.verdict {
             Verdict::Allow => self.put("THV_DECISION", "allow"),
             Verdict::Deny(reason) => {
@@ -262,7 +274,7 @@ impl Record {
         }
         self.policies(&decision.policies);
         if let Some(status) = decision.status {
-            self.put("THV_STATUS", status.to_string());
+            self.put("THV_STATUS", status);
         }
         self.raw_if("THV_PEER_ADDR", decision.peer.as_deref());
         self.raw_if("THV_SESSION", decision.session.as_deref());
@@ -273,7 +285,7 @@ impl Record {
     }
 
     fn outcome(&mut self, outcome: &Outcome) {
-        self.put("THV_REQUEST_ID", outcome.request_id.to_string());
+        self.put("THV_REQUEST_ID", outcome.request_id);
         self.put(
             "THV_OUTCOME",
             if outcome.reason.is_none() {
@@ -286,14 +298,11 @@ impl Record {
             self.put("THV_REASON", reason.as_str());
         }
         if let Some(status) = outcome.status {
-            self.put("THV_STATUS", status.to_string());
+            self.put("THV_STATUS", status);
         }
-        self.put(
-            "THV_DURATION_USEC",
-            outcome.duration.as_micros().to_string(),
-        );
-        self.put("THV_BYTES_IN", outcome.bytes_in.to_string());
-        self.put("THV_BYTES_OUT", outcome.bytes_out.to_string());
+        self.put("THV_DURATION_USEC", outcome.duration.as_micros());
+        self.put("THV_BYTES_IN", outcome.bytes_in);
+        self.put("THV_BYTES_OUT", outcome.bytes_out);
     }
 
     fn egress(&mut self, egress: &Egress) {
@@ -306,17 +315,17 @@ impl Record {
         }
         self.raw("THV_EGRESS", &egress.host);
         if let Some(address) = egress.address {
-            self.put("THV_EGRESS_ADDR", address.to_string());
+            self.put("THV_EGRESS_ADDR", address);
         }
         self.raw_if("THV_ERROR", egress.error.as_deref());
-        self.put("THV_DURATION_USEC", egress.duration.as_micros().to_string());
-        self.put("THV_BYTES_OUT", egress.sent.to_string());
-        self.put("THV_BYTES_IN", egress.received.to_string());
+        self.put("THV_DURATION_USEC", egress.duration.as_micros());
+        self.put("THV_BYTES_OUT", egress.sent);
+        self.put("THV_BYTES_IN", egress.received);
     }
 
     fn child(&mut self, child: u64, pid: u32) {
-        self.put("THV_CHILD", child.to_string());
-        self.put("THV_CHILD_PID", pid.to_string());
+        self.put("THV_CHILD", child);
+        self.put("THV_CHILD_PID", pid);
     }
 
     /// One field a policy, so that `THV_POLICY=x` finds it whatever else decided.
@@ -536,16 +545,16 @@ mod tests {
             &"w".repeat(100_000),
         ] {
             for event in one_of_each(text) {
-                let message = record(&event).fields[0].clone();
-                assert_eq!(message.0, "MESSAGE");
+                let record = record(&event);
+                let (name, message) = record.fields().next().unwrap();
+                assert_eq!(name, "MESSAGE");
                 assert!(
                     !message
-                        .1
                         .chars()
                         .any(|char| char.is_control() || char == '\u{202e}'),
                     "{message:?}"
                 );
-                assert!(message.1.len() < 4_096, "{} bytes", message.1.len());
+                assert!(message.len() < 4_096, "{} bytes", message.len());
             }
         }
     }

@@ -4,20 +4,20 @@ use std::{borrow::Cow, fmt::Write};
 
 /// Text for a message: control characters and what reorders or hides text are
 /// written out (`\u{1b}`), and it is cut after [`MAX_SHOWN`] characters.
-pub(super) fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> Cow<'_, str> {
     shown_up_to(text, MAX_SHOWN)
 }
 
 /// Text of thv's own, which may quote a stranger's: cut later, for its end says what to do.
 pub(super) fn told(text: &str) -> String {
-    shown_up_to(text, MAX_TOLD)
+    shown_up_to(text, MAX_TOLD).into_owned()
 }
 
 /// One line of a child's output for a message.
 pub(super) fn line(bytes: &[u8]) -> String {
     // No more is decoded than could be shown.
     let bytes = &bytes[..bytes.len().min(MAX_LINE * 4)];
-    shown_up_to(&String::from_utf8_lossy(bytes), MAX_LINE)
+    shown_up_to(&String::from_utf8_lossy(bytes), MAX_LINE).into_owned()
 }
 
 /// Text for a field of its own: as it is, cut after [`MAX_FIELD`] bytes.
@@ -32,7 +32,11 @@ pub(super) fn field(text: &str) -> Cow<'_, str> {
     Cow::Owned(format!("{}… (cut, {} bytes)", &text[..end], text.len()))
 }
 
-fn shown_up_to(text: &str, max: usize) -> String {
+fn shown_up_to(text: &str, max: usize) -> Cow<'_, str> {
+    // What most texts are, and then nothing has to be written out.
+    if text.len() <= max && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return Cow::Borrowed(text);
+    }
     let mut out = String::with_capacity(text.len().min(max));
     let mut length = 0;
     for char in text.chars() {
@@ -49,7 +53,7 @@ fn shown_up_to(text: &str, max: usize) -> String {
             length += 1;
         }
     }
-    out
+    Cow::Owned(out)
 }
 
 /// Controls, line and paragraph separators, direction marks, zero-width and tag characters.

@@ -8,7 +8,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use aws_lc_rs::{constant_time, digest, hmac, rand};
+use aws_lc_rs::{constant_time, digest, hmac};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, Method};
 
@@ -16,7 +16,7 @@ use super::{
     AuthError, jwk,
     jwt::{self, MAX_ID},
 };
-use crate::{config::Resource, json::Value};
+use crate::{config::Resource, json::Value, sys::random};
 
 /// Checks proofs for one resource, and remembers those that were shown.
 pub(super) struct Proofs {
@@ -48,7 +48,7 @@ pub(super) struct Wanted<'a> {
 impl Proofs {
     pub(super) fn new(resource: &Resource) -> Self {
         let mut key = [0; 32];
-        rand::fill(&mut key).expect("the system gives random bytes");
+        random::fill(&mut key).expect("the system gives random bytes");
         Self {
             resource: resource.clone(),
             nonce_key: hmac::Key::new(hmac::HMAC_SHA256, &key),

@@ -13,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-use aws_lc_rs::rand;
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tracing::warn;
 
@@ -25,6 +24,7 @@ use super::{
 use crate::{
     config::{Issuer, KeySource},
     fetch::{FetchError, Fetched, Fetcher},
+    sys::random,
     time::Clock,
 };
 
@@ -433,7 +433,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
 fn dice() -> u8 {
     let mut byte = [0];
     // Without randomness they do ask at once, and that is all.
-    let _ = rand::fill(&mut byte);
+    let _ = random::fill(&mut byte);
     byte[0]
 }
 

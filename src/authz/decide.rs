@@ -7,6 +7,7 @@ use cedar_policy::{Authorizer, Context, Entities, Entity, EntityUid, Request};
 use super::{
     entity, policy,
     policy::{Policies, PolicyProblem},
+    remembered::{Question, Remembered},
     scopes::{self, Steps},
     slice::{self, Answer, Slice},
 };
@@ -33,6 +34,7 @@ enum Rules {
         slices: HashMap<&'static str, Slice>,
         /// Sets of scopes that could turn a denial, by method.
         steps: Steps,
+        remembered: Box<Remembered>,
     },
 }
 
@@ -141,6 +143,7 @@ impl Engine {
                     authorizer: Authorizer::new(),
                     slices: slice::slices(&policies),
                     steps,
+                    remembered: Box::default(),
                 }
             }
         };
@@ -172,9 +175,25 @@ impl Engine {
                 policies: vec![SESSION.to_owned()],
             });
         }
+        let known = match &self.rules {
+            Rules::Authenticated => None,
+            Rules::Policies { remembered, .. } => {
+                Question::of(identity, &call).map(|question| (remembered, question))
+            }
+        };
+        if let Some((remembered, question)) = &known
+            && let Some(policies) = remembered.recall(question)
+        {
+            return Ok(Permit { call, policies });
+        }
         let verdict = self.caller(identity).call(&call);
         match verdict {
-            Verdict::Permit(policies) => Ok(Permit { call, policies }),
+            Verdict::Permit(policies) => {
+                if let Some((remembered, question)) = known {
+                    remembered.keep(question, &policies);
+                }
+                Ok(Permit { call, policies })
+            }
             Verdict::Deny {
                 reason,
                 policies,

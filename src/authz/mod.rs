@@ -10,6 +10,7 @@ mod decide;
 mod entity;
 mod filter;
 mod policy;
+mod remembered;
 mod scopes;
 mod slice;
 

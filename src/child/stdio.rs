@@ -1,10 +1,17 @@
 //! MCP over a child's standard streams: one message a line (mcp-T27).
 
-use std::{io, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    mem::MaybeUninit,
+    pin::Pin,
+    task::{Poll, ready},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt},
+    io::{AsyncRead, ReadBuf},
     time::Instant,
 };
 
@@ -78,6 +85,10 @@ impl<R: AsyncRead + Unpin> Lines<R> {
                 let mut line = self.buffer.split_to(self.scanned + end + 1).freeze();
                 self.scanned = 0;
                 line.truncate(line.len() - 1);
+                if self.buffer.is_empty() {
+                    // Not even what is left of the line's own memory is held on to.
+                    self.buffer = BytesMut::new();
+                }
                 return Ok(if line.len() > self.max {
                     Line::TooLong
                 } else {
@@ -91,14 +102,19 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             if self.ended {
                 return Ok(Line::End);
             }
-            if self.buffer.capacity() - self.buffer.len() < CHUNK {
-                // Doubling keeps a long line linear.
-                self.buffer.reserve(CHUNK.max(self.buffer.len()));
-            }
             if let Some(pace) = &mut self.pace {
                 pace.wait().await;
             }
-            let read = self.reader.read_buf(&mut self.buffer).await?;
+            let buffer = &mut self.buffer;
+            let read = read_some(&mut self.reader, |chunk| {
+                if buffer.capacity() - buffer.len() < chunk.len() {
+                    // Doubling keeps a long line linear.
+                    buffer.reserve(chunk.len().max(buffer.len()));
+                }
+                buffer.extend_from_slice(chunk);
+                chunk.len()
+            })
+            .await?;
             self.ended = read == 0;
             if let Some(pace) = &mut self.pace {
                 pace.read += read as u64;
@@ -119,18 +135,32 @@ impl Pace {
     }
 }
 
+/// Gives what there is to `take`, in memory that is used while something is read and no longer:
+/// a child that says nothing costs none.
+async fn read_some<T>(
+    reader: &mut (impl AsyncRead + Unpin),
+    mut take: impl FnMut(&[u8]) -> T,
+) -> io::Result<T> {
+    poll_fn(|context| {
+        let mut space = [MaybeUninit::uninit(); CHUNK];
+        let mut chunk = ReadBuf::uninit(&mut space);
+        ready!(Pin::new(&mut *reader).poll_read(context, &mut chunk))?;
+        Poll::Ready(Ok(take(chunk.filled())))
+    })
+    .await
+}
+
 /// Gives each line of a child's standard error to `log`, until it ends: long
 /// lines cut, and no more than so many a second; what is left out is counted.
 pub async fn log_lines(mut errors: impl AsyncRead + Unpin, mut log: impl FnMut(&[u8])) {
     let mut line = Vec::new();
-    let mut chunk = vec![0; CHUNK];
     let (mut second, mut logged, mut dropped) = (Instant::now(), 0, 0_u64);
     loop {
-        let read = match errors.read(&mut chunk).await {
-            Ok(0) | Err(_) => break,
-            Ok(read) => read,
+        let chunk = match read_some(&mut errors, <[u8]>::to_vec).await {
+            Ok(chunk) if !chunk.is_empty() => chunk,
+            Ok(_) | Err(_) => break,
         };
-        for byte in &chunk[..read] {
+        for byte in &chunk {
             if *byte != b'\n' {
                 if line.len() < MAX_ERROR_LINE {
                     line.push(*byte);

@@ -11,11 +11,10 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result, anyhow};
-use aws_lc_rs::rand;
+use anyhow::{Context as _, Result};
 
 use super::below;
-use crate::config::ServerName;
+use crate::{config::ServerName, sys::random};
 
 /// Writes a new key, in one step for whoever reads it.
 pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
@@ -30,7 +29,7 @@ pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
     fs::set_permissions(&directory, Permissions::from_mode(0o700)).with_context(context)?;
 
     let mut key = [0; KEY_BYTES];
-    rand::fill(&mut key).map_err(|_| anyhow!("the random number generator failed"))?;
+    random::fill(&mut key).context("getting random bytes")?;
     let text: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
 
     // A server's name has no dot, so this is no server's key.

@@ -9,9 +9,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aws_lc_rs::rand;
 
-use crate::runner::Person;
+use crate::{runner::Person, sys::random};
 
 /// A directory that is removed when this is dropped.
 pub(super) struct Scratch(PathBuf);
@@ -42,9 +41,9 @@ impl Drop for Scratch {
 }
 
 fn directory(prefix: &str) -> io::Result<PathBuf> {
-    let mut random = [0; 8];
-    rand::fill(&mut random).map_err(|_| io::Error::other("no random bytes"))?;
-    let name = random
+    let mut bytes = [0; 8];
+    random::fill(&mut bytes)?;
+    let name = bytes
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect::<String>();

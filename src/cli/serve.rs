@@ -44,7 +44,8 @@ pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
         .to_owned();
     let audit =
         Audit::journal(Path::new(JOURNAL), name).context("opening a socket for the journal")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    // One thread: a request is short, and what waking another costs is more than it would do.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("starting the runtime")?;

@@ -33,6 +33,7 @@ use crate::{
         peer::{Listener, Peer, Stream},
     },
     runner::Foreground,
+    sys::memory,
     systemd::{Credentials, Notifier},
     time::Clock,
 };
@@ -134,6 +135,8 @@ async fn run_here(mut setup: Setup) -> Result<Exit> {
         });
         match built {
             Ok((gateway, launching)) => {
+                // Reading policies takes much that serving does not.
+                memory::give_back();
                 return serving::serve(
                     Arc::new(gateway),
                     entrance,

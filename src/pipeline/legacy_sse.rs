@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use aws_lc_rs::rand;
 use bytes::Bytes;
 use http::{StatusCode, request::Parts};
 use tokio::{
@@ -35,6 +34,7 @@ use crate::{
     },
     mcp::{Call, CallError, Era, method, version},
     session::{NoSession, OpenError, SendError, Sent, Session},
+    sys::random,
 };
 
 /// The clients of this transport.
@@ -303,7 +303,7 @@ fn session_of(query: Option<&str>) -> Option<&str> {
 /// 128 random bits: hard to guess, though it opens nothing without its owner's token (mcp-S2).
 fn new_id() -> String {
     let mut random = [0; 16];
-    rand::fill(&mut random)
+    random::fill(&mut random)
         .expect("the operating system gives random bytes, or nothing here is safe");
     random.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -9,13 +9,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aws_lc_rs::rand;
 use nix::{
     sys::socket::{AddressFamily, SockFlag, SockType, socketpair},
     unistd::{dup, pipe2},
 };
 
-use crate::{config::ServerName, frames};
+use crate::{config::ServerName, frames, sys::random};
 
 /// A running runner; ended and reaped when this is dropped.
 pub struct Foreground {
@@ -57,7 +56,7 @@ pub fn foreground(program: &Path, root: &Path, server: &ServerName) -> Result<Fo
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
         .context("making a socket for the runner")?;
     let mut random = [0; 32];
-    rand::fill(&mut random).map_err(|_| io::Error::other("no random bytes"))?;
+    random::fill(&mut random).context("getting random bytes")?;
     let key: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
     let (key_end, mut key_in) =
         pipe2(nix::fcntl::OFlag::O_CLOEXEC).map(|(read, write)| (read, File::from(write)))?;

@@ -13,7 +13,7 @@ use std::{
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey},
-    digest, rand,
+    digest,
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
@@ -21,6 +21,7 @@ use crate::{
     auth::Identity,
     json::{Kind, Value},
     mcp::Call,
+    sys::random,
     time::Clock,
 };
 
@@ -260,7 +261,8 @@ fn made(path: &Path) -> io::Result<[u8; KEY]> {
 
 fn random() -> [u8; KEY] {
     let mut key = [0; KEY];
-    rand::fill(&mut key).expect("the operating system gives random bytes, or nothing here is safe");
+    random::fill(&mut key)
+        .expect("the operating system gives random bytes, or nothing here is safe");
     key
 }
 

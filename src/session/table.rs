@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use aws_lc_rs::rand;
 use bytes::Bytes;
 use tokio::{sync::Notify, task::JoinSet, time::Instant};
 
@@ -31,6 +30,7 @@ use crate::{
         seal::Seal,
         shared::Shared,
     },
+    sys::random,
 };
 
 /// What sessions are made with.
@@ -358,7 +358,7 @@ fn agreed_version(answer: &Bytes) -> Option<String> {
 
 pub(super) fn new_id() -> String {
     let mut random = [0; 16];
-    rand::fill(&mut random)
+    random::fill(&mut random)
         .expect("the operating system gives random bytes, or nothing here is safe");
     random.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -9,9 +9,11 @@ mod descriptors;
 mod entropy;
 pub(crate) mod landlock;
 pub(crate) mod memfd;
+pub(crate) mod memory;
 pub(crate) mod mounts;
 pub(crate) mod privileges;
 pub(crate) mod process;
+pub(crate) mod random;
 mod readiness;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -110,7 +110,8 @@ fn serve(
     let filter = std::env::var(telemetry::FILTER_VARIABLE).ok();
     let filter = filter.as_deref().unwrap_or(around.level);
     let _diagnostics = telemetry::init(around.diagnostics, Some(filter))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    // One thread: a request is short, and what waking another costs is more than it would do.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("starting the runtime")?;
