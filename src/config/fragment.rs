@@ -7,13 +7,13 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{
-    Addition, Destination, Engine, EnvValue, ImageName, Layer, Registry, Resource, Scope, Seccomp,
-    Way,
+    Addition, Destination, Engine, EnvValue, ImageName, Layer, Registry, Resource, Seccomp, Way,
     backend::BackendFragment,
     edge::{HttpFragment, TlsFragment},
     egress, image,
     issuer_table::IssuerFragment,
     problem::Place,
+    sharing::SharingFragment,
     table::{At, Said, Table, Value, plain},
     url, value,
 };
@@ -47,7 +47,7 @@ pub(super) struct Fragment {
     pub(super) sandbox: SandboxFragment,
     pub(super) limits: LimitsFragment,
     pub(super) env: BTreeMap<String, Said<EnvValue>>,
-    pub(super) scope: Said<Scope>,
+    pub(super) sharing: SharingFragment,
 }
 
 #[derive(Debug, Default)]
@@ -144,7 +144,7 @@ impl Fragment {
             sandbox: top.table("sandbox", SandboxFragment::read),
             limits: top.table("limits", LimitsFragment::read),
             env: top.table("env", env),
-            scope: top.take("scope", |value| value.parsed(value::scope_of_child)),
+            sharing: SharingFragment::read(&mut top),
         };
         top.finish(LATER);
         fragment
@@ -392,14 +392,7 @@ const MAX_EGRESS_CONNECTIONS: u64 = 1024;
 
 // Keys that later versions will know. They are told from slips of the keyboard,
 // so that nobody believes a protection to be there that is not.
-const LATER: &[&str] = &[
-    "warm",
-    "pass-identity",
-    "audit",
-    "broker",
-    "egress",
-    "metrics",
-];
+const LATER: &[&str] = &["audit", "broker", "egress", "metrics"];
 const LATER_AUTHZ: &[&str] = &["scopes", "groups", "entities", "schema"];
 /// `io.weight` (cgroups(7)).
 const MAX_IO_WEIGHT: u64 = 10_000;
@@ -418,5 +411,4 @@ const LATER_LIMITS: &[&str] = &[
     "response",
     "state",
     "streams",
-    "warm",
 ];

@@ -66,7 +66,7 @@ impl Fragment {
             sandbox,
             limits,
             env,
-            scope,
+            sharing,
         } = self;
         // One replaces the other: a drop-in may turn a program into an image.
         let (lower_command, lower_image) = match (command.is_said(), image.is_said()) {
@@ -94,7 +94,7 @@ impl Fragment {
             sandbox: sandbox.over(lower.sandbox),
             limits: limits.over(lower.limits),
             env: over(env, lower.env),
-            scope: scope.or(lower.scope),
+            sharing: sharing.over(lower.sharing),
         }
     }
 }

@@ -7,12 +7,13 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{
     Auth, Authz, Config, Destination, Door, Engine, ImageName, InsideDoor, Issuer, Limits, Network,
-    PolicyFile, Registry, Resource, Sandbox, Scope, ServerName, Transport, UpstreamAuthorization,
-    Way, egress,
+    PolicyFile, Registry, Resource, Sandbox, ServerName, Transport, UpstreamAuthorization, Way,
+    egress,
     fragment::{AuthFragment, Decides, Fragment, LimitsFragment, Mode, SandboxFragment},
     issuer_table,
     load::Loader,
     problem::Place,
+    sharing::Beside,
     table::{At, Said},
 };
 
@@ -44,7 +45,7 @@ pub(super) fn resolve(
         sandbox,
         limits,
         env,
-        scope,
+        sharing,
     } = merged;
     if let (Said::Given(image), true) = (&image, digest_required.given().unwrap_or(false))
         && image.value.digest.is_none()
@@ -112,16 +113,6 @@ pub(super) fn resolve(
         ));
         return None;
     }
-    if let (Some(Transport::Remote(upstream)), Said::Given(scope)) = (&transport, &scope)
-        && scope.value == Scope::Server
-        && matches!(upstream.authorization, UpstreamAuthorization::Exchange(_))
-    {
-        loader.report(scope.place.problem(
-            "tokens are exchanged for each caller, and \"server\" is one conversation for all: whose would it show?",
-            "write `scope = \"user\"`, or set `authorization = { credential = \"NAME\" }`",
-        ));
-        return None;
-    }
     if let (Some(Transport::Http(inside)), Some(sandbox)) = (&transport, &sandbox)
         && matches!(inside.door, InsideDoor::Port(_))
         && sandbox.network == Network::Host
@@ -132,7 +123,16 @@ pub(super) fn resolve(
         ));
         return None;
     }
-    let (resource, limits) = (resource?, resolve_limits(limits));
+    let limits = resolve_limits(limits);
+    let beside = Beside {
+        transport: transport.as_ref(),
+        auth: auth.as_ref(),
+        sandbox: sandbox.as_ref(),
+        env: &env,
+        sessions: limits.sessions,
+    };
+    let sharing = sharing.resolve(loader, &beside)?;
+    let resource = resource?;
     let (command, image) = program?;
     Some(Config {
         server: server.clone(),
@@ -153,7 +153,9 @@ pub(super) fn resolve(
         auth: auth?,
         authz: authz?,
         sandbox: sandbox?,
-        scope: scope.given().unwrap_or_default(),
+        scope: sharing.scope,
+        warm: sharing.warm,
+        pass_identity: sharing.pass_identity,
         limits,
         env: env
             .into_iter()

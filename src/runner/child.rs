@@ -26,7 +26,7 @@ use tracing::warn;
 use super::Setup;
 use crate::{
     config::{Config, Engine, Layer, Network},
-    frames::{Signal, Status},
+    frames::{Caller, Signal, Status},
     sandbox::{
         self, Fault, Start,
         cgroup::{Delegated, Group},
@@ -64,11 +64,11 @@ pub(super) enum Told {
 }
 
 impl Child {
-    /// What a child of `principal` (64 hex digits) may see and do.
+    /// What a child of `principal` (64 hex digits) may see and do, and is told of its caller.
     pub(super) fn plan(
         config: &Config,
         setup: &Setup,
-        principal: &str,
+        (principal, caller): (&str, Option<&Caller>),
     ) -> Result<sandbox::Plan, Fault> {
         let state = if config.sandbox.state {
             Some(state_directory(setup, principal)?)
@@ -86,7 +86,17 @@ impl Child {
             (None, _) => None,
         };
         let (state, image) = (state.as_deref(), image.as_ref());
-        let plan = sandbox::plan(config, &setup.host, state, image);
+        let mut plan = sandbox::plan(config, &setup.host, state, image);
+        match (config.names_caller_to_child(), caller) {
+            (false, None) => {}
+            (true, Some(caller)) => plan.name_caller(caller.values()),
+            (true, None) | (false, Some(_)) => {
+                return Err(Fault {
+                    layer: "config".to_owned(),
+                    reason: "gateway and runner differ about `pass-identity`".to_owned(),
+                });
+            }
+        }
         match config.engine {
             Engine::Native => Ok(plan),
             Engine::Podman if !Path::new(sandbox::PODMAN).exists() => Err(Fault {

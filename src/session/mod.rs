@@ -26,6 +26,7 @@ mod stream;
 mod subscriptions;
 mod switch;
 mod table;
+mod warm;
 mod words;
 
 pub use conversation::{SendError, Sent, Session};

@@ -62,4 +62,8 @@ mod scopes;
 mod streams;
 /// TLS of the gateway's own.
 mod tls;
+/// What a server is told of its caller.
+mod told;
+/// Servers that are started ahead.
+mod warm;
 mod wire;

@@ -78,6 +78,7 @@ fn nothing_is_started_before_hello() {
     let start = Request::Start {
         child: 1,
         principal: "0".repeat(64),
+        caller: None,
     };
     frames::send(runner.socket.as_fd(), &start, &[]).unwrap();
     assert!(next(&runner).is_none());
@@ -97,6 +98,7 @@ fn a_child_is_started_once_by_its_number_and_named_when_it_ends() {
     let start = |child| Request::Start {
         child,
         principal: "0".repeat(64),
+        caller: None,
     };
     frames::send(runner.socket.as_fd(), &start(7), &[]).unwrap();
     // Its descriptors are dropped here, so `cat` reads the end of its input and leaves.
@@ -124,6 +126,7 @@ fn a_path_that_is_missing_is_named_when_a_child_starts() {
     let start = Request::Start {
         child: 1,
         principal: "0".repeat(64),
+        caller: None,
     };
     frames::send(runner.socket.as_fd(), &start, &[]).unwrap();
     match next(&runner) {
