@@ -160,14 +160,13 @@ impl Sessions {
                 let mut state = warm.state();
                 state.idle_since = None;
                 while taken.is_none()
-                    && let Some(child) = state.ready.pop()
+                    && let Some(mut child) = state.ready.pop()
                 {
-                    match looked_at(child) {
-                        Ok(child) => taken = Some(child),
-                        Err(child) => {
-                            state.leaving += 1;
-                            dead.push(child);
-                        }
+                    if is_running(&mut child) {
+                        taken = Some(child);
+                    } else {
+                        state.leaving += 1;
+                        dead.push(child);
                     }
                 }
                 warm.slots.count() + state.count() > warm.most
@@ -243,17 +242,17 @@ impl Sessions {
     }
 }
 
-/// Whether the child still runs; one that has ended still says how.
-fn looked_at(mut child: Child) -> Result<Child, Child> {
+/// Whether the child still runs; one that has ended can still say how.
+fn is_running(child: &mut Child) -> bool {
     let ended = match child.ended.try_recv() {
-        Err(TryRecvError::Empty) => return Ok(child),
+        Err(TryRecvError::Empty) => return true,
         Ok(ended) => ended,
         Err(TryRecvError::Closed) => Ended::RunnerGone,
     };
     let (end, told) = oneshot::channel();
     let _ = end.send(ended);
     child.ended = told;
-    Err(child)
+    false
 }
 
 /// What a child serves that serves nobody any more.

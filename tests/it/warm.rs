@@ -147,8 +147,7 @@ async fn one_that_ended_while_it_waited_is_nobodys() {
         .records
         .all()
         .iter()
-        .filter(|record| record.contains("THV_EVENT=child-started "))
-        .next_back()
+        .rfind(|record| record.contains("THV_EVENT=child-started "))
         .and_then(|record| {
             let (_, rest) = record.split_once("THV_CHILD_PID=")?;
             rest.split(' ').next()?.parse().ok()
