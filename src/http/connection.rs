@@ -20,9 +20,8 @@ use tracing::debug;
 use super::{
     activity::{Activity, Streams},
     flood::{Frames, PREFACE},
+    guarded::{Guarded, Unwatched, WRITE_DEADLINE},
     head::{Heads, MAX_HEAD, Verdict},
-    heard::Heard,
-    opening::Opened,
 };
 use crate::http::{Refusal, Response, reply::LastAnswer};
 
@@ -39,14 +38,13 @@ pub type Asked = Result<Request<Incoming>, Refusal>;
 /// Serves HTTP on `stream` until the peer leaves, a limit ends it, or `drain`
 /// says so: then what is running is answered, and no more is read.
 pub(super) async fn serve<F>(
-    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    mut stream: Guarded<impl AsyncRead + AsyncWrite + Send + Unpin + 'static, Unwatched>,
     drain: watch::Receiver<bool>,
     activity: Activity,
     answer: impl Fn(Asked) -> F,
 ) where
     F: Future<Output = Response> + Send + 'static,
 {
-    let mut stream = Opened::new(stream);
     if let Some(version) = version(&mut stream, drain.clone()).await {
         serve_version(version, stream, drain, activity, answer).await;
     }
@@ -55,14 +53,13 @@ pub(super) async fn serve<F>(
 /// The same, where it is known what is spoken.
 pub(super) async fn serve_version<F>(
     version: Version,
-    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    stream: Guarded<impl AsyncRead + AsyncWrite + Send + Unpin + 'static, Unwatched>,
     drain: watch::Receiver<bool>,
     activity: Activity,
     answer: impl Fn(Asked) -> F,
 ) where
     F: Future<Output = Response> + Send + 'static,
 {
-    let stream = Heard::new(stream);
     match version {
         // Boxed: a connection pays for what it speaks, and nothing before it speaks.
         Version::One => Box::pin(serve_one(stream, drain, activity, answer)).await,
@@ -72,7 +69,7 @@ pub(super) async fn serve_version<F>(
 
 /// What the peer begins to speak, if it says anything.
 async fn version(
-    stream: &mut Opened<impl AsyncRead + Unpin>,
+    stream: &mut Guarded<impl AsyncRead + Unpin, Unwatched>,
     drain: watch::Receiver<bool>,
 ) -> Option<Version> {
     let began = stream.begins_with(PREFACE);
@@ -87,7 +84,7 @@ async fn version(
 }
 
 async fn serve_one<F>(
-    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    stream: Guarded<impl AsyncRead + AsyncWrite + Unpin + 'static, Unwatched>,
     drain: watch::Receiver<bool>,
     activity: Activity,
     answer: impl Fn(Asked) -> F,
@@ -95,6 +92,7 @@ async fn serve_one<F>(
     F: Future<Output = Response> + Send + 'static,
 {
     let verdict = Verdict::default();
+    let stream = stream.watched(Heads::new(verdict.clone()));
     let service = service_fn(|request: Request<Incoming>| {
         let (number, busy) = activity.begin();
         // No protocol is switched to: what comes next would be nobody's (RUSTSEC-2026-0033).
@@ -119,7 +117,7 @@ async fn serve_one<F>(
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD)
         .half_close(false)
-        .serve_connection(TokioIo::new(Heads::new(stream, verdict.clone())), service);
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,
@@ -134,7 +132,7 @@ async fn serve_one<F>(
 }
 
 async fn serve_two<F>(
-    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    stream: Guarded<impl AsyncRead + AsyncWrite + Send + Unpin + 'static, Unwatched>,
     drain: watch::Receiver<bool>,
     activity: Activity,
     answer: impl Fn(Asked) -> F,
@@ -169,7 +167,7 @@ async fn serve_two<F>(
         .max_send_buf_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(MAX_RESETS)
-        .serve_connection(TokioIo::new(Frames::new(stream)), service);
+        .serve_connection(TokioIo::new(stream.watched(Frames::new())), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,
@@ -214,8 +212,6 @@ pub(super) async fn told(mut drain: watch::Receiver<bool>, activity: Option<&Act
     let _ = timeout(FIRST_REQUEST, spoken).await;
 }
 
-/// How long a peer may read nothing while there is something for it.
-pub(super) const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a request's head may take, and how long a connection may wait for
 /// one (h1-20, conn-1).
 const HEADER_DEADLINE: Duration = Duration::from_secs(10);
@@ -254,7 +250,7 @@ mod tests {
         let (client, server) = duplex(1 << 20);
         let mut serving = tokio::task::JoinSet::new();
         serving.spawn(serve(
-            server,
+            Guarded::new(server),
             drain,
             Activity::new(),
             |asked: Asked| async {
@@ -353,7 +349,12 @@ mod tests {
         let (stream, _) = listener.accept().await.unwrap();
         let (_drain, draining) = watch::channel(false);
         let answer = |_| async { reply::json(StatusCode::OK, vec![b' '; 1 << 20]) };
-        let served = tokio::spawn(serve(stream, draining, Activity::new(), answer));
+        let served = tokio::spawn(serve(
+            Guarded::new(stream),
+            draining,
+            Activity::new(),
+            answer,
+        ));
         let flood = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
         client.write_all(&flood).await.unwrap();
         // Until the answers have filled what the kernel keeps.
@@ -382,9 +383,12 @@ mod tests {
             if early {
                 client.write_all(request).await.unwrap();
             }
-            let served = tokio::spawn(serve(stream, draining, Activity::new(), |_| async {
-                reply::empty(StatusCode::OK)
-            }));
+            let served = tokio::spawn(serve(
+                Guarded::new(stream),
+                draining,
+                Activity::new(),
+                |_| async { reply::empty(StatusCode::OK) },
+            ));
             if !early {
                 tokio::task::yield_now().await;
                 client.write_all(request).await.unwrap();

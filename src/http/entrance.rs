@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 use super::{
     activity::Activity,
     connection::{self, Asked, Version},
-    opening::Opened,
+    guarded::{Guarded, Unwatched},
     proxied,
     roster::{Roster, Seat},
 };
@@ -80,7 +80,7 @@ impl Entrance {
     where
         F: Future<Output = Response> + Send + 'static,
     {
-        let mut stream = Opened::new(stream);
+        let mut stream = Guarded::new(stream);
         let peer = self.named(&mut stream, peer).await?;
         let over = self
             .counted(peer)
@@ -101,7 +101,7 @@ impl Entrance {
     }
 
     /// Who is at the other end, where a proxy that is trusted says it first of all.
-    async fn named(&self, stream: &mut Opened<Stream>, peer: Peer) -> io::Result<Peer> {
+    async fn named(&self, stream: &mut Guarded<Stream, Unwatched>, peer: Peer) -> io::Result<Peer> {
         let says = self
             .proxies
             .as_ref()
@@ -140,7 +140,7 @@ impl Entrance {
 
 async fn secured<F>(
     tls: &Tls,
-    mut stream: Opened<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>,
+    mut stream: Guarded<impl AsyncRead + AsyncWrite + Send + Unpin + 'static, Unwatched>,
     activity: &Activity,
     drain: watch::Receiver<bool>,
     answer: impl Fn(Asked) -> F,
@@ -165,6 +165,7 @@ where
     };
     match shaken {
         Ok((stream, version)) => {
+            let stream = Guarded::new(stream);
             connection::serve_version(version, stream, drain, activity.clone(), answer).await;
         }
         // Nobody is sent away without a word, and nothing is done for whoever sent a
@@ -188,16 +189,21 @@ const PROXY_DEADLINE: Duration = Duration::from_secs(5);
 #[cfg(test)]
 mod tests {
     use http::StatusCode;
+    use rustls::{
+        ClientConfig, RootCertStore,
+        pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+    };
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::{TcpListener, TcpStream},
         task::JoinHandle,
     };
+    use tokio_rustls::TlsConnector;
 
     use super::*;
     use crate::{
         config::{self, Pem},
-        http::{reply, tls::Source},
+        http::{guarded::WRITE_DEADLINE, reply, tls::Source},
         systemd::Credentials,
     };
 
@@ -230,7 +236,7 @@ mod tests {
         let (drain, draining) = watch::channel(false);
         let served = tokio::spawn(async move {
             let answer = |_, _| async { reply::empty(StatusCode::OK) };
-            let (stream, peer) = (Stream::Tcp(stream), Peer::Tcp(peer));
+            let (stream, peer) = (Stream::Left(stream), Peer::Tcp(peer));
             entrance.serve(stream, peer, draining, answer).await;
         });
         (client, served, drain)
@@ -269,6 +275,38 @@ mod tests {
         }
     }
 
+    /// What TLS keeps for a peer that reads nothing is not kept for good, however small.
+    #[tokio::test]
+    async fn a_peer_that_reads_nothing_over_tls_is_let_go() {
+        let (client, served, _drain) = enter(entrance(None)).await;
+        let mut roots = RootCertStore::empty();
+        let ca = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls/ca.pem");
+        roots
+            .add(CertificateDer::from_pem_file(ca).unwrap())
+            .unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = ServerName::try_from("localhost").unwrap();
+        let client = TlsConnector::from(Arc::new(config)).connect(name, client);
+        let (_unread, mut client) = tokio::io::split(client.await.unwrap());
+        let flood = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
+        // Until the answers have filled what the kernel keeps, and then the requests.
+        let sent = async { while client.write_all(&flood).await.is_ok() {} };
+        let stuck = timeout(Duration::from_millis(1500), sent).await;
+        assert!(stuck.is_err() && !served.is_finished());
+        tokio::time::pause();
+        tokio::time::advance(WRITE_DEADLINE + Duration::from_secs(1)).await;
+        tokio::time::resume();
+        timeout(Duration::from_secs(5), served)
+            .await
+            .expect("the connection ends")
+            .unwrap();
+    }
+
     /// A connection that has not begun does not hold up a drain.
     #[tokio::test]
     async fn a_connection_in_its_handshake_is_drained() {
@@ -290,7 +328,7 @@ mod tests {
         let (_drain, draining) = watch::channel(false);
         let peer = Peer::Tcp(listener.local_addr().unwrap());
         let answer = |_, _| async { reply::empty(StatusCode::OK) };
-        let served = entrance.serve(Stream::Tcp(client.unwrap()), peer, draining, answer);
+        let served = entrance.serve(Stream::Left(client.unwrap()), peer, draining, answer);
         assert!(size_of_val(&served) <= 2048, "{}", size_of_val(&served));
     }
 }

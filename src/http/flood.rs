@@ -6,147 +6,61 @@
 //! own for some. Who sends too many is given to the library as one that never
 //! ends a header block: it says ENHANCE_YOUR_CALM to that, and closes.
 
-use std::{
-    io,
-    pin::Pin,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::time::Duration;
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::Instant,
-};
+use tokio::time::Instant;
 
-/// The connection of an HTTP/2 client.
-pub(super) struct Frames<S> {
-    stream: S,
-    /// What was read and not passed on.
-    held: Vec<u8>,
-    given: usize,
-    /// How much of it may be passed on: whole frame heads, and what follows them.
-    cleared: usize,
+use super::guarded::{Rest, Watch};
+
+/// The watch over what an HTTP/2 client sends.
+pub(super) struct Frames {
     /// Bytes still to come before the next frame's head.
     skip: usize,
     /// The stream whose header block is open.
     open: Option<[u8; 4]>,
     allowance: Allowance,
-    over: bool,
 }
 
-impl<S> Frames<S> {
+impl Frames {
     /// Of a client whose preface is still to be read.
-    pub(super) fn new(stream: S) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            stream,
-            held: Vec::new(),
-            given: 0,
-            cleared: 0,
             skip: PREFACE.len(),
             open: None,
             allowance: Allowance::new(),
-            over: false,
         }
     }
+}
 
-    /// Looks at what was read last.
-    fn judge(&mut self) {
-        while self.cleared < self.held.len() {
-            let left = &self.held[self.cleared..];
+impl Watch for Frames {
+    fn read(&mut self, bytes: &[u8]) -> (usize, Rest) {
+        let mut done = 0;
+        while done < bytes.len() {
+            let left = &bytes[done..];
             if self.skip > 0 {
                 let part = self.skip.min(left.len());
                 self.skip -= part;
-                self.cleared += part;
+                done += part;
                 continue;
             }
             let Some(head) = left.first_chunk::<HEAD>() else {
-                return;
+                break;
             };
             let frame = Frame::read(head);
             if !frame.is_free() && !self.allowance.take() {
-                let calm = too_many(self.open);
-                self.held.truncate(self.cleared);
-                self.held.extend_from_slice(&calm);
-                self.cleared = self.held.len();
-                self.over = true;
-                return;
+                return (done, Rest::Gone(too_many(self.open).into()));
             }
             if matches!(frame.kind, HEADERS | CONTINUATION) {
                 self.open = (frame.flags & END_HEADERS == 0).then_some(frame.stream);
             }
             self.skip = frame.length;
-            self.cleared += HEAD;
+            done += HEAD;
         }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Frames<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        while this.given == this.cleared {
-            if this.over {
-                return Poll::Ready(Ok(()));
-            }
-            this.held.drain(..this.given);
-            (this.given, this.cleared) = (0, 0);
-            let mut read = [0; READ];
-            let mut read = ReadBuf::new(&mut read);
-            ready!(Pin::new(&mut this.stream).poll_read(context, &mut read))?;
-            if read.filled().is_empty() {
-                return Poll::Ready(Ok(()));
-            }
-            this.held.extend_from_slice(read.filled());
-            this.judge();
-        }
-        let part = (this.cleared - this.given).min(buffer.remaining());
-        buffer.put_slice(&this.held[this.given..this.given + part]);
-        this.given += part;
-        if this.given == this.held.len() {
-            // An idle connection keeps nothing.
-            this.held = Vec::new();
-            (this.given, this.cleared) = (0, 0);
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Frames<S> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = ready!(Pin::new(&mut this.stream).poll_write(context, bytes));
-        this.allowance.earn(&written);
-        Poll::Ready(written)
+        (done, Rest::Waits)
     }
 
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(context, slices));
-        this.allowance.earn(&written);
-        Poll::Ready(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    fn wrote(&mut self, bytes: usize) {
+        self.allowance.earn(bytes);
     }
 }
 
@@ -213,8 +127,8 @@ impl Allowance {
 
     /// What is written is answered by window updates. So much that the answer to a
     /// ping or a reset pays for none.
-    fn earn(&mut self, written: &io::Result<usize>) {
-        self.written += *written.as_ref().unwrap_or(&0);
+    fn earn(&mut self, written: usize) {
+        self.written += written;
         let earned = u32::try_from(self.written / EARNS).unwrap_or(BURST);
         self.written %= EARNS;
         self.left = self.left.saturating_add(earned).min(BURST);
@@ -247,8 +161,6 @@ const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
-/// Read at once.
-const READ: usize = 8 << 10;
 /// Frames that are for nothing, at once.
 const BURST: u32 = 256;
 /// After which another one may come.

@@ -7,37 +7,22 @@
 //! gets a request that the service answers with the refusal. Bodies are only
 //! followed, to know where the next head begins.
 
-use std::{
-    io,
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Sleep, sleep},
+use super::{
+    chunked::Chunks,
+    guarded::{Rest, Watch},
 };
-
-use super::chunked::Chunks;
 use crate::http::Refusal;
 
-/// The reading side of an HTTP/1.1 connection.
-pub(super) struct Heads<S> {
-    stream: S,
+/// The watch over what comes on an HTTP/1.1 connection.
+pub(super) struct Heads {
     at: At,
-    /// What was read and not passed on: first what may be, then an unfinished head.
-    held: Vec<u8>,
-    /// How much of it may be passed on.
-    cleared: usize,
     /// How much of an unfinished head was looked at.
     looked: Looked,
     /// Heads that were passed on.
     heads: u64,
     verdict: Verdict,
-    /// Runs when all is written, and the peer may still be sending.
-    lingering: Option<Pin<Box<Sleep>>>,
 }
 
 /// What the next byte belongs to.
@@ -45,10 +30,6 @@ enum At {
     Head,
     Body(u64),
     Chunked(Chunks),
-    /// Nothing that came later is passed on.
-    Over,
-    /// The same, and it is an error: a body that cannot be followed.
-    Broken,
 }
 
 /// The refusal of the head that was taken out, and which it was.
@@ -74,52 +55,44 @@ impl Verdict {
     }
 }
 
-impl<S> Heads<S> {
-    pub(super) fn new(stream: S, verdict: Verdict) -> Self {
+impl Heads {
+    pub(super) fn new(verdict: Verdict) -> Self {
         Self {
-            stream,
             at: At::Head,
-            held: Vec::new(),
-            cleared: 0,
             looked: Looked::default(),
             heads: 0,
             verdict,
-            lingering: None,
         }
     }
 
-    /// How many of these bytes may be passed on. The rest is an unfinished head,
-    /// or nothing that anybody will see.
-    fn judge(&mut self, bytes: &[u8]) -> usize {
+    /// The length of the head that these bytes begin with, if it has come whole.
+    fn head(&mut self, bytes: &[u8]) -> Result<Option<usize>, Refusal> {
+        let length = match self.looked.at(bytes) {
+            Look::Unfinished if bytes.len() <= MAX_HEAD => return Ok(None),
+            Look::Unfinished => return Err(Refusal::HeadTooLarge),
+            Look::Wrong => return Err(Refusal::Header),
+            Look::Whole(length) if length > MAX_HEAD => return Err(Refusal::HeadTooLarge),
+            Look::Whole(length) => length,
+        };
+        self.looked = Looked::default();
+        self.at = framing(&bytes[..length])?;
+        self.heads += 1;
+        Ok(Some(length))
+    }
+}
+
+impl Watch for Heads {
+    fn read(&mut self, bytes: &[u8]) -> (usize, Rest) {
         let mut done = 0;
         while done < bytes.len() {
             let left = &bytes[done..];
             match &mut self.at {
-                At::Head => match self.looked.at(left) {
-                    Look::Unfinished if left.len() <= MAX_HEAD => return done,
-                    Look::Unfinished => {
-                        self.refuse(Refusal::HeadTooLarge);
-                        return done;
-                    }
-                    Look::Wrong => {
-                        self.refuse(Refusal::Header);
-                        return done;
-                    }
-                    Look::Whole(length) if length > MAX_HEAD => {
-                        self.refuse(Refusal::HeadTooLarge);
-                        return done;
-                    }
-                    Look::Whole(length) => {
-                        self.looked = Looked::default();
-                        match framing(&left[..length]) {
-                            Ok(at) => self.at = at,
-                            Err(refusal) => {
-                                self.refuse(refusal);
-                                return done;
-                            }
-                        }
-                        self.heads += 1;
-                        done += length;
+                At::Head => match self.head(left) {
+                    Ok(Some(length)) => done += length,
+                    Ok(None) => break,
+                    Err(refusal) => {
+                        self.verdict.set(self.heads, refusal);
+                        return (done, Rest::Gone(STAND_IN.into()));
                     }
                 },
                 At::Body(length) => {
@@ -136,149 +109,16 @@ impl<S> Heads<S> {
                     if chunks.is_over() {
                         self.at = At::Head;
                     } else if chunks.is_broken() {
-                        self.at = At::Broken;
+                        return (done, Rest::Broken);
                     }
                 }
-                At::Over | At::Broken => return done,
             }
         }
-        done
+        (done, Rest::Waits)
     }
 
-    fn refuse(&mut self, refusal: Refusal) {
-        self.verdict.set(self.heads, refusal);
-        self.at = At::Over;
-    }
-
-    /// What stands in for a head that was taken out.
-    fn is_refused_now(&self, passed: usize, read: usize) -> bool {
-        matches!(self.at, At::Over) && passed < read
-    }
-}
-
-impl<S: AsyncRead + Unpin> Heads<S> {
-    /// Reads on for nobody: a peer that leaves is still noticed, and one that
-    /// goes on sending can read what it is told.
-    fn discard(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut nobody = [0; 1024];
-        for _ in 0..DISCARDED_AT_ONCE {
-            let mut buffer = ReadBuf::new(&mut nobody);
-            ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
-            if buffer.filled().is_empty() {
-                return Poll::Ready(Ok(()));
-            }
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Heads<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        loop {
-            if this.cleared > 0 {
-                let part = this.cleared.min(buffer.remaining());
-                buffer.put_slice(&this.held[..part]);
-                this.held.drain(..part);
-                this.cleared -= part;
-                if this.held.is_empty() {
-                    // An idle connection keeps nothing.
-                    this.held = Vec::new();
-                }
-                return Poll::Ready(Ok(()));
-            }
-            match this.at {
-                At::Over => return this.discard(context),
-                At::Broken => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
-                _ => {}
-            }
-            let before = buffer.filled().len();
-            ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
-            let read = buffer.filled().len() - before;
-            if read == 0 {
-                return Poll::Ready(Ok(()));
-            }
-            if this.held.is_empty() {
-                let passed = this.judge(&buffer.filled()[before..]);
-                let refused = this.is_refused_now(passed, read);
-                if !refused {
-                    this.held
-                        .extend_from_slice(&buffer.filled()[before + passed..]);
-                }
-                buffer.set_filled(before + passed);
-                if refused {
-                    this.held = STAND_IN.to_vec();
-                    this.cleared = this.held.len();
-                }
-                if passed > 0 {
-                    return Poll::Ready(Ok(()));
-                }
-            } else {
-                let mut held = std::mem::take(&mut this.held);
-                held.extend_from_slice(&buffer.filled()[before..]);
-                buffer.set_filled(before);
-                let passed = this.judge(&held);
-                if this.is_refused_now(passed, held.len()) {
-                    held.truncate(passed);
-                    held.extend_from_slice(STAND_IN);
-                    this.cleared = held.len();
-                } else {
-                    this.cleared = passed;
-                }
-                this.held = held;
-            }
-        }
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Heads<S> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.lingering.is_none() {
-            ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
-            if matches!(this.at, At::Head) && this.held.is_empty() {
-                return Poll::Ready(Ok(()));
-            }
-        }
-        // A close with something unread is a reset, which may overtake the answer.
-        let over = this
-            .lingering
-            .get_or_insert_with(|| Box::pin(sleep(LINGER)))
-            .as_mut()
-            .poll(context);
-        if over.is_ready() {
-            return Poll::Ready(Ok(()));
-        }
-        this.discard(context)
+    fn is_amid(&self) -> bool {
+        !matches!(self.at, At::Head)
     }
 }
 
@@ -438,10 +278,6 @@ const TOKEN: [bool; 256] = {
 };
 /// Bytes of a request's head (h1-13).
 pub(super) const MAX_HEAD: usize = 32 << 10;
-/// How long a peer may go on sending after its last answer.
-const LINGER: Duration = Duration::from_secs(1);
-/// Reads of what nobody will see, before others have their turn.
-const DISCARDED_AT_ONCE: usize = 16;
 /// The request that is answered with the refusal of the one that was taken out.
 const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n";
 
@@ -450,12 +286,13 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
     use super::*;
+    use crate::http::guarded::Guarded;
 
     /// What is passed on of `sent` when it comes in pieces of `size`, and what is refused.
     async fn passed(sent: &[u8], size: usize) -> (Vec<u8>, Option<(u64, Refusal)>, bool) {
         let (mut client, server) = duplex(1 << 20);
         let verdict = Verdict::default();
-        let mut heads = Heads::new(server, verdict.clone());
+        let mut heads = Guarded::new(server).watched(Heads::new(verdict.clone()));
         let mut passed = Vec::new();
         let mut failed = false;
         for part in sent.chunks(size) {

@@ -12,13 +12,13 @@ use std::{
 use http::{HeaderMap, header};
 use tokio::io::AsyncRead;
 
-use super::opening::Opened;
+use super::guarded::{Guarded, Unwatched};
 use crate::config::{Proxies, Told};
 
 /// Reads the PROXY header that a trusted proxy begins with, and gives the client that
 /// it names; nothing where the proxy speaks for itself.
 pub(super) async fn preface(
-    stream: &mut Opened<impl AsyncRead + Unpin>,
+    stream: &mut Guarded<impl AsyncRead + Unpin, Unwatched>,
 ) -> io::Result<Option<SocketAddr>> {
     if stream.begins_with(SIGNATURE).await? {
         return second(stream).await;
@@ -30,7 +30,9 @@ pub(super) async fn preface(
 }
 
 /// Version 1: a line of text.
-async fn first(stream: &mut Opened<impl AsyncRead + Unpin>) -> io::Result<Option<SocketAddr>> {
+async fn first(
+    stream: &mut Guarded<impl AsyncRead + Unpin, Unwatched>,
+) -> io::Result<Option<SocketAddr>> {
     let end = loop {
         let line = stream.first();
         let end = line.iter().take(MAX_LINE).position(|byte| *byte == b'\n');
@@ -80,7 +82,9 @@ fn line(text: &str) -> Option<Option<SocketAddr>> {
 }
 
 /// Version 2: binary.
-async fn second(stream: &mut Opened<impl AsyncRead + Unpin>) -> io::Result<Option<SocketAddr>> {
+async fn second(
+    stream: &mut Guarded<impl AsyncRead + Unpin, Unwatched>,
+) -> io::Result<Option<SocketAddr>> {
     let wrong = || io::Error::from(io::ErrorKind::InvalidData);
     let mut wanted = HEAD;
     loop {
@@ -215,7 +219,7 @@ mod tests {
     use super::*;
 
     async fn told(text: &[u8]) -> Result<(Option<String>, Vec<u8>), io::ErrorKind> {
-        let mut stream = Opened::new(text);
+        let mut stream = Guarded::new(text);
         let client = preface(&mut stream).await.map_err(|error| error.kind())?;
         let client = client.map(|client| client.to_string());
         Ok((client, stream.first().to_vec()))
