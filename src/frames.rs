@@ -399,4 +399,31 @@ mod tests {
         drop(gateway);
         assert!(receive::<Request>(runner.as_fd()).unwrap().is_none());
     }
+
+    /// What becomes part of an environment is plain, and the longest of it fits into a frame, however it is escaped.
+    #[test]
+    fn a_caller_is_plain_text_that_fits() {
+        let longest = "\"".repeat(MAX_CALLER);
+        let caller = Caller::new(&longest, &longest, "client").unwrap();
+        let start = Request::Start {
+            child: u64::MAX,
+            principal: "0".repeat(64),
+            caller: Some(caller.clone()),
+        };
+        let (gateway, runner) = pair();
+        send(gateway.as_fd(), &start, &[]).unwrap();
+        assert_eq!(receive_bare(runner.as_fd()).unwrap(), Some(start));
+        assert_eq!(caller.values(), [&longest, &longest, "client"]);
+        for bad in [
+            "",
+            "a\0b",
+            "a\nb",
+            "\u{7f}",
+            "\u{9b}31m",
+            &"x".repeat(MAX_CALLER + 1),
+        ] {
+            assert_eq!(Caller::new(bad, "s", "user"), Err(NotPlain("issuer")));
+            assert_eq!(Caller::new("i", bad, "user"), Err(NotPlain("subject")));
+        }
+    }
 }

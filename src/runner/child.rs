@@ -374,3 +374,43 @@ pub(super) fn no_namespaces(error: &io::Error) -> Fault {
         reason: format!("making namespaces: {error}; {cure}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, os::unix::fs::PermissionsExt as _};
+
+    use super::*;
+    use crate::{
+        config::{OwnerRule, ServerName},
+        runner::vault::Vault,
+        systemd::Notifier,
+    };
+
+    /// Everybody's directory is one, and no user's; each is made when it is first needed, and its owner's alone.
+    #[test]
+    fn each_principal_has_one_directory_and_everybody_together_another() {
+        let base = tempfile::tempdir().unwrap();
+        let server = ServerName::parse("x").unwrap();
+        let setup = Setup {
+            root: PathBuf::from("/"),
+            vault: Vault::from_environment(&server),
+            server,
+            owner: OwnerRule::RootOrCaller,
+            key: String::new(),
+            state: Some(base.path().to_owned()),
+            images: None,
+            staged: HashMap::new(),
+            host: sandbox::Host::default(),
+            notifier: Notifier::none(),
+        };
+        let (everybody, user) = ("0".repeat(64), "a".repeat(64));
+        let made = state_directory(&setup, &everybody).unwrap();
+        assert_eq!(state_directory(&setup, &everybody).unwrap(), made);
+        assert_ne!(state_directory(&setup, &user).unwrap(), made);
+        let mode = fs::metadata(&made).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        for wrong in ["", "..", &"A".repeat(64), &format!("../{}", "a".repeat(61))] {
+            assert!(state_directory(&setup, wrong).is_err(), "{wrong}");
+        }
+    }
+}
