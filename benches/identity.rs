@@ -8,25 +8,23 @@
     reason = "a benchmark that cannot go on has failed, and its figures are its output"
 )]
 
+#[path = "../tests/it/signer.rs"]
+#[allow(dead_code, reason = "tests need more of it")]
+mod signer;
+
 use std::{
     hint::black_box,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use aws_lc_rs::{
-    rand::SystemRandom,
-    rsa::KeySize,
-    signature::{
-        ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, ED25519, EcdsaKeyPair,
-        Ed25519KeyPair, KeyPair as _, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256,
-        RSA_PKCS1_SHA256, RsaKeyPair, RsaPublicKeyComponents,
-    },
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ED25519, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256,
+    VerificationAlgorithm,
 };
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderValue, Method, header};
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 use thv::{
     auth::{Authenticator, Notices, Presented, Surroundings},
@@ -35,61 +33,25 @@ use thv::{
     time::Clock,
 };
 
-/// A key with what it signs, and what verifies it without anything around.
-struct Signer {
-    alg: &'static str,
-    jwk: Value,
+use signer::{Signer, base64url};
+
+/// A key, and what verifies what it signs without anything around.
+struct Key {
+    signer: Signer,
     bare: ParsedPublicKey,
-    sign: Sign,
 }
 
-type Sign = Box<dyn Fn(&[u8]) -> Vec<u8>>;
-
-fn signers() -> [Signer; 3] {
-    let rsa = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
-    let public = RsaPublicKeyComponents::<Vec<u8>>::from(rsa.public_key());
-    let ec = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
-    let (x, y) = ec.public_key().as_ref()[1..].split_at(32);
-    let ed = Ed25519KeyPair::generate().unwrap();
-    [
-        Signer {
-            alg: "RS256",
-            jwk: json!({ "kty": "RSA", "n": base64url(public.n), "e": base64url(public.e) }),
-            bare: ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, rsa.public_key()).unwrap(),
-            sign: Box::new(move |text| {
-                let mut signature = vec![0; rsa.public_modulus_len()];
-                rsa.sign(
-                    &RSA_PKCS1_SHA256,
-                    &SystemRandom::new(),
-                    text,
-                    &mut signature,
-                )
-                .unwrap();
-                signature
-            }),
-        },
-        Signer {
-            alg: "ES256",
-            jwk: json!({ "kty": "EC", "crv": "P-256", "x": base64url(x), "y": base64url(y) }),
-            bare: ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, ec.public_key()).unwrap(),
-            sign: Box::new(move |text| {
-                ec.sign(&SystemRandom::new(), text)
-                    .unwrap()
-                    .as_ref()
-                    .to_vec()
-            }),
-        },
-        Signer {
-            alg: "EdDSA",
-            jwk: json!({ "kty": "OKP", "crv": "Ed25519", "x": base64url(ed.public_key()) }),
-            bare: ParsedPublicKey::new(&ED25519, ed.public_key()).unwrap(),
-            sign: Box::new(move |text| ed.sign(text).as_ref().to_vec()),
-        },
-    ]
-}
-
-fn base64url(bytes: impl AsRef<[u8]>) -> String {
-    URL_SAFE_NO_PAD.encode(bytes)
+fn keys() -> [Key; 3] {
+    let verifies: [(_, &'static dyn VerificationAlgorithm); 3] = [
+        ("RS256", &RSA_PKCS1_2048_8192_SHA256),
+        ("ES256", &ECDSA_P256_SHA256_FIXED),
+        ("EdDSA", &ED25519),
+    ];
+    verifies.map(|(alg, algorithm)| {
+        let signer = Signer::new(alg, alg);
+        let bare = ParsedPublicKey::new(algorithm, signer.public_bytes()).unwrap();
+        Key { signer, bare }
+    })
 }
 
 fn now() -> u64 {
@@ -101,7 +63,7 @@ fn now() -> u64 {
 
 /// What is signed, and the signature.
 fn token(signer: &Signer, id: usize) -> (String, Vec<u8>) {
-    let header = json!({ "typ": "at+jwt", "alg": signer.alg, "kid": signer.alg });
+    let header = json!({ "typ": "at+jwt", "alg": signer.alg, "kid": signer.kid });
     let claims = json!({
         "iss": ISSUER, "aud": AUDIENCE, "sub": "7f2c9a10-1c1d-4c55-9d54-1b5a7d7a2a34",
         "client_id": "desktop-editor", "iat": now(), "exp": now() + 3600, "jti": id.to_string(),
@@ -113,7 +75,7 @@ fn token(signer: &Signer, id: usize) -> (String, Vec<u8>) {
         base64url(header.to_string()),
         base64url(claims.to_string())
     );
-    let signature = (signer.sign)(signed.as_bytes());
+    let signature = signer.sign(signer.alg, signed.as_bytes());
     (signed, signature)
 }
 
@@ -123,17 +85,10 @@ fn shown(token: &(String, Vec<u8>)) -> HeaderMap {
     HeaderMap::from_iter([(header::AUTHORIZATION, line)])
 }
 
-fn authenticator(signers: &[Signer], root: &TempDir) -> Authenticator {
+fn authenticator(keys: &[Key], root: &TempDir) -> Authenticator {
     let etc = root.path().join("etc/thv");
     std::fs::create_dir_all(etc.join("servers")).unwrap();
-    let keys: Vec<_> = signers
-        .iter()
-        .map(|signer| {
-            let mut jwk = signer.jwk.clone();
-            (jwk["kid"], jwk["alg"]) = (json!(signer.alg), json!(signer.alg));
-            jwk
-        })
-        .collect();
+    let keys: Vec<_> = keys.iter().map(|key| key.signer.jwk()).collect();
     std::fs::write(etc.join("keys.json"), json!({ "keys": keys }).to_string()).unwrap();
     std::fs::write(
         etc.join("servers/bench.toml"),
@@ -178,21 +133,22 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 fn identity(criterion: &mut Criterion) {
-    let signers = signers();
+    let keys = keys();
     let root = tempfile::tempdir().unwrap();
-    let authenticator = authenticator(&signers, &root);
+    let authenticator = authenticator(&keys, &root);
     let runtime = runtime();
-    for signer in &signers {
+    for key in &keys {
         // More than are remembered: each comes back as one that was never seen.
-        let tokens: Vec<_> = (0..2 * REMEMBERED).map(|id| token(signer, id)).collect();
+        let tokens: Vec<_> = (0..2 * REMEMBERED)
+            .map(|id| token(&key.signer, id))
+            .collect();
         let headers: Vec<_> = tokens.iter().map(shown).collect();
-        let mut group = criterion.benchmark_group(signer.alg);
+        let mut group = criterion.benchmark_group(key.signer.alg);
         group.bench_function("bare", |bencher| {
             let mut next = tokens.iter().cycle();
             bencher.iter(|| {
                 let (signed, signature) = next.next().unwrap();
-                signer
-                    .bare
+                key.bare
                     .verify_sig(black_box(signed.as_bytes()), signature)
                     .unwrap();
             });
@@ -224,13 +180,13 @@ fn identity(criterion: &mut Criterion) {
             });
         });
         group.finish();
-        side_by_side(signer, &tokens, &headers, &authenticator, &runtime);
+        side_by_side(key, &tokens, &headers, &authenticator, &runtime);
     }
 }
 
 /// The ratio that is promised, measured turn by turn so that a noisy machine is noisy for both.
 fn side_by_side(
-    signer: &Signer,
+    key: &Key,
     tokens: &[(String, Vec<u8>)],
     headers: &[HeaderMap],
     authenticator: &Authenticator,
@@ -241,10 +197,7 @@ fn side_by_side(
             let range = (turn * BATCH % tokens.len())..(turn * BATCH % tokens.len() + BATCH);
             let started = Instant::now();
             for (signed, signature) in &tokens[range.clone()] {
-                signer
-                    .bare
-                    .verify_sig(signed.as_bytes(), signature)
-                    .unwrap();
+                key.bare.verify_sig(signed.as_bytes(), signature).unwrap();
             }
             let bare = started.elapsed();
             let first = runtime.block_on(async {
@@ -260,7 +213,7 @@ fn side_by_side(
     ratios.sort_by(f64::total_cmp);
     println!(
         "{}: a first validation costs {:.2} times the bare verification (median of {TURNS} turns)\n",
-        signer.alg,
+        key.signer.alg,
         ratios[TURNS / 2]
     );
 }

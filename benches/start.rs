@@ -27,6 +27,7 @@ use thv::{
     config::ServerName,
     frames::{self, Reply, Request},
     runner::{self, Foreground},
+    sandbox::Host,
 };
 
 const ROUNDS: u64 = 200;
@@ -156,7 +157,7 @@ fn end(runner: &Foreground, (number, descriptors): Held) {
     );
 }
 
-/// Waits until the runner has another child beside the held one, whose server waits.
+/// Waits until the runner has another child beside the held one, which waits to be one.
 fn wait_for_spare(runner: u32) {
     let children = |pid: u32| -> Vec<u32> {
         let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
@@ -168,8 +169,7 @@ fn wait_for_spare(runner: u32) {
     };
     loop {
         let inits = children(runner);
-        let servers: Vec<u32> = inits.iter().flat_map(|init| children(*init)).collect();
-        if inits.len() == 2 && servers.len() == 2 && servers.iter().all(sleeps) {
+        if inits.len() == 2 && inits.iter().all(sleeps) {
             return;
         }
         std::thread::yield_now();
@@ -195,40 +195,38 @@ fn receive(runner: &Foreground) -> (Reply, Vec<OwnedFd>) {
     frames::receive(runner.socket.as_fd()).unwrap().unwrap()
 }
 
-fn bwrap() -> Vec<&'static str> {
-    let mut all = vec![
+/// With the parts of this host that thv shows a server, too.
+fn bwrap() -> Vec<String> {
+    let mut all: Vec<String> = [
         "bwrap",
         "--unshare-all",
         "--die-with-parent",
         "--ro-bind",
         "/usr",
         "/usr",
-    ];
-    for (target, link) in [
-        ("usr/bin", "/bin"),
-        ("usr/sbin", "/sbin"),
-        ("usr/lib", "/lib"),
-        ("usr/lib64", "/lib64"),
-    ] {
-        all.extend(["--symlink", target, link]);
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    let host = Host::look();
+    for (at, to) in &host.links {
+        let (at, to) = (at.display().to_string(), to.display().to_string());
+        all.extend(["--symlink".to_owned(), to, at]);
     }
-    for etc in [
-        "/etc/alternatives",
-        "/etc/ld.so.cache",
-        "/etc/localtime",
-        "/etc/ssl",
-        "/etc/services",
-    ] {
-        all.extend(["--ro-bind-try", etc, etc]);
+    for path in &host.present {
+        let path = path.display().to_string();
+        all.extend(["--ro-bind".to_owned(), path.clone(), path]);
     }
-    all.extend([
-        "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp", "--tmpfs", "/dev/shm", "--dir",
-        "/run",
-    ]);
+    all.extend(
+        [
+            "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp", "--tmpfs", "/dev/shm", "--dir",
+            "/run",
+        ]
+        .map(str::to_owned),
+    );
     all
 }
 
-fn unshare() -> Vec<&'static str> {
+fn unshare() -> Vec<String> {
     let kinds = [
         "--user", "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup",
     ];
@@ -236,12 +234,18 @@ fn unshare() -> Vec<&'static str> {
         .into_iter()
         .chain(kinds)
         .chain(["--map-root-user", "--fork"])
+        .map(str::to_owned)
         .collect()
 }
 
 /// One run of the program behind `arguments`; nothing if that does not work here.
-fn command(arguments: &[&str], program: &[&str]) -> Option<Duration> {
-    let all: Vec<_> = arguments.iter().chain(program).collect();
+fn command(arguments: &[String], program: &[&str]) -> Option<Duration> {
+    let program = program.iter().copied();
+    let all: Vec<_> = arguments
+        .iter()
+        .map(String::as_str)
+        .chain(program)
+        .collect();
     let mut command = Command::new(all[0]);
     command
         .args(&all[1..])

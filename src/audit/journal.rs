@@ -127,7 +127,10 @@ mod tests {
         )));
         let record = journald.receive();
         for (name, value) in [
-            ("MESSAGE", "denied (token-expired)"),
+            (
+                "MESSAGE",
+                "denied (token-expired); `thv token explain github` shows what it says and what is wanted",
+            ),
             ("MESSAGE_ID", "10a520fad1d245a3b4612a4aafe999fa"),
             ("PRIORITY", "5"),
             ("SYSLOG_IDENTIFIER", "thv"),

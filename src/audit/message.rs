@@ -2,12 +2,14 @@
 
 use super::{
     event::{Aim, Decision, Event, Verdict},
+    reason::Reason,
     record::Kind,
-    text::{line, shown},
+    text::{line, shown, told},
 };
 
-/// Kind, priority and what a person reads first. Strangers' text only as `shown`.
-pub(super) fn headline(event: &Event) -> (Kind, u8, String) {
+/// Kind, priority and what a person reads first. Strangers' text only as `shown`,
+/// or as `told` where thv's own words are around it.
+pub(super) fn headline(event: &Event, server: &str) -> (Kind, u8, String) {
     match event {
         Event::Ready => (Kind::Ready, INFO, "ready".to_owned()),
         Event::Stopping => (
@@ -26,15 +28,20 @@ pub(super) fn headline(event: &Event) -> (Kind, u8, String) {
             key,
             message,
         } => {
-            let file = shown(&file.to_string_lossy());
+            let file = told(&file.to_string_lossy());
+            // A file as a whole has no line.
+            let line = match line {
+                0 => String::new(),
+                line => format!("{line}:"),
+            };
             let key = key.as_deref().map(|key| format!("{}: ", shown(key)));
             (
                 Kind::ConfigRefused,
                 ERROR,
                 format!(
-                    "configuration refused: {file}:{line}: {}{}",
+                    "configuration refused: {file}:{line} {}{}",
                     key.unwrap_or_default(),
-                    shown(message)
+                    told(message)
                 ),
             )
         }
@@ -44,7 +51,7 @@ pub(super) fn headline(event: &Event) -> (Kind, u8, String) {
             } else {
                 NOTICE
             };
-            (Kind::Decision, priority, decided(decision))
+            (Kind::Decision, priority, decided(decision, server))
         }
         Event::Outcome(outcome) => {
             let millis = outcome.duration.as_millis();
@@ -104,18 +111,23 @@ pub(super) fn headline(event: &Event) -> (Kind, u8, String) {
             let error = egress
                 .error
                 .as_deref()
-                .map(|error| format!(": {}", shown(error)));
+                .map(|error| format!(": {}", told(error)));
             let priority = if egress.allowed { INFO } else { NOTICE };
             (Kind::Egress, priority, text + &error.unwrap_or_default())
         }
         Event::LayerFailed { layer, reason } => (
             Kind::LayerFailed,
             ERROR,
-            format!(
-                "the server did not start: {}: {}",
-                shown(layer),
-                shown(reason)
-            ),
+            match reason.strip_prefix(layer.as_str()) {
+                Some(rest) if rest.starts_with(": ") => {
+                    format!("the server did not start: {}", told(reason))
+                }
+                _ => format!(
+                    "the server did not start: {}: {}",
+                    shown(layer),
+                    told(reason)
+                ),
+            },
         ),
         Event::KeysFetched { issuer, keys } => (
             Kind::KeysFetched,
@@ -132,7 +144,7 @@ pub(super) fn headline(event: &Event) -> (Kind, u8, String) {
             format!(
                 "keys of {} unavailable, keeping those from before: {}",
                 shown(issuer),
-                shown(error)
+                told(error)
             ),
         ),
         Event::KeysUnavailable {
@@ -145,14 +157,14 @@ pub(super) fn headline(event: &Event) -> (Kind, u8, String) {
             format!(
                 "keys of {} unavailable, no token of it can be checked: {}",
                 shown(issuer),
-                shown(error)
+                told(error)
             ),
         ),
         Event::PolicyError {
             policies, errors, ..
         } => {
             let policies = shown(&policies.join(", "));
-            let error = errors.first().map(|error| shown(error)).unwrap_or_default();
+            let error = errors.first().map(|error| told(error)).unwrap_or_default();
             (
                 Kind::PolicyError,
                 ERROR,
@@ -172,7 +184,7 @@ pub(super) fn headline(event: &Event) -> (Kind, u8, String) {
     }
 }
 
-fn decided(decision: &Decision) -> String {
+fn decided(decision: &Decision, server: &str) -> String {
     let mut text = match decision.verdict {
         Verdict::Allow => "allowed".to_owned(),
         Verdict::Deny(reason) => format!("denied ({})", reason.as_str()),
@@ -193,10 +205,104 @@ fn decided(decision: &Decision) -> String {
             shown(&who.issuer)
         );
     }
+    if let Verdict::Deny(reason) = decision.verdict
+        && let Some(more) = explained(reason, &decision.policies, server)
+    {
+        text = format!("{text}; {more}");
+    }
     text
+}
+
+/// What a word alone does not say: what was compared with what, or where to look.
+fn explained(reason: Reason, policies: &[String], server: &str) -> Option<String> {
+    Some(match reason {
+        Reason::HostNotAccepted => {
+            "the Host header is neither the host of `resource` nor one of `hosts`".to_owned()
+        }
+        Reason::OriginNotAccepted => {
+            "the Origin header is neither the origin of `resource` nor one of `origins`".to_owned()
+        }
+        Reason::PathUnknown => "what is served is the path of `resource`, exactly".to_owned(),
+        Reason::TokenMalformed
+        | Reason::TokenType
+        | Reason::TokenAlgorithm
+        | Reason::TokenKeyUnknown
+        | Reason::TokenSignature
+        | Reason::TokenIssuer
+        | Reason::TokenAudience
+        | Reason::TokenExpired
+        | Reason::TokenClaim
+        | Reason::TokenClient
+        | Reason::TokenSubject
+        | Reason::TokenRequiredClaim
+        | Reason::TokenInactive
+        | Reason::ScopeInsufficient => {
+            format!("`thv token explain {server}` shows what it says and what is wanted")
+        }
+        Reason::TokenNotYetValid => format!(
+            "is this host's clock right? `thv token explain {server}` shows the token's times"
+        ),
+        Reason::Policy if policies.is_empty() => "no policy permits it".to_owned(),
+        Reason::Policy => format!("forbidden by {}", told(&policies.join(", "))),
+        Reason::Misconfigured => format!("`thv check {server}` says what is wrong"),
+        _ => return None,
+    })
 }
 
 const ERROR: u8 = 3;
 const WARNING: u8 = 4;
 const NOTICE: u8 = 5;
 const INFO: u8 = 6;
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::audit::RequestId;
+
+    fn said(event: &Event) -> String {
+        headline(event, "github").2
+    }
+
+    /// What an administrator reads in `journalctl -u` says where to look next.
+    #[test]
+    fn a_refusal_says_what_was_compared_or_which_command_shows_it() {
+        let denied = |reason| Decision::denied(RequestId::random(), reason, 401);
+        for (reason, words) in [
+            (Reason::HostNotAccepted, "`hosts`"),
+            (Reason::TokenIssuer, "`thv token explain github`"),
+            (Reason::TokenNotYetValid, "clock"),
+            (Reason::Policy, "no policy permits it"),
+            (Reason::Misconfigured, "`thv check github`"),
+        ] {
+            let text = said(&Event::Decision(denied(reason)));
+            assert!(text.contains(words), "{text}");
+        }
+        let policies = vec!["x:never".to_owned()];
+        let decision = Decision {
+            policies,
+            ..denied(Reason::Policy)
+        };
+        let text = said(&Event::Decision(decision));
+        assert!(text.ends_with("forbidden by x:never"), "{text}");
+    }
+
+    #[test]
+    fn the_cure_at_the_end_of_a_long_message_is_not_cut_off() {
+        let file = format!("/etc/thv/{}.toml", "x".repeat(150));
+        let message = format!("`{file}`: wrong; run `chmod a+rX {file}`");
+        let refused = said(&Event::ConfigRefused {
+            file: PathBuf::from(&file),
+            line: 0,
+            key: None,
+            message: message.clone(),
+        });
+        assert_eq!(refused, format!("configuration refused: {file}: {message}"));
+        let failed = said(&Event::LayerFailed {
+            layer: "exec".to_owned(),
+            reason: format!("exec: {message}"),
+        });
+        assert_eq!(failed, format!("the server did not start: exec: {message}"));
+    }
+}

@@ -402,17 +402,16 @@ mod tests {
         }
     }
 
+    /// Leave for each line is given by the one end, and the lines come out at the other.
+    fn slow() -> (Audit, mpsc::Sender<()>, mpsc::Receiver<serde_json::Value>) {
+        let ((give, leave), (written, lines)) = (mpsc::channel(), mpsc::channel());
+        let audit = Audit::stderr(Slow { leave, written }, &server()).unwrap();
+        (audit, give, lines)
+    }
+
     #[test]
     fn a_stderr_that_nobody_reads_holds_up_nobody() {
-        let ((leave, wait), (written, lines)) = (mpsc::channel(), mpsc::channel());
-        let audit = Audit::stderr(
-            Slow {
-                leave: wait,
-                written,
-            },
-            &server(),
-        )
-        .unwrap();
+        let (audit, leave, lines) = slow();
         for _ in 0..3_000 {
             audit.record(&Event::Ready);
         }
@@ -442,16 +441,8 @@ mod tests {
 
     #[test]
     fn a_closed_stderr_is_given_up_record_by_record() {
-        let ((leave, wait), (written, _lines)) = (mpsc::channel(), mpsc::channel());
+        let (audit, leave, _lines) = slow();
         drop(leave);
-        let audit = Audit::stderr(
-            Slow {
-                leave: wait,
-                written,
-            },
-            &server(),
-        )
-        .unwrap();
         (0..10).for_each(|_| audit.record(&Event::Ready));
         assert!(audit.flush(Duration::from_secs(30)));
         assert_eq!(

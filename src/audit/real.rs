@@ -9,14 +9,13 @@ use std::{
 };
 
 use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde_json::Value;
 
 use super::{Aim, Audit, Decision, Event, JOURNAL, Reason, RequestId, Who, fixture::server};
+use crate::sys::testing::own_run;
 
 const PROGRAM: &str = "/lib/systemd/systemd-journald";
 const LONG: Duration = Duration::from_secs(30);
@@ -30,25 +29,7 @@ impl Journald {
         if !Path::new(PROGRAM).exists() {
             return Err(format!("{PROGRAM} is not installed"));
         }
-        let own_run = || {
-            unshare(CloneFlags::CLONE_NEWNS)?;
-            mount(
-                None::<&str>,
-                "/",
-                None::<&str>,
-                MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-                None::<&str>,
-            )?;
-            mount(
-                Some("run"),
-                "/run",
-                Some("tmpfs"),
-                MsFlags::empty(),
-                None::<&str>,
-            )
-        };
-        own_run()
-            .map_err(|error| format!("a mount namespace of our own needs root here ({error})"))?;
+        own_run()?;
         fs::create_dir_all("/run/systemd/journal").unwrap();
         fs::create_dir_all("/run/log/journal").unwrap();
         let child = Command::new(PROGRAM)

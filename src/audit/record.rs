@@ -119,7 +119,7 @@ impl Record {
 
     /// `time` is since the Unix epoch.
     pub(super) fn of(event: &Event, server: &str, time: Duration) -> Self {
-        let (kind, priority, message) = headline(event);
+        let (kind, priority, message) = headline(event, server);
         let mut record = Self {
             kind,
             priority,

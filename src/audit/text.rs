@@ -8,6 +8,11 @@ pub(super) fn shown(text: &str) -> String {
     shown_up_to(text, MAX_SHOWN)
 }
 
+/// Text of thv's own, which may quote a stranger's: cut later, for its end says what to do.
+pub(super) fn told(text: &str) -> String {
+    shown_up_to(text, MAX_TOLD)
+}
+
 /// One line of a child's output for a message.
 pub(super) fn line(bytes: &[u8]) -> String {
     // No more is decoded than could be shown.
@@ -57,6 +62,8 @@ fn is_hidden(char: char) -> bool {
 
 /// Characters of one stranger's text within a message.
 const MAX_SHOWN: usize = 120;
+/// Characters of what thv itself has to say.
+const MAX_TOLD: usize = 1024;
 /// Characters of a child's line.
 const MAX_LINE: usize = 2048;
 /// Bytes of one field.

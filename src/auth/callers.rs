@@ -5,8 +5,7 @@ use std::borrow::Cow;
 
 use super::{
     AuthError, Fault,
-    claims::{MAX_ID, seconds, text},
-    jwt::Claims,
+    jwt::{Claims, MAX_ID},
 };
 use crate::{
     config::{ClaimValue, Issuer, RequiredClaim, TokenKind},
@@ -25,7 +24,7 @@ pub(super) fn client<'a>(
     };
     let mut found = None;
     for name in names {
-        if let Some(client) = text(claims, name, MAX_ID)? {
+        if let Some(client) = claims.text(name, MAX_ID)? {
             if !issuer.clients.is_empty() && !is_one_of(&client, &issuer.clients) {
                 return Err(AuthError::Rejected(Fault::Client));
             }
@@ -67,7 +66,7 @@ pub(super) fn subject(subject: &str, claims: &Claims, issuer: &Issuer) -> Result
         .any(|pattern| pattern.matches(subject));
     let old = match issuer.issued_after {
         // A token that does not say when it was issued may be of any age.
-        Some(after) => seconds(claims, "iat")?.is_none_or(|issued| issued < after),
+        Some(after) => claims.seconds("iat")?.is_none_or(|issued| issued < after),
         None => false,
     };
     if named || old {

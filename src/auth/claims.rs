@@ -4,7 +4,8 @@
 use std::{borrow::Cow, sync::Arc};
 
 use super::{
-    AuthError, Fault, Identity, Kind as Principal, Texts, callers, jwt::Claims, jwt::Header,
+    AuthError, Fault, Identity, Kind as Principal, Texts, callers,
+    jwt::{Claims, Header, MAX_ID},
 };
 use crate::{
     config::{Dpop, Issuer, TokenKind},
@@ -58,10 +59,10 @@ pub(super) fn check_claims(
     audience(claims, issuer)?;
     let expires_at = times(claims, issuer, now)?;
     let bound_to = binding(claims, issuer)?;
-    text(claims, "jti", MAX_ID)?;
-    let mut subject = text(claims, "sub", MAX_ID)?;
+    claims.text("jti", MAX_ID)?;
+    let mut subject = claims.text("sub", MAX_ID)?;
     if subject.is_none() && source == Source::Answer {
-        subject = text(claims, "client_id", MAX_ID)?;
+        subject = claims.text("client_id", MAX_ID)?;
     }
     let subject = subject.ok_or(AuthError::Rejected(Fault::Claim))?;
     if subject.is_empty() || subject.chars().any(char::is_control) {
@@ -197,9 +198,11 @@ pub(super) fn binding(claims: &Claims, issuer: &Issuer) -> Result<Option<String>
 /// `exp`, `nbf` and `iat`; returns `exp`.
 pub(super) fn times(claims: &Claims, issuer: &Issuer, now: u64) -> Result<u64, AuthError> {
     let leeway = issuer.leeway.as_secs();
-    let expires = seconds(claims, "exp")?.ok_or(AuthError::Rejected(Fault::Claim))?;
-    let from = seconds(claims, "nbf")?;
-    let issued = seconds(claims, "iat")?;
+    let expires = claims
+        .seconds("exp")?
+        .ok_or(AuthError::Rejected(Fault::Claim))?;
+    let from = claims.seconds("nbf")?;
+    let issued = claims.seconds("iat")?;
     if issued.is_none() && !issuer.legacy_typ {
         return Err(AuthError::Rejected(Fault::Claim));
     }
@@ -217,27 +220,6 @@ pub(super) fn times(claims: &Claims, issuer: &Issuer, now: u64) -> Result<u64, A
         return Err(AuthError::Rejected(Fault::Claim));
     }
     Ok(expires)
-}
-
-/// A NumericDate in whole seconds; absent is none, anything but a number from zero on is refused (inc-21).
-pub(super) fn seconds(claims: &Claims, name: &str) -> Result<Option<u64>, AuthError> {
-    let Some(value) = claims.get(name) else {
-        return Ok(None);
-    };
-    let number = value.as_number().and_then(|text| text.parse::<f64>().ok());
-    match number {
-        // Up to here a double is exact; floor, not round (tok-63). Zero is some providers' "always" in `nbf`.
-        Some(seconds) if (0.0..MAX_SECONDS).contains(&seconds) =>
-        {
-            #[allow(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "bounded just above"
-            )]
-            Ok(Some(seconds as u64))
-        }
-        _ => Err(AuthError::Rejected(Fault::Claim)),
-    }
 }
 
 fn scopes(claims: &Claims, issuer: &Issuer) -> Result<Texts, AuthError> {
@@ -328,23 +310,6 @@ fn strings(list: Value<'_>) -> Option<Vec<Cow<'_, str>>> {
     list.elements().map(Value::as_str).collect()
 }
 
-/// A claim that is a string of at most `max` bytes, where it is there at all.
-pub(super) fn text<'a>(
-    claims: &'a Claims,
-    name: &str,
-    max: usize,
-) -> Result<Option<Cow<'a, str>>, AuthError> {
-    match claims.get(name) {
-        None => Ok(None),
-        Some(value) => match value.as_str() {
-            Some(text) if text.len() <= max => Ok(Some(text)),
-            _ => Err(AuthError::Rejected(Fault::Claim)),
-        },
-    }
-}
-
-/// Bytes of a subject, client or token id (OpenID Connect Core §2 says 255).
-pub(super) const MAX_ID: usize = 255;
 /// Kinds of token that are for the provider alone, or tell something.
 const NEVER_SHOWN: [&str; 5] = [
     "refresh",
@@ -355,8 +320,6 @@ const NEVER_SHOWN: [&str; 5] = [
 ];
 /// Characters of a SHA-256 in base64url.
 const THUMBPRINT: usize = 43;
-/// Beyond this a double no longer counts seconds one by one: 2^53.
-const MAX_SECONDS: f64 = 9_007_199_254_740_992.0;
 const MAX_SCOPES: usize = 256;
 const MAX_GROUPS: usize = 1024;
 

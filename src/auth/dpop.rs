@@ -12,7 +12,10 @@ use aws_lc_rs::{constant_time, digest, hmac, rand};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, Method};
 
-use super::{AuthError, jwk, jwt};
+use super::{
+    AuthError, jwk,
+    jwt::{self, MAX_ID},
+};
 use crate::{config::Resource, json::Value};
 
 /// Checks proofs for one resource, and remembers those that were shown.
@@ -154,8 +157,6 @@ fn hash(token: &str) -> String {
 const PROOF: &str = "dpop";
 /// Bytes of a proof.
 const MAX_PROOF: usize = 8 << 10;
-/// Bytes of `jti`.
-const MAX_ID: usize = 255;
 /// Seconds that a proof may be old, or ahead of our clock (tok-118).
 const WINDOW: u64 = 60;
 /// Seconds for which one nonce is given out.
@@ -252,7 +253,7 @@ mod tests {
 
         fn signed_by(&self, signer: &Signer) -> String {
             let alg = self.header["alg"].as_str().unwrap_or_default().to_owned();
-            compact(&self.header.to_string(), self.claims.to_string(), |text| {
+            compact(self.header.to_string(), self.claims.to_string(), |text| {
                 signer.sign(&alg, text)
             })
         }

@@ -7,6 +7,7 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use http::{HeaderMap, HeaderValue, Method, header};
@@ -165,9 +166,10 @@ fn of_jwt(checks: &mut Vec<Check>, auth: &Auth, token: &Unverified<'_>, now: u64
         what: "iss",
         passed: issuer.is_some(),
         compared: format!(
-            "{}; configured: {}, byte for byte",
+            "{}; configured: {}, byte for byte{}",
             said("iss"),
-            known.join(", ")
+            known.join(", "),
+            near_miss(named.as_deref(), issuers)
         ),
     });
     let Some(issuer) = issuer else { return };
@@ -192,14 +194,7 @@ fn of_jwt(checks: &mut Vec<Check>, auth: &Auth, token: &Unverified<'_>, now: u64
     check(
         "exp, nbf, iat",
         claims::times(&token.claims, issuer, now).map(drop),
-        format!(
-            "exp {}, nbf {}, iat {}; now {now}, leeway {} s, at most {} s of life",
-            said("exp"),
-            said("nbf"),
-            said("iat"),
-            issuer.leeway.as_secs(),
-            issuer.max_lifetime.as_secs()
-        ),
+        of_times(token, issuer, now),
     );
     check(
         "client",
@@ -229,30 +224,105 @@ fn of_jwt(checks: &mut Vec<Check>, auth: &Auth, token: &Unverified<'_>, now: u64
     check(
         "cnf",
         claims::binding(&token.claims, issuer).map(drop),
-        format!("{}; dpop of this issuer is {:?}", said("cnf"), issuer.dpop),
-    );
-    // All the rest of the claims: whatever is left fails here.
-    check(
-        "other claims",
-        claims::check(&token.header, &token.claims, issuer, now).map(drop),
         format!(
-            "sub {}, scope {}, groups {}",
-            said("sub"),
-            said("scope"),
-            said("groups")
+            "{}; `dpop` of this issuer is `{}`",
+            said("cnf"),
+            match issuer.dpop {
+                Dpop::Off => "off",
+                Dpop::Accepted => "accepted",
+                Dpop::Required => "required",
+            }
         ),
     );
+    // All the rest of the claims: whatever is left fails here. It asks the same once more,
+    // so it says nothing new where something has failed before.
+    let rest = claims::check(&token.header, &token.claims, issuer, now);
+    if rest.is_ok() || checks.iter().all(|check| check.passed) {
+        checks.push(Check {
+            what: "other claims",
+            passed: rest.is_ok(),
+            compared: format!(
+                "sub {}, scope {}, groups {}",
+                said("sub"),
+                said("scope"),
+                said("groups")
+            ),
+        });
+    }
     let algorithm = token.header.algorithm;
     let listed = issuer
         .algorithms
         .iter()
         .any(|name| algorithm.is_called(name));
-    let rejected = AuthError::Rejected(Fault::Algorithm);
-    check(
-        "alg",
-        if listed { Ok(()) } else { Err(rejected) },
-        format!("{algorithm:?}; accepted: {}", issuer.algorithms.join(" ")),
-    );
+    let name = match format!("{algorithm:?}") {
+        name if name.starts_with("Ed") => name,
+        name => name.to_uppercase(),
+    };
+    checks.push(Check {
+        what: "alg",
+        passed: listed,
+        compared: format!("{name}; accepted: {}", issuer.algorithms.join(" ")),
+    });
+}
+
+/// The commonest mistake with issuers, in words.
+fn near_miss(named: Option<&str>, issuers: &[Issuer]) -> &'static str {
+    let bare = |text: &str| text.trim_end_matches('/').to_owned();
+    let differs = |issuer: &Issuer| {
+        named.is_some_and(|named| named != issuer.issuer && bare(named) == bare(&issuer.issuer))
+    };
+    if issuers.iter().any(differs) {
+        "; only the slash at the end differs: write `issuer` exactly as the token says it"
+    } else {
+        ""
+    }
+}
+
+fn of_times(token: &Unverified<'_>, issuer: &Issuer, now: u64) -> String {
+    let when = |name: &str| {
+        token
+            .claims
+            .get(name)
+            .and_then(Value::as_number)?
+            .parse()
+            .ok()
+    };
+    let said = |name: &str| match when(name) {
+        Some(at) => moment(at, now),
+        None => shown(token.claims.get(name)),
+    };
+    let late = now.saturating_add(issuer.leeway.as_secs());
+    let is_ahead = ["nbf", "iat"]
+        .into_iter()
+        .filter_map(when)
+        .any(|at: u64| at > late);
+    let clock = if is_ahead {
+        "; a token from the future: is the clock of this host right (`timedatectl`), and the provider's?"
+    } else {
+        ""
+    };
+    format!(
+        "exp {}, nbf {}, iat {}; leeway {} s, at most {} s of life{clock}",
+        said("exp"),
+        said("nbf"),
+        said("iat"),
+        issuer.leeway.as_secs(),
+        issuer.max_lifetime.as_secs()
+    )
+}
+
+/// A time as people read it, and how far it is from now.
+fn moment(at: u64, now: u64) -> String {
+    let text = match UNIX_EPOCH.checked_add(Duration::from_secs(at)) {
+        // What comes after has no name in RFC 3339.
+        Some(time) if at < END_OF_9999 => humantime::format_rfc3339_seconds(time).to_string(),
+        _ => at.to_string(),
+    };
+    if at > now {
+        format!("{text} (in {} s)", at - now)
+    } else {
+        format!("{text} ({} s ago)", now - at)
+    }
 }
 
 fn any_of(texts: &[String]) -> String {
@@ -294,6 +364,10 @@ fn of_type(token: &Unverified<'_>, issuer: &Issuer) -> String {
     }
     if issuer.legacy_typ {
         return format!("{typ}; accepted: at+jwt, JWT or none, without nonce, at_hash, c_hash");
+    }
+    let passes = claims::kind_of_token(&token.header, &token.claims, issuer).is_ok();
+    if passes {
+        return format!("{typ}; accepted: at+jwt");
     }
     format!(
         "{typ}; accepted: at+jwt; for a provider that says JWT or nothing set `typ = \"legacy\"` of this issuer"
@@ -393,6 +467,8 @@ impl fmt::Display for Check {
     }
 }
 
+/// The last second that four digits of a year can name, in Unix time.
+const END_OF_9999: u64 = 253_402_300_799;
 /// Characters of a claim that are shown.
 const MAX_SHOWN: usize = 200;
 
@@ -460,7 +536,24 @@ mod tests {
             (
                 token().claim("exp", NOW - 100).sign(),
                 "exp, nbf, iat",
-                "leeway",
+                "Z (100 s ago)",
+            ),
+            (
+                token().claim("iat", NOW + 1000).sign(),
+                "exp, nbf, iat",
+                "clock",
+            ),
+            (
+                token().claim("exp", u64::MAX).sign(),
+                "exp, nbf, iat",
+                "exp 18446744073709551615 (in ",
+            ),
+            (
+                token()
+                    .claim("iss", format!("{}/", testing_issuer()))
+                    .sign(),
+                "iss",
+                "only the slash",
             ),
             (token().without("sub").sign(), "other claims", "absent"),
             (token().signed_by(&KEYS.stranger), "signature", "key"),
@@ -469,6 +562,22 @@ mod tests {
             assert_eq!(found, what, "{compared}");
             assert!(compared.contains(word), "{compared}");
         }
+    }
+
+    fn testing_issuer() -> String {
+        issuer(KeySource::Discovery).issuer
+    }
+
+    /// What has failed already is not said again under another name.
+    #[tokio::test]
+    async fn one_fault_is_one_no() {
+        let expired = token().claim("exp", NOW - 100).sign();
+        let explanation = explained(&expired, |_| {}).await;
+        let failed = explanation.checks.iter().filter(|check| !check.passed);
+        assert_eq!(failed.count(), 1, "{:?}", explanation.checks);
+        let all: String = explanation.checks.iter().map(ToString::to_string).collect();
+        assert!(all.contains("`off`") && all.contains("  ES256;"), "{all}");
+        assert!(!all.contains("legacy"), "{all}");
     }
 
     #[tokio::test]

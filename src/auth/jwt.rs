@@ -3,6 +3,8 @@
 //! Reads only: nothing here says that a token is good. No key is ever taken
 //! from a token, and no address in one is ever fetched.
 
+use std::borrow::Cow;
+
 use base64::{
     Engine as _, alphabet,
     engine::{
@@ -56,6 +58,42 @@ impl Claims {
 
     pub(super) fn get(&self, name: &str) -> Option<Value<'_>> {
         self.document.root(&self.text).get(name)
+    }
+
+    /// A claim that is a string of at most `longest` bytes, where it is there at all.
+    pub(super) fn text(
+        &self,
+        name: &str,
+        longest: usize,
+    ) -> Result<Option<Cow<'_, str>>, AuthError> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(value) => match value.as_str() {
+                Some(text) if text.len() <= longest => Ok(Some(text)),
+                _ => Err(AuthError::Rejected(Fault::Claim)),
+            },
+        }
+    }
+
+    /// A NumericDate in whole seconds; absent is none, anything but a number from zero on is refused (inc-21).
+    pub(super) fn seconds(&self, name: &str) -> Result<Option<u64>, AuthError> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        let number = value.as_number().and_then(|text| text.parse::<f64>().ok());
+        match number {
+            // Up to here a double is exact; floor, not round (tok-63). Zero is some providers' "always" in `nbf`.
+            Some(seconds) if (0.0..MAX_SECONDS).contains(&seconds) =>
+            {
+                #[allow(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "bounded just above"
+                )]
+                Ok(Some(seconds as u64))
+            }
+            _ => Err(AuthError::Rejected(Fault::Claim)),
+        }
     }
 }
 
@@ -241,6 +279,10 @@ const MAX_PART: usize = 12 << 10;
 const MAX_CLAIMS: usize = 128;
 /// Bytes of `kid` and `typ`.
 const MAX_NAME: usize = 256;
+/// Bytes of a subject, client or token id (OpenID Connect Core §2 says 255).
+pub(super) const MAX_ID: usize = 255;
+/// Beyond this a double no longer counts seconds one by one: 2^53.
+const MAX_SECONDS: f64 = 9_007_199_254_740_992.0;
 
 #[cfg(test)]
 mod tests {

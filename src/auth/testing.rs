@@ -1,6 +1,9 @@
 //! What the tests of this room share: keys that really sign, tokens, an
 //! authenticator on a key file, and a provider on loopback that can misbehave.
 
+#[path = "../../tests/it/signer.rs"]
+mod signer;
+
 use std::{
     collections::HashMap,
     io::Write as _,
@@ -12,17 +15,6 @@ use std::{
     time::Duration,
 };
 
-use aws_lc_rs::{
-    rand::SystemRandom,
-    rsa::KeySize,
-    signature::{
-        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair,
-        Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PKCS1_SHA512,
-        RSA_PSS_SHA256, RSA_PSS_SHA384, RSA_PSS_SHA512, RsaEncoding, RsaKeyPair,
-        RsaPublicKeyComponents,
-    },
-};
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderValue, Method, header};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
@@ -35,6 +27,7 @@ use tokio::{
     task::JoinSet,
 };
 
+pub(super) use self::signer::{Signer, base64url, compact};
 pub(super) use super::{AuthError, Fault};
 use super::{
     Authenticator, Identity, IntrospectionError, Notice, Notices, Presented, Surroundings,
@@ -56,98 +49,6 @@ pub(super) const LEEWAY: u64 = 30;
 pub(super) const ALGORITHMS: [&str; 9] = [
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA",
 ];
-
-pub(super) fn base64url(bytes: impl AsRef<[u8]>) -> String {
-    URL_SAFE_NO_PAD.encode(bytes)
-}
-
-/// A private key with its name and its one algorithm.
-pub(super) struct Signer {
-    pub(super) kid: &'static str,
-    pub(super) alg: &'static str,
-    key: Private,
-}
-
-enum Private {
-    Ec(EcdsaKeyPair),
-    Rsa(RsaKeyPair),
-    Ed(Ed25519KeyPair),
-}
-
-impl Signer {
-    pub(super) fn new(kid: &'static str, alg: &'static str) -> Self {
-        let key = match alg {
-            "ES256" => {
-                Private::Ec(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap())
-            }
-            "ES384" => {
-                Private::Ec(EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap())
-            }
-            "EdDSA" => Private::Ed(Ed25519KeyPair::generate().unwrap()),
-            _ => Private::Rsa(RsaKeyPair::generate(KeySize::Rsa2048).unwrap()),
-        };
-        Self { kid, alg, key }
-    }
-
-    /// A signature by this key; for RSA keys by any of their algorithms.
-    pub(super) fn sign(&self, alg: &str, message: &[u8]) -> Vec<u8> {
-        let random = SystemRandom::new();
-        match &self.key {
-            Private::Ec(key) => key.sign(&random, message).unwrap().as_ref().to_vec(),
-            Private::Ed(key) => key.sign(message).as_ref().to_vec(),
-            Private::Rsa(key) => {
-                let encoding: &'static dyn RsaEncoding = match alg {
-                    "RS384" => &RSA_PKCS1_SHA384,
-                    "RS512" => &RSA_PKCS1_SHA512,
-                    "PS256" => &RSA_PSS_SHA256,
-                    "PS384" => &RSA_PSS_SHA384,
-                    "PS512" => &RSA_PSS_SHA512,
-                    _ => &RSA_PKCS1_SHA256,
-                };
-                let mut signature = vec![0; key.public_modulus_len()];
-                key.sign(encoding, &random, message, &mut signature)
-                    .unwrap();
-                signature
-            }
-        }
-    }
-
-    /// The public half.
-    pub(super) fn jwk(&self) -> Value {
-        let mut jwk = match &self.key {
-            Private::Ec(key) => {
-                let (x, y) =
-                    key.public_key().as_ref()[1..].split_at(key.public_key().as_ref().len() / 2);
-                let crv = if self.alg == "ES256" {
-                    "P-256"
-                } else {
-                    "P-384"
-                };
-                json!({"kty": "EC", "crv": crv, "x": base64url(x), "y": base64url(y)})
-            }
-            Private::Ed(key) => {
-                json!({"kty": "OKP", "crv": "Ed25519", "x": base64url(key.public_key())})
-            }
-            Private::Rsa(key) => {
-                let public = RsaPublicKeyComponents::<Vec<u8>>::from(key.public_key());
-                json!({"kty": "RSA", "n": base64url(public.n), "e": base64url(public.e)})
-            }
-        };
-        for (name, value) in [("kid", self.kid), ("alg", self.alg), ("use", "sig")] {
-            jwk[name] = json!(value);
-        }
-        jwk
-    }
-
-    /// The public key as DER, for whoever mistakes it for a secret.
-    pub(super) fn public_bytes(&self) -> Vec<u8> {
-        match &self.key {
-            Private::Ec(key) => key.public_key().as_ref().to_vec(),
-            Private::Ed(key) => key.public_key().as_ref().to_vec(),
-            Private::Rsa(key) => key.public_key().as_ref().to_vec(),
-        }
-    }
-}
 
 /// The keys that the tests' issuer publishes, one an algorithm family.
 pub(super) struct Keys {
@@ -234,7 +135,7 @@ impl Token {
         }
         let alg = self.header["alg"].as_str().unwrap_or_default().to_owned();
         compact(
-            &self.header.to_string(),
+            self.header.to_string(),
             self.claims.to_string(),
             |message| signer.sign(&alg, message),
         )
@@ -245,20 +146,9 @@ impl Token {
     }
 }
 
-/// A compact JWS of these very texts.
-pub(super) fn compact(
-    header: &str,
-    payload: impl AsRef<[u8]>,
-    sign: impl FnOnce(&[u8]) -> Vec<u8>,
-) -> String {
-    let signed = format!("{}.{}", base64url(header), base64url(payload));
-    let signature = base64url(sign(signed.as_bytes()));
-    format!("{signed}.{signature}")
-}
-
 /// A token with this header text and these claims' text, signed by the key of ES256.
 pub(super) fn spelled(header: &str, payload: impl AsRef<[u8]>) -> String {
-    compact(header, payload, |message| KEYS.es256.sign("ES256", message))
+    KEYS.es256.token(header, payload)
 }
 
 pub(super) const HEADER: &str = r#"{"alg":"ES256","kid":"es","typ":"at+jwt"}"#;

@@ -150,6 +150,15 @@ impl Engine {
         })
     }
 
+    /// Whether there is a policy that could permit `method` to somebody: where there is
+    /// none, nobody may. Nothing is evaluated.
+    pub fn could_permit(&self, method: &str) -> bool {
+        match &self.rules {
+            Rules::Authenticated => true,
+            Rules::Policies { slices, .. } => slices.get(method).is_some_and(Slice::permits),
+        }
+    }
+
     /// Decides one call. What is permitted is what the [`Permit`] holds: no second look at any bytes.
     #[allow(
         clippy::result_large_err,

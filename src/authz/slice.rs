@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 
 use cedar_policy::{
-    ActionConstraint, AuthorizationError, Authorizer, Decision, Entities, EntityUid, Policy,
-    PolicySet, Request, ResourceConstraint,
+    ActionConstraint, AuthorizationError, Authorizer, Decision, Effect, Entities, EntityUid,
+    Policy, PolicySet, Request, ResourceConstraint,
 };
 
 use super::entity;
@@ -52,6 +52,16 @@ impl Slice {
                 .expect("policy names are unique: read() refuses doubles");
         }
         slice
+    }
+
+    /// Whether any of them is a `permit`.
+    pub(super) fn permits(&self) -> bool {
+        let mut policies = self
+            .only
+            .values()
+            .chain([&self.any])
+            .flat_map(PolicySet::policies);
+        policies.any(|policy| policy.effect() == Effect::Permit)
     }
 
     /// Asks every policy that can have a say.

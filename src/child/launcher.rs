@@ -268,7 +268,7 @@ impl Work {
         };
         let greeted = timeout(HELLO_DEADLINE, greeting)
             .await
-            .map_err(|_| StartError::Deadline)?;
+            .map_err(|_| StartError::Unreachable(self.silent()))?;
         match greeted.map_err(unreachable)? {
             Some((
                 Reply::Hello {
@@ -291,6 +291,17 @@ impl Work {
                 "it closed the connection".to_owned(),
             )),
         }
+    }
+
+    /// What is to be said of a runner that does not answer: mostly its unit does not start.
+    fn silent(&self) -> String {
+        let seconds = HELLO_DEADLINE.as_secs();
+        let text = format!("it did not answer within {seconds} seconds");
+        let Some(Connection::Path(path)) = &self.source else {
+            return text;
+        };
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        format!("{text}; `systemctl status thv-runner@{name}.service` says why")
     }
 
     async fn reply(&mut self, reply: Reply, descriptors: Vec<OwnedFd>) {

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -14,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::{below, edge, exit, path, print, provider, say, secret, unit};
+use super::{below, edge, exit, overlooked, path, print, provider, say, secret, unit};
 use crate::{
     auth::PrincipalKey,
     authz::Engine,
@@ -146,8 +147,18 @@ fn check(root: &Path, server: &ServerName, form: Form) -> Result<Checked> {
     };
     match config::load(root, server, OwnerRule::RootOrCaller) {
         Ok(config) => {
-            checked.problems = policies(&config);
+            let engine = Engine::build(&config.authz, &config.server);
             checked.warnings = warnings(root, &config);
+            let beginning = engine.as_ref().ok().and_then(overlooked::beginning);
+            let overlooked = overlooked::remarks(root, &config);
+            for (key, message, help) in overlooked.into_iter().chain(beginning) {
+                let said = warning(root, config.server.as_str(), &key, message, help);
+                checked.warnings.push(said);
+            }
+            // What is wrong with the policies of a configuration that loads.
+            if let Err(found) = engine {
+                checked.problems = daemon::policy_problems(found).iter().cloned().collect();
+            }
             for remark in edge::remarks(root, &config, &Clock::system()) {
                 let name = config.server.as_str();
                 let said = warning(root, name, remark.key, remark.message, remark.help);
@@ -198,14 +209,6 @@ fn warning(root: &Path, server: &str, key: &str, message: String, help: String) 
     }
 }
 
-/// What is wrong with the policies of a configuration that loads.
-fn policies(config: &Config) -> Vec<Problem> {
-    match Engine::build(&config.authz, &config.server) {
-        Ok(_) => Vec::new(),
-        Err(found) => daemon::policy_problems(found).iter().cloned().collect(),
-    }
-}
-
 /// Whom a child serves, and what it is told of them.
 fn serves(config: &Config) -> String {
     let whom = match config.scope {
@@ -253,7 +256,7 @@ fn plan(config: &Config) -> String {
     let plan = match config.engine {
         ImageEngine::Native => plan,
         ImageEngine::Podman => format!(
-            "Run by podman, as the one user of a namespace; without the layer landlock.\n{plan}"
+            "Run by podman, as the one user of a namespace; of the layer landlock only its scopes.\n{plan}"
         ),
     };
     match (&config.image, image) {
@@ -312,15 +315,40 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
         match std::fs::metadata(program) {
             Ok(meta) if key == "image" && meta.is_file() => {}
             Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => {}
+            Ok(meta) if key == "image" || !meta.is_file() => {
+                let is = if meta.is_dir() {
+                    "a directory"
+                } else {
+                    "no file"
+                };
+                warn(
+                    key,
+                    format!("`{}` is {is}", program.display()),
+                    "correct the path".into(),
+                );
+            }
             Ok(_) => warn(
-                "command",
-                format!("`{}` is not a program", program.display()),
-                "its mode must have x".into(),
+                key,
+                format!(
+                    "`{}` is not a program: its mode has no x",
+                    program.display()
+                ),
+                format!("run `chmod a+x {}`", program.display()),
+            ),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => warn(
+                key,
+                format!("there is no `{}`", program.display()),
+                if key == "image" {
+                    "put the archive there, then run `thv pull`"
+                } else {
+                    "install it, or correct the path"
+                }
+                .into(),
             ),
             Err(error) => warn(
-                "command",
+                key,
                 format!("`{}`: {error}", program.display()),
-                "install it".into(),
+                "run this as root to have it looked at".into(),
             ),
         }
     }
@@ -489,7 +517,7 @@ mod tests {
         );
         let root = root_with(&[("servers/x.toml", &server)]);
         let unit = "thv-runner@x.service";
-        let text = "[Service]\nLoadCredential=file:/etc/credstore/file\n";
+        let text = "[Service]\nLoadCredential=file:/etc/thv/servers/x.toml\n";
         unit::write_drop_in(root.path(), unit, "50-secret-file.conf", text).unwrap();
         let warnings = answer(root.path(), "x").warnings;
         assert_eq!(warnings.len(), 1, "{warnings:?}");
@@ -654,6 +682,28 @@ mod tests {
         let problems = answer(root.path(), "x").problems;
         assert_eq!(problems[0].line, 2, "{problems:?}");
         assert!(problems[0].file.ends_with("x.cedar"));
+    }
+
+    #[test]
+    fn policies_under_which_nobody_can_begin_are_warned_of() {
+        let text = format!("{GOOD}policies = [\"/etc/thv/x.cedar\"]\n");
+        for (policy, warnings) in [
+            ("forbid (principal, action, resource);", 1),
+            (
+                "permit (principal, action == Action::\"tools/call\", resource);",
+                1,
+            ),
+            (
+                "permit (principal, action == Action::\"initialize\", resource);",
+                0,
+            ),
+            ("permit (principal, action, resource);", 0),
+        ] {
+            let root = root_with(&[("servers/x.toml", &text), ("x.cedar", policy)]);
+            let checked = answer(root.path(), "x");
+            assert_eq!(checked.problems, [], "{policy}");
+            assert_eq!(checked.warnings.len(), warnings, "{policy}");
+        }
     }
 
     #[test]

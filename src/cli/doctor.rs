@@ -201,11 +201,18 @@ fn seccomp() -> Finding {
 
 fn landlock() -> Finding {
     match sys::privileges::landlock_abi() {
-        Ok(abi) => good("Landlock", format!("ABI {abi}")),
-        Err(error) => absent(
+        Ok(abi) if abi < SCOPES_SINCE => good(
+            "Landlock",
+            format!("ABI {abi}: files; signals and abstract sockets since Linux 6.12"),
+        ),
+        Ok(abi) => good(
+            "Landlock",
+            format!("ABI {abi}: files, signals, abstract sockets"),
+        ),
+        Err(error) => bad(
             "Landlock",
             error.to_string(),
-            "add `landlock` to the kernel's `lsm=`; the other layers do without",
+            "add `landlock` to the kernel's `lsm=`, or \"landlock\" to sandbox.optional",
         ),
     }
 }
@@ -342,6 +349,8 @@ fn setting(name: &str) -> Option<String> {
 
 const OLDEST_KERNEL: (u32, u32) = (5, 14);
 const OLDEST_SYSTEMD: u32 = 252;
+/// The ABI of Landlock that has them (landlock(7)).
+const SCOPES_SINCE: i64 = 6;
 /// The profile's name, and its file's.
 const PROFILE: &str = "thv-runner";
 

@@ -9,6 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustls::pki_types::CertificateDer;
+
 use super::unit;
 use crate::{
     config::{self, Config, Pem},
@@ -147,6 +149,13 @@ fn pair(config: &Config, certificate: PathBuf, key: PathBuf, clock: &Clock) -> V
             "make it anew",
         ),
     }
+    if tls.is_alone() && !is_issued_by_known(&certificate) {
+        warn(
+            "the file has one certificate, and this host knows no authority that has issued it"
+                .to_owned(),
+            "put those that lead to its authority after it (the full chain): clients do not look for them",
+        );
+    }
     let host = host(&config.resource.authority);
     if !certificate::is_for(&certificate, host) {
         warn(
@@ -155,6 +164,20 @@ fn pair(config: &Config, certificate: PathBuf, key: PathBuf, clock: &Clock) -> V
         );
     }
     remarks
+}
+
+/// Whether an authority of this host, or itself, has issued a certificate: by name, which
+/// is enough to remind a person.
+fn is_issued_by_known(certificate: &CertificateDer<'_>) -> bool {
+    let Some((issuer, subject)) = certificate::names(certificate) else {
+        // Nothing is known, so nothing is said.
+        return true;
+    };
+    let roots = rustls_native_certs::load_native_certs().certs;
+    let mut subjects = roots
+        .iter()
+        .filter_map(|root| Some(certificate::names(root)?.1));
+    issuer == subject || subjects.any(|name| name == issuer)
 }
 
 /// Without port and brackets.
@@ -245,9 +268,13 @@ mod tests {
             fs::create_dir_all(etc.join(directory)).unwrap();
         }
         let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls");
-        for (file, name) in [(pair[0], "chain.pem"), (pair[1], "key.pem")] {
-            fs::copy(tests.join(file), etc.join("tls").join(name)).unwrap();
+        let mut chain =
+            fs::read_to_string(tests.join(pair[0].trim_start_matches("only "))).unwrap();
+        if pair[0] == "localhost.pem" {
+            chain.push_str(&fs::read_to_string(tests.join("ca.pem")).unwrap());
         }
+        fs::write(etc.join("tls/chain.pem"), chain).unwrap();
+        fs::copy(tests.join(pair[1]), etc.join("tls/key.pem")).unwrap();
         let key = etc.join("tls/key.pem");
         fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
         let text = format!(
@@ -322,6 +349,19 @@ mod tests {
         speaks_of(&found, &["ends in 10 days"]);
         let found = said(url, good, 0o600, CREDENTIALS, LOADED, end_of_2020);
         speaks_of(&found, &["not valid yet"]);
+    }
+
+    #[test]
+    fn a_certificate_without_its_chain_is_warned_of() {
+        let (bare, url) = (
+            ["only localhost.pem", "localhost.key"],
+            "https://localhost/x",
+        );
+        let found = said(url, bare, 0o600, CREDENTIALS, LOADED, NOW);
+        speaks_of(&found, &["one certificate"]);
+        // One that has signed itself has no other to bring.
+        let other = ["other.pem", "other.key"];
+        assert_eq!(said(url, other, 0o600, CREDENTIALS, LOADED, NOW), [""; 0]);
     }
 
     #[test]

@@ -11,13 +11,20 @@ use std::{
 
 use anyhow::Result;
 
-use super::{Usage, print, say, unit};
+use super::{Usage, below, print, say, unit};
 use crate::config::{self, Auth, OwnerRule, ServerName};
 
 pub(super) fn run(root: &Path, name: &ServerName, address: &str, public: bool) -> Result<ExitCode> {
     let address = Address::parse(address).map_err(Usage)?;
     if address.is_public() {
         refuse_public(root, name, &address, public)?;
+    }
+    let own = format!("/etc/thv/servers/{name}.toml");
+    if !below(root, &own).exists() {
+        say(&format!(
+            "thv: there is no {own} yet, and without it thv@{name}.socket does not start; configured are: {}",
+            servers(root)
+        ));
     }
     let socket = format!("thv@{name}.socket");
     let path = unit::write_drop_in(root, &socket, "50-listen.conf", &drop_in(name, &address))?;
@@ -31,9 +38,22 @@ pub(super) fn run(root: &Path, name: &ServerName, address: &str, public: bool) -
     unit::systemctl(&["try-restart", &socket, &format!("thv@{name}.service")])?;
     say(&format!(
         "thv: {socket} listens on {address} when it is enabled: `systemctl enable --now {socket}`\n\
-         thv: to see it: `systemctl cat {socket}`; to undo it: remove the file and `systemctl daemon-reload`"
+         thv: to see it: `systemctl cat {socket}`; to undo it: remove the file, `systemctl daemon-reload` and `systemctl try-restart {socket} thv@{name}.service`"
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The names of all servers, for whoever has mistyped one.
+fn servers(root: &Path) -> String {
+    let names: Vec<_> = config::servers(root)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    }
 }
 
 /// Where a socket listens.

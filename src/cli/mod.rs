@@ -9,6 +9,7 @@ mod doctor;
 mod edge;
 mod key;
 mod listen;
+mod overlooked;
 mod path;
 mod provider;
 mod pull;
@@ -60,9 +61,13 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Run the gateway of a server (what thv@NAME.service does)
-    Serve { name: ServerName },
+    Serve {
+        /// The server's name: that of its file in /etc/thv/servers, without `.toml`
+        name: ServerName,
+    },
     /// Run the runner of a server (what thv-runner@NAME.service does)
     Runner {
+        /// The server's name: that of its file in /etc/thv/servers, without `.toml`
         name: ServerName,
         /// Serve the gateway at the other end of standard input
         #[arg(long, hide = true)]
@@ -70,9 +75,13 @@ pub(crate) enum Verb {
     },
     /// Make the key by which a runner knows its gateway
     #[command(hide = true)]
-    RunnerKey { name: ServerName },
+    RunnerKey {
+        /// The server's name: that of its file in /etc/thv/servers, without `.toml`
+        name: ServerName,
+    },
     /// Say what is wrong with the configuration of one server, or of all
     Check {
+        /// The server's name; every server, if none is named
         name: Option<ServerName>,
         /// Print what the child will be allowed to see and do
         #[arg(long)]
@@ -83,8 +92,9 @@ pub(crate) enum Verb {
     },
     /// Make a server listen on another address
     Listen {
+        /// The server's name: that of its file in /etc/thv/servers, without `.toml`
         name: ServerName,
-        /// IP:PORT, \[IPv6\]:PORT, PORT (on 127.0.0.1) or the path of a Unix socket
+        /// `IP:PORT`, `[IPv6]:PORT`, `PORT` (on 127.0.0.1) or the absolute path of a Unix socket
         address: String,
         /// Agree to an address that other machines can reach
         #[arg(long)]
@@ -92,7 +102,9 @@ pub(crate) enum Verb {
     },
     /// Let a server's runner reach a path that its unit hides
     Path {
+        /// The server's name: that of its file in /etc/thv/servers, without `.toml`
         name: ServerName,
+        /// An absolute path of this host
         path: PathBuf,
         /// Reach it for writing, too
         #[arg(long)]
@@ -106,7 +118,9 @@ pub(crate) enum Verb {
     },
     /// Run a command in a server's sandbox, for a look around
     Sandbox {
+        /// The server's name: that of its file in /etc/thv/servers, without `.toml`
         name: ServerName,
+        /// What to run there, and its arguments
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
@@ -123,6 +137,7 @@ pub(crate) enum Verb {
     },
     /// Fetch a server's image, and unpack it for its runner
     Pull {
+        /// The server's name: that of its file in /etc/thv/servers, without `.toml`
         name: ServerName,
         /// Do it here, below this state directory, not in units of its runner's user
         #[arg(long, value_name = "DIR")]
@@ -149,6 +164,7 @@ pub(crate) enum Verb {
 pub(crate) enum Secret {
     /// Encrypt standard input as a credential that one unit of the server's is given: its runner
     Set {
+        /// The server's name: that of its file in /etc/thv/servers, without `.toml`
         name: ServerName,
         /// What the server's file calls it: `{ credential = "KEY" }`
         key: String,
@@ -157,11 +173,17 @@ pub(crate) enum Secret {
         pull: bool,
     },
     /// Take a secret that `set` has stored away from the server, and delete it
-    Remove { name: ServerName, key: String },
+    Remove {
+        /// The server's name: that of its file in /etc/thv/servers, without `.toml`
+        name: ServerName,
+        /// What `set` was told
+        key: String,
+    },
     /// List what secrets the server's runner is given, and which of them its file names
     List {
+        /// The server's name: that of its file in /etc/thv/servers, without `.toml`
         name: ServerName,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -171,6 +193,7 @@ pub(crate) enum Secret {
 pub(crate) enum Token {
     /// Read a token from standard input and print each check, what it compared, and the verdict
     Explain {
+        /// The server's name: that of its file in /etc/thv/servers, without `.toml`
         name: ServerName,
         /// Print JSON
         #[arg(long)]
@@ -327,6 +350,24 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// Whoever asks for help is told of every argument and flag, in words without markup.
+    #[test]
+    fn every_argument_is_explained() {
+        fn look(command: &clap::Command) {
+            let name = command.get_name();
+            for argument in command.get_arguments().filter(|one| !one.is_hide_set()) {
+                let help = argument.get_help().map(ToString::to_string);
+                let help = help.unwrap_or_default();
+                let id = argument.get_id();
+                assert!(!help.is_empty(), "{name}: {id} has no help");
+                assert!(!help.contains('\\'), "{name}: {id}: {help}");
+            }
+            let shown = command.get_subcommands().filter(|one| !one.is_hide_set());
+            shown.for_each(look);
+        }
+        look(&Cli::command());
     }
 
     #[test]

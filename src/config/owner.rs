@@ -79,7 +79,14 @@ impl Files {
             return Err(FileError::NotADirectory);
         };
         let mut names = BTreeSet::new();
-        for entry in fs::read_dir(self.below_root(path))? {
+        let on_host = self.below_root(path);
+        let entries = match fs::read_dir(&on_host) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(FileError::Hidden { name: on_host });
+            }
+            entries => entries?,
+        };
+        for entry in entries {
             let name = entry?.file_name();
             let hidden = name.as_bytes().starts_with(b".");
             if !hidden && Path::new(&name).extension() == Some(OsStr::new(extension)) {
@@ -119,7 +126,8 @@ impl Files {
                 part.as_os_str(),
                 here | OFlag::O_NOFOLLOW,
                 Mode::empty(),
-            )?;
+            )
+            .map_err(|errno| FileError::of(errno, parent))?;
             let stat = fstat(fd.as_fd())?;
             match stat.st_mode & libc::S_IFMT {
                 libc::S_IFDIR => {
@@ -145,7 +153,8 @@ impl Files {
                 libc::S_IFREG => {
                     let how =
                         OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-                    let file = openat(parent_fd, part.as_os_str(), how, Mode::empty())?;
+                    let file = openat(parent_fd, part.as_os_str(), how, Mode::empty())
+                        .map_err(|errno| FileError::of(errno, &name))?;
                     // This descriptor is the one that is read, so this is the one that counts.
                     let stat = fstat(file.as_fd())?;
                     if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
@@ -181,6 +190,17 @@ impl Files {
                 mode: stat.st_mode & 0o7777,
             });
         }
+        // Root reads everything, and would not notice what gateway and runner cannot.
+        let wanted = if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
+            0o001
+        } else {
+            0o004
+        };
+        if has_mode && self.rule == OwnerRule::Root && uid == 0 && stat.st_mode & wanted == 0 {
+            return Err(FileError::Hidden {
+                name: name.to_owned(),
+            });
+        }
         Ok(())
     }
 }
@@ -204,6 +224,8 @@ pub(super) enum FileError {
     },
     #[error("`{}` can be written by others (mode {mode:04o})", name.display())]
     Writable { name: PathBuf, mode: u32 },
+    #[error("`{}` cannot be read by other users than root, such as gateway and runner", name.display())]
+    Hidden { name: PathBuf },
     #[error("this is not a file")]
     NotAFile,
     #[error("this is not a directory")]
@@ -217,6 +239,15 @@ pub(super) enum FileError {
 }
 
 impl FileError {
+    /// What the kernel said of `name`, or of what is in it.
+    fn of(errno: Errno, name: &Path) -> Self {
+        if errno == Errno::EACCES {
+            let name = name.to_owned();
+            return Self::Hidden { name };
+        }
+        errno.into()
+    }
+
     /// The next command.
     pub(super) fn help(&self) -> String {
         match self {
@@ -230,9 +261,10 @@ impl FileError {
                 ..
             } => "it must belong to root or to you".to_owned(),
             Self::Writable { name, .. } => format!("run `chmod go-w {}`", name.display()),
-            Self::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                "configuration holds no secrets: make it readable for all, `chmod a+rX`".to_owned()
-            }
+            Self::Hidden { name } => format!(
+                "configuration holds no secrets: run `chmod a+rX {}`",
+                name.display()
+            ),
             _ => String::new(),
         }
     }
@@ -313,6 +345,25 @@ mod tests {
             fs::set_permissions(&path, before).unwrap();
         }
         assert_eq!(read(&root, own, "/etc/thv/a.toml").unwrap(), b"x");
+    }
+
+    /// Root could read it all, and says what the gateway could not.
+    #[test]
+    fn what_only_root_can_read_is_named_with_its_cure() {
+        let (root, dir) = tree();
+        if !geteuid().is_root() {
+            return;
+        }
+        for (path, mode) in [(dir.join("a.toml"), 0o640), (dir.clone(), 0o750)] {
+            let before = fs::metadata(&path).unwrap().permissions();
+            chmod(&path, mode);
+            let error = read(&root, OwnerRule::Root, "/etc/thv/a.toml").unwrap_err();
+            let cure = format!("chmod a+rX {}`", path.display());
+            assert!(error.help().ends_with(&cure), "{error}; {}", error.help());
+            let own = OwnerRule::RootOrCaller;
+            assert_eq!(read(&root, own, "/etc/thv/a.toml").unwrap(), b"x");
+            fs::set_permissions(&path, before).unwrap();
+        }
     }
 
     #[test]

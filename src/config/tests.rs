@@ -53,6 +53,46 @@ fn every_tree_loads_as_its_expectation_says() {
     assert!(differing.is_empty(), "{}", differing.join("\n"));
 }
 
+/// thv.toml(5) promises defaults: each, written out, changes nothing.
+#[test]
+fn the_defaults_of_the_manual_are_the_defaults() {
+    let server = "command = [\"/bin/sh\"]\nresource = \"https://h/x\"\nauthz.allow = \"authenticated\"\nauth.mode = \"none\"\n";
+    let limits = |more: &str| {
+        let text = format!("{server}[limits]\n{more}\n");
+        let root = planted_files(&[("etc/thv/servers/x.toml", &text)]);
+        let config = load(root.path(), &name("x"), OwnerRule::RootOrCaller).unwrap();
+        format!("{:?}", config.limits)
+    };
+    let default = limits("");
+    let page = include_str!("../../man/thv.toml.5");
+    let (_, section) = page.split_once(".Sh [limits]\n").unwrap();
+    let (section, _) = section.split_once("\n.Sh ").unwrap();
+    let mut found = 0;
+    for item in section.split("\n.It Cm ").skip(1) {
+        let (key, text) = item.split_once('\n').unwrap();
+        let text = text.replace("\\(dq", "\"").replace("\n.Ql ", " ");
+        let Some((_, rest)) = text.split_once("default ") else {
+            continue;
+        };
+        let value = rest
+            .lines()
+            .next()
+            .unwrap()
+            .trim_end_matches([' ', '.', ',']);
+        let value = value.split([',', ' ']).next().unwrap();
+        // `half of …` is no value.
+        if value.starts_with(|first: char| first == '"' || first.is_ascii_digit()) {
+            found += 1;
+            assert_eq!(
+                limits(&format!("{key} = {value}")),
+                default,
+                "{key} = {value}"
+            );
+        }
+    }
+    assert!(found >= 14, "{found} defaults were found in the manual");
+}
+
 #[test]
 fn a_missing_server_is_a_problem_that_names_the_file() {
     let root = planted_files(&[("etc/thv/thv.toml", "")]);

@@ -64,10 +64,12 @@ pub(super) fn problem(config: &Config, message: &str, help: &str) -> Problems {
 }
 
 pub(super) fn problem_of(config: &Config, message: &str, help: &str) -> Problem {
-    let file = config
+    let own = format!("/etc/thv/servers/{}.toml", config.server);
+    let on_host = config
         .files
-        .last()
-        .map_or(Path::new("/etc/thv"), PathBuf::as_path);
+        .iter()
+        .find(|file| file.ends_with(own.trim_start_matches('/')));
+    let file = on_host.map_or(Path::new(&own), PathBuf::as_path);
     Problem::of_file(file, message, help)
 }
 
@@ -106,7 +108,7 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         problem(
             &config,
             &error.to_string(),
-            "mend [[auth.issuer]], see thv.toml(5)",
+            &format!("`thv check {}` says what to do", config.server),
         )
     })?;
     let authenticator = match &setup.state {

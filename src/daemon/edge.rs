@@ -43,10 +43,10 @@ fn load(tls: &config::Tls, config: &Config, setup: &Setup) -> Result<Tls, Proble
         credentials: setup.credentials.clone(),
     };
     Tls::load(source).map_err(|error| {
-        let help = "mend [tls], see thv.toml(5)";
+        let help = format!("`thv check {}` says what to do", config.server);
         Problem {
             key: error.key().to_owned(),
-            ..problem_of(config, &error.to_string(), help)
+            ..problem_of(config, &error.to_string(), &help)
         }
         .into()
     })
@@ -106,7 +106,10 @@ impl Reloading {
         match tls.reload(self.clock.now()) {
             Ok(()) => info!("new connections are shown the new certificate"),
             Err(error) => {
-                warn!(key = error.key(), %error, "the new certificate is not used, keeping the old one");
+                warn!(
+                    "the new certificate is not used, keeping the old one: {}: {error}",
+                    error.key()
+                );
             }
         }
     }

@@ -10,21 +10,27 @@ mod edge;
 mod misconfigured;
 mod serving;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Result;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::error;
 
 use crate::{
     audit::{Audit, Event},
     child::Connection,
-    config::{Config, Problems, ServerName},
+    config::{self, Config, OwnerRule, Problems, ServerName},
     egress::Resolver,
     http::{
         Entrance,
         peer::{Listener, Peer, Stream},
     },
+    runner::Foreground,
     systemd::{Credentials, Notifier},
     time::Clock,
 };
@@ -54,6 +60,35 @@ pub struct Setup {
     pub notifier: Notifier,
     /// Whether to exit when idle: only where a socket unit starts us again.
     pub may_exit: bool,
+}
+
+impl Setup {
+    /// Without systemd: beside a runner of its own, until it is told to stop. Secrets
+    /// are the runner's to read, and nothing is kept or looked for again.
+    pub fn in_foreground(
+        root: &Path,
+        server: &ServerName,
+        listener: TcpListener,
+        runner: &Foreground,
+        audit: Audit,
+    ) -> io::Result<Self> {
+        let (root, name) = (root.to_owned(), server.clone());
+        Ok(Self {
+            server: server.clone(),
+            load: Box::new(move || config::load(&root, &name, OwnerRule::RootOrCaller)),
+            changed: Box::new(|| false),
+            listener: Listener::from_fd(listener.into())?,
+            runner: Connection::Inherited(runner.socket.try_clone()?),
+            key: runner.key.clone(),
+            credentials: Credentials::default(),
+            audit,
+            clock: Clock::system(),
+            resolver: Resolver::system(),
+            state: None,
+            notifier: Notifier::none(),
+            may_exit: false,
+        })
+    }
 }
 
 /// How a gateway ended.
@@ -90,7 +125,6 @@ pub async fn run(mut setup: Setup) -> Result<Exit> {
             }
             Err(problems) => {
                 for problem in problems.iter() {
-                    error!(%problem, "configuration refused");
                     setup.audit.record(&Event::ConfigRefused {
                         file: problem.file.to_path_buf(),
                         line: problem.line as usize,

@@ -48,7 +48,7 @@ pub(super) async fn serve(
     let mut quiet_since = Instant::now();
     setup.notifier.ready();
     setup.audit.record(&Event::Ready);
-    info!(resource = gateway.config.resource.url, "serving");
+    info!("serving {}", gateway.config.resource.url);
 
     loop {
         let quiet = connections.is_empty() && gateway.sessions.is_idle();

@@ -11,6 +11,20 @@ use rustls::{
 
 /// Seconds since 1970 from which and to which a certificate holds, if that can be read.
 pub fn validity(certificate: &CertificateDer<'_>) -> Option<(u64, u64)> {
+    let (_, mut fields) = issuer(certificate)?;
+    let mut validity = Der(fields.take(SEQUENCE)?);
+    Some((validity.time()?, validity.time()?))
+}
+
+/// The names of who has issued it and of what it is for, as they are encoded, if they can be read.
+pub fn names<'a>(certificate: &'a CertificateDer<'_>) -> Option<(&'a [u8], &'a [u8])> {
+    let (issuer, mut fields) = issuer(certificate)?;
+    fields.take(SEQUENCE)?;
+    Some((issuer, fields.take(SEQUENCE)?))
+}
+
+/// The issuer's name, and the fields after it.
+fn issuer<'a>(certificate: &'a CertificateDer<'_>) -> Option<(&'a [u8], Der<'a>)> {
     let mut whole = Der(certificate.as_ref());
     let mut certificate = Der(whole.take(SEQUENCE)?);
     let mut fields = Der(certificate.take(SEQUENCE)?);
@@ -18,9 +32,7 @@ pub fn validity(certificate: &CertificateDer<'_>) -> Option<(u64, u64)> {
     let _ = fields.take(VERSION);
     fields.take(INTEGER)?;
     fields.take(SEQUENCE)?;
-    fields.take(SEQUENCE)?;
-    let mut validity = Der(fields.take(SEQUENCE)?);
-    Some((validity.time()?, validity.time()?))
+    Some((fields.take(SEQUENCE)?, fields))
 }
 
 /// Whether it is for `host`, a name or an address without brackets.

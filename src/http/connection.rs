@@ -238,12 +238,14 @@ mod tests {
     use http::StatusCode;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
-        net::{TcpListener, TcpStream},
         time::sleep,
     };
 
     use super::*;
-    use crate::http::{body, reply};
+    use crate::http::{
+        body, reply,
+        testing::{connected, ends_after},
+    };
 
     /// A served connection; time stands still but for what is waited for.
     fn connect(drain: watch::Receiver<bool>) -> (DuplexStream, tokio::task::JoinSet<()>) {
@@ -342,11 +344,7 @@ mod tests {
     /// A peer that asks and asks and never reads is let go, without a token and for good.
     #[tokio::test]
     async fn a_peer_that_reads_nothing_does_not_keep_its_connection() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
+        let (mut client, stream) = connected().await;
         let (_drain, draining) = watch::channel(false);
         let answer = |_| async { reply::json(StatusCode::OK, vec![b' '; 1 << 20]) };
         let served = tokio::spawn(serve(
@@ -359,25 +357,14 @@ mod tests {
         client.write_all(&flood).await.unwrap();
         // Until the answers have filled what the kernel keeps.
         sleep(Duration::from_millis(300)).await;
-        assert!(!served.is_finished());
-        tokio::time::pause();
-        tokio::time::advance(WRITE_DEADLINE + Duration::from_secs(1)).await;
-        tokio::time::resume();
-        timeout(Duration::from_secs(5), served)
-            .await
-            .expect("the connection ends")
-            .unwrap();
+        ends_after(WRITE_DEADLINE, served).await;
     }
 
     /// Promise 6: a request on a connection that was accepted is answered, however late the drain is told.
     #[tokio::test]
     async fn a_connection_that_was_accepted_is_answered_before_it_is_drained() {
         for early in [true, false] {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let mut client = TcpStream::connect(listener.local_addr().unwrap())
-                .await
-                .unwrap();
-            let (stream, _) = listener.accept().await.unwrap();
+            let (mut client, stream) = connected().await;
             let (_drain, draining) = watch::channel(true);
             let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
             if early {

@@ -195,7 +195,7 @@ mod tests {
     };
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
-        net::{TcpListener, TcpStream},
+        net::TcpStream,
         task::JoinHandle,
     };
     use tokio_rustls::TlsConnector;
@@ -203,7 +203,12 @@ mod tests {
     use super::*;
     use crate::{
         config::{self, Pem},
-        http::{guarded::WRITE_DEADLINE, reply, tls::Source},
+        http::{
+            guarded::WRITE_DEADLINE,
+            reply,
+            testing::{connected, ends, ends_after},
+            tls::Source,
+        },
         systemd::Credentials,
     };
 
@@ -229,10 +234,8 @@ mod tests {
     }
 
     async fn enter(entrance: Entrance) -> (TcpStream, JoinHandle<()>, watch::Sender<bool>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let client = TcpStream::connect(address).await.unwrap();
-        let (stream, peer) = listener.accept().await.unwrap();
+        let (client, stream) = connected().await;
+        let peer = stream.peer_addr().unwrap();
         let (drain, draining) = watch::channel(false);
         let served = tokio::spawn(async move {
             let answer = |_, _| async { reply::empty(StatusCode::OK) };
@@ -261,14 +264,7 @@ mod tests {
             for _ in 0..20 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            assert!(!served.is_finished(), "{sent:?}");
-            tokio::time::pause();
-            tokio::time::advance(FIRST_BYTE + Duration::from_secs(1)).await;
-            tokio::time::resume();
-            timeout(Duration::from_secs(5), served)
-                .await
-                .expect("the connection ends")
-                .unwrap();
+            ends_after(FIRST_BYTE, served).await;
             let mut answer = Vec::new();
             let _ = client.read_to_end(&mut answer).await;
             assert!(answer.is_empty(), "{sent:?}");
@@ -297,14 +293,8 @@ mod tests {
         // Until the answers have filled what the kernel keeps, and then the requests.
         let sent = async { while client.write_all(&flood).await.is_ok() {} };
         let stuck = timeout(Duration::from_millis(1500), sent).await;
-        assert!(stuck.is_err() && !served.is_finished());
-        tokio::time::pause();
-        tokio::time::advance(WRITE_DEADLINE + Duration::from_secs(1)).await;
-        tokio::time::resume();
-        timeout(Duration::from_secs(5), served)
-            .await
-            .expect("the connection ends")
-            .unwrap();
+        assert!(stuck.is_err());
+        ends_after(WRITE_DEADLINE, served).await;
     }
 
     /// A connection that has not begun does not hold up a drain.
@@ -313,22 +303,18 @@ mod tests {
         let (mut client, served, drain) = enter(entrance(None)).await;
         client.write_all(b"\x16\x03\x01").await.unwrap();
         drain.send(true).unwrap();
-        timeout(Duration::from_secs(5), served)
-            .await
-            .expect("the connection ends")
-            .unwrap();
+        ends(served).await;
     }
 
     /// fault-37: what a connection costs while nothing is known of it.
     #[tokio::test]
     async fn the_task_of_a_connection_is_small() {
         let entrance = entrance(None);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (_client, stream) = connected().await;
         let (_drain, draining) = watch::channel(false);
-        let peer = Peer::Tcp(listener.local_addr().unwrap());
+        let peer = Peer::Tcp(stream.peer_addr().unwrap());
         let answer = |_, _| async { reply::empty(StatusCode::OK) };
-        let served = entrance.serve(Stream::Left(client.unwrap()), peer, draining, answer);
+        let served = entrance.serve(Stream::Left(stream), peer, draining, answer);
         assert!(size_of_val(&served) <= 2048, "{}", size_of_val(&served));
     }
 }

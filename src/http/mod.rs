@@ -3,23 +3,32 @@
 //! Knows nothing of tokens or policies; hands each request of a known route to
 //! `pipeline` and turns what comes back, refusals included, into HTTP.
 
+// A connection: how it comes in, what it may do, and what watches over its bytes.
 mod activity;
-pub mod body;
-pub mod certificate;
-mod chunked;
 pub mod connection;
 pub mod entrance;
+mod roster;
+
+mod chunked;
 mod flood;
 mod guarded;
 mod head;
-pub mod modern;
+
+// Who is at its other end, and TLS.
+pub mod certificate;
 pub mod peer;
 pub mod proxied;
+pub mod tls;
+
+// A request: its path and headers, its body, its answer.
+pub mod body;
+pub mod modern;
 pub mod refusal;
 pub mod reply;
-mod roster;
 pub mod route;
-pub mod tls;
+
+#[cfg(test)]
+mod testing;
 
 pub use body::Body;
 pub use entrance::Entrance;

@@ -200,10 +200,10 @@ pub const MODERN_METHODS: &str = "POST";
 /// Bytes of a request's target (h1-12).
 const MAX_TARGET: usize = 8 << 10;
 const EVENTS: [&str; 2] = ["text/event-stream", "text/*"];
-/// What thv reads of any request.
+/// What thv reads of any request. Authorization is judged by `auth`, which has a challenge
+/// for one that is no text (tok-14).
 const READ: &[HeaderName] = &[
     header::ACCEPT,
-    header::AUTHORIZATION,
     header::CONTENT_ENCODING,
     header::CONTENT_TYPE,
     header::EXPECT,

@@ -79,6 +79,11 @@ impl Tls {
             .clone()
     }
 
+    /// Whether anything comes after that certificate.
+    pub fn is_alone(&self) -> bool {
+        self.current.pair().cert.len() == 1
+    }
+
     /// Reads the pair again.
     pub fn reload(&self, now: u64) -> Result<(), TlsError> {
         let provider = rustls::crypto::aws_lc_rs::default_provider();

@@ -33,7 +33,8 @@ pub(super) struct Link {
     starts: usize,
     /// Whether a spare one was made, or could not be, since the last of them.
     has_tried: bool,
-    since: Instant,
+    /// Until when a stranger may say hello.
+    hello_by: Option<Instant>,
     over: bool,
 }
 
@@ -42,7 +43,16 @@ pub(super) struct Link {
 struct Over;
 
 impl Link {
+    /// One that was accepted: anybody's, who may have nothing to say.
     pub(super) fn new(socket: OwnedFd) -> Self {
+        Self {
+            hello_by: Some(Instant::now() + HELLO_DEADLINE),
+            ..Self::of_parent(socket)
+        }
+    }
+
+    /// The gateway's that has started this runner for itself, and says hello when it needs it.
+    pub(super) fn of_parent(socket: OwnedFd) -> Self {
         Self {
             socket,
             config: None,
@@ -50,7 +60,7 @@ impl Link {
             spare: None,
             starts: 0,
             has_tried: false,
-            since: Instant::now(),
+            hello_by: None,
             over: false,
         }
     }
@@ -79,7 +89,8 @@ impl Link {
 
     /// Whether time alone can change something here.
     pub(super) fn has_deadline(&self) -> bool {
-        self.is_stranger() || self.children.values().any(Child::is_starting)
+        (self.is_stranger() && self.hello_by.is_some())
+            || self.children.values().any(Child::is_starting)
     }
 
     /// Whether there is time to make a spare child, and use for it: where several have
@@ -130,7 +141,7 @@ impl Link {
 
     /// Ends what takes too long.
     pub(super) fn mind_deadlines(&mut self, now: Instant) {
-        if self.is_stranger() && now.duration_since(self.since) >= HELLO_DEADLINE {
+        if self.is_stranger() && self.hello_by.is_some_and(|end| now >= end) {
             debug!("no hello in time, closing the connection");
             self.over = true;
         }

@@ -39,11 +39,13 @@ pub(super) fn run(setup: &Setup, peers: Peers) -> Result<ExitCode> {
     let cgroups = Delegated::prepare();
     let (listener, mut links) = match peers {
         Peers::Listener(listener) => (Some(listener), Vec::new()),
-        Peers::One(socket) => (None, vec![Link::new(socket)]),
+        Peers::One(socket) => (None, vec![Link::of_parent(socket)]),
     };
     setup.notifier.ready();
-    // The first connection is what this was started for.
-    let mut patience = Some(Instant::now() + FIRST_CONNECTION);
+    // The first connection is what this was started for; one that is there is not waited for.
+    let mut patience = listener
+        .is_some()
+        .then(|| Instant::now() + FIRST_CONNECTION);
     loop {
         if links.is_empty() {
             // Once more, without waiting: whoever connects after this waits in the

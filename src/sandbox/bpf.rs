@@ -34,6 +34,21 @@ pub(super) fn shorten(whole: &[sock_filter], rest: &[sock_filter]) -> BpfProgram
     program
 }
 
+/// One program that says what both would together (seccomp(2)): `first` unless it lets a
+/// call through, else `then`. Loaded once and asked once.
+pub(super) fn one_after_another(first: &[sock_filter], then: &[sock_filter]) -> BpfProgram {
+    let mut program = first.to_vec();
+    let end = program.len();
+    for (at, instruction) in program.iter_mut().enumerate() {
+        if instruction.code == RETURN && instruction.k == libc::SECCOMP_RET_ALLOW {
+            instruction.code = JUMP;
+            instruction.k = distance(end - at - 1);
+        }
+    }
+    program.extend_from_slice(then);
+    program
+}
+
 /// What is answered to this number whatever its arguments; `None` where they matter.
 fn answer(program: &[sock_filter], number: u32, arch: u32) -> Option<u32> {
     run(program, |at| match at {
@@ -210,6 +225,35 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn one_program_says_what_two_would() {
+        use crate::{config::Seccomp, sandbox::filter::programs_for};
+        for machine in ["x86_64", "aarch64"] {
+            let [allow, refuse] = programs_for(Seccomp::Strict, &[], machine).unwrap();
+            let short = |(whole, rest): &(BpfProgram, BpfProgram)| shorten(whole, rest);
+            let one = one_after_another(&short(&refuse), &short(&allow));
+            let arch = allow.0[1].k;
+            for number in (0..NUMBERS).chain([0x4000_0001]) {
+                for value in [0, 1, 2, 0x10, 0x5412, 0x1000_0000, u32::MAX] {
+                    let arguments = [value; 6];
+                    let both = [&refuse.0, &allow.0]
+                        .map(|program| say(program, number, arch, arguments).unwrap());
+                    let wanted = match both {
+                        [libc::SECCOMP_RET_ALLOW, second] => second,
+                        [first, _] => first,
+                    };
+                    assert_eq!(
+                        say(&one, number, arch, arguments),
+                        Some(wanted),
+                        "{machine} {number} {value}"
+                    );
+                }
+            }
+            let ended = Some(libc::SECCOMP_RET_KILL_PROCESS);
+            assert_eq!(say(&one, 0, 0x4000_0003, [0; 6]), ended);
         }
     }
 

@@ -31,7 +31,7 @@ impl Delegated {
         let own = own_path().map_err(|error| fault("finding its own cgroup", error))?;
         // A leaf of its own: a cgroup with processes hands on no controllers.
         let leaf = own.join("runner");
-        let moved = create(&leaf).and_then(|()| fs::write(leaf.join("cgroup.procs"), "0"));
+        let moved = create(&leaf).and_then(|()| empty(&own, &leaf.join("cgroup.procs")));
         moved.map_err(|error| fault("using its own cgroup; the unit needs Delegate=yes", error))?;
         let there = fs::read_to_string(own.join("cgroup.controllers")).unwrap_or_default();
         let missing: Vec<_> = CONTROLLERS
@@ -135,6 +135,20 @@ impl Drop for Group {
             let _ = fs::remove_dir(&self.path);
         }
     }
+}
+
+/// Moves this process, and what else is of its unit (the gateway of `thv run`), to `target`.
+fn empty(own: &Path, target: &Path) -> io::Result<()> {
+    fs::write(target, "0")?;
+    let others = fs::read_to_string(own.join("cgroup.procs"))?;
+    for pid in others.lines() {
+        match fs::write(target, pid) {
+            // It has ended meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 fn create(path: &Path) -> io::Result<()> {

@@ -11,8 +11,7 @@ use crate::config::{Addition, Seccomp};
 
 /// The compiled filter. Made once for each configuration, applied to every child.
 pub struct Filter {
-    /// Innermost first: of two that say no, the one applied last is heard.
-    programs: [BpfProgram; 2],
+    program: BpfProgram,
 }
 
 /// Why the filter cannot be compiled: a fault of this build, or an architecture that it is not for.
@@ -93,15 +92,14 @@ impl Filter {
         let [allow, refuse] = programs_for(profile, additions, machine)?;
         let short = |(whole, rest): (BpfProgram, BpfProgram)| bpf::shorten(&whole, &rest);
         Ok(Self {
-            programs: [short(allow), short(refuse)],
+            // What is refused first: of two that say no, the refusal is heard.
+            program: bpf::one_after_another(&short(refuse), &short(allow)),
         })
     }
 
     /// Binds this thread, and what it execs, for good.
     pub(super) fn apply(&self) -> Result<(), seccompiler::Error> {
-        self.programs
-            .iter()
-            .try_for_each(|program| seccompiler::apply_filter(program))
+        seccompiler::apply_filter(&self.program)
     }
 }
 
@@ -228,7 +226,7 @@ mod tests {
                     let filter = Filter::compile_for(profile, additions, machine)
                         .unwrap_or_else(|error| panic!("{machine} {profile:?}: {error}"));
                     // The kernel takes 4096 instructions (seccomp(2)).
-                    assert!(filter.programs.iter().all(|program| program.len() < 4096));
+                    assert!(filter.program.len() < 4096);
                 }
             }
         }

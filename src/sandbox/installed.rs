@@ -44,9 +44,14 @@ impl Installed {
 
     /// The current image of a store, if it is the one that is configured.
     pub fn open(store: &Path, name: &ImageName) -> Result<Self, Fault> {
+        // The state directory that the store is in is named after its server.
+        let server = store.parent().and_then(Path::file_name).unwrap_or_default();
         let fault = |reason: String| Fault {
             layer: "image".to_owned(),
-            reason: format!("{reason}; `thv pull NAME` unpacks what is configured"),
+            reason: format!(
+                "{reason}; `thv pull {}` unpacks what is configured",
+                server.to_string_lossy()
+            ),
         };
         // Once, through the link: a pull meanwhile changes where it leads.
         let place = fs::canonicalize(store.join(Self::CURRENT));

@@ -20,8 +20,7 @@ use crate::{
 /// Binds this process to what the plan lets it write. Inside the new root, without new privileges.
 pub(super) fn bind(plan: &Plan, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
     if plan.is_podman {
-        // Whoever is bound by it can mount nothing, and podman must.
-        return Ok(());
+        return bind_scopes(plan, skipped);
     }
     unless_optional(plan, skipped, Layer::Landlock, || {
         let version = landlock::version().map_err(|error| {
@@ -72,6 +71,20 @@ pub(super) fn bind(plan: &Plan, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
                 | Entry::Bind { .. } => {}
             }
         }
+        landlock::restrict(ruleset.as_fd())
+    })
+}
+
+/// Signals and abstract sockets alone. Whoever is bound in files can mount nothing, and podman
+/// must (landlock(7)): of those its container is kept by the root that podman makes it, and
+/// podman by its own.
+fn bind_scopes(plan: &Plan, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
+    // Where the kernel knows no scopes there is nothing of it that podman can be bound by.
+    if !landlock::version().is_ok_and(|version| version >= SCOPES_SINCE) {
+        return Ok(());
+    }
+    unless_optional(plan, skipped, Layer::Landlock, || {
+        let ruleset = landlock::ruleset(0, SCOPE_ABSTRACT_SOCKETS | SCOPE_SIGNALS)?;
         landlock::restrict(ruleset.as_fd())
     })
 }

@@ -57,8 +57,14 @@ pub(super) fn build(
         }
     }
     chdir(BUILDING_SITE).map_err(|error| fault("entering the new root", error))?;
+    let mut site = Site {
+        over_image: plan.base.is_some(),
+        credentials,
+        parent: Path::new(""),
+        opened: None,
+    };
     for (entry, tree) in plan.root.iter().zip(trees) {
-        place(entry, tree, plan.base.is_some(), credentials)
+        site.place(entry, tree)
             .map_err(|error| fault(&format!("placing `{}`", at(entry).display()), error))?;
     }
     let root = mounts::open_place(AT_FDCWD, Path::new("."), mounts::Follow::Yes)
@@ -100,15 +106,13 @@ fn source(entry: &Entry, staged: &HashMap<PathBuf, PathBuf>) -> Result<Option<Tr
 fn tree(from: &Path, access: Access) -> Result<Tree, Fault> {
     let wrong =
         |what: &str, error: io::Error| fault(&format!("{what} `{}`", from.display()), error);
-    let place = mounts::open_place(AT_FDCWD, from, mounts::Follow::Yes)
-        .map_err(|error| wrong("opening", error))?;
+    // Once by name; what is looked at below is what was opened.
+    let tree = mounts::copy_tree_at(from).map_err(|error| wrong("opening", error))?;
     let kind = SFlag::from_bits_truncate(
-        fstat(&place)
+        fstat(&tree)
             .map_err(|error| wrong("looking at", error.into()))?
             .st_mode,
     );
-    let tree =
-        mounts::copy_tree(place.as_fd()).map_err(|error| wrong("copying the mounts of", error))?;
     let attributes = match access {
         Access::ReadOnly => READ_ONLY | NO_SUID | NO_DEVICES,
         Access::Writable => NO_SUID | NO_DEVICES,
@@ -123,78 +127,100 @@ fn tree(from: &Path, access: Access) -> Result<Tree, Fault> {
     })
 }
 
-/// Over an image every place is there already, and nothing can be made but in a mount of its own.
-fn place(
-    entry: &Entry,
-    tree: Option<Tree>,
+/// Where the root is being built.
+struct Site<'a> {
+    /// There every place is there already, and nothing can be made but in a mount of its own.
     over_image: bool,
-    credentials: &Credentials,
-) -> io::Result<()> {
-    let inside = inside(at(entry));
-    if let Some(parent) = inside
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
-        fs::create_dir_all(parent)?;
-    }
-    match entry {
-        Entry::Directory { .. } if over_image => {
-            mount_empty(inside, "mode=0755,size=1m,nr_inodes=1k")
+    credentials: &'a Credentials,
+    /// The directory that the last entry was put into.
+    parent: &'a Path,
+    /// That directory, once it was needed.
+    opened: Option<OwnedFd>,
+}
+
+impl<'a> Site<'a> {
+    fn place(&mut self, entry: &'a Entry, tree: Option<Tree>) -> io::Result<()> {
+        let inside = inside(at(entry));
+        let parent = inside.parent().unwrap_or(Path::new(""));
+        // Most entries stand beside the one before. Whatever is put over the directory itself
+        // has another parent, so what is open is what its name means.
+        if parent != self.parent {
+            fs::create_dir_all(parent)?;
+            self.parent = parent;
+            self.opened = None;
         }
-        Entry::Directory { .. } => fs::create_dir_all(inside),
-        Entry::File { text, .. } if over_image => {
-            fs::write(MADE, text)?;
-            let made = mounts::open_place(AT_FDCWD, Path::new(MADE), mounts::Follow::No)?;
-            let copy = mounts::copy_tree(made.as_fd())?;
-            mounts::restrict_tree(
-                copy.as_fd(),
-                READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC,
-                false,
-            )?;
-            let target = mounts::open_place(AT_FDCWD, inside, mounts::Follow::No)?;
-            mounts::attach_tree(copy.as_fd(), target.as_fd())?;
-            // The mount keeps it.
-            fs::remove_file(MADE)
-        }
-        Entry::File { text, .. } => fs::File::create(inside)?.write_all(text.as_bytes()),
-        Entry::Link { to, .. } => symlink(to, inside),
-        Entry::Secret { credential, .. } => {
-            let secret = credentials.read(credential)?;
-            let mut file = fs::OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o400)
-                .open(inside)?;
-            file.write_all(&secret)
-        }
-        Entry::Bind { .. } => {
-            let tree = tree.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-            if tree.is_directory {
-                fs::create_dir_all(inside)?;
-            } else if fs::symlink_metadata(inside).is_err() {
-                fs::File::create(inside)?;
+        match entry {
+            Entry::Directory { .. } if self.over_image => {
+                mount_empty(inside, "mode=0755,size=1m,nr_inodes=1k")
             }
-            let target = mounts::open_place(AT_FDCWD, inside, mounts::Follow::No)?;
-            mounts::attach_tree(tree.mounts.as_fd(), target.as_fd())
+            Entry::Directory { .. } => fs::create_dir_all(inside),
+            Entry::File { text, .. } if self.over_image => {
+                fs::write(MADE, text)?;
+                let made = mounts::open_place(AT_FDCWD, Path::new(MADE), mounts::Follow::No)?;
+                let copy = mounts::copy_tree(made.as_fd())?;
+                mounts::restrict_tree(
+                    copy.as_fd(),
+                    READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC,
+                    false,
+                )?;
+                mounts::attach_tree(copy.as_fd(), self.open(inside)?.as_fd())?;
+                // The mount keeps it.
+                fs::remove_file(MADE)
+            }
+            Entry::File { text, .. } => fs::File::create(inside)?.write_all(text.as_bytes()),
+            Entry::Link { to, .. } => symlink(to, inside),
+            Entry::Secret { credential, .. } => {
+                let secret = self.credentials.read(credential)?;
+                let mut file = fs::OpenOptions::new()
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o400)
+                    .open(inside)?;
+                file.write_all(&secret)
+            }
+            Entry::Bind { .. } => {
+                let tree = tree.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+                if tree.is_directory {
+                    fs::create_dir_all(inside)?;
+                } else {
+                    let made = fs::OpenOptions::new()
+                        .write(true)
+                        .create_new(true)
+                        .open(inside);
+                    match made {
+                        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                            return Err(error);
+                        }
+                        _ => {}
+                    }
+                }
+                mounts::attach_tree(tree.mounts.as_fd(), self.open(inside)?.as_fd())
+            }
+            Entry::Scratch { bytes, .. } => {
+                fs::create_dir_all(inside)?;
+                let options = format!("mode=1777,size={bytes},nr_inodes=64k");
+                mount_empty(inside, &options)
+            }
+            Entry::Processes { .. } => {
+                fs::create_dir_all(inside)?;
+                let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+                mount(Some("proc"), inside, Some("proc"), flags, None::<&str>).map_err(Into::into)
+            }
         }
-        Entry::Scratch { bytes, .. } => {
-            fs::create_dir_all(inside)?;
-            let options = format!("mode=1777,size={bytes},nr_inodes=64k");
-            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-            mount(
-                Some("thv"),
-                inside,
-                Some("tmpfs"),
-                flags,
-                Some(options.as_str()),
-            )
-            .map_err(Into::into)
-        }
-        Entry::Processes { .. } => {
-            fs::create_dir_all(inside)?;
-            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-            mount(Some("proc"), inside, Some("proc"), flags, None::<&str>).map_err(Into::into)
-        }
+    }
+
+    /// The place of an entry, through no link (CVE-2025-31133).
+    fn open(&mut self, inside: &Path) -> io::Result<OwnedFd> {
+        let (Some(name), false) = (inside.file_name(), self.parent.as_os_str().is_empty()) else {
+            return mounts::open_place(AT_FDCWD, inside, mounts::Follow::No);
+        };
+        let parent = match self.opened.take() {
+            Some(opened) => opened,
+            None => mounts::open_place(AT_FDCWD, self.parent, mounts::Follow::No)?,
+        };
+        let place = mounts::open_place(parent.as_fd(), Path::new(name), mounts::Follow::No);
+        self.opened = Some(parent);
+        place
     }
 }
 

@@ -1,7 +1,7 @@
 //! The way from a copy of the runner to the server's program, in order.
 //!
 //! Runs in the process that [`sys::process::clone_process`] has made: PID 1 of
-//! its namespaces. It sets up what the plan says, forks the server, and stays
+//! its namespaces. It sets up what the plan says, starts the server, and stays
 //! as its init. Whatever fails is reported by layer, and nothing is left.
 
 use std::{
@@ -18,7 +18,7 @@ use nix::{
         prctl,
         stat::{Mode, umask},
     },
-    unistd::{ForkResult, Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, setsid},
+    unistd::{Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, setsid},
 };
 
 use super::{
@@ -74,30 +74,64 @@ impl Fault {
 /// Becomes the child. Never returns.
 pub fn run(start: Start<'_>) -> ! {
     let mut skipped = Vec::new();
-    let prepared = prepare(&start, &mut skipped).and_then(|()| {
-        sys::process::fork()
-            .map_err(|error| Fault::of(Layer::Namespaces, "making the server's process", error))
-    });
+    let prepared = prepare(&start, &mut skipped).and_then(|()| wait_for_word(&start));
     let mut report = File::from(start.report);
-    match prepared {
-        Ok(ForkResult::Parent { child }) => {
+    if let Err(fault) = prepared {
+        fail(&mut report, &fault)
+    }
+    let become_it = || {
+        let fault = become_server(
+            start.plan,
+            start.credentials,
+            &start.streams,
+            skipped,
+            &mut report,
+        );
+        tell(&mut report, &fault)
+    };
+    let server = if start.plan.credentials().is_empty() {
+        // The copy would cost more than most of the rest, and be thrown away.
+        sys::process::lend(become_it)
+    } else {
+        // It reads secrets, and only its own memory may ever hold them.
+        sys::process::copy(become_it)
+    };
+    match server {
+        Ok(server) => {
             // The report is the server's alone now: its exec must be the last to close it.
             drop(report);
-            init::run(child, start.status)
+            init::run(server, start.status)
         }
-        Ok(ForkResult::Child) => {
-            drop(start.status);
-            let fault = become_server(
-                start.plan,
-                start.credentials,
-                start.streams,
-                start.go.map(File::from),
-                skipped,
-                &mut report,
-            );
-            fail(&mut report, &fault)
+        Err(error) => fail(
+            &mut report,
+            &Fault::of(Layer::Namespaces, "making the server's process", error),
+        ),
+    }
+}
+
+/// Holds nothing but its own, and waits until somebody wants the server.
+fn wait_for_word(start: &Start<'_>) -> Result<(), Fault> {
+    let Some(go) = &start.go else { return Ok(()) };
+    // It may wait for long, and must not hold open what is the runner's alone: whoever
+    // is at the other end would not hear of its end.
+    let mut kept = start.credentials.descriptors();
+    kept.extend(start.streams.iter().map(AsFd::as_fd));
+    kept.extend([go, &start.report, &start.status].map(AsFd::as_fd));
+    sys::process::close_all_but(&kept).map_err(|error| exec("closing descriptors", error))?;
+    loop {
+        match nix::unistd::read(go, &mut [0; GO.len()]) {
+            Ok(1) => return Ok(()),
+            Err(nix::errno::Errno::EINTR) => {}
+            // The runner has no use for it any more, and takes no report.
+            _ => sys::process::leave(1),
         }
-        Err(fault) => fail(&mut report, &fault),
+    }
+}
+
+fn exec(what: &str, error: impl Into<io::Error>) -> Fault {
+    Fault {
+        layer: "exec".to_owned(),
+        reason: format!("{what}: {}", error.into()),
     }
 }
 
@@ -125,29 +159,19 @@ fn prepare(start: &Start<'_>, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
 fn become_server(
     plan: &Plan,
     credentials: &Credentials,
-    streams: [OwnedFd; 3],
-    go: Option<File>,
+    [stdin, stdout, stderr]: &[OwnedFd; 3],
     mut skipped: Vec<Fault>,
     report: &mut File,
 ) -> Fault {
-    let exec = |what: &str, error: io::Error| Fault {
-        layer: "exec".to_owned(),
-        reason: format!("{what}: {error}"),
-    };
-    let [stdin, stdout, stderr] = &streams;
     let standard = setsid()
         .and_then(|_| dup2_stdin(stdin))
         .and_then(|()| dup2_stdout(stdout))
         .and_then(|()| dup2_stderr(stderr));
     if let Err(error) = standard {
-        return exec("setting up its standard streams", error.into());
+        return exec("setting up its standard streams", error);
     }
-    drop(streams);
-    // It may wait for long, and must not hold open what is the runner's alone: whoever
-    // is at the other end would not hear of its end.
     let mut kept = credentials.descriptors();
     kept.push(report.as_fd());
-    kept.extend(go.as_ref().map(AsFd::as_fd));
     if let Err(error) = sys::process::close_all_but(&kept) {
         return exec("closing descriptors", error);
     }
@@ -155,20 +179,11 @@ fn become_server(
     if let Err(error) = sys::process::close_at_exec_from(3) {
         return exec("closing descriptors", error);
     }
-    if let Err(fault) =
-        init::unblock_signals().map_err(|error| exec("unblocking signals", error.into()))
-    {
-        return fault;
+    if let Err(error) = init::unblock_signals() {
+        return exec("unblocking signals", error);
     }
     if let Err(fault) = landlock::bind(plan, &mut skipped) {
         return fault;
-    }
-    // Before any secret is read.
-    if let Some(mut go) = go
-        && go.read_exact(&mut [0; GO.len()]).is_err()
-    {
-        // The runner has no use for it any more, and takes no report.
-        sys::process::leave(1);
     }
     if matches!(plan.listens, Some(InsideDoor::Socket(_))) {
         // The gateway is another user, and must be able to connect to what the server makes;
@@ -176,10 +191,7 @@ fn become_server(
         umask(Mode::empty());
     }
     if let Err(error) = chdir(plan.cwd.as_path()) {
-        return exec(
-            &format!("changing to `{}`", plan.cwd.display()),
-            error.into(),
-        );
+        return exec(&format!("changing to `{}`", plan.cwd.display()), error);
     }
     let text = |text: &str| CString::new(text).unwrap_or_default();
     let argv: Vec<CString> = plan.argv.iter().map(|part| text(part)).collect();
@@ -245,8 +257,13 @@ fn candidates(plan: &Plan) -> Vec<String> {
 }
 
 fn fail(report: &mut File, fault: &Fault) -> ! {
+    sys::process::leave(tell(report, fault))
+}
+
+/// Says why there is no server; the code to leave with.
+fn tell(report: &mut File, fault: &Fault) -> i32 {
     let _ = report.write_all(record(FAILED, fault).as_bytes());
-    sys::process::leave(1)
+    1
 }
 
 /// One record: its kind, the layer, a line end, the reason, a null.

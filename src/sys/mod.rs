@@ -11,6 +11,8 @@ pub(crate) mod mounts;
 pub(crate) mod privileges;
 pub(crate) mod process;
 mod readiness;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub(crate) use descriptors::{accept, disconnect, received_descriptors};
 pub(crate) use readiness::readiness;

@@ -2,14 +2,18 @@
 //! place without ever being named twice.
 
 use std::{
+    ffi::{CStr, CString},
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Component, Path},
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, openat},
+    fcntl::{AT_FDCWD, OFlag, openat},
     sys::stat::{Mode, SFlag, fstat},
 };
 
@@ -17,10 +21,21 @@ use super::done;
 
 /// Copies the mounts at `place` and below, attached nowhere (open_tree(2)).
 pub(crate) fn copy_tree(place: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC | libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
-    // SAFETY: the descriptor is open and the path a constant C string.
+    open_tree(place, c"", libc::AT_EMPTY_PATH)
+}
+
+/// Opens `path` and copies the mounts there and below in one step, so that there is no
+/// second look at the name.
+pub(crate) fn copy_tree_at(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    open_tree(AT_FDCWD, &path, 0)
+}
+
+fn open_tree(base: BorrowedFd<'_>, path: &CStr, more: i32) -> io::Result<OwnedFd> {
+    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC | libc::AT_RECURSIVE | more;
+    // SAFETY: the descriptor is open and the path a C string, both for the time of the call.
     let result =
-        unsafe { libc::syscall(libc::SYS_open_tree, place.as_raw_fd(), c"".as_ptr(), flags) };
+        unsafe { libc::syscall(libc::SYS_open_tree, base.as_raw_fd(), path.as_ptr(), flags) };
     owned(result)
 }
 

@@ -68,6 +68,50 @@ pub(crate) fn clone_process(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::R
     }
 }
 
+/// Starts a process that shares this one's memory, in which nothing else happens until
+/// `what` has executed a program or ended, with its code (vfork(2), but on a stack of its own).
+///
+/// Under the same condition as [`clone_process`]. Descriptors, directories, signals and
+/// credentials are its own; what it leaves on the heap stays there.
+pub(crate) fn lend<F: FnOnce() -> i32>(what: F) -> io::Result<Pid> {
+    extern "C" fn enter<F: FnOnce() -> i32>(what: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: this is the `Option<F>` of the call below, which waits for the end of this
+        // and, in the same memory, does nothing meanwhile.
+        let what = unsafe { &mut *what.cast::<Option<F>>() };
+        leave(what.take().map_or(1, |what| what()))
+    }
+    // Not touched before it is used, so most of it never exists.
+    let mut stack = vec![0_u8; STACK];
+    // Downwards from an end that is aligned as every machine wants it.
+    let end = stack.as_mut_ptr().wrapping_add(STACK);
+    let end = end.wrapping_sub(end.addr() % STACK_ALIGNMENT);
+    // Taken by the process where there is one, dropped here where there is none.
+    let mut what = Some(what);
+    // SAFETY: the stack is `STACK` bytes long, lives until the call returns, and is nobody
+    // else's; the function takes exactly this pointer. CLONE_VFORK keeps this thread, the
+    // only one, from running before the process has memory of its own or is gone.
+    let pid = unsafe {
+        libc::clone(
+            enter::<F>,
+            end.cast(),
+            libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
+            ptr::from_mut(&mut what).cast(),
+        )
+    };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Pid::from_raw(pid))
+}
+
+/// As [`lend`], in a copy of the memory.
+pub(crate) fn copy(what: impl FnOnce() -> i32) -> io::Result<Pid> {
+    match fork()? {
+        ForkResult::Child => leave(what()),
+        ForkResult::Parent { child } => Ok(child),
+    }
+}
+
 /// fork(2), under the same condition as [`clone_process`].
 pub(crate) fn fork() -> nix::Result<ForkResult> {
     // SAFETY: the caller has one thread, so the child may allocate and lock.
@@ -171,6 +215,10 @@ struct CloneArguments {
     cgroup: u64,
 }
 
+/// Bytes of the stack of a process that is lent memory: it prepares an exec, and no more.
+const STACK: usize = 256 << 10;
+const STACK_ALIGNMENT: usize = 16;
+
 /// Not in libc as a number that fits.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
@@ -187,6 +235,37 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+
+    #[test]
+    fn what_memory_is_lent_to_leaves_its_words_and_takes_its_descriptors() {
+        // In a process with one thread, which a test is not.
+        // SAFETY: as below.
+        match unsafe { nix::unistd::fork() }.unwrap() {
+            ForkResult::Child => {
+                let file = std::fs::File::open("/dev/null").unwrap();
+                let number = file.as_raw_fd();
+                let mut said = String::new();
+                let lent = lend(|| {
+                    said.push_str("in the same memory");
+                    drop(file);
+                    leave(7)
+                });
+                // SAFETY: no memory is passed.
+                let is_open = unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 };
+                let ended = lent.map(|pid| (pid, nix::sys::wait::waitpid(pid, None)));
+                let is_right = ended.is_ok_and(|(pid, ended)| {
+                    ended == Ok(nix::sys::wait::WaitStatus::Exited(pid, 7))
+                });
+                leave(i32::from(
+                    !(is_right && is_open && said == "in the same memory"),
+                ));
+            }
+            ForkResult::Parent { child } => {
+                let ended = nix::sys::wait::waitpid(child, None).unwrap();
+                assert_eq!(ended, nix::sys::wait::WaitStatus::Exited(child, 0));
+            }
+        }
+    }
 
     #[test]
     fn only_what_is_kept_stays_open() {

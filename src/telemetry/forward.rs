@@ -264,14 +264,11 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use nix::{
-        mount::{MsFlags, mount},
-        sched::{CloneFlags, unshare},
-    };
     use tracing::{debug, info, subscriber::with_default, warn};
     use tracing_subscriber::{Registry, fmt as lines, layer::SubscriberExt};
 
     use super::*;
+    use crate::sys::testing::own_run;
 
     /// A layer that sends as tracing-journald does: on a blocking socket.
     struct Blocking(UnixDatagram, std::path::PathBuf);
@@ -431,28 +428,9 @@ mod tests {
     /// The real tracing-journald, whose socket path is fixed: with a /run of the test's own.
     #[test]
     fn tracing_journald_behind_the_queue_sends_our_fields_and_stalls_nobody() {
-        let in_own_run = || {
-            unshare(CloneFlags::CLONE_NEWNS)?;
-            mount(
-                None::<&str>,
-                "/",
-                None::<&str>,
-                MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-                None::<&str>,
-            )?;
-            mount(
-                Some("run"),
-                "/run",
-                Some("tmpfs"),
-                MsFlags::empty(),
-                None::<&str>,
-            )
-        };
         let test = move || {
-            if let Err(error) = in_own_run() {
-                return eprintln!(
-                    "skipped: a mount namespace of our own needs root here ({error})"
-                );
+            if let Err(why) = own_run() {
+                return eprintln!("skipped: {why}");
             }
             std::fs::create_dir_all("/run/systemd/journal").unwrap();
             let journal = unread(Path::new("/run/systemd/journal"));

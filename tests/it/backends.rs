@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// A house whose server speaks HTTP inside the sandbox.
-fn inside(arguments: &[&str]) -> Plan {
+pub(crate) fn inside(arguments: &[&str]) -> Plan {
     let server = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/tests/it/servers/streamable.py"
@@ -24,7 +24,7 @@ fn inside(arguments: &[&str]) -> Plan {
 }
 
 /// What has reached the server of this caller.
-async fn seen(caller: &Caller) -> Vec<Value> {
+pub(crate) async fn seen(caller: &Caller) -> Vec<Value> {
     serde_json::from_str(&caller.call("seen", json!({})).await.said()).unwrap()
 }
 

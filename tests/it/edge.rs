@@ -2,6 +2,7 @@
 
 use crate::{
     house::{House, call, house, initialize},
+    identity::is_told,
     wire::{self, Answer},
 };
 
@@ -52,6 +53,17 @@ impl Edge {
         .await
     }
 
+    /// Status and body are these, the record says why, and nothing was started for it.
+    fn is_refused(&self, answer: &Answer, status: u16, message: &str, reason: &str) {
+        is_told(
+            &self.house,
+            answer,
+            (status, None),
+            (message, reason),
+            reason,
+        );
+    }
+
     /// Every refusal here must have left the runner alone.
     fn nothing_started(&self) {
         assert_eq!(self.house.children_started(), 0);
@@ -69,22 +81,30 @@ async fn a_request_for_another_host_is_refused() {
         "a/?x",
         "user@127.0.0.1",
     ] {
-        assert_eq!(edge.post(&[("Host", host)]).await.status, 403, "{host}");
+        let answer = edge.post(&[("Host", host)]).await;
+        edge.is_refused(
+            &answer,
+            403,
+            "this host name is not served here",
+            "host-not-accepted",
+        );
     }
-    assert_eq!(edge.post(&[("Host", "")]).await.status, 400, "none");
-    assert_eq!(
-        edge.post(&[("Host", &edge.host), ("Host", &edge.host)])
-            .await
-            .status,
-        400,
-        "two"
-    );
+    let one = "exactly one valid Host header is required";
+    let none = edge.post(&[("Host", "")]).await;
+    edge.is_refused(&none, 400, one, "bad-header");
+    let two = edge
+        .post(&[("Host", &edge.host), ("Host", &edge.host)])
+        .await;
+    edge.is_refused(&two, 400, one, "bad-header");
     let absolute = format!("http://evil.example{}", "/mcp");
-    assert_eq!(
-        edge.send("POST", &absolute, &[], &initialize("2025-11-25"))
-            .await
-            .status,
-        403
+    let answer = edge
+        .send("POST", &absolute, &[], &initialize("2025-11-25"))
+        .await;
+    edge.is_refused(
+        &answer,
+        403,
+        "this host name is not served here",
+        "host-not-accepted",
     );
     edge.nothing_started();
     assert_eq!(edge.post(&[]).await.status, 200);
@@ -107,18 +127,22 @@ async fn a_request_from_another_origin_is_refused() {
         "https://127.0.0.1",
         "http://localhost",
     ] {
-        assert_eq!(
-            edge.post(&[("Origin", origin)]).await.status,
+        let answer = edge.post(&[("Origin", origin)]).await;
+        edge.is_refused(
+            &answer,
             403,
-            "{origin}"
+            "this origin is not allowed",
+            "origin-not-accepted",
         );
     }
     let ours = format!("http://{}", edge.host);
-    assert_eq!(
-        edge.post(&[("Origin", &ours), ("Origin", "http://evil.example")])
-            .await
-            .status,
-        403
+    let both = [("Origin", &*ours), ("Origin", "http://evil.example")];
+    let answer = edge.post(&both).await;
+    edge.is_refused(
+        &answer,
+        403,
+        "this origin is not allowed",
+        "origin-not-accepted",
     );
     edge.nothing_started();
     assert_eq!(edge.post(&[("Origin", &ours)]).await.status, 200);
@@ -226,6 +250,9 @@ async fn other_methods_are_refused_with_those_there_are() {
     for method in ["PUT", "OPTIONS", "HEAD", "TRACE", "get", "PATCH"] {
         let answer = edge.send(method, "/mcp", &[], "").await;
         assert_eq!(answer.status, 405, "{method}");
+        if method != "HEAD" {
+            edge.is_refused(&answer, 405, "method not allowed", "http-method");
+        }
         assert_eq!(
             answer.header("allow"),
             Some("POST, GET, DELETE"),

@@ -25,7 +25,9 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::house::{Caller, House, Plan, house};
+use crate::house::{
+    Caller, House, Plan, house, in_a_process_of_its_own, is_in_a_process_of_its_own,
+};
 
 /// A host somewhere else.
 struct Elsewhere {
@@ -865,31 +867,18 @@ fn nothing_but_allowed_names_arrives_at_a_real_name_server() {
     )
     .unwrap();
     let script = "ip link set lo up && mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
-    let ran = std::process::Command::new("unshare")
+    let mut unshare = std::process::Command::new("unshare");
+    unshare
         .args(["--net", "--mount", "sh", "-c", script])
         .arg(file.path())
-        .arg(std::env::current_exe().unwrap())
-        .args([
-            "--ignored",
-            "--exact",
-            "egress::beside_a_real_name_server",
-            "--nocapture",
-        ])
-        .env(OWN_NETWORK, "1")
-        .output()
-        .unwrap();
-    let said = format!(
-        "{}{}",
-        String::from_utf8_lossy(&ran.stdout),
-        String::from_utf8_lossy(&ran.stderr)
-    );
-    assert!(ran.status.success() && said.contains("1 passed"), "{said}");
+        .arg(std::env::current_exe().unwrap());
+    in_a_process_of_its_own(unshare, "egress::beside_a_real_name_server");
 }
 
 #[tokio::test]
 #[ignore = "in a network of its own, by nothing_but_allowed_names_arrives_at_a_real_name_server"]
 async fn beside_a_real_name_server() {
-    if std::env::var_os(OWN_NETWORK).is_none() {
+    if !is_in_a_process_of_its_own() {
         return;
     }
     let host = Elsewhere::open().await;
@@ -954,26 +943,52 @@ async fn beside_a_real_name_server() {
     );
 }
 
-/// The name in a question, and the answer (RFC 1035 §4): `allowed.test` has one address, nothing else exists.
+/// The name in a question, and the answer: `allowed.test` has one address, nothing else exists.
 fn name_server_says(question: &[u8], address: Ipv4Addr) -> (String, Vec<u8>) {
+    let name = asked_name(question);
+    let known = (name == "allowed.test").then(|| vec![address]);
+    let reply = name_reply(question, known);
+    (name, reply)
+}
+
+/// The name in a question (RFC 1035 §4.1.2).
+pub(crate) fn asked_name(question: &[u8]) -> String {
     let (mut at, mut labels) = (12, Vec::new());
     while question[at] != 0 {
         let end = at + 1 + usize::from(question[at]);
         labels.push(String::from_utf8_lossy(&question[at + 1..end]).to_lowercase());
         at = end;
     }
-    let (name, end) = (labels.join("."), at + 5);
-    let is_known = name == "allowed.test";
-    let answers = u8::from(is_known && question[at + 2] == 1);
-    let code = if is_known { 0x80 } else { 0x83 };
+    labels.join(".")
+}
+
+/// Whether IPv4 addresses are asked for, which are the only ones that there are.
+pub(crate) fn asks_for_addresses(question: &[u8]) -> bool {
+    question[question_end(question) - 3] == 1
+}
+
+/// An answer of these addresses; `None` where there is no such name.
+pub(crate) fn name_reply(question: &[u8], known: Option<Vec<Ipv4Addr>>) -> Vec<u8> {
+    let code = if known.is_some() { 0x80 } else { 0x83 };
+    let addresses = known
+        .filter(|_| asks_for_addresses(question))
+        .unwrap_or_default();
     let mut reply = question[..2].to_vec();
+    let answers = u8::try_from(addresses.len()).unwrap();
     reply.extend([0x81, code, 0, 1, 0, answers, 0, 0, 0, 0]);
-    reply.extend(&question[12..end]);
-    if answers == 1 {
+    reply.extend(&question[12..question_end(question)]);
+    for address in addresses {
         reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);
         reply.extend(address.octets());
     }
-    (name, reply)
+    reply
 }
 
-const OWN_NETWORK: &str = "THV_TEST_IN_OWN_NETWORK";
+/// Where the one question ends, type and class included.
+fn question_end(question: &[u8]) -> usize {
+    let mut at = 12;
+    while question[at] != 0 {
+        at += 1 + usize::from(question[at]);
+    }
+    at + 5
+}

@@ -73,11 +73,10 @@ async fn a_list_without_measure_is_an_error() {
     let alice = house.session("alice").await;
     let before = memory();
     let answer = alice.post(LIST).await;
-    assert_eq!(answer.status, 502, "{}", answer.text());
-    assert_eq!(
-        answer.json()["error"]["data"]["reason"],
-        json!("server-ended")
-    );
+    // What takes long is answered by a stream, which has begun.
+    let text = answer.text();
+    assert!(matches!(answer.status, 200 | 502), "{text}");
+    assert!(text.contains("\"reason\":\"server-ended\""), "{text}");
     house.records.wait_for("child-died").await;
     let grown = memory().saturating_sub(before);
     // Other tests run in this process, too.

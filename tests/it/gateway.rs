@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     house::{call, house, initialize},
+    identity::is_exactly,
     wire::{self, Events},
 };
 
@@ -88,14 +89,33 @@ async fn a_session_answers_only_the_identity_that_opened_it() {
     let alice = house.session("alice").await;
     let mut mallory = house.caller("mallory");
     mallory.session.clone_from(&alice.session);
+    let none = json!({ "jsonrpc": "2.0", "id": 1, "error": {
+        "code": -32603, "message": "no such session", "data": { "reason": "session-unknown" },
+    } });
     let stolen = mallory.call("echo", json!({})).await;
+    is_exactly(&house, &stolen, (404, None), &none, "session-of-another");
     let mut unknown = house.caller("mallory");
     unknown.session = Some("0".repeat(32));
     let guessed = unknown.call("echo", json!({})).await;
-    assert_eq!((stolen.status, guessed.status), (404, 404));
+    is_exactly(&house, &guessed, (404, None), &none, "session-unknown");
     assert_eq!(stolen.body, guessed.body);
     unknown.session = None;
-    assert_eq!(unknown.call("echo", json!({})).await.status, 400);
+    let missing = json!({ "jsonrpc": "2.0", "id": 1, "error": {
+        "code": -32603, "message": "Mcp-Session-Id is required", "data": { "reason": "session-missing" },
+    } });
+    let answer = unknown.call("echo", json!({})).await;
+    is_exactly(&house, &answer, (400, None), &missing, "session-missing");
+    assert_eq!(house.children_started(), 1);
+    // 128 bits, at random: nobody counts to the next one (tok-131).
+    let bob = house.session("bob").await;
+    for id in [&alice.session, &bob.session] {
+        let id = id.as_deref().unwrap();
+        assert!(
+            id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()),
+            "{id}"
+        );
+    }
+    assert_ne!(alice.session, bob.session);
     // The same id with the same identity, under another token, works.
     let mut again = house.caller("alice");
     again.session.clone_from(&alice.session);
@@ -179,11 +199,10 @@ async fn an_unknown_method_is_answered_by_the_gateway() {
     let answer = alice
         .post(r#"{"jsonrpc":"2.0","id":"x","method":"tools/destroy"}"#)
         .await;
-    assert_eq!(
-        (answer.status, &answer.json()["error"]["code"]),
-        (200, &json!(-32601))
-    );
-    assert_eq!(answer.json()["id"], "x");
+    let body = json!({ "jsonrpc": "2.0", "id": "x", "error": {
+        "code": -32601, "message": "not permitted", "data": { "reason": "method-unknown" },
+    } });
+    is_exactly(&house, &answer, (200, None), &body, "method-unknown");
     assert!(
         !alice
             .seen()
@@ -327,7 +346,12 @@ async fn the_servers_question_reaches_its_client_and_the_answer_goes_back() {
     .await;
     assert_eq!(stream.next().await["method"], "elicitation/create");
     let reply = r#"{"jsonrpc":"2.0","id":"mine-1","result":{"action":"decline"}}"#;
-    assert_eq!(bob.post(reply).await.status, 400, "nobody asked bob");
+    // Nobody asked bob.
+    let answer = bob.post(reply).await;
+    let not_asked = json!({ "jsonrpc": "2.0", "error": {
+        "code": -32600, "message": answer.json()["error"]["message"], "data": { "reason": "not-asked" },
+    } });
+    is_exactly(&house, &answer, (400, None), &not_asked, "not-asked");
     let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
     assert_eq!(
         bob.post(cancel).await.status,

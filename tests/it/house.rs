@@ -42,6 +42,10 @@ pub struct Plan {
     sandbox: String,
     resolver: Resolver,
     clock: Clock,
+    /// Another issuer than the demo's.
+    trusted: Option<String>,
+    /// Where the gateway keeps keys.
+    state: Option<PathBuf>,
     /// Listens on a Unix socket instead.
     unix: bool,
     /// Replaces the whole server file.
@@ -61,6 +65,7 @@ pub struct House {
     pub address: SocketAddr,
     pub issuer: DemoIssuer,
     pub records: Records,
+    trusted: String,
     files: TempDir,
     gateway: JoinHandle<anyhow::Result<daemon::Exit>>,
     runner: Option<runner::Foreground>,
@@ -81,6 +86,8 @@ pub fn house() -> Plan {
         sandbox: String::new(),
         resolver: Resolver::system(),
         clock: Clock::system(),
+        trusted: None,
+        state: None,
         unix: false,
         file: None,
         remote: None,
@@ -144,7 +151,19 @@ impl Plan {
         self
     }
 
-    /// More lines of the issuer's table.
+    /// Trusts this issuer in place of the demo's.
+    pub fn trusting(mut self, issuer: &str) -> Self {
+        self.trusted = Some(issuer.to_owned());
+        self
+    }
+
+    /// Keeps keys in this directory from one house to the next.
+    pub fn state(mut self, directory: &Path) -> Self {
+        self.state = Some(directory.to_owned());
+        self
+    }
+
+    /// More lines of the issuer's table, and more such tables; `{address}` as in `file`.
     pub fn issuer(mut self, toml: &str) -> Self {
         self.issuer.push_str(toml);
         self
@@ -205,7 +224,14 @@ impl Plan {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let issuer = DemoIssuer::start(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
-        let good = self.server_file(address, issuer.issuer());
+        let trusted = self
+            .trusted
+            .as_deref()
+            .unwrap_or(issuer.issuer())
+            .to_owned();
+        let good = self
+            .server_file(address, &trusted)
+            .replace("{address}", &address.to_string());
         let etc = files.path().join("etc/thv");
         for dir in ["servers", "policies"] {
             fs::create_dir_all(etc.join(dir)).unwrap();
@@ -276,7 +302,7 @@ impl Plan {
             audit,
             clock: self.clock,
             resolver: self.resolver,
-            state: None,
+            state: self.state,
             notifier: Notifier::none(),
             may_exit: false,
         };
@@ -285,6 +311,7 @@ impl Plan {
             address,
             issuer,
             records,
+            trusted,
             files,
             gateway,
             runner: Some(runner),
@@ -328,9 +355,9 @@ impl House {
             .unwrap()
     }
 
-    /// The issuer identifier.
+    /// The identifier of the issuer that it trusts.
     pub fn issuer(&self) -> &str {
-        self.issuer.issuer()
+        &self.trusted
     }
 
     pub fn resource(&self) -> String {
@@ -564,3 +591,26 @@ pub fn write_server(root: &Path, toml: &str) {
     fs::write(root.join("etc/thv/servers/it.toml"), toml).unwrap();
     readable(root);
 }
+
+/// Plays one ignored test by `command`, which ends in this test's program, where it
+/// may do to its process and its network what no other test would bear.
+pub fn in_a_process_of_its_own(mut command: std::process::Command, test: &str) {
+    let ran = command
+        .args(["--ignored", "--exact", test, "--nocapture"])
+        .env(OWN_PROCESS, "1")
+        .output()
+        .unwrap();
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&ran.stdout),
+        String::from_utf8_lossy(&ran.stderr)
+    );
+    assert!(ran.status.success() && said.contains("1 passed"), "{said}");
+}
+
+/// Whether an ignored test was started by `in_a_process_of_its_own`.
+pub fn is_in_a_process_of_its_own() -> bool {
+    std::env::var_os(OWN_PROCESS).is_some()
+}
+
+const OWN_PROCESS: &str = "THV_TEST_IN_OWN_PROCESS";

@@ -37,7 +37,8 @@ impl Signer {
         self.0.public_key().as_ref().to_vec()
     }
 
-    fn thumbprint(&self) -> String {
+    /// As `cnf.jkt` names it (RFC 7638).
+    pub(crate) fn thumbprint(&self) -> String {
         let jwk = self.jwk();
         let canonical = format!(
             r#"{{"crv":"P-256","kty":"EC","x":{},"y":{}}}"#,
@@ -79,7 +80,7 @@ fn ours() -> Plan {
         .issuer("jwks-file = \"/etc/thv/keys.json\"\n")
 }
 
-fn claims(house: &House) -> Value {
+pub(crate) fn claims(house: &House) -> Value {
     json!({
         "iss": house.issuer(), "aud": house.resource(), "sub": "alice", "client_id": "editor",
         "iat": now(), "exp": now() + 300, "jti": "1", "scope": "base",
@@ -105,44 +106,103 @@ pub(crate) fn caller(house: &House, token: String) -> Caller {
 
 /// What clients are told of every token that is not good: nothing that helps them guess.
 pub(crate) fn is_refused(house: &House, answer: &Answer, reason: &str) {
-    let metadata = format!(
-        "http://{}/.well-known/oauth-protected-resource/mcp",
-        house.address
+    is_refused_beside(house, answer, reason, 0);
+}
+
+/// The same where so many children were started before, for others or with another token.
+pub(crate) fn is_refused_beside(house: &House, answer: &Answer, reason: &str, children: usize) {
+    let challenge = format!(
+        "Bearer error=\"invalid_token\", error_description=\"The token is not valid here\", {}",
+        metadata(house)
     );
-    assert_eq!(answer.status, 401, "{reason}: {answer:?}");
-    let challenge = answer.header("www-authenticate").unwrap();
-    assert_eq!(
-        challenge,
-        format!(
-            "Bearer error=\"invalid_token\", error_description=\"The token is not valid here\", \
-             resource_metadata=\"{metadata}\""
-        ),
-        "{reason}"
-    );
-    assert_eq!(answer.header("cache-control"), Some("no-store"));
-    assert_eq!(
-        answer.json()["error"]["data"]["reason"],
-        "token-invalid",
-        "{reason}"
-    );
-    recorded(house, reason);
-    let records = house.records.all();
+    let said = ("the token is not valid here", "token-invalid");
+    is_answered(house, answer, (401, Some(&challenge)), said, reason);
+    assert_eq!(house.children_started(), children, "{reason}");
+    let last = last_decision(house);
+    assert!(last.contains("THV_TOKEN="), "{last}");
+}
+
+/// Status, challenge and body are these and no others, the record says why, and nothing was started.
+pub(crate) fn is_told(
+    house: &House,
+    answer: &Answer,
+    status: (u16, Option<&str>),
+    said: (&str, &str),
+    reason: &str,
+) {
+    is_answered(house, answer, status, said, reason);
+    assert_eq!(house.children_started(), 0, "{reason}");
+}
+
+fn is_answered(
+    house: &House,
+    answer: &Answer,
+    status: (u16, Option<&str>),
+    (message, word): (&str, &str),
+    reason: &str,
+) {
+    let error = json!({ "code": -32603, "message": message, "data": { "reason": word } });
+    let body = json!({ "jsonrpc": "2.0", "error": error });
+    is_exactly(house, answer, status, &body, reason);
+}
+
+/// Status, challenge and body are these and no others, nobody may keep them, and the record says why.
+pub(crate) fn is_exactly(
+    house: &House,
+    answer: &Answer,
+    (status, challenge): (u16, Option<&str>),
+    body: &Value,
+    reason: &str,
+) {
+    assert_eq!(answer.status, status, "{reason}: {answer:?}");
+    assert_eq!(answer.header("www-authenticate"), challenge, "{reason}");
+    assert_eq!(answer.header("cache-control"), Some("no-store"), "{reason}");
+    assert_eq!(answer.json(), *body, "{reason}");
+    let last = last_decision(house);
     assert!(
-        records.last().unwrap().contains("THV_TOKEN="),
-        "{records:?}"
+        last.contains("THV_DECISION=deny ") && last.contains(&format!("THV_REASON={reason} ")),
+        "{last}"
     );
+}
+
+/// Where a challenge says that tokens come from.
+pub(crate) fn metadata(house: &House) -> String {
+    format!(
+        "resource_metadata=\"http://{}/.well-known/oauth-protected-resource/mcp\"",
+        house.address
+    )
 }
 
 /// The last decision has this reason, and nothing was started for it.
 pub(crate) fn recorded(house: &House, reason: &str) {
-    let records = house.records.all();
-    let last = records
-        .iter()
-        .rev()
-        .find(|record| record.contains("THV_EVENT=decision "))
-        .unwrap();
+    let last = last_decision(house);
     assert!(last.contains(&format!("THV_REASON={reason} ")), "{last}");
     assert_eq!(house.children_started(), 0);
+}
+
+/// The record of the last decision.
+pub(crate) fn last_decision(house: &House) -> String {
+    let mut records = house.records.all();
+    let last = records
+        .iter()
+        .rposition(|record| record.contains("THV_EVENT=decision "));
+    records.swap_remove(last.expect("nothing was decided"))
+}
+
+/// A good token opens a session, a call in it is answered, and the record says whose it was.
+pub(crate) async fn is_served(house: &House, token: &str, subject: &str) -> Caller {
+    let mut caller = caller(house, token.to_owned());
+    let answer = caller.initialize().await;
+    assert_eq!(answer.status, 200, "{answer:?}\n{}", last_decision(house));
+    let answer = caller.call("echo", json!({ "for": subject })).await;
+    assert_eq!(answer.said(), format!("{{\"for\": \"{subject}\"}}"));
+    let last = last_decision(house);
+    let who = format!("THV_SUBJECT={subject} THV_ISSUER={} ", house.issuer());
+    assert!(
+        last.contains("THV_DECISION=allow ") && last.contains(&who),
+        "{last}"
+    );
+    caller
 }
 
 /// tok-23, tok-35, tok-42, tok-49, tok-60, tok-62, tok-67, tok-71, tok-75, tok-78: every fault of a token is one answer, and a reason of its own.
@@ -271,10 +331,7 @@ async fn a_token_that_lacks_a_scope_is_told_which() {
         )
         .open()
         .await;
-    let metadata = format!(
-        "resource_metadata=\"http://{}/.well-known/oauth-protected-resource/mcp\"",
-        house.address
-    );
+    let metadata = metadata(&house);
     let scoped = |scope: &str| {
         let scope = scope.to_owned();
         caller(
@@ -293,32 +350,49 @@ async fn a_token_that_lacks_a_scope_is_told_which() {
     );
     for scope in ["", "other", "Base"] {
         let answer = scoped(scope).initialize().await;
-        assert_eq!(answer.status, 403, "{scope}");
-        assert_eq!(
-            answer.header("www-authenticate").unwrap(),
-            format!(
-                "Bearer error=\"insufficient_scope\", error_description=\"The token was issued for less\", \
-                 {metadata}, scope=\"base\""
-            )
+        let challenge = format!(
+            "Bearer error=\"insufficient_scope\", error_description=\"The token was issued for less\", \
+             {metadata}, scope=\"base\""
         );
-        recorded(&house, "scope-insufficient");
+        let said = ("the token lacks a scope", "scope-insufficient");
+        is_told(
+            &house,
+            &answer,
+            (403, Some(&challenge)),
+            said,
+            "scope-insufficient",
+        );
     }
     let mut alice = scoped("base");
     assert_eq!(alice.initialize().await.status, 200);
     let answer = alice.call("echo", json!({})).await;
-    assert_eq!(answer.status, 403);
-    let challenge = answer.header("www-authenticate").unwrap();
-    assert!(
-        challenge.ends_with(&format!("{metadata}, scope=\"base tools:call\"")),
-        "{challenge}"
+    let challenge = format!(
+        "Bearer error=\"insufficient_scope\", error_description=\"The token was issued for less\", \
+         {metadata}, scope=\"base tools:call\""
     );
-    assert_eq!(answer.json()["id"], 1);
+    let body = |message: &str, reason: &str| {
+        json!({ "jsonrpc": "2.0", "id": 1, "error": {
+            "code": -32603, "message": message, "data": { "reason": reason },
+        } })
+    };
+    let lacks = body("the token lacks a scope", "scope-insufficient");
+    is_exactly(
+        &house,
+        &answer,
+        (403, Some(&challenge)),
+        &lacks,
+        "scope-insufficient",
+    );
     // No scope would cure this one: no challenge sends anybody in circles.
     let answer = alice.call("crash", json!({})).await;
-    assert_eq!(
-        (answer.status, answer.header("www-authenticate")),
-        (403, None)
+    is_exactly(
+        &house,
+        &answer,
+        (403, None),
+        &body("not permitted", "denied"),
+        "policy",
     );
+    assert_eq!(house.children_started(), 1);
     assert!(!alice.seen().await.iter().any(|line| line.contains("crash")));
     for scope in ["base tools:call", "admin"] {
         let mut stepped_up = scoped(scope);
@@ -376,6 +450,7 @@ async fn a_bound_token_is_shown_with_a_proof() {
         );
         recorded(&house, reason);
     };
+    let algorithms = "algs=\"ES256 ES384 EdDSA Ed25519 PS256 PS384 PS512 RS256 RS384 RS512\"";
     let bearer = caller(&house, token.clone()).initialize().await;
     refused(&bearer, "invalid_token", "token-binding");
     refused(&show(None).await, "invalid_dpop_proof", "proof-invalid");
@@ -385,7 +460,15 @@ async fn a_bound_token_is_shown_with_a_proof() {
         "proof-invalid",
     );
     let told = show(Some(&proof("1", None))).await;
-    refused(&told, "use_dpop_nonce", "proof-nonce");
+    let challenge = format!(
+        "DPoP error=\"use_dpop_nonce\", error_description=\"The proof needs a nonce\", {}, {algorithms}",
+        metadata(&house)
+    );
+    let said = ("the proof of possession needs a nonce", "proof-nonce");
+    is_told(&house, &told, (401, Some(&challenge)), said, "proof-nonce");
+    let old = show(Some(&proof("1", Some("an-old-one-or-made-up")))).await;
+    is_told(&house, &old, (401, Some(&challenge)), said, "proof-nonce");
+    assert_eq!(old.header("dpop-nonce"), told.header("dpop-nonce"));
     let nonce = told.header("dpop-nonce").unwrap();
     let good = proof("2", Some(nonce));
     assert_eq!(show(Some(&good)).await.status, 200);

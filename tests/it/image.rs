@@ -46,7 +46,7 @@ pub fn put(archive: &mut tar::Builder<impl std::io::Write>, name: &str, bytes: &
     archive.append_data(&mut header, name, bytes).unwrap();
 }
 
-fn configuration(diff_ids: &[String]) -> Vec<u8> {
+pub fn configuration(diff_ids: &[String]) -> Vec<u8> {
     // The program is found in PATH, inside.
     configuration_of(
         &json!({
@@ -204,7 +204,7 @@ async fn an_image_that_is_not_pulled_is_said_so() {
 }
 
 /// A root with a server whose image is in `registry`, and what its tables say of that.
-struct Puller {
+pub struct Puller {
     root: tempfile::TempDir,
 }
 
@@ -252,7 +252,7 @@ fn layers() -> Layers {
 }
 
 impl Puller {
-    fn new(image: &str, more: &str) -> Self {
+    pub fn new(image: &str, more: &str) -> Self {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join("etc/thv")).unwrap();
         fs::write(root.path().join("etc/thv/ca.pem"), authority()).unwrap();
@@ -275,12 +275,16 @@ impl Puller {
         )
     }
 
-    fn state(&self) -> PathBuf {
+    pub fn state(&self) -> PathBuf {
         self.root.path().join("state")
     }
 
     /// What it printed, and what it said.
-    async fn pull(&self, more: &[&str], credentials: Option<&Path>) -> (Option<String>, String) {
+    pub async fn pull(
+        &self,
+        more: &[&str],
+        credentials: Option<&Path>,
+    ) -> (Option<String>, String) {
         let mut command = Command::new(THV);
         command.arg("--root").arg(self.root.path());
         command.args(["pull", "it", "--into"]).arg(self.state());
@@ -302,7 +306,7 @@ impl Puller {
         assert!(!self.state().join("image/current").exists());
     }
 
-    fn read(&self, path: &str) -> Vec<u8> {
+    pub fn read(&self, path: &str) -> Vec<u8> {
         fs::read(self.state().join("image/current/rootfs").join(path)).unwrap()
     }
 }
@@ -516,102 +520,4 @@ async fn a_server_from_an_image_runs_by_podman() {
     let told = caller.call("look_around", json!({})).await.said();
     println!("{told}");
     println!("{}", house.records.all().join("\n"));
-}
-
-/// A registry and a tool that are not ours: what they hold and push is what is pulled.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_registry_of_others_is_understood() {
-    let programs = ["/usr/bin/docker-registry", "/usr/bin/skopeo"];
-    if let Some(missing) = programs.iter().find(|program| !Path::new(program).exists()) {
-        eprintln!("skipped: `a_registry_of_others_is_understood` needs `{missing}`");
-        return;
-    }
-    let place = tempfile::tempdir().unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let tls = format!("{}/tests/tls", env!("CARGO_MANIFEST_DIR"));
-    fs::write(
-        place.path().join("registry.yml"),
-        format!(
-            "version: 0.1\nlog: {{ level: error }}\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\n\
-             http: {{ addr: 127.0.0.1:{port}, tls: {{ certificate: {tls}/localhost.pem, key: {tls}/localhost.key }} }}\n",
-            place.path().join("storage").display()
-        ),
-    )
-    .unwrap();
-    let log = fs::File::create(place.path().join("log")).unwrap();
-    let mut registry = Command::new(programs[0])
-        .arg("serve")
-        .arg(place.path().join("registry.yml"))
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap();
-    let deadline = Instant::now() + crate::wire::PATIENCE;
-    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(Instant::now() < deadline && registry.try_wait().unwrap().is_none());
-        tokio::task::yield_now().await;
-    }
-    let authorities = place.path().join("certs");
-    fs::create_dir(&authorities).unwrap();
-    fs::write(authorities.join("ca.crt"), authority()).unwrap();
-    let host = format!("localhost:{port}");
-    let skopeo = |arguments: &[&str]| {
-        let done = Command::new(programs[1])
-            .args(["--insecure-policy", "copy", "--quiet"])
-            .args(arguments)
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&done.stderr).into_owned();
-        assert!(done.status.success(), "{arguments:?}: {said}");
-    };
-    for (tag, format) in [("zstd", "oci"), ("gzip", "v2s2")] {
-        // Of each its own layer: of a blob that is there another packing is not pushed.
-        let archive = place.path().join(tag);
-        let mut layer = tar::Builder::new(Vec::new());
-        put(&mut layer, "etc/of-the-image", b"layered");
-        put(&mut layer, tag, &[b'x'; 4096]);
-        let layer = layer.into_inner().unwrap();
-        save_as(&archive, &layer, &configuration(&[sha256(&layer)]));
-        // Plain layers, which it then packs as it is told.
-        let plain = format!("oci:{}:it", place.path().join("plain").display());
-        skopeo(&[
-            "--dest-oci-accept-uncompressed-layers",
-            &format!("docker-archive:{}", archive.display()),
-            &plain,
-        ]);
-        skopeo(&[
-            "--format",
-            format,
-            "--dest-compress-format",
-            tag,
-            "--dest-cert-dir",
-            authorities.to_str().unwrap(),
-            &plain,
-            &format!("docker://{host}/mcp/it:{tag}"),
-        ]);
-        let puller = Puller::new(
-            &format!("{host}/mcp/it:{tag}"),
-            &format!("[registry.\"{host}\"]\nca-file = \"/etc/thv/ca.pem\"\n"),
-        );
-        let (printed, said) = puller.pull(&[], None).await;
-        assert!(printed.is_some(), "{tag}: {said}");
-        assert_eq!(puller.read("etc/of-the-image"), b"layered");
-        let state = puller.state();
-        let fetched = fs::read_dir(state.join("image/fetched/blobs/sha256")).unwrap();
-        let zstd = fetched
-            .flatten()
-            .filter(|blob| {
-                fs::read(blob.path())
-                    .unwrap()
-                    .starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
-            })
-            .count();
-        assert_eq!(zstd, usize::from(tag == "zstd"), "{tag}");
-    }
-    registry.kill().unwrap();
-    registry.wait().unwrap();
 }

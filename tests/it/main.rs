@@ -32,10 +32,14 @@ mod http2;
 mod identity;
 /// Servers that come as container images.
 mod image;
+/// An identity provider that fails as it is told.
+mod issuer;
 /// The transport of 2024-11-05.
 mod legacy_sse;
 /// Requests of the stateless version.
 mod modern;
+/// A registry and images that are not ours.
+mod others;
 /// Servers that are not ours.
 mod peers;
 /// Images by podman.
@@ -46,6 +50,22 @@ mod provider;
 mod proxies;
 /// Every numbered case of a token that is not good.
 mod refusals;
+/// Tokens that only their issuer can vouch for.
+mod refusals_asked;
+/// Whom a good token makes its bearer, and until when.
+mod refusals_callers;
+/// What becomes of tokens while their issuer's keys come and go.
+mod refusals_keys;
+/// Modern requests whose headers say something else.
+mod refusals_modern;
+/// Key sets whose host has another address the next time.
+mod refusals_names;
+/// Proofs of possession that prove nothing.
+mod refusals_proofs;
+/// Keys and signatures that no library makes.
+mod refusals_rsa;
+/// Tokens, and what looks like one, in other places than theirs.
+mod refusals_shown;
 /// A registry of images, on loopback and by TLS.
 mod registry;
 /// Servers that somebody else runs.

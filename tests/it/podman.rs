@@ -375,6 +375,30 @@ async fn the_ways_out_of_a_container_are_those_of_its_child() {
     answering.abort();
 }
 
+/// probe-16, probe-62: where the host's network is the container's, too, Landlock's scopes are all that is
+/// between it and abstract sockets; and they hold podman as well as what it runs.
+#[tokio::test]
+async fn a_container_is_bound_by_the_scopes_of_landlock() {
+    use std::os::linux::net::SocketAddrExt as _;
+    if !has_podman("a_container_is_bound_by_the_scopes_of_landlock") {
+        return;
+    }
+    let contained = Contained::open("network = \"host\"\ndangerous = true", "").await;
+    let name = format!("thv-podman-{}", std::process::id());
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
+    let control = outside("abstract", &name);
+    let (through, what) = contained.inside("abstract", &name).await;
+    println!("abstract socket of the host: outside {control:?} inside {through} {what}");
+    assert!(control.0, "{control:?}");
+    assert!(!through && what.starts_with("EPERM"), "{what}");
+    let gateway = contained.inner.house.address.to_string();
+    assert!(
+        contained.inside("tcp", &gateway).await.0,
+        "its network is the host's"
+    );
+}
+
 /// probe-3: a secret is in its variable or its file, and in no argument of podman's.
 #[tokio::test]
 async fn a_secret_reaches_the_container_and_no_command_line() {

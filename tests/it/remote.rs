@@ -151,12 +151,19 @@ async fn pass(from: impl AsyncRead + AsyncWrite, to: TcpStream, kept: &Mutex<Vec
 }
 
 fn tls() -> (TlsAcceptor, PathBuf) {
+    let ca = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls/ca.pem");
+    (acceptor("localhost"), ca)
+}
+
+/// Speaks TLS with one of the certificates of tests/tls.
+pub(crate) fn acceptor(certificate: &str) -> TlsAcceptor {
     let tls = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls");
-    let certificates: Vec<_> = CertificateDer::pem_file_iter(tls.join("localhost.pem"))
-        .unwrap()
-        .map(Result::unwrap)
-        .collect();
-    let key = PrivateKeyDer::from_pem_file(tls.join("localhost.key")).unwrap();
+    let certificates: Vec<_> =
+        CertificateDer::pem_file_iter(tls.join(format!("{certificate}.pem")))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+    let key = PrivateKeyDer::from_pem_file(tls.join(format!("{certificate}.key"))).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -164,7 +171,7 @@ fn tls() -> (TlsAcceptor, PathBuf) {
         .with_no_client_auth()
         .with_single_cert(certificates, key)
         .unwrap();
-    (TlsAcceptor::from(Arc::new(config)), tls.join("ca.pem"))
+    TlsAcceptor::from(Arc::new(config))
 }
 
 type Reply = Box<dyn Fn(&str, usize) -> (u16, String) + Send + Sync>;

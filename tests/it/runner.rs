@@ -1,6 +1,9 @@
 //! The runner towards whoever finds its socket: only its own gateway is served.
 
-use std::os::fd::AsFd;
+use std::{
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    process::{Command, Stdio},
+};
 
 use serde_json::json;
 use thv::{
@@ -33,13 +36,15 @@ fn runner_with(sandbox: &str) -> (tempfile::TempDir, Foreground) {
 
 /// The next frame, waited for; `None` when the runner has hung up.
 fn next(runner: &Foreground) -> Option<Reply> {
+    next_on(runner.socket.as_fd())
+}
+
+fn next_on(socket: BorrowedFd<'_>) -> Option<Reply> {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    let mut watched = [PollFd::new(runner.socket.as_fd(), PollFlags::POLLIN)];
+    let mut watched = [PollFd::new(socket, PollFlags::POLLIN)];
     let patience = PollTimeout::try_from(crate::wire::PATIENCE).unwrap();
     assert_eq!(poll(&mut watched, patience).unwrap(), 1, "no frame in time");
-    frames::receive(runner.socket.as_fd())
-        .unwrap()
-        .map(|(reply, _)| reply)
+    frames::receive(socket).unwrap().map(|(reply, _)| reply)
 }
 
 fn hello(runner: &Foreground, version: u16, key: &str) {
@@ -85,10 +90,39 @@ fn nothing_is_started_before_hello() {
     assert!(next(&runner).is_none());
 }
 
+/// As a unit it listens: whoever connects and says nothing is let go, and with nobody left it ends.
 #[test]
 fn a_stranger_who_says_nothing_is_not_kept() {
-    let (_files, runner) = runner();
-    assert!(next(&runner).is_none(), "after the hello deadline");
+    use nix::sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
+    };
+    let files = tempfile::tempdir().unwrap();
+    std::fs::write(files.path().join(frames::KEY_CREDENTIAL), "00").unwrap();
+    let address = UnixAddr::new(&files.path().join("runner.sock")).unwrap();
+    let packets = || {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap()
+    };
+    let listener = packets();
+    bind(listener.as_raw_fd(), &address).unwrap();
+    listen(&listener, Backlog::new(8).unwrap()).unwrap();
+    let stranger = packets();
+    connect(stranger.as_raw_fd(), &address).unwrap();
+    // What systemd does: the socket is descriptor 3, and meant for this very process.
+    let script = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=runner exec \"$0\" \"$@\" 3<&0";
+    let mut service = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_thv"), "--root"])
+        .arg(files.path())
+        .args(["runner", "it"])
+        .env("CREDENTIALS_DIRECTORY", files.path())
+        .stdin(Stdio::from(listener))
+        .spawn()
+        .unwrap();
+    assert!(
+        next_on(stranger.as_fd()).is_none(),
+        "after the hello deadline"
+    );
+    assert!(service.wait().unwrap().success());
 }
 
 #[test]
@@ -168,4 +202,18 @@ fn a_path_that_is_missing_is_named_when_a_child_starts() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// A gateway that has started its runner for itself says hello with its first child: minutes
+/// later, if nobody comes before.
+#[test]
+fn a_runner_waits_for_its_parents_first_word() {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let (_files, runner) = runner();
+    let longer_than_strangers_have = PollTimeout::from(6000_u16);
+    let mut watched = [PollFd::new(runner.socket.as_fd(), PollFlags::POLLIN)];
+    let heard = poll(&mut watched, longer_than_strangers_have).unwrap();
+    assert_eq!(heard, 0, "it has hung up");
+    hello(&runner, frames::VERSION, &runner.key);
+    assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
 }

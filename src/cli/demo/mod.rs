@@ -17,14 +17,9 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     audit::Audit,
-    child::Connection,
-    config::{self, OwnerRule, ServerName},
+    config::ServerName,
     daemon::{self, Setup},
-    egress::Resolver,
-    http::peer::Listener,
     runner::{self, Person},
-    systemd::{Credentials, Notifier},
-    time::Clock,
 };
 
 pub use self::issuer::DemoIssuer;
@@ -59,23 +54,7 @@ pub fn run(once: bool, out: &mut (impl Write + Send)) -> Result<ExitCode> {
         let window = Window::default();
         let audit = Audit::stderr(window.clone(), &server)?;
         let scene = Scene { address, issuer: &issuer, audit: audit.clone(), window: window.clone() };
-        let root = files.root().to_owned();
-        let name = server.clone();
-        let setup = Setup {
-            credentials: Credentials::default(),
-            server: server.clone(),
-            load: Box::new(move || config::load(&root, &name, OwnerRule::RootOrCaller)),
-            changed: Box::new(|| false),
-            listener: Listener::from_fd(listener.into())?,
-            runner: Connection::Inherited(runner.socket.try_clone()?),
-            key: runner.key.clone(),
-            audit,
-            clock: Clock::system(),
-            resolver: Resolver::system(),
-            state: None,
-            notifier: Notifier::none(),
-            may_exit: false,
-        };
+        let setup = Setup::in_foreground(files.root(), &server, listener, &runner, audit)?;
         let mut gateway = tokio::spawn(daemon::run(setup));
         let played = tokio::select! {
             played = play::play(&scene, out) => played,

@@ -81,7 +81,7 @@ pub(crate) struct Run {
         action = clap::ArgAction::Set
     )]
     pub(super) foreground: bool,
-    /// The server's image: REGISTRY/PATH\[:TAG\], or an archive of one
+    /// The server's image: `REGISTRY/PATH[:TAG]`, or an archive of one
     image: Option<String>,
     /// The server's program and its arguments; those of the image's program, if there is an image
     #[arg(last = true, value_name = "COMMAND")]

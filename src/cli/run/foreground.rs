@@ -16,16 +16,12 @@ use nix::unistd::geteuid;
 use super::{announce, file::Wish, load, program, pulled};
 use crate::{
     audit::{Audit, JOURNAL},
-    child::Connection,
     cli::{exit, say, scratch::Scratch},
-    config::{self, OwnerRule, ServerName},
+    config::ServerName,
     daemon::{self, Exit, Setup},
-    egress::Resolver,
-    http::peer::Listener,
     runner::{self, Person},
     systemd::{Credentials, Notifier},
     telemetry,
-    time::Clock,
 };
 
 /// Serves until a signal.
@@ -119,22 +115,9 @@ fn serve(
         .build()
         .context("starting the runtime")?;
     let exit = runtime.block_on(async {
-        let (root, name) = (root.to_owned(), server.clone());
         let setup = Setup {
-            // The server's are its runner's to read.
-            credentials: Credentials::default(),
-            server: server.clone(),
-            load: Box::new(move || config::load(&root, &name, OwnerRule::RootOrCaller)),
-            changed: Box::new(|| false),
-            listener: Listener::from_fd(listener.into())?,
-            runner: Connection::Inherited(runner.socket.try_clone()?),
-            key: runner.key.clone(),
-            audit: around.audit,
-            clock: Clock::system(),
-            resolver: Resolver::system(),
-            state: None,
             notifier: around.notifier,
-            may_exit: false,
+            ..Setup::in_foreground(root, server, listener, &runner, around.audit)?
         };
         // The socket listens already: who connects from here on is answered.
         say(ready);

@@ -45,8 +45,27 @@ def spin():
     return "spinning"
 
 
+def keep(megabytes):
+    """Writes so much into the directory that is kept."""
+    try:
+        with open(os.path.join(os.environ["HOME"], "kept"), "wb") as file:
+            for _ in range(megabytes):
+                file.write(os.urandom(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.strerror
+    return "kept"
+
+
 TOOLS = {"spin": spin, "fork": fork_until_refused, "eat": eat_memory, "echo": lambda: "here"}
 GATE, GATE_IN = os.pipe()
+
+
+def tool(name):
+    name, _, argument = name.partition(":")
+    return keep(int(argument)) if name == "keep" else TOOLS[name]()
+
 
 for line in sys.stdin:
     message = json.loads(line)
@@ -55,5 +74,5 @@ for line in sys.stdin:
     if message["method"] == "initialize":
         result = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "limits", "version": "1"}}
     else:
-        result = {"content": [{"type": "text", "text": TOOLS[message["params"]["name"]]()}]}
+        result = {"content": [{"type": "text", "text": tool(message["params"]["name"])}]}
     print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)

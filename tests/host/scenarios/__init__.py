@@ -11,7 +11,7 @@ def foundation(scenario):
     return scenario
 
 
-from . import backends, calls, demo, identity, idle, images, isolation, mistakes, package, probes, run, units  # noqa: E402
+from . import backends, calls, demo, identity, idle, images, isolation, mistakes, package, probes, run, tls, units  # noqa: E402
 
 ORDER = [
     *package.FIRST,
@@ -20,6 +20,7 @@ ORDER = [
     *identity.ALL,
     *isolation.ALL,
     *backends.ALL,
+    *tls.ALL,
     *probes.ALL,
     *idle.ALL,
     *mistakes.ALL,

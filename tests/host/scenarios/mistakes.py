@@ -90,6 +90,51 @@ def a_server_whose_program_is_missing_says_why_and_its_gateway_stays(host):
     host.run("systemctl", "stop", f"thv@{WRONG}.socket")
 
 
+def a_file_that_root_alone_can_read_is_named_by_check_and_journal(host):
+    file, policy = f"/etc/thv/servers/{WRONG}.toml", "/etc/thv/policies/wrong.cedar"
+    host.write(policy, "permit (principal, action, resource);\n")
+    text = GOOD.replace('allow = "authenticated"', f'policies = ["{policy}"]')
+    service = f"thv@{WRONG}.service"
+    host.run("thv", "listen", WRONG, f"127.0.0.1:{servers.PORTS[WRONG]}")
+    for hidden, mode, good in [(file, "600", "644"), (policy, "640", "644"), ("/etc/thv/policies", "700", "755")]:
+        host.run("systemctl", "stop", f"thv@{WRONG}.socket", service)
+        host.write(file, text)
+        host.run("chmod", mode, hidden)
+        cure = f"`chmod a+rX {hidden}`"
+        said = host.text("thv", "check", WRONG, check=False)
+        assert cure in said, (hidden, said)
+        host.run("systemctl", "start", f"thv@{WRONG}.socket")
+        with wire.Client(servers.PORTS[WRONG]) as client:
+            assert client.initialize().status == 503
+        host.flush_journal()
+        refused = host.text("journalctl", f"--unit={service}", "THV_EVENT=config-refused", "--output=cat", "--lines=1")
+        assert cure in refused, (hidden, refused)
+        assert cure in host.unit(service, "StatusText"), hidden
+        host.run("chmod", good, hidden)
+        assert cure not in host.text("thv", "check", WRONG)
+    host.run("systemctl", "stop", f"thv@{WRONG}.socket", service)
+    host.run("rm", policy)
+
+
+def a_credential_whose_file_is_missing_is_named_by_check_and_by_the_gateway(host):
+    service = f"thv-runner@{WRONG}.service"
+    drop_in = f"/etc/systemd/system/{service}.d/key.conf"
+    host.write(f"/etc/thv/servers/{WRONG}.toml", GOOD)
+    host.write(drop_in, "[Service]\nLoadCredential=key:/etc/no-such-key\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("thv", "listen", WRONG, f"127.0.0.1:{servers.PORTS[WRONG]}")
+    said = host.text("thv", "check", WRONG)
+    assert service in said and "/etc/no-such-key" in said, said
+    host.run("systemctl", "start", f"thv@{WRONG}.socket")
+    with wire.Client(servers.PORTS[WRONG], wire.token("alice", servers.resource(WRONG)), timeout=60) as client:
+        answer = client.initialize()
+        assert answer.status == 503 and f"systemctl status {service}".encode() in answer.body, answer
+    host.run("rm", "-r", drop_in.rpartition("/")[0])
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "stop", f"thv@{WRONG}.socket", f"thv@{WRONG}.service", service)
+    host.run("systemctl", "reset-failed", service, check=False)
+
+
 def a_stopped_journal_stalls_no_request_and_gets_the_records_later(host):
     with wire.opened(servers.PORTS[PROBES], wire.token("alice", servers.resource(PROBES))) as client:
         client.said("echo")
@@ -133,6 +178,8 @@ ALL = [
     a_misconfigured_server_tells_every_client_so_and_serves_once_it_is_mended,
     a_misconfigured_server_that_nobody_asks_leaves_with_78_and_its_socket_stays,
     a_server_whose_program_is_missing_says_why_and_its_gateway_stays,
+    a_file_that_root_alone_can_read_is_named_by_check_and_journal,
+    a_credential_whose_file_is_missing_is_named_by_check_and_by_the_gateway,
     a_stopped_journal_stalls_no_request_and_gets_the_records_later,
     a_hanging_gateway_is_ended_by_its_watchdog_and_the_next_request_is_served,
 ]

@@ -1,0 +1,243 @@
+//! What `thv check` says of mistakes that else only show when somebody connects:
+//! credentials that a unit cannot be given, arguments that the sandbox does not
+//! show, an image that was not pulled, policies under which nobody can begin.
+//!
+//! Looks at names alone; reads no secret. Called by `check`.
+
+use std::path::{Path, PathBuf};
+
+use super::{below, secret, unit};
+use crate::{
+    authz::Engine,
+    config::{Auth, Config, ImageSource, ServerName},
+    sandbox::{Entry, Host, Installed, plan},
+};
+
+/// One remark: the key that it is about, the message, and what to do.
+pub(super) type Remark = (String, String, String);
+
+/// What is to be said of a configuration that loads.
+pub(super) fn remarks(root: &Path, config: &Config) -> Vec<Remark> {
+    let mut remarks = introspection(root, config);
+    for template in ["thv@", "thv-runner@", "thv-fetch@"] {
+        remarks.extend(sources(root, template, &config.server));
+    }
+    remarks.extend(arguments(config));
+    remarks.extend(image(root, config));
+    remarks
+}
+
+/// The one request with which every client begins.
+pub(super) fn beginning(engine: &Engine) -> Option<Remark> {
+    (!engine.could_permit("initialize")).then(|| {
+        (
+            "authz.policies".to_owned(),
+            "no policy permits `initialize`, with which every client begins: nobody can connect".to_owned(),
+            "add `permit (principal, action == Action::\"initialize\", resource);`, see thv-cedar(7)".to_owned(),
+        )
+    })
+}
+
+/// The gateway's own client at an issuer that is asked about tokens.
+fn introspection(root: &Path, config: &Config) -> Vec<Remark> {
+    let Auth::Oidc(issuers) = &config.auth else {
+        return Vec::new();
+    };
+    let service = format!("thv@{}.service", config.server);
+    let wanted = issuers.iter().filter_map(|issuer| {
+        let credential = &issuer.introspection.as_ref()?.credential;
+        let given = secret::is_given(root, ("thv@", &config.server), credential);
+        (!given).then(|| {
+            (
+                format!("auth.issuer `{}` introspection", issuer.issuer),
+                format!("no drop-in gives {service} the credential `{credential}`"),
+                format!(
+                    "run `systemctl edit {service}` and add `[Service]` and `LoadCredential={credential}:/PATH` or `LoadCredentialEncrypted={credential}`"
+                ),
+            )
+        })
+    });
+    wanted.collect()
+}
+
+/// Files of credentials that are not there: systemd starts no unit whose credential is
+/// missing, and does not say which one it was.
+fn sources(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
+    let texts = unit::drop_ins(root, template, server.as_str());
+    let settings = texts.iter().flat_map(|text| text.lines());
+    let missing = settings.filter_map(|line| {
+        let (setting, value) = line.trim().split_once('=')?;
+        if !matches!(setting, "LoadCredential" | "LoadCredentialEncrypted") {
+            return None;
+        }
+        let (name, path) = value.split_once(':')?;
+        // What cannot be looked at may be there; a specifier is systemd's to read.
+        let known = path.starts_with('/') && !path.contains('%');
+        let gone = known && matches!(below(root, path).try_exists(), Ok(false));
+        gone.then(|| {
+            (
+                String::new(),
+                format!("a drop-in of {template}{server}.service loads `{name}` from `{path}`, where there is no file: the unit does not start"),
+                format!("make the file, or `systemctl edit {template}{server}.service`"),
+            )
+        })
+    });
+    missing.collect()
+}
+
+/// Files of this host that the command names and that its sandbox does not show.
+fn arguments(config: &Config) -> Vec<Remark> {
+    if config.command.is_empty() {
+        return Vec::new();
+    }
+    let shown = plan(config, &Host::look(), None, None).root;
+    let hidden = config.command.iter().skip(1).filter_map(|argument| {
+        let path = match argument.split_once('=') {
+            Some((_, path)) => path,
+            None => argument,
+        };
+        let path = Path::new(path);
+        let is_there = path.is_absolute() && path.symlink_metadata().is_ok();
+        let is_shown = path.parent().is_none() || shown.iter().any(|entry| shows(entry, path));
+        (is_there && !is_shown).then(|| {
+            (
+                "command".to_owned(),
+                format!("the server does not see `{}` of this host", path.display()),
+                format!(
+                    "if it is to read it, add `\"{}\"` to `read-only` in [sandbox]",
+                    path.display()
+                ),
+            )
+        })
+    });
+    hidden.collect()
+}
+
+fn shows(entry: &Entry, path: &Path) -> bool {
+    match entry {
+        Entry::Bind { at, .. }
+        | Entry::Link { at, .. }
+        | Entry::Scratch { at, .. }
+        | Entry::Processes { at } => path.starts_with(at),
+        Entry::File { at, .. } | Entry::Secret { at, .. } => path == at,
+        Entry::Directory { .. } => false,
+    }
+}
+
+/// Only root can look: the store is the runner's.
+fn image(root: &Path, config: &Config) -> Option<Remark> {
+    let name = config.image.as_ref()?;
+    let state = PathBuf::from("/var/lib/private/thv-runner").join(config.server.as_str());
+    let store = Installed::store(&below(root, &state.to_string_lossy()));
+    let place = store.join(Installed::CURRENT);
+    let gone = matches!(place.try_exists(), Ok(false));
+    // An archive that is missing is spoken of already.
+    let is_there = match &name.source {
+        ImageSource::OciArchive(path) | ImageSource::DockerArchive(path) => path.exists(),
+        ImageSource::Registry(_) => true,
+    };
+    (gone && is_there).then(|| {
+        (
+            "image".to_owned(),
+            format!("`{}` is not pulled, so no child starts", name.text),
+            format!("run `thv pull {}`", config.server),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::config::{self, OwnerRule};
+
+    /// The remarks on `text`, with a drop-in of `unit`.
+    fn said(text: &str, drop_in: (&str, &str)) -> Vec<String> {
+        let root = tempfile::tempdir().unwrap();
+        let etc = root.path().join("etc/thv/servers");
+        fs::create_dir_all(&etc).unwrap();
+        let rest = "resource = \"https://h/x\"\nauthz.allow = \"authenticated\"\n";
+        fs::write(etc.join("x.toml"), format!("{rest}{text}")).unwrap();
+        if !drop_in.0.is_empty() {
+            let text = format!("[Service]\n{}\n", drop_in.1);
+            unit::write_drop_in(root.path(), drop_in.0, "x.conf", &text).unwrap();
+        }
+        let name = ServerName::parse("x").unwrap();
+        let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
+        let line = |(key, message, help)| format!("{key}: {message}; {help}");
+        remarks(root.path(), &config)
+            .into_iter()
+            .map(line)
+            .collect()
+    }
+
+    const BARE: &str = "command = [\"/bin/sh\"]\nauth.mode = \"none\"\n";
+
+    #[test]
+    fn a_credential_for_introspection_that_nobody_gives_is_warned_of() {
+        let text = "command = [\"/bin/sh\"]\n[[auth.issuer]]\nissuer = \"https://i.example\"\naudience = \"a\"\n\
+                    introspection = { client-id = \"c\", credential = \"idp\" }\n";
+        let found = said(text, ("", ""));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("thv@x.service") && found[0].contains("`idp`"));
+        let given = ("thv@x.service", "LoadCredentialEncrypted=idp");
+        assert_eq!(said(text, given), [""; 0]);
+    }
+
+    /// systemd says `Protocol error`, and not of what.
+    #[test]
+    fn a_credential_whose_file_is_missing_is_named_with_its_unit() {
+        for unit in ["thv@x.service", "thv-runner@x.service"] {
+            let found = said(BARE, (unit, "LoadCredential=key:/etc/none/key.pem"));
+            assert_eq!(found.len(), 1, "{found:?}");
+            for word in [unit, "`key`", "/etc/none/key.pem"] {
+                assert!(found[0].contains(word), "{found:?}");
+            }
+        }
+        let there = "LoadCredential=key:/etc/thv/servers/x.toml\nLoadCredential=b:/run/%i\nLoadCredential=c";
+        assert_eq!(said(BARE, ("thv@x.service", there)), [""; 0]);
+    }
+
+    #[test]
+    fn an_argument_that_the_sandbox_does_not_show_is_warned_of() {
+        let run = |argument: &str, more: &str| {
+            let text = BARE.replace(
+                "\"/bin/sh\"]",
+                &format!("\"/bin/sh\", \"{argument}\"]\n{more}"),
+            );
+            said(&text, ("", ""))
+        };
+        for hidden in ["/etc/shadow", "--file=/etc/shadow"] {
+            let found = run(hidden, "");
+            assert!(
+                matches!(&found[..], [one] if one.contains("`read-only`")),
+                "{found:?}"
+            );
+        }
+        for fine in [
+            "-c",
+            "/",
+            "/usr/bin/env",
+            "/tmp",
+            "/bin/sh",
+            "/none/such",
+            "/etc/passwd",
+        ] {
+            assert_eq!(run(fine, ""), [""; 0], "{fine}");
+        }
+    }
+
+    #[test]
+    fn an_image_that_was_not_pulled_is_warned_of() {
+        let text = BARE.replace(
+            "command = [\"/bin/sh\"]",
+            "image = \"docker.io/mcp/everything:1.0\"",
+        );
+        let found = said(&text, ("", ""));
+        assert!(
+            matches!(&found[..], [one] if one.ends_with("run `thv pull x`")),
+            "{found:?}"
+        );
+    }
+}
