@@ -141,6 +141,7 @@ fn start(runner: &Foreground, child: u64) -> Duration {
         &Request::Start {
             child,
             principal: "0".repeat(64),
+            caller: None,
         },
     );
     loop {

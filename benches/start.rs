@@ -108,6 +108,7 @@ fn start(runner: &Foreground, number: &mut u64) -> (Held, Duration) {
         &Request::Start {
             child: *number,
             principal: "0".repeat(64),
+            caller: None,
         },
     );
     let (reply, descriptors) = receive(runner);

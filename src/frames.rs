@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::sys;
 
 /// The version of this conversation; both sides must speak the same.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// The systemd credential that holds the key.
 pub const KEY_CREDENTIAL: &str = "runner-key";
@@ -30,6 +30,9 @@ pub const MAX_KEY: usize = 256;
 
 /// Bytes of one frame.
 pub const MAX_FRAME: usize = 4096;
+
+/// Bytes of each part of a [`Caller`]: all three fit into a frame, however they are escaped.
+const MAX_CALLER: usize = 512;
 
 /// Sockets that reach the loopback of a child that speaks HTTP: so many connections at once.
 pub const DIALERS: usize = 40;
@@ -53,9 +56,75 @@ pub enum Request {
         child: u64,
         /// Whose it is: `auth::PrincipalKey`, 64 hex digits. Names the state directory.
         principal: String,
+        /// Who that is, where the configuration has the child told.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        caller: Option<Caller>,
     },
     /// End a child: its process gets the signal; `Kill` ends everything in its sandbox at once.
     Signal { child: u64, signal: Signal },
+}
+
+/// Whom a child of one user serves. Only plain text that fits: it becomes part of an environment.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, try_from = "Said")]
+pub struct Caller {
+    issuer: String,
+    subject: String,
+    kind: String,
+}
+
+/// A [`Caller`] before it was looked at.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Said {
+    issuer: String,
+    subject: String,
+    kind: String,
+}
+
+/// It is not plain, or too long.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error(
+    "the caller's {0} cannot be told to a child: it is empty, too long, or holds control characters"
+)]
+pub struct NotPlain(&'static str);
+
+impl Caller {
+    pub fn new(issuer: &str, subject: &str, kind: &str) -> Result<Self, NotPlain> {
+        Said {
+            issuer: issuer.to_owned(),
+            subject: subject.to_owned(),
+            kind: kind.to_owned(),
+        }
+        .try_into()
+    }
+
+    /// Issuer, subject, and whether that is a `user` or a `client`.
+    pub fn values(&self) -> [&str; 3] {
+        [&self.issuer, &self.subject, &self.kind]
+    }
+}
+
+impl TryFrom<Said> for Caller {
+    type Error = NotPlain;
+
+    fn try_from(said: Said) -> Result<Self, NotPlain> {
+        let Said {
+            issuer,
+            subject,
+            kind,
+        } = said;
+        for (name, text) in [("issuer", &issuer), ("subject", &subject), ("kind", &kind)] {
+            if text.is_empty() || text.len() > MAX_CALLER || text.chars().any(char::is_control) {
+                return Err(NotPlain(name));
+            }
+        }
+        Ok(Self {
+            issuer,
+            subject,
+            kind,
+        })
+    }
 }
 
 /// The signals a gateway may ask for.
@@ -329,5 +398,32 @@ mod tests {
         assert!(receive::<Request>(runner.as_fd()).is_err());
         drop(gateway);
         assert!(receive::<Request>(runner.as_fd()).unwrap().is_none());
+    }
+
+    /// What becomes part of an environment is plain, and the longest of it fits into a frame, however it is escaped.
+    #[test]
+    fn a_caller_is_plain_text_that_fits() {
+        let longest = "\"".repeat(MAX_CALLER);
+        let caller = Caller::new(&longest, &longest, "client").unwrap();
+        let start = Request::Start {
+            child: u64::MAX,
+            principal: "0".repeat(64),
+            caller: Some(caller.clone()),
+        };
+        let (gateway, runner) = pair();
+        send(gateway.as_fd(), &start, &[]).unwrap();
+        assert_eq!(receive_bare(runner.as_fd()).unwrap(), Some(start));
+        assert_eq!(caller.values(), [&longest, &longest, "client"]);
+        for bad in [
+            "",
+            "a\0b",
+            "a\nb",
+            "\u{7f}",
+            "\u{9b}31m",
+            &"x".repeat(MAX_CALLER + 1),
+        ] {
+            assert_eq!(Caller::new(bad, "s", "user"), Err(NotPlain("issuer")));
+            assert_eq!(Caller::new("i", bad, "user"), Err(NotPlain("subject")));
+        }
     }
 }

@@ -37,6 +37,12 @@ pub enum Event {
         pid: u32,
         principal: Option<String>,
     },
+    /// Somebody got the child that was started before anybody needed it.
+    ChildTaken {
+        child: u64,
+        pid: u32,
+        principal: String,
+    },
     /// `expected`: because its session ended or thv stopped.
     ChildExited {
         child: u64,

@@ -79,6 +79,11 @@ pub(super) fn headline(event: &Event, server: &str) -> (Kind, u8, String) {
             INFO,
             format!("child {child} started, pid {pid}"),
         ),
+        Event::ChildTaken { child, pid, .. } => (
+            Kind::ChildTaken,
+            INFO,
+            format!("child {child} (pid {pid}) is somebody's from now on"),
+        ),
         Event::ChildExited {
             child,
             pid,

@@ -22,6 +22,7 @@ pub enum Kind {
     Decision,
     Outcome,
     ChildStarted,
+    ChildTaken,
     ChildExited,
     ChildDied,
     ChildStderr,
@@ -35,7 +36,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Ready,
         Self::Stopping,
         Self::IdleExit,
@@ -44,6 +45,7 @@ impl Kind {
         Self::Decision,
         Self::Outcome,
         Self::ChildStarted,
+        Self::ChildTaken,
         Self::ChildExited,
         Self::ChildDied,
         Self::ChildStderr,
@@ -67,6 +69,7 @@ impl Kind {
             Self::Decision => ("decision", "10a520fad1d245a3b4612a4aafe999fa"),
             Self::Outcome => ("outcome", "142710fbd4e64d84a8a1cb9e4f953af6"),
             Self::ChildStarted => ("child-started", "639d3fd02ecc44418bdb40be1f812b15"),
+            Self::ChildTaken => ("child-taken", "8f0a9c1e752b474d82603ec042e3ef56"),
             Self::ChildExited => ("child-exited", "a9bc192da44b49d0bd64b78d7efdb54e"),
             Self::ChildDied => ("child-died", "5a5d73d86fbe4b19897e64627bc6af78"),
             Self::ChildStderr => ("child-stderr", "16ebfa72e6f242b4a5cd994c6751c9b3"),
@@ -199,6 +202,14 @@ impl Record {
             } => {
                 self.child(*child, *pid);
                 self.raw_if("THV_PRINCIPAL", principal.as_deref());
+            }
+            Event::ChildTaken {
+                child,
+                pid,
+                principal,
+            } => {
+                self.child(*child, *pid);
+                self.raw("THV_PRINCIPAL", principal);
             }
             Event::ChildExited {
                 child, pid, exit, ..
@@ -406,6 +417,11 @@ mod tests {
                 child: 1,
                 pid: 2,
                 principal: Some(text()),
+            },
+            Event::ChildTaken {
+                child: 1,
+                pid: 2,
+                principal: text(),
             },
             Event::ChildExited {
                 child: 1,

@@ -24,7 +24,7 @@ use tracing::{debug, warn};
 
 use crate::{
     auth::PrincipalKey,
-    frames::{self, Reply, Request, Signal, Status},
+    frames::{self, Caller, Reply, Request, Signal, Status},
     sys,
 };
 
@@ -115,6 +115,7 @@ impl StartError {
 enum Ask {
     Start {
         principal: PrincipalKey,
+        caller: Option<Caller>,
         answer: oneshot::Sender<Result<Process, StartError>>,
     },
     Signal {
@@ -144,15 +145,21 @@ impl Launcher {
         (Self { asks }, work.run(inbox))
     }
 
-    /// Has the runner start a child for `principal`.
-    pub(super) async fn start(&self, principal: PrincipalKey) -> Result<Process, StartError> {
+    /// Has the runner start a child for `principal`, and tell it so where there is a `caller`.
+    pub(super) async fn start(
+        &self,
+        principal: PrincipalKey,
+        caller: Option<Caller>,
+    ) -> Result<Process, StartError> {
         let (answer, told) = oneshot::channel();
         let gone = || StartError::Unreachable("the gateway is stopping".to_owned());
         let ask = async {
-            self.asks
-                .send(Ask::Start { principal, answer })
-                .await
-                .map_err(|_| gone())?;
+            let ask = Ask::Start {
+                principal,
+                caller,
+                answer,
+            };
+            self.asks.send(ask).await.map_err(|_| gone())?;
             told.await.map_err(|_| gone())?
         };
         timeout(START_DEADLINE, ask)
@@ -207,7 +214,11 @@ impl Work {
 
     async fn ask(&mut self, ask: Ask) {
         match ask {
-            Ask::Start { principal, answer } => {
+            Ask::Start {
+                principal,
+                caller,
+                answer,
+            } => {
                 if self.link.is_none()
                     && let Err(error) = self.connect().await
                 {
@@ -219,6 +230,7 @@ impl Work {
                 let frame = Request::Start {
                     child,
                     principal: principal.to_string(),
+                    caller,
                 };
                 self.starting.insert(child, answer);
                 self.send(&frame).await;

@@ -30,7 +30,7 @@ use crate::{
     },
     config::Inside,
     fetch::{Endpoint, Io},
-    frames::{Signal, Status},
+    frames::{Caller, Signal, Status},
 };
 
 /// One running child, whatever it is. Dropping it closes its streams; it still
@@ -137,10 +137,11 @@ impl Source {
         })
     }
 
-    /// Makes a child for `owner`.
-    pub async fn start(&self, owner: &Owner) -> Result<Child, StartError> {
+    /// Makes a child for `owner`, and has it told who calls where there is a `caller`.
+    pub async fn start(&self, owner: &Owner, caller: Option<Caller>) -> Result<Child, StartError> {
+        let whose = owner.principal();
         match &self.0 {
-            Kind::Stdio(launcher) => Ok(own_streams(launcher.start(owner.principal()).await?)),
+            Kind::Stdio(launcher) => Ok(own_streams(launcher.start(whose, caller).await?)),
             Kind::Inside {
                 launcher,
                 inside,
@@ -148,7 +149,7 @@ impl Source {
                 longest,
                 mirror,
             } => {
-                let process = launcher.start(owner.principal()).await?;
+                let process = launcher.start(whose, caller).await?;
                 let about = (inside, (*patience, *longest), mirror);
                 listening(launcher, process, about).await
             }

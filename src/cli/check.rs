@@ -17,12 +17,14 @@ use serde::Serialize;
 
 use super::{below, edge, exit, overlooked, path, print, provider, say, secret, unit};
 use crate::{
+    auth::PrincipalKey,
     authz::Engine,
     config::{
         self, Auth, Config, Engine as ImageEngine, EnvValue, ImageSource, Network, OwnerRule,
-        Problem, ServerName, Transport, Upstream, UpstreamAuthorization,
+        Problem, Scope, ServerName, Transport, Upstream, UpstreamAuthorization,
     },
     daemon,
+    mcp::meta,
     sandbox::{self, Host},
     time::Clock,
 };
@@ -168,7 +170,7 @@ fn check(root: &Path, server: &ServerName, form: Form) -> Result<Checked> {
             }
             checked.resource = Some(config.resource.url.clone());
             if form.explain {
-                checked.explanation = Some(plan(&config));
+                checked.explanation = Some(serves(&config) + &plan(&config));
             }
         }
         Err(problems) => checked.problems = problems.iter().cloned().collect(),
@@ -207,18 +209,43 @@ fn warning(root: &Path, server: &str, key: &str, message: String, help: String) 
     }
 }
 
+/// Whom a child serves, and what it is told of them.
+fn serves(config: &Config) -> String {
+    let whom = match config.scope {
+        Scope::Session => "one session; what is asked without one belongs to its principal",
+        Scope::User => "all sessions of one principal",
+        Scope::Server => "everybody",
+    };
+    let ahead = match config.warm {
+        0 => String::new(),
+        count => format!("; {count} wait for the next while there are sessions"),
+    };
+    let told = if config.names_caller_to_child() {
+        let names = config::IDENTITY_VARIABLES.join(" ");
+        format!("Told      who calls: {names}; never the token\n")
+    } else if config.pass_identity {
+        format!(
+            "Told      who calls, in each request, as `{}`; never the token\n",
+            meta::CALLER
+        )
+    } else {
+        String::new()
+    };
+    format!("Serves    {whom}{ahead}\n{told}")
+}
+
 /// What a child of `config` may see and do, as its runner will apply it.
 fn plan(config: &Config) -> String {
     if let Transport::Remote(upstream) = &config.transport {
         return remote(upstream);
     }
     // Which directory is the principal's is not known before there is one.
-    let state = config.sandbox.state.then(|| {
-        PathBuf::from(format!(
-            "/var/lib/private/thv-runner/{}/PRINCIPAL",
-            config.server
-        ))
-    });
+    let whose = match config.scope {
+        Scope::Session | Scope::User => "PRINCIPAL".to_owned(),
+        Scope::Server => PrincipalKey::EVERYBODY.to_string(),
+    };
+    let kept = format!("/var/lib/private/thv-runner/{}/{whose}", config.server);
+    let state = config.sandbox.state.then(|| PathBuf::from(kept));
     let images = PathBuf::from("/var/lib/thv-runner").join(config.server.as_str());
     let images = sandbox::Installed::store(&images);
     let image = config
@@ -380,6 +407,13 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
                 ),
             );
         }
+    }
+    if config.scope == Scope::Server && config.sandbox.state {
+        warn(
+            "sandbox.state",
+            "the child is everybody's, and so is what it keeps: one user's data are in the next one's reach".into(),
+            "write `scope = \"user\"` if they are no common good".into(),
+        );
     }
     if config.sandbox.network == Network::Host {
         warn(
@@ -553,6 +587,52 @@ mod tests {
             },
         )
         .unwrap()
+    }
+
+    /// Whom a child serves is said, with what follows from it: what everybody shares is warned of.
+    #[test]
+    fn whom_a_child_serves_is_said() {
+        let server = |top: &str, more: &str| {
+            format!(
+                "command = [\"/bin/sh\"]\nresource = \"https://h/x\"\n{top}\nauth.issuer = [{{ issuer = \"https://i\", audience = \"x\" }}]\n\
+                 authz.allow = \"authenticated\"\n{more}\n"
+            )
+        };
+        let state = "sandbox.state = true";
+        for (top, more, said, warns) in [
+            (
+                "warm = 2",
+                "",
+                "one session; what is asked without one belongs to its principal; 2 wait",
+                false,
+            ),
+            (
+                "scope = \"user\"\npass-identity = true",
+                state,
+                "principal\nTold      who calls: THV_ISSUER THV_SUBJECT ",
+                false,
+            ),
+            (
+                "scope = \"server\"\npass-identity = true",
+                "",
+                "Told      who calls, in each request, as `thv/identity`",
+                false,
+            ),
+            ("scope = \"server\"", state, "Serves    everybody\n", true),
+        ] {
+            let root = root_with(&[("servers/x.toml", &server(top, more))]);
+            let name = ServerName::parse("x").unwrap();
+            let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
+            let explained = serves(&config);
+            assert!(explained.contains(said), "{explained}");
+            let warnings = answer(root.path(), "x").warnings;
+            let warned = warnings
+                .iter()
+                .any(|warning| warning.key == "sandbox.state");
+            assert_eq!(warned, warns, "{top}: {warnings:?}");
+            let path = plan(&config);
+            assert_eq!(path.contains(&"0".repeat(64)), warns, "{path}");
+        }
     }
 
     #[test]

@@ -11,13 +11,13 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{
-    Addition, Destination, Engine, EnvValue, ImageName, Layer, Registry, Resource, Scope, Seccomp,
-    Way,
+    Addition, Destination, Engine, EnvValue, ImageName, Layer, Registry, Resource, Seccomp, Way,
     backend::BackendFragment,
     edge::{HttpFragment, TlsFragment},
     egress, image,
     issuer_table::IssuerFragment,
     problem::Place,
+    sharing::SharingFragment,
     table::{At, Said, Table, Value, plain},
     url, value,
 };
@@ -42,7 +42,7 @@ pub(super) struct Fragment {
     pub(super) sandbox: SandboxFragment,
     pub(super) limits: LimitsFragment,
     pub(super) env: BTreeMap<String, Said<EnvValue>>,
-    pub(super) scope: Said<Scope>,
+    pub(super) sharing: SharingFragment,
 }
 
 #[derive(Debug, Default)]
@@ -152,9 +152,7 @@ impl Fragment {
             sandbox: top.table("sandbox", lower.sandbox, SandboxFragment::read),
             limits: top.table("limits", lower.limits, LimitsFragment::read),
             env: top.table("env", lower.env, env),
-            scope: top.over("scope", lower.scope, |value| {
-                value.parsed(value::scope_of_child)
-            }),
+            sharing: SharingFragment::read(&mut top, lower.sharing),
         };
         top.finish(LATER);
         fragment
@@ -417,14 +415,7 @@ const MAX_EGRESS_CONNECTIONS: u64 = 1024;
 
 // Keys that later versions will know. They are told from slips of the keyboard,
 // so that nobody believes a protection to be there that is not.
-const LATER: &[&str] = &[
-    "warm",
-    "pass-identity",
-    "audit",
-    "broker",
-    "egress",
-    "metrics",
-];
+const LATER: &[&str] = &["audit", "broker", "egress", "metrics"];
 const LATER_AUTHZ: &[&str] = &["scopes", "groups", "entities", "schema"];
 /// `io.weight` (cgroups(7)).
 const MAX_IO_WEIGHT: u64 = 10_000;
@@ -436,12 +427,10 @@ const LATER_LIMITS: &[&str] = &[
     "file-size",
     "in-flight",
     "io",
-    "message",
     "open-files",
     "rate",
     "requests",
     "response",
     "state",
     "streams",
-    "warm",
 ];

@@ -18,6 +18,7 @@ mod name;
 mod owner;
 mod problem;
 mod resolve;
+mod sharing;
 mod sources;
 mod spelling;
 mod table;
@@ -41,6 +42,7 @@ pub use load::{Stamp, load, misnamed, servers, stamp};
 pub use name::{BadName, ServerName};
 pub use owner::OwnerRule;
 pub use problem::{Problem, Problems};
+pub use sharing::IDENTITY_VARIABLES;
 pub use value::{credential, plain_path};
 
 /// Everything that one server's configuration says, checked.
@@ -82,6 +84,10 @@ pub struct Config {
     pub authz: Authz,
     pub sandbox: Sandbox,
     pub scope: Scope,
+    /// Children that are started before anybody needs them, while there are sessions.
+    pub warm: usize,
+    /// Whether the server is told who calls.
+    pub pass_identity: bool,
     pub limits: Limits,
     /// The child's environment, besides what the sandbox itself sets.
     pub env: BTreeMap<String, EnvValue>,
@@ -152,6 +158,13 @@ pub struct Sandbox {
     pub seccomp: Seccomp,
     /// Named additions to them.
     pub seccomp_allow: Vec<Addition>,
+}
+
+impl Config {
+    /// Whether a child's environment says whose it is: that of a child of everybody's cannot.
+    pub fn names_caller_to_child(&self) -> bool {
+        self.pass_identity && self.scope != Scope::Server
+    }
 }
 
 /// Whom one child serves.

@@ -7,12 +7,13 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{
     Auth, Authz, Config, Destination, Door, Engine, ImageName, InsideDoor, Issuer, Limits, Network,
-    PolicyFile, Registry, Resource, Sandbox, Scope, ServerName, Transport, UpstreamAuthorization,
-    Way, egress,
+    PolicyFile, Registry, Resource, Sandbox, ServerName, Transport, UpstreamAuthorization, Way,
+    egress,
     fragment::{AuthFragment, Decides, Fragment, LimitsFragment, Mode, SandboxFragment},
     issuer_table,
     load::Loader,
     problem::Place,
+    sharing::Beside,
     table::{At, Said},
 };
 
@@ -91,16 +92,6 @@ pub(super) fn resolve(
         ));
         return None;
     }
-    if let (Some(Transport::Remote(upstream)), Said::Given(scope)) = (&transport, &said.scope)
-        && scope.value == Scope::Server
-        && matches!(upstream.authorization, UpstreamAuthorization::Exchange(_))
-    {
-        loader.report(scope.place.problem(
-            "tokens are exchanged for each caller, and \"server\" is one conversation for all: whose would it show?",
-            "write `scope = \"user\"`, or set `authorization = { credential = \"NAME\" }`",
-        ));
-        return None;
-    }
     if let (Some(Transport::Http(inside)), Some(sandbox)) = (&transport, &sandbox)
         && matches!(inside.door, InsideDoor::Port(_))
         && sandbox.network == Network::Host
@@ -111,7 +102,16 @@ pub(super) fn resolve(
         ));
         return None;
     }
-    let (resource, limits) = (resource?, resolve_limits(said.limits));
+    let limits = resolve_limits(said.limits);
+    let beside = Beside {
+        transport: transport.as_ref(),
+        auth: auth.as_ref(),
+        sandbox: sandbox.as_ref(),
+        env: &said.env,
+        sessions: limits.sessions,
+    };
+    let sharing = said.sharing.resolve(loader, &beside)?;
+    let resource = resource?;
     let (command, image) = program?;
     Some(Config {
         server: server.clone(),
@@ -132,7 +132,9 @@ pub(super) fn resolve(
         auth: auth?,
         authz: authz?,
         sandbox: sandbox?,
-        scope: said.scope.given().unwrap_or_default(),
+        scope: sharing.scope,
+        warm: sharing.warm,
+        pass_identity: sharing.pass_identity,
         limits,
         env: said
             .env

@@ -327,6 +327,8 @@ fn summarize(out: &mut String, config: &Config) {
         authz,
         sandbox,
         scope,
+        warm,
+        pass_identity,
         limits,
         env,
     } = config;
@@ -364,7 +366,7 @@ fn summarize(out: &mut String, config: &Config) {
     }
     writeln!(
         out,
-        "scope {}\n{sandbox:?}\n{limits:#?}\nenv {env:?}",
+        "scope {} warm {warm} pass-identity {pass_identity}\n{sandbox:?}\n{limits:#?}\nenv {env:?}",
         scope.name()
     )
     .unwrap();

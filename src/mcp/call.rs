@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     json::{self, Document, JsonError, Kind, Value},
-    mcp::method,
+    mcp::{meta, method},
 };
 
 /// Which half of MCP's history a message belongs to.
@@ -152,6 +152,11 @@ impl Call {
             return Err(CallError::Invalid("jsonrpc is not \"2.0\""));
         }
         let shape = shape(&message)?;
+        if meta::is_forged(root) {
+            return Err(CallError::Params(
+                "`_meta` names `thv/identity`, which the gateway alone may say",
+            ));
+        }
         let method = root
             .get("method")
             .and_then(Value::as_str)

@@ -1,4 +1,5 @@
-//! Members of `params._meta` that the gateway adds, all else staying byte for byte.
+//! Members of `_meta` that are the gateway's: it adds them, all else staying byte for
+//! byte, and takes its own from nobody.
 
 use std::ops::Range;
 
@@ -6,6 +7,24 @@ use crate::{
     json::{Kind, Value},
     mcp::{Message, input::member},
 };
+
+/// Who calls, for a server that all of its users share.
+pub const CALLER: &str = "thv/identity";
+
+/// Its value, as JSON.
+pub fn caller(issuer: &str, subject: &str, kind: &str) -> Vec<u8> {
+    serde_json::json!({ "issuer": issuer, "subject": subject, "kind": kind })
+        .to_string()
+        .into_bytes()
+}
+
+/// Whether a client says what only the gateway may.
+pub(super) fn is_forged(root: Value<'_>) -> bool {
+    ["params", "result"].into_iter().any(|within| {
+        let meta = root.get(within).and_then(|within| within.get("_meta"));
+        meta.is_some_and(|meta| meta.get(CALLER).is_some())
+    })
+}
 
 /// A part of a message's text, and what stands there instead.
 pub type Change = (Range<usize>, Vec<u8>);

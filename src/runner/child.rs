@@ -26,7 +26,7 @@ use tracing::warn;
 use super::Setup;
 use crate::{
     config::{Config, Engine, Layer, Network},
-    frames::{Signal, Status},
+    frames::{Caller, Signal, Status},
     sandbox::{
         self, Fault, Start,
         cgroup::{Delegated, Group},
@@ -64,11 +64,11 @@ pub(super) enum Told {
 }
 
 impl Child {
-    /// What a child of `principal` (64 hex digits) may see and do.
+    /// What a child of `principal` (64 hex digits) may see and do, and is told of its caller.
     pub(super) fn plan(
         config: &Config,
         setup: &Setup,
-        principal: &str,
+        (principal, caller): (&str, Option<&Caller>),
     ) -> Result<sandbox::Plan, Fault> {
         let state = if config.sandbox.state {
             Some(state_directory(setup, principal)?)
@@ -86,7 +86,17 @@ impl Child {
             (None, _) => None,
         };
         let (state, image) = (state.as_deref(), image.as_ref());
-        let plan = sandbox::plan(config, &setup.host, state, image);
+        let mut plan = sandbox::plan(config, &setup.host, state, image);
+        match (config.names_caller_to_child(), caller) {
+            (false, None) => {}
+            (true, Some(caller)) => plan.name_caller(caller.values()),
+            (true, None) | (false, Some(_)) => {
+                return Err(Fault {
+                    layer: "config".to_owned(),
+                    reason: "gateway and runner differ about `pass-identity`".to_owned(),
+                });
+            }
+        }
         match config.engine {
             Engine::Native => Ok(plan),
             Engine::Podman if !Path::new(sandbox::PODMAN).exists() => Err(Fault {
@@ -362,5 +372,45 @@ pub(super) fn no_namespaces(error: &io::Error) -> Fault {
     Fault {
         layer: Layer::Namespaces.name().to_owned(),
         reason: format!("making namespaces: {error}; {cure}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, os::unix::fs::PermissionsExt as _};
+
+    use super::*;
+    use crate::{
+        config::{OwnerRule, ServerName},
+        runner::vault::Vault,
+        systemd::Notifier,
+    };
+
+    /// Everybody's directory is one, and no user's; each is made when it is first needed, and its owner's alone.
+    #[test]
+    fn each_principal_has_one_directory_and_everybody_together_another() {
+        let base = tempfile::tempdir().unwrap();
+        let server = ServerName::parse("x").unwrap();
+        let setup = Setup {
+            root: PathBuf::from("/"),
+            vault: Vault::from_environment(&server),
+            server,
+            owner: OwnerRule::RootOrCaller,
+            key: String::new(),
+            state: Some(base.path().to_owned()),
+            images: None,
+            staged: HashMap::new(),
+            host: sandbox::Host::default(),
+            notifier: Notifier::none(),
+        };
+        let (everybody, user) = ("0".repeat(64), "a".repeat(64));
+        let made = state_directory(&setup, &everybody).unwrap();
+        assert_eq!(state_directory(&setup, &everybody).unwrap(), made);
+        assert_ne!(state_directory(&setup, &user).unwrap(), made);
+        let mode = fs::metadata(&made).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        for wrong in ["", "..", &"A".repeat(64), &format!("../{}", "a".repeat(61))] {
+            assert!(state_directory(&setup, wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -189,7 +189,14 @@ impl Link {
     ) -> Result<(), Over> {
         match (request, &self.config) {
             (Request::Hello { version, key, .. }, None) => self.hello(version, &key, setup),
-            (Request::Start { child, principal }, Some((config, filter))) => {
+            (
+                Request::Start {
+                    child,
+                    principal,
+                    caller,
+                },
+                Some((config, filter)),
+            ) => {
                 let started = if self.children.contains_key(&child)
                     || self.children.len() >= config.limits.sessions
                 {
@@ -203,7 +210,8 @@ impl Link {
                     self.starts += 1;
                     self.has_tried = false;
                     let spare = self.spare.take();
-                    Child::plan(config, setup, &principal).and_then(|plan| {
+                    let whose = (principal.as_str(), caller.as_ref());
+                    Child::plan(config, setup, whose).and_then(|plan| {
                         match spare.and_then(|spare| spare.stand_in(&plan, setup)) {
                             Some(ready) => Ok(ready.begin(child)),
                             None => Child::prepare(plan, setup, filter, cgroups)

@@ -1,8 +1,8 @@
 //! One child ahead: its sandbox is made while nobody waits, and its server is
 //! executed when somebody does.
 //!
-//! Only for servers whose sandbox is the same for every principal and holds no
-//! secret, only while others of its kind run, and only as long as the parts of
+//! Only for servers whose sandbox and environment are the same for every principal
+//! and hold no secret, only while others of its kind run, and only as long as the parts of
 //! the host that it shows are those that a new one would show.
 
 use std::{
@@ -29,7 +29,7 @@ pub(super) struct Spare {
 impl Spare {
     /// Whether there may be one for `config`.
     pub(super) fn is_possible(config: &Config) -> bool {
-        !config.sandbox.state
+        !config.sandbox.state && !config.names_caller_to_child()
     }
 
     /// Makes one; nothing where it could not stand for another.
@@ -39,7 +39,7 @@ impl Spare {
         filter: &Filter,
         cgroups: &Result<Delegated, Fault>,
     ) -> Option<Self> {
-        let plan = Child::plan(config, setup, NOBODY).ok()?;
+        let plan = Child::plan(config, setup, (NOBODY, None)).ok()?;
         if !plan.credentials().is_empty() {
             return None;
         }

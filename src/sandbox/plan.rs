@@ -10,8 +10,8 @@ use super::{
     installed::Installed,
 };
 use crate::config::{
-    Addition, Config, EnvValue, InsideDoor, Layer, Limits, Network, PROXY, SOCKETS, Seccomp,
-    Transport,
+    Addition, Config, EnvValue, IDENTITY_VARIABLES, InsideDoor, Layer, Limits, Network, PROXY,
+    SOCKETS, Seccomp, Transport,
 };
 
 /// What a child may see and do, in the order in which it is applied.
@@ -144,6 +144,11 @@ pub fn plan(config: &Config, host: &Host, state: Option<&Path>, image: Option<&I
             }
         }
     }
+    if config.names_caller_to_child() {
+        // Their values are known when there is a caller.
+        env.retain(|(name, _)| !IDENTITY_VARIABLES.contains(&name.as_str()));
+        env.extend(IDENTITY_VARIABLES.map(|name| (name.to_owned(), String::new())));
+    }
     Plan {
         hostname: config.server.to_string(),
         base: image.map(|image| image.root.clone()),
@@ -170,6 +175,16 @@ pub fn plan(config: &Config, host: &Host, state: Option<&Path>, image: Option<&I
         seccomp: (config.sandbox.seccomp, config.sandbox.seccomp_allow.clone()),
         is_podman: false,
         optional: config.sandbox.optional.iter().copied().collect(),
+    }
+}
+
+impl Plan {
+    /// Says in the environment whom the child serves.
+    pub fn name_caller(&mut self, values: [&str; 3]) {
+        for (name, value) in IDENTITY_VARIABLES.iter().zip(values) {
+            let known = self.env.iter_mut().filter(|(known, _)| known == name);
+            known.for_each(|(_, text)| value.clone_into(text));
+        }
     }
 }
 

@@ -13,9 +13,10 @@ use tracing::{info, warn};
 
 use crate::{
     audit::{Audit, Event, Exit},
-    child::{Child, Ended, Source, Translation, stdio},
+    auth::{Owner, PrincipalKey},
+    child::{Child, Ended, Source, StartError, Translation, stdio},
     egress,
-    frames::{Signal, Status},
+    frames::{Caller, Signal, Status},
     session::{Session, exchange::Failure, pump},
 };
 
@@ -24,6 +25,28 @@ pub(super) struct Around {
     pub(super) source: Arc<Source>,
     pub(super) egress: Arc<egress::Rules>,
     pub(super) audit: Audit,
+}
+
+/// Starts a child for `owner`, and records it.
+pub(super) async fn start(
+    around: &Around,
+    owner: &Owner,
+    caller: Option<Caller>,
+) -> Result<Child, StartError> {
+    let started = around.source.start(owner, caller).await;
+    let child = started.inspect_err(|error| {
+        around.audit.record(&Event::LayerFailed {
+            layer: error.layer().to_owned(),
+            reason: error.in_full(),
+        });
+    })?;
+    let whose = owner.principal();
+    around.audit.record(&Event::ChildStarted {
+        child: child.number,
+        pid: child.pid,
+        principal: (whose != PrincipalKey::EVERYBODY).then(|| whose.to_string()),
+    });
+    Ok(child)
 }
 
 /// What a child says.

@@ -32,6 +32,7 @@ mod switch;
 mod table;
 mod tasks;
 mod tools;
+mod warm;
 mod words;
 
 pub use conversation::{SendError, Sent, Session};

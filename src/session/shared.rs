@@ -80,8 +80,9 @@ impl Shared {
         (Arc::new(shared), outbox)
     }
 
-    /// One more session; `None` when this child takes none any more.
-    pub(super) fn join(&self, session: &Arc<Session>) -> Option<u64> {
+    /// One more session, and what the server is told of its caller; `None` when this
+    /// child takes none any more.
+    pub(super) fn join(&self, session: &Arc<Session>, caller: Option<Bytes>) -> Option<u64> {
         let mut state = self.state();
         if state.closed {
             return None;
@@ -89,7 +90,7 @@ impl Shared {
         let member = state.next;
         state.next += 1;
         let principal = session.owner().principal_key();
-        state.switch.join(member, principal);
+        state.switch.join(member, principal, caller);
         state.sessions.insert(member, session.clone());
         Some(member)
     }

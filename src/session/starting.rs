@@ -6,11 +6,11 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::{
-    audit::Event,
-    auth::{Identity, Owner, PrincipalKey},
+    auth::{Identity, Kind, Owner, PrincipalKey},
     child::{Child, StartError},
     config::Scope,
-    mcp::Era,
+    frames::Caller,
+    mcp::{Era, meta},
     session::{
         OpenError, Session, Sessions, ending,
         exchange::Failure,
@@ -41,7 +41,8 @@ impl Sessions {
                     // One serves all clients of its principal.
                     Era::Modern => Owner::of_all_clients(identity),
                 };
-                let child = self.start(&owner).await?;
+                let caller = self.caller(identity)?;
+                let child = self.start(&owner, caller).await?;
                 let tended = ending::tend(
                     session.clone(),
                     child,
@@ -67,19 +68,28 @@ impl Sessions {
         slot: Place,
     ) -> Result<Opening, OpenError> {
         let whose = owner.principal();
+        let everybody = whose == PrincipalKey::EVERYBODY;
+        let told = (everybody && self.setup.pass_identity).then(|| {
+            let (issuer, subject, kind) = named(session.owner());
+            Bytes::from(meta::caller(issuer, subject, kind))
+        });
         let backend = lock(&self.backends).entry(whose).or_default().clone();
         let mut backend = backend.lock().await;
         let there = backend.upgrade().and_then(|shared| {
-            let member = shared.join(&session)?;
+            let member = shared.join(&session, told.clone())?;
             Some((shared, member))
         });
         let (shared, member) = match there {
             Some(there) => there,
             None => {
-                let child = self.start(&owner).await?;
-                let everybody = whose == PrincipalKey::EVERYBODY;
+                let caller = if everybody {
+                    None
+                } else {
+                    self.caller(session.owner())?
+                };
+                let child = self.start(&owner, caller).await?;
                 let (shared, outbox) = Shared::new(whose, everybody, MAX_LINES);
-                let member = shared.join(&session);
+                let member = shared.join(&session, told);
                 let tended = ending::tend(
                     shared.clone(),
                     child,
@@ -128,7 +138,7 @@ impl Sessions {
         opening
     }
 
-    fn around(&self) -> ending::Around {
+    pub(super) fn around(&self) -> ending::Around {
         ending::Around {
             source: self.setup.source.clone(),
             egress: self.setup.egress.clone(),
@@ -136,23 +146,40 @@ impl Sessions {
         }
     }
 
-    /// Starts a child for `owner`, and records it.
-    async fn start(&self, owner: &Owner) -> Result<Child, StartError> {
-        let started = self.setup.source.start(owner).await;
-        let child = started.inspect_err(|error| {
-            self.setup.audit.record(&Event::LayerFailed {
-                layer: error.layer().to_owned(),
-                reason: error.in_full(),
-            });
-        })?;
-        let whose = owner.principal();
-        self.setup.audit.record(&Event::ChildStarted {
-            child: child.number,
-            pid: child.pid,
-            principal: (whose != PrincipalKey::EVERYBODY).then(|| whose.to_string()),
-        });
+    /// What a child of one user is told of him, where the configuration says so.
+    fn caller(&self, identity: &Identity) -> Result<Option<Caller>, StartError> {
+        if !self.setup.pass_identity {
+            return Ok(None);
+        }
+        let (issuer, subject, kind) = named(identity);
+        let caller = Caller::new(issuer, subject, kind);
+        caller.map(Some).map_err(|error| StartError::Failed {
+            layer: "identity".to_owned(),
+            reason: error.to_string(),
+        })
+    }
+
+    /// A child for `owner`: one that waits already, or a new one.
+    async fn start(&self, owner: &Owner, caller: Option<Caller>) -> Result<Child, StartError> {
+        let child = match self.take_warm().await {
+            Some(child) => {
+                self.record_taken(&child, owner);
+                child
+            }
+            None => ending::start(&self.around(), owner, caller).await?,
+        };
+        self.fill_warm();
         Ok(child)
     }
+}
+
+/// Issuer, subject, and what kind of subject: what is as long as a child the same.
+fn named(identity: &Identity) -> (&str, &str, &'static str) {
+    let kind = match identity.kind() {
+        Kind::User => "user",
+        Kind::Client => "client",
+    };
+    (identity.issuer(), identity.subject(), kind)
 }
 
 /// Lines waiting for one child that does not read.

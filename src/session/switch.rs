@@ -14,7 +14,7 @@ use bytes::Bytes;
 use crate::{
     auth::PrincipalKey,
     json::Value,
-    mcp::{Message, bridge, method},
+    mcp::{Message, bridge, meta, method},
     session::{
         opening::Opening,
         own::OwnMessage,
@@ -49,6 +49,8 @@ pub(super) struct Switch {
 
 pub(super) struct Member {
     pub(super) principal: PrincipalKey,
+    /// What the server is told of who calls, as JSON.
+    caller: Option<Bytes>,
     /// Its own numbers of what is in flight, and the child's.
     pub(super) numbers: HashMap<u64, u64>,
     pub(super) subscribed: HashSet<Bytes>,
@@ -92,11 +94,12 @@ impl Switch {
         }
     }
 
-    pub(super) fn join(&mut self, member: u64, principal: PrincipalKey) {
+    pub(super) fn join(&mut self, member: u64, principal: PrincipalKey, caller: Option<Bytes>) {
         self.members.insert(
             member,
             Member {
                 principal,
+                caller,
                 numbers: HashMap::new(),
                 subscribed: HashSet::new(),
                 level: None,
@@ -239,6 +242,11 @@ impl Switch {
         {
             changes.push((token.span(), text.as_bytes()));
         }
+        let caller = self.members.get(&member).and_then(|it| it.caller.clone());
+        let told = caller.map(|caller| meta::added(message, &[(meta::CALLER, &caller)]));
+        for (span, text) in told.iter().flatten() {
+            changes.push((span.clone(), text.as_slice()));
+        }
         changes.sort_by_key(|(span, _)| span.start);
         vec![Out::ToChild(message.with(&changes).into())]
     }
@@ -334,7 +342,7 @@ mod tests {
     fn switch(everybody: bool) -> Switch {
         let mut switch = Switch::new(everybody);
         for member in 0..4 {
-            switch.join(member, key(&format!("user-{}", member % 2)));
+            switch.join(member, key(&format!("user-{}", member % 2)), None);
         }
         switch
     }

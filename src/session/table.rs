@@ -29,6 +29,7 @@ use crate::{
         reversed::is_refusal,
         seal::Seal,
         shared::Shared,
+        warm::Warm,
     },
     sys::random,
 };
@@ -42,6 +43,12 @@ pub struct Setup {
     pub audit: Audit,
     /// Whom one child serves.
     pub scope: Scope,
+    /// Whether the server is told who calls.
+    pub pass_identity: bool,
+    /// Children that are started ahead, while there are sessions.
+    pub warm: usize,
+    /// How long they wait without one; for ever where that is zero.
+    pub exit_idle: Duration,
     /// Sessions at once, those that are ending included; of all, and of one user.
     pub sessions: (usize, usize),
     /// Calls that wait for an answer at once, likewise.
@@ -58,6 +65,7 @@ pub struct Sessions {
     pub(super) setup: Setup,
     pub(super) slots: Places,
     pub(super) calls: Places,
+    pub(super) warm: Arc<Warm>,
     /// Shared children that have not ended for good.
     pub(super) children: Arc<AtomicUsize>,
     pub(super) backends: Mutex<HashMap<PrincipalKey, Arc<Backend>>>,
@@ -104,10 +112,12 @@ impl Sessions {
     pub fn new(setup: Setup) -> Self {
         let slots = Places::new(setup.sessions.0, setup.sessions.1);
         let calls = Places::new(setup.calls.0, setup.calls.1);
+        let warm = Warm::new(setup.warm, (slots.clone(), setup.sessions.0), setup.reading);
         Self {
             setup,
             slots,
             calls,
+            warm: Arc::new(warm),
             children: Arc::default(),
             backends: Mutex::default(),
             table: Arc::default(),
@@ -230,6 +240,7 @@ impl Sessions {
                     .try_lock()
                     .is_ok_and(|session| session.strong_count() > 0)
         });
+        self.cool(now, self.setup.exit_idle);
         while self.tasks().try_join_next().is_some() {}
     }
 
@@ -291,6 +302,7 @@ impl Sessions {
             session.fail_all(Failure::ShuttingDown);
             session.close();
         }
+        self.close_warm();
         let mut tasks = std::mem::take(&mut *self.tasks());
         while tasks.join_next().await.is_some() {}
     }

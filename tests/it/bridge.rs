@@ -25,7 +25,7 @@ async fn messages(caller: &Caller) -> Vec<Value> {
 }
 
 /// A modern client that can be asked everything calls a tool, with what it has learned so far.
-async fn call(caller: &Caller, name: &str, arguments: Value, more: Value) -> Answer {
+pub async fn call(caller: &Caller, name: &str, arguments: Value, more: Value) -> Answer {
     able(
         caller,
         json!({ "elicitation": {}, "sampling": {}, "roots": {} }),
@@ -49,7 +49,7 @@ async fn able(caller: &Caller, can: Value, name: &str, arguments: Value, more: V
 
 /// What a call answers that asks for input: the questions and the state.
 #[track_caller]
-fn asked(answer: &Answer) -> (Value, String) {
+pub fn asked(answer: &Answer) -> (Value, String) {
     let result = answer.json()["result"].clone();
     assert_eq!(result["resultType"], "input_required", "{}", answer.text());
     let state = result["requestState"].as_str().unwrap().to_owned();

@@ -92,4 +92,8 @@ mod streams;
 mod tasks;
 /// TLS of the gateway's own.
 mod tls;
+/// What a server is told of its caller.
+mod told;
+/// Servers that are started ahead.
+mod warm;
 mod wire;

@@ -5,6 +5,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use serde_json::json;
 use thv::{
     config::ServerName,
     frames::{self, Reply, Request},
@@ -83,6 +84,7 @@ fn nothing_is_started_before_hello() {
     let start = Request::Start {
         child: 1,
         principal: "0".repeat(64),
+        caller: None,
     };
     frames::send(runner.socket.as_fd(), &start, &[]).unwrap();
     assert!(next(&runner).is_none());
@@ -131,6 +133,7 @@ fn a_child_is_started_once_by_its_number_and_named_when_it_ends() {
     let start = |child| Request::Start {
         child,
         principal: "0".repeat(64),
+        caller: None,
     };
     frames::send(runner.socket.as_fd(), &start(7), &[]).unwrap();
     // Its descriptors are dropped here, so `cat` reads the end of its input and leaves.
@@ -149,6 +152,37 @@ fn a_child_is_started_once_by_its_number_and_named_when_it_ends() {
     ));
 }
 
+/// A gateway can say who calls only where the configuration has a child told, and only in plain text.
+#[test]
+fn a_caller_is_taken_where_the_configuration_says_so_alone() {
+    let start = |child, caller| Request::Start {
+        child,
+        principal: "0".repeat(64),
+        caller,
+    };
+    let alice = frames::Caller::new("https://sso.example.com", "alice", "user").ok();
+    let (_files, runner) = runner();
+    hello(&runner, frames::VERSION, &runner.key);
+    assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
+    frames::send(runner.socket.as_fd(), &start(1, alice), &[]).unwrap();
+    assert!(
+        matches!(next(&runner), Some(Reply::Failed { child: 1, layer, .. }) if layer == "config")
+    );
+    frames::send(runner.socket.as_fd(), &start(2, None), &[]).unwrap();
+    assert!(matches!(
+        next(&runner),
+        Some(Reply::Started { child: 2, .. })
+    ));
+    // The end of the one before may be told first.
+    let caller = json!({ "issuer": "https://i", "subject": "a\nLD_PRELOAD=x", "kind": "user" });
+    let forged =
+        json!({ "frame": "start", "child": 3, "principal": "0".repeat(64), "caller": caller });
+    frames::send(runner.socket.as_fd(), &forged, &[]).unwrap();
+    while let Some(reply) = next(&runner) {
+        assert!(matches!(reply, Reply::Exited { child: 2, .. }), "{reply:?}");
+    }
+}
+
 /// probe-80: what a configuration shows and the host lacks is named by the start; the runner lives.
 #[test]
 fn a_path_that_is_missing_is_named_when_a_child_starts() {
@@ -158,6 +192,7 @@ fn a_path_that_is_missing_is_named_when_a_child_starts() {
     let start = Request::Start {
         child: 1,
         principal: "0".repeat(64),
+        caller: None,
     };
     frames::send(runner.socket.as_fd(), &start, &[]).unwrap();
     match next(&runner) {

@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use crate::{
+    bridge,
     house::{Caller, House, Plan, call, house, initialize},
+    modern,
     wire::{self, Events},
 };
 
@@ -327,4 +329,210 @@ async fn each_limit_refuses_beside_its_success() {
     let refused = bob.call("echo", json!({})).await;
     assert_eq!(refused.status, 503);
     assert_eq!(refused.json()["error"]["data"]["reason"], "call-limit");
+}
+
+/// A legacy client that takes questions.
+async fn elicits(house: &House, subject: &str) -> Caller {
+    let mut caller = house.caller(subject);
+    let takes = "\"capabilities\":{\"elicitation\":{}}";
+    let body = initialize("2025-11-25").replace("\"capabilities\":{}", takes);
+    let answer = caller.post(&body).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    caller.session = answer.header("mcp-session-id").map(str::to_owned);
+    caller
+}
+
+/// The stream of a session's own, once it is open.
+async fn own_stream(caller: &Caller) -> Events {
+    let mut stream = Events::open(caller.address, &caller.bytes("GET", "")).await;
+    stream.field("id: ").await;
+    stream
+}
+
+/// Two clients of one user take questions: one is asked only in its own call, on that call's stream, and only
+/// while nobody else's call could be meant.
+#[tokio::test]
+async fn a_question_reaches_only_the_client_whose_call_it_was() {
+    let house = crowd("user").open().await;
+    let (first, second) = (
+        elicits(&house, "alice").await,
+        elicits(&house, "alice").await,
+    );
+    let mut other = own_stream(&second).await;
+    let mut asked = Events::open(
+        first.address,
+        &first.bytes("POST", &call(1, "ask", json!({}))),
+    )
+    .await;
+    let question = asked.next().await;
+    assert_eq!(question["method"], "elicitation/create");
+    // An answer of the other's is none.
+    let answer =
+        json!({ "jsonrpc": "2.0", "id": question["id"], "result": { "action": "decline" } });
+    assert_eq!(second.post(&answer.to_string()).await.status, 400);
+    let answer =
+        json!({ "jsonrpc": "2.0", "id": question["id"], "result": { "action": "accept" } });
+    assert_eq!(first.post(&answer.to_string()).await.status, 202);
+    let said = asked.next().await["result"].to_string();
+    assert!(
+        said.contains("accept") && !said.contains("decline"),
+        "{said}"
+    );
+    // While the other is at work too it might be meant as well.
+    let held = {
+        let second = second.clone();
+        tokio::spawn(async move { second.call("hold", json!({ "for": "x" })).await })
+    };
+    while !first.call("seen", json!({})).await.said().contains("hold") {
+        tokio::task::yield_now().await;
+    }
+    let told = first.call("ask", json!({})).await.said();
+    assert!(told.contains("-32601"), "{told}");
+    first.call("release", json!({ "for": "x" })).await;
+    assert_eq!(held.await.unwrap().said(), "released");
+    second.send("DELETE", "").await;
+    let rest = other.end().await;
+    assert!(!rest.contains("elicitation"), "{rest}");
+}
+
+/// mcp-M1: a modern client's call at a child that it shares with a session asks that client alone; it comes back
+/// with the answer to the same call. Where users meet nobody is asked.
+#[tokio::test]
+async fn a_question_in_a_bridged_call_at_a_shared_child_is_its_callers() {
+    let house = crowd("user").open().await;
+    let session = elicits(&house, "alice").await;
+    let mut stream = own_stream(&session).await;
+    let alice = house.caller("alice");
+    let (questions, state) =
+        bridge::asked(&bridge::call(&alice, "ask", json!({}), json!({})).await);
+    assert_eq!(questions["q"]["method"], "elicitation/create");
+    // It waits, and the session goes on.
+    assert_eq!(session.call("echo", json!({})).await.said(), "{}");
+    let back = json!({ "requestState": state, "inputResponses": { "q": { "action": "accept" } } });
+    // Another user, and the user's other client, hold nothing that goes on with it.
+    let thief = bridge::call(&house.caller("bob"), "ask", json!({}), back.clone()).await;
+    assert_eq!(thief.status, 400, "{}", thief.text());
+    let said = bridge::call(&alice, "ask", json!({}), back).await.said();
+    assert!(said.contains("accept"), "{said}");
+    assert_eq!(
+        told(&session, "tools/call").await,
+        3,
+        "the call was made once"
+    );
+    assert_eq!(house.children_started(), 1);
+    session.send("DELETE", "").await;
+    let rest = stream.end().await;
+    assert!(!rest.contains("elicitation"), "{rest}");
+
+    let house = crowd("server").open().await;
+    let said = bridge::call(&house.caller("alice"), "ask", json!({}), json!({})).await;
+    assert!(said.said().contains("-32601"), "{}", said.text());
+}
+
+/// mcp-M1, mcp-T28: legacy sessions share a child that speaks modern MCP alone: what it needs for a call is asked
+/// of that call's client, even where users meet, and each session's subscription is its own.
+#[tokio::test]
+async fn legacy_sessions_share_a_modern_server() {
+    let plan = house().argument("--modern").argument("--changes");
+    let house = plan.top("scope = \"server\"\n").open().await;
+    let (alice, bob) = (elicits(&house, "alice").await, elicits(&house, "bob").await);
+    assert_eq!(house.children_started(), 1);
+    let (mut hers, mut his) = (own_stream(&alice).await, own_stream(&bob).await);
+    let open = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+    assert_eq!(alice.post(open).await.status, 202);
+    // It says so to each subscription as it begins, under that one's name.
+    let changed = "notifications/tools/list_changed";
+    assert_eq!(hers.next().await["method"], changed);
+
+    let need = |caller: &Caller| caller.bytes("POST", &call(7, "need", json!({})));
+    let mut first = Events::open(house.address, &need(&alice)).await;
+    let mut second = Events::open(house.address, &need(&bob)).await;
+    let (asks_her, asks_him) = (first.next().await, second.next().await);
+    let accept = |to: &Value, who: &str| {
+        let result = json!({ "action": "accept", "content": { "who": who } });
+        json!({ "jsonrpc": "2.0", "id": to["id"], "result": result }).to_string()
+    };
+    assert_eq!(bob.post(&accept(&asks_him, "bob")).await.status, 202);
+    assert_eq!(alice.post(&accept(&asks_her, "alice")).await.status, 202);
+    for (stream, who, other) in [(&mut first, "alice", "bob"), (&mut second, "bob", "alice")] {
+        let answer = stream.next().await;
+        assert_eq!(answer["id"], 7);
+        let said = answer["result"]["content"][0]["text"].as_str().unwrap();
+        assert!(said.contains(who) && !said.contains(other), "{said}");
+    }
+    // A modern client is served by the same child.
+    let said = modern::tool(&house.caller("carol"), "echo", json!({ "n": 1 })).await;
+    assert_eq!(said.said(), "{\"n\": 1}");
+    assert_eq!(house.children_started(), 1);
+    assert_eq!(bob.post(open).await.status, 202);
+    assert_eq!(his.next().await["method"], changed);
+    alice.send("DELETE", "").await;
+    let rest = hers.end().await;
+    assert!(
+        !rest.contains(changed) && !rest.contains("elicitation"),
+        "{rest}"
+    );
+}
+
+/// A child that reads nothing fills what may wait for it, and still lets everybody leave, and ends.
+#[tokio::test]
+async fn nobody_is_kept_by_a_shared_child_that_does_not_read() {
+    let house = house().top("scope = \"server\"\n").open().await;
+    let (alice, bob) = (house.session("alice").await, house.session("bob").await);
+    let _asleep = Events::open(
+        alice.address,
+        &alice.bytes("POST", &call(1, "sleep", json!({}))),
+    )
+    .await;
+    let body = call(2, "echo", json!({ "x": "x".repeat(3 << 20) }));
+    let mut sent = tokio::task::JoinSet::new();
+    for number in 0..8 {
+        let bob = bob.clone();
+        let body = body.replacen("\"id\":2", &format!("\"id\":{}", number + 2), 1);
+        sent.spawn(async move {
+            let mut answer = Events::open(bob.address, &bob.bytes("POST", &body)).await;
+            answer.line().await
+        });
+    }
+    // Those that fit have no answer.
+    while !sent.join_next().await.unwrap().unwrap().contains(" 503 ") {}
+    for caller in [&bob, &alice] {
+        assert_eq!(caller.send("DELETE", "").await.status, 204);
+    }
+    house.records.wait_for("child-exited").await;
+}
+
+/// A server over HTTP that answers one call of one user with an error of its transport has failed that call alone.
+#[tokio::test]
+async fn a_fault_of_a_shared_http_server_is_its_callers_alone() {
+    let server = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/it/servers/streamable.py"
+    );
+    let plan = house().command(&["/usr/bin/python3", "-u", server, "8080"]);
+    let plan = plan.top("transport = \"http\"\nport = 8080\nscope = \"server\"\n");
+    let house = plan.open().await;
+    let (alice, bob) = (house.session("alice").await, house.session("bob").await);
+    let held = {
+        let alice = alice.clone();
+        tokio::spawn(async move { alice.call("hold", json!({})).await })
+    };
+    while !bob.call("seen", json!({})).await.said().contains("hold") {
+        tokio::task::yield_now().await;
+    }
+    let failed = bob.call("status", json!({ "status": 500 })).await;
+    assert_eq!(
+        failed.json()["error"]["data"]["reason"],
+        "server-refused",
+        "{}",
+        failed.text()
+    );
+    assert_eq!(
+        bob.call("echo", json!({ "n": 1 })).await.said(),
+        "{\"n\": 1}"
+    );
+    bob.call("release", json!({})).await;
+    let held = held.await.unwrap();
+    assert!(held.json()["error"].is_null(), "{}", held.text());
+    assert_eq!(house.children_started(), 1);
 }

@@ -84,7 +84,7 @@ def hello(host, name, key, user):
         "runner = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
         "runner.settimeout(10)\n"
         f"runner.connect('/run/thv/runner/{name}.sock')\n"
-        "runner.send(json.dumps({'frame': 'hello', 'version': 3, 'key': sys.stdin.read(), 'digest': ''}).encode())\n"
+        "runner.send(json.dumps({'frame': 'hello', 'version': 4, 'key': sys.stdin.read(), 'digest': ''}).encode())\n"
         "print(runner.recv(4096).decode())\n")
     uid = user.lstrip("#")
     done = host.run("setpriv", "--reuid", uid, "--regid", uid, "--clear-groups", "python3", "-c", program, input=key)

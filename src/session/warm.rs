@@ -1,0 +1,298 @@
+//! Children that are started before anybody needs them: for programs that take long to load.
+//!
+//! There are none before the first session, and none when nobody has had one for
+//! `limits.exit-idle`: a server that nobody uses runs nothing. One that waits here is
+//! nobody's: it was told nothing, reaches nothing (its ways out are served with its
+//! session), and whoever takes it opens the conversation as with any other. Used by
+//! `starting` and `table`.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    io::{copy, sink},
+    sync::{
+        Notify, mpsc,
+        oneshot::{self, error::TryRecvError},
+    },
+    time::Instant,
+};
+
+use crate::{
+    audit::Event,
+    auth::Owner,
+    child::{Child, Ended, stdio::Reading},
+    session::{
+        Sessions,
+        ending::{self, Around, Output, Served},
+        exchange::Failure,
+        load::Places,
+    },
+};
+
+/// The children that wait, and those on the way here and away.
+pub(super) struct Warm {
+    /// How many are to wait.
+    wanted: usize,
+    /// Sessions, and how many there may be: what waits here counts as one each.
+    slots: Places,
+    most: usize,
+    reading: Reading,
+    state: Mutex<State>,
+    /// Said when there is one more, or one less.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// The next one is the last.
+    ready: Vec<Child>,
+    starting: usize,
+    leaving: usize,
+    /// Somebody sees to it that there are enough.
+    is_filled: bool,
+    /// There will be no more.
+    is_closed: bool,
+    /// Since when nobody has had a session.
+    idle_since: Option<Instant>,
+}
+
+impl State {
+    fn count(&self) -> usize {
+        self.ready.len() + self.starting + self.leaving
+    }
+}
+
+impl Warm {
+    pub(super) fn new(wanted: usize, (slots, most): (Places, usize), reading: Reading) -> Self {
+        Self {
+            wanted,
+            slots,
+            most,
+            reading,
+            state: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Starts what is missing, one after the other: each takes a processor for a while.
+    async fn fill(self: Arc<Self>, around: Around) {
+        while self.lacks_one() {
+            let started = ending::start(&around, &Owner::EVERYBODY, None).await;
+            let has_failed = started.is_err();
+            let unneeded = self.arrived(started.ok());
+            self.changed.notify_waiters();
+            if let Some(child) = unneeded {
+                self.clone().see_out(child, around, true).await;
+                return;
+            }
+            // Why is on record; the next session has it tried anew.
+            if has_failed {
+                return;
+            }
+        }
+    }
+
+    /// One that was started, or was not, is no longer on the way; it is given back if
+    /// nobody will need it.
+    fn arrived(&self, child: Option<Child>) -> Option<Child> {
+        let mut state = self.state();
+        state.starting -= 1;
+        state.is_filled &= child.is_some();
+        let child = child?;
+        if state.is_closed {
+            state.leaving += 1;
+            Some(child)
+        } else {
+            state.ready.insert(0, child);
+            None
+        }
+    }
+
+    /// Takes a place for one more, if one is wanted and there is room.
+    fn lacks_one(&self) -> bool {
+        let mut state = self.state();
+        let lacks = !state.is_closed
+            && state.ready.len() + state.starting < self.wanted
+            && self.slots.count() + state.count() < self.most;
+        if lacks {
+            state.starting += 1;
+        } else {
+            state.is_filled = false;
+        }
+        lacks
+    }
+
+    async fn see_out(self: Arc<Self>, child: Child, around: Around, is_unwanted: bool) {
+        let (_, nothing) = mpsc::channel(1);
+        let unneeded = Unneeded {
+            end: Notify::new(),
+            is_unwanted,
+        };
+        if is_unwanted {
+            unneeded.end.notify_one();
+        }
+        ending::tend(Arc::new(unneeded), child, (nothing, self.reading), around).await;
+        self.state().leaving -= 1;
+        self.changed.notify_waiters();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No code path leaves the state half changed, so a panic elsewhere does not taint it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sessions {
+    /// A child that waits, for whoever has a slot. Only where there is no room for another
+    /// is one waited for that comes or goes.
+    pub(super) async fn take_warm(&self) -> Option<Child> {
+        let warm = &self.warm;
+        if warm.wanted == 0 {
+            return None;
+        }
+        loop {
+            let changed = warm.changed.notified();
+            let (mut taken, mut dead) = (None, Vec::new());
+            let is_full = {
+                let mut state = warm.state();
+                state.idle_since = None;
+                while taken.is_none()
+                    && let Some(mut child) = state.ready.pop()
+                {
+                    if is_running(&mut child) {
+                        taken = Some(child);
+                    } else {
+                        state.leaving += 1;
+                        dead.push(child);
+                    }
+                }
+                warm.slots.count() + state.count() > warm.most
+            };
+            for child in dead {
+                let seen_out = warm.clone().see_out(child, self.around(), false);
+                self.tasks().spawn(seen_out);
+            }
+            if taken.is_some() || !is_full {
+                return taken;
+            }
+            changed.await;
+        }
+    }
+
+    /// Has what is missing started, beside everything else.
+    pub(super) fn fill_warm(&self) {
+        let is_filled = {
+            let mut state = self.warm.state();
+            std::mem::replace(&mut state.is_filled, true)
+        };
+        if !is_filled {
+            self.tasks().spawn(self.warm.clone().fill(self.around()));
+        }
+    }
+
+    /// Ends those that wait when nobody has had a session for so long; never where that is zero.
+    pub(super) fn cool(&self, now: Instant, patience: Duration) {
+        let is_idle = self.is_idle();
+        let unneeded = {
+            let mut state = self.warm.state();
+            if !is_idle || patience.is_zero() {
+                state.idle_since = None;
+                return;
+            }
+            let since = *state.idle_since.get_or_insert(now);
+            if now.duration_since(since) < patience {
+                return;
+            }
+            let unneeded = std::mem::take(&mut state.ready);
+            state.leaving += unneeded.len();
+            unneeded
+        };
+        self.see_all_out(unneeded);
+    }
+
+    /// Ends those that wait, for good.
+    pub(super) fn close_warm(&self) {
+        let unneeded = {
+            let mut state = self.warm.state();
+            state.is_closed = true;
+            let unneeded = std::mem::take(&mut state.ready);
+            state.leaving += unneeded.len();
+            unneeded
+        };
+        self.see_all_out(unneeded);
+    }
+
+    fn see_all_out(&self, children: Vec<Child>) {
+        for child in children {
+            let seen_out = self.warm.clone().see_out(child, self.around(), true);
+            self.tasks().spawn(seen_out);
+        }
+    }
+
+    /// Records whose a child is that was started for nobody.
+    pub(super) fn record_taken(&self, child: &Child, owner: &Owner) {
+        self.setup.audit.record(&Event::ChildTaken {
+            child: child.number,
+            pid: child.pid,
+            principal: owner.principal().to_string(),
+        });
+    }
+}
+
+/// Whether the child still runs; one that has ended can still say how.
+fn is_running(child: &mut Child) -> bool {
+    let ended = match child.ended.try_recv() {
+        Err(TryRecvError::Empty) => return true,
+        Ok(ended) => ended,
+        Err(TryRecvError::Closed) => Ended::RunnerGone,
+    };
+    let (end, told) = oneshot::channel();
+    let _ = end.send(ended);
+    child.ended = told;
+    false
+}
+
+/// What a child serves that serves nobody any more.
+struct Unneeded {
+    end: Notify,
+    is_unwanted: bool,
+}
+
+impl Served for Unneeded {
+    fn principal(&self) -> String {
+        Owner::EVERYBODY.principal().to_string()
+    }
+
+    fn end(&self) -> &Notify {
+        &self.end
+    }
+
+    fn is_unwanted(&self) -> bool {
+        self.is_unwanted
+    }
+
+    fn in_flight(&self) -> usize {
+        0
+    }
+
+    fn fail_all(&self, _: Failure) {}
+
+    fn unheard(&self) -> u64 {
+        0
+    }
+
+    fn written(&self, _: usize) {}
+
+    fn hang_up(&self) {
+        self.end.notify_one();
+    }
+
+    fn fail_one(&self, _: u64, _: Failure) {}
+
+    async fn hear(&self, mut stdout: Output, _: Reading) {
+        let _ = copy(&mut stdout, &mut sink()).await;
+    }
+}
