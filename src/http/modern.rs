@@ -61,7 +61,7 @@ pub fn agree(headers: &HeaderMap, call: &Call) -> Result<(), Refusal> {
         },
     };
     match value(headers, "mcp-name")? {
-        Some(told) if decoded(told)? == name => Ok(()),
+        Some(told) if decoded(told, "Mcp-Name is not well encoded")? == name => Ok(()),
         Some(_) => Err(Refusal::HeaderMismatch("Mcp-Name")),
         None => Err(Refusal::HeaderMismatch("Mcp-Name is missing")),
     }
@@ -79,7 +79,11 @@ pub fn parameters_agree(
         let told = value(headers, mirrored.header.as_str())?;
         match (told, mirrored.value(arguments)) {
             (None, None) => {}
-            (Some(told), Some(meant)) if says(&decoded(told)?, meant) => {}
+            (Some(told), Some(meant))
+                if says(
+                    &decoded(told, "a Mcp-Param header is not well encoded")?,
+                    meant,
+                ) => {}
             (Some(_), Some(_)) => return Err(Refusal::HeaderMismatch("a Mcp-Param header")),
             (None, Some(_)) => {
                 return Err(Refusal::HeaderMismatch("a Mcp-Param header is missing"));
@@ -142,9 +146,8 @@ fn value<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Refu
     }
 }
 
-/// The text that a header stands for: itself, or what is encoded in it (mcp-T14).
-fn decoded(told: &str) -> Result<Cow<'_, str>, Refusal> {
-    const WRONG: Refusal = Refusal::HeaderMismatch("a header is not well encoded");
+/// The text that a header stands for: itself, or what is encoded in it (mcp-T14); `wrong` where it is no text.
+fn decoded<'a>(told: &'a str, wrong: &'static str) -> Result<Cow<'a, str>, Refusal> {
     let encoded = told
         .strip_prefix("=?base64?")
         .and_then(|rest| rest.strip_suffix("?="));
@@ -152,8 +155,11 @@ fn decoded(told: &str) -> Result<Cow<'_, str>, Refusal> {
         return Ok(told.into());
     };
     // The strict engine: padding is canonical, and so are the last bits.
-    let text = STANDARD.decode(encoded).map_err(|_| WRONG)?;
-    String::from_utf8(text).map(Cow::Owned).map_err(|_| WRONG)
+    let text = STANDARD.decode(encoded).ok().map(String::from_utf8);
+    match text {
+        Some(Ok(text)) => Ok(Cow::Owned(text)),
+        _ => Err(Refusal::HeaderMismatch(wrong)),
+    }
 }
 
 /// The largest integer up to which a double has every one.

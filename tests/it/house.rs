@@ -430,7 +430,13 @@ impl House {
         self.runner.as_ref().unwrap().pid()
     }
 
-    /// Ends the gateway, as if it had been killed, and leaves its runner.
+    /// Ends the gateway, as if it had been killed: nothing of it is left when this returns.
+    pub async fn end(mut self) {
+        self.gateway.abort();
+        let _ = (&mut self.gateway).await;
+    }
+
+    /// The same, and leaves its runner.
     pub async fn leave(mut self) -> std::process::Child {
         let runner = self.runner.take().unwrap().abandon();
         self.gateway.abort();

@@ -446,6 +446,7 @@ async fn gateways_that_come_and_go_ask_once() {
     for _ in 0..5 {
         let house = open().await;
         is_served(&house, &token(&house), "alice").await;
+        house.end().await;
     }
     assert_eq!((issuer.asked(DISCOVERY), issuer.asked(JWKS)), (1, 1));
     assert_eq!(issuer.connections(), 2);
@@ -455,10 +456,12 @@ async fn gateways_that_come_and_go_ask_once() {
     let house = open().await;
     is_served(&house, &token(&house), "alice").await;
     assert_eq!(house.records.count("keys-unavailable"), 1);
+    house.end().await;
     later.store(3601, Ordering::Relaxed);
     let house = open().await;
     let answer = caller(&house, token(&house)).initialize().await;
     is_put_off(&house, &answer, 0);
+    house.end().await;
     // Whoever could write there still makes no key of the issuer's.
     for entry in std::fs::read_dir(state.path()).unwrap() {
         std::fs::write(entry.unwrap().path(), "{").unwrap();
@@ -467,6 +470,7 @@ async fn gateways_that_come_and_go_ask_once() {
     let house = open().await;
     let answer = caller(&house, token(&house)).initialize().await;
     is_put_off(&house, &answer, 0);
+    house.end().await;
     issuer.publishes(&[key(&ISSUERS, "es")]);
     let house = open().await;
     is_served(&house, &token(&house), "alice").await;

@@ -97,8 +97,10 @@ async fn a_shared_child_finds_the_caller_in_each_request() {
         .iter()
         .filter(|it| it["method"] == "tools/list")
         .collect();
-    assert_eq!(lists.len(), 10);
-    for pair in lists.chunks(2) {
+    // And one that thv has sent for carol, to learn which headers the tool wants (tok-127).
+    assert_eq!(lists.len(), 11);
+    assert_eq!(who(lists[10])["subject"], "carol");
+    for pair in lists.chunks_exact(2) {
         for (message, subject) in pair.iter().zip(["alice", "bob"]) {
             let expected = json!({ "issuer": house.issuer(), "subject": subject, "kind": "user" });
             assert_eq!(who(message), expected);
