@@ -183,6 +183,25 @@ def test_simple_text(request, arguments):
     return text("This is a simple text response for testing.")
 
 
+@tool("Says in a header what it is asked", {
+    "type": "object", "properties": {"word": {"type": "string", "x-mcp-header": "Word"}}, "required": ["word"]})
+def test_header_word(request, arguments):
+    return text(arguments["word"])
+
+
+# More of a schema than thv has any use for: it has to arrive as it is.
+@tool("Finds somebody", {
+    "$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object",
+    "$defs": {"address": {"$anchor": "addressDef", "type": "object", "properties": {"street": STRING, "city": STRING}}},
+    "properties": {"name": STRING, "address": {"$ref": "#/$defs/address"}, "phone": STRING, "email": STRING,
+                   "contactMethod": {"type": "string", "enum": ["phone", "email"]}},
+    "allOf": [{"anyOf": [{"required": ["phone"]}, {"required": ["email"]}]}],
+    "if": {"properties": {"contactMethod": {"const": "phone"}}, "required": ["contactMethod"]},
+    "then": {"required": ["phone"]}, "else": {"required": ["email"]}, "additionalProperties": False})
+def json_schema_2020_12_tool(request, arguments):
+    return text("found")
+
+
 @tool("Shows a picture")
 def test_image_content(request, arguments):
     return {"content": [image()]}
