@@ -17,7 +17,7 @@ use crate::{
     sys::beside::{self, Beside},
 };
 
-/// What a child is cloned into. All but the network: that of its own is made by [`settle`].
+/// What a child is cloned into. All but the network: that of its own is made by `settle`.
 pub const FLAGS: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
