@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::unistd::{getpid, getppid};
+
 use super::{plan::CgroupLimits, stage::Fault};
 use crate::config::Layer;
 
@@ -31,8 +33,8 @@ impl Delegated {
         let own = own_path().map_err(|error| fault("finding its own cgroup", error))?;
         // A leaf of its own: a cgroup with processes hands on no controllers.
         let leaf = own.join("runner");
-        let moved = create(&leaf).and_then(|()| empty(&own, &leaf.join("cgroup.procs")));
-        moved.map_err(|error| fault("using its own cgroup; the unit needs Delegate=yes", error))?;
+        empty(&own, &leaf)
+            .map_err(|error| fault("using its own cgroup; the unit needs Delegate=yes", error))?;
         let there = fs::read_to_string(own.join("cgroup.controllers")).unwrap_or_default();
         let missing: Vec<_> = CONTROLLERS
             .iter()
@@ -137,12 +139,27 @@ impl Drop for Group {
     }
 }
 
-/// Moves this process, and what else is of its unit (the gateway of `thv run`), to `target`.
-fn empty(own: &Path, target: &Path) -> io::Result<()> {
-    fs::write(target, "0")?;
-    let others = fs::read_to_string(own.join("cgroup.procs"))?;
-    for pid in others.lines() {
-        match fs::write(target, pid) {
+/// Moves this process, and the gateway of `thv run` that has started it, to `leaf`.
+///
+/// Nothing is moved where others are: of a unit's own cgroup thv is the only one, and
+/// elsewhere (a person's shell, the root of a host) they are not its to move.
+fn empty(own: &Path, leaf: &Path) -> io::Result<()> {
+    let (this, parent) = (getpid(), getppid());
+    let there = fs::read_to_string(own.join("cgroup.procs"))?;
+    // 0 is a process of a namespace outside.
+    let is_ours = |pid: i32| pid > 0 && [this.as_raw(), parent.as_raw()].contains(&pid);
+    let there: Vec<i32> = there.lines().map(|pid| pid.parse().unwrap_or(0)).collect();
+    if let Some(other) = there.iter().find(|pid| !is_ours(**pid)) {
+        return Err(io::Error::other(format!(
+            "process {other}, which is not thv's, is in `{}`, too",
+            own.display()
+        )));
+    }
+    create(leaf)?;
+    let procs = leaf.join("cgroup.procs");
+    fs::write(&procs, "0")?;
+    if there.contains(&parent.as_raw()) {
+        match fs::write(&procs, parent.to_string()) {
             // It has ended meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
             other => other?,
@@ -183,3 +200,34 @@ const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 const IO: &str = "io";
 /// Microseconds.
 const CPU_PERIOD: u64 = 100_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Run by root in the root of a host it once took every process there with it, the first one included.
+    #[test]
+    fn what_is_not_thvs_stays_where_it_is() {
+        let own = tempfile::tempdir().unwrap();
+        let (procs, leaf) = (own.path().join("cgroup.procs"), own.path().join("leaf"));
+        let (this, parent) = (getpid(), getppid());
+        for other in [1, 0, i32::MAX] {
+            fs::write(&procs, format!("{other}\n{parent}\n{this}\n")).unwrap();
+            let error = empty(own.path(), &leaf).unwrap_err().to_string();
+            assert!(error.contains(&format!("process {other},")), "{error}");
+            assert!(!leaf.exists(), "{other}");
+        }
+        for (there, moved) in [
+            (format!("{this}\n"), "0".to_owned()),
+            (String::new(), "0".to_owned()),
+            (format!("{parent}\n{this}\n"), parent.to_string()),
+        ] {
+            fs::write(&procs, there).unwrap();
+            empty(own.path(), &leaf).unwrap();
+            assert_eq!(
+                fs::read_to_string(leaf.join("cgroup.procs")).unwrap(),
+                moved
+            );
+        }
+    }
+}

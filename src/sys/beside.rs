@@ -35,16 +35,16 @@ pub(crate) fn new_network() -> io::Result<Beside> {
     extern "C" fn make(left: *mut libc::c_void) -> libc::c_int {
         // SAFETY: no memory is passed; the namespace becomes this process's alone.
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-            return Errno::last_raw();
+            return why();
         }
         // SAFETY: no memory is passed. What is made lies in the table that both share.
         let socket =
             unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
         if socket < 0 {
-            return Errno::last_raw();
+            return why();
         }
         if !loopback_up(socket) {
-            return Errno::last_raw();
+            return why();
         }
         // SAFETY: the box of the structure below, which waits for the end of this process.
         let left = unsafe { &*left.cast::<AtomicI32>() };
@@ -60,10 +60,19 @@ pub(crate) fn leave_old_root() -> io::Result<Beside> {
         // SAFETY: the path is a constant C string.
         match unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) } {
             0 => 0,
-            _ => Errno::last_raw(),
+            _ => why(),
         }
     }
     beside(leave)
+}
+
+/// What a process beside ends with where a call has failed: never the zero of one that has
+/// not, though `errno` is shared with the caller, who may have set it anew.
+fn why() -> libc::c_int {
+    match Errno::last_raw() {
+        0 => libc::EIO,
+        error => error,
+    }
 }
 
 impl Beside {
