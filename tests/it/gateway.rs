@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::{
-    house::{call, house, initialize},
-    identity::is_exactly,
+    house::{Caller, call, house, initialize},
+    identity::{self, is_exactly},
     wire,
 };
 
@@ -49,37 +49,60 @@ async fn without_a_token_nobody_gets_in_and_nothing_starts() {
 /// tok-134: the metadata is for everybody, at both places, and is the configuration's, whatever Host says.
 #[tokio::test]
 async fn the_metadata_is_served_at_both_well_known_places() {
-    let house = house().open().await;
-    let host = house.address.to_string();
+    // A name besides, by which it is reached and which is no part of what it is.
+    let house = house()
+        .top("hosts = [\"{address}\", \"alias.example\"]\n")
+        .open()
+        .await;
+    let (own, alias) = (house.address.to_string(), "alias.example");
+    let document = json!({
+        "resource": house.resource(), "authorization_servers": [house.issuer.issuer()],
+        "bearer_methods_supported": ["header"],
+    });
+    let ask = async |method: &str, path: &str, host: &str| {
+        let request = wire::request(method, path, &[("Host", host)], "");
+        wire::exchange(house.address, &request).await
+    };
     for path in [
         "/.well-known/oauth-protected-resource/mcp",
         "/.well-known/oauth-protected-resource",
     ] {
-        let answer = wire::exchange(
-            house.address,
-            &wire::request("GET", path, &[("Host", &host)], ""),
-        )
-        .await;
-        assert_eq!(answer.status, 200);
-        assert_eq!(answer.json()["resource"], house.resource());
-        assert_eq!(
-            answer.json()["authorization_servers"],
-            json!([house.issuer.issuer()])
-        );
-        let spoofed = wire::exchange(
-            house.address,
-            &wire::request("GET", path, &[("Host", "evil.example")], ""),
-        )
-        .await;
-        assert_eq!(spoofed.status, 403);
-        assert!(!spoofed.text().contains("evil"));
-        let posted = wire::exchange(
-            house.address,
-            &wire::request("POST", path, &[("Host", &host)], "{}"),
-        )
-        .await;
+        for host in [&*own, alias] {
+            let answer = ask("GET", path, host).await;
+            assert_eq!(answer.status, 200, "{host}");
+            assert_eq!(answer.header("content-type"), Some("application/json"));
+            assert_eq!(answer.json(), document, "{host}");
+        }
+        let spoofed = ask("GET", path, "evil.example").await;
+        let refused = json!({ "jsonrpc": "2.0", "error": {
+            "code": -32603, "message": "this host name is not served here", "data": { "reason": "host-not-accepted" },
+        } });
+        is_exactly(&house, &spoofed, (403, None), &refused, "host-not-accepted");
+        let posted = ask("POST", path, &own).await;
         assert_eq!((posted.status, posted.header("allow")), (405, Some("GET")));
     }
+    // Nor does it change where a challenge points, or whom a token is for.
+    let named = |caller: &Caller| {
+        let bytes = caller.bytes("POST", &initialize("2025-11-25"));
+        let text = String::from_utf8(bytes).unwrap();
+        text.replace(&format!("Host: {own}"), &format!("Host: {alias}"))
+    };
+    let mut nobody = house.caller("alice");
+    nobody.token = None;
+    let answer = wire::exchange(house.address, named(&nobody).as_bytes()).await;
+    let challenge = format!("Bearer {}", identity::metadata(&house));
+    let said = ("a bearer token is required", "token-missing");
+    let told = (401, Some(&*challenge));
+    identity::is_told(&house, &answer, told, said, "token-missing");
+    let theirs = house
+        .issuer
+        .token("alice", &format!("http://{alias}/mcp"), &[])
+        .unwrap();
+    let theirs = identity::caller(&house, theirs);
+    let answer = wire::exchange(house.address, named(&theirs).as_bytes()).await;
+    identity::is_refused(&house, &answer, "token-audience");
+    let answer = wire::exchange(house.address, named(&house.caller("alice")).as_bytes()).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
 }
 
 /// tok-15, tok-131, inc-8, inc-9, mcp-L7, mcp-L10: another's session is as unknown as none.
@@ -627,43 +650,51 @@ async fn a_program_that_does_not_exist_is_an_error_with_its_name() {
     assert!(records.contains("thv-no-such-program"), "{records}");
 }
 
-/// tok-135: the client's token and cookies reach no child, by no way.
+/// tok-135: the client's token, proof and cookies reach no child, by no way.
 #[tokio::test]
 async fn the_callers_credentials_do_not_reach_the_server() {
     let house = house().open().await;
     let alice = house.session("alice").await;
     let token = alice.token.clone().unwrap();
     let signature = token.rsplit('.').next().unwrap().to_owned();
-    let with_cookie = String::from_utf8(alice.bytes("POST", &call(9, "echo", json!({})))).unwrap();
-    let with_cookie =
-        with_cookie.replace("Content-Type:", "Cookie: secret-cookie\r\nContent-Type:");
-    assert_eq!(
-        wire::exchange(house.address, with_cookie.as_bytes())
-            .await
-            .status,
-        200
-    );
+    let shown = [
+        ("Cookie", "secret-cookie"),
+        ("DPoP", "secret-proof"),
+        ("Proxy-Authorization", "secret-proxy"),
+    ];
+    let call = call(9, "echo", json!({ "a": 1 }));
+    let answer = wire::exchange(house.address, &alice.bytes_with("POST", &shown, &call)).await;
+    let echoed = json!({ "jsonrpc": "2.0", "id": 9, "result": {
+        "content": [{ "type": "text", "text": "{\"a\": 1}" }],
+    } });
+    assert_eq!((answer.status, answer.json()), (200, echoed), "{answer:?}");
+    let last = identity::last_decision(&house);
+    assert!(last.contains("THV_DECISION=allow "), "{last}");
+    // All that a process is given: its input, environment, arguments and descriptors.
     let mut heard = alice.seen().await.join("\n");
+    assert!(heard.contains("\"echo\"") && heard.contains("\"a\""));
     for probe in [
         json!({ "probe": "environment" }),
         json!({ "probe": "descriptors" }),
+        json!({ "probe": "read", "argument": "/proc/self/cmdline" }),
+        json!({ "probe": "read", "argument": "/proc/self/environ" }),
     ] {
-        heard.push_str(&alice.call("probe", probe).await.said());
+        let said = alice.call("probe", probe.clone()).await.said();
+        assert!(said.starts_with("[true"), "{probe}: {said}");
+        heard.push_str(&said);
     }
-    assert!(heard.contains("echo"));
+    assert!(heard.contains("scripted.py") && heard.contains("LANG=C.UTF-8"));
     for secret in [
         token.as_str(),
         &signature,
         "Bearer",
-        "secret-cookie",
+        "secret-",
         "Authorization",
     ] {
         assert!(!heard.contains(secret), "{secret}");
     }
-    assert!(
-        !house.records.all().join("\n").contains(&signature),
-        "nor any record"
-    );
+    let records = house.records.all().join("\n");
+    assert!(!records.contains(&signature) && !records.contains("secret-"));
 }
 
 /// fault-14: a server that dies at its start is told with its first call, and the next one is tried.

@@ -1,7 +1,12 @@
 //! The runner towards whoever finds its socket: only its own gateway is served.
 
 use std::{
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    fs,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::fs::PermissionsExt as _,
+    },
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -20,15 +25,20 @@ fn runner() -> (tempfile::TempDir, Foreground) {
 
 /// With more lines of `[sandbox]`.
 fn runner_with(sandbox: &str) -> (tempfile::TempDir, Foreground) {
+    let program = Path::new(env!("CARGO_BIN_EXE_thv"));
+    runner_of(&format!("optional = [\"cgroup\"]\n{sandbox}"), program)
+}
+
+/// With these lines of `[sandbox]`, and started by this program.
+fn runner_of(sandbox: &str, program: &Path) -> (tempfile::TempDir, Foreground) {
     let files = tempfile::tempdir().unwrap();
     house::write_server(
         files.path(),
         &format!(
             "command = [\"/usr/bin/cat\"]\nresource = \"http://127.0.0.1:1/mcp\"\n[auth]\nmode = \"none\"\n\
-         [authz]\nallow = \"authenticated\"\n[sandbox]\noptional = [\"cgroup\"]\n{sandbox}"
+         [authz]\nallow = \"authenticated\"\n[sandbox]\n{sandbox}"
         ),
     );
-    let program = std::path::Path::new(env!("CARGO_BIN_EXE_thv"));
     let server = ServerName::parse("it").unwrap();
     let runner = runner::foreground(program, files.path(), &server).unwrap();
     (files, runner)
@@ -97,7 +107,7 @@ fn a_stranger_who_says_nothing_is_not_kept() {
         AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
     };
     let files = tempfile::tempdir().unwrap();
-    std::fs::write(files.path().join(frames::KEY_CREDENTIAL), "00").unwrap();
+    fs::write(files.path().join(frames::KEY_CREDENTIAL), "00").unwrap();
     let address = UnixAddr::new(&files.path().join("runner.sock")).unwrap();
     let packets = || {
         let flags = SockFlag::SOCK_CLOEXEC;
@@ -216,4 +226,63 @@ fn a_runner_waits_for_its_parents_first_word() {
     assert_eq!(heard, 0, "it has hung up");
     hello(&runner, frames::VERSION, &runner.key);
     assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
+}
+
+/// probe-80: a layer that the host lacks ends the start, unless it may be missing: then the child runs,
+/// and the journal (here the standard error) names each that was left out, with the reason.
+#[test]
+fn a_layer_that_is_left_out_is_named_each_time() {
+    let place = tempfile::tempdir().unwrap();
+    let (program, log) = (place.path().join("runner"), place.path().join("log"));
+    let script = format!(
+        "#!/bin/sh\nexec /usr/bin/python3 '{}/tests/it/servers/without_landlock.py' '{}' \"$@\" 2>>'{}'\n",
+        env!("CARGO_MANIFEST_DIR"),
+        env!("CARGO_BIN_EXE_thv"),
+        log.display()
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let start = |child| Request::Start {
+        child,
+        principal: "0".repeat(64),
+        caller: None,
+    };
+    // No cgroup is handed on to a test, which has its own among others.
+    let (required, optional) = (
+        "optional = [\"cgroup\"]",
+        "optional = [\"cgroup\", \"landlock\"]",
+    );
+
+    let (_files, runner) = runner_of(required, &program);
+    hello(&runner, frames::VERSION, &runner.key);
+    assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
+    frames::send(runner.socket.as_fd(), &start(1), &[]).unwrap();
+    match next(&runner) {
+        Some(Reply::Failed { layer, reason, .. }) => assert_eq!(layer, "landlock", "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    drop(runner);
+    fs::remove_file(&log).unwrap();
+
+    let (_files, runner) = runner_of(optional, &program);
+    hello(&runner, frames::VERSION, &runner.key);
+    assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
+    for child in [1, 2] {
+        frames::send(runner.socket.as_fd(), &start(child), &[]).unwrap();
+        while !matches!(next(&runner), Some(Reply::Exited { .. })) {}
+        let said = fs::read_to_string(&log).unwrap();
+        for layer in ["cgroup", "landlock"] {
+            let named = said.lines().filter(|line| {
+                line.contains("WARN") && line.contains(&format!("layer=\"{layer}\" reason=\""))
+            });
+            let named: Vec<_> = named.collect();
+            assert!(named.len() >= child as usize, "{layer}: {said}");
+            assert!(
+                named
+                    .iter()
+                    .all(|line| line.contains("a child starts without an optional layer")),
+                "{said}"
+            );
+        }
+    }
 }
