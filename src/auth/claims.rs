@@ -36,6 +36,7 @@ pub(super) fn check(
     issuer: &Issuer,
     now: u64,
 ) -> Result<Claimed, AuthError> {
+    key_urls(header, issuer)?;
     kind_of_token(header, claims, issuer)?;
     check_claims(claims, Source::Token, issuer, now)
 }
@@ -94,6 +95,14 @@ pub(super) fn check_claims(
         identity: Arc::new(identity),
         bound_to,
     })
+}
+
+/// No word about where the key is, unless it is this issuer's habit (tok-46).
+pub(super) fn key_urls(header: &Header, issuer: &Issuer) -> Result<(), AuthError> {
+    if header.points_elsewhere && !issuer.ignores_key_urls {
+        return Err(AuthError::Rejected(Fault::Form));
+    }
+    Ok(())
 }
 
 /// A token of the configured kind, and no other kind of JWT (RFC 8725 §3.11).

@@ -180,6 +180,12 @@ fn of_jwt(checks: &mut Vec<Check>, auth: &Auth, token: &Unverified<'_>, now: u64
             compared,
         });
     };
+    if token.header.points_elsewhere {
+        let compared = "the header says where a key would be, and nobody looks there; \
+                        for a provider that always writes it set `key-urls = \"ignored\"` of this issuer";
+        let passed = claims::key_urls(&token.header, issuer);
+        check("jku, x5u", passed, compared.to_owned());
+    }
     check(
         "typ",
         claims::kind_of_token(&token.header, &token.claims, issuer),
@@ -436,7 +442,7 @@ fn unreadable(error: &AuthError) -> &'static str {
         AuthError::Rejected(Fault::KeyUnknown) => "`kid` is not a short text",
         AuthError::Rejected(Fault::Type) => "`typ` is not a short text",
         _ => {
-            "not three base64url parts of strict JSON, or a header with crit, jwk, jku, x5u, x5c, zip or cty"
+            "not three base64url parts of strict JSON, or a header with crit, jwk, x5c, zip or cty"
         }
     }
 }

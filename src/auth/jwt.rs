@@ -31,6 +31,8 @@ pub(super) struct Header {
     pub(super) kid: Option<String>,
     /// `typ`, lower case, without `application/` (RFC 7515 §4.1.9).
     pub(super) typ: Option<String>,
+    /// Whether it says where a key would be (`jku`, `x5u`). Nobody ever looks there.
+    pub(super) points_elsewhere: bool,
 }
 
 /// The payload: a JSON object without doubled members.
@@ -233,6 +235,7 @@ fn header(header: &Claims, refused: &[&str]) -> Result<Header, AuthError> {
         algorithm,
         kid: text("kid", Fault::KeyUnknown)?,
         typ,
+        points_elsewhere: KEY_URLS.iter().any(|name| header.get(name).is_some()),
     })
 }
 
@@ -263,9 +266,9 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
 );
 /// Extensions that must be understood, keys that a token brings along, and content
 /// that would have to be unpacked: all refused, not ignored.
-const REFUSED: [&str; 9] = [
-    "crit", "b64", "jwk", "jku", "x5u", "x5c", "zip", "cty", "enc",
-];
+const REFUSED: [&str; 7] = ["crit", "b64", "jwk", "x5c", "zip", "cty", "enc"];
+/// Refused, too, but for an issuer of which it is said that it writes them.
+const KEY_URLS: [&str; 2] = ["jku", "x5u"];
 /// A proof is the one thing that does bring its key along.
 const REFUSED_OF_PROOF: [&str; 8] = ["crit", "b64", "jku", "x5u", "x5c", "zip", "cty", "enc"];
 /// What a header or payload may hold (tok-26). 10,000 groups still fit; `claims` caps them.
@@ -292,7 +295,7 @@ mod tests {
     use super::{
         super::{
             Fault,
-            testing::{AuthError, HEADER, KEYS, base64url, bench, spelled, token},
+            testing::{AuthError, HEADER, KEYS, base64url, bench, bench_with, spelled, token},
         },
         MAX_CLAIMS, MAX_PART,
     };
@@ -591,6 +594,29 @@ mod tests {
                 .header("unknown", json!({"a": 1}))
                 .sign(),
         );
+    }
+
+    /// tok-46: of an issuer that always says where its keys are it is no fault, and changes nothing.
+    #[test]
+    fn a_key_url_may_be_ignored_and_is_never_followed() {
+        let habit = bench_with(|issuer| issuer.ignores_key_urls = true);
+        for name in ["jku", "x5u"] {
+            for value in [
+                json!("https://evil.example/jwks"),
+                json!("file:///"),
+                json!([7]),
+                json!(null),
+            ] {
+                habit.accepts(&token().header(name, value).sign());
+            }
+            let theirs = token()
+                .header(name, "https://evil.example/jwks")
+                .signed_by(&KEYS.stranger);
+            habit.refuses(&theirs, Fault::Signature);
+        }
+        // What is brought along is still refused.
+        habit.refuses(&token().header("jwk", KEYS.es256.jwk()).sign(), Fault::Form);
+        habit.refuses(&token().header("x5c", json!(["MIIB"])).sign(), Fault::Form);
     }
 
     /// tok-45, tok-47: not even one that verifies its own token.

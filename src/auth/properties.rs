@@ -81,9 +81,9 @@ pub fn header(text: &[u8]) {
         );
         assert_eq!(named("kid"), header.kid);
         assert_eq!(named("typ").is_some(), header.typ.is_some());
-        for refused in [
-            "crit", "b64", "jwk", "jku", "x5u", "x5c", "zip", "cty", "enc",
-        ] {
+        let points_elsewhere = ["jku", "x5u"].iter().any(|name| theirs.get(name).is_some());
+        assert_eq!(points_elsewhere, header.points_elsewhere);
+        for refused in ["crit", "b64", "jwk", "x5c", "zip", "cty", "enc"] {
             assert!(theirs.get(refused).is_none(), "`{refused}` was overlooked");
         }
     }

@@ -177,6 +177,7 @@ pub(super) fn issuer(keys: KeySource) -> Issuer {
         max_lifetime: Duration::from_secs(24 * 60 * 60),
         token: TokenKind::Access,
         legacy_typ: false,
+        ignores_key_urls: false,
         clients: Vec::new(),
         subjects: Vec::new(),
         revoked: Vec::new(),

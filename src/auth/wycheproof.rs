@@ -44,6 +44,7 @@ fn accepts(keys: &KeySet, jws: &str) -> bool {
         return false;
     };
     let key = keys.find(token.header.kid.as_deref());
+    let key = key.filter(|_| !token.header.points_elsewhere);
     key.is_some_and(|key| {
         key.algorithm() == token.header.algorithm && key.verifies(token.signed, token.signature)
     })

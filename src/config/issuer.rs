@@ -31,6 +31,8 @@ pub struct Issuer {
     pub token: TokenKind,
     /// `true`: `typ` may be `JWT` or absent (`typ = "legacy"`).
     pub legacy_typ: bool,
+    /// `true`: a token may say where a key would be (`key-urls = "ignored"`). Nobody looks there.
+    pub ignores_key_urls: bool,
     /// Accepted `client_id`/`azp` values; empty means any.
     pub clients: Vec<String>,
     /// Accepted `sub` values; empty means any.

@@ -33,6 +33,7 @@ pub(super) struct IssuerFragment {
     max_lifetime: Said<Duration>,
     token: Said<TokenKind>,
     legacy_typ: Said<bool>,
+    ignores_key_urls: Said<bool>,
     clients: Said<Vec<String>>,
     subjects: Said<Vec<Pattern>>,
     revoked: Said<Vec<Pattern>>,
@@ -84,6 +85,10 @@ impl IssuerFragment {
                 let word =
                     value.parsed(|text| value::word(text, &["access-token", "legacy"], &[]))?;
                 Some(word == "legacy")
+            }),
+            ignores_key_urls: table.take("key-urls", |value| {
+                let word = value.parsed(|text| value::word(text, &["refused", "ignored"], &[]))?;
+                Some(word == "ignored")
             }),
             clients: table.take("clients", |value| texts(value, value::not_empty)),
             subjects: table.take("subjects", |value| texts(value, pattern)),
@@ -264,6 +269,7 @@ pub(super) fn resolve(loader: &mut Loader, said: IssuerFragment) -> Option<Issue
         token: said.token.given_or(TokenKind::Access),
         // Its tokens name no type at all.
         legacy_typ: said.legacy_typ.given_or(of_kubernetes),
+        ignores_key_urls: said.ignores_key_urls.given_or(false),
         clients: said.clients.given().unwrap_or_default(),
         subjects: said.subjects.given().unwrap_or_default(),
         revoked: said.revoked.given().unwrap_or_default(),

@@ -433,6 +433,41 @@ async fn a_header_that_says_more_than_it_may_is_refused() {
     }
 }
 
+/// tok-46: an issuer's habit of saying where its keys are may be overlooked; it leads nowhere even then.
+#[tokio::test]
+async fn a_key_url_that_is_ignored_is_not_followed() {
+    let house = many_keys().issuer("key-urls = \"ignored\"\n").open().await;
+    let trap = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    trap.set_nonblocking(true).unwrap();
+    let trapped = format!("http://{}/keys", trap.local_addr().unwrap());
+    let mut header = header();
+    (header["jku"], header["x5u"]) = (json!(trapped), json!(trapped));
+    let signature = "token-signature";
+    let forged = OTHERS.sign(&header, &claims(&house));
+    header["kid"] = json!("nobodys");
+    let unknown = OTHERS.sign(&header, &claims(&house));
+    let forger = Forger(&house);
+    let cases = vec![
+        ("another's", signature, forged),
+        ("unknown", "token-key-unknown", unknown),
+        (
+            "jwk",
+            "token-malformed",
+            forger.header("jwk", ISSUERS.jwk()),
+        ),
+    ];
+    all_are_refused(&house, cases).await;
+    for name in ["jku", "x5u"] {
+        let token = forger.header(name, json!(trapped));
+        assert_eq!(
+            caller(&house, token).initialize().await.status,
+            200,
+            "{name}"
+        );
+    }
+    assert!(trap.accept().is_err(), "somebody asked");
+}
+
 /// tok-60, tok-61, tok-62, tok-64, tok-65, tok-66, tok-67, tok-68: what is not now.
 #[tokio::test]
 async fn a_token_of_another_time_is_refused() {
