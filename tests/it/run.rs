@@ -431,6 +431,7 @@ async fn a_secret_that_is_not_there_is_refused() {
         !run.status.success() && said.contains("--secret api-key"),
         "{said}"
     );
+    assert_eq!(said.matches("No such file").count(), 1, "{said}");
 }
 
 /// probe-3, probe-4: `credential-file` is a private file, for the server to read alone.
@@ -532,6 +533,8 @@ async fn what_would_not_take_effect_is_refused_with_the_line_to_type() {
         ),
         (&["--volume", "/usr"], &["--volume /usr:ro"]),
         (&["--volume", "/nonexistent:ro"], &["not there"]),
+        (&["--volume", ":ro"], &["--volume PATH:ro"]),
+        (&["--foreground", "false"], &["--foreground=false"]),
         (&["--policy", "/nonexistent"], &["--policy"]),
         (&["--permission-profile", "network"], &["network"]),
         (
@@ -558,6 +561,8 @@ async fn what_would_not_take_effect_is_refused_with_the_line_to_type() {
         ),
         (&["--hosts", "https://x"], &["--hosts"]),
         (&["--env", "1A=x"], &["--env"]),
+        (&["--secret", "good,target=1A"], &["--secret", "variable"]),
+        (&["--secret", "../x,target=A"], &["--secret", "credential"]),
         (&["--volume", "/etc:ro"], &["--volume"]),
         (
             &["--oidc-jwks-url", "http://sso.example.com/"],

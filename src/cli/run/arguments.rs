@@ -91,12 +91,18 @@ pub(crate) struct Run {
 /// Finds what is an argument too few: a flag and its value in one, as in a YAML
 /// list. Looks at what stands before `--` only.
 pub(in crate::cli) fn mistyped(arguments: &[OsString]) -> Result<(), Usage> {
-    for argument in arguments {
+    for (at, argument) in arguments.iter().enumerate() {
         let Some(text) = argument.to_str() else {
             continue;
         };
         if text == "--" {
             break;
+        }
+        let next = arguments.get(at + 1).and_then(|next| next.to_str());
+        if let ("--foreground", Some(value @ ("true" | "false"))) = (text, next) {
+            return Err(Usage(format!(
+                "`{value}` after a space would be the server's image; write `--foreground={value}`"
+            )));
         }
         let flag_ends = text.find([' ', '\t', '=']).unwrap_or(text.len());
         let (flag, rest) = text.split_at(flag_ends);
@@ -351,6 +357,11 @@ fn shown(volume: &str) -> Result<PathBuf, Usage> {
             )));
         }
     };
+    if from.is_empty() {
+        return Err(Usage(format!(
+            "--volume {volume}: which path? Write `--volume PATH:ro`"
+        )));
+    }
     if from != at {
         return Err(Usage(format!(
             "--volume {volume}: a server sees paths of this host at their own place; write `--volume {from}:ro` \

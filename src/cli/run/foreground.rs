@@ -10,7 +10,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use nix::unistd::geteuid;
 
 use super::{announce, file::Wish, load, program, pulled};
@@ -29,7 +29,6 @@ pub(super) fn run(mut wish: Wish, address: SocketAddr) -> Result<ExitCode> {
     announce(&wish);
     // No cgroup is delegated to what a person starts.
     wish.cgroup_is_optional = true;
-    check_credentials(&wish)?;
     let listener = TcpListener::bind(address)
         .with_context(|| format!("listening on {address}, see --port"))?;
     let address = listener.local_addr()?;
@@ -41,6 +40,7 @@ pub(super) fn run(mut wish: Wish, address: SocketAddr) -> Result<ExitCode> {
         Ok(config) => config,
         Err(code) => return Ok(code),
     };
+    check_credentials(&wish)?;
     if let Some(person) = &person {
         files.give(person)?;
     }
@@ -133,11 +133,11 @@ fn serve(
 /// Each credential is there, or nothing is started.
 fn check_credentials(wish: &Wish) -> Result<()> {
     for (_, credential) in &wish.secrets {
-        Credentials::from_environment().look_for(credential).with_context(|| {
-            format!(
-                "--secret {credential}: in the foreground credentials are files below $CREDENTIALS_DIRECTORY"
-            )
-        })?;
+        if let Err(error) = Credentials::from_environment().look_for(credential) {
+            bail!(
+                "--secret {credential}: in the foreground credentials are files below $CREDENTIALS_DIRECTORY: {error}"
+            );
+        }
     }
     Ok(())
 }

@@ -97,7 +97,17 @@ fn complain(problems: &Problems, wish: &Wish) {
             help => format!("; {help}"),
         };
         let is_policy = problem.file.extension().is_some_and(|it| it == "cedar");
-        match (&wish.policy, file::flag_of(&problem.key)) {
+        let of_a_secret = wish.secrets.iter().any(|(variable, _)| {
+            let rest = problem.key.strip_prefix("env.").unwrap_or_default();
+            let named = rest.strip_suffix(".credential").unwrap_or(rest);
+            named.trim_matches('"') == variable
+        });
+        let flag = if of_a_secret {
+            Some("--secret")
+        } else {
+            file::flag_of(&problem.key)
+        };
+        match (&wish.policy, flag) {
             (Some((path, _)), _) if is_policy => say(&format!(
                 "thv: --policy {}:{}:{}: {}{help}",
                 path.display(),
