@@ -1,6 +1,6 @@
 //! Own users, mounts, processes, network, IPC, names and cgroups (namespaces(7)).
 
-use std::fs;
+use std::{fs, io};
 
 use nix::{
     mount::{MsFlags, mount},
@@ -30,7 +30,7 @@ pub const FLAGS: i32 = libc::CLONE_NEWUSER
 ///
 /// Its network takes the kernel longest: it is under way when this returns, for [`enter`].
 pub(super) fn settle(plan: &Plan, (uid, gid): (Uid, Gid)) -> Result<Option<Beside>, Fault> {
-    let fault = |what: &str, error: std::io::Error| Fault::of(Layer::Namespaces, what, error);
+    let fault = |what: &str, error: io::Error| Fault::of(Layer::Namespaces, what, error);
     // The runner's end is this sandbox's end (probe-78).
     prctl::set_pdeathsig(Signal::SIGKILL)
         .map_err(|error| fault("tying its life to the runner's", error.into()))?;
@@ -45,9 +45,7 @@ pub(super) fn settle(plan: &Plan, (uid, gid): (Uid, Gid)) -> Result<Option<Besid
     fs::write("/proc/self/gid_map", format!("{id} {gid} 1"))
         .map_err(|error| fault("mapping the group", error))?;
     let network = match plan.network {
-        Network::Own(_) => {
-            Some(beside::new_network().map_err(|error| fault("making a network", error))?)
-        }
+        Network::Own(_) => Some(beside::new_network().map_err(no_network)?),
         Network::Host => None,
     };
     mount(
@@ -64,7 +62,19 @@ pub(super) fn settle(plan: &Plan, (uid, gid): (Uid, Gid)) -> Result<Option<Besid
 
 /// Goes into the network that was made meanwhile, whose loopback is up.
 pub(super) fn enter(network: Beside) -> Result<(), Fault> {
-    network
-        .enter_network()
-        .map_err(|error| Fault::of(Layer::Namespaces, "making a network", error))
+    network.enter_network().map_err(no_network)
+}
+
+fn no_network(error: io::Error) -> Fault {
+    let cure = match error.raw_os_error() {
+        Some(libc::ENOSPC) => "; allow some with `sysctl user.max_net_namespaces=15000`",
+        Some(libc::EPERM | libc::EACCES) => {
+            "; what is around thv (a container, a unit's RestrictNamespaces=) must allow networks of its own"
+        }
+        _ => "",
+    };
+    Fault {
+        layer: Layer::Namespaces.name().to_owned(),
+        reason: format!("making a network: {error}{cure}"),
+    }
 }

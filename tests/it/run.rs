@@ -686,6 +686,38 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// probe-80: where no network can be made beside the rest, that is said with the cure, and nothing is left.
+#[test]
+fn a_network_that_cannot_be_made_says_what_to_do() {
+    let root = temporary();
+    write_server(
+        root.path(),
+        "command = [\"/usr/bin/true\"]\nresource = \"http://localhost/\"\nauth.mode = \"none\"\n\
+         authz.allow = \"authenticated\"\n",
+    );
+    // The limit is that of a user namespace of its own, and so is what it is counted in.
+    let visit = |most: &str| {
+        Command::new("unshare")
+            .args(["--user", "--map-root-user", "sh", "-c"])
+            .arg("echo \"$2\" >/proc/sys/user/max_net_namespaces && exec \"$0\" --root \"$1\" sandbox it -- true")
+            .args([Path::new(env!("CARGO_BIN_EXE_thv")), root.path()])
+            .arg(most)
+            .output()
+            .unwrap()
+    };
+    let none = visit("0");
+    let said = String::from_utf8_lossy(&none.stderr).into_owned();
+    assert!(!none.status.success(), "{said}");
+    for word in [
+        "namespaces: making a network",
+        "sysctl user.max_net_namespaces",
+    ] {
+        assert!(said.contains(word), "{said}");
+    }
+    let some = visit("10");
+    assert!(some.status.success(), "{some:?}");
+}
+
 /// A look around sees what the server would, and ends as its command does.
 #[tokio::test]
 async fn a_visitor_sees_what_the_server_would() {
