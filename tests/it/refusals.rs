@@ -186,6 +186,14 @@ async fn what_is_not_written_as_a_token_is_refused() {
         });
         signature
     };
+    // Good but for its spelling, which is that of plain base64 (RFC 4648 §4).
+    let other_alphabet = |text: &str, ours: char, theirs: char| {
+        let token = forger.claim("note", json!(text));
+        let (rest, signature) = token.rsplit_once('.').unwrap();
+        assert!(rest.contains(ours), "{rest}");
+        let rest = rest.replace(ours, &theirs.to_string());
+        format!("{rest}.{signature}")
+    };
     let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
     let cases = vec![
         (
@@ -205,6 +213,8 @@ async fn what_is_not_written_as_a_token_is_refused() {
         ("tok-20", form, format!("{header}.{payload}.{signature}=")),
         ("tok-20", form, format!("{header}.{payload}+.{signature}")),
         ("tok-20", form, format!("{header}/.{payload}.{signature}")),
+        ("tok-20", form, other_alphabet("??????", '_', '/')),
+        ("tok-20", form, other_alphabet(">>>>>>", '-', '+')),
         ("tok-21", "token-signature", forger.signature(spoilt)),
         ("tok-22", form, forger.payload(format!("[{text}]"))),
         ("tok-22", form, forger.payload("\"a\"")),
