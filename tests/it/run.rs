@@ -554,7 +554,17 @@ async fn what_would_not_take_effect_is_refused_with_the_line_to_type() {
         "permit (principal, action, resource) when { nonsense };",
     )
     .unwrap();
+    let inward = policies.path().join("profile.json");
+    fs::write(
+        &inward,
+        r#"{"network":{"outbound":{"allow_host":["localhost"]}}}"#,
+    )
+    .unwrap();
     for (more, words) in [
+        (
+            &["--permission-profile", inward.to_str().unwrap()][..],
+            &["--permission-profile: inside, `localhost`"][..],
+        ),
         (
             &["--resource", "http://mcp.example.com/"][..],
             &["--resource", "https"][..],

@@ -174,6 +174,7 @@ pub(super) fn flag_of(key: &str) -> Option<&'static str> {
         ("auth.issuer[0].jwks-url", "--oidc-jwks-url"),
         ("auth.issuer[0].clients", "--oidc-client-id"),
         ("sandbox.read-only", "--volume"),
+        ("sandbox.egress", "--permission-profile"),
         ("authz", "--policy"),
         ("env", "--env"),
     ];
