@@ -74,6 +74,28 @@ async fn where_nobody_else_may_come_none_is_made_ahead() {
     assert_eq!(children(runner).len(), 2);
 }
 
+/// Who is told of its caller was made for that caller: none is made ahead, and each is told of its own.
+#[tokio::test]
+async fn where_each_is_told_of_its_caller_none_is_made_ahead() {
+    let house = house().top("pass-identity = true\n").open().await;
+    let runner = house.runner_pid();
+    let mut sessions = Vec::new();
+    for subject in ["alice", "bob", "carol"] {
+        sessions.push((subject, house.session(subject).await));
+    }
+    // Longer than it would be waited for.
+    let end = Instant::now() + Duration::from_millis(100);
+    while Instant::now() < end {
+        for (subject, session) in &sessions {
+            let asked = json!({ "probe": "environment", "argument": "" });
+            let said = session.call("probe", asked).await.said();
+            let told = format!("\\\"THV_SUBJECT\\\": \\\"{subject}\\\"");
+            assert!(said.contains(&told), "{said}");
+        }
+    }
+    assert_eq!(children(runner).len(), 3);
+}
+
 /// What a server can tell of its sandbox.
 async fn look(caller: &Caller) -> Vec<String> {
     let mut seen = Vec::new();
