@@ -86,7 +86,12 @@ async fn told_twice_it_stops_at_once_and_says_so() {
         async move { caller.call("wait", json!({ "for": "ever" })).await }
     });
     until_seen(&caller, "\"wait\"").await;
+    // One that is answered is accepted: what still waits in the socket's queue is let go by nobody.
     let mut idle = TcpStream::connect(running.address).await.unwrap();
+    let path = "/.well-known/oauth-protected-resource";
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", running.address);
+    idle.write_all(request.as_bytes()).await.unwrap();
+    idle.read_u8().await.unwrap();
     let since = Instant::now();
     running.signal(Signal::SIGTERM);
     // The first is heard when whoever asks nothing is let go.
