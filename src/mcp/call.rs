@@ -74,7 +74,12 @@ impl Id {
             _ => false,
         };
         if fits {
-            Ok(Self(bytes.slice(value.span())))
+            // An id is kept for as long as its call: a large body is not, for its sake.
+            Ok(Self(if bytes.len() > MAX_KEPT {
+                Bytes::copy_from_slice(value.raw())
+            } else {
+                bytes.slice(value.span())
+            }))
         } else {
             Err(CallError::Invalid("id"))
         }
@@ -367,6 +372,8 @@ const IN_PARAMS: &[&str] = &[
     "requestId",
     "taskId",
 ];
+/// Bytes of a message that is kept whole rather than a part of it copied.
+const MAX_KEPT: usize = 4 << 10;
 /// Bytes of a string id, without its quotes (json-12).
 const MAX_ID: usize = 256;
 /// Bytes of a method's name.
@@ -707,6 +714,29 @@ mod tests {
                 .era(),
             Era::Legacy
         );
+    }
+
+    /// fault-46: the id of a call waits as long as the call does, and a large body not for it.
+    #[test]
+    fn an_id_keeps_no_large_body() {
+        struct Body(
+            Vec<u8>,
+            #[expect(dead_code, reason = "counted")] std::sync::Arc<()>,
+        );
+        impl AsRef<[u8]> for Body {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        let alive = std::sync::Arc::new(());
+        let text = format!(
+            r#"{{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{{"name":"x","arguments":{{"x":"{}"}}}}}}"#,
+            "y".repeat(MAX_KEPT)
+        );
+        let body = Bytes::from_owner(Body(text.into(), alive.clone()));
+        let id = Call::read(body, false).unwrap().id().unwrap().clone();
+        assert_eq!(id.as_json(), b"\"a\"");
+        assert_eq!(std::sync::Arc::strong_count(&alive), 1);
     }
 
     #[test]
