@@ -120,12 +120,12 @@ pub(super) fn open(
         let mut clients = lock(table);
         // As many as could have sessions: more would be streams for nothing.
         let limits = &gateway.config.limits;
+        if clients.len() >= limits.sessions {
+            return Err(Refusal::Open(OpenError::Full).into());
+        }
         let is_own = |client: &&Arc<Client>| client.whose == whose;
         if clients.values().filter(is_own).count() >= limits.sessions_per_user {
             return Err(Refusal::Open(OpenError::UserFull).into());
-        }
-        if clients.len() >= limits.sessions {
-            return Err(Refusal::Open(OpenError::Full).into());
         }
         clients.insert(id.clone(), client.clone());
     }
