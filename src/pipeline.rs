@@ -107,7 +107,12 @@ async fn answer(
         Method::POST => route::post_headers(&head.headers)?,
         _ => Err(Refusal::MethodNotAllowed(route::MCP_METHODS))?,
     }
-    let body = body::read(body, gateway.config.limits.body, &gateway.bodies).await?;
+    let body = body::read(
+        body,
+        gateway.config.limits.body,
+        (&gateway.bodies, &identity),
+    )
+    .await?;
     if route == Route::Messages {
         return legacy_sse::post(gateway, &head, &identity, body, record).await;
     }

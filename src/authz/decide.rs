@@ -281,8 +281,15 @@ impl Caller<'_> {
         if call.method() != method::LISTEN || !matches!(verdict, Verdict::Permit(_)) {
             return verdict;
         }
-        // Each resource by itself, as if it were subscribed to alone.
         let notifications = call.params().and_then(|params| params.get("notifications"));
+        // How a task stands is told with its result.
+        if notifications.is_some_and(|wanted| wanted.get("taskIds").is_some()) {
+            let told = self.verdict("tasks/get", &Target::Server);
+            if matches!(told, Verdict::Deny { .. }) {
+                return told;
+            }
+        }
+        // Each resource by itself, as if it were subscribed to alone.
         let resources = notifications.and_then(|wanted| wanted.get("resourceSubscriptions"));
         let Some(resources) = resources else {
             return verdict;
@@ -445,6 +452,26 @@ mod tests {
             DenyReason::Policy,
             &[],
         );
+    }
+
+    /// What a subscription is told of a task is what tasks/get would say.
+    #[test]
+    fn who_may_not_ask_how_a_task_stands_does_not_hear_it_either() {
+        let engine = engine(
+            r#"
+            @id("listen") permit (principal, action == Action::"subscriptions/listen", resource);
+            @id("get") permit (principal, action == Action::"tasks/get", resource) when { principal.groups.contains("a") };
+            "#,
+        );
+        let listen = |wanted: &str| {
+            let params = format!(r#"{{"notifications":{wanted}}}"#);
+            call("subscriptions/listen", &params)
+        };
+        let member = alice().with(Kind::User, None, &["a"], &[]);
+        permitted(&engine, &alice(), listen("{}"), &["github:listen"]);
+        let tasks = r#"{"taskIds":["t"]}"#;
+        permitted(&engine, &member, listen(tasks), &["github:listen"]);
+        denied(&engine, &alice(), listen(tasks), DenyReason::Policy, &[]);
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Request bodies, read whole and capped; answer bodies, whole or as events.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     convert::Infallible,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -15,11 +15,12 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::mpsc,
     time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at, sleep_until, timeout},
 };
 
 use crate::{
+    auth::{Identity, PrincipalKey},
     http::{Refusal, reply},
     mcp::Id,
     session::{Event, Exchange, Style},
@@ -282,29 +283,90 @@ fn data(id: Option<&str>, message: &[u8]) -> Bytes {
 }
 
 /// The memory for request bodies: one budget for all, so that the product of connections
-/// and the size of a body is not what a gateway may take (fault-46).
+/// and the size of a body is not what a gateway may take (fault-46); and half of it for each
+/// user, so that nobody's bodies keep out everybody's.
 #[derive(Clone, Debug)]
-pub struct Budget(Arc<Semaphore>);
+pub struct Budget(Arc<Shares>);
+
+#[derive(Debug)]
+struct Shares {
+    all: usize,
+    each: usize,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    all: usize,
+    each: HashMap<PrincipalKey, usize>,
+}
+
+/// What one body has of it, until it is dropped.
+struct Share {
+    of: Budget,
+    user: PrincipalKey,
+    bytes: usize,
+}
 
 impl Budget {
     /// For bodies of at most `max` bytes each.
     pub fn new(max: usize) -> Self {
         // Two fit in any case, or one that is held would make the server useless.
-        let bytes = ALL_BODIES.max(max.saturating_mul(2));
-        Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
+        let all = ALL_BODIES.max(max.saturating_mul(2));
+        Self(Arc::new(Shares {
+            all,
+            each: all / 2,
+            taken: Mutex::default(),
+        }))
     }
 
-    fn share(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
-        let bytes = u32::try_from(bytes).map_err(|_| Refusal::TooLarge)?;
-        let share = self.0.clone().try_acquire_many_owned(bytes);
-        share.map_err(|_| Refusal::Overloaded)
+    /// Nothing of it yet.
+    fn share(&self, identity: &Identity) -> Share {
+        Share {
+            of: self.clone(),
+            user: identity.principal_key(),
+            bytes: 0,
+        }
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        // No code path leaves it half changed.
+        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Share {
+    fn grow_to(&mut self, bytes: usize) -> Result<(), Refusal> {
+        let more = bytes.saturating_sub(self.bytes);
+        let mut taken = self.of.taken();
+        let own = taken.each.get(&self.user).copied().unwrap_or_default();
+        if taken.all + more > self.of.0.all || own + more > self.of.0.each {
+            return Err(Refusal::Overloaded);
+        }
+        taken.all += more;
+        taken.each.insert(self.user, own + more);
+        self.bytes += more;
+        Ok(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut taken = self.of.taken();
+        taken.all -= self.bytes;
+        if let Some(own) = taken.each.get_mut(&self.user) {
+            *own -= self.bytes;
+            if *own == 0 {
+                taken.each.remove(&self.user);
+            }
+        }
     }
 }
 
 /// A large body, and its share of the budget for as long as anybody holds a part of it.
 struct Held {
     text: Bytes,
-    _share: OwnedSemaphorePermit,
+    _share: Share,
 }
 
 impl AsRef<[u8]> for Held {
@@ -314,18 +376,26 @@ impl AsRef<[u8]> for Held {
 }
 
 /// Reads a request body whole: at most `max` bytes within `BODY_DEADLINE`.
-pub async fn read(body: Incoming, max: usize, budget: &Budget) -> Result<Bytes, Refusal> {
+pub async fn read(
+    body: Incoming,
+    max: usize,
+    (budget, user): (&Budget, &Identity),
+) -> Result<Bytes, Refusal> {
     if body.size_hint().lower() > max as u64 {
         return Err(Refusal::TooLarge);
     }
-    timeout(BODY_DEADLINE, collect(body, max, budget))
+    timeout(BODY_DEADLINE, collect(body, max, (budget, user)))
         .await
         .unwrap_or(Err(Refusal::BodyTimeout))
 }
 
-async fn collect(mut body: Incoming, max: usize, budget: &Budget) -> Result<Bytes, Refusal> {
+async fn collect(
+    mut body: Incoming,
+    max: usize,
+    (budget, user): (&Budget, &Identity),
+) -> Result<Bytes, Refusal> {
     let mut whole = BytesMut::new();
-    let mut share: Option<OwnedSemaphorePermit> = None;
+    let mut share: Option<Share> = None;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Refusal::BodyIncomplete)?;
         // Trailers are dropped, never merged (h1-11).
@@ -341,12 +411,9 @@ async fn collect(mut body: Incoming, max: usize, budget: &Budget) -> Result<Byte
         }
         // For what has come, not for what is announced: announcing costs nothing.
         if whole.len() + data.len() > SMALL_BODY {
-            let held = share.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-            let more = budget.share(whole.len() + data.len() - held)?;
-            match &mut share {
-                Some(share) => share.merge(more),
-                None => share = Some(more),
-            }
+            share
+                .get_or_insert_with(|| budget.share(user))
+                .grow_to(whole.len() + data.len())?;
         }
         whole.extend_from_slice(&data);
     }
@@ -379,6 +446,34 @@ mod tests {
     async fn next(events: &mut Events) -> Option<String> {
         let text = std::future::poll_fn(|context| events.poll(context)).await?;
         Some(String::from_utf8(text.to_vec()).unwrap())
+    }
+
+    /// fault-46: what one user's bodies take leaves room for another's, and comes back.
+    #[test]
+    fn nobodys_bodies_keep_out_everybodys() {
+        for max in [1 << 10, 4 << 20, 100 << 20] {
+            let budget = Budget::new(max);
+            let user = |name: &str| Identity::example("https://i", name);
+            let take = |name: &str| {
+                let mut share = budget.share(&user(name));
+                // As it comes, piece by piece.
+                share.grow_to(max / 2)?;
+                share.grow_to(max)?;
+                Ok::<_, Refusal>(share)
+            };
+            let mut greedy = Vec::new();
+            while let Ok(share) = take("greedy") {
+                greedy.push(share);
+            }
+            assert!(!greedy.is_empty(), "{max}");
+            let other = take("other");
+            assert!(other.is_ok(), "{max}");
+            greedy.pop();
+            assert!(take("greedy").is_ok());
+            drop((greedy, other));
+            let taken = budget.taken();
+            assert_eq!((taken.all, taken.each.len()), (0, 0));
+        }
     }
 
     /// sse-5, tok-69: an open stream says that it is, and ends with the token that opened it.

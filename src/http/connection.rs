@@ -242,9 +242,12 @@ mod tests {
     };
 
     use super::*;
-    use crate::http::{
-        body, reply,
-        testing::{connected, ends_after},
+    use crate::{
+        auth::Identity,
+        http::{
+            body, reply,
+            testing::{connected, ends_after},
+        },
     };
 
     /// A served connection; time stands still but for what is waited for.
@@ -258,7 +261,9 @@ mod tests {
             |asked: Asked| async {
                 let read = match asked {
                     Ok(request) => {
-                        body::read(request.into_body(), 1 << 10, &body::Budget::new(1 << 10)).await
+                        let budget = body::Budget::new(1 << 10);
+                        let user = Identity::example("https://i", "alice");
+                        body::read(request.into_body(), 1 << 10, (&budget, &user)).await
                     }
                     Err(refusal) => Err(refusal),
                 };

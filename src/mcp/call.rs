@@ -74,7 +74,12 @@ impl Id {
             _ => false,
         };
         if fits {
-            Ok(Self(bytes.slice(value.span())))
+            // An id is kept for as long as its call: a large body is not, for its sake.
+            Ok(Self(if bytes.len() > MAX_KEPT {
+                Bytes::copy_from_slice(value.raw())
+            } else {
+                bytes.slice(value.span())
+            }))
         } else {
             Err(CallError::Invalid("id"))
         }
@@ -163,6 +168,9 @@ impl Call {
             .unwrap_or_default()
             .into_owned();
         let params = root.get("params");
+        if params.is_some_and(is_said_twice) {
+            return Err(IN_ANOTHER_CASE);
+        }
         let modern_body = params
             .and_then(|params| params.get("_meta"))
             .is_some_and(|meta| {
@@ -299,13 +307,8 @@ fn shape(message: &Message) -> Result<Shape, CallError> {
 
 fn target(method: &str, params: Option<Value<'_>>) -> Result<Named, CallError> {
     let text = |member: &'static str, error| {
-        // A server whose parser ignores case (Go's encoding/json does) would read
-        // `Name` after `name`, and do what nobody has decided on.
-        let spelled_otherwise = |name: &str| name != member && name.eq_ignore_ascii_case(member);
-        if params.is_some_and(|params| params.members().any(|(name, _)| spelled_otherwise(&name))) {
-            return Err(CallError::Params(
-                "a member that is decided on stands there in another case, too",
-            ));
+        if params.is_some_and(|params| has_namesake(params, &[member])) {
+            return Err(IN_ANOTHER_CASE);
         }
         params
             .and_then(|params| params.get(member))
@@ -329,6 +332,48 @@ fn target(method: &str, params: Option<Value<'_>>) -> Result<Named, CallError> {
     }
 }
 
+/// Whether something that is read, replaced or added on the way stands there in another case.
+fn is_said_twice(params: Value<'_>) -> bool {
+    let within = |name, members| {
+        let within = params.get(name);
+        within.is_some_and(|within| has_namesake(within, members))
+    };
+    has_namesake(params, IN_PARAMS)
+        || within("_meta", &["progressToken", meta::CALLER])
+        || within("notifications", &["resourceSubscriptions", "taskIds"])
+}
+
+/// Whether one of these has a namesake in another case. A server whose parser ignores case
+/// (Go's encoding/json does) would read `Name` after `name`, and do what nobody has decided on.
+fn has_namesake(object: Value<'_>, members: &[&str]) -> bool {
+    object.members().any(|(name, _)| {
+        let is_namesake = |member: &&str| *name != **member && folded(&name).eq(folded(member));
+        members.iter().any(is_namesake)
+    })
+}
+
+/// Without case, as such parsers see it: two letters beyond ASCII are `s` and `k` (json-7).
+fn folded(text: &str) -> impl Iterator<Item = char> {
+    text.chars().map(|letter| match letter {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        letter => letter.to_ascii_lowercase(),
+    })
+}
+
+const IN_ANOTHER_CASE: CallError =
+    CallError::Params("a member that is decided on stands there in another case, too");
+/// Members of `params` that say whose something is, or what was permitted, whatever the method.
+const IN_PARAMS: &[&str] = &[
+    "_meta",
+    "arguments",
+    "notifications",
+    "progressToken",
+    "requestId",
+    "taskId",
+];
+/// Bytes of a message that is kept whole rather than a part of it copied.
+const MAX_KEPT: usize = 4 << 10;
 /// Bytes of a string id, without its quotes (json-12).
 const MAX_ID: usize = 256;
 /// Bytes of a method's name.
@@ -448,6 +493,64 @@ mod tests {
                 "-32602",
             );
         }
+    }
+
+    /// json-7, json-18, json-19: the same for what says who calls, and whose a call, a token or a task is.
+    #[test]
+    fn what_is_rewritten_stands_there_in_one_case_alone() {
+        for (method, params) in [
+            (
+                "tools/list",
+                r#"{"_Meta":{"thv/identity":{"subject":"root"}}}"#,
+            ),
+            ("tools/list", r#"{"_meta":{},"_META":null}"#),
+            (
+                "tools/list",
+                r#"{"_meta":{"THV/identity":{"subject":"root"}}}"#,
+            ),
+            (
+                "tools/list",
+                r#"{"_meta":{"progressToken":1,"ProgressToken":2}}"#,
+            ),
+            (
+                "tools/list",
+                "{\"_meta\":{\"progre\u{17f}sTo\u{212a}en\":2}}",
+            ),
+            ("tools/call", r#"{"name":"a","Arguments":{}}"#),
+            ("tasks/get", r#"{"taskId":"mine","TaskID":"theirs"}"#),
+            (
+                "tasks/cancel",
+                r#"{"ta\u017fkId":"theirs","taskId":"mine"}"#,
+            ),
+            (
+                "subscriptions/listen",
+                r#"{"notifications":{},"Notifications":{"resourceSubscriptions":["x:y"]}}"#,
+            ),
+            (
+                "subscriptions/listen",
+                r#"{"notifications":{"ResourceSubscriptions":["x:y"]}}"#,
+            ),
+        ] {
+            refused(
+                &format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{params}}}"#),
+                "-32602",
+            );
+        }
+        for (method, params) in [
+            ("cancelled", r#"{"requestId":1,"requestID":2}"#),
+            ("progress", r#"{"progressToken":1,"progresstoken":2}"#),
+        ] {
+            refused(
+                &format!(
+                    r#"{{"jsonrpc":"2.0","method":"notifications/{method}","params":{params}}}"#
+                ),
+                "-32602",
+            );
+        }
+        // What a tool is called with is its own.
+        accepted(
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","arguments":{"_Meta":1,"TaskId":1}}}"#,
+        );
     }
 
     /// json-8
@@ -611,6 +714,29 @@ mod tests {
                 .era(),
             Era::Legacy
         );
+    }
+
+    /// fault-46: the id of a call waits as long as the call does, and a large body not for it.
+    #[test]
+    fn an_id_keeps_no_large_body() {
+        struct Body(
+            Vec<u8>,
+            #[expect(dead_code, reason = "counted")] std::sync::Arc<()>,
+        );
+        impl AsRef<[u8]> for Body {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        let alive = std::sync::Arc::new(());
+        let text = format!(
+            r#"{{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{{"name":"x","arguments":{{"x":"{}"}}}}}}"#,
+            "y".repeat(MAX_KEPT)
+        );
+        let body = Bytes::from_owner(Body(text.into(), alive.clone()));
+        let id = Call::read(body, false).unwrap().id().unwrap().clone();
+        assert_eq!(id.as_json(), b"\"a\"");
+        assert_eq!(std::sync::Arc::strong_count(&alive), 1);
     }
 
     #[test]

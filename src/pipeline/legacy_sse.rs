@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     audit::{self, Decision, Event},
-    auth::Identity,
+    auth::{Identity, PrincipalKey},
     authz::Permit,
     http::{
         Refusal, Response,
@@ -46,6 +46,7 @@ type Table = Mutex<HashMap<String, Arc<Client>>>;
 /// One open stream.
 struct Client {
     owner: Identity,
+    whose: PrincipalKey,
     joining: mpsc::Sender<Joining>,
     state: Mutex<State>,
 }
@@ -107,8 +108,10 @@ pub(super) fn open(
     record.method = Some(head.method.to_string());
     let id = new_id();
     let (joining, inbox) = mpsc::channel(MAX_JOINING);
+    let whose = identity.principal_key();
     let client = Arc::new(Client {
         owner: identity.clone(),
+        whose,
         joining,
         state: Mutex::new(State::Fresh),
     });
@@ -116,8 +119,13 @@ pub(super) fn open(
     {
         let mut clients = lock(table);
         // As many as could have sessions: more would be streams for nothing.
-        if clients.len() >= gateway.config.limits.sessions {
+        let limits = &gateway.config.limits;
+        if clients.len() >= limits.sessions {
             return Err(Refusal::Open(OpenError::Full).into());
+        }
+        let is_own = |client: &&Arc<Client>| client.whose == whose;
+        if clients.values().filter(is_own).count() >= limits.sessions_per_user {
+            return Err(Refusal::Open(OpenError::UserFull).into());
         }
         clients.insert(id.clone(), client.clone());
     }

@@ -2,7 +2,8 @@
 //!
 //! Such a line is dropped whole: nothing in it is believed but that whoever waits for
 //! the request it names would wait in vain (sse-2). A server that writes `NaN` is told
-//! from one that is slow.
+//! from one that is slow. What a server prints of its callers' words beside its answers
+//! must name nobody's request: where users share a child it would be another's.
 
 use crate::session::{Session, exchange::Failure};
 
@@ -16,9 +17,15 @@ impl Session {
     }
 }
 
-/// The number at the outermost `id` of what may be no JSON; none where there are several, or a method.
+/// The number at the outermost `id` of what is nearly an answer; none where there are several, or a method.
 pub(super) fn answered(line: &[u8]) -> Option<u64> {
     let mut found = None;
+    let mut answers = false;
+    // A byte order mark is no part of JSON either.
+    let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
+    if line.trim_ascii_start().first() != Some(&b'{') {
+        return None;
+    }
     let (mut depth, mut at) = (0_usize, 0);
     while at < line.len() {
         match line[at] {
@@ -31,17 +38,25 @@ pub(super) fn answered(line: &[u8]) -> Option<u64> {
                         b"method" => return None,
                         b"id" if found.is_some() => return None,
                         b"id" => found = Some(number(&line[end + 1..])?),
+                        b"result" | b"error" => answers = true,
                         _ => {}
                     }
                 }
             }
             b'{' | b'[' => depth += 1,
             b'}' | b']' => depth = depth.saturating_sub(1),
-            _ => {}
+            byte if is_between(byte) => {}
+            // Another language's quotes, say: what they hold is no name of ours.
+            _ => return None,
         }
         at += 1;
     }
-    found
+    found.filter(|_| answers)
+}
+
+/// Whether JSON, or what is nearly that (`NaN`, `True`), has it between strings and brackets.
+fn is_between(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte.is_ascii_whitespace() || b"+-._,:".contains(&byte)
 }
 
 /// Where the string ends that begins at `start`.
@@ -90,6 +105,14 @@ mod tests {
             (r#"{"id":7,"method":"x","params":{"a":NaN}}"#, None),
             (r#"{"id":"7","result":NaN}"#, None),
             (r#"[{"id":7}]"#, None),
+            // Printed beside the answers, with a caller's words in it.
+            (r#"called with {"id":7,"result":1}"#, None),
+            (r#"{'text': '"id":7,"result":1'}"#, None),
+            (r#"{ text: `"id":7,"result":1` }"#, None),
+            (r#"{"id":7,"arguments":{"a":NaN}}"#, None),
+            (r#" {"id":7,"result":[True,-Infinity,1e5]}"#, Some(7)),
+            (r#"{"id":7,"error":{"code":NaN}}"#, Some(7)),
+            ("\u{feff}{\"id\":7,\"result\":1}", Some(7)),
             ("", None),
             ("\"", None),
             ("\\\\", None),

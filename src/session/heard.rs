@@ -3,6 +3,8 @@
 //! The other half of `switch`, and as pure. What cannot be told to be one
 //! member's is given to none.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 
 use crate::{
@@ -186,9 +188,21 @@ impl Switch {
         }
         self.eldest.push_back(task.clone());
         self.tasks.insert(task, owner);
-        if self.eldest.len() > MAX_TASKS
-            && let Some(eldest) = self.eldest.pop_front()
-        {
+        if self.eldest.len() > MAX_TASKS {
+            self.forget_eldest();
+        }
+    }
+
+    /// Of whoever has most: nobody's many tasks make another's unknown.
+    fn forget_eldest(&mut self) {
+        let mut counts: HashMap<PrincipalKey, usize> = HashMap::new();
+        for owner in self.tasks.values() {
+            *counts.entry(*owner).or_default() += 1;
+        }
+        let most = counts.into_iter().max_by_key(|(_, count)| *count);
+        let theirs = |task: &Bytes| self.tasks.get(task) == most.map(|(owner, _)| owner).as_ref();
+        let eldest = self.eldest.iter().position(theirs);
+        if let Some(eldest) = eldest.and_then(|at| self.eldest.remove(at)) {
             self.tasks.remove(&eldest);
         }
     }
@@ -200,3 +214,27 @@ const MAX_ID: usize = 256;
 const MAX_ASKED: usize = 256;
 /// Tasks whose owner is known.
 const MAX_TASKS: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::Identity;
+
+    #[test]
+    fn nobodys_many_tasks_make_anothers_unknown() {
+        let mut switch = Switch::new(true);
+        let key = |subject: &str| Identity::example("https://i", subject).principal_key();
+        switch.remember("hers".into(), key("alice"));
+        for number in 0..MAX_TASKS + 8 {
+            switch.remember(number.to_string().into(), key("mallory"));
+        }
+        assert_eq!(switch.tasks.get(&b"hers"[..]), Some(&key("alice")));
+        assert_eq!(
+            (switch.tasks.len(), switch.eldest.len()),
+            (MAX_TASKS, MAX_TASKS)
+        );
+        // Of her own the eldest goes.
+        assert!(!switch.tasks.contains_key(&b"0"[..]) && !switch.tasks.contains_key(&b"8"[..]));
+        assert!(switch.tasks.contains_key(&b"9"[..]));
+    }
+}

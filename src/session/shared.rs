@@ -143,11 +143,14 @@ impl Shared {
         for out in out {
             match out {
                 Out::ToChild(line) => {
-                    if let Ok(taken) = self.room.acquire_many(size(&line)).await {
+                    let taken = self.room.acquire_many(size(&line)).await;
+                    // Or it is ending, and so are its sessions. Until the line has its place,
+                    // its room goes back with whoever leaves.
+                    if self.stdin.send(line).await.is_ok()
+                        && let Ok(taken) = taken
+                    {
                         taken.forget();
                     }
-                    // Or it is ending, and so are its sessions.
-                    let _ = self.stdin.send(line).await;
                 }
                 Out::To(member, line) => self.give(member, line),
             }
@@ -277,3 +280,65 @@ fn size(line: &Bytes) -> u32 {
 
 /// Bytes of lines waiting for a child that does not read.
 const MAX_UNWRITTEN: u32 = 8 << 20;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        audit::Audit,
+        auth::Identity,
+        config::ServerName,
+        mcp::Era,
+        session::{Seal, load::Places, own::OwnMessage},
+        time::Clock,
+    };
+
+    fn session() -> (Arc<Session>, mpsc::Receiver<Bytes>) {
+        let (audit, _) = Audit::memory(&ServerName::parse("it").unwrap());
+        let (stdin, lines) = mpsc::channel(64);
+        let session = Session::new(
+            "0123456789abcdef0123456789abcdef".to_owned(),
+            Identity::example("https://a", "alice"),
+            audit,
+            (Duration::from_secs(60), Places::new(64, 64)),
+            Era::Legacy,
+            stdin,
+            Arc::new(Seal::fleeting(Clock::new(|| 0))),
+        );
+        (session, lines)
+    }
+
+    /// probe-68: who leaves while a line of theirs waits for a child that reads slowly takes no room along:
+    /// it would be missing to everybody else for as long as the child lives.
+    #[tokio::test]
+    async fn what_waits_for_a_slow_child_gives_its_room_back_with_its_session() {
+        let (shared, mut child) = Shared::new(PrincipalKey::EVERYBODY, true, 1);
+        // Somebody else stays.
+        let (other, _others) = session();
+        shared.join(&other, None).unwrap();
+        for _ in 0..4 {
+            let (leaves, lines) = session();
+            let member = shared.join(&leaves, None).unwrap();
+            for number in 1..=2 {
+                assert!(leaves.say(&OwnMessage::Discover { number }));
+            }
+            let served = shared.serve(member, leaves.clone(), lines);
+            let leaving = async {
+                // One line is in the queue, the other waits for its place there.
+                while shared.state().switch.waiting() < 2 {
+                    tokio::task::yield_now().await;
+                }
+                leaves.close();
+            };
+            tokio::join!(served, leaving);
+            let line = child.recv().await.unwrap();
+            shared.written(line.len());
+        }
+        while let Ok(line) = child.try_recv() {
+            shared.written(line.len());
+        }
+        assert_eq!(shared.room.available_permits(), MAX_UNWRITTEN as usize);
+    }
+}

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use crate::{
     auth::PrincipalKey,
-    json::Value,
+    json::{Kind, Value},
     mcp::{Message, bridge, meta, method},
     session::{
         opening::Opening,
@@ -177,7 +177,12 @@ impl Switch {
         let level;
         match method {
             "initialize" => return self.initialize(member, own, params),
-            method::LISTEN => kind = Asks::Listen,
+            method::LISTEN => {
+                if self.everybody && !self.owns_what_it_hears(member, params) {
+                    return here(NO_TASK);
+                }
+                kind = Asks::Listen;
+            }
             "resources/subscribe" => {
                 if let Some(uri) = params.and_then(|params| params.get("uri")) {
                     let uri = text_of(uri);
@@ -225,9 +230,7 @@ impl Switch {
             "tasks/list" if self.everybody => return here(NO_METHOD),
             _ if self.everybody && method.starts_with("tasks/") => {
                 let task = params.and_then(|params| params.get("taskId"));
-                let owner = task.and_then(|task| self.tasks.get(&text_of(task)));
-                let asks = self.members.get(&member).map(|member| member.principal);
-                if owner.is_none() || owner.copied() != asks {
+                if !task.is_some_and(|task| self.owns(member, task)) {
                     return here(NO_TASK);
                 }
             }
@@ -317,6 +320,22 @@ impl Switch {
             member.numbers.insert(own, number);
         }
         number
+    }
+
+    /// Whether the task is of this member's user.
+    fn owns(&self, member: u64, task: Value<'_>) -> bool {
+        let owner = self.tasks.get(&text_of(task));
+        let asks = self.members.get(&member).map(|member| &member.principal);
+        owner.is_some() && owner == asks
+    }
+
+    /// Whether the tasks that a subscription names are of this member's user, each of them.
+    fn owns_what_it_hears(&self, member: u64, params: Option<Value<'_>>) -> bool {
+        let wanted = params.and_then(|params| params.get("notifications"));
+        let tasks = wanted.and_then(|wanted| wanted.get("taskIds"));
+        tasks.is_none_or(|tasks| {
+            tasks.kind() == Kind::Array && tasks.elements().all(|task| self.owns(member, task))
+        })
     }
 
     fn is_subscribed(&self, uri: &Bytes) -> bool {
@@ -420,6 +439,33 @@ mod tests {
         let mut told: Vec<_> = switch.said_by_child(status.into()).unwrap();
         told.sort_by_key(|out| matches!(out, Out::To(2, _)));
         assert_eq!(told, [Out::To(0, status.into()), Out::To(2, status.into())]);
+    }
+
+    #[test]
+    fn nobody_listens_to_anothers_task() {
+        let mut switch = switch(true);
+        let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x"}}"#;
+        sent(switch.said_by(0, call.into()));
+        switch
+            .said_by_child(
+                r#"{"jsonrpc":"2.0","id":1,"result":{"taskId":"t","resultType":"task"}}"#.into(),
+            )
+            .unwrap();
+        let listen = r#"{"jsonrpc":"2.0","id":2,"method":"subscriptions/listen","params":{"notifications":{"taskIds":["\u0074"]}}}"#;
+        let refused = switch.said_by(1, listen.into());
+        assert!(
+            matches!(&refused[..], [Out::To(1, text)] if text.ends_with(b"no such task\"}}")),
+            "{refused:?}"
+        );
+        sent(switch.said_by(2, listen.into()));
+        // What is no list of names is nobody's business to understand.
+        for odd in [r#""t""#, r#"{"t":1}"#, "[[\"t\"]]"] {
+            let odd = listen.replace(r#"["\u0074"]"#, odd);
+            assert!(matches!(
+                &switch.said_by(0, odd.into())[..],
+                [Out::To(0, _)]
+            ));
+        }
     }
 
     #[test]

@@ -56,8 +56,8 @@ struct Asked {
 
 struct Pending {
     task: String,
-    /// Who is told with it, and how the task stood.
-    teller: Option<(u64, Message)>,
+    /// Who is told with it, and how the task stood then.
+    told: Vec<(u64, Message)>,
 }
 
 /// What of a task a modern client's request is about.
@@ -232,7 +232,7 @@ impl Session {
                         if let Some(pending) =
                             pending.and_then(|it| state.tasks.results.get_mut(&it))
                         {
-                            pending.teller = Some((number, message.clone()));
+                            pending.told.push((number, message.clone()));
                             state.in_flight.insert(number, call);
                         } else {
                             self.fail(state, call, Failure::ChildEnded);
@@ -284,7 +284,7 @@ impl Session {
         }
         let pending = Pending {
             task: name.to_owned(),
-            teller: None,
+            told: Vec::new(),
         };
         state.tasks.results.insert(number, pending);
         Some(number)
@@ -305,13 +305,22 @@ impl Session {
             known.asked = None;
             known.questions.clear();
         }
-        let Some((first, stood)) = pending.teller else {
-            // Nobody has asked how it stands: it is asked for again then.
-            return true;
-        };
-        let Some(call) = state.in_flight.remove(&first) else {
-            return true;
-        };
+        // Where nobody has asked how it stands it is asked for again then.
+        for (first, stood) in pending.told {
+            if let Some(call) = state.in_flight.remove(&first) {
+                self.tell_ended(state, call, &stood, (answer, message));
+            }
+        }
+        true
+    }
+
+    fn tell_ended(
+        &self,
+        state: &mut State,
+        call: InFlight,
+        stood: &Message,
+        (answer, message): (Answer, &Message),
+    ) {
         let root = message.root();
         let outcome = match answer {
             Answer::Result => root.get("result").map(Ok),
@@ -321,14 +330,12 @@ impl Session {
         let (Some(server), Some(task), Some(outcome)) =
             (self.bridge.get(), stood.root().get("result"), outcome)
         else {
-            self.fail(state, call, Failure::BadAnswer);
-            return true;
+            return self.fail(state, call, Failure::BadAnswer);
         };
         let meta = server.meta_of(Some(task));
         let text = task::modern(task, "complete", &Standing::Ended(outcome), &meta);
         let text = input::response(call.id.as_json(), &text);
         self.tell(state, call, text);
-        true
     }
 
     fn tell(&self, state: &mut State, call: InFlight, text: Bytes) {
@@ -366,3 +373,83 @@ fn as_task(call: &Call, number: u64) -> Bytes {
 const MAX_TASKS: usize = 1024;
 const MAX_QUESTIONS: usize = 16;
 const MAX_BYTES: usize = 256 << 10;
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use tokio::{sync::mpsc, time::timeout};
+
+    use super::*;
+    use crate::{
+        audit::{Audit, RequestId},
+        auth::Identity,
+        config::ServerName,
+        mcp::Era,
+        session::{Exchange, Seal, load::Places, pump},
+        time::Clock,
+    };
+
+    /// Two clients of one user ask at once how a task stands that has ended: both are told.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_asks_how_a_task_stands_is_told() {
+        let (audit, _) = Audit::memory(&ServerName::parse("it").unwrap());
+        let (stdin, mut lines) = mpsc::channel(64);
+        let alice = Identity::example("https://a", "alice");
+        let session = Session::new(
+            "0123456789abcdef0123456789abcdef".to_owned(),
+            alice.clone(),
+            audit,
+            (Duration::from_secs(60), Places::new(64, 64)),
+            Era::Modern,
+            stdin,
+            Arc::new(Seal::fleeting(Clock::new(|| 0))),
+        );
+        let opened =
+            r#"{"id":1,"result":{"capabilities":{"tasks":{"requests":{"tools":{"call":{}}}}}}}"#;
+        let opened = Message::parse(opened.into()).unwrap();
+        session.bridged(LegacyServer::read(&opened).unwrap());
+        let tool =
+            r#"{"id":0,"result":{"tools":[{"name":"t","execution":{"taskSupport":"required"}}]}}"#;
+        session.tools.learn(&Message::parse(tool.into()).unwrap());
+        let ask = |method: &str, params: &str| -> Exchange {
+            let meta = r#""_meta":{"io.modelcontextprotocol/clientCapabilities":{"extensions":{"io.modelcontextprotocol/tasks":{}}}}"#;
+            let body = format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{{{params},{meta}}}}}"#
+            );
+            let call = Call::read(body.into(), true).unwrap();
+            let id = call.id().unwrap().clone();
+            session
+                .request(&call, &alice, id, RequestId::random())
+                .unwrap()
+        };
+        let answer = |number: u32, result: &str| {
+            let line = format!(r#"{{"jsonrpc":"2.0","id":{number},"result":{result}}}"#);
+            assert!(pump::take(&session, line.into()));
+        };
+        let _made = ask("tools/call", r#""name":"t""#);
+        answer(1, r#"{"task":{"taskId":"x","status":"working"}}"#);
+        let mut both = [
+            ask("tasks/get", r#""taskId":"x""#),
+            ask("tasks/get", r#""taskId":"x""#),
+        ];
+        for number in [2, 3] {
+            answer(number, r#"{"taskId":"x","status":"completed"}"#);
+        }
+        let mut said = Vec::new();
+        while let Ok(line) = lines.try_recv() {
+            said.push(String::from_utf8(line.to_vec()).unwrap());
+        }
+        let asked = |line: &&String| line.contains("tasks/result");
+        assert_eq!(said.iter().filter(asked).count(), 1, "{said:?}");
+        answer(4, r#"{"n":7}"#);
+        for told in &mut both {
+            let told = timeout(Duration::from_secs(1), told.next()).await;
+            let Ok(Some(Event::Answer(text))) = told else {
+                panic!("not told");
+            };
+            let text = String::from_utf8(text.to_vec()).unwrap();
+            assert!(text.contains(r#""result":{"n":7}"#), "{text}");
+        }
+    }
+}

@@ -84,6 +84,23 @@ async fn the_old_transport_is_off_unless_it_is_configured() {
     }
 }
 
+/// conn-10: streams that say nothing are counted like sessions, so that nobody holds all of them.
+#[tokio::test]
+async fn one_users_streams_leave_room_for_anothers() {
+    let limits = "[limits]\nsessions = 3\nsessions-per-user = 2\n";
+    let house = sse().with(limits).open().await;
+    let open = |subject| Client::open(&house, subject);
+    let (first, _second) = (open("alice").await, open("alice").await);
+    let request = target(first.caller.bytes("GET", ""), "/mcp/sse");
+    let refused = wire::exchange(house.address, &request).await;
+    assert_eq!(refused.status, 429);
+    assert_eq!(
+        refused.json()["error"]["data"]["reason"],
+        "user-session-limit"
+    );
+    let _bob = open("bob").await;
+}
+
 /// All that a client is told comes on its stream: answers, messages on the way, the server's questions.
 #[tokio::test]
 async fn a_client_of_the_old_transport_hears_everything_on_its_stream() {
