@@ -11,7 +11,7 @@ use http::HeaderMap;
 use crate::{
     http::Refusal,
     json::{Kind, Value},
-    mcp::{Call, CallError, Era, Shape, Target, tools::Mirrored, version},
+    mcp::{Call, CallError, Era, Shape, Target, method, tools::Mirrored, version},
 };
 
 /// Checks a call of the modern era against the headers that it came with.
@@ -125,10 +125,11 @@ fn same_integer(one: &str, other: &str) -> bool {
     integer(one).is_some_and(|one| integer(other) == Some(one))
 }
 
-/// The task that the call names, where the header has to name it, too.
+/// The task that the call names, where the header has to name it, too: not where modern MCP has no such
+/// method, which is then what is to be said of it.
 fn task(call: &Call) -> Option<Cow<'_, str>> {
-    call.method()
-        .starts_with("tasks/")
+    let is_named = call.method().starts_with("tasks/") && method::is_of(Era::Modern, call.method());
+    is_named
         .then(|| call.params()?.get("taskId")?.as_str())
         .flatten()
 }

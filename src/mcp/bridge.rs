@@ -160,9 +160,25 @@ impl LegacyServer {
     }
 }
 
-/// What of the request's `_meta` a legacy server may see, with `token` for its progress token.
-pub fn legacy_meta(call: &Call, token: &[u8]) -> Option<(Range<usize>, Vec<u8>)> {
-    let meta = call.params()?.get("_meta")?;
+/// What of the request a legacy server may see, with `token` for its progress token: the one
+/// change that this takes, if any.
+pub fn legacy_params(call: &Call, token: &[u8]) -> Option<(Range<usize>, Vec<u8>)> {
+    let params = call.params()?;
+    let meta = legacy_meta(params, token);
+    if call.method() != "tools/call" || params.get("task").is_none() {
+        return meta;
+    }
+    // A modern client does not ask for a task: to an older server this would be just that.
+    let kept = edited(params, b"", |name, _| match (name, &meta) {
+        ("task", _) => Fate::Goes,
+        ("_meta", Some((_, meta))) => Fate::Becomes(meta.clone()),
+        _ => Fate::Stays,
+    });
+    Some((params.span(), kept))
+}
+
+fn legacy_meta(params: Value<'_>, token: &[u8]) -> Option<(Range<usize>, Vec<u8>)> {
+    let meta = params.get("_meta")?;
     if meta.kind() != Kind::Object {
         return Some((meta.span(), b"{}".to_vec()));
     }
@@ -317,7 +333,28 @@ mod tests {
             true,
         )
         .unwrap();
-        let (_, meta) = legacy_meta(&call, b"7").unwrap();
+        let (_, meta) = legacy_params(&call, b"7").unwrap();
         assert_eq!(meta, br#"{"progressToken":7,"a\"b":[1]}"#);
+    }
+
+    /// mcp-L11: a modern client's `task` is not taken for the older way to ask for one.
+    #[test]
+    fn a_legacy_server_is_not_asked_for_a_task_by_a_modern_client() {
+        let call = |params: &str| {
+            let text =
+                format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{params}}}"#);
+            let call = Call::read(text.into(), true).unwrap();
+            legacy_params(&call, b"7").map(|(_, kept)| String::from_utf8(kept).unwrap())
+        };
+        assert_eq!(call(r#"{"name":"t"}"#), None);
+        assert_eq!(
+            call(r#"{"task":{"ttl":1},"name":"t","arguments":{"task":1.0}}"#).as_deref(),
+            Some(r#"{"name":"t","arguments":{"task":1.0}}"#)
+        );
+        assert_eq!(
+            call(r#"{"name":"t","task":{},"_meta":{"io.modelcontextprotocol/x":1,"mine":2}}"#)
+                .as_deref(),
+            Some(r#"{"name":"t","_meta":{"mine":2}}"#)
+        );
     }
 }

@@ -103,11 +103,12 @@ pub fn modern(task: Value<'_>, kind: &str, standing: &Standing<'_>, meta: &[u8])
     out
 }
 
-/// The modern answer to a call that its server runs as a task alone, for a client that takes none.
+/// The modern answer to what is about tasks, or to a call that its server runs as one alone, for a
+/// client that takes none.
 pub fn missing(id: &Id) -> Vec<u8> {
     let error = json!({
         "code": -32021,
-        "message": "the server runs this as a task, which this client does not take",
+        "message": "this needs tasks, which this client does not take",
         "data": { "requiredCapabilities": { "extensions": { EXTENSION: {} } } },
     });
     let mut text = br#"{"jsonrpc":"2.0","id":"#.to_vec();

@@ -105,6 +105,7 @@ impl Session {
         if let Some(wanted) = &wanted {
             self.subscribe(&mut state, wanted)?;
         }
+        let task = self.about(&state, call);
         let way = self.way_of(&mut state, call, &id)?;
         // Something else may have been said to the child first.
         let number = state.next;
@@ -136,7 +137,7 @@ impl Session {
                 again: InFlight::again(self, call),
                 opens: call.method() == "initialize",
                 input: holder.and_then(|holder| Input::of(call, &holder)),
-                task: self.about(call),
+                task,
                 _place: Some(place),
             },
         );
@@ -235,7 +236,7 @@ impl Session {
                     Some(call)
                 };
                 let call = match call {
-                    Some(call) if call.task.is_some() && answer == Answer::Result => {
+                    Some(call) if call.task.is_some() && answer != Answer::Neither => {
                         self.task_answered(&mut state, number, call, message)
                     }
                     call => call,

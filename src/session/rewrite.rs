@@ -30,11 +30,11 @@ pub(super) fn renumbered(call: &Call, number: u64, bridged: bool) -> Bytes {
         changes.push((version.span(), version::NEWEST_LEGACY_JSON));
     }
     // Several clients may use one token: towards the child it is the request's own number.
-    let meta = bridged
-        .then(|| bridge::legacy_meta(call, text.as_bytes()))
+    let older = bridged
+        .then(|| bridge::legacy_params(call, text.as_bytes()))
         .flatten();
-    if let Some((span, meta)) = &meta {
-        changes.push((span.clone(), meta.as_slice()));
+    if let Some((span, older)) = &older {
+        changes.push((span.clone(), older.as_slice()));
     } else if let Some(token) = call.meta("progressToken") {
         changes.push((token.span(), text.as_bytes()));
     }

@@ -66,7 +66,10 @@ pub(super) enum About {
     /// Perhaps it makes one.
     Making(Abilities),
     Standing,
-    Ending,
+    Ending {
+        /// The child has made it for a client of this session.
+        is_known: bool,
+    },
 }
 
 impl Tasks {
@@ -124,7 +127,10 @@ impl Session {
         call: &Call,
         id: &Id,
     ) -> Result<Option<Way>, SendError> {
-        Ok(match (call.method(), self.about(call)) {
+        Ok(match (call.method(), self.about(state, call)) {
+            ("tasks/get" | "tasks/update" | "tasks/cancel", _) if !task::is_taken_by(call) => {
+                Some(Way::Here(task::missing(id)))
+            }
             ("tasks/update", _) => Some(self.update(state, server, call, id)?),
             ("tools/call", Some(About::Making(_))) => Some(Way::Child(as_task(call, state.next))),
             // It would only say that it cannot.
@@ -134,14 +140,19 @@ impl Session {
     }
 
     /// What of a task the request is about.
-    pub(super) fn about(&self, call: &Call) -> Option<About> {
+    pub(super) fn about(&self, state: &State, call: &Call) -> Option<About> {
         self.bridge.get()?;
         match call.method() {
             "tools/call" if self.is_task_alone(call) => {
                 task::is_taken_by(call).then(|| About::Making(Abilities::of(call)))
             }
             "tasks/get" => Some(About::Standing),
-            "tasks/cancel" => Some(About::Ending),
+            "tasks/cancel" => {
+                let task = call.params().and_then(|params| params.get("taskId"));
+                let task = task.and_then(Value::as_str);
+                let is_known = task.is_some_and(|it| state.tasks.known.contains_key(it.as_ref()));
+                Some(About::Ending { is_known })
+            }
             _ => None,
         }
     }
@@ -199,10 +210,18 @@ impl Session {
         let (Some(server), Some(about)) = (self.bridge.get(), call.task) else {
             return Some(call);
         };
+        // Where older servers refuse to end what has ended, modern ones do nothing.
+        if let About::Ending { is_known: true } = about
+            && error_code(message) == Some("-32602")
+        {
+            let text = done(server, &call.id);
+            self.tell(state, call, text);
+            return None;
+        }
         let result = message.root().get("result");
         let task = match about {
             About::Making(_) => result.and_then(|result| result.get("task")),
-            About::Standing | About::Ending => result,
+            About::Standing | About::Ending { .. } => result,
         };
         let named = |task: &Value<'_>| task.get("taskId").and_then(Value::as_str).is_some();
         // A server that has made none has simply answered.
@@ -219,7 +238,7 @@ impl Session {
                 state.tasks.remember(&name, abilities);
                 task::modern(task, "task", &Standing::Said, &meta)
             }
-            About::Ending => {
+            About::Ending { .. } => {
                 let text = done(server, &call.id);
                 self.tell(state, call, text);
                 return None;
@@ -350,6 +369,10 @@ fn done(server: &LegacyServer, id: &Id) -> Bytes {
     input::response(id.as_json(), &result)
 }
 
+fn error_code(message: &Message) -> Option<&str> {
+    message.root().get("error")?.get("code")?.as_number()
+}
+
 /// The call as a line that asks for a task.
 fn as_task(call: &Call, number: u64) -> Bytes {
     let line = renumbered(call, number, true);
@@ -357,11 +380,7 @@ fn as_task(call: &Call, number: u64) -> Bytes {
         return line;
     };
     // A call of a tool names it, so there is a member after this one.
-    let params = message
-        .root()
-        .get("params")
-        .filter(|params| params.get("task").is_none());
-    let Some(params) = params else {
+    let Some(params) = message.root().get("params") else {
         return line;
     };
     let start = params.span().start + 1;

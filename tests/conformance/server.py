@@ -2,6 +2,7 @@
 
 It speaks both eras: `initialize` and what follows (to 2025-11-25), and the stateless 2026-07-28.
 With `--legacy` it knows nothing of the latter, with `--modern` nothing of the former. Each request is worked on in a thread of its own.
+Some tools are tasks: those of 2025-11-25 for whoever asks for one so, those of the extension for whoever declares it.
 """
 
 import base64
@@ -19,11 +20,13 @@ import zlib
 
 MODERN, LEGACY = "2026-07-28", ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 META = "io.modelcontextprotocol/"
+EXTENSION = META + "tasks"
 INFO = {"name": "thv-conformance", "version": "1"}
 speaks_modern, speaks_legacy = "--legacy" not in sys.argv, "--modern" not in sys.argv
 out, lock = sys.stdout, threading.Lock()
 numbers, answers, key = itertools.count(1), {}, os.urandom(32)
 subscriptions = {}
+tasks, TTL, PACE = {}, 600_000, 50
 
 
 def chunk(kind, data):
@@ -63,7 +66,7 @@ class Request:
         self.id, self.method, self.params = message["id"], message["method"], message.get("params") or {}
         self.meta = self.params.get("_meta") or {}
         self.modern = META + "protocolVersion" in self.meta
-        self.cancelled = threading.Event()
+        self.cancelled, self.begun = threading.Event(), None
 
     def notify(self, method, params):
         if not self.cancelled.is_set():
@@ -80,11 +83,25 @@ class Request:
     def capabilities(self):
         return self.meta.get(META + "clientCapabilities") or {}
 
+    def takes_tasks(self):
+        """Whether this is to be answered with a task, where there is one: by the extension, or asked for in so many words."""
+        return EXTENSION in (self.capabilities().get("extensions") or {}) if self.modern else "task" in self.params
+
+    def task(self, work):
+        """The work's result, or the task that it becomes."""
+        task = Task(self, work)
+        if not self.takes_tasks():
+            task.run()
+            return task.outcome()
+        tasks[task.id] = self.begun = task
+        stands = task.stands()
+        return {"resultType": "task"} | stands if self.modern else {"task": stands}
+
     def ask(self, method, params):
         """What the client says to a question."""
         return self.inputs({"answer": (method, params)})["answer"]
 
-    def asked(self, wanted):
+    def asked(self, wanted, about=None):
         """A legacy client's answers: all questions are out before the first answer is waited for."""
         waiting = {}
         for name, (method, params) in wanted.items():
@@ -92,7 +109,7 @@ class Request:
                 number = name if name not in answers else f"{name}-{next(numbers)}"
                 waiting[name] = number
                 answers[number] = [threading.Event(), None]
-            say({"id": number, "method": method, "params": params})
+            say({"id": number, "method": method, "params": params | ({"_meta": about} if about else {})})
         given = {}
         for name, number in waiting.items():
             if not answers[number][0].wait(60):
@@ -128,6 +145,113 @@ class Request:
         return value
 
 
+class Task:
+    """What goes on when its call has been answered. Whoever changes it or reads more than one thing of it holds `changed`."""
+
+    def __init__(self, request, work):
+        self.id, self.request, self.work = os.urandom(16).hex(), request, work
+        self.modern, self.status, self.result, self.error = request.modern, "working", None, None
+        self.made = self.touched = time.time()
+        self.wanted, self.given, self.changed = {}, {}, threading.Condition()
+
+    def turn(self, status, **more):
+        """Nothing comes after an end."""
+        with self.changed:
+            if not self.ended():
+                self.status, self.touched = status, time.time()
+                vars(self).update(more)
+                self.changed.notify_all()
+
+    def ended(self):
+        return self.status in ("completed", "failed", "cancelled")
+
+    def run(self):
+        try:
+            self.turn("completed", result=self.work(self))
+        except Refused as refused:
+            self.turn("failed", error=refused.error)
+
+    def rest(self, seconds):
+        """Waits, or until it is cancelled."""
+        with self.changed:
+            self.changed.wait_for(self.ended, seconds)
+
+    def inputs(self, wanted):
+        """The client's answers to all that is wanted."""
+        if not self.modern:
+            self.turn("input_required")
+            given = self.request.asked(wanted, {META + "related-task": {"taskId": self.id}})
+        else:
+            self.turn("input_required", wanted=dict(wanted))
+            with self.changed:
+                self.changed.wait_for(lambda: self.ended() or not self.wanted)
+                given = self.given
+        self.turn("working")
+        return given
+
+    def take(self, given):
+        """What was not asked is not heard."""
+        with self.changed:
+            for name in set(given) & set(self.wanted):
+                del self.wanted[name]
+                self.given[name] = given[name]
+            self.changed.notify_all()
+
+    def outcome(self):
+        """As the call would have been answered, when it has ended."""
+        with self.changed:
+            self.changed.wait_for(self.ended)
+        if self.status == "completed":
+            return self.result
+        error = self.error or {"code": -32603, "message": "cancelled"}
+        raise Refused(error["code"], error["message"])
+
+    def stands(self):
+        made, touched = (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at)) for at in (self.made, self.touched))
+        pace = {"ttlMs": TTL, "pollIntervalMs": PACE} if self.modern else {"ttl": TTL, "pollInterval": PACE}
+        return {"taskId": self.id, "status": self.status, "createdAt": made, "lastUpdatedAt": touched} | pace
+
+    def detailed(self):
+        with self.changed:
+            found = self.stands()
+            if self.status == "completed":
+                found["result"] = {"resultType": "complete"} | self.result
+            elif self.status == "failed":
+                found["error"] = self.error
+            elif self.status == "input_required":
+                found["inputRequests"] = {name: {"method": method, "params": params} for name, (method, params) in self.wanted.items()}
+            return found
+
+
+def about_task(request):
+    """What the methods of tasks answer. Those of either era are unknown in the other."""
+    kind, params = request.method.removeprefix("tasks/"), request.params
+    if kind not in (("get", "update", "cancel") if request.modern else ("get", "result", "list", "cancel")):
+        raise Refused(-32601, "Method not found")
+    if request.modern and not request.takes_tasks():
+        raise needs_tasks()
+    if kind == "list":
+        return {"tasks": [task.stands() for task in tasks.values() if not task.modern]}
+    task = tasks.get(params.get("taskId"))
+    if task is None or task.modern != request.modern:
+        raise Refused(-32602, "no such task")
+    if kind == "get":
+        return task.detailed() if request.modern else task.stands()
+    if kind == "update":
+        task.take(params.get("inputResponses") or {})
+        return {}
+    if kind == "result":
+        return task.outcome() | {"_meta": {META + "related-task": {"taskId": task.id}}}
+    if task.ended() and not request.modern:
+        raise Refused(-32602, f"the task is {task.status}")
+    task.turn("cancelled")
+    return {} if request.modern else task.stands()
+
+
+def needs_tasks():
+    return Refused(-32021, "tasks are needed", {"requiredCapabilities": {"extensions": {EXTENSION: {}}}})
+
+
 def signed(value):
     return value + "." + hmac.new(key, value.encode(), hashlib.sha256).hexdigest()
 
@@ -160,9 +284,12 @@ def embedded(uri, mime, value):
 TOOLS, PROMPTS = {}, {}
 
 
-def tool(description, schema=None):
+def tool(description, schema=None, task="forbidden"):
+    # To modern clients only what an older server runs as a task alone is one.
+    task = "required" if task == "optional" and not speaks_modern else task
+
     def add(function):
-        TOOLS[function.__name__] = (function, description, schema or {"type": "object", "properties": {}})
+        TOOLS[function.__name__] = (function, description, schema or {"type": "object", "properties": {}}, task)
         return function
     return add
 
@@ -395,6 +522,62 @@ def test_input_required_result_capabilities(request, arguments):
     return text(json.dumps(request.inputs(wanted)))
 
 
+@tool("Greets", one("name"))
+def greet(request, arguments):
+    return text(f"Hello, {arguments['name']}!")
+
+
+@tool("Takes its time", {"type": "object", "properties": {"seconds": {"type": "number"}, "label": STRING}, "required": ["seconds"]},
+      task="optional")
+def slow_compute(request, arguments):
+    def work(task):
+        task.rest(arguments["seconds"])
+        return text(f"{arguments.get('label')} took {arguments['seconds']} s")
+    return request.task(work)
+
+
+@tool("Fails after a while", task="required")
+def failing_job(request, arguments):
+    def work(task):
+        task.rest(0.2)
+        return text("it went wrong") | {"isError": True}
+    return request.task(work)
+
+
+@tool("Ends without a result", task="optional")
+def protocol_error_job(request, arguments):
+    def work(task):
+        task.rest(0.2)
+        raise Refused(-32603, "it broke")
+    return request.task(work)
+
+
+@tool("Asks before it deletes", one("filename"), task="required")
+def confirm_delete(request, arguments):
+    def work(task):
+        answer = task.inputs({"confirm": form(f"Delete {arguments['filename']}?", confirm={"type": "boolean"})})["confirm"]
+        return text("deleted" if answer["action"] == "accept" else "kept")
+    return request.task(work)
+
+
+@tool("Asks two things at once", task="required")
+def multi_input(request, arguments):
+    def work(task):
+        wanted = {"who": form("What is your name?", name=STRING), "sure": form("Go on?", confirm={"type": "boolean"})}
+        return text(json.dumps(task.inputs(wanted)))
+    return request.task(work)
+
+
+@tool("Asks first, and then takes its time", task="required")
+def test_tool_with_task(request, arguments):
+    answer = request.inputs({"user_name": form("What is your name?", name=STRING)})["user_name"]
+
+    def work(task):
+        task.rest(0.2)
+        return text(f"Hello, {(answer.get('content') or {}).get('name')}!")
+    return request.task(work)
+
+
 @prompt("A prompt")
 def test_simple_prompt(request, arguments):
     return [{"type": "text", "text": "This is a simple prompt for testing."}]
@@ -443,13 +626,16 @@ def read(uri):
 def capabilities(modern):
     changes = {"listChanged": True}
     found = {"tools": changes, "prompts": changes, "resources": changes | {"subscribe": True}, "completions": {}, "logging": {}}
-    return found
+    if modern:
+        return found | {"extensions": {EXTENSION: {}}}
+    return found | {"tasks": {"list": {}, "cancel": {}, "requests": {"tools": {"call": {}}}}}
 
 
 def listed(request):
     kinds = {
         "tools/list": ("tools", [{"name": name, "description": description, "inputSchema": schema}
-                                 for name, (_, description, schema) in TOOLS.items()]),
+                                 | ({} if request.modern or task == "forbidden" else {"execution": {"taskSupport": task}})
+                                 for name, (_, description, schema, task) in TOOLS.items()]),
         "prompts/list": ("prompts", [{"name": name, "description": description,
                                       "arguments": [{"name": a, "description": a, "required": True} for a in arguments]}
                                      for name, (_, description, arguments) in PROMPTS.items()]),
@@ -466,7 +652,12 @@ def result(request):
     if method == "tools/call":
         if params.get("name") not in TOOLS:
             raise Refused(-32602, f"Unknown tool: {params.get('name')}")
-        return TOOLS[params["name"]][0](request, params.get("arguments") or {})
+        function, _, _, task = TOOLS[params["name"]]
+        if task == "required" and not request.takes_tasks():
+            raise needs_tasks() if request.modern else Refused(-32601, "only as a task")
+        if task == "forbidden" and not request.modern and request.takes_tasks():
+            raise Refused(-32601, "never as a task")
+        return function(request, params.get("arguments") or {})
     if method == "prompts/get":
         if params.get("name") not in PROMPTS:
             raise Refused(-32602, f"Unknown prompt: {params.get('name')}")
@@ -479,7 +670,9 @@ def result(request):
         return {"contents": [read(params.get("uri", ""))]}
     if method == "completion/complete":
         return {"completion": {"values": [], "total": 0, "hasMore": False}}
-    if method.endswith("/list") and method != "tasks/list":
+    if method.startswith("tasks/"):
+        return about_task(request)
+    if method.endswith("/list"):
         return listed(request)
     if request.modern:
         if method == "server/discover":
@@ -529,6 +722,9 @@ def work(request):
         reply = {"error": refused.error}
     if not request.cancelled.is_set():
         say({"id": request.id} | reply)
+    # It asks nothing before its client knows of it.
+    if request.begun:
+        request.begun.run()
 
 
 def main():

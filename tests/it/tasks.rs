@@ -110,6 +110,17 @@ async fn a_modern_client_has_tasks_of_servers_of_both_eras() {
             "{ended}"
         );
         assert_eq!(stands(&alice, &never).await["status"], "cancelled");
+        // What has ended is no error to end, but what there never was is.
+        for (task, code) in [
+            (never.as_str(), None),
+            (&bad, None),
+            ("no such", Some(-32602)),
+        ] {
+            let ended = ask(&alice, "tasks/cancel", json!({ "taskId": task }), true).await;
+            let ended = ended.json();
+            assert_eq!(ended["error"]["code"].as_i64(), code, "{task}: {ended}");
+        }
+        assert_eq!(stands(&alice, &bad).await["status"], "failed");
 
         // A task that asks is answered by an update, and a wrong answer is none.
         let asks = make(&alice, "asks").await;
@@ -154,10 +165,28 @@ async fn a_client_without_the_extension_is_told_so() {
     let error = &answer.json()["error"];
     assert_eq!((answer.status, &error["code"]), (400, &json!(-32021)));
     assert!(error["data"]["requiredCapabilities"]["extensions"][EXTENSION].is_object());
+    for method in ["tasks/get", "tasks/update", "tasks/cancel"] {
+        let params = json!({ "taskId": "t", "inputResponses": {} });
+        let answer = ask(&alice, method, params, false).await;
+        let error = &answer.json()["error"];
+        assert_eq!((answer.status, &error["code"]), (400, &json!(-32021)));
+    }
     let seen = ask(&alice, "tools/call", json!({ "name": "seen" }), false)
         .await
         .said();
-    assert!(!seen.contains("slow"), "{seen}");
+    assert!(!seen.contains("slow") && !seen.contains("tasks/"), "{seen}");
+}
+
+/// A method of tasks that only older versions have is unknown, whatever its headers say of it.
+#[tokio::test]
+async fn the_older_methods_of_tasks_are_unknown_to_modern_clients() {
+    let house = house_of(&[]).await;
+    let alice = house.caller("alice");
+    for method in ["tasks/result", "tasks/list"] {
+        let body = body(1, method, json!({ "taskId": "t" }), json!({}));
+        let answer = wire::exchange(alice.address, &bytes(&alice, method, None, &body)).await;
+        assert_eq!(answer.json()["error"]["code"], -32601, "{answer:?}");
+    }
 }
 
 /// mcp-L11, inc-7: another user's task is as unknown as none, whatever the era and whomever the child serves: it cannot be seen, fed or ended.

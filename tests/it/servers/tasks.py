@@ -84,6 +84,11 @@ def about(method, identifier, params):
         elif modern and task["status"] == "input_required":
             more = ask(task)
         complete(identifier, stands(task) | more)
+    elif method == "tasks/cancel" and task["status"] in ("completed", "failed", "cancelled"):
+        if modern:
+            complete(identifier, {})
+        else:
+            say({"id": identifier, "error": {"code": -32602, "message": "it has ended"}})
     elif method == "tasks/cancel":
         task["status"] = "cancelled"
         complete(identifier, {} if modern else stands(task))
