@@ -1,4 +1,4 @@
-"""The scenarios, in the order in which they are played: first what installs, last what purges."""
+"""The scenarios, in the order in which they are played: first what installs, last what purges, and the other package in the place of the first."""
 
 
 class Skipped(Exception):
@@ -11,7 +11,7 @@ def foundation(scenario):
     return scenario
 
 
-from . import backends, calls, demo, faults, identity, idle, images, isolation, mistakes, package, probes, run, tls, units  # noqa: E402
+from . import backends, calls, demo, faults, identity, idle, images, isolation, mistakes, package, probes, rpm, run, tls, units  # noqa: E402
 
 ORDER = [
     *package.FIRST,
@@ -29,4 +29,5 @@ ORDER = [
     *run.ALL,
     *images.ALL,
     *package.LAST,
+    *rpm.ALL,
 ]
