@@ -59,7 +59,7 @@ async fn cases(program: PathBuf, house: &House, more: &[&str]) -> Vec<Case> {
         ])
         // Whose answer has a body without a token.
         .args(["--path", "/.well-known/oauth-protected-resource"])
-        .args(["--strict", "--timeout", "5", "--junit-report"])
+        .args(["--strict", "--timeout", "3", "--junit-report"])
         .arg(&report)
         .args(more);
     let output = tokio::task::spawn_blocking(move || command.output().unwrap());
@@ -82,26 +82,46 @@ async fn cases(program: PathBuf, house: &House, more: &[&str]) -> Vec<Case> {
     all.collect()
 }
 
-#[track_caller]
-fn check(cases: &[Case]) {
-    assert!(cases.len() >= CASES, "only {} cases were run", cases.len());
-    let failed = cases.iter().filter(|(.., failed)| *failed);
+/// All cases hold, but those that may fail. One whose frames come when the answer has been given
+/// and the stream is over has tested nothing, so what fails is tried again: it has to hold once.
+async fn check(program: PathBuf, house: &House, more: &[&str]) {
     let may = |section: &str, title: &str| {
         let mut known = MAY_FAIL.iter();
         known.any(|(of, begins, _)| *of == section && title.starts_with(begins))
     };
-    let wrong: Vec<_> = failed
-        .filter(|(section, title, _)| !may(section, title))
-        .collect();
-    assert!(wrong.is_empty(), "{wrong:#?}");
+    let mut wrong: Option<Vec<(String, String)>> = None;
+    for _ in 0..TRIES {
+        let cases = cases(program.clone(), house, more).await;
+        assert!(cases.len() >= CASES, "only {} cases were run", cases.len());
+        let failed: Vec<_> = cases
+            .into_iter()
+            .filter(|(section, title, failed)| *failed && !may(section, title))
+            .map(|(section, title, _)| (section, title))
+            .collect();
+        let still = match wrong {
+            None => failed,
+            Some(before) => before
+                .into_iter()
+                .filter(|case| failed.contains(case))
+                .collect(),
+        };
+        if still.is_empty() {
+            return;
+        }
+        wrong = Some(still);
+    }
+    panic!("{wrong:#?}");
 }
+
+/// How often what depends on who is faster is tried.
+const TRIES: usize = 10;
 
 /// conn-13, conn-14: each case of h2spec, by prior knowledge.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_case_of_h2spec_by_prior_knowledge() {
     if let Some(program) = program() {
         let house = house().open().await;
-        check(&cases(program, &house, &[]).await);
+        check(program, &house, &[]).await;
     }
 }
 
@@ -110,6 +130,6 @@ async fn every_case_of_h2spec_by_prior_knowledge() {
 async fn every_case_of_h2spec_by_tls() {
     if let Some(program) = program() {
         let house = tls::secured().open().await;
-        check(&cases(program, &house, &["--tls", "--insecure"]).await);
+        check(program, &house, &["--tls", "--insecure"]).await;
     }
 }
