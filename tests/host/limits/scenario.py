@@ -15,6 +15,8 @@ import tarfile
 import threading
 import time
 
+import gateway
+
 MEMORY, TASKS = 64 << 20, 32
 GATEWAY = "thv@limits.service"
 
@@ -293,13 +295,18 @@ def the_doctor_finds_every_layer():
     assert "signals" in found["Landlock"]["found"], found["Landlock"]
 
 
+def a_session_of_limits():
+    Connection.server = "limits"
+    return Session()
+
+
 failed = 0
 subprocess.run(["systemctl", "start", "thv@limits.socket"], check=True)
 SCENARIOS = (each_child_has_a_cgroup_with_its_limits, the_profile_of_apparmor_is_in_force,
              a_child_that_spins_gets_its_share_and_the_others_are_answered, a_fork_bomb_ends_at_its_limit_and_the_gateway_answers_meanwhile,
              a_child_that_eats_its_memory_ends_alone, nothing_of_a_child_is_left_when_its_session_ends,
              the_limits_are_a_containers_too, a_command_line_has_limits_too, what_a_server_keeps_ends_at_a_quota,
-             the_doctor_finds_every_layer)
+             the_doctor_finds_every_layer, *gateway.scenarios(a_session_of_limits, GATEWAY))
 for scenario in SCENARIOS:
     sentence = scenario.__name__.replace("_", " ")
     try:
