@@ -52,10 +52,10 @@ pub(super) struct Input {
     pub(super) lacked: Option<Need>,
 }
 
-struct Asked {
-    question: Question,
+pub(super) struct Asked {
+    pub(super) question: Question,
     /// The child's own id for it, as JSON.
-    id: Bytes,
+    pub(super) id: Bytes,
 }
 
 impl Input {
@@ -159,6 +159,30 @@ impl Session {
         call.stream.end(Event::Answer(text));
     }
 
+    /// Gives the child what the call answers of these. What it does not answer, or not with
+    /// what was asked for, is left to be asked again.
+    pub(super) fn give_answers(
+        &self,
+        questions: &mut Vec<Asked>,
+        call: &Call,
+    ) -> Result<(), SendError> {
+        let params = call.params();
+        let responses = params.and_then(|params| params.get("inputResponses"));
+        let mut written = Ok(());
+        questions.retain(|asked| {
+            let answer = responses
+                .and_then(|all| all.get(&asked.question.key))
+                .filter(|answer| asked.question.fits(*answer));
+            let Some(answer) = answer.filter(|_| written.is_ok()) else {
+                return true;
+            };
+            let line = input::response(&asked.id, answer.raw()).to_vec();
+            written = self.write(stdio::line(line));
+            written.is_err()
+        });
+        written
+    }
+
     /// Goes on with the call that the state names. Nothing reaches the child but the
     /// answers to what it has asked.
     pub(super) fn go_on(
@@ -175,25 +199,9 @@ impl Session {
         self.log_from(state, call)?;
         let waiting = waiting_for(state, ticket).ok_or(StateError::Used)?;
         let input = waiting.input.as_deref_mut().ok_or(StateError::Used)?;
-        let responses = call
-            .params()
-            .and_then(|params| params.get("inputResponses"));
         input.abilities = Abilities::of(call);
-        let mut written = Ok(());
-        // What is not answered, or not with what was asked for, is asked again.
-        input.questions.retain(|asked| {
-            let answer = responses
-                .and_then(|all| all.get(&asked.question.key))
-                .filter(|answer| asked.question.fits(*answer));
-            let Some(answer) = answer.filter(|_| written.is_ok()) else {
-                return true;
-            };
-            let line = input::response(&asked.id, answer.raw()).to_vec();
-            written = self.write(stdio::line(line));
-            written.is_err()
-        });
         // The client may come back with the same state: nothing has changed but what was taken.
-        written?;
+        self.give_answers(&mut input.questions, call)?;
         waiting.id = id;
         waiting.stream = Stream::new(ticket.number, Style::Plain);
         waiting.outcome = Some(OutcomeOwed::new(request, call, now));

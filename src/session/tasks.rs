@@ -11,7 +11,6 @@ use std::collections::{HashMap, VecDeque};
 use bytes::Bytes;
 
 use crate::{
-    child::stdio,
     json::Value,
     mcp::{
         Call, Id, Message, Target,
@@ -27,6 +26,7 @@ use crate::{
         conversation::State,
         exchange::{Event, Failure},
         own::OwnMessage,
+        pending::Asked,
         rewrite::renumbered,
     },
 };
@@ -46,12 +46,6 @@ struct Known {
     questions: Vec<Asked>,
     /// The number under which the child was asked for its result: older servers ask nothing before.
     asked: Option<u64>,
-}
-
-struct Asked {
-    question: Question,
-    /// The child's own id for it, as JSON.
-    id: Bytes,
 }
 
 struct Pending {
@@ -180,21 +174,7 @@ impl Session {
         let Some(known) = task.and_then(|task| state.tasks.known.get_mut(task.as_ref())) else {
             return Ok(Way::Here(refused_with(id, -32602, "no such task")));
         };
-        let responses = params.and_then(|params| params.get("inputResponses"));
-        let mut written = Ok(());
-        // What was not asked, or not so, is not heard.
-        known.questions.retain(|asked| {
-            let answer = responses
-                .and_then(|all| all.get(&asked.question.key))
-                .filter(|answer| asked.question.fits(*answer));
-            let Some(answer) = answer.filter(|_| written.is_ok()) else {
-                return true;
-            };
-            let line = input::response(&asked.id, answer.raw()).to_vec();
-            written = self.write(stdio::line(line));
-            written.is_err()
-        });
-        written?;
+        self.give_answers(&mut known.questions, call)?;
         Ok(Way::Here(done(server, id).to_vec()))
     }
 
