@@ -262,10 +262,7 @@ async fn deliver(
         (Ok(Sent::Exchange(exchange)), Some(id)) => match era {
             Era::Legacy => {
                 let list = method::filtered_list(&method);
-                let exchange = match list {
-                    Some(list) => only_permitted(gateway, identity, list, exchange),
-                    None => exchange,
-                };
+                let exchange = only_permitted(gateway, identity, list, exchange);
                 reply::exchange(id, exchange).await
             }
             Era::Modern => {
@@ -347,13 +344,14 @@ fn not_opened(gateway: &Gateway, error: OpenError) -> Refusal {
     Refusal::Open(error)
 }
 
-/// A list shows exactly what the same identity may call.
+/// A list shows exactly what the same identity may call; any other answer is as it came.
 fn only_permitted(
     gateway: &Gateway,
     identity: &Identity,
-    list: &'static str,
+    list: Option<&'static str>,
     exchange: Exchange,
 ) -> Exchange {
+    let Some(list) = list else { return exchange };
     let (engine, identity) = (gateway.engine.clone(), identity.clone());
     exchange.finished_by(Box::new(move |answer| {
         let filtered = Message::parse(answer.clone())

@@ -99,10 +99,7 @@ fn one(
     Ok(
         match (session.send(permit, identity, record.request_id), id) {
             (Ok(Sent::Exchange(exchange)), Some(id)) => {
-                let exchange = match list {
-                    Some(list) => only_permitted(gateway, identity, list, exchange),
-                    None => exchange,
-                };
+                let exchange = only_permitted(gateway, identity, list, exchange);
                 Some(Answer::Coming(id, exchange))
             }
             (Ok(_), _) => {

@@ -204,10 +204,7 @@ pub(super) async fn post(
     let list = method::filtered_list(permit.call().method());
     match (session.send(permit, identity, record.request_id), id) {
         (Ok(Sent::Exchange(exchange)), Some(id)) => {
-            let exchange = match list {
-                Some(list) => only_permitted(gateway, identity, list, exchange),
-                None => exchange,
-            };
+            let exchange = only_permitted(gateway, identity, list, exchange);
             place.send(Joining::Exchange(id, exchange));
         }
         (Ok(_), _) => {

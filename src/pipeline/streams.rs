@@ -36,10 +36,7 @@ pub(super) fn open(
         },
     };
     done(gateway, record);
-    let exchange = match list {
-        Some(list) => only_permitted(gateway, identity, list, exchange),
-        None => exchange,
-    };
+    let exchange = only_permitted(gateway, identity, list, exchange);
     let mut events = Events::new(id, None, exchange);
     if let Some(left) = gateway.authenticator.time_left(identity) {
         events.end_at(Instant::now() + left);
