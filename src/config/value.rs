@@ -304,6 +304,9 @@ fn one_of(text: &str, now: &[&str], later: &[&str]) -> String {
     if later.contains(&text) {
         return format!("{text:?} is {NOT_YET}");
     }
+    if let [only] = now {
+        return format!("{text:?} is not known here: the one word is {only:?}");
+    }
     let choice = now
         .iter()
         .map(|word| format!("{word:?}"))
