@@ -275,6 +275,11 @@ fn named_image(text: &str) -> Result<ImageName, Usage> {
              install the package and run its program: `thv run … -- PROGRAM…`"
         )));
     }
+    if text.starts_with(['/', '.']) {
+        return Err(Usage(format!(
+            "`{text}` is a path: a program stands behind `--`, as in `thv run … -- {text}`; an archive is `oci-archive:{text}` or `docker-archive:{text}`"
+        )));
+    }
     // An archive is where the person is.
     let absolute = match text.split_once(':') {
         Some((kind @ ("oci-archive" | "docker-archive"), path)) if !path.starts_with('/') => {
