@@ -364,8 +364,15 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
         .read_only
         .iter()
         .map(|path| ("sandbox.read-only", path.as_path()));
-    for (key, path) in shown.chain(program.map(|program| ("command", program))) {
-        if path::is_hidden(path) && !path::is_shown(root, &config.server, path) {
+    for (key, path) in shown.chain(program.map(|program| (key, program))) {
+        if path::is_hidden(path) && key == "image" {
+            // Its unit is another, for which `thv path` does nothing.
+            let message = format!(
+                "`{}` is hidden from the unit that unpacks it",
+                path.display()
+            );
+            warn(key, message, "put it elsewhere, such as /srv".into());
+        } else if path::is_hidden(path) && !path::is_shown(root, &config.server, path) {
             let message = format!("`{}` is hidden from the runner by its unit", path.display());
             warn(
                 key,
@@ -654,6 +661,26 @@ mod tests {
         };
         assert!(!found.is_good());
         assert_eq!(found.text().lines().count(), 6, "{}", found.text());
+    }
+
+    /// `thv path` opens the runner's unit, and an archive is read by another.
+    #[test]
+    fn an_archive_that_its_unit_does_not_see_belongs_elsewhere() {
+        let hidden = GOOD.replace(
+            "command = [\"/bin/sh\"]",
+            "image = \"oci-archive:/root/none.tar\"",
+        );
+        let root = root_with(&[(
+            "servers/x.toml",
+            &format!("{hidden}allow = \"authenticated\"\n"),
+        )]);
+        let warnings = answer(root.path(), "x").warnings;
+        let said = |words: &str| warnings.iter().any(|one| one.to_string().contains(words));
+        assert!(said("image: `/root/none.tar` is hidden"), "{warnings:?}");
+        assert!(
+            said("put it elsewhere") && !said("thv path"),
+            "{warnings:?}"
+        );
     }
 
     #[test]

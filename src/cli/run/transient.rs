@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::unistd::geteuid;
 
 use super::{announce, file::Wish, load, program, pulled};
-use crate::cli::{Usage, print, say};
+use crate::cli::{Usage, print, say, unit::last_words};
 
 /// Starts the unit, and says what became of it.
 pub(super) fn run(mut wish: Wish, address: SocketAddr) -> Result<ExitCode> {
@@ -173,9 +173,15 @@ fn start(
         .output()
         .context("running `systemd-run`; without systemd add --foreground")?;
     if !output.status.success() {
+        let systemd = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        // Where it was started and ended, systemd-run itself says nothing.
+        let silent = systemd.is_empty() && manager.is_system;
+        let why = silent
+            .then(|| last_words(unit))
+            .flatten()
+            .unwrap_or(systemd);
         bail!(
-            "`{unit}` did not start: {}; `{} -u {unit}` says more",
-            String::from_utf8_lossy(&output.stderr).trim(),
+            "`{unit}` did not start: {why}; `{} -u {unit}` says more",
             if manager.is_system {
                 "journalctl"
             } else {
