@@ -149,9 +149,12 @@ fn check(root: &Path, server: &ServerName, form: Form) -> Result<Checked> {
         Ok(config) => {
             let engine = Engine::build(&config.authz, &config.server);
             checked.warnings = warnings(root, &config);
-            let beginning = engine.as_ref().ok().and_then(overlooked::beginning);
-            let overlooked = overlooked::remarks(root, &config);
-            for (key, message, help) in overlooked.into_iter().chain(beginning) {
+            let mut overlooked = overlooked::remarks(root, &config);
+            if let Ok(engine) = &engine {
+                overlooked.extend(overlooked::beginning(engine));
+                overlooked.extend(overlooked::nobodies(engine, &config));
+            }
+            for (key, message, help) in overlooked {
                 let said = warning(root, config.server.as_str(), &key, message, help);
                 checked.warnings.push(said);
             }
@@ -709,6 +712,34 @@ mod tests {
         let problems = answer(root.path(), "x").problems;
         assert_eq!(problems[0].line, 2, "{problems:?}");
         assert!(problems[0].file.ends_with("x.cedar"));
+    }
+
+    #[test]
+    fn a_principal_that_nobody_can_be_is_warned_of() {
+        let text = GOOD.replace(
+            "[auth]\nmode = \"none\"",
+            "auth.issuer = [{ issuer = \"https://i.example\", audience = \"x\" }]",
+        ) + "policies = [\"/etc/thv/x.cedar\"]\n";
+        for (id, said) in [
+            ("alice@example.com", "ISSUER|SUBJECT"),
+            (
+                "https://other.example|alice",
+                "the issuers are https://i.example",
+            ),
+            ("https://i.example|alice", ""),
+            ("https://i.example|auth0|alice", ""),
+        ] {
+            let policy = format!(
+                "permit (principal == User::\"{id}\", action, resource);\n\
+                 permit (principal, action, resource) when {{ principal == Client::\"{id}\" }};"
+            );
+            let root = root_with(&[("servers/x.toml", &text), ("x.cedar", &policy)]);
+            let warnings = answer(root.path(), "x").warnings;
+            let expected = if said.is_empty() { 0 } else { 2 };
+            assert_eq!(warnings.len(), expected, "{id}: {warnings:?}");
+            let told = |one: &Problem| one.message.contains(said);
+            assert!(warnings.iter().all(told), "{warnings:?}");
+        }
     }
 
     #[test]

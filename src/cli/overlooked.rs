@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use super::{below, secret, unit};
 use crate::{
-    authz::Engine,
+    auth,
+    authz::{Engine, Named},
     config::{Auth, Config, ImageSource, ServerName},
     sandbox::{Access, Entry, Host, Installed, plan},
 };
@@ -37,6 +38,39 @@ pub(super) fn beginning(engine: &Engine) -> Option<Remark> {
             "add `permit (principal, action == Action::\"initialize\", resource);`, see thv-cedar(7)".to_owned(),
         )
     })
+}
+
+/// Principals that policies name and nobody can be: their parts of an id are issuer and subject.
+pub(super) fn nobodies(engine: &Engine, config: &Config) -> Vec<Remark> {
+    let issuers: Vec<&str> = match &config.auth {
+        Auth::Oidc(issuers) => issuers.iter().map(|one| one.issuer.as_str()).collect(),
+        Auth::Peer => vec![auth::LOCAL_ISSUER],
+        Auth::None => return Vec::new(),
+    };
+    let remark = |Named { policy, uid, id }: &Named| {
+        let why = match id.rsplit_once('|') {
+            None => "is nobody: a principal is `User::\"ISSUER|SUBJECT\"`".to_owned(),
+            // A subject may hold a `|` itself.
+            Some(_)
+                if issuers.iter().any(|issuer| {
+                    id.strip_prefix(issuer)
+                        .is_some_and(|rest| rest.starts_with('|'))
+                }) =>
+            {
+                return None;
+            }
+            Some(_) => format!("is nobody: the issuers are {}", issuers.join(", ")),
+        };
+        Some((
+            "authz.policies".to_owned(),
+            format!("`{uid}`, whom the policy `{policy}` names, {why}"),
+            format!(
+                "write `iss` and `sub` as `thv token explain {}` shows them",
+                config.server
+            ),
+        ))
+    };
+    engine.principals().iter().filter_map(remark).collect()
 }
 
 /// The gateway's own client at an issuer that is asked about tokens.

@@ -22,7 +22,7 @@ use crate::{
 /// The flags of `thv run`.
 #[derive(Args, Debug)]
 pub(crate) struct Run {
-    /// The server's name [default: that of the program]
+    /// The server's name [default: that of the program or the image]
     #[arg(long)]
     name: Option<ServerName>,
     /// How the server speaks: stdio or streamable-http
