@@ -1,13 +1,12 @@
 //! What of a message its HTTP headers must say (mcp-T8, mcp-T12 … T15).
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{HeaderValue, request::Builder};
 
 use super::mirror::Mirror;
 use crate::{
     json::Value,
-    mcp::{Message, version},
+    mcp::{Message, header, version},
 };
 
 /// One message towards the server, and what it is.
@@ -128,15 +127,7 @@ impl Outgoing {
 
 /// A name as a header may have it: itself, or encoded where it would not arrive as it is.
 pub(super) fn encoded(name: &str) -> Option<HeaderValue> {
-    let plain = name.bytes().all(|byte| matches!(byte, b' '..=b'~'))
-        && !name.starts_with(' ')
-        && !name.ends_with(' ')
-        && !name.starts_with("=?base64?");
-    if plain {
-        HeaderValue::from_str(name).ok()
-    } else {
-        HeaderValue::from_str(&format!("=?base64?{}?=", STANDARD.encode(name))).ok()
-    }
+    HeaderValue::from_str(&header::encoded(name)).ok()
 }
 
 const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
