@@ -8,6 +8,7 @@
 mod encode;
 mod event;
 mod journal;
+mod kind;
 mod message;
 mod owed;
 mod queue;
@@ -32,9 +33,10 @@ use tokio::sync::Notify;
 use crate::config::ServerName;
 
 pub use event::{Aim, Decision, Egress, Event, Exit, Outcome, RequestId, Verdict, Who};
+pub use kind::Kind;
 pub use queue::Backlog;
 pub use reason::Reason;
-pub use record::{Kind, Record};
+pub use record::Record;
 
 /// Where events go. Cheap to clone; all clones share one sequence.
 #[derive(Clone)]

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use http::{HeaderValue, request::Builder};
 
-use super::mirror::Mirror;
+use super::mirror::{Mirror, encoded};
 use crate::{
     json::Value,
-    mcp::{Message, header, version},
+    mcp::{Message, version},
 };
 
 /// One message towards the server, and what it is.
@@ -123,11 +123,6 @@ impl Outgoing {
         }
         request
     }
-}
-
-/// A name as a header may have it: itself, or encoded where it would not arrive as it is.
-pub(super) fn encoded(name: &str) -> Option<HeaderValue> {
-    HeaderValue::from_str(&header::encoded(name)).ok()
 }
 
 const VERSION: &str = "io.modelcontextprotocol/protocolVersion";

@@ -400,15 +400,3 @@ fn policy(path: &Path) -> Result<(PathBuf, String), Usage> {
         ))),
     }
 }
-
-/// The lines of an issuer's table by which `--oidc-client-id` is compared: the
-/// token's client, or the service account that Kubernetes names like a host.
-pub(super) fn client_lines(client: &str) -> String {
-    match config::service_account(client) {
-        Some(account) => format!(
-            "kubernetes = {{ namespace = {:?}, service-account = {:?} }}\n",
-            account.namespace, account.name
-        ),
-        None => format!("clients = [{}]\n", super::file::quoted(client)),
-    }
-}
