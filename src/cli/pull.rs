@@ -9,7 +9,7 @@ use std::{
     io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -72,6 +72,7 @@ pub(super) fn run(
 
 /// Starts one half and waits for it; how far it is, and why it failed, is shown here.
 fn start(unit: &str) -> Result<()> {
+    let since = SystemTime::now();
     let progress = unit::follow(unit, PROGRESS);
     let started = Command::new("systemctl")
         .args(["start", unit])
@@ -83,7 +84,7 @@ fn start(unit: &str) -> Result<()> {
     }
     let started = started?;
     if !started.status.success() {
-        let why = unit::last_words(unit)
+        let why = unit::last_words(unit, since)
             .unwrap_or_else(|| String::from_utf8_lossy(&started.stderr).trim().to_owned());
         bail!("`{unit}` failed: {why}; `journalctl -u {unit} -n 20` says more");
     }

@@ -13,7 +13,7 @@ use super::{Usage, exit, print, say};
 use crate::{
     audit::Reason,
     auth::{AuthError, explain},
-    config::{self, Config, OwnerRule, ServerName},
+    config::{self, Auth, Config, OwnerRule, ServerName},
     systemd::Credentials,
     time::Clock,
 };
@@ -21,6 +21,17 @@ use crate::{
 /// Reads a token from stdin and prints what the server `name` would make of it.
 pub(super) fn explain_token(root: &Path, name: &ServerName, as_json: bool) -> Result<ExitCode> {
     let config = config::load(root, name, OwnerRule::RootOrCaller)?;
+    let mode = match config.auth {
+        Auth::Oidc(_) => None,
+        Auth::Peer => Some("peer"),
+        Auth::None => Some("none"),
+    };
+    if let Some(mode) = mode {
+        return Err(Usage(format!(
+            "`{name}` asks for no token (auth.mode = \"{mode}\"): there is nothing to explain"
+        ))
+        .into());
+    }
     if io::stdin().is_terminal() {
         say("thv: paste the token, then Return and Ctrl-D");
     }
@@ -140,3 +151,30 @@ fn cure(reason: Reason, config: &Config) -> Option<String> {
 
 /// Bytes of input that are read: more than a token may have.
 const MAX_INPUT: u64 = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// It would be "accepted", beside a line that says it is no token.
+    #[test]
+    fn where_no_token_is_asked_for_none_is_explained() {
+        let root = tempfile::tempdir().unwrap();
+        let servers = root.path().join("etc/thv/servers");
+        fs::create_dir_all(&servers).unwrap();
+        let name = ServerName::parse("x").unwrap();
+        for mode in ["none", "peer"] {
+            let text = format!(
+                "command = [\"/bin/sh\"]\nresource = \"https://h/x\"\nauth.mode = \"{mode}\"\nauthz.allow = \"authenticated\"\n"
+            );
+            fs::write(servers.join("x.toml"), text).unwrap();
+            let error = explain_token(root.path(), &name, false).unwrap_err();
+            assert!(
+                error.is::<Usage>() && error.to_string().contains(mode),
+                "{error}"
+            );
+        }
+    }
+}

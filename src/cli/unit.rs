@@ -13,6 +13,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -116,22 +117,15 @@ pub(super) fn sockets_at(address: &str) -> Vec<String> {
         .collect()
 }
 
-/// The last that the unit's own process has said, where the journal can be asked.
-pub(super) fn last_words(unit: &str) -> Option<String> {
-    let show = Command::new("systemctl")
-        .args(["show", "--value", "--property=InvocationID", unit])
-        .output()
-        .ok()?;
-    let invocation = String::from_utf8(show.stdout).ok()?;
-    // A transient unit may be gone by now.
-    let which = match invocation.trim() {
-        "" => format!("_SYSTEMD_UNIT={unit}"),
-        id => format!("_SYSTEMD_INVOCATION_ID={id}"),
-    };
+/// The last that the unit's own process has said since then, where the journal can be asked.
+pub(super) fn last_words(unit: &str, since: SystemTime) -> Option<String> {
+    let since = since.duration_since(UNIX_EPOCH).ok()?.as_secs();
     let _ = Command::new("journalctl").arg("--sync").status();
+    // Not by the invocation: of a process that is gone already journald knows the unit alone.
     let said = Command::new("journalctl")
         .args(["--quiet", "--output=cat", "--lines=1", "_TRANSPORT=stdout"])
-        .arg(which)
+        .arg(format!("_SYSTEMD_UNIT={unit}"))
+        .arg(format!("--since=@{since}"))
         .output()
         .ok()?;
     let text = String::from_utf8_lossy(&said.stdout);

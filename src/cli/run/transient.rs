@@ -10,6 +10,7 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    time::SystemTime,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -169,6 +170,7 @@ fn start(
     command.arg("--").arg(program()?);
     command.arg("--root").arg(root);
     command.args(["run-unit", wish.name.as_str(), &address.to_string()]);
+    let since = SystemTime::now();
     let output = command
         .output()
         .context("running `systemd-run`; without systemd add --foreground")?;
@@ -177,7 +179,7 @@ fn start(
         // Where it was started and ended, systemd-run itself says nothing.
         let silent = systemd.is_empty() && manager.is_system;
         let why = silent
-            .then(|| last_words(unit))
+            .then(|| last_words(unit, since))
             .flatten()
             .unwrap_or(systemd);
         bail!(
