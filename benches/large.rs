@@ -23,14 +23,10 @@ use std::{
 
 use thv::{
     audit::Audit,
-    child::Connection,
-    config::{self, OwnerRule, ServerName},
+    config::ServerName,
     daemon::{self, Setup},
-    egress::Resolver,
-    http::peer::Listener,
     runner,
-    systemd::{Credentials, Notifier},
-    time::Clock,
+    systemd::Credentials,
 };
 
 const ROUNDS: usize = 5;
@@ -227,21 +223,9 @@ fn gateway(root: &Path) {
     let thv = PathBuf::from(env!("CARGO_BIN_EXE_thv"));
     let runner = runner::foreground(&thv, root, &server).unwrap();
     let (audit, _records) = Audit::memory(&server);
-    let (root, name) = (root.to_owned(), server.clone());
     let setup = Setup {
         credentials: Credentials::within(root.join("credentials")),
-        server,
-        load: Box::new(move || config::load(&root, &name, OwnerRule::RootOrCaller)),
-        changed: Box::new(|| false),
-        listener: Listener::from_fd(listener.into()).unwrap(),
-        runner: Connection::Inherited(runner.socket.try_clone().unwrap()),
-        key: runner.key.clone(),
-        audit,
-        clock: Clock::system(),
-        resolver: Resolver::system(),
-        state: None,
-        notifier: Notifier::none(),
-        may_exit: false,
+        ..Setup::in_foreground(root, &server, listener, &runner, audit).unwrap()
     };
     println!("{address}");
     std::io::stdout().flush().unwrap();

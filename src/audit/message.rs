@@ -2,8 +2,8 @@
 
 use super::{
     event::{Aim, Decision, Event, Verdict},
+    kind::Kind,
     reason::Reason,
-    record::Kind,
     text::{line, shown, told},
 };
 

@@ -8,6 +8,7 @@
 mod encode;
 mod event;
 mod journal;
+mod kind;
 mod message;
 mod owed;
 mod queue;
@@ -27,13 +28,15 @@ use std::{
 };
 
 use aws_lc_rs::digest;
+use tokio::sync::Notify;
 
 use crate::config::ServerName;
 
 pub use event::{Aim, Decision, Egress, Event, Exit, Outcome, RequestId, Verdict, Who};
+pub use kind::Kind;
 pub use queue::Backlog;
 pub use reason::Reason;
-pub use record::{Kind, Record};
+pub use record::Record;
 
 /// Where events go. Cheap to clone; all clones share one sequence.
 #[derive(Clone)]
@@ -106,12 +109,30 @@ impl fmt::Debug for Audit {
 
 /// The records of [`Audit::memory`]: the latest few thousand.
 #[derive(Clone, Debug, Default)]
-pub struct Memory(Arc<Mutex<(u64, VecDeque<Record>)>>);
+pub struct Memory {
+    /// How many there were, and the latest.
+    inner: Arc<Mutex<(u64, VecDeque<Record>)>>,
+    more: Arc<Notify>,
+}
 
 impl Memory {
     /// Everything recorded so far, in order.
     pub fn records(&self) -> Vec<Record> {
         self.lock().1.iter().cloned().collect()
+    }
+
+    /// Waits until `enough` says so of everything recorded so far.
+    pub async fn until(&self, enough: impl Fn(&[Record]) -> bool) {
+        loop {
+            // Before looking: what comes in between is not missed.
+            let more = self.more.notified();
+            tokio::pin!(more);
+            more.as_mut().enable();
+            if enough(&self.records()) {
+                return;
+            }
+            more.await;
+        }
     }
 
     fn put(&self, event: &Event, server: &str) {
@@ -123,10 +144,12 @@ impl Memory {
             inner.1.pop_front();
         }
         inner.1.push_back(record);
+        drop(inner);
+        self.more.notify_waiters();
     }
 
     fn lock(&self) -> MutexGuard<'_, (u64, VecDeque<Record>)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

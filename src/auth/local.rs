@@ -77,7 +77,7 @@ fn away() -> AuthError {
 /// Seconds that callers are told to wait while the user database is away.
 const RETRY: u64 = 5;
 /// The issuer of local users: no URL, so no provider can speak for them.
-pub(super) const ISSUER: &str = "unix";
+pub const ISSUER: &str = "unix";
 
 #[cfg(test)]
 mod tests {

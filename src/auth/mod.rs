@@ -44,6 +44,6 @@ pub use explain::{Check, Explanation, explain};
 pub use identity::{Identity, Kind, PrincipalKey};
 pub use introspection::IntrospectionError;
 pub use keys::{Notice, Notices};
-pub use local::LocalPeer;
+pub use local::{ISSUER as LOCAL_ISSUER, LocalPeer};
 pub use metadata::{metadata, metadata_paths, metadata_url};
 pub use texts::Texts;

@@ -6,7 +6,7 @@ use cedar_policy::{Authorizer, Context, Entities, Entity, EntityUid, Request};
 
 use super::{
     entity, policy,
-    policy::{Policies, PolicyProblem},
+    policy::{Named, Policies, PolicyProblem},
     remembered::{Question, Remembered},
     scopes::{self, Steps},
     slice::{self, Answer, Slice},
@@ -31,6 +31,7 @@ enum Rules {
     Authenticated,
     Policies {
         authorizer: Authorizer,
+        principals: Vec<Named>,
         slices: HashMap<&'static str, Slice>,
         /// Sets of scopes that could turn a denial, by method.
         steps: Steps,
@@ -141,6 +142,7 @@ impl Engine {
                 let Policies { policies, steps } = policy::read(files)?;
                 Rules::Policies {
                     authorizer: Authorizer::new(),
+                    principals: policy::principals(&policies),
                     slices: slice::slices(&policies),
                     steps,
                     remembered: Box::default(),
@@ -159,6 +161,14 @@ impl Engine {
         match &self.rules {
             Rules::Authenticated => true,
             Rules::Policies { slices, .. } => slices.get(method).is_some_and(Slice::permits),
+        }
+    }
+
+    /// The principals that policies name.
+    pub fn principals(&self) -> &[Named] {
+        match &self.rules {
+            Rules::Authenticated => &[],
+            Rules::Policies { principals, .. } => principals,
         }
     }
 

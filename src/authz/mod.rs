@@ -15,7 +15,7 @@ mod scopes;
 mod slice;
 
 pub use decide::{Denied, DenyReason, Engine, Permit};
-pub use policy::PolicyProblem;
+pub use policy::{Named, PolicyProblem};
 
 #[cfg(test)]
 mod fixture {

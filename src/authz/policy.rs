@@ -12,7 +12,7 @@ use std::{
 };
 
 use cedar_policy::{
-    Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator, ffi::DetailedError,
+    EntityUid, Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator, ffi::DetailedError,
 };
 
 use super::scopes::{self, Steps};
@@ -72,6 +72,17 @@ pub(super) struct Policies {
     pub(super) policies: Vec<Policy>,
     /// Sets of scopes that could turn a denial, by method.
     pub(super) steps: Steps,
+}
+
+/// A principal that a policy names, whether or not there is somebody of that name.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Named {
+    /// The policy's name, as records have it.
+    pub policy: String,
+    /// `TYPE::"ID"`, as Cedar writes it.
+    pub uid: String,
+    /// The ID alone.
+    pub id: String,
 }
 
 /// The schema that every policy must fit.
@@ -227,6 +238,28 @@ fn twice(policy: &Policy, other: &Path) -> String {
         policy.id(),
         other.display()
     )
+}
+
+/// The principals that are named in policies, whether in their scope or in a condition.
+pub(super) fn principals(policies: &[Policy]) -> Vec<Named> {
+    let is_principal = |uid: &EntityUid| {
+        let kind = uid.type_name();
+        kind.namespace().is_empty() && matches!(kind.basename(), "User" | "Client")
+    };
+    let mut named: Vec<_> = policies
+        .iter()
+        .flat_map(|policy| {
+            let uids = policy.entity_literals().into_iter().filter(is_principal);
+            uids.map(|uid| Named {
+                policy: policy.id().to_string(),
+                uid: uid.to_string(),
+                id: uid.id().unescaped().to_owned(),
+            })
+        })
+        .collect();
+    named.sort();
+    named.dedup();
+    named
 }
 
 /// Where a text nests too deeply, or one policy has too many operators for

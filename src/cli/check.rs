@@ -149,9 +149,12 @@ fn check(root: &Path, server: &ServerName, form: Form) -> Result<Checked> {
         Ok(config) => {
             let engine = Engine::build(&config.authz, &config.server);
             checked.warnings = warnings(root, &config);
-            let beginning = engine.as_ref().ok().and_then(overlooked::beginning);
-            let overlooked = overlooked::remarks(root, &config);
-            for (key, message, help) in overlooked.into_iter().chain(beginning) {
+            let mut overlooked = overlooked::remarks(root, &config);
+            if let Ok(engine) = &engine {
+                overlooked.extend(overlooked::beginning(engine));
+                overlooked.extend(overlooked::nobodies(engine, &config));
+            }
+            for (key, message, help) in overlooked {
                 let said = warning(root, config.server.as_str(), &key, message, help);
                 checked.warnings.push(said);
             }
@@ -364,8 +367,15 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
         .read_only
         .iter()
         .map(|path| ("sandbox.read-only", path.as_path()));
-    for (key, path) in shown.chain(program.map(|program| ("command", program))) {
-        if path::is_hidden(path) && !path::is_shown(root, &config.server, path) {
+    for (key, path) in shown.chain(program.map(|program| (key, program))) {
+        if path::is_hidden(path) && key == "image" {
+            // Its unit is another, for which `thv path` does nothing.
+            let message = format!(
+                "`{}` is hidden from the unit that unpacks it",
+                path.display()
+            );
+            warn(key, message, "put it elsewhere, such as /srv".into());
+        } else if path::is_hidden(path) && !path::is_shown(root, &config.server, path) {
             let message = format!("`{}` is hidden from the runner by its unit", path.display());
             warn(
                 key,
@@ -656,6 +666,26 @@ mod tests {
         assert_eq!(found.text().lines().count(), 6, "{}", found.text());
     }
 
+    /// `thv path` opens the runner's unit, and an archive is read by another.
+    #[test]
+    fn an_archive_that_its_unit_does_not_see_belongs_elsewhere() {
+        let hidden = GOOD.replace(
+            "command = [\"/bin/sh\"]",
+            "image = \"oci-archive:/root/none.tar\"",
+        );
+        let root = root_with(&[(
+            "servers/x.toml",
+            &format!("{hidden}allow = \"authenticated\"\n"),
+        )]);
+        let warnings = answer(root.path(), "x").warnings;
+        let said = |words: &str| warnings.iter().any(|one| one.to_string().contains(words));
+        assert!(said("image: `/root/none.tar` is hidden"), "{warnings:?}");
+        assert!(
+            said("put it elsewhere") && !said("thv path"),
+            "{warnings:?}"
+        );
+    }
+
     #[test]
     fn two_servers_with_one_resource_are_warned_about() {
         let good = format!("{GOOD}allow = \"authenticated\"\n");
@@ -682,6 +712,34 @@ mod tests {
         let problems = answer(root.path(), "x").problems;
         assert_eq!(problems[0].line, 2, "{problems:?}");
         assert!(problems[0].file.ends_with("x.cedar"));
+    }
+
+    #[test]
+    fn a_principal_that_nobody_can_be_is_warned_of() {
+        let text = GOOD.replace(
+            "[auth]\nmode = \"none\"",
+            "auth.issuer = [{ issuer = \"https://i.example\", audience = \"x\" }]",
+        ) + "policies = [\"/etc/thv/x.cedar\"]\n";
+        for (id, said) in [
+            ("alice@example.com", "ISSUER|SUBJECT"),
+            (
+                "https://other.example|alice",
+                "the issuers are https://i.example",
+            ),
+            ("https://i.example|alice", ""),
+            ("https://i.example|auth0|alice", ""),
+        ] {
+            let policy = format!(
+                "permit (principal == User::\"{id}\", action, resource);\n\
+                 permit (principal, action, resource) when {{ principal == Client::\"{id}\" }};"
+            );
+            let root = root_with(&[("servers/x.toml", &text), ("x.cedar", &policy)]);
+            let warnings = answer(root.path(), "x").warnings;
+            let expected = if said.is_empty() { 0 } else { 2 };
+            assert_eq!(warnings.len(), expected, "{id}: {warnings:?}");
+            let told = |one: &Problem| one.message.contains(said);
+            assert!(warnings.iter().all(told), "{warnings:?}");
+        }
     }
 
     #[test]

@@ -4,14 +4,15 @@
 //! the whole truth. Refuses what other machines can reach unless told `--public`.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 
-use super::{Usage, below, print, say, unit};
+use super::{Usage, print, say, unit};
 use crate::config::{self, Auth, OwnerRule, ServerName};
 
 pub(super) fn run(root: &Path, name: &ServerName, address: &str, public: bool) -> Result<ExitCode> {
@@ -19,14 +20,13 @@ pub(super) fn run(root: &Path, name: &ServerName, address: &str, public: bool) -
     if address.is_public() {
         refuse_public(root, name, &address, public)?;
     }
-    let own = format!("/etc/thv/servers/{name}.toml");
-    if !below(root, &own).exists() {
-        say(&format!(
-            "thv: there is no {own} yet, and without it thv@{name}.socket does not start; configured are: {}",
-            servers(root)
-        ));
-    }
+    unit::warn_of_no_server(root, name);
     let socket = format!("thv@{name}.socket");
+    if unit::is_host(root)
+        && let Address::Tcp(wanted) = address
+    {
+        refuse_taken(&socket, wanted)?;
+    }
     let path = unit::write_drop_in(root, &socket, "50-listen.conf", &drop_in(name, &address))?;
     print(&format!("{}\n", path.display()))?;
     if !unit::is_host(root) {
@@ -35,7 +35,9 @@ pub(super) fn run(root: &Path, name: &ServerName, address: &str, public: bool) -
     unit::systemctl(&["daemon-reload"])?;
     // Both in one transaction: systemd starts no socket whose service is running.
     // What is not running stays so.
-    unit::systemctl(&["try-restart", &socket, &format!("thv@{name}.service")])?;
+    unit::systemctl(&["try-restart", &socket, &format!("thv@{name}.service")]).with_context(
+        || format!("`journalctl -u {socket} -n 5` says why; mend it and repeat this"),
+    )?;
     say(&format!(
         "thv: {socket} listens on {address} when it is enabled: `systemctl enable --now {socket}`\n\
          thv: to see it: `systemctl cat {socket}`; to undo it: remove the file, `systemctl daemon-reload` and `systemctl try-restart {socket} thv@{name}.service`"
@@ -43,16 +45,34 @@ pub(super) fn run(root: &Path, name: &ServerName, address: &str, public: bool) -
     Ok(ExitCode::SUCCESS)
 }
 
-/// The names of all servers, for whoever has mistyped one.
-fn servers(root: &Path) -> String {
-    let names: Vec<_> = config::servers(root)
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    if names.is_empty() {
-        "none".to_owned()
-    } else {
-        names.join(", ")
+/// A socket that cannot listen is down, and its server with it: better asked before.
+fn refuse_taken(socket: &str, wanted: SocketAddr) -> Result<()> {
+    let Err(error) = TcpListener::bind(wanted) else {
+        return Ok(());
+    };
+    let port = wanted.port();
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let holders = unit::sockets_at(&wanted.to_string());
+            if holders.iter().any(|holder| holder == socket) {
+                return Ok(());
+            }
+            let who = match holders.first() {
+                Some(holder) => format!("by {holder}"),
+                None => format!("`ss -ltnp 'sport = :{port}'` shows by whom"),
+            };
+            bail!("{wanted} is taken already, {who}; choose another port (nothing is changed)")
+        }
+        // `FreeBind=yes`: an address that comes later is no mistake.
+        io::ErrorKind::AddrNotAvailable => {
+            say(&format!(
+                "thv: no interface of this host has the address {} now; {socket} listens there as soon as one has",
+                wanted.ip()
+            ));
+            Ok(())
+        }
+        // A low port, and whatever else only systemd may.
+        _ => Ok(()),
     }
 }
 
@@ -151,6 +171,19 @@ const MAX_SOCKET_PATH: usize = 107;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_that_somebody_has_is_refused_with_the_way_to_find_out_who() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = refuse_taken("thv@x.socket", address).unwrap_err();
+        let command = format!("ss -ltnp 'sport = :{}'", address.port());
+        assert!(error.to_string().contains(&command), "{error:#}");
+        drop(taken);
+        refuse_taken("thv@x.socket", address).unwrap();
+        // An address that comes later (FreeBind=) is no mistake.
+        refuse_taken("thv@x.socket", "192.0.2.1:8081".parse().unwrap()).unwrap();
+    }
 
     #[test]
     fn addresses_are_read_and_the_public_ones_known() {

@@ -7,6 +7,7 @@ mod check;
 pub mod demo;
 mod doctor;
 mod edge;
+mod elsewhere;
 mod key;
 mod listen;
 mod overlooked;
@@ -265,7 +266,13 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     if let Some(error) = error.downcast_ref::<clap::Error>() {
         let text = error.render().to_string();
         return if error.use_stderr() {
-            say(text.trim_end());
+            match elsewhere::hint(error) {
+                Some(hint) => say(&format!(
+                    "{}\n\n  tip: {hint}",
+                    text.lines().next().unwrap_or_default()
+                )),
+                None => say(text.trim_end()),
+            }
             ExitCode::from(exit::USAGE)
         } else {
             print(&text).map_or(ExitCode::from(exit::IO), |()| ExitCode::SUCCESS)

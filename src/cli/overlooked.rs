@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use super::{below, secret, unit};
 use crate::{
-    authz::Engine,
+    auth,
+    authz::{Engine, Named},
     config::{Auth, Config, ImageSource, ServerName},
-    sandbox::{Entry, Host, Installed, plan},
+    sandbox::{Access, Entry, Host, Installed, plan},
 };
 
 /// One remark: the key that it is about, the message, and what to do.
@@ -24,6 +25,7 @@ pub(super) fn remarks(root: &Path, config: &Config) -> Vec<Remark> {
     }
     remarks.extend(arguments(config));
     remarks.extend(image(root, config));
+    remarks.extend(registry(root, config));
     remarks
 }
 
@@ -36,6 +38,39 @@ pub(super) fn beginning(engine: &Engine) -> Option<Remark> {
             "add `permit (principal, action == Action::\"initialize\", resource);`, see thv-cedar(7)".to_owned(),
         )
     })
+}
+
+/// Principals that policies name and nobody can be: their parts of an id are issuer and subject.
+pub(super) fn nobodies(engine: &Engine, config: &Config) -> Vec<Remark> {
+    let issuers: Vec<&str> = match &config.auth {
+        Auth::Oidc(issuers) => issuers.iter().map(|one| one.issuer.as_str()).collect(),
+        Auth::Peer => vec![auth::LOCAL_ISSUER],
+        Auth::None => return Vec::new(),
+    };
+    let remark = |Named { policy, uid, id }: &Named| {
+        let why = match id.rsplit_once('|') {
+            None => "is nobody: a principal is `User::\"ISSUER|SUBJECT\"`".to_owned(),
+            // A subject may hold a `|` itself.
+            Some(_)
+                if issuers.iter().any(|issuer| {
+                    id.strip_prefix(issuer)
+                        .is_some_and(|rest| rest.starts_with('|'))
+                }) =>
+            {
+                return None;
+            }
+            Some(_) => format!("is nobody: the issuers are {}", issuers.join(", ")),
+        };
+        Some((
+            "authz.policies".to_owned(),
+            format!("`{uid}`, whom the policy `{policy}` names, {why}"),
+            format!(
+                "write `iss` and `sub` as `thv token explain {}` shows them",
+                config.server
+            ),
+        ))
+    };
+    engine.principals().iter().filter_map(remark).collect()
 }
 
 /// The gateway's own client at an issuer that is asked about tokens.
@@ -99,6 +134,15 @@ fn arguments(config: &Config) -> Vec<Remark> {
         let path = Path::new(path);
         let is_there = path.is_absolute() && path.symlink_metadata().is_ok();
         let is_shown = path.parent().is_none() || shown.iter().any(|entry| shows(entry, path));
+        // Where the server may write, or the sandbox has its own, nothing need be there yet.
+        let of_host = shown.iter().any(|entry| is_of_host(entry, path));
+        if of_host && matches!(path.try_exists(), Ok(false)) {
+            return Some((
+                "command".to_owned(),
+                format!("there is no `{}`", path.display()),
+                "install it, or correct the path".to_owned(),
+            ));
+        }
         (is_there && !is_shown).then(|| {
             (
                 "command".to_owned(),
@@ -122,6 +166,25 @@ fn shows(entry: &Entry, path: &Path) -> bool {
         Entry::File { at, .. } | Entry::Secret { at, .. } => path == at,
         Entry::Directory { .. } => false,
     }
+}
+
+/// Whether a server finds at `path` what this host has there, and cannot make it itself.
+fn is_of_host(entry: &Entry, path: &Path) -> bool {
+    matches!(entry, Entry::Bind { at, from, access: Access::ReadOnly, .. } if at == from && path.starts_with(at))
+}
+
+/// The credential of the registry that the image is of.
+fn registry(root: &Path, config: &Config) -> Option<Remark> {
+    let host = &config.image.as_ref()?.repository()?.registry;
+    let credential = config.registries.get(host)?.credential.as_ref()?;
+    let (name, unit) = (&config.server, "thv-fetch@");
+    (!secret::is_given(root, (unit, name), credential)).then(|| {
+        (
+            format!("registry.\"{host}\".credential"),
+            format!("no drop-in gives {unit}{name}.service the credential `{credential}`"),
+            format!("run `thv secret set --pull {name} {credential}`"),
+        )
+    })
 }
 
 /// Only root can look: the store is the runner's.
@@ -215,6 +278,13 @@ mod tests {
                 "{found:?}"
             );
         }
+        for gone in ["/usr/none/such.py", "--file=/usr/none"] {
+            let found = run(gone, "");
+            assert!(
+                matches!(&found[..], [one] if one.contains("there is no `/usr/none")),
+                "{found:?}"
+            );
+        }
         for fine in [
             "-c",
             "/",
@@ -226,6 +296,20 @@ mod tests {
         ] {
             assert_eq!(run(fine, ""), [""; 0], "{fine}");
         }
+    }
+
+    #[test]
+    fn a_registrys_credential_that_nobody_gives_is_warned_of() {
+        let image = "image = \"docker.io/mcp/everything:1.0\"";
+        let text = BARE.replace("command = [\"/bin/sh\"]", image)
+            + "[registry.\"docker.io\"]\ncredential = \"hub\"\n[registry.\"ghcr.io\"]\ncredential = \"other\"\n";
+        let found = said(&text, ("", ""));
+        let cure = "run `thv secret set --pull x hub`";
+        assert!(found.iter().any(|one| one.ends_with(cure)), "{found:?}");
+        assert!(!found.iter().any(|one| one.contains("other")), "{found:?}");
+        let given = ("thv-fetch@x.service", "LoadCredentialEncrypted=hub");
+        let found = said(&text, given);
+        assert!(!found.iter().any(|one| one.ends_with(cure)), "{found:?}");
     }
 
     #[test]

@@ -16,6 +16,17 @@ pub(super) fn run(root: &Path, name: &ServerName, path: &Path, write: bool) -> R
         .to_str()
         .ok_or_else(|| Usage("the path is not UTF-8".to_owned()))?;
     let path = config::plain_path(text).map_err(Usage)?;
+    unit::warn_of_no_server(root, name);
+    if unit::is_host(root) && matches!(path.try_exists(), Ok(false)) {
+        return Err(Usage(format!(
+            "there is no `{}` on this host: make it first, or correct the path",
+            path.display()
+        ))
+        .into());
+    }
+    if !write {
+        config::shown_path(text).map_err(Usage)?;
+    }
     let Some(lines) = lines(&path, write) else {
         say(&format!(
             "thv: the runner of `{name}` can read `{0}` already; name it in the server's file: [sandbox] read-only = [\"{0}\"]",

@@ -9,13 +9,13 @@ use std::{
     io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
-use super::{Usage, print, say};
+use super::{Usage, print, say, unit};
 use crate::{
     config::{self, Config, OwnerRule, ServerName},
     image::{self, Progress},
@@ -60,10 +60,7 @@ pub(super) fn run(
         return Ok(ExitCode::SUCCESS);
     }
     if is_fetched {
-        say(&format!(
-            "thv: fetching `{}`; `journalctl -f -u thv-fetch@{name}` shows how far it is",
-            image.text
-        ));
+        say(&format!("thv: fetching `{}`", image.text));
         start(&format!("thv-fetch@{name}.service"))?;
     }
     start(&format!("thv-pull@{name}.service"))?;
@@ -73,16 +70,29 @@ pub(super) fn run(
     Ok(ExitCode::SUCCESS)
 }
 
+/// Starts one half and waits for it; how far it is, and why it failed, is shown here.
 fn start(unit: &str) -> Result<()> {
+    let since = SystemTime::now();
+    let progress = unit::follow(unit, PROGRESS);
     let started = Command::new("systemctl")
         .args(["start", unit])
-        .status()
-        .context("running `systemctl`; without systemd, say where to with `--into DIR`")?;
-    if !started.success() {
-        bail!("`{unit}` failed; `journalctl -u {unit} -n 20` says why");
+        .output()
+        .context("running `systemctl`; without systemd, say where to with `--into DIR`");
+    if let Some(mut progress) = progress {
+        let _ = progress.kill();
+        let _ = progress.wait();
+    }
+    let started = started?;
+    if !started.status.success() {
+        let why = unit::last_words(unit, since)
+            .unwrap_or_else(|| String::from_utf8_lossy(&started.stderr).trim().to_owned());
+        bail!("`{unit}` failed: {why}; `journalctl -u {unit} -n 20` says more");
     }
     Ok(())
 }
+
+/// How the lines of [`Shown`] begin in the unit's journal.
+const PROGRESS: &str = "^thv: (part|the connection) ";
 
 fn fetch(config: &Config, store: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()

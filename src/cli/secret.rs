@@ -6,25 +6,33 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, OpenOptions},
     io::{self, IsTerminal as _},
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::fs::{
+            DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+            PermissionsExt as _,
+        },
+    },
     path::Path,
     process::{Command, ExitCode, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 
 use super::{Usage, below, print, say, unit};
 use crate::{
-    config::{self, EnvValue, OwnerRule, ServerName},
+    config::{self, EnvValue, OwnerRule, Registry, ServerName},
     frames,
 };
 
 /// With `pull`, for the unit that fetches its image in place of the runner.
 pub(super) fn set(root: &Path, name: &ServerName, key: &str, pull: bool) -> Result<ExitCode> {
     let key = own_name(key)?;
+    unit::warn_of_no_server(root, name);
     if io::stdin().is_terminal() {
         say("thv: type the secret, then Return and Ctrl-D; it is shown as you type");
     }
@@ -61,8 +69,11 @@ pub(super) fn set(root: &Path, name: &ServerName, key: &str, pull: bool) -> Resu
 pub(super) fn remove(root: &Path, name: &ServerName, key: &str) -> Result<ExitCode> {
     let key = own_name(key)?;
     let service = format!("thv-runner@{name}.service");
-    // The unit first: one that loads what is gone does not start.
-    let drop_in = unit::remove_drop_in(root, &service, &drop_in(&key))?;
+    // The units first: one that loads what is gone does not start.
+    let of_runner = unit::remove_drop_in(root, &service, &drop_in(&key))?;
+    let fetch = format!("thv-fetch@{name}.service");
+    let of_fetch = unit::remove_drop_in(root, &fetch, &drop_in(&key))?;
+    let was_runners = of_runner.is_some();
     let path = below(root, &stored(name, &key));
     let secret = match fs::remove_file(&path) {
         Ok(()) => Some(path),
@@ -76,7 +87,11 @@ pub(super) fn remove(root: &Path, name: &ServerName, key: &str) -> Result<ExitCo
             });
         }
     };
-    let removed: Vec<_> = drop_in.into_iter().chain(secret).collect();
+    let removed: Vec<_> = of_runner
+        .into_iter()
+        .chain(of_fetch)
+        .chain(secret)
+        .collect();
     if removed.is_empty() {
         bail!(
             "`thv secret set {name} {key}` has stored nothing here; `thv secret list {name}` says what there is"
@@ -93,9 +108,11 @@ pub(super) fn remove(root: &Path, name: &ServerName, key: &str) -> Result<ExitCo
             "thv: another drop-in still loads `{key}`: `systemctl cat {service}`"
         ));
     }
-    say(&format!(
-        "thv: what runs keeps it until the runner's next start: `systemctl try-restart {service}`"
-    ));
+    if was_runners {
+        say(&format!(
+            "thv: what runs keeps it until the runner's next start: `systemctl try-restart {service}`"
+        ));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -103,21 +120,40 @@ pub(super) fn remove(root: &Path, name: &ServerName, key: &str) -> Result<ExitCo
 #[derive(Debug, Eq, PartialEq, Serialize)]
 struct Listed {
     key: String,
-    /// Whether a drop-in gives it to the runner.
+    /// Whether a drop-in gives it to the unit that needs it.
     loaded: bool,
     /// The variables of the server's file that name it.
     variables: Vec<String>,
+    /// The registries that it is for: such a secret is not the runner's, but the fetching unit's.
+    registries: Vec<String>,
+}
+
+/// Who asks for secrets in a server's configuration.
+#[derive(Default)]
+struct Named {
+    env: BTreeMap<String, EnvValue>,
+    registries: BTreeMap<String, Registry>,
 }
 
 pub(super) fn list(root: &Path, name: &ServerName, json: bool) -> Result<ExitCode> {
     let named = match config::load(root, name, OwnerRule::RootOrCaller) {
-        Ok(config) => config.env,
+        Ok(config) => {
+            let own = config.image.as_ref().and_then(|image| image.repository());
+            let own = own.map(|repository| repository.registry.clone());
+            let mut registries = config.registries;
+            // Those of thv.toml are for all servers; this one asks its own image's.
+            registries.retain(|host, _| own.as_ref() == Some(host));
+            Named {
+                env: config.env,
+                registries,
+            }
+        }
         Err(problems) => {
             say(&format!(
-                "thv: what `{name}` names is not known: {}; see `thv check {name}`",
+                "thv: what `{name}` names is not known, see `thv check {name}`: {}",
                 problems.first()
             ));
-            BTreeMap::new()
+            Named::default()
         }
     };
     let all = listed(root, name, &named);
@@ -126,40 +162,56 @@ pub(super) fn list(root: &Path, name: &ServerName, json: bool) -> Result<ExitCod
         print(&format!("{text}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
+    if all.is_empty() {
+        say(&format!(
+            "thv: `{name}` has no secret: `thv secret set {name} KEY` gives it one"
+        ));
+    }
     for secret in &all {
         let state = if secret.loaded { "set" } else { "MISSING" };
-        let used = if secret.variables.is_empty() {
-            "(no variable names it)".to_owned()
+        let registries = secret
+            .registries
+            .iter()
+            .map(|host| format!("[registry.\"{host}\"]"));
+        let used: Vec<String> = secret.variables.iter().cloned().chain(registries).collect();
+        let used = if used.is_empty() {
+            "(nothing names it)".to_owned()
         } else {
-            secret.variables.join(", ")
+            used.join(", ")
         };
         print(&format!("{:<28} {state:<8} {used}\n", secret.key))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn listed(root: &Path, name: &ServerName, env: &BTreeMap<String, EnvValue>) -> Vec<Listed> {
-    let mut variables: BTreeMap<String, Vec<String>> = loaded(root, ("thv-runner@", name))
-        .into_iter()
-        .filter(|key| !key.contains('*'))
-        .map(|key| (key, Vec::new()))
-        .collect();
-    for (variable, value) in env {
+fn listed(root: &Path, name: &ServerName, named: &Named) -> Vec<Listed> {
+    let mut all: BTreeMap<String, Listed> = BTreeMap::new();
+    let entry = |key: &str| Listed {
+        key: key.to_owned(),
+        loaded: true,
+        variables: Vec::new(),
+        registries: Vec::new(),
+    };
+    for unit in ["thv-runner@", "thv-fetch@"] {
+        let given = loaded(root, (unit, name)).into_iter();
+        let given = given.filter(|key| !key.contains('*'));
+        all.extend(given.map(|key| (key.clone(), entry(&key))));
+    }
+    for (variable, value) in &named.env {
         if let EnvValue::Credential(key) | EnvValue::CredentialFile(key) = value {
-            variables
-                .entry(key.clone())
-                .or_default()
-                .push(variable.clone());
+            let secret = all.entry(key.clone()).or_insert_with(|| entry(key));
+            secret.variables.push(variable.clone());
+            secret.loaded &= is_loaded(root, name, key);
         }
     }
-    variables
-        .into_iter()
-        .map(|(key, variables)| Listed {
-            loaded: is_loaded(root, name, &key),
-            key,
-            variables,
-        })
-        .collect()
+    for (host, registry) in &named.registries {
+        if let Some(key) = &registry.credential {
+            let secret = all.entry(key.clone()).or_insert_with(|| entry(key));
+            secret.registries.push(host.clone());
+            secret.loaded &= is_given(root, ("thv-fetch@", name), key);
+        }
+    }
+    all.into_values().collect()
 }
 
 /// The key, if it may be one of a server's secrets.
@@ -195,6 +247,18 @@ fn encrypt(root: &Path, key: &str, stored: &str) -> Result<()> {
         .with_context(root_only)?;
     let mut new = path.clone().into_os_string();
     new.push(format!(".new-{}", std::process::id()));
+    // Whoever may not write here is told so before systemd-creds asks for more.
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)
+        .with_context(root_only)?;
+    if let Err(error) = something_to_read(io::stdin().as_fd()) {
+        let _ = fs::remove_file(&new);
+        return Err(error);
+    }
     let status = Command::new("systemd-creds")
         .arg("encrypt")
         .arg(format!("--name={key}"))
@@ -217,6 +281,24 @@ fn encrypt(root: &Path, key: &str, stored: &str) -> Result<()> {
         bail!(error);
     }
     Ok(())
+}
+
+/// An empty secret is a slip (`< /dev/null`, a file that was not written). Nothing is
+/// read here: a pipe that was closed without a byte says so, and a file has a length.
+fn something_to_read(input: BorrowedFd<'_>) -> Result<()> {
+    let mut waiting = [PollFd::new(input, PollFlags::POLLIN)];
+    poll(&mut waiting, PollTimeout::NONE).context("waiting for standard input")?;
+    let has_bytes = waiting[0]
+        .revents()
+        .is_some_and(|events| events.contains(PollFlags::POLLIN));
+    let about = fs::File::from(input.try_clone_to_owned()?).metadata()?;
+    let kind = about.file_type();
+    let is_nothing = kind.is_file() && about.len() == 0;
+    let is_null = kind.is_char_device() && about.rdev() == libc::makedev(1, 3);
+    if has_bytes && !is_nothing && !is_null {
+        return Ok(());
+    }
+    Err(Usage("standard input is empty: nothing is stored".to_owned()).into())
 }
 
 /// Whether a drop-in gives the runner of `name` the credential `key`.
@@ -298,6 +380,23 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_secret_is_a_slip_and_nothing_of_another_is_read() {
+        let (read, write) = nix::unistd::pipe().unwrap();
+        nix::unistd::write(&write, b"hush").unwrap();
+        something_to_read(read.as_fd()).unwrap();
+        let mut text = [0; 8];
+        assert_eq!(nix::unistd::read(&read, &mut text).unwrap(), 4);
+        drop(write);
+        assert!(something_to_read(read.as_fd()).is_err());
+        let null = fs::File::open("/dev/null").unwrap();
+        assert!(something_to_read(null.as_fd()).is_err());
+        let mut file = tempfile::tempfile().unwrap();
+        assert!(something_to_read(file.as_fd()).is_err());
+        io::Write::write_all(&mut file, b"hush").unwrap();
+        something_to_read(file.as_fd()).unwrap();
+    }
+
+    #[test]
     fn what_is_set_is_listed_and_removed_and_nothing_else_is() {
         let root = tempfile::tempdir().unwrap();
         let name = ServerName::parse("x").unwrap();
@@ -317,19 +416,35 @@ mod tests {
             ("C".to_owned(), EnvValue::CredentialFile("c".to_owned())),
             ("D".to_owned(), EnvValue::Text("d".to_owned())),
         ]);
-        let listed = |key: &str, loaded: bool, variables: &[&str]| Listed {
+        let own = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let listed = |key: &str, loaded: bool, variables: &[&str], registries: &[&str]| Listed {
             key: key.to_owned(),
             loaded,
-            variables: variables.iter().map(|name| (*name).to_owned()).collect(),
+            variables: own(variables),
+            registries: own(registries),
         };
+        let text = "[Service]\nLoadCredentialEncrypted=r\n";
+        unit::write_drop_in(root.path(), "thv-fetch@x.service", &drop_in("r"), text).unwrap();
+        let registry = |key: &str| Registry {
+            credential: Some(key.to_owned()),
+            ..Registry::default()
+        };
+        // `a` is the runner's: the unit that fetches has none of that name.
+        let registries = BTreeMap::from([
+            ("docker.io".to_owned(), registry("r")),
+            ("ghcr.io".to_owned(), registry("a")),
+        ]);
         assert_eq!(
-            super::listed(root.path(), &name, &env),
+            super::listed(root.path(), &name, &Named { env, registries }),
             [
-                listed("a", true, &["A"]),
-                listed("b", true, &[]),
-                listed("c", false, &["C"])
+                listed("a", false, &["A"], &["ghcr.io"]),
+                listed("b", true, &[], &[]),
+                listed("c", false, &["C"], &[]),
+                listed("r", true, &[], &["docker.io"]),
             ]
         );
+        remove(root.path(), &name, "r").unwrap();
+        assert!(!is_given(root.path(), ("thv-fetch@", &name), "r"));
         remove(root.path(), &name, "a").unwrap();
         assert!(!is_loaded(root.path(), &name, "a") && is_loaded(root.path(), &name, "b"));
         assert_eq!(fs::read_dir(&store).unwrap().count(), 1);

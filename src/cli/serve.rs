@@ -26,7 +26,9 @@ use crate::{
 /// Serves until told to stop, or idle.
 pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
     // First, while there is one thread: it unsets what systemd passed.
-    let socket = systemd::take(SOCKET, Wanted::Stream)?;
+    let socket = systemd::take(SOCKET, Wanted::Stream).with_context(|| {
+        format!("`{name}` is served by `systemctl enable --now thv@{name}.socket`")
+    })?;
     // Ids of sessions and keys are made of it (fault-50).
     sys::is_random().context(
         "the kernel gives no random bytes; it needs getrandom(2), which a SystemCallFilter= may have taken away",

@@ -1,7 +1,7 @@
 //! `thv token explain NAME`: the answer to "why am I getting 401?".
 
 use std::{
-    io::{self, Read},
+    io::{self, IsTerminal as _, Read},
     path::Path,
     process::ExitCode,
 };
@@ -9,10 +9,11 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use super::{exit, print};
+use super::{Usage, exit, print, say};
 use crate::{
+    audit::Reason,
     auth::{AuthError, explain},
-    config::{self, OwnerRule, ServerName},
+    config::{self, Auth, Config, OwnerRule, ServerName},
     systemd::Credentials,
     time::Clock,
 };
@@ -20,6 +21,20 @@ use crate::{
 /// Reads a token from stdin and prints what the server `name` would make of it.
 pub(super) fn explain_token(root: &Path, name: &ServerName, as_json: bool) -> Result<ExitCode> {
     let config = config::load(root, name, OwnerRule::RootOrCaller)?;
+    let mode = match config.auth {
+        Auth::Oidc(_) => None,
+        Auth::Peer => Some("peer"),
+        Auth::None => Some("none"),
+    };
+    if let Some(mode) = mode {
+        return Err(Usage(format!(
+            "`{name}` asks for no token (auth.mode = \"{mode}\"): there is nothing to explain"
+        ))
+        .into());
+    }
+    if io::stdin().is_terminal() {
+        say("thv: paste the token, then Return and Ctrl-D");
+    }
     let mut text = String::new();
     io::stdin()
         .take(MAX_INPUT)
@@ -29,6 +44,12 @@ pub(super) fn explain_token(root: &Path, name: &ServerName, as_json: bool) -> Re
     // People paste the whole header.
     let token = text.strip_prefix("Authorization:").unwrap_or(text).trim();
     let token = token.strip_prefix("Bearer ").unwrap_or(token).trim();
+    if token.is_empty() {
+        return Err(Usage(format!(
+            "there is no token on standard input: `thv token explain {name} < FILE`"
+        ))
+        .into());
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -65,9 +86,14 @@ pub(super) fn explain_token(root: &Path, name: &ServerName, as_json: bool) -> Re
         }
         Err(AuthError::Rejected(_) | AuthError::Nonce(_)) => "401: refused".to_owned(),
     };
+    let reason = explanation.verdict.as_ref().err().map(Reason::from);
     if as_json {
-        let answer =
-            json!({ "accepted": accepted, "verdict": verdict, "checks": explanation.checks });
+        let answer = json!({
+            "accepted": accepted,
+            "verdict": verdict,
+            "reason": reason.map(Reason::as_str),
+            "checks": explanation.checks,
+        });
         print(&format!("{answer:#}\n"))?;
     } else {
         let lines: String = explanation
@@ -76,6 +102,15 @@ pub(super) fn explain_token(root: &Path, name: &ServerName, as_json: bool) -> Re
             .map(|check| format!("{check}\n"))
             .collect();
         print(&format!("{lines}{verdict}\n"))?;
+        if let Some(reason) = reason {
+            print(&format!(
+                "In the journal: THV_REASON={}\n{}",
+                reason.as_str(),
+                cure(reason, &config)
+                    .map(|cure| format!("To do: {cure}\n"))
+                    .unwrap_or_default()
+            ))?;
+        }
     }
     Ok(if accepted {
         ExitCode::SUCCESS
@@ -84,5 +119,62 @@ pub(super) fn explain_token(root: &Path, name: &ServerName, as_json: bool) -> Re
     })
 }
 
+/// What is likely to help, in the server's file or at the provider.
+fn cure(reason: Reason, config: &Config) -> Option<String> {
+    let file = format!("/etc/thv/servers/{}.toml", config.server);
+    Some(match reason {
+        Reason::TokenIssuer => format!(
+            "ask the provider that is configured for a token, or add an `[[auth.issuer]]` to {file}"
+        ),
+        Reason::TokenAudience => format!(
+            "have the provider issue it for this server (its resource is `{}`), or name what it says in `audience` in {file}",
+            config.resource.url
+        ),
+        Reason::TokenExpired => "get a new one".to_owned(),
+        Reason::TokenNotYetValid => "compare this host's clock with the provider's".to_owned(),
+        Reason::TokenType => format!(
+            "show an access token, not an ID token; where the provider marks none, write `typ = \"legacy\"` in {file}"
+        ),
+        Reason::TokenKeyUnknown | Reason::TokenSignature => {
+            "get a new one; if that is no better, another provider has signed it, or it was changed"
+                .to_owned()
+        }
+        Reason::ProviderUnavailable => {
+            "is the provider up, and are `issuer` or `jwks-url` right, as seen from this host?"
+                .to_owned()
+        }
+        Reason::TokenClient => format!("add its client to `clients` in {file}, if it may call"),
+        Reason::TokenSubject => format!("add its subject to `subjects` in {file}, if it may call"),
+        _ => return None,
+    })
+}
+
 /// Bytes of input that are read: more than a token may have.
 const MAX_INPUT: u64 = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// It would be "accepted", beside a line that says it is no token.
+    #[test]
+    fn where_no_token_is_asked_for_none_is_explained() {
+        let root = tempfile::tempdir().unwrap();
+        let servers = root.path().join("etc/thv/servers");
+        fs::create_dir_all(&servers).unwrap();
+        let name = ServerName::parse("x").unwrap();
+        for mode in ["none", "peer"] {
+            let text = format!(
+                "command = [\"/bin/sh\"]\nresource = \"https://h/x\"\nauth.mode = \"{mode}\"\nauthz.allow = \"authenticated\"\n"
+            );
+            fs::write(servers.join("x.toml"), text).unwrap();
+            let error = explain_token(root.path(), &name, false).unwrap_err();
+            assert!(
+                error.is::<Usage>() && error.to_string().contains(mode),
+                "{error}"
+            );
+        }
+    }
+}

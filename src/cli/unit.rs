@@ -1,20 +1,25 @@
 //! Drop-ins of systemd units: where they are, writing them, telling systemd.
 //!
-//! Used by `listen`, `path` and `check`. A drop-in is an ordinary file that
+//! Used by `listen`, `path`, `secret` and `check`. A drop-in is an ordinary file that
 //! `systemctl cat` shows and an administrator may edit or delete.
 
 use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions, Permissions},
     io::{self, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use super::below;
+use super::{below, say};
+use crate::config::{self, ServerName};
 
 /// Writes `text` as the drop-in `file` of `unit`; gives its path.
 pub(super) fn write_drop_in(root: &Path, unit: &str, file: &str, text: &str) -> Result<PathBuf> {
@@ -75,6 +80,71 @@ pub(super) fn drop_ins(root: &Path, template: &str, name: &str) -> Vec<String> {
         .values()
         .filter_map(|path| fs::read_to_string(path).ok())
         .collect()
+}
+
+/// What is written for a server that is not there is likely to be a slip.
+pub(super) fn warn_of_no_server(root: &Path, name: &ServerName) {
+    let own = format!("/etc/thv/servers/{name}.toml");
+    if below(root, &own).exists() {
+        return;
+    }
+    let names: Vec<_> = config::servers(root)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    say(&format!(
+        "thv: there is no {own} yet, and without it thv@{name}.socket does not start; configured are: {}",
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        }
+    ));
+}
+
+/// The socket units that systemd listens with at `address`.
+pub(super) fn sockets_at(address: &str) -> Vec<String> {
+    let listed = Command::new("systemctl")
+        .args(["list-sockets", "--no-legend", "--plain"])
+        .output();
+    let text = listed.map(|done| done.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&text)
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            (words.next()? == address).then(|| words.next().map(ToOwned::to_owned))?
+        })
+        .collect()
+}
+
+/// The last that the unit's own process has said since then, where the journal can be asked.
+pub(super) fn last_words(unit: &str, since: SystemTime) -> Option<String> {
+    let since = since.duration_since(UNIX_EPOCH).ok()?.as_secs();
+    let _ = Command::new("journalctl").arg("--sync").status();
+    // Not by the invocation: of a process that is gone already journald knows the unit alone.
+    let said = Command::new("journalctl")
+        .args(["--quiet", "--output=cat", "--lines=1", "_TRANSPORT=stdout"])
+        .arg(format!("_SYSTEMD_UNIT={unit}"))
+        .arg(format!("--since=@{since}"))
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&said.stdout);
+    let text = text.trim().trim_start_matches("thv: ");
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// Shows the lines of a unit's journal that match, from now on, until it is killed.
+pub(super) fn follow(unit: &str, pattern: &str) -> Option<Child> {
+    let stderr = io::stderr().as_fd().try_clone_to_owned().ok()?;
+    Command::new("journalctl")
+        .args(["--quiet", "--follow", "--lines=0", "--output=cat"])
+        .arg(format!("--unit={unit}"))
+        .arg(format!("--grep={pattern}"))
+        .stdin(Stdio::null())
+        .stdout(stderr)
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()
 }
 
 /// Whether systemd is to be told: only about this host's own units.

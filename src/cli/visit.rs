@@ -42,13 +42,17 @@ fn inside(program: &str) -> Result<String, Usage> {
             "`{program}`: write an absolute path; what the server sees is not this directory"
         )));
     }
-    ["/usr/local/bin", "/usr/bin", "/bin"]
+    DIRECTORIES
         .iter()
         .map(|directory| format!("{directory}/{program}"))
         .find(|path| Path::new(path).exists())
         .ok_or_else(|| {
             Usage(format!(
-                "`{program}` is in none of the server's directories"
+                "`{program}` is in none of {}: install it, or write its path",
+                DIRECTORIES.join(", ")
             ))
         })
 }
+
+/// Where a program without a path is looked for: the server's own PATH.
+const DIRECTORIES: &[&str] = &["/usr/local/bin", "/usr/bin", "/bin"];

@@ -99,7 +99,11 @@ impl BackendFragment {
         }
         let http = top.over("transport", lower.http, |value| {
             value.own()?;
-            let word = value.parsed(|text| value::word(text, &["stdio", "http"], &[]))?;
+            let word = value.parsed(|text| match text {
+                // What the protocol calls it, and `thv run --transport`.
+                "streamable-http" => Err(format!("{text:?} is called \"http\" here")),
+                _ => value::word(text, &["stdio", "http"], &[]),
+            })?;
             Some(word == "http")
         });
         let port = top.over("port", lower.port, |value| {

@@ -205,9 +205,14 @@ fn any_destination(text: &str) -> Result<Destination, String> {
         None => (text, Ok(Vec::new())),
     };
     let mut blocks: Vec<IpNet> = blocks?;
+    if place.contains('/') {
+        return Err(format!(
+            "{place:?} is not HOST:PORT such as \"api.example.com:443\": without a scheme and without a path"
+        ));
+    }
     let (host, port) = place
         .rsplit_once(':')
-        .ok_or_else(|| format!("{place:?} is not HOST:PORT"))?;
+        .ok_or_else(|| format!("{place:?} has no port: write \"{place}:443\", or another one"))?;
     let port = match port.parse::<u16>() {
         Ok(number) if number > 0 && number.to_string() == port => number,
         _ => return Err(format!("{port:?} is not a port")),

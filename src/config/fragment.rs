@@ -170,6 +170,9 @@ impl AuthFragment {
             })
         });
         let issuer = table.take("issuer", |value| {
+            if value.is_table() {
+                return value.wrong("this is one table, not a list", "write `[[auth.issuer]]`");
+            }
             let list = value.list(1, |value| value.table(IssuerFragment::read))?;
             Some(plain(list))
         });

@@ -142,7 +142,9 @@ fn repository(name: &str, has_digest: bool) -> Result<Repository, String> {
             && !tag.starts_with(['.', '-'])
     };
     if let Some(tag) = tag.as_deref().filter(|tag| !is_tag(tag)) {
-        return Err(format!("{tag:?} is no tag"));
+        return Err(format!(
+            "{tag:?}, behind the last colon, is no tag: letters, digits, `.`, `_` and `-`"
+        ));
     }
     // Of the official images of Docker the first part goes without saying.
     let path = if registry == "docker.io" && !path.contains('/') {

@@ -18,6 +18,7 @@ use super::{
     problem::{Place, Problem, Problems},
     resolve::resolve,
     sources::{self, Reach, Source},
+    spelling::nearest,
     table::Document,
 };
 
@@ -150,8 +151,10 @@ impl Loader {
                 .iter()
                 .any(|problem| *problem.file == *on_host)
         {
-            let help =
-                format!("write it (thv.toml(5) has an example), then run `thv check {name}`");
+            let help = format!(
+                "{}write it (thv.toml(5) has an example), then run `thv check {name}`",
+                likely(&servers(&self.files.below_root(Path::new("/"))), name)
+            );
             self.problems.push(Problem::of_file(
                 &on_host,
                 format!("there is no such file, so no server `{name}`"),
@@ -253,9 +256,11 @@ impl Loader {
         self.files
             .read(path, MAX_NAMED)
             .map_err(|error| {
-                self.report(
-                    place.problem(format!("`{}`: {error}", on_host.display()), error.help()),
-                )
+                let help = match error {
+                    FileError::Missing => "write it, or correct the path".to_owned(),
+                    _ => error.help(),
+                };
+                self.report(place.problem(format!("`{}`: {error}", on_host.display()), help));
             })
             .ok()
     }
@@ -266,6 +271,16 @@ impl Loader {
             self.digest.update(&(part.len() as u64).to_be_bytes());
             self.digest.update(part);
         }
+    }
+}
+
+/// What somebody who has named a server that is none may have meant.
+fn likely(servers: &[ServerName], name: &ServerName) -> String {
+    let names: Vec<&str> = servers.iter().map(ServerName::as_str).collect();
+    match nearest(name.as_str(), &names) {
+        Some(near) => format!("did you mean `{near}`? Or "),
+        None if names.is_empty() || names.len() > MAX_LISTED => String::new(),
+        None => format!("configured are: {}; or ", names.join(", ")),
     }
 }
 
@@ -284,6 +299,9 @@ fn server_files(root: &Path) -> Vec<PathBuf> {
     files.sort();
     files
 }
+
+/// More names than these are a list that nobody reads.
+const MAX_LISTED: usize = 10;
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -24,7 +24,10 @@ impl ServerName {
         if ok {
             Ok(Self(text.to_owned()))
         } else {
-            Err(BadName(text.chars().take(64).collect()))
+            Err(BadName {
+                text: text.chars().take(64).collect(),
+                meant: meant(text),
+            })
         }
     }
 
@@ -56,10 +59,29 @@ impl std::str::FromStr for ServerName {
     }
 }
 
+/// The name in the name of one of its units or of its file, which people write in its place.
+fn meant(text: &str) -> Option<ServerName> {
+    let name = text.rsplit('/').next().unwrap_or(text);
+    let name = name.split_once('@').map_or(name, |(_, name)| name);
+    let ending = [".service", ".socket", ".toml"]
+        .iter()
+        .find_map(|ending| name.strip_suffix(ending));
+    let name = ending.unwrap_or(name);
+    (name != text)
+        .then(|| ServerName::parse(name).ok())
+        .flatten()
+}
+
 /// Not a server's name.
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is not a server's name: 1 to 26 of a-z, 0-9 and -, not starting with -")]
-pub struct BadName(String);
+#[error(
+    "`{text}` is not a server's name: 1 to 26 of a-z, 0-9 and -, not starting with -{}",
+    .meant.as_ref().map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
+)]
+pub struct BadName {
+    text: String,
+    meant: Option<ServerName>,
+}
 
 const MAX_LEN: usize = 26;
 
@@ -74,6 +96,24 @@ mod tests {
         }
         for bad in ["", "-a", "A", "a_b", "a.b", "a/b", "ä", &"a".repeat(27)] {
             assert!(ServerName::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn whoever_names_a_unit_or_a_file_is_told_the_servers_name() {
+        for long in [
+            "thv@github",
+            "thv@github.socket",
+            "thv-runner@github.service",
+            "github.toml",
+            "/etc/thv/servers/github.toml",
+        ] {
+            let error = ServerName::parse(long).unwrap_err().to_string();
+            assert!(error.ends_with("did you mean `github`?"), "{error}");
+        }
+        for none in ["Git_Hub", "thv@.socket", "", "."] {
+            let error = ServerName::parse(none).unwrap_err().to_string();
+            assert!(!error.contains("did you mean"), "{error}");
         }
     }
 }

@@ -257,9 +257,13 @@ impl FileError {
                 ..
             } => format!("run `chown root: {}`", name.display()),
             Self::Owner {
+                name,
                 rule: OwnerRule::RootOrCaller,
                 ..
-            } => "it must belong to root or to you".to_owned(),
+            } => format!(
+                "it must belong to root or to you: run `chown root: {}`",
+                name.display()
+            ),
             Self::Writable { name, .. } => format!("run `chmod go-w {}`", name.display()),
             Self::Hidden { name } => format!(
                 "configuration holds no secrets: run `chmod a+rX {}`",

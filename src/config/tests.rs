@@ -98,6 +98,18 @@ fn a_missing_server_is_a_problem_that_names_the_file() {
         *root.path().join("etc/thv/servers/x.toml")
     );
     assert!(servers(root.path()).is_empty());
+    // Whoever has mistyped a name is told which there are.
+    let file = |name: &str| (format!("etc/thv/servers/{name}.toml"), "");
+    let (github, files) = (file("github"), file("files"));
+    let root = planted_files(&[(&github.0, github.1), (&files.0, files.1)]);
+    for (typed, said) in [
+        ("githb", "did you mean `github`?"),
+        ("x", "configured are: files, github"),
+    ] {
+        let problems = load(root.path(), &name(typed), OwnerRule::RootOrCaller).unwrap_err();
+        let help = &problems.first().help;
+        assert!(help.contains(said), "{help}");
+    }
 }
 
 /// inc-25: who can write the configuration can run commands, so only its owner may.

@@ -122,7 +122,7 @@ pub fn plain_path(text: &str) -> Result<PathBuf, String> {
 }
 
 /// A host path that a child may be shown.
-pub(super) fn shown_path(text: &str) -> Result<PathBuf, String> {
+pub fn shown_path(text: &str) -> Result<PathBuf, String> {
     let path = absolute_path(text)?;
     if path == Path::new("/") {
         return Err("the whole host cannot be shown; name directories".to_owned());
@@ -303,6 +303,9 @@ pub(super) fn word(
 fn one_of(text: &str, now: &[&str], later: &[&str]) -> String {
     if later.contains(&text) {
         return format!("{text:?} is {NOT_YET}");
+    }
+    if let [only] = now {
+        return format!("{text:?} is not known here: the one word is {only:?}");
     }
     let choice = now
         .iter()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 
-use super::{Setup, build::problem};
+use super::{Setup, problem::problem};
 use crate::{
     auth::Exchange,
     child::{Showing, Shown, Source},

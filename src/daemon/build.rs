@@ -1,10 +1,6 @@
 //! From a configuration to a gateway, in order.
 
-use std::{
-    path::{Path, PathBuf},
-    pin::Pin,
-    sync::Arc,
-};
+use std::{path::Path, pin::Pin, sync::Arc};
 
 use tokio::sync::Notify;
 use tracing::warn;
@@ -15,7 +11,7 @@ use crate::{
     authz::{Engine, PolicyProblem},
     child::{Connection, Launcher, Source, stdio::Reading},
     config::{Auth, Config, Network, Problem, Problems, Transport},
-    daemon::{Setup, backend},
+    daemon::{Setup, backend, problem::problem},
     egress,
     http::body::Budget,
     pipeline::{Clients, Gateway},
@@ -57,21 +53,6 @@ fn keys_event(notice: Notice) -> Event {
             error,
         },
     }
-}
-
-/// A problem that only shows when the configuration meets what surrounds it.
-pub(super) fn problem(config: &Config, message: &str, help: &str) -> Problems {
-    problem_of(config, message, help).into()
-}
-
-pub(super) fn problem_of(config: &Config, message: &str, help: &str) -> Problem {
-    let own = format!("/etc/thv/servers/{}.toml", config.server);
-    let on_host = config
-        .files
-        .iter()
-        .find(|file| file.ends_with(own.trim_start_matches('/')));
-    let file = on_host.map_or(Path::new(&own), PathBuf::as_path);
-    Problem::of_file(file, message, help)
 }
 
 /// Builds the gateway of `config`. Starts nothing.

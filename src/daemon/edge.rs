@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::{self, Config, Problem, Problems},
-    daemon::{Setup, build::problem_of},
+    daemon::{Setup, problem::problem_of},
     http::{
         Entrance, Roster, Tls,
         certificate::{self, DAY},

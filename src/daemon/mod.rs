@@ -8,13 +8,14 @@ mod backend;
 mod build;
 mod edge;
 mod misconfigured;
+mod problem;
 mod reload;
 mod serving;
 mod tenancy;
 
 use std::{
     io,
-    net::TcpListener,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -72,7 +73,7 @@ impl Setup {
     pub fn in_foreground(
         root: &Path,
         server: &ServerName,
-        listener: TcpListener,
+        socket: impl Into<OwnedFd>,
         runner: &Foreground,
         audit: Audit,
     ) -> io::Result<Self> {
@@ -81,7 +82,7 @@ impl Setup {
             server: server.clone(),
             load: Box::new(move || config::load(&root, &name, OwnerRule::RootOrCaller)),
             changed: Box::new(|| false),
-            listener: Listener::from_fd(listener.into())?,
+            listener: Listener::from_fd(socket.into())?,
             runner: Connection::Inherited(runner.socket.try_clone()?),
             key: runner.key.clone(),
             credentials: Credentials::default(),

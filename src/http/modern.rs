@@ -5,13 +5,12 @@
 
 use std::borrow::Cow;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::HeaderMap;
 
 use crate::{
     http::Refusal,
     json::{Kind, Value},
-    mcp::{Call, CallError, Era, Shape, Target, method, tools::Mirrored, version},
+    mcp::{Call, CallError, Era, Shape, Target, header, method, tools::Mirrored, version},
 };
 
 /// Checks a call of the modern era against the headers that it came with.
@@ -147,20 +146,9 @@ fn value<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Refu
     }
 }
 
-/// The text that a header stands for: itself, or what is encoded in it (mcp-T14); `wrong` where it is no text.
+/// The text that a header stands for; `wrong` where it is no text.
 fn decoded<'a>(told: &'a str, wrong: &'static str) -> Result<Cow<'a, str>, Refusal> {
-    let encoded = told
-        .strip_prefix("=?base64?")
-        .and_then(|rest| rest.strip_suffix("?="));
-    let Some(encoded) = encoded else {
-        return Ok(told.into());
-    };
-    // The strict engine: padding is canonical, and so are the last bits.
-    let text = STANDARD.decode(encoded).ok().map(String::from_utf8);
-    match text {
-        Some(Ok(text)) => Ok(Cow::Owned(text)),
-        _ => Err(Refusal::HeaderMismatch(wrong)),
-    }
+    header::decoded(told).ok_or(Refusal::HeaderMismatch(wrong))
 }
 
 /// The largest integer up to which a double has every one.

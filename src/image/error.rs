@@ -14,7 +14,7 @@ use crate::fetch::FetchError;
 pub enum ImageError {
     #[error("the server has a `command` and no `image`: there is nothing to pull")]
     NoImage,
-    #[error("`{}`: {source}", path.display())]
+    #[error("`{}`: {source}{}", path.display(), readable(source))]
     Archive { path: PathBuf, source: io::Error },
     #[error("the image's {what}: {why}")]
     Malformed { what: String, why: String },
@@ -52,6 +52,17 @@ pub enum ImageError {
     Credential(String),
     #[error("`{}`: {source}", path.display())]
     Store { path: PathBuf, source: io::Error },
+}
+
+/// What lets the runner's user read an archive.
+fn readable(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; the runner's user must be able to read it: put it where all may pass, such as /srv, and `chmod a+r` it"
+        }
+        io::ErrorKind::NotFound => "; nothing below /home, /root and /tmp is seen by the unit",
+        _ => "",
+    }
 }
 
 impl ImageError {

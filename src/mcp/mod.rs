@@ -7,6 +7,7 @@ pub mod bridge;
 pub mod cache;
 mod call;
 pub mod edit;
+pub mod header;
 pub mod input;
 pub mod meta;
 pub mod method;

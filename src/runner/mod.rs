@@ -60,7 +60,8 @@ struct Setup {
 
 /// Runs as thv-runner@NAME.service: socket, key and directories come from systemd.
 pub fn run_as_service(root: &Path, server: &ServerName) -> Result<ExitCode> {
-    let socket = systemd::take(SOCKET, Wanted::Packets)?;
+    let socket = systemd::take(SOCKET, Wanted::Packets)
+        .with_context(|| format!("the runner of `{server}` is started by thv@{server}.socket"))?;
     let notifier = Notifier::from_environment();
     let filter = std::env::var(telemetry::FILTER_VARIABLE).ok();
     telemetry::init_single_threaded(telemetry::Target::Journal, filter.as_deref())?;

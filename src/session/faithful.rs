@@ -2,41 +2,29 @@
 //! that design and manual name (ids, progress tokens, line breaks between tokens, and
 //! what another era must have otherwise).
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
 use tokio::sync::mpsc;
 
-use super::{Event, Failure, Seal, Session, pump};
+use super::{Event, Failure, Session, pump, testing};
 use crate::{
-    audit::{Audit, RequestId},
+    audit::RequestId,
     auth::Identity,
     authz::Engine,
     config::{Authz, ServerName},
-    mcp::{Call, CallError, Era, Message, bridge::LegacyServer},
-    session::{Exchange, load::Places},
-    time::Clock,
+    mcp::{Call, CallError, Era},
+    session::Exchange,
 };
 
 /// A session of the era, whose child speaks the same unless it is `bridged`, and what that child is told.
 fn session(era: Era, bridged: bool) -> (Arc<Session>, mpsc::Receiver<Bytes>) {
-    let (audit, _) = Audit::memory(&ServerName::parse("it").unwrap());
-    let (stdin, lines) = mpsc::channel(64);
-    let session = Session::new(
-        "0123456789abcdef0123456789abcdef".to_owned(),
-        Identity::example("https://a", "alice"),
-        audit,
-        (Duration::from_secs(60), Places::new(64, 64)),
-        era,
-        stdin,
-        Arc::new(Seal::fleeting(Clock::new(|| 0))),
-    );
     if bridged {
-        let said = Bytes::from_static(br#"{"id":1,"result":{"capabilities":{}}}"#);
-        session.bridged(LegacyServer::read(&Message::parse(said).unwrap()).unwrap());
+        testing::bridged("{}")
+    } else {
+        testing::session(era)
     }
-    (session, lines)
 }
 
 fn read(text: &str) -> Result<Call, CallError> {

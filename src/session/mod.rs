@@ -31,6 +31,8 @@ mod subscriptions;
 mod switch;
 mod table;
 mod tasks;
+#[cfg(test)]
+mod testing;
 mod tools;
 mod warm;
 mod words;

@@ -351,13 +351,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::{
-        audit::Audit,
-        config::ServerName,
-        mcp::{Era, bridge::LegacyServer},
-        session::{Seal, load::Places},
-        time::Clock,
-    };
+    use crate::session::testing::bridged;
 
     fn message(text: &str) -> Message {
         Message::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap()
@@ -365,20 +359,7 @@ mod tests {
 
     /// A bridged session, and what its child is told.
     fn session() -> (Arc<Session>, mpsc::Receiver<Bytes>) {
-        let (audit, _) = Audit::memory(&ServerName::parse("it").unwrap());
-        let (stdin, lines) = mpsc::channel(64);
-        let session = Session::new(
-            "0123456789abcdef0123456789abcdef".to_owned(),
-            Identity::example("https://a", "alice"),
-            audit,
-            (Duration::from_secs(60), Places::new(64, 64)),
-            Era::Modern,
-            stdin,
-            Arc::new(Seal::fleeting(Clock::new(|| 0))),
-        );
-        let initialized = message(r#"{"id":1,"result":{"capabilities":{}}}"#);
-        session.bridged(LegacyServer::read(&initialized).unwrap());
-        (session, lines)
+        bridged("{}")
     }
 
     fn call(session: &Arc<Session>, who: &str) -> Exchange {

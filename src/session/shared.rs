@@ -283,31 +283,14 @@ const MAX_UNWRITTEN: u32 = 8 << 20;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::{
-        audit::Audit,
-        auth::Identity,
-        config::ServerName,
         mcp::Era,
-        session::{Seal, load::Places, own::OwnMessage},
-        time::Clock,
+        session::{own::OwnMessage, testing},
     };
 
     fn session() -> (Arc<Session>, mpsc::Receiver<Bytes>) {
-        let (audit, _) = Audit::memory(&ServerName::parse("it").unwrap());
-        let (stdin, lines) = mpsc::channel(64);
-        let session = Session::new(
-            "0123456789abcdef0123456789abcdef".to_owned(),
-            Identity::example("https://a", "alice"),
-            audit,
-            (Duration::from_secs(60), Places::new(64, 64)),
-            Era::Legacy,
-            stdin,
-            Arc::new(Seal::fleeting(Clock::new(|| 0))),
-        );
-        (session, lines)
+        testing::session(Era::Legacy)
     }
 
     /// probe-68: who leaves while a line of theirs waits for a child that reads slowly takes no room along:

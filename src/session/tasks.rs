@@ -375,39 +375,22 @@ const MAX_BYTES: usize = 256 << 10;
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::time::Duration;
 
-    use tokio::{sync::mpsc, time::timeout};
+    use tokio::time::timeout;
 
     use super::*;
     use crate::{
-        audit::{Audit, RequestId},
+        audit::RequestId,
         auth::Identity,
-        config::ServerName,
-        mcp::Era,
-        session::{Exchange, Seal, load::Places, pump},
-        time::Clock,
+        session::{Exchange, pump, testing::bridged},
     };
 
     /// Two clients of one user ask at once how a task stands that has ended: both are told.
     #[tokio::test(start_paused = true)]
     async fn whoever_asks_how_a_task_stands_is_told() {
-        let (audit, _) = Audit::memory(&ServerName::parse("it").unwrap());
-        let (stdin, mut lines) = mpsc::channel(64);
         let alice = Identity::example("https://a", "alice");
-        let session = Session::new(
-            "0123456789abcdef0123456789abcdef".to_owned(),
-            alice.clone(),
-            audit,
-            (Duration::from_secs(60), Places::new(64, 64)),
-            Era::Modern,
-            stdin,
-            Arc::new(Seal::fleeting(Clock::new(|| 0))),
-        );
-        let opened =
-            r#"{"id":1,"result":{"capabilities":{"tasks":{"requests":{"tools":{"call":{}}}}}}}"#;
-        let opened = Message::parse(opened.into()).unwrap();
-        session.bridged(LegacyServer::read(&opened).unwrap());
+        let (session, mut lines) = bridged(r#"{"tasks":{"requests":{"tools":{"call":{}}}}}"#);
         let tool =
             r#"{"id":0,"result":{"tools":[{"name":"t","execution":{"taskSupport":"required"}}]}}"#;
         session.tools.learn(&Message::parse(tool.into()).unwrap());

@@ -53,9 +53,7 @@ pub fn take(name: &str, wanted: Wanted) -> Result<OwnedFd, SocketError> {
 /// Why there is no socket to serve on.
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
 pub enum SocketError {
-    #[error(
-        "systemd passed no socket; start the socket unit, as in `systemctl start thv@NAME.socket`"
-    )]
+    #[error("systemd passed no socket to this process; start the unit, not the program")]
     None,
     #[error(
         "the sockets are meant for process {0}, not for this one; do not start it through a wrapper"

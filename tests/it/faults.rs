@@ -285,16 +285,7 @@ signal.pause()
     let line = tokio::task::spawn_blocking(move || BufReader::new(out).lines().next());
     assert_eq!(line.await.unwrap().unwrap().unwrap(), "deaf");
     let since = Instant::now();
-    let gone = async {
-        while !house
-            .records
-            .all()
-            .iter()
-            .any(|record| record.contains("THV_REASON=client-gone"))
-        {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
+    let gone = house.records.until("THV_REASON=client-gone");
     timeout(Duration::from_secs(62), gone)
         .await
         .expect("noticed within a minute");

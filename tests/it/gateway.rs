@@ -840,7 +840,8 @@ async fn an_explained_token_is_judged_as_the_gateway_judges_it() {
         .issuer
         .token("alice", "https://other.example/mcp", &[])
         .unwrap();
-    for (token, accepted) in [(house.token("alice"), true), (foreign, false)] {
+    let (none, other) = (Value::Null, json!("token-audience"));
+    for (token, accepted, reason) in [(house.token("alice"), true, none), (foreign, false, other)] {
         let root = house.root();
         let line = format!("Authorization: Bearer {token}\n");
         let run = tokio::task::spawn_blocking(move || {
@@ -862,8 +863,8 @@ async fn an_explained_token_is_judged_as_the_gateway_judges_it() {
         let run = run.await.unwrap();
         let said: Value = serde_json::from_slice(&run.stdout).unwrap();
         assert_eq!(
-            (run.status.success(), &said["accepted"]),
-            (accepted, &json!(accepted)),
+            (run.status.success(), &said["accepted"], &said["reason"]),
+            (accepted, &json!(accepted), &reason),
             "{said:#}"
         );
         let mut caller = house.caller("alice");

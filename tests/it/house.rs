@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::{SocketAddr, TcpListener},
-    os::unix::net::UnixListener,
+    os::{fd::OwnedFd, unix::net::UnixListener},
     path::{Path, PathBuf},
 };
 
@@ -11,14 +11,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use thv::{
     audit::{Audit, Memory, Record},
-    child::Connection,
     cli::demo::DemoIssuer,
-    config::{self, OwnerRule, ServerName},
+    config::{self, ServerName},
     daemon::{self, Setup},
     egress::Resolver,
-    http::peer::Listener,
     runner,
-    systemd::{Credentials, Notifier},
+    systemd::Credentials,
     time::Clock,
 };
 use tokio::task::JoinHandle;
@@ -257,7 +255,7 @@ impl Plan {
             prepare(files.path());
         }
 
-        let socket = if self.unix {
+        let socket: OwnedFd = if self.unix {
             UnixListener::bind(files.path().join(SOCKET))
                 .unwrap()
                 .into()
@@ -287,24 +285,16 @@ impl Plan {
         let records = Records(memory);
         let (root, name) = (files.path().to_owned(), server.clone());
         let mut stamp = config::stamp(&root, &name);
-        let (root_again, name_again) = (root.clone(), name.clone());
         let setup = Setup {
             credentials: Credentials::within(secrets),
-            server,
-            load: Box::new(move || config::load(&root, &name, OwnerRule::RootOrCaller)),
             changed: Box::new(move || {
-                let now = config::stamp(&root_again, &name_again);
+                let now = config::stamp(&root, &name);
                 now != std::mem::replace(&mut stamp, now.clone())
             }),
-            listener: Listener::from_fd(socket).unwrap(),
-            runner: Connection::Inherited(runner.socket.try_clone().unwrap()),
-            key: runner.key.clone(),
-            audit,
             clock: self.clock,
             resolver: self.resolver,
             state: self.state,
-            notifier: Notifier::none(),
-            may_exit: false,
+            ..Setup::in_foreground(files.path(), &server, socket, &runner, audit).unwrap()
         };
         let gateway = tokio::spawn(daemon::run(setup));
         House {
@@ -466,13 +456,6 @@ pub struct Records(Memory);
 impl Records {
     /// Every record as one line of its fields.
     pub fn all(&self) -> Vec<String> {
-        let line = |record: &Record| {
-            record
-                .fields()
-                .map(|(name, value)| format!("{name}={value}"))
-                .collect::<Vec<_>>()
-                .join(" ")
-        };
         self.0.records().iter().map(line).collect()
     }
 
@@ -492,15 +475,26 @@ impl Records {
 
     /// Waits until there are more of that kind than before.
     pub async fn wait_for_more(&self, kind: &str, before: usize) {
-        let there = async {
-            while self.count(kind) <= before {
-                tokio::task::yield_now().await;
-            }
-        };
+        let event = format!("THV_EVENT={kind} ");
+        let there = self.0.until(|records| {
+            let of_kind = |record: &&Record| line(record).contains(&event);
+            records.iter().filter(of_kind).count() > before
+        });
         tokio::time::timeout(PATIENCE, there)
             .await
             .unwrap_or_else(|_| panic!("no {kind}: {:#?}", self.all()));
     }
+
+    /// Waits, for as long as whoever asks likes, until a record has this in it.
+    pub async fn until(&self, text: &str) {
+        let has = |record: &Record| line(record).contains(text);
+        self.0.until(|records| records.iter().any(has)).await;
+    }
+}
+
+fn line(record: &Record) -> String {
+    let field = |(name, value)| format!("{name}={value}");
+    record.fields().map(field).collect::<Vec<_>>().join(" ")
 }
 
 /// One MCP client.

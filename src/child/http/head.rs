@@ -1,10 +1,9 @@
 //! What of a message its HTTP headers must say (mcp-T8, mcp-T12 … T15).
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{HeaderValue, request::Builder};
 
-use super::mirror::Mirror;
+use super::mirror::{Mirror, encoded};
 use crate::{
     json::Value,
     mcp::{Message, version},
@@ -123,19 +122,6 @@ impl Outgoing {
             }
         }
         request
-    }
-}
-
-/// A name as a header may have it: itself, or encoded where it would not arrive as it is.
-pub(super) fn encoded(name: &str) -> Option<HeaderValue> {
-    let plain = name.bytes().all(|byte| matches!(byte, b' '..=b'~'))
-        && !name.starts_with(' ')
-        && !name.ends_with(' ')
-        && !name.starts_with("=?base64?");
-    if plain {
-        HeaderValue::from_str(name).ok()
-    } else {
-        HeaderValue::from_str(&format!("=?base64?{}?=", STANDARD.encode(name))).ok()
     }
 }
 

@@ -9,10 +9,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use http::{HeaderName, HeaderValue};
 
-use super::head::encoded;
 use crate::{
     json::{Kind, Value},
-    mcp::tools::{Mirrored, Tools},
+    mcp::{
+        header,
+        tools::{Mirrored, Tools},
+    },
 };
 
 /// What one server's tools want.
@@ -55,6 +57,11 @@ fn text(value: Value<'_>) -> Option<HeaderValue> {
             false => Some(HeaderValue::from_static("false")),
         },
     }
+}
+
+/// A name as a header may have it: itself, or encoded where it would not arrive as it is.
+pub(super) fn encoded(name: &str) -> Option<HeaderValue> {
+    HeaderValue::from_str(&header::encoded(name)).ok()
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use crate::{
 /// The flags of `thv run`.
 #[derive(Args, Debug)]
 pub(crate) struct Run {
-    /// The server's name [default: that of the program]
+    /// The server's name [default: that of the program or the image]
     #[arg(long)]
     name: Option<ServerName>,
     /// How the server speaks: stdio or streamable-http
@@ -275,6 +275,11 @@ fn named_image(text: &str) -> Result<ImageName, Usage> {
              install the package and run its program: `thv run … -- PROGRAM…`"
         )));
     }
+    if text.starts_with(['/', '.']) {
+        return Err(Usage(format!(
+            "`{text}` is a path: a program stands behind `--`, as in `thv run … -- {text}`; an archive is `oci-archive:{text}` or `docker-archive:{text}`"
+        )));
+    }
     // An archive is where the person is.
     let absolute = match text.split_once(':') {
         Some((kind @ ("oci-archive" | "docker-archive"), path)) if !path.starts_with('/') => {
@@ -393,17 +398,5 @@ fn policy(path: &Path) -> Result<(PathBuf, String), Usage> {
             "--policy {}: {error}; without --policy any authenticated caller may call everything",
             path.display()
         ))),
-    }
-}
-
-/// The lines of an issuer's table by which `--oidc-client-id` is compared: the
-/// token's client, or the service account that Kubernetes names like a host.
-pub(super) fn client_lines(client: &str) -> String {
-    match config::service_account(client) {
-        Some(account) => format!(
-            "kubernetes = {{ namespace = {:?}, service-account = {:?} }}\n",
-            account.namespace, account.name
-        ),
-        None => format!("clients = [{}]\n", super::file::quoted(client)),
     }
 }

@@ -8,8 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::arguments::client_lines;
-use crate::{cli::provider, config::ServerName};
+use crate::{
+    cli::provider,
+    config::{self, ServerName},
+};
 
 /// What is to run, for whom, and how it is decided.
 #[derive(Debug)]
@@ -151,6 +153,18 @@ impl Wish {
 fn list(values: &[String]) -> String {
     let values: Vec<_> = values.iter().map(|value| quoted(value)).collect();
     format!("[{}]", values.join(", "))
+}
+
+/// The lines of an issuer's table by which `--oidc-client-id` is compared: the
+/// token's client, or the service account that Kubernetes names like a host.
+fn client_lines(client: &str) -> String {
+    match config::service_account(client) {
+        Some(account) => format!(
+            "kubernetes = {{ namespace = {:?}, service-account = {:?} }}\n",
+            account.namespace, account.name
+        ),
+        None => format!("clients = [{}]\n", quoted(client)),
+    }
 }
 
 /// A basic string of TOML. JSON's escapes are among its own; only DEL must be

@@ -10,13 +10,14 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    time::SystemTime,
 };
 
 use anyhow::{Context as _, Result, bail};
 use nix::unistd::geteuid;
 
 use super::{announce, file::Wish, load, program, pulled};
-use crate::cli::{Usage, print, say};
+use crate::cli::{Usage, print, say, unit::last_words};
 
 /// Starts the unit, and says what became of it.
 pub(super) fn run(mut wish: Wish, address: SocketAddr) -> Result<ExitCode> {
@@ -169,13 +170,20 @@ fn start(
     command.arg("--").arg(program()?);
     command.arg("--root").arg(root);
     command.args(["run-unit", wish.name.as_str(), &address.to_string()]);
+    let since = SystemTime::now();
     let output = command
         .output()
         .context("running `systemd-run`; without systemd add --foreground")?;
     if !output.status.success() {
+        let systemd = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        // Where it was started and ended, systemd-run itself says nothing.
+        let silent = systemd.is_empty() && manager.is_system;
+        let why = silent
+            .then(|| last_words(unit, since))
+            .flatten()
+            .unwrap_or(systemd);
         bail!(
-            "`{unit}` did not start: {}; `{} -u {unit}` says more",
-            String::from_utf8_lossy(&output.stderr).trim(),
+            "`{unit}` did not start: {why}; `{} -u {unit}` says more",
             if manager.is_system {
                 "journalctl"
             } else {

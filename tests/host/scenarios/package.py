@@ -104,7 +104,11 @@ def removing_stops_every_server_and_purging_leaves_nothing(host):
     with wire.opened(servers.PORTS[name], wire.token("alice", servers.resource(name))) as client:
         client.said("echo")
         assert host.is_active(f"thv@{name}.service") and host.is_active(f"thv-runner@{name}.service")
+        # A pull that has failed, as of a server without an image.
+        assert host.run("systemctl", "start", f"thv-pull@{name}.service", check=False).returncode != 0
         host.run("dpkg", "--remove", "thv")
+    failed = host.text("systemctl", "list-units", "--all", "--plain", "--no-legend", "--state=failed", "thv*")
+    assert not failed, failed
     active = host.text("systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating", "thv*")
     assert not active, active
     assert host.text("pgrep", "--count", "thv", check=False) == "0"

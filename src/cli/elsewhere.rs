@@ -1,0 +1,166 @@
+//! Words of other tools: what people type who know ToolHive, Docker or systemctl.
+//!
+//! thv leaves starting, stopping and logs to systemd, so many a verb that is typed here
+//! is another program's. Whoever types one is told the command, in place of a guess at
+//! what else begins with the same letter.
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+/// What to type in place of what clap does not know, if that is known.
+pub(super) fn hint(error: &clap::Error) -> Option<String> {
+    let said = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let known = |words: &[(&[&str], &str)], word: &str| {
+        words
+            .iter()
+            .find(|(names, _)| names.contains(&word))
+            .map(|(_, hint)| (*hint).to_owned())
+    };
+    match error.kind() {
+        ErrorKind::InvalidSubcommand => known(VERBS, said(ContextKind::InvalidSubcommand)?),
+        ErrorKind::UnknownArgument => {
+            let argument = said(ContextKind::InvalidArg)?;
+            if argument.starts_with('/') {
+                let hint =
+                    "a program and its arguments stand behind `--`: `… -- COMMAND ARGUMENT…`";
+                return Some(hint.to_owned());
+            }
+            known(FLAGS, argument.split('=').next()?)
+        }
+        _ => None,
+    }
+}
+
+const VERBS: &[(&[&str], &str)] = &[
+    (
+        &["list", "ls", "ps", "status", "show"],
+        "`systemctl list-units 'thv*'` shows what runs, `thv check` what is configured",
+    ),
+    (
+        &["start", "up", "enable"],
+        "servers are units: `systemctl enable --now thv@NAME.socket`",
+    ),
+    (
+        &["stop", "down", "kill"],
+        "servers are units: `systemctl stop thv@NAME.socket thv@NAME.service`; of `thv run`: `systemctl stop thv-run-NAME.service`",
+    ),
+    (
+        &["restart"],
+        "servers are units: `systemctl try-restart thv@NAME.service`",
+    ),
+    (
+        &["reload"],
+        "servers are units: `systemctl try-reload-or-restart thv@NAME.service`",
+    ),
+    (
+        &["rm", "remove", "delete", "disable", "uninstall"],
+        "`systemctl disable --now thv@NAME.socket`, then remove /etc/thv/servers/NAME.toml",
+    ),
+    (
+        &["logs", "log", "journal"],
+        "`journalctl -u thv@NAME.service -u thv-runner@NAME.service`",
+    ),
+    (
+        &["add", "create", "new", "init", "install", "config", "edit"],
+        "write /etc/thv/servers/NAME.toml (thv.toml(5) has an example), then `thv check NAME`",
+    ),
+    (
+        &["explain"],
+        "`thv check --explain NAME`, or `thv token explain NAME`",
+    ),
+    (
+        &["proxy"],
+        "a server elsewhere is `url = \"https://…\"` in a server's file, see thv.toml(5)",
+    ),
+    (
+        &["registry", "search"],
+        "there is no registry of servers here: name a program or an image, see thv.toml(5)",
+    ),
+    (&["version"], "`thv --version`"),
+];
+
+const FLAGS: &[(&[&str], &str)] = &[
+    (&["--proxy-port"], "it is called `--port` here"),
+    (&["--proxy-host"], "it is called `--host` here"),
+    (&["--resource-url"], "it is called `--resource` here"),
+    (
+        &["--authz-config"],
+        "policies are a file of Cedar's: `--policy FILE`, see thv-cedar(7)",
+    ),
+    (
+        &["--enable-audit", "--audit-config"],
+        "leave it out: every decision is recorded, see thv-journal(7)",
+    ),
+    (
+        &["--isolate-network"],
+        "leave it out: a server reaches no host but those of its `--permission-profile`",
+    ),
+    (
+        &["--oidc-client-secret", "--oidc-introspection-url"],
+        "opaque tokens are for configured servers: `introspection` in thv.toml(5)",
+    ),
+    (
+        &["--thv-ca-bundle", "--ca-cert"],
+        "authorities of one's own are for configured servers: `ca-file` in thv.toml(5)",
+    ),
+    (
+        &["--args", "--cmd-arg"],
+        "the server's arguments stand behind `--`",
+    ),
+    (
+        &["--detach", "-d"],
+        "leave it out: without `--foreground` it becomes a unit of its own",
+    ),
+    (
+        &["--rm"],
+        "leave it out: nothing is left of a server that was stopped",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::*;
+    use crate::cli::Cli;
+
+    fn hint_for(line: &str) -> Option<String> {
+        hint(&Cli::try_parse_from(line.split(' ')).unwrap_err())
+    }
+
+    #[test]
+    fn words_of_other_tools_are_answered_with_the_command() {
+        for (line, word) in [
+            ("thv list", "systemctl list-units"),
+            ("thv start github", "enable --now"),
+            ("thv logs github", "journalctl"),
+            ("thv run --proxy-port 8080 x", "--port"),
+            ("thv run --authz-config=x.json x", "--policy"),
+            ("thv run /usr/bin/python3 /srv/x.py", "`--`"),
+        ] {
+            let hint = hint_for(line).unwrap();
+            assert!(hint.contains(word), "{line}: {hint}");
+        }
+        assert_eq!(hint_for("thv chek"), None);
+        assert_eq!(hint_for("thv run --polixy x"), None);
+    }
+
+    /// What thv has itself needs no hint, and would hide one.
+    #[test]
+    fn no_word_is_one_of_ours() {
+        let command = Cli::command();
+        let run = command.find_subcommand("run").unwrap();
+        for name in VERBS.iter().flat_map(|(names, _)| *names) {
+            assert!(command.find_subcommand(name).is_none(), "{name}");
+        }
+        for flag in FLAGS.iter().flat_map(|(names, _)| *names) {
+            let long = flag.trim_start_matches('-');
+            assert!(
+                run.get_arguments().all(|one| one.get_long() != Some(long)),
+                "{flag}"
+            );
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! A session whose child is a channel, for the tests of this room.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::{Seal, Session, load::Places};
+use crate::{
+    audit::Audit,
+    auth::Identity,
+    config::ServerName,
+    mcp::{Era, Message, bridge::LegacyServer},
+    time::Clock,
+};
+
+/// A session of Alice's, and what its child is told.
+pub(super) fn session(era: Era) -> (Arc<Session>, mpsc::Receiver<Bytes>) {
+    let (audit, _) = Audit::memory(&ServerName::parse("it").unwrap());
+    let (stdin, lines) = mpsc::channel(64);
+    let session = Session::new(
+        "0123456789abcdef0123456789abcdef".to_owned(),
+        Identity::example("https://a", "alice"),
+        audit,
+        (Duration::from_secs(60), Places::new(64, 64)),
+        era,
+        stdin,
+        Arc::new(Seal::fleeting(Clock::new(|| 0))),
+    );
+    (session, lines)
+}
+
+/// The same, before a server of the legacy era that has said these capabilities.
+pub(super) fn bridged(capabilities: &str) -> (Arc<Session>, mpsc::Receiver<Bytes>) {
+    let (session, lines) = session(Era::Modern);
+    let said = format!(r#"{{"id":1,"result":{{"capabilities":{capabilities}}}}}"#);
+    let said = Message::parse(said.into()).unwrap();
+    session.bridged(LegacyServer::read(&said).unwrap());
+    (session, lines)
+}
