@@ -25,7 +25,7 @@ use tracing::warn;
 
 use super::Setup;
 use crate::{
-    config::{Config, Engine, Layer, Network},
+    config::{Config, Engine, Layer, Network, ServerName},
     frames::{Caller, Signal, Status},
     sandbox::{
         self, Fault, Start,
@@ -142,6 +142,9 @@ impl Child {
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
                 .map_err(|error| fault("making a socket for its ways out", error.into()))?;
         if plan.network == Network::Host {
+            if setup.is_apart {
+                return Err(no_host_network(&setup.server));
+            }
             warn!("a child starts in THIS HOST'S network (sandbox.network = \"host\")");
         }
         let owner = (geteuid(), getegid());
@@ -358,6 +361,19 @@ pub(super) fn without(fault: &Fault) {
     );
 }
 
+/// What would be called the host's network is the empty one of the runner's unit.
+fn no_host_network(server: &ServerName) -> Fault {
+    let service = format!("thv-runner@{server}.service");
+    Fault {
+        layer: "network".to_owned(),
+        reason: format!(
+            "sandbox.network = \"host\", and {service} has a network of its own, with nothing in it: \
+             run `systemctl edit {service}`, add `[Service]` and `PrivateNetwork=no`, \
+             and `systemctl restart {service}`"
+        ),
+    }
+}
+
 pub(super) fn no_namespaces(error: &io::Error) -> Fault {
     let cure = match error.raw_os_error() {
         Some(libc::ENOSPC) => "allow some with `sysctl user.max_user_namespaces=15000`",
@@ -380,11 +396,7 @@ mod tests {
     use std::{collections::HashMap, os::unix::fs::PermissionsExt as _};
 
     use super::*;
-    use crate::{
-        config::{OwnerRule, ServerName},
-        runner::vault::Vault,
-        systemd::Notifier,
-    };
+    use crate::{config::OwnerRule, runner::vault::Vault, systemd::Notifier};
 
     /// Everybody's directory is one, and no user's; each is made when it is first needed, and its owner's alone.
     #[test]
@@ -400,6 +412,7 @@ mod tests {
             state: Some(base.path().to_owned()),
             images: None,
             staged: HashMap::new(),
+            is_apart: false,
             host: sandbox::Host::default(),
             notifier: Notifier::none(),
         };

@@ -11,6 +11,7 @@ pub(crate) mod landlock;
 pub(crate) mod memfd;
 pub(crate) mod memory;
 pub(crate) mod mounts;
+pub(crate) mod network;
 pub(crate) mod privileges;
 pub(crate) mod process;
 pub(crate) mod random;

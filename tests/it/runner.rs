@@ -286,3 +286,51 @@ fn a_layer_that_is_left_out_is_named_each_time() {
         }
     }
 }
+
+/// A runner that has no network of the host has none to give: it says so, and how it comes to one.
+#[test]
+fn the_hosts_network_is_not_claimed_by_a_runner_that_is_apart_from_it() {
+    let place = tempfile::tempdir().unwrap();
+    let (program, log) = (place.path().join("runner"), place.path().join("log"));
+    let start = Request::Start {
+        child: 1,
+        principal: "0".repeat(64),
+        caller: None,
+    };
+    let network = "optional = [\"cgroup\"]\nnetwork = \"host\"\ndangerous = true";
+    // As PrivateNetwork= does, and without.
+    for (around, is_apart) in [
+        ("unshare --user --map-current-user --net --", true),
+        ("", false),
+    ] {
+        let script = format!(
+            "#!/bin/sh\nexec {around} '{}' \"$@\" 2>'{}'\n",
+            env!("CARGO_BIN_EXE_thv"),
+            log.display()
+        );
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let (_files, runner) = runner_of(network, &program);
+        hello(&runner, frames::VERSION, &runner.key);
+        assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
+        frames::send(runner.socket.as_fd(), &start, &[]).unwrap();
+        let reply = next(&runner);
+        let said = fs::read_to_string(&log).unwrap();
+        let claimed = said.contains("THIS HOST'S network");
+        match reply {
+            Some(Reply::Failed { layer, reason, .. }) if is_apart => {
+                assert_eq!(layer, "network");
+                assert!(
+                    reason.contains("`systemctl edit thv-runner@it.service`"),
+                    "{reason}"
+                );
+                assert!(
+                    reason.contains("PrivateNetwork=no") && !claimed,
+                    "{reason} {said}"
+                );
+            }
+            Some(Reply::Started { .. }) if !is_apart => assert!(claimed, "{said}"),
+            other => panic!("{other:?}: {said}"),
+        }
+    }
+}
