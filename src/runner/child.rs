@@ -8,6 +8,7 @@ use std::{
         unix::fs::DirBuilderExt,
     },
     path::{Path, PathBuf},
+    rc::Rc,
     time::Instant,
 };
 
@@ -48,7 +49,7 @@ pub(super) struct Child {
     go: File,
     /// Where its stage sends its ways out, and how many there are.
     doors: Option<OwnedFd>,
-    plan: sandbox::Plan,
+    plan: Rc<sandbox::Plan>,
     group: Option<Group>,
     pub(super) since: Instant,
     reaped: bool,
@@ -64,6 +65,17 @@ pub(super) enum Told {
 }
 
 impl Child {
+    /// Whether children are the same for every principal.
+    pub(super) fn is_for_anybody(config: &Config) -> bool {
+        !config.sandbox.state && !config.names_caller_to_child()
+    }
+
+    /// Whether a plan of one is that of all to come, for as long as the configuration holds. An
+    /// image may be another with each start.
+    pub(super) fn is_planned_once(config: &Config) -> bool {
+        Self::is_for_anybody(config) && config.image.is_none()
+    }
+
     /// What a child of `principal` (64 hex digits) may see and do, and is told of its caller.
     pub(super) fn plan(
         config: &Config,
@@ -112,7 +124,7 @@ impl Child {
 
     /// Clones a child and has its sandbox made; [`Self::begin`] lets its server start.
     pub(super) fn prepare(
-        plan: sandbox::Plan,
+        plan: Rc<sandbox::Plan>,
         setup: &Setup,
         filter: &sandbox::Filter,
         cgroups: &Result<Delegated, Fault>,
@@ -321,6 +333,8 @@ impl Drop for Child {
     }
 }
 
+/// Stands for a principal where there is no state of anybody's.
+pub(super) const NOBODY: &str = "";
 /// Milliseconds from the kill to the end of a child that nothing holds.
 const TIME_TO_DIE: u16 = 2_000;
 

@@ -16,6 +16,7 @@ pub(crate) mod privileges;
 pub(crate) mod process;
 pub(crate) mod random;
 mod readiness;
+mod stack;
 #[cfg(test)]
 pub(crate) mod testing;
 
