@@ -17,6 +17,7 @@ mod run;
 mod scratch;
 mod secret;
 mod serve;
+mod sockets;
 mod token;
 mod unit;
 mod visit;

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read},
     net::{SocketAddr, TcpListener},
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread::JoinHandle,
@@ -507,6 +507,9 @@ async fn a_secret_as_a_file_is_private_and_read_only() {
 #[tokio::test]
 async fn what_would_not_take_effect_is_refused_with_the_line_to_type() {
     let issuer = "http://127.0.0.1:9";
+    let place = temporary();
+    let socket = place.path().join("docker.sock");
+    let _listener = UnixListener::bind(&socket).unwrap();
     for (more, words) in [
         (&["--transport", "sse"][..], &["--transport stdio"][..]),
         (&["--transport", "streamable-http"], &["--target-port PORT"]),
@@ -534,6 +537,10 @@ async fn what_would_not_take_effect_is_refused_with_the_line_to_type() {
         (&["--volume", "/usr"], &["--volume /usr:ro"]),
         (&["--volume", "/nonexistent:ro"], &["not there"]),
         (&["--volume", ":ro"], &["--volume PATH:ro"]),
+        (
+            &["--volume", &format!("{}:ro", socket.display())],
+            &["docker.sock", "is a socket", "leave it out"],
+        ),
         (&["--foreground", "false"], &["--foreground=false"]),
         (&["--policy", "/nonexistent"], &["--policy"]),
         (&["--permission-profile", "network"], &["network"]),
