@@ -8,6 +8,7 @@ mod backend;
 mod build;
 mod edge;
 mod misconfigured;
+mod refusing;
 mod reload;
 mod serving;
 mod tenancy;
