@@ -24,7 +24,7 @@ use nix::{
 
 use tracing::warn;
 
-use super::Setup;
+use super::{Setup, refused::no_namespaces};
 use crate::{
     config::{Config, Engine, Layer, Network, ServerName},
     frames::{Caller, Signal, Status},
@@ -385,23 +385,6 @@ fn no_host_network(server: &ServerName) -> Fault {
              run `systemctl edit {service}`, add `[Service]` and `PrivateNetwork=no`, \
              and `systemctl restart {service}`"
         ),
-    }
-}
-
-pub(super) fn no_namespaces(error: &io::Error) -> Fault {
-    let cure = match error.raw_os_error() {
-        Some(libc::ENOSPC) => "allow some with `sysctl user.max_user_namespaces=15000`",
-        Some(libc::EPERM | libc::EACCES) => {
-            "unprivileged user namespaces are off: `sysctl kernel.unprivileged_userns_clone=1`, \
-             `sysctl kernel.apparmor_restrict_unprivileged_userns=0` or an AppArmor profile for thv, \
-             or the container that this runs in must allow them"
-        }
-        Some(libc::ENOSYS) => "a seccomp filter around thv hides clone3",
-        _ => "see `thv check` and user_namespaces(7)",
-    };
-    Fault {
-        layer: Layer::Namespaces.name().to_owned(),
-        reason: format!("making namespaces: {error}; {cure}"),
     }
 }
 

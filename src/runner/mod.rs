@@ -9,6 +9,7 @@ mod child;
 mod foreground;
 mod link;
 mod person;
+mod refused;
 mod serve;
 mod spare;
 mod staging;
@@ -33,6 +34,7 @@ use nix::{
 
 pub use foreground::{Foreground, foreground};
 pub use person::Person;
+pub use refused::are_namespaces_refused;
 pub use visit::{missing_from_visits, visit};
 
 use crate::{

@@ -834,6 +834,68 @@ fn the_doctor_tells_of_each_layer_and_tries_a_sandbox() {
     assert!(trial.contains("BAD"), "{table}");
 }
 
+/// Where no namespaces can be made, as in many containers, nothing is fetched and nothing starts: what
+/// forbids them is named, and what to do instead.
+#[test]
+fn where_no_sandbox_can_be_made_the_setting_and_the_ways_out_are_named() {
+    let without = format!("{}/without.py", servers());
+    let image = ["docker.io/mcp/everything:1"];
+    let program = ["--", "/usr/bin/cat"];
+    let nested = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\" \"$@\"";
+    for (around, forbids) in [
+        (
+            &["unshare", "--user", "--map-root-user", "sh", "-c", nested][..],
+            "`/proc/sys/user/max_user_namespaces` is 0: allow some with `sysctl -w user.max_user_namespaces=15000`",
+        ),
+        (
+            &["/usr/bin/python3", &without, "435"],
+            "a container's seccomp profile must let clone3, unshare and mount through",
+        ),
+    ] {
+        for (is_in_container, runs, what) in [
+            (true, &image[..], "IMAGE"),
+            (false, &program[..], "COMMAND"),
+        ] {
+            let mut command = Command::new(around[0]);
+            command
+                .args(&around[1..])
+                .arg(env!("CARGO_BIN_EXE_thv"))
+                .args(["run", "--foreground", "--port", "0"])
+                .args([
+                    "--oidc-issuer",
+                    "http://127.0.0.1:9",
+                    "--oidc-audience",
+                    "x",
+                ])
+                .args(runs)
+                .env_remove("container")
+                .env_remove("KUBERNETES_SERVICE_HOST");
+            if is_in_container {
+                command.env("container", "oci");
+            }
+            let run = command.output().unwrap();
+            let said = String::from_utf8_lossy(&run.stderr);
+            assert_eq!(run.status.code(), Some(71), "{said}");
+            for word in [
+                &format!("thv: {what}: "),
+                forbids,
+                "on the host itself",
+                "[upstream]",
+            ] {
+                assert!(said.contains(word), "{word}: {said}");
+            }
+            assert!(
+                !is_in_container || said.contains("this container"),
+                "{said}"
+            );
+            assert!(
+                !said.contains("pulling") && !said.contains("kubernetes"),
+                "{said}"
+            );
+        }
+    }
+}
+
 /// mcp-T28: subscriptions end well when thv ends, and a call that waits for its client is not waited for.
 #[tokio::test]
 async fn what_waits_for_a_client_does_not_hold_up_the_end() {
