@@ -128,7 +128,8 @@ fn end(runner: &Foreground, (number, descriptors): Held) {
     );
 }
 
-/// Waits until the runner has another child beside the held one, which waits to be one.
+/// Waits until the runner has another child beside the held one, which waits to be one: it
+/// sleeps, and not for a process of its own, which would mean that it is still being made.
 fn wait_for_spare(runner: u32) {
     let children = |pid: u32| -> Vec<u32> {
         let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
@@ -140,7 +141,11 @@ fn wait_for_spare(runner: u32) {
     };
     loop {
         let inits = children(runner);
-        if inits.len() == 2 && inits.iter().all(sleeps) {
+        let waits = |pid: &u32| sleeps(pid) && children(*pid).is_empty();
+        if inits.len() == 2
+            && inits.iter().all(sleeps)
+            && inits.iter().filter(|pid| waits(pid)).count() == 1
+        {
             return;
         }
         std::thread::yield_now();

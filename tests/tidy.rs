@@ -52,6 +52,8 @@ fn is_test_module(file: &Path) -> bool {
     };
     let parent = fs::read_to_string(dir.join("mod.rs")).unwrap_or_default();
     parent.contains(&format!("#[cfg(test)]\nmod {};", stem.to_string_lossy()))
+        // A room's helpers may be several files.
+        || (dir.join("mod.rs").exists() && is_test_module(dir))
 }
 
 /// The numbers of cases in a text: `tok-24`, `mcp-L9`, and ranges `tok-24…30` (`to` in Rust comments: `tok-24..=30`).

@@ -18,6 +18,7 @@ mod run;
 mod scratch;
 mod secret;
 mod serve;
+mod sockets;
 mod token;
 mod unit;
 mod visit;

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{below, secret, unit};
+use super::{below, secret, sockets, unit};
 use crate::{
     auth,
     authz::{Engine, Named},
@@ -24,6 +24,7 @@ pub(super) fn remarks(root: &Path, config: &Config) -> Vec<Remark> {
         remarks.extend(sources(root, template, &config.server));
     }
     remarks.extend(arguments(config));
+    remarks.extend(shown_sockets(config));
     remarks.extend(image(root, config));
     remarks.extend(registry(root, config));
     remarks
@@ -155,6 +156,26 @@ fn arguments(config: &Config) -> Vec<Remark> {
         })
     });
     hidden.collect()
+}
+
+/// Read-only does not hold for sockets.
+fn shown_sockets(config: &Config) -> Vec<Remark> {
+    let remark = |path: &PathBuf| {
+        let (socket, cure) = match sockets::among(path) {
+            sockets::Found::None => return None,
+            sockets::Found::Itself => (path.clone(), "leave it out"),
+            sockets::Found::Below(socket) => (socket, "show less"),
+        };
+        Some((
+            "sandbox.read-only".to_owned(),
+            format!(
+                "the server may connect to the socket `{}`, where file permissions let it: read-only does not hold for sockets, and behind one may be all of this host",
+                socket.display()
+            ),
+            format!("{cure}, unless the server is to have what is behind it"),
+        ))
+    };
+    config.sandbox.read_only.iter().filter_map(remark).collect()
 }
 
 fn shows(entry: &Entry, path: &Path) -> bool {
@@ -310,6 +331,24 @@ mod tests {
         let given = ("thv-fetch@x.service", "LoadCredentialEncrypted=hub");
         let found = said(&text, given);
         assert!(!found.iter().any(|one| one.ends_with(cure)), "{found:?}");
+    }
+
+    #[test]
+    fn a_socket_that_the_sandbox_shows_is_warned_of() {
+        let place = tempfile::tempdir().unwrap();
+        let socket = place.path().join("docker.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for shown in [place.path(), &socket] {
+            let text = format!(
+                "{BARE}[sandbox]\nread-only = [{:?}]\n",
+                shown.display().to_string()
+            );
+            let found = said(&text, ("", ""));
+            assert!(
+                matches!(&found[..], [one] if one.contains("docker.sock") && one.starts_with("sandbox.read-only:")),
+                "{found:?}"
+            );
+        }
     }
 
     #[test]

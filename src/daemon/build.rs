@@ -111,7 +111,9 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
     };
     let (launcher, launching) = Launcher::new(runner, setup.key.clone(), config.digest.clone());
     if config.sandbox.network == Network::Host {
-        warn!("children of this server run in THIS HOST'S network (sandbox.network = \"host\")");
+        warn!(
+            "children of this server are to run in THIS HOST'S network (sandbox.network = \"host\")"
+        );
     }
     let (source, exchange) = match &config.transport {
         Transport::Stdio => (Source::stdio(launcher), None),

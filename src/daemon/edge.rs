@@ -16,11 +16,14 @@ use crate::{
     time::Clock,
 };
 
-/// The way in that `config` describes.
-pub(super) fn entrance(config: &Config, setup: &Setup) -> Result<Entrance, Problems> {
-    let tls = match &config.tls {
-        Some(tls) => Some(Arc::new(load(tls, config, setup)?)),
-        None => None,
+/// The way in that `config` describes; and what is wrong with its TLS, which it then is without.
+pub(super) fn entrance(config: &Config, setup: &Setup) -> (Entrance, Result<(), Problems>) {
+    let (tls, loaded) = match &config.tls {
+        None => (None, Ok(())),
+        Some(tls) => match load(tls, config, setup) {
+            Ok(tls) => (Some(Arc::new(tls)), Ok(())),
+            Err(problems) => (None, Err(problems)),
+        },
     };
     if let Some((_, until)) = tls
         .as_ref()
@@ -29,12 +32,14 @@ pub(super) fn entrance(config: &Config, setup: &Setup) -> Result<Entrance, Probl
     {
         warn!(until, "the certificate has expired, or will soon");
     }
-    Ok(Entrance {
+    let entrance = Entrance {
         tls,
+        lacks_tls: loaded.is_err(),
         proxies: config.proxies.clone(),
         roster: Roster::new(),
         share: config.limits.address_connections,
-    })
+    };
+    (entrance, loaded)
 }
 
 fn load(tls: &config::Tls, config: &Config, setup: &Setup) -> Result<Tls, Problems> {

@@ -11,10 +11,10 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    audit::{Audit, Decision, Event, RequestId},
+    audit::Event,
     config::Problems,
-    daemon::{ACCEPT_PAUSE, Accepted, Exit, Setup, Signals},
-    http::{Entrance, Peer, Refusal, connection::Asked},
+    daemon::{ACCEPT_PAUSE, Accepted, Exit, Setup, Signals, refusing::refuse},
+    http::{Entrance, Refusal},
 };
 
 /// How the mode ended.
@@ -39,6 +39,7 @@ pub(super) async fn answer(
             accepted,
             draining.clone(),
             setup.audit.clone(),
+            || Refusal::Misconfigured,
         ));
     }
     let summary = problems
@@ -62,7 +63,13 @@ pub(super) async fn answer(
                 }
                 Ok(accepted) => {
                     asked = Instant::now();
-                    connections.spawn(refuse(entrance.clone(), accepted, draining.clone(), setup.audit.clone()));
+                    connections.spawn(refuse(
+                        entrance.clone(),
+                        accepted,
+                        draining.clone(),
+                        setup.audit.clone(),
+                        || Refusal::Misconfigured,
+                    ));
                 }
                 Err(error) => {
                     warn!(%error, "accepting failed, pausing");
@@ -84,28 +91,6 @@ pub(super) async fn answer(
             }
         }
     }
-}
-
-async fn refuse(
-    entrance: Arc<Entrance>,
-    accepted: Accepted,
-    draining: watch::Receiver<bool>,
-    audit: Audit,
-) {
-    let (stream, peer) = accepted;
-    let answer = |asked: Asked, peer: Peer| {
-        let refusal = asked.err().unwrap_or(Refusal::Misconfigured);
-        let mut record = Decision::denied(
-            RequestId::random(),
-            refusal.reason(),
-            refusal.status().as_u16(),
-        );
-        record.peer = Some(peer.to_string());
-        audit.record(&Event::Decision(record));
-        // Closed after one answer: the next request finds whoever serves then.
-        std::future::ready(refusal.response(None, None))
-    };
-    entrance.serve(stream, peer, draining, answer).await;
 }
 
 /// Connections told 503 at once.

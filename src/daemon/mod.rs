@@ -9,6 +9,7 @@ mod build;
 mod edge;
 mod misconfigured;
 mod problem;
+mod refusing;
 mod reload;
 mod serving;
 mod tenancy;
@@ -129,9 +130,11 @@ async fn run_here(mut setup: Setup) -> Result<Exit> {
     let mut first = None;
     loop {
         // The way in comes first: misconfigured or not, it is the one that clients know.
-        let mut entrance = Arc::new(Entrance::plain());
+        let mut entrance = Arc::new(Entrance::unknown());
         let built = (setup.load)().and_then(|config| {
-            entrance = Arc::new(edge::entrance(&config, &setup)?);
+            let (described, tls) = edge::entrance(&config, &setup);
+            entrance = Arc::new(described);
+            tls?;
             build(config, &setup)
         });
         match built {

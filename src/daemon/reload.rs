@@ -12,7 +12,7 @@ use crate::pipeline::Gateway;
 pub(super) fn wants_another(gateway: &Gateway, setup: &Setup) -> bool {
     // All that a start would do, but for the start.
     let tried = (setup.load)().and_then(|config| {
-        edge::entrance(&config, setup)?;
+        edge::entrance(&config, setup).1?;
         let digest = config.digest.clone();
         build(config, setup).map(|_| digest)
     });

@@ -11,14 +11,15 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    audit::Event,
+    audit::{Audit, Event},
     daemon::{
         ACCEPT_PAUSE, Accepted, Exit, Setup, Signals, Told,
         build::Launching,
         edge::{Reloading, places},
+        refusing::refuse,
         reload,
     },
-    http::Entrance,
+    http::{Entrance, Refusal, peer::Listener},
     pipeline::{self, Gateway},
     systemd::Notifier,
 };
@@ -111,14 +112,18 @@ pub(super) async fn serve(
     gateway.sessions.end_streams();
     gateway.clients.close();
     let deadline = Instant::now() + DRAIN_DEADLINE;
+    let mut late = Late::new(&setup, &entrance);
     tokio::select! {
         _ = timeout_at(deadline, all_answered(&mut connections, &gateway, &setup.notifier)) => {}
+        // Where the socket is systemd's, they are the next process's.
+        () = late.turn_away(&setup.listener), if !setup.may_exit => {}
         // Told twice: stop now.
         () = signals.stop() => {}
     }
     gateway.sessions.end_all().await;
     let _ = timeout_at(Instant::now() + LAST_ANSWERS, async {
         while connections.join_next().await.is_some() {}
+        late.end().await;
     })
     .await;
     let audit = setup.audit.clone();
@@ -146,6 +151,53 @@ fn take(
     });
 }
 
+/// Those who come to a socket that ends with this process, while it ends: nobody is there after it
+/// who could answer them.
+struct Late {
+    connections: JoinSet<()>,
+    entrance: Arc<Entrance>,
+    audit: Audit,
+    drain: watch::Sender<bool>,
+}
+
+impl Late {
+    fn new(setup: &Setup, entrance: &Arc<Entrance>) -> Self {
+        Self {
+            connections: JoinSet::new(),
+            entrance: entrance.clone(),
+            audit: setup.audit.clone(),
+            drain: watch::Sender::new(false),
+        }
+    }
+
+    /// Tells each that this server stops. Never ends.
+    async fn turn_away(&mut self, listener: &Listener) {
+        loop {
+            tokio::select! {
+                accepted = listener.accept(), if self.connections.len() < MAX_LATE => match accepted {
+                    Ok(accepted) => {
+                        let (entrance, audit) = (self.entrance.clone(), self.audit.clone());
+                        let draining = self.drain.subscribe();
+                        let reason = || Refusal::Restarting;
+                        self.connections.spawn(refuse(entrance, accepted, draining, audit, reason));
+                    }
+                    Err(error) => {
+                        warn!(%error, "accepting failed, pausing");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                Some(_) = self.connections.join_next() => {}
+            }
+        }
+    }
+
+    /// Waits until the last of them has its answer.
+    async fn end(&mut self) {
+        let _ = self.drain.send(true);
+        while self.connections.join_next().await.is_some() {}
+    }
+}
+
 /// Every connection closed, and every call answered or failed.
 async fn all_answered(connections: &mut JoinSet<()>, gateway: &Gateway, notifier: &Notifier) {
     let mut tick = interval(TICK);
@@ -171,5 +223,7 @@ const TICK: Duration = Duration::from_secs(1);
 const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 /// How long the last answers and records may take to leave.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
+/// Connections that are told of the end at once.
+const MAX_LATE: usize = 64;
 /// Connections beyond the limit while others are being closed for them.
 const SPARE: usize = 16;

@@ -7,7 +7,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     sync::watch,
     time::timeout,
 };
@@ -28,6 +28,8 @@ use crate::{
 /// The one way in.
 pub struct Entrance {
     pub tls: Option<Arc<Tls>>,
+    /// There should be TLS, or it is not known whether, and there is none.
+    pub lacks_tls: bool,
     pub proxies: Option<Proxies>,
     pub roster: Roster,
     /// Connections of one address at once.
@@ -35,10 +37,11 @@ pub struct Entrance {
 }
 
 impl Entrance {
-    /// Without TLS, for everybody who comes.
-    pub fn plain() -> Self {
+    /// For everybody who comes while nothing is known of the configuration.
+    pub fn unknown() -> Self {
         Self {
             tls: None,
+            lacks_tls: true,
             proxies: None,
             roster: Roster::new(),
             share: usize::MAX,
@@ -94,6 +97,7 @@ impl Entrance {
             answer(asked, peer)
         };
         match &self.tls {
+            None if self.lacks_tls && turned_away(&mut stream, peer, &drain).await? => {}
             None => connection::serve(stream, drain, activity.clone(), answer).await,
             Some(tls) => Box::pin(secured(tls, stream, activity, drain, answer)).await?,
         }
@@ -138,6 +142,32 @@ impl Entrance {
     }
 }
 
+/// Whether it is TLS that comes.
+async fn shakes_hands(stream: &mut Guarded<impl AsyncRead + Unpin, Unwatched>) -> io::Result<bool> {
+    timeout(FIRST_BYTE, stream.begins_with(&[HANDSHAKE]))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// Whether it is TLS that comes where there is none: then it is told so in the words of TLS,
+/// and the connection is over. In those of HTTP it would look like a broken server.
+async fn turned_away(
+    stream: &mut Guarded<Stream, Unwatched>,
+    peer: Peer,
+    drain: &watch::Receiver<bool>,
+) -> io::Result<bool> {
+    let shakes = tokio::select! {
+        shakes = shakes_hands(stream) => shakes?,
+        () = connection::told(drain.clone(), None) => return Ok(true),
+    };
+    if shakes {
+        warn!(%peer, "a client speaks TLS, and there is no certificate until the configuration is mended: it is told so by an alert");
+        stream.write_all(&NO_TLS_NOW).await?;
+        stream.shutdown().await?;
+    }
+    Ok(shakes)
+}
+
 async fn secured<F>(
     tls: &Tls,
     mut stream: Guarded<impl AsyncRead + AsyncWrite + Send + Unpin + 'static, Unwatched>,
@@ -149,11 +179,7 @@ where
     F: Future<Output = Response> + Send + 'static,
 {
     let shaken = async {
-        let began = stream.begins_with(&[HANDSHAKE]);
-        let began = timeout(FIRST_BYTE, began)
-            .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        if began {
+        if shakes_hands(&mut stream).await? {
             tls.accept(stream).await.map(Ok)
         } else {
             Ok(Err(stream))
@@ -181,6 +207,8 @@ where
 
 /// The first byte of a TLS record that begins a handshake (RFC 8446 §5.1).
 const HANDSHAKE: u8 = 22;
+/// A record of TLS with a fatal alert, `internal_error`: the fault is on this side (RFC 8446 §6.2).
+const NO_TLS_NOW: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 /// How long a client may take for it.
 const FIRST_BYTE: Duration = Duration::from_secs(10);
 /// How long a proxy may take to say whom it speaks for.
@@ -223,6 +251,7 @@ mod tests {
         };
         Entrance {
             tls: Some(Arc::new(Tls::load(source).unwrap())),
+            lacks_tls: false,
             proxies: told.map(|told| Proxies {
                 networks: vec!["127.0.0.1/32".parse().unwrap()],
                 unix: false,

@@ -8,6 +8,7 @@ use std::{
         unix::fs::DirBuilderExt,
     },
     path::{Path, PathBuf},
+    rc::Rc,
     time::Instant,
 };
 
@@ -23,9 +24,9 @@ use nix::{
 
 use tracing::warn;
 
-use super::Setup;
+use super::{Setup, refused::no_namespaces};
 use crate::{
-    config::{Config, Engine, Layer, Network},
+    config::{Config, Engine, Layer, Network, ServerName},
     frames::{Caller, Signal, Status},
     sandbox::{
         self, Fault, Start,
@@ -48,7 +49,7 @@ pub(super) struct Child {
     go: File,
     /// Where its stage sends its ways out, and how many there are.
     doors: Option<OwnedFd>,
-    plan: sandbox::Plan,
+    plan: Rc<sandbox::Plan>,
     group: Option<Group>,
     pub(super) since: Instant,
     reaped: bool,
@@ -64,6 +65,17 @@ pub(super) enum Told {
 }
 
 impl Child {
+    /// Whether children are the same for every principal.
+    pub(super) fn is_for_anybody(config: &Config) -> bool {
+        !config.sandbox.state && !config.names_caller_to_child()
+    }
+
+    /// Whether a plan of one is that of all to come, for as long as the configuration holds. An
+    /// image may be another with each start.
+    pub(super) fn is_planned_once(config: &Config) -> bool {
+        Self::is_for_anybody(config) && config.image.is_none()
+    }
+
     /// What a child of `principal` (64 hex digits) may see and do, and is told of its caller.
     pub(super) fn plan(
         config: &Config,
@@ -112,7 +124,7 @@ impl Child {
 
     /// Clones a child and has its sandbox made; [`Self::begin`] lets its server start.
     pub(super) fn prepare(
-        plan: sandbox::Plan,
+        plan: Rc<sandbox::Plan>,
         setup: &Setup,
         filter: &sandbox::Filter,
         cgroups: &Result<Delegated, Fault>,
@@ -142,6 +154,9 @@ impl Child {
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
                 .map_err(|error| fault("making a socket for its ways out", error.into()))?;
         if plan.network == Network::Host {
+            if setup.is_apart {
+                return Err(no_host_network(&setup.server));
+            }
             warn!("a child starts in THIS HOST'S network (sandbox.network = \"host\")");
         }
         let owner = (geteuid(), getegid());
@@ -318,6 +333,8 @@ impl Drop for Child {
     }
 }
 
+/// Stands for a principal where there is no state of anybody's.
+pub(super) const NOBODY: &str = "";
 /// Milliseconds from the kill to the end of a child that nothing holds.
 const TIME_TO_DIE: u16 = 2_000;
 
@@ -358,20 +375,16 @@ pub(super) fn without(fault: &Fault) {
     );
 }
 
-pub(super) fn no_namespaces(error: &io::Error) -> Fault {
-    let cure = match error.raw_os_error() {
-        Some(libc::ENOSPC) => "allow some with `sysctl user.max_user_namespaces=15000`",
-        Some(libc::EPERM | libc::EACCES) => {
-            "unprivileged user namespaces are off: `sysctl kernel.unprivileged_userns_clone=1`, \
-             `sysctl kernel.apparmor_restrict_unprivileged_userns=0` or an AppArmor profile for thv, \
-             or the container that this runs in must allow them"
-        }
-        Some(libc::ENOSYS) => "a seccomp filter around thv hides clone3",
-        _ => "see `thv check` and user_namespaces(7)",
-    };
+/// What would be called the host's network is the empty one of the runner's unit.
+fn no_host_network(server: &ServerName) -> Fault {
+    let service = format!("thv-runner@{server}.service");
     Fault {
-        layer: Layer::Namespaces.name().to_owned(),
-        reason: format!("making namespaces: {error}; {cure}"),
+        layer: "network".to_owned(),
+        reason: format!(
+            "sandbox.network = \"host\", and {service} has a network of its own, with nothing in it: \
+             run `systemctl edit {service}`, add `[Service]` and `PrivateNetwork=no`, \
+             and `systemctl restart {service}`"
+        ),
     }
 }
 
@@ -380,11 +393,7 @@ mod tests {
     use std::{collections::HashMap, os::unix::fs::PermissionsExt as _};
 
     use super::*;
-    use crate::{
-        config::{OwnerRule, ServerName},
-        runner::vault::Vault,
-        systemd::Notifier,
-    };
+    use crate::{config::OwnerRule, runner::vault::Vault, systemd::Notifier};
 
     /// Everybody's directory is one, and no user's; each is made when it is first needed, and its owner's alone.
     #[test]
@@ -400,6 +409,7 @@ mod tests {
             state: Some(base.path().to_owned()),
             images: None,
             staged: HashMap::new(),
+            is_apart: false,
             host: sandbox::Host::default(),
             notifier: Notifier::none(),
         };

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -12,13 +13,13 @@ use tracing::{debug, warn};
 
 use super::{
     Setup,
-    child::{Child, Told},
+    child::{Child, NOBODY, Told},
     spare::Spare,
 };
 use crate::{
     config::{self, Config},
     frames::{self, Reply, Request},
-    sandbox::{Fault, Filter, cgroup::Delegated},
+    sandbox::{Fault, Filter, Plan, cgroup::Delegated},
 };
 
 /// A connection and the children that were started over it.
@@ -26,6 +27,8 @@ pub(super) struct Link {
     socket: OwnedFd,
     /// What its gateway was told it may have started; `None` before hello.
     config: Option<(Config, Filter)>,
+    /// The plan of every child, where it is the same for all.
+    plan: Option<Rc<Plan>>,
     pub(super) children: BTreeMap<u64, Child>,
     /// The next child, as far as it can be made before anybody asks for it.
     spare: Option<Spare>,
@@ -56,6 +59,7 @@ impl Link {
         Self {
             socket,
             config: None,
+            plan: None,
             children: BTreeMap::new(),
             spare: None,
             starts: 0,
@@ -211,7 +215,11 @@ impl Link {
                     self.has_tried = false;
                     let spare = self.spare.take();
                     let whose = (principal.as_str(), caller.as_ref());
-                    Child::plan(config, setup, whose).and_then(|plan| {
+                    let plan = match &self.plan {
+                        Some(plan) if caller.is_none() => Ok(plan.clone()),
+                        _ => Child::plan(config, setup, whose).map(Rc::new),
+                    };
+                    plan.and_then(|plan| {
                         match spare.and_then(|spare| spare.stand_in(&plan, setup)) {
                             Some(ready) => Ok(ready.begin(child)),
                             None => Child::prepare(plan, setup, filter, cgroups)
@@ -268,7 +276,14 @@ impl Link {
                 let sandbox = &config.sandbox;
                 let filter = Filter::compile((sandbox.seccomp, &sandbox.seccomp_allow));
                 match filter {
-                    Ok(filter) => self.config = Some((config, filter)),
+                    Ok(filter) => {
+                        // What cannot be planned is told to whoever wants it.
+                        self.plan = Child::is_planned_once(&config)
+                            .then(|| Child::plan(&config, setup, (NOBODY, None)).ok())
+                            .flatten()
+                            .map(Rc::new);
+                        self.config = Some((config, filter));
+                    }
                     Err(error) => return refuse(self, error.to_string()),
                 }
                 self.send(

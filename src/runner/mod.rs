@@ -9,6 +9,7 @@ mod child;
 mod foreground;
 mod link;
 mod person;
+mod refused;
 mod serve;
 mod spare;
 mod staging;
@@ -17,7 +18,10 @@ mod visit;
 
 use std::{
     collections::HashMap,
-    os::fd::OwnedFd,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixDatagram,
+    },
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -30,11 +34,12 @@ use nix::{
 
 pub use foreground::{Foreground, foreground};
 pub use person::Person;
+pub use refused::are_namespaces_refused;
 pub use visit::{missing_from_visits, visit};
 
 use crate::{
     config::{self, OwnerRule, ServerName},
-    frames, sandbox,
+    frames, sandbox, sys,
     systemd::{self, Notifier, Wanted},
     telemetry,
 };
@@ -54,6 +59,9 @@ struct Setup {
     staged: HashMap<PathBuf, PathBuf>,
     /// Secrets of its children.
     vault: vault::Vault,
+    /// Whether it is in another network than whoever has made its socket: systemd, or the
+    /// gateway that has started it.
+    is_apart: bool,
     host: sandbox::Host,
     notifier: Notifier,
 }
@@ -76,6 +84,7 @@ pub fn run_as_service(root: &Path, server: &ServerName) -> Result<ExitCode> {
         state: systemd::state_directory(),
         staged: HashMap::new(),
         vault: vault::Vault::from_environment(server),
+        is_apart: is_apart(&socket),
         host: sandbox::Host::look(),
         notifier,
     };
@@ -120,11 +129,22 @@ pub fn run_in_foreground(root: &Path, server: &ServerName) -> Result<ExitCode> {
         images: Some(staged.get(&images).cloned().unwrap_or(images)),
         staged,
         vault,
+        is_apart: is_apart(&channel),
         host: sandbox::Host::look(),
         notifier: Notifier::none(),
     };
     nonblocking(&channel)?;
     serve::run(&setup, serve::Peers::One(channel))
+}
+
+/// Whether this process is in another network than the one that `socket` was made in. Where
+/// the kernel does not say so (before 5.14), it is taken to be in the same.
+fn is_apart(socket: &OwnedFd) -> bool {
+    let networks = || -> std::io::Result<bool> {
+        let own = UnixDatagram::unbound()?;
+        Ok(sys::network::of_socket(own.as_fd())? != sys::network::of_socket(socket.as_fd())?)
+    };
+    networks().unwrap_or(false)
 }
 
 fn nonblocking(socket: &OwnedFd) -> Result<()> {

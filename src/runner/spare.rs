@@ -10,11 +10,15 @@ use std::{
     io,
     os::{fd::AsFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
+    rc::Rc,
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{Setup, child::Child};
+use super::{
+    Setup,
+    child::{Child, NOBODY},
+};
 use crate::{
     config::Config,
     sandbox::{Entry, Fault, Filter, Plan, cgroup::Delegated},
@@ -29,7 +33,7 @@ pub(super) struct Spare {
 impl Spare {
     /// Whether there may be one for `config`.
     pub(super) fn is_possible(config: &Config) -> bool {
-        !config.sandbox.state && !config.names_caller_to_child()
+        Child::is_for_anybody(config)
     }
 
     /// Makes one; nothing where it could not stand for another.
@@ -39,7 +43,7 @@ impl Spare {
         filter: &Filter,
         cgroups: &Result<Delegated, Fault>,
     ) -> Option<Self> {
-        let plan = Child::plan(config, setup, (NOBODY, None)).ok()?;
+        let plan = Rc::new(Child::plan(config, setup, (NOBODY, None)).ok()?);
         if !plan.credentials().is_empty() {
             return None;
         }
@@ -98,9 +102,6 @@ fn file(path: &Path) -> io::Result<(u64, u64)> {
     let file = fs::metadata(path)?;
     Ok((file.dev(), file.ino()))
 }
-
-/// Stands for a principal where there is no state of anybody's.
-const NOBODY: &str = "";
 
 #[cfg(test)]
 mod tests {

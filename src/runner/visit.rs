@@ -80,7 +80,7 @@ pub fn visit(root: &Path, server: &ServerName, command: Vec<String>) -> Result<S
     let (status, status_in) = pipe2(OFlag::O_CLOEXEC)?;
     let owner = (geteuid(), getegid());
     let cloned = process::clone_process(sandbox::FLAGS, None)
-        .map_err(|error| super::child::no_namespaces(&error));
+        .map_err(|error| super::refused::no_namespaces(&error));
     let pid = match cloned {
         Ok(Cloned::Child) => {
             drop((report, status));

@@ -1,6 +1,9 @@
 //! Own users, mounts, processes, network, IPC, names and cgroups (namespaces(7)).
 
-use std::{fs, io};
+use std::{
+    fs,
+    io::{self, Write as _},
+};
 
 use nix::{
     mount::{MsFlags, mount},
@@ -36,18 +39,19 @@ pub(super) fn settle(plan: &Plan, (uid, gid): (Uid, Gid)) -> Result<Option<Besid
         .map_err(|error| fault("tying its life to the runner's", error.into()))?;
     // Whoever gave up root is not dumpable, and may not write its own maps.
     prctl::set_dumpable(true).map_err(|error| fault("becoming dumpable", error.into()))?;
-    fs::write("/proc/self/setgroups", "deny")
-        .map_err(|error| fault("refusing supplementary groups", error))?;
-    // podman wants to be root of the namespace in which it makes its container.
-    let id = if plan.is_podman { 0 } else { ID };
-    fs::write("/proc/self/uid_map", format!("{id} {uid} 1"))
-        .map_err(|error| fault("mapping the user", error))?;
-    fs::write("/proc/self/gid_map", format!("{id} {gid} 1"))
-        .map_err(|error| fault("mapping the group", error))?;
+    // First of all: nothing takes longer, and it needs none of what follows.
     let network = match plan.network {
         Network::Own(_) => Some(beside::new_network().map_err(no_network)?),
         Network::Host => None,
     };
+    fs::write("/proc/self/setgroups", "deny")
+        .map_err(|error| fault("refusing supplementary groups", error))?;
+    // podman wants to be root of the namespace in which it makes its container.
+    let id = if plan.is_podman { 0 } else { ID };
+    map("/proc/self/uid_map", id, uid.as_raw())
+        .map_err(|error| fault("mapping the user", error))?;
+    map("/proc/self/gid_map", id, gid.as_raw())
+        .map_err(|error| fault("mapping the group", error))?;
     mount(
         None::<&str>,
         "/",
@@ -58,6 +62,15 @@ pub(super) fn settle(plan: &Plan, (uid, gid): (Uid, Gid)) -> Result<Option<Besid
     .map_err(|error| fault("making the mounts private", error.into()))?;
     sethostname(&plan.hostname).map_err(|error| fault("naming the host", error.into()))?;
     Ok(network)
+}
+
+/// One user or group inside is one outside (user_namespaces(7)). In one write, as that wants it.
+fn map(file: &str, inside: u32, outside: u32) -> io::Result<()> {
+    let mut line = [0; LINE];
+    let mut rest = &mut line[..];
+    write!(rest, "{inside} {outside} 1")?;
+    let unused = rest.len();
+    fs::write(file, &line[..LINE - unused])
 }
 
 /// Goes into the network that was made meanwhile, whose loopback is up.
@@ -78,3 +91,6 @@ fn no_network(error: io::Error) -> Fault {
         reason: format!("making a network: {error}{cure}"),
     }
 }
+
+/// Bytes of two numbers, and some.
+const LINE: usize = 32;

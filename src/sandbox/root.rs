@@ -36,21 +36,27 @@ use crate::{
     },
 };
 
+/// Room for what a root is built of; had before anything is beside this process.
+pub(super) fn room(plan: &Plan) -> Room {
+    Room(Vec::with_capacity(plan.root.len()))
+}
+
+/// The sources of a plan's entries, as far as they have one.
+pub(super) struct Room(Vec<Option<Tree>>);
+
 /// Builds the root and makes it this process's. The old one is on its way out when this
 /// returns; until it is, nobody may be let in.
 pub(super) fn build(
     plan: &Plan,
     staged: &HashMap<PathBuf, PathBuf>,
     credentials: &Credentials,
-    network: Option<Beside>,
+    (network, Room(mut trees)): (Option<Beside>, Room),
 ) -> Result<Beside, Fault> {
     umask(Mode::from_bits_truncate(0o022));
     // All sources first: the new root is built over a place of the old one.
-    let trees = plan
-        .root
-        .iter()
-        .map(|entry| source(entry, staged))
-        .collect::<Result<Vec<_>, _>>()?;
+    for entry in &plan.root {
+        trees.push(source(entry, staged)?);
+    }
     match &plan.base {
         None => mount_empty(Path::new(BUILDING_SITE), "mode=0755,size=4m,nr_inodes=16k")
             .map_err(|error| fault("mounting a new root", error))?,
@@ -104,6 +110,15 @@ pub(super) fn build(
 /// Waits until the old root is gone.
 pub(super) fn left(leaving: Beside) -> Result<(), Fault> {
     leaving.end().map_err(|error| fault(LEAVING, error))
+}
+
+/// The same, for the server's process, which its init waits for.
+pub(super) fn is_left(leaving: &Beside) -> Result<(), Fault> {
+    match leaving.has_ended_well() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(fault(LEAVING, io::Error::from(io::ErrorKind::Other))),
+        Err(error) => Err(fault(LEAVING, error)),
+    }
 }
 
 /// A part of the host, copied, restricted and attached nowhere yet.

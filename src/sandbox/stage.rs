@@ -14,6 +14,7 @@ use std::{
 };
 
 use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         prctl,
         stat::{Mode, umask},
@@ -27,7 +28,7 @@ use super::{
 };
 use crate::{
     config::{InsideDoor, Layer},
-    sys,
+    sys::{self, beside::Beside},
 };
 
 /// What a child is started with.
@@ -74,30 +75,35 @@ impl Fault {
 /// Becomes the child. Never returns.
 pub fn run(start: Start<'_>) -> ! {
     let mut skipped = Vec::new();
-    let prepared = prepare(&start, &mut skipped).and_then(|()| wait_for_word(&start));
+    // It reads secrets, and only its own memory may ever hold them; where it does not, the copy
+    // would cost more than most of the rest, and be thrown away.
+    let is_lent = start.plan.credentials().is_empty();
+    let prepared =
+        prepare(&start, &mut skipped).and_then(|leaving| wait_for_word(&start, leaving, is_lent));
     let mut report = File::from(start.report);
-    if let Err(fault) = prepared {
-        fail(&mut report, &fault)
-    }
+    let leaving = match prepared {
+        Ok(leaving) => leaving,
+        Err(fault) => fail(&mut report, &fault),
+    };
     let become_it = || {
         let fault = become_server(
             start.plan,
             start.credentials,
             &start.streams,
-            skipped,
+            (skipped, leaving.as_ref()),
             &mut report,
         );
         tell(&mut report, &fault)
     };
-    let server = if start.plan.credentials().is_empty() {
-        // The copy would cost more than most of the rest, and be thrown away.
+    let server = if is_lent {
         sys::process::lend(become_it)
     } else {
-        // It reads secrets, and only its own memory may ever hold them.
         sys::process::copy(become_it)
     };
     match server {
         Ok(server) => {
+            // The server has seen it end.
+            drop(leaving);
             // The report is the server's alone now: its exec must be the last to close it.
             drop(report);
             init::run(server, start.status)
@@ -109,18 +115,37 @@ pub fn run(start: Start<'_>) -> ! {
     }
 }
 
-/// Holds nothing but its own, and waits until somebody wants the server.
-fn wait_for_word(start: &Start<'_>) -> Result<(), Fault> {
-    let Some(go) = &start.go else { return Ok(()) };
+/// Holds nothing but its own, and waits until somebody wants the server. Where somebody does
+/// already, the old root may still be on its way out: the server's process waits for that,
+/// when it has nothing else to do.
+fn wait_for_word(
+    start: &Start<'_>,
+    leaving: Beside,
+    is_lent: bool,
+) -> Result<Option<Beside>, Fault> {
+    let is_awaited = start.go.as_ref().is_none_or(|go| {
+        let mut word = [PollFd::new(go.as_fd(), PollFlags::POLLIN)];
+        matches!(poll(&mut word, PollTimeout::ZERO), Ok(1))
+    });
+    let leaving = if is_lent && is_awaited {
+        Some(leaving)
+    } else {
+        root::left(leaving)?;
+        None
+    };
+    let Some(go) = &start.go else {
+        return Ok(leaving);
+    };
     // It may wait for long, and must not hold open what is the runner's alone: whoever
     // is at the other end would not hear of its end.
     let mut kept = start.credentials.descriptors();
     kept.extend(start.streams.iter().map(AsFd::as_fd));
     kept.extend([go, &start.report, &start.status].map(AsFd::as_fd));
+    kept.extend(leaving.as_ref().map(Beside::descriptor));
     sys::process::close_all_but(&kept).map_err(|error| exec("closing descriptors", error))?;
     loop {
         match nix::unistd::read(go, &mut [0; GO.len()]) {
-            Ok(1) => return Ok(()),
+            Ok(1) => return Ok(leaving),
             Err(nix::errno::Errno::EINTR) => {}
             // The runner has no use for it any more, and takes no report.
             _ => sys::process::leave(1),
@@ -135,9 +160,11 @@ fn exec(what: &str, error: impl Into<io::Error>) -> Fault {
     }
 }
 
-fn prepare(start: &Start<'_>, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
+/// What it gives is what takes the old root away.
+fn prepare(start: &Start<'_>, skipped: &mut Vec<Fault>) -> Result<Beside, Fault> {
+    let room = root::room(start.plan);
     let network = namespaces::settle(start.plan, start.owner)?;
-    let leaving = root::build(start.plan, start.staged, start.credentials, network)?;
+    let leaving = root::build(start.plan, start.staged, start.credentials, (network, room))?;
     if let Some(doors) = &start.doors {
         doors::open(start.plan, doors)?;
     }
@@ -153,7 +180,7 @@ fn prepare(start: &Start<'_>, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
     // Once, for init and server alike: to load a filter costs more than most of the rest.
     privileges::give_up(start.plan, skipped)?;
     privileges::bind(start.plan, start.filter, skipped)?;
-    root::left(leaving)
+    Ok(leaving)
 }
 
 /// Only returns where something failed.
@@ -161,7 +188,7 @@ fn become_server(
     plan: &Plan,
     credentials: &Credentials,
     [stdin, stdout, stderr]: &[OwnedFd; 3],
-    mut skipped: Vec<Fault>,
+    (mut skipped, leaving): (Vec<Fault>, Option<&Beside>),
     report: &mut File,
 ) -> Fault {
     let standard = setsid()
@@ -173,6 +200,7 @@ fn become_server(
     }
     let mut kept = credentials.descriptors();
     kept.push(report.as_fd());
+    kept.extend(leaving.map(Beside::descriptor));
     if let Err(error) = sys::process::close_all_but(&kept) {
         return exec("closing descriptors", error);
     }
@@ -219,6 +247,9 @@ fn become_server(
             io::Error::from(io::ErrorKind::InvalidInput),
         );
     };
+    if let Some(Err(fault)) = leaving.map(root::is_left) {
+        return fault;
+    }
     // All that is left is the exec. Without this word an end before it, from outside or
     // for want of memory, would look like one that has succeeded.
     let ready: String = skipped.iter().map(|fault| record(SKIPPED, fault)).collect();

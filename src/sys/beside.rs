@@ -3,30 +3,34 @@
 //!
 //! It runs code of this file alone, which touches nothing of that memory but its own
 //! stack and one number: no allocation, no lock, no output. Only the stage uses it, which has
-//! one thread.
+//! one thread. Whatever page that writes for the first time while the other runs costs a word
+//! to the other's processor, ten times the price: what can be is allocated before.
 
 use std::{
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     ptr,
     sync::atomic::{AtomicI32, Ordering},
 };
 
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::wait::{WaitStatus, waitpid},
     unistd::Pid,
 };
 
-use super::privileges::loopback_up;
+use super::{privileges::loopback_up, stack::Stack};
 
 /// A process beside this one. Dropping it waits for its end.
 pub(crate) struct Beside {
     pid: Pid,
-    /// Where it leaves a descriptor. Boxed, as the process has its address.
+    /// Readable once it has ended.
+    pidfd: OwnedFd,
+    /// Where it leaves a descriptor, or that it has done its work. Boxed, as the process has its address.
     left: Box<AtomicI32>,
     /// What it runs on, until it has ended.
-    _stack: Vec<u8>,
+    _stack: Stack,
     has_ended: bool,
 }
 
@@ -56,12 +60,15 @@ pub(crate) fn new_network() -> io::Result<Beside> {
 
 /// Takes the old root away that pivot_root(2) has put over the new one: it is the current directory.
 pub(crate) fn leave_old_root() -> io::Result<Beside> {
-    extern "C" fn leave(_: *mut libc::c_void) -> libc::c_int {
+    extern "C" fn leave(left: *mut libc::c_void) -> libc::c_int {
         // SAFETY: the path is a constant C string.
-        match unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) } {
-            0 => 0,
-            _ => why(),
+        if unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) } != 0 {
+            return why();
         }
+        // SAFETY: as above.
+        let left = unsafe { &*left.cast::<AtomicI32>() };
+        left.store(DONE, Ordering::Release);
+        0
     }
     beside(leave)
 }
@@ -79,6 +86,23 @@ impl Beside {
     /// Waits for its end, and says how it went.
     pub(crate) fn end(mut self) -> io::Result<()> {
         self.wait()
+    }
+
+    /// What [`Self::has_ended_well`] needs to be open.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Waits for its end, and says whether it has done its work: for another process with this
+    /// memory, who is not its parent. That one still has to take it in.
+    pub(crate) fn has_ended_well(&self) -> io::Result<bool> {
+        let mut end = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        while let Err(error) = poll(&mut end, PollTimeout::NONE) {
+            if error != Errno::EINTR {
+                return Err(error.into());
+            }
+        }
+        Ok(self.left.load(Ordering::Acquire) == DONE)
     }
 
     /// Waits for its end, and goes into the network that it has made.
@@ -118,28 +142,30 @@ impl Beside {
 }
 
 fn beside(what: extern "C" fn(*mut libc::c_void) -> libc::c_int) -> io::Result<Beside> {
-    // Not touched before it is used.
-    let mut stack: Vec<u8> = Vec::with_capacity(STACK);
-    let end = stack.as_mut_ptr().wrapping_add(STACK);
-    let end = end.wrapping_sub(end.addr() % STACK_ALIGNMENT);
+    let stack = Stack::new()?;
     let left = Box::new(AtomicI32::new(NONE));
+    let mut pidfd: RawFd = -1;
     // SAFETY: stack and number live in what is returned, which is not dropped before the
-    // process has ended. The process runs one of the two functions above: system calls, and
-    // one store to the number. Where a call fails it writes the `errno` that both share, and
+    // process has ended; `pidfd` is written before the call returns here. The process runs one
+    // of the two functions above: system calls, and one store to the number. Where a call fails it writes the `errno` that both share, and
     // whatever that makes of a call of the caller's, all of it fails.
     let pid = unsafe {
         libc::clone(
             what,
-            end.cast(),
-            libc::CLONE_VM | libc::CLONE_FILES | libc::SIGCHLD,
+            stack.end(),
+            libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_PIDFD | libc::SIGCHLD,
             ptr::from_ref(&*left).cast_mut().cast(),
+            ptr::from_mut(&mut pidfd),
         )
     };
     if pid < 0 {
         return Err(io::Error::last_os_error());
     }
+    // SAFETY: the kernel has just made it for the caller.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Beside {
         pid: Pid::from_raw(pid),
+        pidfd,
         left,
         _stack: stack,
         has_ended: false,
@@ -155,10 +181,9 @@ impl Drop for Beside {
     }
 }
 
-/// Bytes: for two calls.
-const STACK: usize = 64 << 10;
-const STACK_ALIGNMENT: usize = 16;
 const NONE: i32 = -1;
+/// No descriptor: these begin above the standard ones here.
+const DONE: i32 = 0;
 /// The network of a socket (sockios.h).
 const SIOCGSKNS: libc::Ioctl = 0x894c;
 
@@ -201,7 +226,11 @@ mod tests {
     #[test]
     fn what_fails_beside_says_why() {
         alone(|| {
-            let left = leave_old_root()?.end();
+            let left = leave_old_root()?;
+            if left.has_ended_well()? {
+                return Ok(false);
+            }
+            let left = left.end();
             // It is no mount of this process's to take away.
             Ok(left.is_err_and(|error| {
                 matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPERM))

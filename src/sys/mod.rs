@@ -11,10 +11,12 @@ pub(crate) mod landlock;
 pub(crate) mod memfd;
 pub(crate) mod memory;
 pub(crate) mod mounts;
+pub(crate) mod network;
 pub(crate) mod privileges;
 pub(crate) mod process;
 pub(crate) mod random;
 mod readiness;
+mod stack;
 #[cfg(test)]
 pub(crate) mod testing;
 

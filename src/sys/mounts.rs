@@ -2,16 +2,14 @@
 //! place without ever being named twice.
 
 use std::{
-    ffi::{CStr, CString},
+    ffi::CStr,
     io,
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-        unix::ffi::OsStrExt as _,
-    },
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::{Component, Path},
 };
 
 use nix::{
+    NixPath as _,
     errno::Errno,
     fcntl::{AT_FDCWD, OFlag, openat},
     sys::stat::{Mode, SFlag, fstat},
@@ -27,8 +25,8 @@ pub(crate) fn copy_tree(place: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// Opens `path` and copies the mounts there and below in one step, so that there is no
 /// second look at the name.
 pub(crate) fn copy_tree_at(path: &Path) -> io::Result<OwnedFd> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    open_tree(AT_FDCWD, &path, 0)
+    // Without a word to the allocator; see `beside`.
+    path.with_nix_path(|path| open_tree(AT_FDCWD, path, 0))?
 }
 
 fn open_tree(base: BorrowedFd<'_>, path: &CStr, more: i32) -> io::Result<OwnedFd> {

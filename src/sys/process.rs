@@ -8,6 +8,8 @@ use std::{
 
 use nix::unistd::{ForkResult, Pid};
 
+use super::stack::Stack;
+
 /// What [`clone_process`] returns on either side.
 pub(crate) enum Cloned {
     /// In the new process.
@@ -80,20 +82,16 @@ pub(crate) fn lend<F: FnOnce() -> i32>(what: F) -> io::Result<Pid> {
         let what = unsafe { &mut *what.cast::<Option<F>>() };
         leave(what.take().map_or(1, |what| what()))
     }
-    // Not touched before it is used, so most of it never exists.
-    let mut stack: Vec<u8> = Vec::with_capacity(STACK);
-    // Downwards from an end that is aligned as every machine wants it.
-    let end = stack.as_mut_ptr().wrapping_add(STACK);
-    let end = end.wrapping_sub(end.addr() % STACK_ALIGNMENT);
+    let stack = Stack::new()?;
     // Taken by the process where there is one, dropped here where there is none.
     let mut what = Some(what);
-    // SAFETY: the stack is `STACK` bytes of nothing yet, lives until the call returns, and is nobody
+    // SAFETY: the stack is mapped until the call returns, and is nobody
     // else's; the function takes exactly this pointer. CLONE_VFORK keeps this thread, the
     // only one, from running before the process has memory of its own or is gone.
     let pid = unsafe {
         libc::clone(
             enter::<F>,
-            end.cast(),
+            stack.end(),
             libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
             ptr::from_mut(&mut what).cast(),
         )
@@ -214,10 +212,6 @@ struct CloneArguments {
     set_tid_size: u64,
     cgroup: u64,
 }
-
-/// Bytes of the stack of a process that is lent memory: it prepares an exec, and no more.
-const STACK: usize = 64 << 10;
-const STACK_ALIGNMENT: usize = 16;
 
 /// Not in libc as a number that fits.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;

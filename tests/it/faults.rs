@@ -86,7 +86,7 @@ async fn told_twice_it_stops_at_once_and_says_so() {
         async move { caller.call("wait", json!({ "for": "ever" })).await }
     });
     until_seen(&caller, "\"wait\"").await;
-    // One that is answered is accepted: what still waits in the socket's queue is let go by nobody.
+    // One that is answered is accepted, and no late one.
     let mut idle = TcpStream::connect(running.address).await.unwrap();
     let path = "/.well-known/oauth-protected-resource";
     let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", running.address);
@@ -120,6 +120,52 @@ async fn told_twice_it_stops_at_once_and_says_so() {
         1,
         "asked once, done once: {said}"
     );
+}
+
+/// Whoever comes while it stops is told so at once, not when the last running call has ended: the
+/// socket is its own, and nobody comes after it who would answer.
+#[tokio::test]
+async fn who_comes_while_it_stops_is_told_at_once() {
+    let running = Running::start(&[], None).await;
+    let caller = running.session().await;
+    let waiting = tokio::spawn({
+        let caller = caller.clone();
+        async move { caller.call("wait", json!({ "for": "ever" })).await }
+    });
+    until_seen(&caller, "\"wait\"").await;
+    let mut idle = TcpStream::connect(running.address).await.unwrap();
+    let path = "/.well-known/oauth-protected-resource";
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", running.address);
+    idle.write_all(request.as_bytes()).await.unwrap();
+    idle.read_u8().await.unwrap();
+    running.signal(Signal::SIGTERM);
+    // Heard when whoever asks nothing is let go.
+    let read = timeout(PATIENCE, idle.read_to_end(&mut Vec::new())).await;
+    read.expect("an idle connection is drained").unwrap();
+    let since = Instant::now();
+    for _ in 0..3 {
+        let mut late = TcpStream::connect(running.address).await.unwrap();
+        late.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        late.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.to_lowercase().contains("retry-after: 1"), "{answer}");
+    }
+    // And who says nothing holds up nothing.
+    let _silent = TcpStream::connect(running.address).await.unwrap();
+    assert!(
+        since.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        since.elapsed()
+    );
+    assert!(!waiting.is_finished(), "it is still being waited for");
+    running.signal(Signal::SIGTERM);
+    assert_eq!(waiting.await.unwrap().json()["error"]["code"], -32603);
+    let (said, code, _) = tokio::task::spawn_blocking(|| running.ended())
+        .await
+        .unwrap();
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(said.matches("denied (stopping)").count(), 3, "{said}");
 }
 
 /// fault-46: many who may send large bodies send them at once. The memory for bodies is one for all: some

@@ -13,13 +13,13 @@ use std::{
 
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::remote;
+use crate::{remote, request};
 
 pub const DISCOVERY: &str = "/.well-known/openid-configuration";
 pub const JWKS: &str = "/jwks";
@@ -169,13 +169,9 @@ async fn greet(stream: TcpStream, shared: Arc<Shared>) {
 }
 
 async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) {
-    let mut request = Vec::new();
-    while !is_whole(&request) {
-        if stream.read_buf(&mut request).await.unwrap_or(0) == 0 {
-            return;
-        }
-    }
-    let text = String::from_utf8_lossy(&request).into_owned();
+    let Some(text) = request::whole(&mut stream).await else {
+        return;
+    };
     let path = text.split(' ').nth(1).unwrap_or_default().to_owned();
     shared.heard.lock().unwrap().push(text);
     let reply = shared.replies.lock().unwrap().get(&path).cloned();
@@ -198,15 +194,4 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared
         }
         Reply::Silence | Reply::Json(_) => std::future::pending().await,
     }
-}
-
-fn is_whole(request: &[u8]) -> bool {
-    let text = String::from_utf8_lossy(request).to_ascii_lowercase();
-    let Some((head, body)) = text.split_once("\r\n\r\n") else {
-        return false;
-    };
-    let length = head
-        .lines()
-        .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
-    body.len() >= length.unwrap_or(0)
 }

@@ -76,6 +76,7 @@ mod refusals_shown;
 mod registry;
 /// Servers that somebody else runs.
 mod remote;
+mod request;
 /// One server from one command line.
 mod run;
 /// Who may ask the runner for anything.

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read},
     net::{SocketAddr, TcpListener},
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread::JoinHandle,
@@ -507,6 +507,9 @@ async fn a_secret_as_a_file_is_private_and_read_only() {
 #[tokio::test]
 async fn what_would_not_take_effect_is_refused_with_the_line_to_type() {
     let issuer = "http://127.0.0.1:9";
+    let place = temporary();
+    let socket = place.path().join("docker.sock");
+    let _listener = UnixListener::bind(&socket).unwrap();
     for (more, words) in [
         (&["--transport", "sse"][..], &["--transport stdio"][..]),
         (&["--transport", "streamable-http"], &["--target-port PORT"]),
@@ -534,6 +537,10 @@ async fn what_would_not_take_effect_is_refused_with_the_line_to_type() {
         (&["--volume", "/usr"], &["--volume /usr:ro"]),
         (&["--volume", "/nonexistent:ro"], &["not there"]),
         (&["--volume", ":ro"], &["--volume PATH:ro"]),
+        (
+            &["--volume", &format!("{}:ro", socket.display())],
+            &["docker.sock", "is a socket", "leave it out"],
+        ),
         (&["--foreground", "false"], &["--foreground=false"]),
         (&["--policy", "/nonexistent"], &["--policy"]),
         (&["--permission-profile", "network"], &["network"]),
@@ -825,6 +832,68 @@ fn the_doctor_tells_of_each_layer_and_tries_a_sandbox() {
         .find(|line| line.starts_with("a sandbox"))
         .unwrap();
     assert!(trial.contains("BAD"), "{table}");
+}
+
+/// Where no namespaces can be made, as in many containers, nothing is fetched and nothing starts: what
+/// forbids them is named, and what to do instead.
+#[test]
+fn where_no_sandbox_can_be_made_the_setting_and_the_ways_out_are_named() {
+    let without = format!("{}/without.py", servers());
+    let image = ["docker.io/mcp/everything:1"];
+    let program = ["--", "/usr/bin/cat"];
+    let nested = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\" \"$@\"";
+    for (around, forbids) in [
+        (
+            &["unshare", "--user", "--map-root-user", "sh", "-c", nested][..],
+            "`/proc/sys/user/max_user_namespaces` is 0: allow some with `sysctl -w user.max_user_namespaces=15000`",
+        ),
+        (
+            &["/usr/bin/python3", &without, "435"],
+            "a container's seccomp profile must let clone3, unshare and mount through",
+        ),
+    ] {
+        for (is_in_container, runs, what) in [
+            (true, &image[..], "IMAGE"),
+            (false, &program[..], "COMMAND"),
+        ] {
+            let mut command = Command::new(around[0]);
+            command
+                .args(&around[1..])
+                .arg(env!("CARGO_BIN_EXE_thv"))
+                .args(["run", "--foreground", "--port", "0"])
+                .args([
+                    "--oidc-issuer",
+                    "http://127.0.0.1:9",
+                    "--oidc-audience",
+                    "x",
+                ])
+                .args(runs)
+                .env_remove("container")
+                .env_remove("KUBERNETES_SERVICE_HOST");
+            if is_in_container {
+                command.env("container", "oci");
+            }
+            let run = command.output().unwrap();
+            let said = String::from_utf8_lossy(&run.stderr);
+            assert_eq!(run.status.code(), Some(71), "{said}");
+            for word in [
+                &format!("thv: {what}: "),
+                forbids,
+                "on the host itself",
+                "[upstream]",
+            ] {
+                assert!(said.contains(word), "{word}: {said}");
+            }
+            assert!(
+                !is_in_container || said.contains("this container"),
+                "{said}"
+            );
+            assert!(
+                !said.contains("pulling") && !said.contains("kubernetes"),
+                "{said}"
+            );
+        }
+    }
 }
 
 /// mcp-T28: subscriptions end well when thv ends, and a call that waits for its client is not waited for.

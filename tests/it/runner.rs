@@ -3,13 +3,15 @@
 use std::{
     fs,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::fs::PermissionsExt as _,
     },
     path::Path,
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
+use nix::sys::socket::UnixAddr;
 use serde_json::json;
 use thv::{
     config::ServerName,
@@ -50,11 +52,21 @@ fn next(runner: &Foreground) -> Option<Reply> {
 }
 
 fn next_on(socket: BorrowedFd<'_>) -> Option<Reply> {
+    await_frame(socket);
+    frames::receive(socket).unwrap().map(|(reply, _)| reply)
+}
+
+/// The next frame, and what came with it.
+fn with_descriptors(socket: BorrowedFd<'_>) -> (Reply, Vec<OwnedFd>) {
+    await_frame(socket);
+    frames::receive(socket).unwrap().unwrap()
+}
+
+fn await_frame(socket: BorrowedFd<'_>) {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     let mut watched = [PollFd::new(socket, PollFlags::POLLIN)];
     let patience = PollTimeout::try_from(crate::wire::PATIENCE).unwrap();
     assert_eq!(poll(&mut watched, patience).unwrap(), 1, "no frame in time");
-    frames::receive(socket).unwrap().map(|(reply, _)| reply)
 }
 
 fn hello(runner: &Foreground, version: u16, key: &str) {
@@ -100,34 +112,113 @@ fn nothing_is_started_before_hello() {
     assert!(next(&runner).is_none());
 }
 
+/// As a unit: it listens at `address`, and has this directory of credentials and these variables.
+fn service(root: &Path, address: &UnixAddr, variables: &[(&str, &Path)]) -> std::process::Child {
+    use nix::sys::socket::{Backlog, bind, listen};
+    fs::write(root.join(frames::KEY_CREDENTIAL), "00").unwrap();
+    let listener = packets();
+    bind(listener.as_raw_fd(), address).unwrap();
+    listen(&listener, Backlog::new(8).unwrap()).unwrap();
+    // What systemd does: the socket is descriptor 3, and meant for this very process.
+    let script = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=runner exec \"$0\" \"$@\" 3<&0";
+    Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_thv"), "--root"])
+        .arg(root)
+        .args(["runner", "it"])
+        .env("CREDENTIALS_DIRECTORY", root)
+        .envs(variables.iter().copied())
+        .stdin(Stdio::from(listener))
+        .spawn()
+        .unwrap()
+}
+
+fn packets() -> OwnedFd {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let flags = SockFlag::SOCK_CLOEXEC;
+    socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap()
+}
+
+/// What a server keeps is its principal's alone and there again with the next session, and as a
+/// sandbox that is made ahead would have nobody's, none is made.
+#[test]
+fn a_principal_finds_its_own_state_again_and_none_is_made_ahead_without_one() {
+    use nix::sys::socket::connect;
+    use std::io::{BufRead as _, BufReader};
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: a runner that is a unit reads root's files alone");
+        return;
+    }
+    let files = tempfile::tempdir().unwrap();
+    let state = files.path().join("state");
+    fs::create_dir(&state).unwrap();
+    let script = "echo x >> /state/n; wc -l < /state/n; exec cat";
+    house::write_server(
+        files.path(),
+        &format!(
+            "command = [\"/bin/sh\", \"-c\", {script:?}]\nresource = \"http://127.0.0.1:1/mcp\"\n\
+             [auth]\nmode = \"none\"\n[authz]\nallow = \"authenticated\"\n\
+             [sandbox]\noptional = [\"cgroup\"]\nstate = true\n"
+        ),
+    );
+    let address = UnixAddr::new(&files.path().join("runner.sock")).unwrap();
+    let mut runner = service(files.path(), &address, &[("STATE_DIRECTORY", &state)]);
+    let socket = packets();
+    connect(socket.as_raw_fd(), &address).unwrap();
+    let hello = Request::Hello {
+        version: frames::VERSION,
+        key: "00".to_owned(),
+        digest: String::new(),
+    };
+    frames::send(socket.as_fd(), &hello, &[]).unwrap();
+    assert!(matches!(next_on(socket.as_fd()), Some(Reply::Hello { .. })));
+    let mut held = Vec::new();
+    let (alice, bob) = ("a".repeat(64), "b".repeat(64));
+    for (child, (principal, times)) in
+        (1..).zip([(&alice, "1"), (&bob, "1"), (&alice, "2"), (&bob, "2")])
+    {
+        let start = Request::Start {
+            child,
+            principal: principal.clone(),
+            caller: None,
+        };
+        frames::send(socket.as_fd(), &start, &[]).unwrap();
+        let (reply, mut descriptors) = with_descriptors(socket.as_fd());
+        assert!(matches!(reply, Reply::Started { .. }), "{reply:?}");
+        let mut said = String::new();
+        let stdout = fs::File::from(descriptors.remove(1));
+        BufReader::new(stdout).read_line(&mut said).unwrap();
+        assert_eq!(said.trim(), times, "{principal}");
+        held.push(descriptors);
+        // Longer than the runner would wait before it made one.
+        let end = Instant::now() + Duration::from_millis(100);
+        while Instant::now() < end {
+            assert_eq!(children(runner.id()), held.len());
+            std::thread::yield_now();
+        }
+    }
+    for principal in [&alice, &bob] {
+        assert_eq!(
+            fs::read_to_string(state.join(principal).join("n")).unwrap(),
+            "x\nx\n"
+        );
+    }
+    drop((socket, held));
+    assert!(runner.wait().unwrap().success());
+}
+
+fn children(runner: u32) -> usize {
+    let list = fs::read_to_string(format!("/proc/{runner}/task/{runner}/children"));
+    list.unwrap_or_default().split_whitespace().count()
+}
+
 /// As a unit it listens: whoever connects and says nothing is let go, and with nobody left it ends.
 #[test]
 fn a_stranger_who_says_nothing_is_not_kept() {
-    use nix::sys::socket::{
-        AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
-    };
     let files = tempfile::tempdir().unwrap();
-    fs::write(files.path().join(frames::KEY_CREDENTIAL), "00").unwrap();
     let address = UnixAddr::new(&files.path().join("runner.sock")).unwrap();
-    let packets = || {
-        let flags = SockFlag::SOCK_CLOEXEC;
-        socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap()
-    };
-    let listener = packets();
-    bind(listener.as_raw_fd(), &address).unwrap();
-    listen(&listener, Backlog::new(8).unwrap()).unwrap();
+    let mut service = service(files.path(), &address, &[]);
     let stranger = packets();
-    connect(stranger.as_raw_fd(), &address).unwrap();
-    // What systemd does: the socket is descriptor 3, and meant for this very process.
-    let script = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=runner exec \"$0\" \"$@\" 3<&0";
-    let mut service = Command::new("sh")
-        .args(["-c", script, env!("CARGO_BIN_EXE_thv"), "--root"])
-        .arg(files.path())
-        .args(["runner", "it"])
-        .env("CREDENTIALS_DIRECTORY", files.path())
-        .stdin(Stdio::from(listener))
-        .spawn()
-        .unwrap();
+    nix::sys::socket::connect(stranger.as_raw_fd(), &address).unwrap();
     assert!(
         next_on(stranger.as_fd()).is_none(),
         "after the hello deadline"
@@ -235,7 +326,7 @@ fn a_layer_that_is_left_out_is_named_each_time() {
     let place = tempfile::tempdir().unwrap();
     let (program, log) = (place.path().join("runner"), place.path().join("log"));
     let script = format!(
-        "#!/bin/sh\nexec /usr/bin/python3 '{}/tests/it/servers/without_landlock.py' '{}' \"$@\" 2>>'{}'\n",
+        "#!/bin/sh\nexec /usr/bin/python3 '{}/tests/it/servers/without.py' 444 '{}' \"$@\" 2>>'{}'\n",
         env!("CARGO_MANIFEST_DIR"),
         env!("CARGO_BIN_EXE_thv"),
         log.display()
@@ -283,6 +374,54 @@ fn a_layer_that_is_left_out_is_named_each_time() {
                     .all(|line| line.contains("a child starts without an optional layer")),
                 "{said}"
             );
+        }
+    }
+}
+
+/// A runner that has no network of the host has none to give: it says so, and how it comes to one.
+#[test]
+fn the_hosts_network_is_not_claimed_by_a_runner_that_is_apart_from_it() {
+    let place = tempfile::tempdir().unwrap();
+    let (program, log) = (place.path().join("runner"), place.path().join("log"));
+    let start = Request::Start {
+        child: 1,
+        principal: "0".repeat(64),
+        caller: None,
+    };
+    let network = "optional = [\"cgroup\"]\nnetwork = \"host\"\ndangerous = true";
+    // As PrivateNetwork= does, and without.
+    for (around, is_apart) in [
+        ("unshare --user --map-current-user --net --", true),
+        ("", false),
+    ] {
+        let script = format!(
+            "#!/bin/sh\nexec {around} '{}' \"$@\" 2>'{}'\n",
+            env!("CARGO_BIN_EXE_thv"),
+            log.display()
+        );
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let (_files, runner) = runner_of(network, &program);
+        hello(&runner, frames::VERSION, &runner.key);
+        assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
+        frames::send(runner.socket.as_fd(), &start, &[]).unwrap();
+        let reply = next(&runner);
+        let said = fs::read_to_string(&log).unwrap();
+        let claimed = said.contains("THIS HOST'S network");
+        match reply {
+            Some(Reply::Failed { layer, reason, .. }) if is_apart => {
+                assert_eq!(layer, "network");
+                assert!(
+                    reason.contains("`systemctl edit thv-runner@it.service`"),
+                    "{reason}"
+                );
+                assert!(
+                    reason.contains("PrivateNetwork=no") && !claimed,
+                    "{reason} {said}"
+                );
+            }
+            Some(Reply::Started { .. }) if !is_apart => assert!(claimed, "{said}"),
+            other => panic!("{other:?}: {said}"),
         }
     }
 }

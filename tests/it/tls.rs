@@ -280,6 +280,35 @@ async fn a_key_that_cannot_be_used_is_a_problem() {
         let told = house.records.all().join("\n");
         assert!(told.contains(word), "{told}");
         assert!(told.contains("THV_CONFIG_KEY=tls"), "{told}");
+        // Each is told in the language that it speaks.
+        assert_eq!(house.caller("alice").initialize().await.status, 503);
+        is_told_by_an_alert(&house).await;
+    }
+}
+
+/// Where not even is known whether there is to be TLS, too.
+#[tokio::test]
+async fn a_file_that_cannot_be_read_is_told_of_in_the_words_of_tls() {
+    let house = house().file("resorce = \"x\"\n").open().await;
+    assert_eq!(house.caller("alice").initialize().await.status, 503);
+    is_told_by_an_alert(&house).await;
+    house.mend();
+    assert_eq!(house.caller("alice").initialize().await.status, 200);
+}
+
+#[track_caller]
+fn is_told_by_an_alert(house: &House) -> impl Future<Output = ()> {
+    async {
+        let client = client(&["ca.pem"], &[]);
+        let error = connect(house, &client).await.unwrap_err();
+        let error = error.into_inner().unwrap();
+        assert_eq!(
+            error.downcast_ref::<rustls::Error>(),
+            Some(&rustls::Error::AlertReceived(
+                rustls::AlertDescription::InternalError
+            )),
+            "{error}"
+        );
     }
 }
 

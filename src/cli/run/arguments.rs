@@ -15,7 +15,7 @@ use clap::Args;
 
 use super::{file::Wish, profile};
 use crate::{
-    cli::Usage,
+    cli::{Usage, sockets},
     config::{self, ImageName, ImageSource, ServerName},
 };
 
@@ -160,6 +160,9 @@ impl Run {
         let mut read_only = profile.read;
         for volume in &self.volume {
             read_only.push(shown(volume)?);
+        }
+        for path in &read_only {
+            no_socket(path)?;
         }
         let mut env = BTreeMap::new();
         for variable in &self.env {
@@ -389,6 +392,19 @@ fn shown(volume: &str) -> Result<PathBuf, Usage> {
             path.display()
         )))
     }
+}
+
+/// That it is read-only would not hold for it.
+fn no_socket(path: &Path) -> Result<(), Usage> {
+    if sockets::among(path) != sockets::Found::Itself {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(Usage(format!(
+        "`{path}` is a socket, and a server that is shown one has all that is behind it, read-only or not \
+         (Docker's: root on this host); leave it out. What the server must reach by TCP is named in \
+         --permission-profile; a configured server may be shown a socket by `sandbox.read-only`, see thv.toml(5)"
+    )))
 }
 
 fn policy(path: &Path) -> Result<(PathBuf, String), Usage> {

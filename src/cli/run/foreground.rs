@@ -19,7 +19,7 @@ use crate::{
     cli::{exit, say, scratch::Scratch},
     config::ServerName,
     daemon::{self, Exit, Setup},
-    runner::{self, Person},
+    runner::{self, Person, are_namespaces_refused},
     systemd::{Credentials, Notifier},
     telemetry,
 };
@@ -33,6 +33,12 @@ pub(super) fn run(mut wish: Wish, address: SocketAddr) -> Result<ExitCode> {
         .with_context(|| format!("listening on {address}, see --port"))?;
     let address = listener.local_addr()?;
     let person = Person::to_become();
+    if let Some(fault) =
+        are_namespaces_refused(person.as_ref()).context("trying to make namespaces")?
+    {
+        say(&no_sandbox(&fault.reason, wish.image.is_some()));
+        return Ok(ExitCode::from(exit::OS));
+    }
     let files = Scratch::new("thv-run")?;
     wish.write(files.root(), address)
         .context("writing the server's configuration")?;
@@ -65,6 +71,32 @@ pub(super) fn run(mut wish: Wish, address: SocketAddr) -> Result<ExitCode> {
         level: "warn",
     };
     serve(files.root(), &wish.name, listener, around, &ready)
+}
+
+/// What is refused, and the ways out: before anything is fetched for it.
+fn no_sandbox(reason: &str, is_image: bool) -> String {
+    let what = if is_image { "IMAGE" } else { "COMMAND" };
+    let place = if is_in_container() {
+        "this container does not let thv make one"
+    } else {
+        "this host does not let thv make one"
+    };
+    format!(
+        "thv: {what}: it would run in a sandbox, and {place}: {reason}\n\
+         thv: besides that, there are these ways: \
+         run `thv run` on the host itself; or run the server in a container of its own, where it speaks HTTP, \
+         and have thv stand before it: [upstream] in thv.toml(5). Neither an IMAGE nor `-- COMMAND` is run \
+         without a sandbox"
+    )
+}
+
+/// As far as anybody says so: podman, Docker, Kubernetes.
+fn is_in_container() -> bool {
+    ["/run/.containerenv", "/.dockerenv"]
+        .iter()
+        .any(|mark| Path::new(mark).exists())
+        || std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
+        || std::env::var_os("container").is_some()
 }
 
 /// Serves as the transient unit that [`super::transient`] has started.

@@ -20,7 +20,7 @@ pub(super) use arguments::{Run, mistyped};
 pub(super) use foreground::serve_in_unit;
 
 use self::file::Wish;
-use super::{exit, say};
+use super::{exit, say, sockets};
 use crate::{
     authz::Engine,
     config::{self, Config, OwnerRule, Problems},
@@ -62,6 +62,16 @@ fn announce(wish: &Wish) {
             "thv: of what is outside /usr the server sees `{program}` and what --volume shows; \
              a program that needs more files needs more of these"
         ));
+    }
+    for path in &wish.read_only {
+        if let sockets::Found::Below(socket) = sockets::among(path) {
+            say(&format!(
+                "thv: WARNING: the server may connect to sockets below `{}`, such as `{}`: \
+                 read-only does not hold for them, show it less if it must not",
+                path.display(),
+                socket.display()
+            ));
+        }
     }
     for argument in wish.command.iter().skip(usize::from(wish.image.is_none())) {
         let path = Path::new(argument);
