@@ -1,5 +1,5 @@
 //! What a server's list of tools says to those between: which parameters are said in
-//! headers, too (`Mcp-Param-*`, mcp-T16), and which tools run only as tasks.
+//! headers, too (`Mcp-Param-*`, mcp-T16), and which tools run as tasks.
 //!
 //! Pure. Used by `child` towards servers that speak HTTP, and by `session` for what
 //! clients say in headers and for tasks of another era.
@@ -30,8 +30,17 @@ impl Mirrored {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Tool {
     pub mirrored: Vec<Mirrored>,
-    /// A legacy server runs it as a task, or not at all.
-    pub is_task: bool,
+    /// Whether a legacy server runs it as a task.
+    pub task: Option<TaskSupport>,
+}
+
+/// How a legacy server runs a tool as a task.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TaskSupport {
+    /// For whoever asks for one.
+    Optional,
+    /// So, or not at all.
+    Required,
 }
 
 /// The tools of one server of which there is anything to be known.
@@ -51,11 +60,15 @@ impl Tools {
             };
             let known = Tool {
                 mirrored: mirrored(tool),
-                is_task: tool
+                task: tool
                     .get("execution")
                     .and_then(|execution| execution.get("taskSupport"))
                     .and_then(Value::as_str)
-                    .is_some_and(|support| support == "required"),
+                    .and_then(|support| match support.as_ref() {
+                        "optional" => Some(TaskSupport::Optional),
+                        "required" => Some(TaskSupport::Required),
+                        _ => None,
+                    }),
             };
             if known == Tool::default() {
                 self.0.remove(name.as_ref());
@@ -136,7 +149,8 @@ mod tests {
             r#"{"tools":[{"name":"t","inputSchema":{"properties":{"a":{"x-mcp-header":"A"},"n":{"x-mcp-header":"a b"},
                 "o":{"properties":{"d\u0065ep":{"x-mcp-header":"Deep"}},"items":{"properties":{"i":{"x-mcp-header":"I"}}}}}}},
               {"name":"twice","inputSchema":{"properties":{"a":{"x-mcp-header":"X"},"b":{"x-mcp-header":"x"}}}},
-              {"name":"plain","inputSchema":{}},{"name":"slow","execution":{"taskSupport":"required"}},7]}"#,
+              {"name":"plain","inputSchema":{}},{"name":"slow","execution":{"taskSupport":"required"}},
+              {"name":"either","execution":{"taskSupport":"optional"}},{"name":"never","execution":{"taskSupport":"forbidden"}},7]}"#,
         );
         tools.learn(list.root());
         let headers = |name| -> Vec<_> {
@@ -146,7 +160,10 @@ mod tests {
         assert_eq!(headers("t"), ["mcp-param-a", "mcp-param-deep"]);
         assert_eq!(tools.get("twice"), None);
         assert_eq!(tools.get("plain"), None);
-        assert!(tools.get("slow").unwrap().is_task);
+        let task = |name| tools.get(name).and_then(|tool| tool.task);
+        assert_eq!(task("slow"), Some(TaskSupport::Required));
+        assert_eq!(task("either"), Some(TaskSupport::Optional));
+        assert_eq!(tools.get("never"), None);
         let arguments = message(r#"{"a":null,"o":{"deep":[1]}}"#);
         let said = |at: usize| {
             let mirrored = &tools.get("t").unwrap().mirrored[at];

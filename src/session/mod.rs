@@ -33,6 +33,7 @@ mod table;
 mod tasks;
 mod tools;
 mod warm;
+mod watching;
 mod words;
 
 pub use conversation::{SendError, Sent, Session};
