@@ -27,6 +27,13 @@ pub(super) trait Hears {
     fn was_asked(&self) -> bool;
     /// Asks the clients what has come together.
     fn ask_clients(&self);
+    /// Whether the child goes on however often it has broken the protocol: what one user has it
+    /// write must not end it for others.
+    fn bears_all(&self) -> bool {
+        false
+    }
+    /// A line was too long that began so.
+    fn is_overlong(&self, _beginning: &[u8]) {}
 }
 
 impl Hears for Session {
@@ -43,10 +50,10 @@ impl Hears for Session {
     }
 }
 
-/// Reads until the child's output ends, or until it has broken the protocol too often.
+/// Reads until the child's output ends, or until it has broken the protocol too often in a row.
 pub(super) async fn run(hears: &impl Hears, stdout: impl AsyncRead + Unpin, reading: Reading) {
     let mut lines = Lines::new(stdout, reading.longest).paced(reading.rate);
-    let mut violations = 0;
+    let mut violations = 0_u64;
     let mut due = None;
     loop {
         let line = match due {
@@ -60,13 +67,21 @@ pub(super) async fn run(hears: &impl Hears, stdout: impl AsyncRead + Unpin, read
             continue;
         };
         let kept = match line {
-            Ok(Line::Text(text)) if text.trim_ascii().is_empty() => true,
+            Ok(Line::Text(text)) if text.trim_ascii().is_empty() => continue,
             Ok(Line::Text(text)) => {
                 let kept = hears.take(text);
                 if hears.was_asked() {
                     due = due.or(Some(Instant::now() + GATHER));
                 }
                 kept
+            }
+            Ok(Line::TooLong) if hears.bears_all() => {
+                warn!(
+                    limit = reading.longest,
+                    "the server wrote an endless line, left out"
+                );
+                hears.is_overlong(lines.beginning());
+                false
             }
             Ok(Line::TooLong) => {
                 warn!(
@@ -81,12 +96,17 @@ pub(super) async fn run(hears: &impl Hears, stdout: impl AsyncRead + Unpin, read
                 return;
             }
         };
-        if !kept {
-            violations += 1;
-            if violations == MAX_VIOLATIONS {
+        if kept {
+            violations = 0;
+            continue;
+        }
+        violations += 1;
+        if violations == MAX_VIOLATIONS {
+            if !hears.bears_all() {
                 warn!(violations, "the server writes what is no MCP, ending it");
                 return;
             }
+            warn!(violations, "the server writes what is no MCP, left out");
         }
     }
 }
@@ -175,7 +195,7 @@ fn one_line(line: Bytes) -> Bytes {
     line.into()
 }
 
-/// Lines that are no MCP, before the child is given up.
-const MAX_VIOLATIONS: u32 = 100;
+/// Lines in a row that are no MCP, before the child is given up.
+const MAX_VIOLATIONS: u64 = 100;
 /// Bytes of the id of a request of the server's.
 const MAX_SERVER_ID: usize = 256;

@@ -219,6 +219,16 @@ impl Hears for Shared {
             session.ask_clients();
         }
     }
+
+    fn bears_all(&self) -> bool {
+        self.state().switch.everybody
+    }
+
+    fn is_overlong(&self, beginning: &[u8]) {
+        if let Some(number) = blame::begins_to_answer(beginning) {
+            self.fail_one(number, Failure::BadAnswer);
+        }
+    }
 }
 
 impl Served for Shared {

@@ -536,3 +536,62 @@ async fn a_fault_of_a_shared_http_server_is_its_callers_alone() {
     assert!(held.json()["error"].is_null(), "{}", held.text());
     assert_eq!(house.children_started(), 1);
 }
+
+/// inc-7, probe-69: what one user has a shared server print, or have too much of, costs nobody else their call or the server.
+#[tokio::test]
+async fn what_one_user_has_a_shared_server_print_ends_it_for_nobody() {
+    let house = crowd("server")
+        .with("[limits]\nmessage = \"64K\"\n")
+        .open()
+        .await;
+    let mallory = session_of(&house, "mallory", "2025-11-25").await;
+    let bob = session_of(&house, "bob", "2025-11-25").await;
+    let hold = bob.bytes("POST", &call(1, "hold", json!({ "for": "bob" })));
+    let waits = wire::exchange(house.address, &hold);
+    let hostile = async {
+        while !mallory
+            .call("seen", json!({}))
+            .await
+            .said()
+            .contains("hold")
+        {}
+        let print = mallory.call("print", json!({ "lines": 1000 })).await;
+        assert_eq!(print.said(), "printed");
+        let large = mallory.call("large", json!({ "bytes": 1_000_000 })).await;
+        assert_eq!(
+            (large.status, &large.json()["error"]["data"]["reason"]),
+            (502, &json!("server-protocol-error"))
+        );
+        let fits = mallory.call("large", json!({ "bytes": 1000 })).await;
+        assert_eq!(fits.said().len(), 1000);
+        mallory.call("release", json!({ "for": "bob" })).await
+    };
+    let (answer, released) = tokio::join!(waits, hostile);
+    assert_eq!(
+        (answer.said(), released.said()),
+        ("released".into(), "done".into())
+    );
+    assert_eq!(
+        (
+            house.children_started(),
+            house.records.count("child-died")
+        ),
+        (1, 0)
+    );
+}
+
+/// json-16: of a server of one's own it takes as many lines in a row, and an answer between them is a new beginning.
+#[tokio::test]
+async fn a_server_of_ones_own_is_ended_for_lines_in_a_row_that_are_none() {
+    let house = crowd("user").open().await;
+    let alice = session_of(&house, "alice", "2025-11-25").await;
+    for _ in 0..3 {
+        let print = alice.call("print", json!({ "lines": 99 })).await;
+        assert_eq!(print.said(), "printed");
+    }
+    assert_eq!(house.records.count("child-died"), 0);
+    let print = alice.call("print", json!({ "lines": 100 })).await;
+    assert_eq!(print.status, 502, "{print:?}");
+    house.records.wait_for("child-died").await;
+    assert_eq!(alice.call("print", json!({ "lines": 1 })).await.status, 404);
+}
