@@ -572,12 +572,27 @@ async fn what_one_user_has_a_shared_server_print_ends_it_for_nobody() {
         ("released".into(), "done".into())
     );
     assert_eq!(
-        (
-            house.children_started(),
-            house.records.count("child-died")
-        ),
+        (house.children_started(), house.records.count("child-died")),
         (1, 0)
     );
+}
+
+/// conn-10: where nobody has said how many sessions a user may have, one user leaves room for another.
+#[tokio::test]
+async fn one_user_has_half_of_the_sessions() {
+    let house = house().with("[limits]\nsessions = 3\n").open().await;
+    let alice = [house.session("alice").await, house.session("alice").await];
+    let third = house.caller("alice").initialize().await;
+    assert_eq!(
+        (third.status, &third.json()["error"]["data"]["reason"]),
+        (429, &json!("user-session-limit"))
+    );
+    assert!(third.header("retry-after").is_some());
+    let bob = house.session("bob").await;
+    for caller in alice.iter().chain([&bob]) {
+        assert_eq!(caller.call("echo", json!({})).await.status, 200);
+    }
+    assert_eq!(house.children_started(), 3);
 }
 
 /// json-16: of a server of one's own it takes as many lines in a row, and an answer between them is a new beginning.
