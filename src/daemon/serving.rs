@@ -16,7 +16,7 @@ use crate::{
         ACCEPT_PAUSE, Accepted, Exit, Setup, Signals, Told,
         build::Launching,
         edge::{Reloading, places},
-        reload,
+        reload::Trial,
     },
     http::Entrance,
     pipeline::{self, Gateway},
@@ -44,6 +44,8 @@ pub(super) async fn serve(
     let has_room =
         |taken| taken < places || (taken < places + SPARE && entrance.roster.has_room_to_make());
     let mut tls = Reloading::new(&entrance, &setup.clock);
+    let setup = Arc::new(setup);
+    let mut trial = Trial::default();
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut quiet_since = Instant::now();
@@ -99,9 +101,10 @@ pub(super) async fn serve(
                 break;
             }
             told = signals.next() => match told {
-                Told::Reload if !reload::wants_another(&gateway, &setup) => {}
-                Told::Reload | Told::Stop => break,
+                Told::Reload => trial.begin(&gateway, &setup),
+                Told::Stop => break,
             },
+            () = trial.succeeds(&gateway, &setup) => break,
         }
     }
 
