@@ -22,7 +22,7 @@ use crate::{
     child::StartError,
     config::Config,
     http::{Peer, Refusal, Response, body, connection::Asked, modern, reply, route, route::Route},
-    mcp::{Call, CallError, Era, Id, Message, Target, cache, method, version},
+    mcp::{Call, CallError, Era, Id, Message, Target, cache, method, tools, version},
     session::{self, Exchange, OpenError, SendError, Sent, Session, Sessions},
 };
 
@@ -209,6 +209,11 @@ fn permitted(
     let era = call.era();
     if call.id().is_some() && !method::is_of(era, call.method()) {
         return Err(no_method(era));
+    }
+    if let Target::Tool(name) = call.target()
+        && !(gateway.config.any_tool_name || tools::is_plain(name))
+    {
+        return Err(CallError::Params("no tool has such a name").into());
     }
     let permit = gateway.engine.decide(identity, call).map_err(|denied| {
         record.policies = denied.policies;

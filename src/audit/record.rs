@@ -31,12 +31,13 @@ pub enum Kind {
     KeysFetched,
     KeysUnavailable,
     PolicyError,
+    ToolsHidden,
     LimitHit,
     Dropped,
 }
 
 impl Kind {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Ready,
         Self::Stopping,
         Self::IdleExit,
@@ -54,6 +55,7 @@ impl Kind {
         Self::KeysFetched,
         Self::KeysUnavailable,
         Self::PolicyError,
+        Self::ToolsHidden,
         Self::LimitHit,
         Self::Dropped,
     ];
@@ -78,6 +80,7 @@ impl Kind {
             Self::KeysFetched => ("keys-fetched", "d291049956fa40dc8f43fafc6a370549"),
             Self::KeysUnavailable => ("keys-unavailable", "2948196264094d86a180c87366974595"),
             Self::PolicyError => ("policy-error", "eb982177257d4bea8404b1ca1642eecf"),
+            Self::ToolsHidden => ("tools-hidden", "335b929535d5464eb520c8db21fd9757"),
             Self::LimitHit => ("limit-hit", "64a425d016214e309e95e53b892229f3"),
             Self::Dropped => ("records-dropped", "06153da70e5449debddcf126b126ea53"),
         }
@@ -243,6 +246,11 @@ impl Record {
                 self.policies(policies);
                 for error in errors.iter().take(MAX_REPEATED) {
                     self.raw("THV_ERROR", error);
+                }
+            }
+            Event::ToolsHidden { tools } => {
+                for tool in tools.iter().take(MAX_REPEATED) {
+                    self.raw("THV_TOOL", tool);
                 }
             }
             Event::LimitHit {
@@ -470,6 +478,9 @@ mod tests {
                 request_id,
                 policies: vec![text()],
                 errors: vec![text()],
+            },
+            Event::ToolsHidden {
+                tools: vec![text()],
             },
             Event::LimitHit {
                 reason: Reason::SessionLimit,

@@ -129,6 +129,7 @@ pub(super) fn resolve(
         tls: tls?,
         proxies: proxies?,
         legacy_sse: said.legacy_sse.given_or(false),
+        any_tool_name: said.any_tool_name.given_or(false),
         auth: auth?,
         authz: authz?,
         sandbox: sandbox?,

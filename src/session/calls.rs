@@ -283,6 +283,9 @@ impl Session {
         if self.era == Era::Modern && call.list == Some(method::TOOLS) {
             self.tools.learn(message);
         }
+        let cut = call.list == Some(method::TOOLS);
+        let cut = cut.then(|| self.without_odd_tools(message)).flatten();
+        let message = cut.as_ref().unwrap_or(message);
         let lacked = call.input.as_ref().and_then(|input| input.lacked);
         let text = Bytes::from(match (self.bridge.get(), lacked) {
             // It would have asked, and could not go on without.

@@ -198,6 +198,9 @@ def main():
             # In two pages, of which the second has what matters.
             second = "cursor" in message.get("params", {})
             cached(identifier, {"tools": tools[1:]} if second else {"tools": tools[:1], "nextCursor": "2"})
+        elif method == "tools/list" and "--odd" in sys.argv:
+            # One of them could be taken for `echo`.
+            cached(identifier, {"tools": [{"name": name, "inputSchema": {}} for name in ["echo ", "echo", "\uff45cho", "a/b"]]})
         elif method == "tools/list":
             cached(identifier, {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]})
         elif method == "tools/call":
