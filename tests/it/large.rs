@@ -14,6 +14,8 @@ use crate::{
 
 /// How large the arguments of a call are.
 const LARGE: usize = 32 << 20;
+/// What is held is counted for the process: messages of that size come one after the other.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// Something no serializer would write, again and again.
 fn odd(size: usize) -> String {
@@ -93,6 +95,7 @@ fn same(answer: &[u8], expected: &str) {
 /// say so, one after the other, and nothing of one is kept when it has passed.
 #[tokio::test]
 async fn the_largest_messages_pass_both_ways_and_leave_nothing() {
+    let _alone = ALONE.lock().await;
     let house = large("body = \"40M\"\nmessage = \"40M\"\n").await;
     let alice = house.session("alice").await;
     let arguments = odd(LARGE);
@@ -114,6 +117,7 @@ async fn the_largest_messages_pass_both_ways_and_leave_nothing() {
 /// had come first.
 #[tokio::test]
 async fn who_sends_a_large_message_keeps_nobody_else_waiting() {
+    let _alone = ALONE.lock().await;
     let house = large("body = \"40M\"\nmessage = \"40M\"\n").await;
     let (alice, bob) = (house.session("alice").await, house.session("bob").await);
     let arguments = odd(LARGE);

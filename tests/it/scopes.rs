@@ -1,12 +1,17 @@
 //! One child for a session, a user or everybody: nothing of one is another's.
 
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 
 use crate::{
     bridge,
     house::{Caller, House, Plan, call, house, initialize},
     modern,
-    wire::{self, Events},
+    wire::{self, Events, PATIENCE},
 };
 
 fn crowd(scope: &str) -> Plan {
@@ -609,4 +614,32 @@ async fn a_server_of_ones_own_is_ended_for_lines_in_a_row_that_are_none() {
     assert_eq!(print.status, 502, "{print:?}");
     house.records.wait_for("child-died").await;
     assert_eq!(alice.call("print", json!({ "lines": 1 })).await.status, 404);
+}
+
+/// conn-3: who does not read what a shared server says keeps nobody else waiting for it, and is kept no more than a stream holds.
+#[tokio::test]
+async fn a_client_that_does_not_read_keeps_nobody_else_waiting() {
+    let house = crowd("server").open().await;
+    let (alice, bob) = (
+        session_of(&house, "alice", "2025-11-25").await,
+        session_of(&house, "bob", "2025-11-25").await,
+    );
+    let mut stream = TcpStream::connect(house.address).await.unwrap();
+    let burst = call(5, "burst", json!({ "count": 64, "bytes": 1 << 20 }));
+    stream
+        .write_all(&alice.bytes("POST", &burst))
+        .await
+        .unwrap();
+    // Behind 64 MiB that nobody takes.
+    while !bob.call("seen", json!({})).await.said().contains("burst") {}
+    let answer = bob.call("echo", json!({ "n": 1 })).await;
+    assert!(answer.text().contains("{\\\"n\\\": 1}"), "{answer:?}");
+    let mut text = Vec::new();
+    timeout(PATIENCE, stream.read_to_end(&mut text))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(text.len() < 24 << 20, "{} bytes were kept", text.len());
+    assert!(String::from_utf8_lossy(&text).contains("done"));
+    assert_eq!(house.children_started(), 1);
 }
