@@ -22,8 +22,8 @@ use crate::{
     child::StartError,
     config::Config,
     http::{Peer, Refusal, Response, body, connection::Asked, modern, reply, route, route::Route},
-    mcp::{Call, CallError, Era, Id, Message, Target, cache, method, version},
-    session::{Exchange, OpenError, SendError, Sent, Session, Sessions},
+    mcp::{Call, CallError, Era, Id, Message, Target, cache, method, tools, version},
+    session::{self, Exchange, OpenError, SendError, Sent, Session, Sessions},
 };
 
 use caught::{Panicked, caught};
@@ -118,10 +118,12 @@ async fn answer(
     }
     if batch::is_one(&body) {
         upstream::make_ready(gateway, &head, &identity, Era::Legacy).await?;
-        return batch::answer(gateway, &head, &identity, body, record);
+        return batch::answer(gateway, &head, &identity, body, record).await;
     }
     let modern = one(&head.headers, VERSION)? == Some(version::MODERN);
-    let call = Call::read(body, modern).map_err(Refusal::Call)?;
+    let call = session::aside(body.len(), move || Call::read(body, modern))
+        .await
+        .map_err(Refusal::Call)?;
     record.method = Some(call.method().to_owned());
     record.aim = (&call.target()).into();
     let id = call.id().cloned();
@@ -207,6 +209,11 @@ fn permitted(
     let era = call.era();
     if call.id().is_some() && !method::is_of(era, call.method()) {
         return Err(no_method(era));
+    }
+    if let Target::Tool(name) = call.target()
+        && !(gateway.config.any_tool_name || tools::is_plain(name))
+    {
+        return Err(CallError::Params("no tool has such a name").into());
     }
     let permit = gateway.engine.decide(identity, call).map_err(|denied| {
         record.policies = denied.policies;

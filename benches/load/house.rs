@@ -323,6 +323,7 @@ optional = ["cgroup"]
 read-only = ["{shown}"]
 [limits]
 sessions = 4000
+sessions-per-user = 4000
 connections = 8000
 "#
     )

@@ -80,6 +80,10 @@ pub enum Event {
         policies: Vec<String>,
         errors: Vec<String>,
     },
+    /// Tools of a server's that are in nobody's list, for their names.
+    ToolsHidden {
+        tools: Vec<String>,
+    },
     /// Somebody ran into a limit, which `reason` names.
     LimitHit {
         reason: Reason,

@@ -20,12 +20,13 @@ pub enum Kind {
     KeysFetched,
     KeysUnavailable,
     PolicyError,
+    ToolsHidden,
     LimitHit,
     Dropped,
 }
 
 impl Kind {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Ready,
         Self::Stopping,
         Self::IdleExit,
@@ -43,6 +44,7 @@ impl Kind {
         Self::KeysFetched,
         Self::KeysUnavailable,
         Self::PolicyError,
+        Self::ToolsHidden,
         Self::LimitHit,
         Self::Dropped,
     ];
@@ -67,6 +69,7 @@ impl Kind {
             Self::KeysFetched => ("keys-fetched", "d291049956fa40dc8f43fafc6a370549"),
             Self::KeysUnavailable => ("keys-unavailable", "2948196264094d86a180c87366974595"),
             Self::PolicyError => ("policy-error", "eb982177257d4bea8404b1ca1642eecf"),
+            Self::ToolsHidden => ("tools-hidden", "335b929535d5464eb520c8db21fd9757"),
             Self::LimitHit => ("limit-hit", "64a425d016214e309e95e53b892229f3"),
             Self::Dropped => ("records-dropped", "06153da70e5449debddcf126b126ea53"),
         }

@@ -182,6 +182,14 @@ pub(super) fn headline(event: &Event, server: &str) -> (Kind, u8, String) {
                 format!("policy failed, the request was denied: {policies}: {error}"),
             )
         }
+        Event::ToolsHidden { tools } => {
+            let tools = tools.join(", ");
+            (
+                Kind::ToolsHidden,
+                WARNING,
+                format!("tools are hidden for their names: {}", shown(&tools)),
+            )
+        }
         Event::LimitHit { reason, limit, .. } => (
             Kind::LimitHit,
             NOTICE,

@@ -165,6 +165,11 @@ impl Record {
                     self.raw("THV_ERROR", error);
                 }
             }
+            Event::ToolsHidden { tools } => {
+                for tool in tools.iter().take(MAX_REPEATED) {
+                    self.raw("THV_TOOL", tool);
+                }
+            }
             Event::LimitHit {
                 reason,
                 limit,
@@ -390,6 +395,9 @@ mod tests {
                 request_id,
                 policies: vec![text()],
                 errors: vec![text()],
+            },
+            Event::ToolsHidden {
+                tools: vec![text()],
             },
             Event::LimitHit {
                 reason: Reason::SessionLimit,

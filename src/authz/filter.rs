@@ -9,7 +9,7 @@ use super::decide::{Caller, Engine};
 use crate::{
     auth::Identity,
     json::{Kind, Value},
-    mcp::{Message, Target},
+    mcp::{Message, Target, edit::cuts},
 };
 
 /// How a list method's answer looks, and which call its elements advertise.
@@ -37,7 +37,10 @@ impl Engine {
         if elements.kind() != Kind::Array {
             return Some(answer.with(&[(elements.span(), b"[]")]));
         }
-        let cuts = cuts(elements, &self.caller(identity), &list);
+        let caller = self.caller(identity);
+        let cuts = cuts(elements, |index, element| {
+            index < MAX_LISTED && stays(element, &caller, &list)
+        });
         let cuts: Vec<(Range<usize>, &[u8])> =
             cuts.into_iter().map(|span| (span, &b""[..])).collect();
         if cuts.is_empty() {
@@ -46,35 +49,6 @@ impl Engine {
             Some(answer.with(&cuts))
         }
     }
-}
-
-/// The spans to leave out: each removed element with the separator on that side of it where one must go.
-fn cuts(elements: Value<'_>, caller: &Caller<'_>, list: &List) -> Vec<Range<usize>> {
-    let elements: Vec<(Range<usize>, bool)> = elements
-        .elements()
-        .enumerate()
-        .map(|(index, element)| {
-            (
-                element.span(),
-                index < MAX_LISTED && stays(element, caller, list),
-            )
-        })
-        .collect();
-    let mut kept_before = false;
-    let mut cuts = Vec::new();
-    for (index, (span, stays)) in elements.iter().enumerate() {
-        if *stays {
-            kept_before = true;
-        } else if kept_before {
-            cuts.push(elements[index - 1].0.end..span.end);
-        } else {
-            let end = elements
-                .get(index + 1)
-                .map_or(span.end, |(next, _)| next.start);
-            cuts.push(span.start..end);
-        }
-    }
-    cuts
 }
 
 fn stays(element: Value<'_>, caller: &Caller<'_>, list: &List) -> bool {

@@ -31,6 +31,10 @@ pub struct Lines<R> {
     /// How much of the buffer is known to hold no line end.
     scanned: usize,
     max: usize,
+    /// What comes is the rest of an overlong line.
+    skips: bool,
+    /// What that began with.
+    beginning: Bytes,
     ended: bool,
     pace: Option<Pace>,
 }
@@ -47,7 +51,7 @@ struct Pace {
 pub enum Line {
     /// Without its line end.
     Text(Bytes),
-    /// Longer than allowed. Nothing after it is read: there is no telling where the next would begin.
+    /// Longer than allowed. Who reads on has the next one.
     TooLong,
     /// The stream ended; an unfinished last line is not a message.
     End,
@@ -60,6 +64,8 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             buffer: BytesMut::new(),
             scanned: 0,
             max,
+            skips: false,
+            beginning: Bytes::new(),
             ended: false,
             pace: None,
         }
@@ -73,6 +79,11 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             read: 0,
         });
         self
+    }
+
+    /// What the line began with that was too long.
+    pub fn beginning(&self) -> &[u8] {
+        &self.beginning
     }
 
     /// The next line. Safe to drop and call again.
@@ -89,14 +100,22 @@ impl<R: AsyncRead + Unpin> Lines<R> {
                     // Not even what is left of the line's own memory is held on to.
                     self.buffer = BytesMut::new();
                 }
-                return Ok(if line.len() > self.max {
-                    Line::TooLong
-                } else {
-                    Line::Text(line)
-                });
+                if std::mem::take(&mut self.skips) {
+                    continue;
+                }
+                if line.len() > self.max {
+                    self.beginning = beginning(&line);
+                    return Ok(Line::TooLong);
+                }
+                return Ok(Line::Text(line));
+            }
+            if self.skips {
+                self.buffer = BytesMut::new();
             }
             self.scanned = self.buffer.len();
             if self.scanned > self.max {
+                self.beginning = beginning(&self.buffer);
+                self.skips = true;
                 return Ok(Line::TooLong);
             }
             if self.ended {
@@ -121,6 +140,10 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             }
         }
     }
+}
+
+fn beginning(line: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(&line[..line.len().min(MAX_BEGINNING)])
 }
 
 impl Pace {
@@ -209,6 +232,8 @@ pub fn flatten(message: &mut [u8]) {
 }
 
 const SECOND: Duration = Duration::from_secs(1);
+/// Bytes of an overlong line that are kept: enough to tell whose answer it was to be.
+const MAX_BEGINNING: usize = 256;
 /// Bytes of a line of standard error that are kept.
 const MAX_ERROR_LINE: usize = 2048;
 /// Lines of standard error kept in one second (probe-70).
@@ -240,9 +265,29 @@ mod tests {
         assert_eq!(seen, [text("{\"a\":1}"), text(""), text("{}"), Line::End]);
     }
 
-    /// probe-69: a line over the cap ends the reading, finished or not.
+    /// probe-69: a line over the cap is none, finished or not, and who reads on has the next one.
     #[tokio::test]
     async fn a_line_over_the_cap_is_refused_without_holding_it() {
+        let long = [b"x".repeat(300_000), b"\n{}\n123456\nend\n".to_vec()].concat();
+        let mut reader = Lines::new(&long[..], 5);
+        let mut seen = Vec::new();
+        while seen.last() != Some(&Line::End) {
+            seen.push(reader.next().await.unwrap());
+            assert!(reader.buffer.capacity() <= 4 * CHUNK);
+        }
+        let text = |t: &'static str| Line::Text(Bytes::from_static(t.as_bytes()));
+        assert_eq!(
+            seen,
+            [
+                Line::TooLong,
+                text("{}"),
+                Line::TooLong,
+                text("end"),
+                Line::End
+            ]
+        );
+        assert_eq!(reader.beginning(), b"123456");
+
         assert_eq!(
             lines(b"12345\n", 5).await,
             [Line::Text(Bytes::from_static(b"12345")), Line::End]

@@ -80,6 +80,8 @@ pub struct Config {
     pub proxies: Option<Proxies>,
     /// Whether clients of the transport of 2024-11-05 (HTTP+SSE) are served, too.
     pub legacy_sse: bool,
+    /// Whether tools may have names that MCP advises against.
+    pub any_tool_name: bool,
     pub auth: Auth,
     pub authz: Authz,
     pub sandbox: Sandbox,

@@ -102,7 +102,7 @@ pub(super) fn resolve(
         ));
         return None;
     }
-    let limits = resolve_limits(said.limits);
+    let limits = resolve_limits(said.limits, auth.as_ref());
     let beside = Beside {
         transport: transport.as_ref(),
         auth: auth.as_ref(),
@@ -129,6 +129,7 @@ pub(super) fn resolve(
         tls: tls?,
         proxies: proxies?,
         legacy_sse: said.legacy_sse.given_or(false),
+        any_tool_name: said.any_tool_name.given_or(false),
         auth: auth?,
         authz: authz?,
         sandbox: sandbox?,
@@ -306,7 +307,7 @@ fn network(
     Some(Network::Own(ways))
 }
 
-fn resolve_limits(said: LimitsFragment) -> Limits {
+fn resolve_limits(said: LimitsFragment, auth: Option<&Auth>) -> Limits {
     let count = |said: Said<u64>, default: usize| {
         said.given()
             .and_then(|n| usize::try_from(n).ok())
@@ -314,6 +315,11 @@ fn resolve_limits(said: LimitsFragment) -> Limits {
     };
     let sessions = count(said.sessions, 100);
     let connections = count(said.connections, 256);
+    // One user leaves room for another, where there can be another.
+    let share = match auth {
+        Some(Auth::None) => sessions,
+        _ => sessions.div_ceil(2),
+    };
     Limits {
         memory: said.memory.given_or(512 << 20),
         tasks: said.tasks.given_or(64),
@@ -324,7 +330,7 @@ fn resolve_limits(said: LimitsFragment) -> Limits {
         output: said.output.given_or(64 << 20),
         message: said.message.given_or(4 << 20),
         sessions,
-        sessions_per_user: count(said.sessions_per_user, sessions),
+        sessions_per_user: count(said.sessions_per_user, share),
         calls: count(said.calls, 4096),
         calls_per_user: count(said.calls_per_user, 1024),
         call_timeout: said.call_timeout.given_or(Duration::from_secs(5 * 60)),

@@ -335,6 +335,7 @@ fn summarize(out: &mut String, config: &Config) {
         tls,
         proxies,
         legacy_sse,
+        any_tool_name,
         auth,
         authz,
         sandbox,
@@ -359,6 +360,9 @@ fn summarize(out: &mut String, config: &Config) {
     }
     if *legacy_sse {
         writeln!(out, "legacy-sse").unwrap();
+    }
+    if *any_tool_name {
+        writeln!(out, "any-tool-name").unwrap();
     }
     if *transport != Transport::Stdio {
         writeln!(out, "{transport:#?}").unwrap();

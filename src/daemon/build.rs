@@ -139,6 +139,7 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         audit: setup.audit.clone(),
         scope: config.scope,
         pass_identity: config.pass_identity,
+        any_tool_name: config.any_tool_name,
         warm: config.warm,
         exit_idle: config.limits.exit_idle,
         sessions: (config.limits.sessions, config.limits.sessions_per_user),

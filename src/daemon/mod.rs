@@ -50,7 +50,7 @@ pub struct Setup {
     /// Reads the configuration; called again when its files have changed.
     pub load: Box<dyn Fn() -> Result<Config, Problems> + Send + Sync>,
     /// Says whether the files may have changed since the last look.
-    pub changed: Box<dyn FnMut() -> bool + Send>,
+    pub changed: Box<dyn FnMut() -> bool + Send + Sync>,
     pub listener: Listener,
     /// How to reach the runner, and the key that it knows.
     pub runner: Connection,

@@ -1,15 +1,63 @@
 //! A new configuration for a gateway that runs: refused in words, or a reason to make way.
 //!
 //! Nothing that runs is changed in place. Each decision is made by the one
-//! configuration that its process was built with (fault-52).
+//! configuration that its process was built with (fault-52). What is new is tried beside
+//! the loop: reading policies takes long, and nobody's request waits for that.
 
-use tracing::{info, warn};
+use std::sync::Arc;
+
+use tokio::task::{JoinHandle, spawn_blocking};
+use tracing::{error, info, warn};
 
 use super::{Setup, build::build, edge, record_refusal};
-use crate::pipeline::Gateway;
+use crate::{pipeline::Gateway, sys::memory};
 
-/// Whether `gateway` should make way for one that has read what the files say now.
-pub(super) fn wants_another(gateway: &Gateway, setup: &Setup) -> bool {
+/// The trial of what the files say now, while there is one.
+#[derive(Default)]
+pub(super) struct Trial {
+    running: Option<JoinHandle<bool>>,
+    /// Asked for once more: it may have read what has changed since.
+    again: bool,
+}
+
+impl Trial {
+    /// Begins one, or has one follow that which runs.
+    pub(super) fn begin(&mut self, gateway: &Gateway, setup: &Arc<Setup>) {
+        if self.running.is_some() {
+            self.again = true;
+            return;
+        }
+        let (digest, setup) = (gateway.config.digest.clone(), setup.clone());
+        let trial = spawn_blocking(move || {
+            let wants = wants_another(&digest, &setup);
+            memory::give_back();
+            wants
+        });
+        self.running = Some(trial);
+    }
+
+    /// Waits until one has found a reason to make way. Safe to drop and call again.
+    pub(super) async fn succeeds(&mut self, gateway: &Gateway, setup: &Arc<Setup>) {
+        loop {
+            let Some(running) = &mut self.running else {
+                return std::future::pending().await;
+            };
+            let wants = running.await;
+            self.running = None;
+            match wants {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(failed) => error!(%failed, "the changed configuration could not be tried"),
+            }
+            if std::mem::take(&mut self.again) {
+                self.begin(gateway, setup);
+            }
+        }
+    }
+}
+
+/// Whether a gateway of this configuration should make way for one that has read what the files say now.
+fn wants_another(digest: &str, setup: &Setup) -> bool {
     // All that a start would do, but for the start.
     let tried = (setup.load)().and_then(|config| {
         edge::entrance(&config, setup).1?;
@@ -17,7 +65,7 @@ pub(super) fn wants_another(gateway: &Gateway, setup: &Setup) -> bool {
         build(config, setup).map(|_| digest)
     });
     match tried {
-        Ok(digest) if digest == gateway.config.digest => {
+        Ok(tried) if tried == digest => {
             info!("nothing in the configuration has changed");
             false
         }
@@ -30,5 +78,99 @@ pub(super) fn wants_another(gateway: &Gateway, setup: &Setup) -> bool {
             warn!("the changed configuration is refused, going on with the one from before");
             false
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs, net::TcpListener, path::Path, path::PathBuf, sync::Mutex, sync::mpsc, time::Duration,
+    };
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::{
+        audit::Audit,
+        child::Connection,
+        config::{self, OwnerRule, ServerName},
+        egress::Resolver,
+        http::peer::Listener,
+        systemd::{Credentials, Notifier},
+        time::Clock,
+    };
+
+    const GOOD: &str = "command = [\"/bin/sh\"]\nresource = \"http://localhost/x\"\nauthz.allow = \"authenticated\"\nauth.mode = \"none\"\n";
+
+    fn write(root: &Path, text: &str) {
+        let servers = root.join("etc/thv/servers");
+        fs::create_dir_all(&servers).unwrap();
+        fs::write(servers.join("it.toml"), text).unwrap();
+    }
+
+    /// What a gateway is run with that reads its files when it is told to.
+    fn setup(root: PathBuf) -> (Arc<Setup>, mpsc::Sender<()>) {
+        let server = ServerName::parse("it").unwrap();
+        let (audit, _) = Audit::memory(&server);
+        let (go_on, wait) = mpsc::channel();
+        let (name, wait) = (server.clone(), Mutex::new(wait));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let setup = Setup {
+            server,
+            load: Box::new(move || {
+                let patience = Duration::from_secs(60);
+                wait.lock()
+                    .unwrap()
+                    .recv_timeout(patience)
+                    .expect("the loop goes on");
+                config::load(&root, &name, OwnerRule::RootOrCaller)
+            }),
+            changed: Box::new(|| false),
+            listener: Listener::from_fd(listener.into()).unwrap(),
+            runner: Connection::Path("/nowhere".into()),
+            key: String::new(),
+            credentials: Credentials::default(),
+            audit,
+            clock: Clock::system(),
+            resolver: Resolver::system(),
+            state: None,
+            notifier: Notifier::none(),
+            may_exit: true,
+        };
+        (Arc::new(setup), go_on)
+    }
+
+    /// fault-51: what a reload reads keeps nobody waiting: here it is the loop that lets it read. What is
+    /// refused or has not changed is no reason to make way, and a reload during a reload reads once more.
+    #[tokio::test]
+    async fn a_new_configuration_is_tried_beside_the_loop() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), GOOD);
+        let (setup, go_on) = setup(root.path().to_owned());
+        go_on.send(()).unwrap();
+        let (gateway, _) = build((setup.load)().unwrap(), &setup).unwrap();
+        let mut trial = Trial::default();
+        let ended = |trial: &Trial| trial.running.as_ref().is_none_or(JoinHandle::is_finished);
+        for text in [GOOD.to_owned(), GOOD.replace("command", "comand")] {
+            write(root.path(), &text);
+            trial.begin(&gateway, &setup);
+            go_on.send(()).unwrap();
+            while !ended(&trial) {
+                tokio::task::yield_now().await;
+            }
+            let wants = timeout(Duration::ZERO, trial.succeeds(&gateway, &setup)).await;
+            assert!(wants.is_err() && trial.running.is_none(), "{text}");
+        }
+        // Asked for twice, the second time for what was written after the first had begun.
+        trial.begin(&gateway, &setup);
+        trial.begin(&gateway, &setup);
+        go_on.send(()).unwrap();
+        while !ended(&trial) {
+            tokio::task::yield_now().await;
+        }
+        write(root.path(), &format!("# edited\n{GOOD}"));
+        go_on.send(()).unwrap();
+        trial.succeeds(&gateway, &setup).await;
+        assert!(trial.running.is_none() && !trial.again);
     }
 }

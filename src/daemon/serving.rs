@@ -17,7 +17,7 @@ use crate::{
         build::Launching,
         edge::{Reloading, places},
         refusing::refuse,
-        reload,
+        reload::Trial,
     },
     http::{Entrance, Refusal, peer::Listener},
     pipeline::{self, Gateway},
@@ -45,6 +45,8 @@ pub(super) async fn serve(
     let has_room =
         |taken| taken < places || (taken < places + SPARE && entrance.roster.has_room_to_make());
     let mut tls = Reloading::new(&entrance, &setup.clock);
+    let setup = Arc::new(setup);
+    let mut trial = Trial::default();
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut quiet_since = Instant::now();
@@ -100,9 +102,10 @@ pub(super) async fn serve(
                 break;
             }
             told = signals.next() => match told {
-                Told::Reload if !reload::wants_another(&gateway, &setup) => {}
-                Told::Reload | Told::Stop => break,
+                Told::Reload => trial.begin(&gateway, &setup),
+                Told::Stop => break,
             },
+            () = trial.succeeds(&gateway, &setup) => break,
         }
     }
 

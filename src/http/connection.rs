@@ -216,7 +216,7 @@ pub(super) async fn told(mut drain: watch::Receiver<bool>, activity: Option<&Act
 /// one (h1-20, conn-1).
 const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 /// Header lines of one request (h1-12).
-const MAX_HEADERS: usize = 64;
+pub(super) const MAX_HEADERS: usize = 64;
 /// How long a connection that was accepted, and has said nothing, is waited for when draining.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// How long an HTTP/2 client may take to leave when it is told to.

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{
     chunked::Chunks,
+    connection::MAX_HEADERS,
     guarded::{Rest, Watch},
 };
 use crate::http::Refusal;
@@ -177,7 +178,11 @@ fn framing(head: &[u8]) -> Result<At, Refusal> {
     let old = request_line(lines.next().unwrap_or_default())?;
     let mut length = None;
     let mut chunked = false;
-    for line in lines.take_while(|line| !line.is_empty()) {
+    for (count, line) in lines.take_while(|line| !line.is_empty()).enumerate() {
+        // The server behind this would say so as well, but leaves no record.
+        if count == MAX_HEADERS {
+            return Err(Refusal::HeadTooLarge);
+        }
         let colon = line
             .iter()
             .position(|byte| *byte == b':')

@@ -1,4 +1,7 @@
-//! An object with some of its members changed, and every other byte where it was.
+//! An object with some of its members changed, or an array without some of its elements, and
+//! every other byte where it was.
+
+use std::ops::Range;
 
 use crate::json::Value;
 
@@ -9,6 +12,34 @@ pub enum Fate {
     Goes,
     /// It has this value (JSON) instead.
     Becomes(Vec<u8>),
+}
+
+/// The spans to leave out of the array for those elements to go that do not stay, by index and
+/// value: each with the separator on that side of it where one must go.
+pub fn cuts(
+    array: Value<'_>,
+    mut stays: impl FnMut(usize, Value<'_>) -> bool,
+) -> Vec<Range<usize>> {
+    let elements: Vec<(Range<usize>, bool)> = array
+        .elements()
+        .enumerate()
+        .map(|(index, element)| (element.span(), stays(index, element)))
+        .collect();
+    let mut kept_before = false;
+    let mut cuts = Vec::new();
+    for (index, (span, stays)) in elements.iter().enumerate() {
+        if *stays {
+            kept_before = true;
+        } else if kept_before {
+            cuts.push(elements[index - 1].0.end..span.end);
+        } else {
+            let end = elements
+                .get(index + 1)
+                .map_or(span.end, |(next, _)| next.start);
+            cuts.push(span.start..end);
+        }
+    }
+    cuts
 }
 
 /// The text of `object` with the members `first` (JSON, without a comma at the end) before

@@ -17,6 +17,8 @@ pub struct Wanted {
     pub resources: bool,
     /// URIs of resources whose changes are of interest.
     pub uris: Vec<String>,
+    /// Ids of tasks whose standing is.
+    pub tasks: Vec<String>,
 }
 
 impl Wanted {
@@ -27,20 +29,24 @@ impl Wanted {
             let wants = wanted.and_then(|wanted| wanted.get(name));
             wants.and_then(Value::as_bool) == Some(true)
         };
-        let mut uris: Vec<String> = wanted
-            .and_then(|wanted| wanted.get("resourceSubscriptions"))
-            .iter()
-            .flat_map(|uris| uris.elements())
-            .filter_map(|uri| uri.as_str().map(String::from))
-            .take(MAX_URIS)
-            .collect();
-        uris.sort_unstable();
-        uris.dedup();
+        let named = |name| {
+            let mut named: Vec<String> = wanted
+                .and_then(|wanted| wanted.get(name))
+                .iter()
+                .flat_map(|all| all.elements())
+                .filter_map(|one| one.as_str().map(String::from))
+                .take(MAX_URIS)
+                .collect();
+            named.sort_unstable();
+            named.dedup();
+            named
+        };
         Self {
             tools: wants("toolsListChanged"),
             prompts: wants("promptsListChanged"),
             resources: wants("resourcesListChanged"),
-            uris,
+            uris: named("resourceSubscriptions"),
+            tasks: named("taskIds"),
         }
     }
 
@@ -51,11 +57,11 @@ impl Wanted {
             tools: tells("tools"),
             prompts: tells("prompts"),
             resources: tells("resources"),
-            uris: Vec::new(),
+            ..Self::default()
         }
     }
 
-    /// What of it a server with these capabilities can tell.
+    /// What of it a server with these capabilities can tell; of its tasks they say nothing.
     pub fn told_by(mut self, capabilities: &serde_json::Value) -> Self {
         let all = Self::all_of(capabilities);
         self.tools &= all.tools;
@@ -117,6 +123,9 @@ impl Wanted {
         if !self.uris.is_empty() {
             wanted["resourceSubscriptions"] = json!(self.uris);
         }
+        if !self.tasks.is_empty() {
+            wanted["taskIds"] = json!(self.tasks);
+        }
         wanted
     }
 }
@@ -153,7 +162,7 @@ pub fn unlabelled(message: &Message) -> Vec<u8> {
 pub const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
 /// The member of `_meta` that names a subscription.
 pub const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
-/// Resources that one subscription may name; further ones are not acknowledged.
+/// Resources that one subscription may name, and tasks; further ones are not acknowledged.
 pub const MAX_URIS: usize = 64;
 
 #[cfg(test)]

@@ -55,6 +55,25 @@ pub enum Standing<'a> {
 pub fn modern(task: Value<'_>, kind: &str, standing: &Standing<'_>, meta: &[u8]) -> Vec<u8> {
     let mut out = b"{".to_vec();
     member(&mut out, "resultType", json!(kind).to_string().as_bytes());
+    out.push(b',');
+    detailed(&mut out, task, standing);
+    out.push(b',');
+    member(&mut out, "_meta", meta);
+    out.push(b'}');
+    out
+}
+
+/// What a modern subscription is told of a legacy server's task: all that `tasks/get` would say.
+pub fn told(task: Value<'_>, standing: &Standing<'_>) -> Vec<u8> {
+    let mut out = format!(r#"{{"jsonrpc":"2.0","method":"{TOLD}","params":{{"#).into_bytes();
+    detailed(&mut out, task, standing);
+    out.extend_from_slice(b"}}");
+    out
+}
+
+/// The members of a modern task.
+fn detailed(out: &mut Vec<u8>, task: Value<'_>, standing: &Standing<'_>) {
+    let start = out.len();
     let status = match standing {
         Standing::Said => None,
         Standing::Working => Some(&b"\"working\""[..]),
@@ -70,8 +89,10 @@ pub fn modern(task: Value<'_>, kind: &str, standing: &Standing<'_>, meta: &[u8])
             ("ttl", ..) => b"null",
             _ => continue,
         };
-        out.push(b',');
-        member(&mut out, modern, value);
+        if out.len() > start {
+            out.push(b',');
+        }
+        member(out, modern, value);
     }
     match standing {
         Standing::Said | Standing::Working => {}
@@ -85,7 +106,7 @@ pub fn modern(task: Value<'_>, kind: &str, standing: &Standing<'_>, meta: &[u8])
             }
             all.push(b'}');
             out.push(b',');
-            member(&mut out, "inputRequests", &all);
+            member(out, "inputRequests", &all);
         }
         Standing::Ended(outcome) => {
             let (name, value) = match outcome {
@@ -94,13 +115,9 @@ pub fn modern(task: Value<'_>, kind: &str, standing: &Standing<'_>, meta: &[u8])
                 Err(error) => ("error", error.raw().to_vec()),
             };
             out.push(b',');
-            member(&mut out, name, &value);
+            member(out, name, &value);
         }
     }
-    out.push(b',');
-    member(&mut out, "_meta", meta);
-    out.push(b'}');
-    out
 }
 
 /// The modern answer to what is about tasks, or to a call that its server runs as one alone, for a
@@ -119,6 +136,9 @@ pub fn missing(id: &Id) -> Vec<u8> {
     text
 }
 
+/// The notification that says how a task stands, as the extension has it, and 2025-11-25.
+pub const TOLD: &str = "notifications/tasks";
+pub const TOLD_BY_LEGACY: &str = "notifications/tasks/status";
 /// What a task says of itself: its name in 2025-11-25, and the extension's.
 const NAMES: [(&str, &str); 7] = [
     ("taskId", "taskId"),

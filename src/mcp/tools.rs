@@ -1,5 +1,6 @@
 //! What a server's list of tools says to those between: which parameters are said in
-//! headers, too (`Mcp-Param-*`, mcp-T16), and which tools run only as tasks.
+//! headers, too (`Mcp-Param-*`, mcp-T16), which tools run as tasks, and which have names that
+//! MCP advises against.
 //!
 //! Pure. Used by `child` towards servers that speak HTTP, and by `session` for what
 //! clients say in headers and for tasks of another era.
@@ -8,7 +9,38 @@ use std::collections::{HashMap, HashSet};
 
 use http::HeaderName;
 
-use crate::json::{Kind, Value};
+use crate::{
+    json::{Kind, Value},
+    mcp::{Message, edit::cuts},
+};
+
+/// Whether a tool's name is of what MCP advises: no other can be taken for it (json-21).
+pub fn is_plain(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(plain)
+}
+
+/// The answer to `tools/list` without the tools of other names, and these names, cut short; `None`
+/// if there are none.
+pub fn without_odd(answer: &Message) -> Option<(Vec<u8>, Vec<String>)> {
+    let tools = answer.root().get("result")?.get("tools")?;
+    if tools.kind() != Kind::Array {
+        return None;
+    }
+    let mut odd = Vec::new();
+    let cuts = cuts(tools, |_, tool| {
+        let name = tool.get("name").and_then(Value::as_str);
+        let name = name.filter(|name| !is_plain(name));
+        if let Some(name) = &name
+            && odd.len() < MAX_TOLD
+        {
+            odd.push(name.chars().take(MAX_NAME).collect());
+        }
+        name.is_none()
+    });
+    let cuts: Vec<_> = cuts.into_iter().map(|span| (span, &b""[..])).collect();
+    (!cuts.is_empty()).then(|| (answer.with(&cuts), odd))
+}
 
 /// One parameter: where it stands in the arguments, and its header.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -30,8 +62,17 @@ impl Mirrored {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Tool {
     pub mirrored: Vec<Mirrored>,
-    /// A legacy server runs it as a task, or not at all.
-    pub is_task: bool,
+    /// Whether a legacy server runs it as a task.
+    pub task: Option<TaskSupport>,
+}
+
+/// How a legacy server runs a tool as a task.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TaskSupport {
+    /// For whoever asks for one.
+    Optional,
+    /// So, or not at all.
+    Required,
 }
 
 /// The tools of one server of which there is anything to be known.
@@ -51,11 +92,15 @@ impl Tools {
             };
             let known = Tool {
                 mirrored: mirrored(tool),
-                is_task: tool
+                task: tool
                     .get("execution")
                     .and_then(|execution| execution.get("taskSupport"))
                     .and_then(Value::as_str)
-                    .is_some_and(|support| support == "required"),
+                    .and_then(|support| match support.as_ref() {
+                        "optional" => Some(TaskSupport::Optional),
+                        "required" => Some(TaskSupport::Required),
+                        _ => None,
+                    }),
             };
             if known == Tool::default() {
                 self.0.remove(name.as_ref());
@@ -116,6 +161,9 @@ const ANNOTATION: &str = "x-mcp-header";
 const MAX_TOOLS: usize = 1024;
 const MAX_PARAMETERS: usize = 32;
 const MAX_DEPTH: usize = 8;
+/// Characters of a name, and names that are told of one list.
+const MAX_NAME: usize = 128;
+const MAX_TOLD: usize = 16;
 
 #[cfg(test)]
 mod tests {
@@ -136,7 +184,8 @@ mod tests {
             r#"{"tools":[{"name":"t","inputSchema":{"properties":{"a":{"x-mcp-header":"A"},"n":{"x-mcp-header":"a b"},
                 "o":{"properties":{"d\u0065ep":{"x-mcp-header":"Deep"}},"items":{"properties":{"i":{"x-mcp-header":"I"}}}}}}},
               {"name":"twice","inputSchema":{"properties":{"a":{"x-mcp-header":"X"},"b":{"x-mcp-header":"x"}}}},
-              {"name":"plain","inputSchema":{}},{"name":"slow","execution":{"taskSupport":"required"}},7]}"#,
+              {"name":"plain","inputSchema":{}},{"name":"slow","execution":{"taskSupport":"required"}},
+              {"name":"either","execution":{"taskSupport":"optional"}},{"name":"never","execution":{"taskSupport":"forbidden"}},7]}"#,
         );
         tools.learn(list.root());
         let headers = |name| -> Vec<_> {
@@ -146,13 +195,63 @@ mod tests {
         assert_eq!(headers("t"), ["mcp-param-a", "mcp-param-deep"]);
         assert_eq!(tools.get("twice"), None);
         assert_eq!(tools.get("plain"), None);
-        assert!(tools.get("slow").unwrap().is_task);
+        let task = |name| tools.get(name).and_then(|tool| tool.task);
+        assert_eq!(task("slow"), Some(TaskSupport::Required));
+        assert_eq!(task("either"), Some(TaskSupport::Optional));
+        assert_eq!(tools.get("never"), None);
         let arguments = message(r#"{"a":null,"o":{"deep":[1]}}"#);
         let said = |at: usize| {
             let mirrored = &tools.get("t").unwrap().mirrored[at];
             mirrored.value(Some(arguments.root())).map(Value::raw)
         };
         assert_eq!((said(0), said(1)), (None, Some(&b"[1]"[..])));
+    }
+
+    /// json-21: what looks like another name, like nothing or like a path is none, and all else of the list keeps its bytes.
+    #[test]
+    fn tools_of_odd_names_are_in_no_list() {
+        let long = "x".repeat(128);
+        for plain in ["echo", "a", "0", "A.b-c_D", &long] {
+            assert!(is_plain(plain), "{plain}");
+        }
+        let longer = "x".repeat(129);
+        for odd in [
+            "",
+            "a ",
+            "a b",
+            "é",
+            "e\u{301}",
+            "ｅcho",
+            "\u{435}cho",
+            "\u{202e}x",
+            "a\u{200b}",
+            "../x",
+            "a/b",
+            "a\0",
+            "a\n",
+            &longer,
+        ] {
+            assert!(!is_plain(odd), "{odd:?}");
+        }
+        let list = |tools: &str| {
+            let text = format!(r#"{{"id":1,"result":{{ "tools" :[{tools}],"n":1.0}}}}"#);
+            without_odd(&message(&text)).map(|(text, odd)| (String::from_utf8(text).unwrap(), odd))
+        };
+        assert_eq!(list(r#"{"name":"a"},{"name":"b"},7"#), None);
+        let (text, odd) =
+            list(r#"{"name":"a b"}, {"name":"ok", "x":1e0}, {"name":"\u00e9"} ,{"name":"z"}"#)
+                .unwrap();
+        assert_eq!(
+            text,
+            r#"{"id":1,"result":{ "tools" :[{"name":"ok", "x":1e0} ,{"name":"z"}],"n":1.0}}"#
+        );
+        assert_eq!(odd, ["a b", "é"]);
+        let many = vec![r#"{"name":"?"}"#; 100].join(",");
+        let (text, odd) = list(&many).unwrap();
+        assert_eq!(
+            (text.as_str(), odd.len()),
+            (r#"{"id":1,"result":{ "tools" :[],"n":1.0}}"#, 16)
+        );
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::{
     http::{Refusal, Response, body::Events, reply},
     json::Kind,
     mcp::{Call, CallError, Id, Message, method},
-    session::{Exchange, Sent},
+    session::{self, Exchange, Sent},
 };
 
 /// Whether the body can only be a batch.
@@ -21,7 +21,7 @@ pub(super) fn is_one(body: &[u8]) -> bool {
     body.trim_ascii_start().first() == Some(&b'[')
 }
 
-pub(super) fn answer(
+pub(super) async fn answer(
     gateway: &Gateway,
     head: &Parts,
     identity: &Identity,
@@ -36,21 +36,12 @@ pub(super) fn answer(
     if !session.speaks(VERSION) {
         return Err(NONE_HERE.into());
     }
-    let batch = Message::parse(body).map_err(|_| Refusal::Call(CallError::NotJson))?;
-    let messages: Vec<Bytes> = batch
-        .root()
-        .elements()
-        .take(MAX_MESSAGES + 1)
-        .map(|message| batch.bytes().slice(message.span()))
-        .collect();
-    if batch.root().kind() != Kind::Array || messages.is_empty() || messages.len() > MAX_MESSAGES {
-        return Err(Refusal::Call(CallError::Invalid("a batch is empty or too long")).into());
-    }
+    let calls = session::aside(body.len(), move || calls(body)).await;
     let (mut refused, mut exchanges) = (Vec::new(), Vec::new());
-    for message in messages {
+    for call in calls.map_err(Refusal::Call)? {
         let mut record = record.clone();
         record.request_id = RequestId::random();
-        match one(gateway, head, identity, message, &mut record) {
+        match one(gateway, head, identity, call, &mut record) {
             Ok(Some(Answer::Coming(id, exchange))) => exchanges.push((id, exchange)),
             Ok(Some(Answer::Here(answer))) => refused.push(answer),
             Ok(None) => {}
@@ -68,6 +59,22 @@ pub(super) fn answer(
     Ok(reply::events(Events::batch(refused, exchanges)))
 }
 
+/// The messages of it, each read by itself.
+fn calls(body: Bytes) -> Result<Vec<Result<Call, CallError>>, CallError> {
+    let batch = Message::parse(body).map_err(|_| CallError::NotJson)?;
+    let root = batch.root();
+    let messages: Vec<Bytes> = root
+        .elements()
+        .take(MAX_MESSAGES + 1)
+        .map(|message| batch.bytes().slice(message.span()))
+        .collect();
+    if root.kind() != Kind::Array || messages.is_empty() || messages.len() > MAX_MESSAGES {
+        return Err(CallError::Invalid("a batch is empty or too long"));
+    }
+    let read = |message| Call::read(message, false);
+    Ok(messages.into_iter().map(read).collect())
+}
+
 enum Answer {
     Here(Bytes),
     Coming(Id, Exchange),
@@ -78,10 +85,10 @@ fn one(
     gateway: &Gateway,
     head: &Parts,
     identity: &Identity,
-    message: Bytes,
+    call: Result<Call, CallError>,
     record: &mut Decision,
 ) -> Result<Option<Answer>, Refused> {
-    let call = Call::read(message, false).map_err(Refusal::Call)?;
+    let call = call.map_err(Refusal::Call)?;
     record.method = Some(call.method().to_owned());
     record.aim = (&call.target()).into();
     let id = call.id().cloned();

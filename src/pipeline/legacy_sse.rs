@@ -33,7 +33,7 @@ use crate::{
         reply, route,
     },
     mcp::{Call, CallError, Era, method, version},
-    session::{NoSession, OpenError, SendError, Sent, Session},
+    session::{self, NoSession, OpenError, SendError, Sent, Session},
     sys::random,
 };
 
@@ -159,7 +159,9 @@ pub(super) async fn post(
         .clients
         .find(identity, id)
         .map_err(Refusal::NoSession)?;
-    let call = Call::read(body, false).map_err(Refusal::Call)?;
+    let call = session::aside(body.len(), move || Call::read(body, false))
+        .await
+        .map_err(Refusal::Call)?;
     record.method = Some(call.method().to_owned());
     record.aim = (&call.target()).into();
     let id = call.id().cloned();

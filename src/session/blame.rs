@@ -19,6 +19,15 @@ impl Session {
 
 /// The number at the outermost `id` of what is nearly an answer; none where there are several, or a method.
 pub(super) fn answered(line: &[u8]) -> Option<u64> {
+    named(line, false)
+}
+
+/// The same of a line that is known by its beginning alone.
+pub(super) fn begins_to_answer(beginning: &[u8]) -> Option<u64> {
+    named(beginning, true)
+}
+
+fn named(line: &[u8], is_cut: bool) -> Option<u64> {
     let mut found = None;
     let mut answers = false;
     // A byte order mark is no part of JSON either.
@@ -31,7 +40,10 @@ pub(super) fn answered(line: &[u8]) -> Option<u64> {
         match line[at] {
             b'"' => {
                 let start = at + 1;
-                let end = string_end(line, start)?;
+                let end = match string_end(line, start) {
+                    None if is_cut => break,
+                    end => end?,
+                };
                 at = end;
                 if depth == 1 && is_name(&line[end + 1..]) {
                     match &line[start..end] {
@@ -119,6 +131,18 @@ mod tests {
             ("\"\\", None),
         ] {
             assert_eq!(answered(line.as_bytes()), number, "{line}");
+        }
+        for (line, number) in [
+            (r#"{"jsonrpc":"2.0","id":7,"result":{"half"#, Some(7)),
+            (
+                r#"{"jsonrpc":"2.0","id":7,"result":{"id":8,"a":[1"#,
+                Some(7),
+            ),
+            (r#"{"jsonrpc":"2.0","id":7"#, None),
+            (r#"{"result":{"half"#, None),
+            (r#"called with {"id":7,"result":{"half"#, None),
+        ] {
+            assert_eq!(begins_to_answer(line.as_bytes()), number, "{line}");
         }
     }
 }

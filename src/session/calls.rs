@@ -101,7 +101,7 @@ impl Session {
             return Err(SendError::NotAsked);
         }
         self.log_from(&mut state, call)?;
-        let wanted = self.subscribes(call);
+        let wanted = self.subscribes(&state, call);
         if let Some(wanted) = &wanted {
             self.subscribe(&mut state, wanted)?;
         }
@@ -143,6 +143,7 @@ impl Session {
         );
         if let Some(call) = state.in_flight.get(&number) {
             call.acknowledge();
+            self.look_at_watched(&mut state, now);
         }
         if let Some(text) = told
             && let Some(call) = state.in_flight.remove(&number)
@@ -210,15 +211,18 @@ impl Session {
     pub(super) fn answer(&self, number: u64, answer: Answer, message: &Message) -> Answered {
         let mut state = self.state();
         let asked = number;
-        if self.result_answered(&mut state, asked, answer, message) {
+        if self.result_answered(&mut state, asked, answer, message)
+            || self.look_answered(&mut state, asked, answer, message)
+        {
             return Answered::Delivered;
         }
         let number = state.reversed.first(number);
         let waits = state.in_flight.get_mut(&number);
-        if let Some(input) = waits.and_then(|call| call.input.as_deref_mut())
-            && input.waits
-        {
-            input.keep(answer, message);
+        if let Some(call) = waits.filter(|call| call.waits()) {
+            let goes_on = call.makes_task() && answer == Answer::Result;
+            if let Some(input) = call.input.as_deref_mut() {
+                input.keep(answer, message, goes_on);
+            }
             return Answered::Delivered;
         }
         match state.in_flight.remove(&number) {
@@ -235,20 +239,32 @@ impl Session {
                 } else {
                     Some(call)
                 };
-                let call = match call {
-                    Some(call) if call.task.is_some() && answer != Answer::Neither => {
-                        self.task_answered(&mut state, number, call, message)
-                    }
-                    call => call,
-                };
                 if let Some(call) = call {
-                    self.deliver(&mut state, call, answer, message);
+                    self.answered(&mut state, number, call, (answer, message));
                 }
                 Answered::Delivered
             }
             // Cancelled or timed out: the child could not know (fault-17).
             None if (1..state.next).contains(&number) => Answered::Late,
             None => Answered::Unknown,
+        }
+    }
+
+    /// What the child has answered to a call, which may be a task.
+    pub(super) fn answered(
+        &self,
+        state: &mut State,
+        number: u64,
+        call: InFlight,
+        (answer, message): (Answer, &Message),
+    ) {
+        let call = if call.task.is_some() && answer != Answer::Neither {
+            self.task_answered(state, number, call, message)
+        } else {
+            Some(call)
+        };
+        if let Some(call) = call {
+            self.deliver(state, call, answer, message);
         }
     }
 
@@ -267,6 +283,9 @@ impl Session {
         if self.era == Era::Modern && call.list == Some(method::TOOLS) {
             self.tools.learn(message);
         }
+        let cut = call.list == Some(method::TOOLS);
+        let cut = cut.then(|| self.without_odd_tools(message)).flatten();
+        let message = cut.as_ref().unwrap_or(message);
         let lacked = call.input.as_ref().and_then(|input| input.lacked);
         let text = Bytes::from(match (self.bridge.get(), lacked) {
             // It would have asked, and could not go on without.

@@ -325,6 +325,8 @@ impl Session {
             }
         }
         self.look_after_tasks(&mut state, now);
+        self.give_up_results(&mut state, now);
+        self.look_at_watched(&mut state, now);
         state.listening.sweep(now);
         state.in_flight.is_empty() && now.duration_since(state.last_used) >= idle
     }

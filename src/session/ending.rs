@@ -71,7 +71,11 @@ pub(super) trait Served: Send + Sync + 'static {
     /// The request of that number will have no answer.
     fn fail_one(&self, number: u64, failure: Failure);
     /// Reads what the child says until that ends.
-    fn hear(&self, stdout: Output, reading: stdio::Reading) -> impl Future<Output = ()> + Send;
+    fn hear(
+        self: Arc<Self>,
+        stdout: Output,
+        reading: stdio::Reading,
+    ) -> impl Future<Output = ()> + Send;
 }
 
 impl Served for Session {
@@ -111,7 +115,7 @@ impl Served for Session {
         self.fail_one(number, failure);
     }
 
-    async fn hear(&self, stdout: Output, reading: stdio::Reading) {
+    async fn hear(self: Arc<Self>, stdout: Output, reading: stdio::Reading) {
         pump::run(self, stdout, reading).await;
     }
 }
@@ -144,7 +148,7 @@ pub(super) async fn tend(
     let input = streams.spawn(write(session.clone(), lines, stdin));
     let speaker = session.clone();
     streams.spawn(async move {
-        speaker.hear(stdout, reading).await;
+        speaker.clone().hear(stdout, reading).await;
         speaker.hang_up();
     });
     for errors in errors {

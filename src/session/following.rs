@@ -1,8 +1,9 @@
 //! A modern child's task, for a legacy client, which knows nothing of such tasks: it waits
 //! for the answer to its call as ever.
 //!
-//! The child is asked how the task stands as often as it says; what it asks meanwhile goes
-//! to the client as a request; and the call's end, whoever makes it, is the task's.
+//! The child is asked how the task stands as often as it says, and asked to say so by itself;
+//! what it asks meanwhile goes to the client as a request; and the call's end, whoever makes
+//! it, is the task's.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -11,20 +12,22 @@ use tokio::time::Instant;
 
 use crate::{
     json::Value,
-    mcp::{Message, input, reverse::ModernServer},
+    mcp::{Message, input, reverse::ModernServer, subscription::Wanted},
     session::{
         Session,
         calls::{Answer, InFlight},
         conversation::State,
         exchange::Failure,
         own::OwnMessage,
+        reversed::Again,
     },
 };
 
 /// The task that a call has become.
 pub(super) struct Following {
-    /// Its id, as JSON.
+    /// Its id, as JSON and as it reads.
     task: Bytes,
+    name: String,
     /// When the child is asked next; never while it is being asked.
     due: Option<Instant>,
     every: Duration,
@@ -47,12 +50,14 @@ impl Session {
         mut call: InFlight,
         result: Value<'_>,
     ) -> Option<InFlight> {
-        let task = result.get("taskId").filter(|task| task.as_str().is_some());
-        let (Some(task), Some(again)) = (task, call.again.as_deref_mut()) else {
+        let task = result.get("taskId");
+        let task = task.and_then(|task| Some((task, task.as_str()?)));
+        let (Some((task, name)), Some(again)) = (task, call.again.as_deref_mut()) else {
             return Some(call);
         };
         let mut following = Following {
             task: Bytes::copy_from_slice(task.raw()),
+            name: name.into_owned(),
             due: None,
             every: pause(result),
             answered: HashSet::new(),
@@ -60,7 +65,49 @@ impl Session {
         following.rest();
         again.task = Some(following);
         state.in_flight.insert(number, call);
+        self.watch_tasks(state);
         None
+    }
+
+    /// Has the child say by itself how the tasks stand that calls have become.
+    fn watch_tasks(&self, state: &mut State) {
+        let Some(server) = self.reversed.get() else {
+            return;
+        };
+        let following = state.in_flight.values().filter_map(InFlight::following);
+        let wanted = Wanted {
+            tasks: following.map(|it| it.name.clone()).collect(),
+            ..Wanted::default()
+        };
+        let before = state.reversed.watching.take();
+        state.reversed.watching = self.listen_at(state, server, &wanted, before);
+    }
+
+    /// The child says by itself how a task stands; `false` if no call of this session has become it.
+    pub(super) fn followed_says(&self, message: &Message) -> bool {
+        let task = message.root().get("params");
+        let name = task.and_then(|task| task.get("taskId"));
+        let name = name.and_then(Value::as_str);
+        let (Some(task), Some(name)) = (task, name) else {
+            return false;
+        };
+        let mut state = self.state();
+        let mut calls = state.in_flight.iter();
+        let found = calls.find(|(_, call)| call.following().is_some_and(|it| it.name == name));
+        let Some((number, _)) = found.map(|(number, call)| (*number, call)) else {
+            return false;
+        };
+        let is_asking =
+            |call: &InFlight| !call.again.as_deref().is_some_and(Again::is_asking_nothing);
+        // While its client is asked something, that is what is waited for.
+        if let Some(call) = state.in_flight.remove(&number) {
+            if is_asking(&call) {
+                state.in_flight.insert(number, call);
+            } else if let Some(call) = self.task_stands(&mut state, number, call, task) {
+                state.in_flight.insert(number, call);
+            }
+        }
+        true
     }
 
     /// Asks the child how tasks stand that it is time to ask for.
@@ -214,13 +261,27 @@ impl Session {
 
     /// Has the child end a task whose call has ended.
     pub(super) fn end_task(&self, state: &mut State, call: &InFlight) {
-        let following = call.again.as_deref().and_then(|again| again.task.as_ref());
-        let (Some(server), Some(following)) = (self.reversed.get(), following) else {
+        if state.reversed.watching.is_some()
+            && !state
+                .in_flight
+                .values()
+                .any(|call| call.following().is_some())
+        {
+            self.watch_tasks(state);
+        }
+        let (Some(server), Some(following)) = (self.reversed.get(), call.following()) else {
             return;
         };
         let number = state.next;
         state.next += 1;
         self.say(&about(server, number, "cancel", &following.task, b""));
+    }
+}
+
+impl InFlight {
+    /// The task that it has become.
+    fn following(&self) -> Option<&Following> {
+        self.again.as_deref()?.task.as_ref()
     }
 }
 

@@ -20,16 +20,15 @@ use crate::{
 
 impl Switch {
     /// What the child says; `None` for what the protocol does not allow.
-    pub(super) fn said_by_child(&mut self, line: Bytes) -> Option<Vec<Out>> {
-        let message = Message::parse(line).ok()?;
+    pub(super) fn said_by_child(&mut self, message: &Message) -> Option<Vec<Out>> {
         let root = message.root();
         if root.kind() != Kind::Object {
             return None;
         }
         match (root.get("method").and_then(Value::as_str), root.get("id")) {
-            (None, Some(id)) => self.answered(&message, id),
-            (Some(method), Some(id)) => self.question(&message, &method, id),
-            (Some(method), None) => Some(self.told(&message, &method)),
+            (None, Some(id)) => self.answered(message, id),
+            (Some(method), Some(id)) => self.question(message, &method, id),
+            (Some(method), None) => Some(self.told(message, &method)),
             (None, None) => None,
         }
     }

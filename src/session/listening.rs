@@ -12,7 +12,7 @@ use tokio::time::{Duration, Instant};
 
 use crate::{
     json::Value,
-    mcp::{Era, Id, Message, bridge},
+    mcp::{Era, Id, Message, bridge, task},
     session::{
         SendError, Session,
         calls::InFlight,
@@ -146,6 +146,12 @@ impl Session {
     pub(super) fn pass_on(&self, message: &Message, method: &str) -> bool {
         if self.bridge.get().is_some() && is_about_the_server(method) {
             return self.publish(message, method);
+        }
+        if self.bridge.get().is_some() && method == task::TOLD_BY_LEGACY {
+            return self.task_says(message);
+        }
+        if self.reversed.get().is_some() && method == task::TOLD {
+            return self.followed_says(message);
         }
         if self.reversed.get().is_some() {
             return match self.heard_from_modern(message, method) {

@@ -5,6 +5,7 @@
 //! `Permit`; what the gateway itself must say to a child is the closed set in
 //! `own`. Used only by `pipeline`, and by `daemon` for ending.
 
+mod aside;
 mod blame;
 mod calls;
 mod conversation;
@@ -35,8 +36,10 @@ mod tasks;
 mod testing;
 mod tools;
 mod warm;
+mod watching;
 mod words;
 
+pub use aside::aside;
 pub use conversation::{SendError, Sent, Session};
 pub use exchange::{Event, Failure, Finish};
 pub use listening::{NoStream, Resumed};

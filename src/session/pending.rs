@@ -33,6 +33,7 @@ use crate::{
         rewrite::progress_token,
         seal::{self, Binding, StateError, Ticket},
         stream::{Exchange, Stream, Style},
+        tasks::About,
     },
 };
 
@@ -87,9 +88,17 @@ impl Input {
         self.questions.iter().any(|asked| asked.question.key == key)
     }
 
-    /// Keeps the answer to a call whose client is being asked.
-    pub(super) fn keep(&mut self, answer: Answer, message: &Message) {
-        self.questions.clear();
+    /// What was asked and not answered.
+    pub(super) fn questions(&mut self) -> Vec<Asked> {
+        std::mem::take(&mut self.questions)
+    }
+
+    /// Keeps the answer to a call whose client is being asked; one that `goes_on` as a task
+    /// still wants to know.
+    pub(super) fn keep(&mut self, answer: Answer, message: &Message, goes_on: bool) {
+        if !goes_on {
+            self.questions.clear();
+        }
         self.told = Some((answer, message.clone()));
     }
 }
@@ -102,11 +111,13 @@ impl Session {
             return false;
         };
         let mut state = self.state();
-        if let Some(task) = task::related(message.root().get("params")) {
-            return state.tasks.keep(&task, question, id);
+        let related = task::related(message.root().get("params"));
+        if let Some(task) = related.as_deref().filter(|task| state.tasks.has(task)) {
+            return state.tasks.keep(task, question, id);
         }
         let waiting = state.in_flight.values().filter(|call| call.waits()).count();
-        let Some((_, input)) = asked_of(&mut state) else {
+        // A task that is not known yet is the work of a call that becomes one, and can still be asked in.
+        let Some((_, input)) = asked_of(&mut state, related.is_some()) else {
             return false;
         };
         if let Some(need) = question.lacking(input.abilities) {
@@ -200,6 +211,13 @@ impl Session {
         let waiting = waiting_for(state, ticket).ok_or(StateError::Used)?;
         let input = waiting.input.as_deref_mut().ok_or(StateError::Used)?;
         input.abilities = Abilities::of(call);
+        if let Some(About::Making(abilities)) = &mut waiting.task {
+            // It has become one, or may: who no longer takes it must not be told of it.
+            if !task::is_taken_by(call) {
+                return Err(StateError::Mismatch.into());
+            }
+            *abilities = input.abilities;
+        }
         // The client may come back with the same state: nothing has changed but what was taken.
         self.give_answers(&mut input.questions, call)?;
         waiting.id = id;
@@ -211,7 +229,7 @@ impl Session {
         let exchange = waiting.stream.attach(None);
         if let Some((answer, message)) = input.told.take() {
             if let Some(call) = state.in_flight.remove(&ticket.number) {
-                self.deliver(state, call, answer, &message);
+                self.answered(state, ticket.number, call, (answer, &message));
             }
         } else if !input.questions.is_empty() {
             self.ask_client(ticket.number, waiting);
@@ -317,7 +335,7 @@ fn waiting_for<'a>(state: &'a mut State, ticket: &Ticket) -> Option<&'a mut InFl
 /// The call that a child's question is asked in. The child names none, so it is the
 /// latest that somebody reads; where calls of several callers are open it might be
 /// another's, and then it is none.
-fn asked_of(state: &mut State) -> Option<(u64, &mut Input)> {
+fn asked_of(state: &mut State, in_task: bool) -> Option<(u64, &mut Input)> {
     let mut holder = None;
     let mut best: Option<(bool, u64)> = None;
     for (number, call) in &state.in_flight {
@@ -327,7 +345,7 @@ fn asked_of(state: &mut State) -> Option<(u64, &mut Input)> {
         if *holder.get_or_insert(input.holder) != input.holder {
             return None;
         }
-        if input.told.is_none() {
+        if input.told.is_none() && (!in_task || call.makes_task()) {
             best = best.max(Some((!input.waits, *number)));
         }
     }

@@ -1,5 +1,7 @@
 //! What a child says, line by line, to whom it is for.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tokio::{
     io::AsyncRead,
@@ -13,6 +15,7 @@ use crate::{
     mcp::Message,
     session::{
         Session,
+        aside::aside,
         calls::{Answer, Answered},
         own::OwnMessage,
         pending::GATHER,
@@ -20,13 +23,21 @@ use crate::{
 };
 
 /// Whom a child's lines are for.
-pub(super) trait Hears {
+pub(super) trait Hears: Send + Sync + 'static {
     /// Handles one line; `false` for what the protocol does not allow, which is dropped (sse-2).
+    /// A large one comes from another thread: nothing is held while it is read.
     fn take(&self, line: Bytes) -> bool;
     /// Whether the child has asked something since this was asked last.
     fn was_asked(&self) -> bool;
     /// Asks the clients what has come together.
     fn ask_clients(&self);
+    /// Whether the child goes on however often it has broken the protocol: what one user has it
+    /// write must not end it for others.
+    fn bears_all(&self) -> bool {
+        false
+    }
+    /// A line was too long that began so.
+    fn is_overlong(&self, _beginning: &[u8]) {}
 }
 
 impl Hears for Session {
@@ -43,10 +54,10 @@ impl Hears for Session {
     }
 }
 
-/// Reads until the child's output ends, or until it has broken the protocol too often.
-pub(super) async fn run(hears: &impl Hears, stdout: impl AsyncRead + Unpin, reading: Reading) {
+/// Reads until the child's output ends, or until it has broken the protocol too often in a row.
+pub(super) async fn run(hears: Arc<impl Hears>, stdout: impl AsyncRead + Unpin, reading: Reading) {
     let mut lines = Lines::new(stdout, reading.longest).paced(reading.rate);
-    let mut violations = 0;
+    let mut violations = 0_u64;
     let mut due = None;
     loop {
         let line = match due {
@@ -60,13 +71,22 @@ pub(super) async fn run(hears: &impl Hears, stdout: impl AsyncRead + Unpin, read
             continue;
         };
         let kept = match line {
-            Ok(Line::Text(text)) if text.trim_ascii().is_empty() => true,
+            Ok(Line::Text(text)) if text.trim_ascii().is_empty() => continue,
             Ok(Line::Text(text)) => {
-                let kept = hears.take(text);
+                let taker = hears.clone();
+                let kept = aside(text.len(), move || taker.take(text)).await;
                 if hears.was_asked() {
                     due = due.or(Some(Instant::now() + GATHER));
                 }
                 kept
+            }
+            Ok(Line::TooLong) if hears.bears_all() => {
+                warn!(
+                    limit = reading.longest,
+                    "the server wrote an endless line, left out"
+                );
+                hears.is_overlong(lines.beginning());
+                false
             }
             Ok(Line::TooLong) => {
                 warn!(
@@ -81,12 +101,17 @@ pub(super) async fn run(hears: &impl Hears, stdout: impl AsyncRead + Unpin, read
                 return;
             }
         };
-        if !kept {
-            violations += 1;
-            if violations == MAX_VIOLATIONS {
+        if kept {
+            violations = 0;
+            continue;
+        }
+        violations += 1;
+        if violations == MAX_VIOLATIONS {
+            if !hears.bears_all() {
                 warn!(violations, "the server writes what is no MCP, ending it");
                 return;
             }
+            warn!(violations, "the server writes what is no MCP, left out");
         }
     }
 }
@@ -175,7 +200,48 @@ fn one_line(line: Bytes) -> Bytes {
     line.into()
 }
 
-/// Lines that are no MCP, before the child is given up.
-const MAX_VIOLATIONS: u32 = 100;
+/// Lines in a row that are no MCP, before the child is given up.
+const MAX_VIOLATIONS: u64 = 100;
 /// Bytes of the id of a request of the server's.
 const MAX_SERVER_ID: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Mutex, mpsc},
+        time::Duration,
+    };
+
+    use super::*;
+
+    /// Whoever takes a line when he is told to.
+    struct Waits(Mutex<mpsc::Receiver<()>>);
+
+    impl Hears for Waits {
+        fn take(&self, line: Bytes) -> bool {
+            let patience = Duration::from_secs(60);
+            line.len() == 2 || self.0.lock().unwrap().recv_timeout(patience).is_ok()
+        }
+
+        fn was_asked(&self) -> bool {
+            false
+        }
+
+        fn ask_clients(&self) {}
+    }
+
+    /// A large answer is read while others are served: here it is the loop that says when it may be taken.
+    #[tokio::test]
+    async fn a_large_line_keeps_nobody_else_waiting() {
+        let (go_on, wait) = mpsc::channel();
+        let output = [b"{}\n".to_vec(), b"x".repeat(2 << 20), b"\n{}\n".to_vec()].concat();
+        let reading = Reading {
+            longest: 4 << 20,
+            rate: u64::MAX,
+        };
+        let hears = Arc::new(Waits(Mutex::new(wait)));
+        let heard = run(hears.clone(), &output[..], reading);
+        tokio::join!(heard, async { go_on.send(()).unwrap() });
+        assert!(hears.0.lock().unwrap().try_recv().is_err(), "it was taken");
+    }
+}

@@ -36,8 +36,9 @@ pub(super) struct Reversed {
     again: HashMap<u64, u64>,
     /// Resources that the client wants to hear of.
     uris: Vec<String>,
-    /// The number of the subscription at the child.
+    /// The number of the subscription at the child, and of that to tasks.
     listening: Option<u64>,
+    pub(super) watching: Option<u64>,
     /// The record that the client's `initialize` owes while the child is asked what it speaks.
     pub(super) opening: Option<OutcomeOwed>,
 }
@@ -178,17 +179,28 @@ impl Session {
         let mut wanted = Wanted::all_of(server.capabilities());
         wanted.uris.clone_from(&state.reversed.uris);
         let before = state.reversed.listening.take();
+        state.reversed.listening = self.listen_at(state, server, &wanted, before);
+    }
+
+    /// Subscribes at the child to what is `wanted`, in place of an earlier subscription; under which number.
+    pub(super) fn listen_at(
+        &self,
+        state: &mut State,
+        server: &ModernServer,
+        wanted: &Wanted,
+        before: Option<u64>,
+    ) -> Option<u64> {
+        let mut listening = None;
         if !wanted.is_nothing() {
             let number = state.next;
             state.next += 1;
             let (wanted, meta) = (wanted.notifications().to_string(), server.own_meta());
-            if self.say(&OwnMessage::Listen {
+            let own = OwnMessage::Listen {
                 number,
                 wanted: &wanted,
                 meta: &meta,
-            }) {
-                state.reversed.listening = Some(number);
-            }
+            };
+            listening = self.say(&own).then_some(number);
         }
         // Only now: between the two nothing is missed.
         if let Some(number) = before {
@@ -197,6 +209,7 @@ impl Session {
                 reason: "replaced",
             });
         }
+        listening
     }
 
     /// The text of a modern child's notification as its client is to have it; `None` if not at all.

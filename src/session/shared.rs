@@ -18,8 +18,11 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use crate::{
     auth::PrincipalKey,
     child::stdio::Reading,
+    mcp::Message,
     session::{
-        Session, blame,
+        Session,
+        aside::aside,
+        blame,
         ending::{Output, Served},
         exchange::Failure,
         pump::{self, Hears},
@@ -139,7 +142,10 @@ impl Shared {
 
     async fn say(&self, member: u64, line: Bytes) {
         let turn = self.order.lock().await;
-        let out = self.state().switch.said_by(member, line);
+        let Ok(message) = aside(line.len(), || Message::parse(line)).await else {
+            return;
+        };
+        let out = self.state().switch.said_by(member, &message);
         for out in out {
             match out {
                 Out::ToChild(line) => {
@@ -196,8 +202,9 @@ impl Shared {
 
 impl Hears for Shared {
     fn take(&self, line: Bytes) -> bool {
-        let said = self.state().switch.said_by_child(line.clone());
-        let Some(out) = said else {
+        let said = Message::parse(line.clone()).ok();
+        let out = said.and_then(|message| self.state().switch.said_by_child(&message));
+        let Some(out) = out else {
             if let Some(number) = blame::answered(&line) {
                 self.fail_one(number, Failure::BadAnswer);
             }
@@ -217,6 +224,16 @@ impl Hears for Shared {
     fn ask_clients(&self) {
         for session in self.sessions() {
             session.ask_clients();
+        }
+    }
+
+    fn bears_all(&self) -> bool {
+        self.state().switch.everybody
+    }
+
+    fn is_overlong(&self, beginning: &[u8]) {
+        if let Some(number) = blame::begins_to_answer(beginning) {
+            self.fail_one(number, Failure::BadAnswer);
         }
     }
 }
@@ -268,7 +285,7 @@ impl Served for Shared {
         self.end.notify_one();
     }
 
-    async fn hear(&self, stdout: Output, reading: Reading) {
+    async fn hear(self: Arc<Self>, stdout: Output, reading: Reading) {
         pump::run(self, stdout, reading).await;
     }
 }

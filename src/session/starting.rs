@@ -34,6 +34,9 @@ impl Sessions {
             stdin,
             self.setup.seal.clone(),
         );
+        if self.setup.any_tool_name {
+            session.tools.show_any_name();
+        }
         match self.setup.scope {
             Scope::Session => {
                 let owner = match era {

@@ -10,6 +10,7 @@ use crate::{
     mcp::{
         Call, Message,
         subscription::{self, Wanted},
+        task,
     },
     session::{
         SendError, Session, calls::InFlight, conversation::State, exchange::Event, own::OwnMessage,
@@ -18,10 +19,21 @@ use crate::{
 
 impl Session {
     /// What the client will be told of what it wants, if this call subscribes at a legacy child.
-    pub(super) fn subscribes(&self, call: &Call) -> Option<Box<Wanted>> {
+    pub(super) fn subscribes(&self, state: &State, call: &Call) -> Option<Box<Wanted>> {
         let server = self.bridge.get()?;
-        (call.method() == crate::mcp::method::LISTEN)
-            .then(|| Box::new(Wanted::read(call).told_by(server.capabilities())))
+        if call.method() != crate::mcp::method::LISTEN {
+            return None;
+        }
+        let mut wanted = Wanted::read(call).told_by(server.capabilities());
+        if !wanted.tasks.is_empty() && !task::is_taken_by(call) {
+            // It is told so instead.
+            return None;
+        }
+        // Another's are as unknown as none.
+        wanted
+            .tasks
+            .retain(|task| state.tasks.known.contains_key(task));
+        Some(Box::new(wanted))
     }
 
     /// Has the child tell of what nobody wanted to hear of before.
@@ -34,6 +46,11 @@ impl Session {
             self.write(OwnMessage::Subscribe { number, uri }.line())?;
             // Its answer is not waited for, and counts as late.
             state.next += 1;
+        }
+        for task in &wanted.tasks {
+            if let Some(known) = state.tasks.known.get_mut(task) {
+                known.watched.begin();
+            }
         }
         Ok(())
     }

@@ -145,14 +145,11 @@ impl Switch {
     }
 
     /// What a member says.
-    pub(super) fn said_by(&mut self, member: u64, line: Bytes) -> Vec<Out> {
-        let Ok(message) = Message::parse(line) else {
-            return Vec::new();
-        };
+    pub(super) fn said_by(&mut self, member: u64, message: &Message) -> Vec<Out> {
         let root = message.root();
         match (root.get("method").and_then(Value::as_str), root.get("id")) {
-            (Some(method), Some(id)) => self.request(member, &message, &method, id),
-            (Some(method), None) => self.notice(member, &message, &method),
+            (Some(method), Some(id)) => self.request(member, message, &method, id),
+            (Some(method), None) => self.notice(member, message, &method),
             (None, Some(id)) => {
                 let mine = |asked: &Asked| asked.member == member;
                 if self.asked.get(id.raw()).is_some_and(mine) {
@@ -354,6 +351,22 @@ mod tests {
     use super::*;
     use crate::auth::Identity;
 
+    /// Lines as they come.
+    trait Lines {
+        fn says(&mut self, member: u64, line: Bytes) -> Vec<Out>;
+        fn answers(&mut self, line: Bytes) -> Option<Vec<Out>>;
+    }
+
+    impl Lines for Switch {
+        fn says(&mut self, member: u64, line: Bytes) -> Vec<Out> {
+            self.said_by(member, &Message::parse(line).unwrap())
+        }
+
+        fn answers(&mut self, line: Bytes) -> Option<Vec<Out>> {
+            self.said_by_child(&Message::parse(line).unwrap())
+        }
+    }
+
     fn key(subject: &str) -> PrincipalKey {
         Identity::example("https://i", subject).principal_key()
     }
@@ -394,7 +407,7 @@ mod tests {
                 let text = |number: &str| format!(
                     r#"{{"jsonrpc":"2.0", "method":"tools/call","id":{number},"params":{{"n":1.50e+{salt},"_meta":{{"progressToken":{number} }},"u":"\u00e9é"}}}}"#
                 );
-                let told = sent(switch.said_by(member, line(text(&own.to_string()))));
+                let told = sent(switch.says(member, line(text(&own.to_string()))));
                 let number = Message::parse(told.clone()).unwrap().root().get("id").and_then(number_of).unwrap();
                 prop_assert_eq!(&told, &line(text(&number.to_string())));
                 waiting.push((member, own, number, salt));
@@ -406,12 +419,12 @@ mod tests {
                 let progress = |number: u64| line(format!(
                     r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progress":{salt}.0,"progressToken":{number}}}}}"#
                 ));
-                prop_assert_eq!(switch.said_by_child(progress(number)), Some(vec![Out::To(member, progress(own))]));
+                prop_assert_eq!(switch.answers(progress(number)), Some(vec![Out::To(member, progress(own))]));
                 let answer = |number: u64| line(format!(r#"{{"result":{{"s": {salt}e0}},"id":{number},"jsonrpc":"2.0"}}"#));
-                prop_assert_eq!(switch.said_by_child(answer(number)), Some(vec![Out::To(member, answer(own))]));
+                prop_assert_eq!(switch.answers(answer(number)), Some(vec![Out::To(member, answer(own))]));
                 // Once more it is nobody's.
-                prop_assert_eq!(switch.said_by_child(answer(number)), Some(Vec::new()));
-                prop_assert_eq!(switch.said_by_child(progress(number)), Some(Vec::new()));
+                prop_assert_eq!(switch.answers(answer(number)), Some(Vec::new()));
+                prop_assert_eq!(switch.answers(progress(number)), Some(Vec::new()));
             }
             prop_assert_eq!(switch.waiting(), 0);
         }
@@ -421,22 +434,22 @@ mod tests {
     fn a_task_is_its_makers_alone_where_users_meet() {
         let mut switch = switch(true);
         let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"task":{}}}"#;
-        sent(switch.said_by(0, call.into()));
+        sent(switch.says(0, call.into()));
         switch
-            .said_by_child(r#"{"jsonrpc":"2.0","id":1,"result":{"task":{"taskId":"t"}}}"#.into())
+            .answers(r#"{"jsonrpc":"2.0","id":1,"result":{"task":{"taskId":"t"}}}"#.into())
             .unwrap();
         let get = r#"{"jsonrpc":"2.0","id":2,"method":"tasks/get","params":{"taskId":"t"}}"#;
         // Member 2 is the same user; 1 and 3 are another.
-        sent(switch.said_by(2, get.into()));
+        sent(switch.says(2, get.into()));
         for other in [1, 3] {
-            let refused = switch.said_by(other, get.into());
+            let refused = switch.says(other, get.into());
             assert!(
                 matches!(&refused[..], [Out::To(to, text)] if *to == other && text.ends_with(b"no such task\"}}"))
             );
         }
         let status =
             r#"{"jsonrpc":"2.0","method":"notifications/tasks/status","params":{"taskId":"t"}}"#;
-        let mut told: Vec<_> = switch.said_by_child(status.into()).unwrap();
+        let mut told: Vec<_> = switch.answers(status.into()).unwrap();
         told.sort_by_key(|out| matches!(out, Out::To(2, _)));
         assert_eq!(told, [Out::To(0, status.into()), Out::To(2, status.into())]);
     }
@@ -445,26 +458,23 @@ mod tests {
     fn nobody_listens_to_anothers_task() {
         let mut switch = switch(true);
         let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x"}}"#;
-        sent(switch.said_by(0, call.into()));
+        sent(switch.says(0, call.into()));
         switch
-            .said_by_child(
+            .answers(
                 r#"{"jsonrpc":"2.0","id":1,"result":{"taskId":"t","resultType":"task"}}"#.into(),
             )
             .unwrap();
         let listen = r#"{"jsonrpc":"2.0","id":2,"method":"subscriptions/listen","params":{"notifications":{"taskIds":["\u0074"]}}}"#;
-        let refused = switch.said_by(1, listen.into());
+        let refused = switch.says(1, listen.into());
         assert!(
             matches!(&refused[..], [Out::To(1, text)] if text.ends_with(b"no such task\"}}")),
             "{refused:?}"
         );
-        sent(switch.said_by(2, listen.into()));
+        sent(switch.says(2, listen.into()));
         // What is no list of names is nobody's business to understand.
         for odd in [r#""t""#, r#"{"t":1}"#, "[[\"t\"]]"] {
             let odd = listen.replace(r#"["\u0074"]"#, odd);
-            assert!(matches!(
-                &switch.said_by(0, odd.into())[..],
-                [Out::To(0, _)]
-            ));
+            assert!(matches!(&switch.says(0, odd.into())[..], [Out::To(0, _)]));
         }
     }
 
@@ -476,16 +486,16 @@ mod tests {
                 r#"{{"jsonrpc":"2.0","id":1,"method":"logging/setLevel","params":{{"level":"{level}"}}}}"#
             )
         };
-        assert!(sent(switch.said_by(0, set("warning").into())).ends_with(b"\"warning\"}}"));
-        assert!(sent(switch.said_by(1, set("info").into())).ends_with(b"\"info\"}}"));
+        assert!(sent(switch.says(0, set("warning").into())).ends_with(b"\"warning\"}}"));
+        assert!(sent(switch.says(1, set("info").into())).ends_with(b"\"info\"}}"));
         // The child says that much already.
         assert!(matches!(
-            &switch.said_by(2, set("error").into())[..],
+            &switch.says(2, set("error").into())[..],
             [Out::To(2, _)]
         ));
         let log = r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":1}}"#;
         assert_eq!(
-            switch.said_by_child(log.into()),
+            switch.answers(log.into()),
             Some(vec![Out::To(1, log.into())])
         );
     }
@@ -495,11 +505,11 @@ mod tests {
         let mut switch = switch(true);
         let on =
             r#"{"jsonrpc":"2.0","id":1,"method":"resources/subscribe","params":{"uri":"a:b"}}"#;
-        sent(switch.said_by(0, on.into()));
+        sent(switch.says(0, on.into()));
         switch
-            .said_by_child(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#.into())
+            .answers(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#.into())
             .unwrap();
-        sent(switch.said_by(
+        sent(switch.says(
             0,
             r#"{"jsonrpc":"2.0","id":2,"method":"tools/call"}"#.into(),
         ));
@@ -517,7 +527,7 @@ mod tests {
             "{left}"
         );
         assert_eq!(
-            switch.said_by_child(r#"{"jsonrpc":"2.0","id":2,"result":{}}"#.into()),
+            switch.answers(r#"{"jsonrpc":"2.0","id":2,"result":{}}"#.into()),
             Some(Vec::new())
         );
     }

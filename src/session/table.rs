@@ -45,6 +45,8 @@ pub struct Setup {
     pub scope: Scope,
     /// Whether the server is told who calls.
     pub pass_identity: bool,
+    /// Whether its tools may have any name.
+    pub any_tool_name: bool,
     /// Children that are started ahead, while there are sessions.
     pub warm: usize,
     /// How long they wait without one; for ever where that is zero.

@@ -1,14 +1,15 @@
 //! Tasks of a legacy child's, for modern clients, which have them as an extension.
 //!
-//! A tool that its server runs as a task alone is called as one for a client that takes
+//! A tool that its server runs as a task, or can, is called as one for a client that takes
 //! tasks. A task that has ended is told with its result, which an older server gives to
 //! another question; what it asks in between is told with its state and answered by
 //! `tasks/update`. They belong to whom the child belongs to: another's tasks are another
-//! child's, and unknown here.
+//! child's, and unknown here. Who subscribes to them is in `watching`.
 
 use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::{
     json::Value,
@@ -16,9 +17,11 @@ use crate::{
         Call, Id, Message, Target,
         bridge::LegacyServer,
         input::{self, Abilities, Question},
-        meta,
+        meta, method,
         reverse::refused_with,
+        subscription::Wanted,
         task::{self, Standing},
+        tools::TaskSupport,
     },
     session::{
         SendError, Session,
@@ -26,32 +29,40 @@ use crate::{
         conversation::State,
         exchange::{Event, Failure},
         own::OwnMessage,
-        pending::Asked,
+        pending::{Asked, Input},
         rewrite::renumbered,
+        watching::{Look, Watched},
     },
 };
 
 /// What is known of the tasks of one child.
 #[derive(Default)]
 pub(super) struct Tasks {
-    known: HashMap<String, Known>,
+    pub(super) known: HashMap<String, Known>,
     /// The one that is forgotten first comes first.
     eldest: VecDeque<String>,
     /// The child was asked for results under these numbers.
-    results: HashMap<u64, Pending>,
+    pub(super) results: HashMap<u64, Pending>,
+    /// It was asked on nobody's behalf how tasks stand, under these.
+    pub(super) looks: HashMap<u64, Look>,
 }
 
-struct Known {
+pub(super) struct Known {
     abilities: Abilities,
-    questions: Vec<Asked>,
+    pub(super) questions: Vec<Asked>,
     /// The number under which the child was asked for its result: older servers ask nothing before.
     asked: Option<u64>,
+    pub(super) watched: Watched,
 }
 
-struct Pending {
+pub(super) struct Pending {
     task: String,
     /// Who is told with it, and how the task stood then.
     told: Vec<(u64, Message)>,
+    /// How it stood when those were to be told that subscribe to it.
+    pub(super) watched: Option<Message>,
+    /// Until when it is waited for, unless somebody asks again.
+    deadline: Instant,
 }
 
 /// What of a task a modern client's request is about.
@@ -75,6 +86,7 @@ impl Tasks {
             abilities,
             questions: Vec::new(),
             asked: None,
+            watched: Watched::default(),
         };
         self.known.insert(task.to_owned(), known);
         self.eldest.push_back(task.to_owned());
@@ -87,27 +99,44 @@ impl Tasks {
 
     /// Keeps a question of the child's for whoever asks how its task stands; `false` if nobody can be asked.
     pub(super) fn keep(&mut self, task: &str, question: Question, id: Value<'_>) -> bool {
-        let Some(known) = self.known.get_mut(task) else {
-            return false;
-        };
-        let bytes: usize = known.questions.iter().map(|it| it.question.size()).sum();
-        let is_new = known
-            .questions
-            .iter()
-            .all(|it| it.question.key != question.key);
-        let fits = known.questions.len() < MAX_QUESTIONS && bytes + question.size() <= MAX_BYTES;
-        let takes = is_new && fits && question.lacking(known.abilities).is_none();
-        if takes {
-            let id = Bytes::copy_from_slice(id.raw());
-            known.questions.push(Asked { question, id });
-        }
-        takes
+        let id = Bytes::copy_from_slice(id.raw());
+        let known = self.known.get_mut(task);
+        known.is_some_and(|known| known.takes(Asked { question, id }).is_ok())
+    }
+
+    /// The task, if its client is asked something.
+    pub(super) fn asking(&self, task: &str) -> Option<&Known> {
+        let known = self.known.get(task)?;
+        (!known.questions.is_empty()).then_some(known)
+    }
+
+    /// Whether the child has made this task of a call.
+    pub(super) fn has(&self, task: &str) -> bool {
+        self.known.contains_key(task)
     }
 
     /// Forgets what the child no longer wants to know.
     pub(super) fn forget_question(&mut self, id: &[u8]) {
         for known in self.known.values_mut() {
             known.questions.retain(|asked| *asked.id != *id);
+        }
+    }
+}
+
+impl Known {
+    /// Keeps a question, unless it cannot be asked.
+    fn takes(&mut self, asked: Asked) -> Result<(), Asked> {
+        let bytes: usize = self.questions.iter().map(|it| it.question.size()).sum();
+        let mut others = self.questions.iter();
+        let is_new = others.all(|it| it.question.key != asked.question.key);
+        let fits =
+            self.questions.len() < MAX_QUESTIONS && bytes + asked.question.size() <= MAX_BYTES;
+        if is_new && fits && asked.question.lacking(self.abilities).is_none() {
+            self.questions.push(asked);
+            self.watched.look_now();
+            Ok(())
+        } else {
+            Err(asked)
         }
     }
 }
@@ -128,7 +157,12 @@ impl Session {
             ("tasks/update", _) => Some(self.update(state, server, call, id)?),
             ("tools/call", Some(About::Making(_))) => Some(Way::Child(as_task(call, state.next))),
             // It would only say that it cannot.
-            ("tools/call", None) if self.is_task_alone(call) => Some(Way::Here(task::missing(id))),
+            ("tools/call", None) if self.support(call) == Some(TaskSupport::Required) => {
+                Some(Way::Here(task::missing(id)))
+            }
+            (method::LISTEN, _) if wants_tasks_it_does_not_take(call) => {
+                Some(Way::Here(task::missing(id)))
+            }
             _ => None,
         })
     }
@@ -137,7 +171,7 @@ impl Session {
     pub(super) fn about(&self, state: &State, call: &Call) -> Option<About> {
         self.bridge.get()?;
         match call.method() {
-            "tools/call" if self.is_task_alone(call) => {
+            "tools/call" if self.support(call).is_some() => {
                 task::is_taken_by(call).then(|| About::Making(Abilities::of(call)))
             }
             "tasks/get" => Some(About::Standing),
@@ -151,12 +185,13 @@ impl Session {
         }
     }
 
-    fn is_task_alone(&self, call: &Call) -> bool {
+    /// How the child runs the tool that is called as a task, if it does.
+    fn support(&self, call: &Call) -> Option<TaskSupport> {
         let Target::Tool(name) = call.target() else {
-            return false;
+            return None;
         };
         let makes = self.bridge.get().is_some_and(LegacyServer::makes_tasks);
-        makes && self.tools.get(name).is_some_and(|tool| tool.is_task)
+        makes.then(|| self.tools.get(name)?.task).flatten()
     }
 
     /// Gives the child what the client says to its questions.
@@ -184,7 +219,7 @@ impl Session {
         &self,
         state: &mut State,
         number: u64,
-        call: InFlight,
+        mut call: InFlight,
         message: &Message,
     ) -> Option<InFlight> {
         let (Some(server), Some(about)) = (self.bridge.get(), call.task) else {
@@ -216,6 +251,15 @@ impl Session {
         let text = match about {
             About::Making(abilities) => {
                 state.tasks.remember(&name, abilities);
+                // What it has asked by now it asks in the task.
+                let input = call.input.as_deref_mut();
+                let asked = input.map(Input::questions).unwrap_or_default();
+                for asked in asked {
+                    let known = state.tasks.known.get_mut(name.as_ref());
+                    if let Some(Err(asked)) = known.map(|known| known.takes(asked)) {
+                        self.say(&OwnMessage::NobodyThere { id: &asked.id });
+                    }
+                }
                 task::modern(task, "task", &Standing::Said, &meta)
             }
             About::Ending { .. } => {
@@ -227,10 +271,7 @@ impl Session {
                 let status = task.get("status").and_then(Value::as_str);
                 match status.as_deref() {
                     Some("completed" | "failed") => {
-                        let pending = self.ask_result(state, &name);
-                        if let Some(pending) =
-                            pending.and_then(|it| state.tasks.results.get_mut(&it))
-                        {
+                        if let Some(pending) = self.ask_result(state, &name, false) {
                             pending.told.push((number, message.clone()));
                             state.in_flight.insert(number, call);
                         } else {
@@ -239,15 +280,14 @@ impl Session {
                         return None;
                     }
                     Some("input_required") => {
-                        self.ask_result(state, &name);
+                        self.ask_result(state, &name, true);
                         let known = state.tasks.known.get(name.as_ref());
-                        let questions = known.iter().flat_map(|known| &known.questions);
-                        let questions: Vec<_> = questions.map(|asked| &asked.question).collect();
-                        let standing = match questions.is_empty() {
-                            true => Standing::Working,
-                            false => Standing::Asks(questions),
-                        };
+                        let standing = known.map_or(Standing::Working, Known::asks);
                         task::modern(task, "complete", &standing, &meta)
+                    }
+                    // It has asked all the same.
+                    Some("working") if let Some(known) = state.tasks.asking(&name) => {
+                        task::modern(task, "complete", &known.asks(), &meta)
                     }
                     _ => task::modern(task, "complete", &Standing::Said, &meta),
                 }
@@ -258,10 +298,21 @@ impl Session {
         None
     }
 
-    /// Asks the child for the result of a task, unless it was asked already; under which number.
-    fn ask_result(&self, state: &mut State, name: &str) -> Option<u64> {
+    /// Asks the child for the result of a task, unless it was asked already. Of a task that
+    /// `asks` its client it comes when that has answered: it is waited for as long as anybody looks.
+    pub(super) fn ask_result<'a>(
+        &self,
+        state: &'a mut State,
+        name: &str,
+        asks: bool,
+    ) -> Option<&'a mut Pending> {
+        let deadline = Instant::now() + self.call_timeout;
         if let Some(asked) = state.tasks.known.get(name).and_then(|known| known.asked) {
-            return Some(asked);
+            let pending = state.tasks.results.get_mut(&asked)?;
+            if asks {
+                pending.deadline = deadline;
+            }
+            return Some(pending);
         }
         if state.tasks.results.len() >= MAX_TASKS {
             return None;
@@ -284,9 +335,32 @@ impl Session {
         let pending = Pending {
             task: name.to_owned(),
             told: Vec::new(),
+            watched: None,
+            deadline,
         };
-        state.tasks.results.insert(number, pending);
-        Some(number)
+        Some(state.tasks.results.entry(number).or_insert(pending))
+    }
+
+    /// Waits no longer for results that the child does not give.
+    pub(super) fn give_up_results(&self, state: &mut State, now: Instant) {
+        let overdue = state.tasks.results.extract_if(|_, it| it.deadline <= now);
+        let overdue: Vec<(u64, Pending)> = overdue.collect();
+        for (number, pending) in overdue {
+            self.say(&OwnMessage::Cancelled {
+                number,
+                reason: "timeout",
+            });
+            // What it has asked may still be answered.
+            if let Some(known) = state.tasks.known.get_mut(&pending.task) {
+                known.asked = None;
+                known.watched.look_later(now);
+            }
+            for (first, _) in pending.told {
+                if let Some(call) = state.in_flight.remove(&first) {
+                    self.fail(state, call, Failure::Timeout);
+                }
+            }
+        }
     }
 
     /// Takes the child's answer to request `number`, if that asked for a task's result.
@@ -303,11 +377,17 @@ impl Session {
         if let Some(known) = state.tasks.known.get_mut(&pending.task) {
             known.asked = None;
             known.questions.clear();
+            // Who subscribes to it is told of its end, if this was one.
+            known.watched.look_now();
+        }
+        let outcome = outcome(answer, message);
+        if let (Some(stood), Some(outcome)) = (pending.watched, outcome) {
+            self.watched_ended(state, &pending.task, &stood, outcome);
         }
         // Where nobody has asked how it stands it is asked for again then.
         for (first, stood) in pending.told {
             if let Some(call) = state.in_flight.remove(&first) {
-                self.tell_ended(state, call, &stood, (answer, message));
+                self.tell_ended(state, call, &stood, outcome);
             }
         }
         true
@@ -318,14 +398,8 @@ impl Session {
         state: &mut State,
         call: InFlight,
         stood: &Message,
-        (answer, message): (Answer, &Message),
+        outcome: Option<Result<Value<'_>, Value<'_>>>,
     ) {
-        let root = message.root();
-        let outcome = match answer {
-            Answer::Result => root.get("result").map(Ok),
-            Answer::Error => root.get("error").map(Err),
-            Answer::Neither => None,
-        };
         let (Some(server), Some(task), Some(outcome)) =
             (self.bridge.get(), stood.root().get("result"), outcome)
         else {
@@ -340,6 +414,39 @@ impl Session {
     fn tell(&self, state: &mut State, call: InFlight, text: Bytes) {
         self.finish(state, call, None, text.len(), Event::Answer(text));
     }
+}
+
+impl Known {
+    /// How its task stands that waits for its client.
+    pub(super) fn asks(&self) -> Standing<'_> {
+        if self.questions.is_empty() {
+            return Standing::Working;
+        }
+        let questions = self.questions.iter();
+        Standing::Asks(questions.map(|asked| &asked.question).collect())
+    }
+}
+
+impl InFlight {
+    /// Whether it may become a task.
+    pub(super) fn makes_task(&self) -> bool {
+        matches!(self.task, Some(About::Making(_)))
+    }
+}
+
+/// What the call of a task has come to, by the child's answer when it is asked for that.
+fn outcome(answer: Answer, message: &Message) -> Option<Result<Value<'_>, Value<'_>>> {
+    let root = message.root();
+    match answer {
+        Answer::Result => root.get("result").map(Ok),
+        Answer::Error => root.get("error").map(Err),
+        Answer::Neither => None,
+    }
+}
+
+/// Whether a subscription names tasks that its client does not take.
+fn wants_tasks_it_does_not_take(call: &Call) -> bool {
+    !task::is_taken_by(call) && !Wanted::read(call).tasks.is_empty()
 }
 
 fn done(server: &LegacyServer, id: &Id) -> Bytes {
@@ -386,52 +493,179 @@ mod tests {
         session::{Exchange, pump, testing::bridged},
     };
 
-    /// Two clients of one user ask at once how a task stands that has ended: both are told.
-    #[tokio::test(start_paused = true)]
-    async fn whoever_asks_how_a_task_stands_is_told() {
-        let alice = Identity::example("https://a", "alice");
-        let (session, mut lines) = bridged(r#"{"tasks":{"requests":{"tools":{"call":{}}}}}"#);
+    /// A bridged session whose tool `t` is a task alone, and what its child is told.
+    fn session() -> (Arc<Session>, mpsc::Receiver<Bytes>) {
+        let (session, lines) = bridged(r#"{"tasks":{"requests":{"tools":{"call":{}}}}}"#);
         let tool =
             r#"{"id":0,"result":{"tools":[{"name":"t","execution":{"taskSupport":"required"}}]}}"#;
         session.tools.learn(&Message::parse(tool.into()).unwrap());
-        let ask = |method: &str, params: &str| -> Exchange {
-            let meta = r#""_meta":{"io.modelcontextprotocol/clientCapabilities":{"extensions":{"io.modelcontextprotocol/tasks":{}}}}"#;
-            let body = format!(
-                r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{{{params},{meta}}}}}"#
-            );
-            let call = Call::read(body.into(), true).unwrap();
-            let id = call.id().unwrap().clone();
-            session
-                .request(&call, &alice, id, RequestId::random())
-                .unwrap()
-        };
-        let answer = |number: u32, result: &str| {
-            let line = format!(r#"{{"jsonrpc":"2.0","id":{number},"result":{result}}}"#);
-            assert!(pump::take(&session, line.into()));
-        };
-        let _made = ask("tools/call", r#""name":"t""#);
-        answer(1, r#"{"task":{"taskId":"x","status":"working"}}"#);
-        let mut both = [
-            ask("tasks/get", r#""taskId":"x""#),
-            ask("tasks/get", r#""taskId":"x""#),
-        ];
-        for number in [2, 3] {
-            answer(number, r#"{"taskId":"x","status":"completed"}"#);
-        }
+        (session, lines)
+    }
+
+    fn alice() -> Identity {
+        Identity::example("https://a", "alice")
+    }
+
+    fn ask(session: &Arc<Session>, method: &str, params: &str) -> Exchange {
+        let meta = r#""_meta":{"io.modelcontextprotocol/clientCapabilities":{"roots":{},"extensions":{"io.modelcontextprotocol/tasks":{}}}}"#;
+        let body = format!(
+            r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{{{params},{meta}}}}}"#
+        );
+        let call = Call::read(body.into(), true).unwrap();
+        let id = call.id().unwrap().clone();
+        session
+            .request(&call, &alice(), id, RequestId::random())
+            .unwrap()
+    }
+
+    fn answer(session: &Session, number: u32, result: &str) {
+        let line = format!(r#"{{"jsonrpc":"2.0","id":{number},"result":{result}}}"#);
+        assert!(pump::take(session, line.into()));
+    }
+
+    fn said(lines: &mut mpsc::Receiver<Bytes>) -> Vec<String> {
         let mut said = Vec::new();
         while let Ok(line) = lines.try_recv() {
             said.push(String::from_utf8(line.to_vec()).unwrap());
         }
+        said
+    }
+
+    async fn next(exchange: &mut Exchange) -> String {
+        match timeout(Duration::from_secs(1), exchange.next()).await {
+            Ok(Some(Event::Answer(text) | Event::Message(text))) => {
+                String::from_utf8(text.to_vec()).unwrap()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Two clients of one user ask at once how a task stands that has ended: both are told.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_asks_how_a_task_stands_is_told() {
+        let (session, mut lines) = session();
+        let _made = ask(&session, "tools/call", r#""name":"t""#);
+        answer(&session, 1, r#"{"task":{"taskId":"x","status":"working"}}"#);
+        let mut both = [
+            ask(&session, "tasks/get", r#""taskId":"x""#),
+            ask(&session, "tasks/get", r#""taskId":"x""#),
+        ];
+        for number in [2, 3] {
+            answer(&session, number, r#"{"taskId":"x","status":"completed"}"#);
+        }
+        let said = said(&mut lines);
         let asked = |line: &&String| line.contains("tasks/result");
         assert_eq!(said.iter().filter(asked).count(), 1, "{said:?}");
-        answer(4, r#"{"n":7}"#);
+        answer(&session, 4, r#"{"n":7}"#);
         for told in &mut both {
-            let told = timeout(Duration::from_secs(1), told.next()).await;
-            let Ok(Some(Event::Answer(text))) = told else {
-                panic!("not told");
-            };
-            let text = String::from_utf8(text.to_vec()).unwrap();
+            let text = next(told).await;
             assert!(text.contains(r#""result":{"n":7}"#), "{text}");
         }
+    }
+
+    /// What a child never answers is forgotten with the call's time, and asked for again by whoever asks again.
+    #[tokio::test(start_paused = true)]
+    async fn a_result_that_never_comes_is_not_waited_for_for_ever() {
+        let (session, mut lines) = session();
+        let _made = ask(&session, "tools/call", r#""name":"t""#);
+        answer(&session, 1, r#"{"task":{"taskId":"x","status":"working"}}"#);
+        let mut waits = ask(&session, "tasks/get", r#""taskId":"x""#);
+        answer(&session, 2, r#"{"taskId":"x","status":"completed"}"#);
+        let idle = Duration::from_secs(3600);
+        let second = Duration::from_secs(1);
+        let now = Instant::now();
+        session.sweep(now + session.call_timeout - second, idle);
+        assert_eq!(session.state().tasks.results.len(), 1);
+        session.sweep(now + session.call_timeout, idle);
+        assert_eq!(session.state().tasks.results.len(), 0);
+        let failed = waits.next().await;
+        assert!(
+            matches!(failed, Some(Event::Failed(Failure::Timeout))),
+            "{failed:?}"
+        );
+        let heard = said(&mut lines);
+        let cancelled = |line: &&String| line.contains("cancelled") && line.contains(":3,");
+        assert_eq!(heard.iter().filter(cancelled).count(), 1, "{heard:?}");
+
+        // Of a task that asks it is waited for as long as anybody looks; the question outlives it.
+        asks(&session);
+        for number in [4, 6, 7] {
+            let mut stands = ask(&session, "tasks/get", r#""taskId":"x""#);
+            answer(
+                &session,
+                number,
+                r#"{"taskId":"x","status":"input_required"}"#,
+            );
+            assert!(next(&mut stands).await.contains("\"q\":{"));
+            tokio::time::advance(session.call_timeout - second).await;
+            session.sweep(Instant::now(), idle);
+            assert_eq!(session.state().tasks.results.len(), 1);
+        }
+        let asked = |line: &&String| line.contains("tasks/result");
+        let heard = said(&mut lines);
+        assert_eq!(heard.iter().filter(asked).count(), 1, "{heard:?}");
+        tokio::time::advance(second).await;
+        session.sweep(Instant::now(), idle);
+        assert_eq!(session.state().tasks.results.len(), 0);
+        assert_eq!(session.state().tasks.known["x"].questions.len(), 1);
+    }
+
+    /// A child is asked how few tasks stand at a time, and one that does not answer is asked again.
+    #[tokio::test(start_paused = true)]
+    async fn of_many_tasks_that_are_subscribed_to_few_are_asked_for_at_once() {
+        let (session, mut lines) = session();
+        let names: Vec<String> = (1..=20).map(|n| format!("\"x{n}\"")).collect();
+        for (name, number) in names.iter().zip(1..) {
+            let _made = ask(&session, "tools/call", r#""name":"t""#);
+            let task = format!(r#"{{"task":{{"taskId":{name},"status":"working"}}}}"#);
+            answer(&session, number, &task);
+        }
+        // What a child says of a task that nobody subscribes to, nobody hears.
+        let told = |name: &str| {
+            let line = format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/tasks/status","params":{{"taskId":{name},"status":"working"}}}}"#
+            );
+            assert!(pump::take(&session, line.into()));
+        };
+        told("\"x1\"");
+        assert_eq!(session.unheard(), 1);
+        said(&mut lines);
+        let wanted = format!(r#""notifications":{{"taskIds":[{}]}}"#, names.join(","));
+        let mut events = ask(&session, "subscriptions/listen", &wanted);
+        let acknowledged = next(&mut events).await;
+        assert!(
+            names
+                .iter()
+                .all(|name| acknowledged.contains(name.as_str()))
+        );
+        assert_eq!(said(&mut lines).len(), 16);
+        told("\"x1\"");
+        told("\"x1\"");
+        told("\"x2\"");
+        told("\"y\"");
+        assert!(next(&mut events).await.contains(r#""taskId":"x1""#));
+        assert!(next(&mut events).await.contains(r#""taskId":"x2""#));
+        assert_eq!(session.unheard(), 2);
+        tokio::time::advance(session.call_timeout).await;
+        let idle = Duration::from_secs(3600);
+        session.sweep(Instant::now(), idle);
+        // Those that were not asked for before come first.
+        assert_eq!(said(&mut lines).len(), 4);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        session.sweep(Instant::now(), idle);
+        let again = said(&mut lines);
+        assert!(again.len() == 12 && again.iter().all(|line| line.contains("tasks/get")));
+        // It leaves, and nothing more is asked.
+        drop(events);
+        tokio::time::advance(session.call_timeout * 2).await;
+        session.sweep(Instant::now(), idle);
+        assert_eq!(said(&mut lines), Vec::<String>::new());
+    }
+
+    fn asks(session: &Session) {
+        let related = r#""_meta":{"io.modelcontextprotocol/related-task":{"taskId":"x"}}"#;
+        let line =
+            format!(r#"{{"jsonrpc":"2.0","id":"q","method":"roots/list","params":{{{related}}}}}"#);
+        assert!(pump::take(session, line.into()));
     }
 }

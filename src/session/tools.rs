@@ -5,18 +5,21 @@
 //! whether or not this gateway was there when its client read the list (mcp-T13, mcp-T16).
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use tracing::debug;
 
 use crate::{
-    audit::RequestId,
+    audit::{Event, RequestId},
     json::Value,
     mcp::{
         Message,
-        tools::{Tool, Tools},
+        tools::{self, Tool, Tools},
     },
     session::{Sent, Session, own::OwnMessage, table::answer_of},
 };
@@ -27,6 +30,8 @@ pub(super) struct Known {
     tools: Mutex<State>,
     /// Held by whoever asks.
     asking: tokio::sync::Mutex<()>,
+    /// Whether they may have any name.
+    any_name: AtomicBool,
 }
 
 #[derive(Default)]
@@ -44,6 +49,11 @@ impl Known {
         if let Some(result) = answer.root().get("result") {
             self.state().tools.learn(result);
         }
+    }
+
+    /// Tools of any name are shown.
+    pub(super) fn show_any_name(&self) {
+        self.any_name.store(true, Ordering::Relaxed);
     }
 
     /// The child says that its tools are others now.
@@ -69,6 +79,17 @@ impl Known {
 }
 
 impl Session {
+    /// The child's answer to `tools/list` without those of odd names, which are on record; `None`
+    /// if there are none, or any may be shown (json-21).
+    pub(super) fn without_odd_tools(&self, answer: &Message) -> Option<Message> {
+        if self.tools.any_name.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (text, tools) = tools::without_odd(answer)?;
+        self.audit.record(&Event::ToolsHidden { tools });
+        Message::parse(text.into()).ok()
+    }
+
     /// What is to be known of a tool that `request` is about to call; the child is asked if nobody has yet.
     pub async fn tool(self: &Arc<Self>, name: &str, request: RequestId) -> Option<Tool> {
         if !self.tools.seen().0 {

@@ -292,7 +292,7 @@ impl Served for Unneeded {
 
     fn fail_one(&self, _: u64, _: Failure) {}
 
-    async fn hear(&self, mut stdout: Output, _: Reading) {
+    async fn hear(self: Arc<Self>, mut stdout: Output, _: Reading) {
         let _ = copy(&mut stdout, &mut sink()).await;
     }
 }

@@ -285,8 +285,6 @@ TOOLS, PROMPTS = {}, {}
 
 
 def tool(description, schema=None, task="forbidden"):
-    # To modern clients only what an older server runs as a task alone is one.
-    task = "required" if task == "optional" and not speaks_modern else task
 
     def add(function):
         TOOLS[function.__name__] = (function, description, schema or {"type": "object", "properties": {}}, task)

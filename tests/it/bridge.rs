@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use base64::Engine as _;
 use serde_json::{Value, json};
 use thv::time::Clock;
 
@@ -779,4 +780,88 @@ async fn a_real_legacy_server_asks_modern_clients() {
     let echo = call(&alice, "echo", json!({ "message": "hello" }), json!({})).await;
     assert_eq!(echo.said(), "Echo: hello");
     assert_eq!(house.children_started(), 1);
+}
+
+/// json-21: tools with names that could be taken for another's are in nobody's list, which is on record, and reach no server,
+/// whatever is spoken on either side; where the configuration takes any name they are as they are.
+#[tokio::test]
+async fn tools_of_odd_names_are_hidden_and_cannot_be_called() {
+    for arguments in [&["--odd"][..], &["--odd", "--modern"]] {
+        let plan = || {
+            arguments
+                .iter()
+                .fold(house(), |plan, more| plan.argument(more))
+        };
+        let house = plan().open().await;
+        let (old, new) = (house.session("alice").await, house.caller("alice"));
+        let list = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
+        let lists = [
+            old.post(list).await,
+            modern::ask(&new, "tools/list", json!({})).await,
+        ];
+        for answer in &lists {
+            let tools = answer.json()["result"]["tools"].take();
+            assert_eq!(
+                tools,
+                json!([{ "name": "echo", "inputSchema": {} }]),
+                "{answer:?}"
+            );
+        }
+        assert_eq!(house.records.count("tools-hidden"), 2);
+        let records = house.records.all().join("\n");
+        assert!(
+            records.contains("THV_TOOL=a/b") && records.contains("THV_TOOL=ｅcho"),
+            "{records}"
+        );
+        for name in [
+            "echo ",
+            "",
+            "ｅcho",
+            "a/b",
+            "no\u{0}ne",
+            "e\u{301}",
+            &"x".repeat(1 << 20),
+        ] {
+            // A header can say it in one way alone.
+            let encoded = base64::engine::general_purpose::STANDARD.encode(name);
+            let encoded = format!("=?base64?{encoded}?=");
+            let body = body(1, "tools/call", json!({ "name": name }), json!({}));
+            let plain = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": { "name": name } });
+            let mut answers = vec![old.post(&plain.to_string()).await];
+            if encoded.len() < 8000 {
+                let request = modern::bytes(&new, "tools/call", Some(&encoded), &body);
+                answers.push(wire::exchange(new.address, &request).await);
+            }
+            for answer in answers {
+                let error = &answer.json()["error"]["code"];
+                assert_eq!(
+                    (answer.status, error),
+                    (400, &json!(-32602)),
+                    "{name:.20?}: {answer:?}"
+                );
+            }
+        }
+        assert_eq!(old.call("echo", json!({})).await.status, 200);
+        for caller in [&old, &new] {
+            let lines = match caller.session {
+                Some(_) => caller.seen().await,
+                None => seen(caller).await,
+            };
+            assert!(!lines.iter().any(|line| line.contains("a/b")), "{lines:?}");
+        }
+        house.end().await;
+
+        let house = plan().top("any-tool-name = true\n").open().await;
+        let old = house.session("alice").await;
+        let answer = old.post(list).await.json();
+        assert_eq!(
+            answer["result"]["tools"].as_array().unwrap().len(),
+            4,
+            "{answer}"
+        );
+        old.call("a/b", json!({})).await;
+        let lines = old.seen().await;
+        assert!(lines.iter().any(|line| line.contains("a/b")), "{lines:?}");
+        assert_eq!(house.records.count("tools-hidden"), 0);
+    }
 }

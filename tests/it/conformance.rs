@@ -210,11 +210,6 @@ const BESIDE_2026_07_28: &[&str] = &[
 const NOT_OF_A_LEGACY_SERVER: &[(&str, &str)] = &[
     ("input-required-result-ignore-extra-params", UNASKED),
     ("input-required-result-missing-input-response", UNASKED),
-    (
-        "tasks-capability-negotiation",
-        "it wants a tool that is a task for some clients and a call for others: of a legacy server \
-         only those tools are tasks that it runs as nothing else",
-    ),
 ];
 
 const UNASKED: &str = "it answers what nobody has asked, without a state: no call of a legacy server waits for that, \

@@ -9,9 +9,12 @@ use tokio::{
 
 use crate::{
     house::{House, call, house, initialize},
-    identity::is_told,
+    identity::{is_told, last_decision},
     wire::{self, Answer, PATIENCE},
 };
+
+const MEDIA: &str = "the body must be application/json, not encoded";
+const ACCEPT: &str = "the client must accept application/json and text/event-stream";
 
 struct Edge {
     house: House,
@@ -171,15 +174,13 @@ async fn only_the_exact_path_is_served() {
         "/%6dcp",
         "/mcp/sse",
     ] {
-        assert_eq!(
-            edge.send("POST", path, &[], &initialize("2025-11-25"))
-                .await
-                .status,
-            404,
-            "{path}"
-        );
+        let answer = edge
+            .send("POST", path, &[], &initialize("2025-11-25"))
+            .await;
+        edge.is_refused(&answer, 404, "no such path", "path-unknown");
     }
     edge.nothing_started();
+    assert_eq!(edge.post(&[]).await.status, 200);
 }
 
 /// conn-16, conn-17, inc-4: exactly JSON, not encoded, before anything looks at the body.
@@ -193,28 +194,24 @@ async fn a_body_that_is_not_json_by_its_header_is_refused() {
         "application/x-www-form-urlencoded",
         "multipart/form-data",
     ] {
-        assert_eq!(
-            edge.post(&[("Content-Type", kind)]).await.status,
-            415,
-            "{kind}"
-        );
+        let answer = edge.post(&[("Content-Type", kind)]).await;
+        edge.is_refused(&answer, 415, MEDIA, "media-type");
     }
-    assert_eq!(
-        edge.post(&[
-            ("Content-Type", "application/json"),
-            ("Content-Type", "text/plain")
-        ])
-        .await
-        .status,
-        415
-    );
+    let twice = [
+        ("Content-Type", "application/json"),
+        ("Content-Type", "text/plain"),
+    ];
+    let answer = edge.post(&twice).await;
+    edge.is_refused(&answer, 415, MEDIA, "media-type");
     for coding in ["gzip", "br", "identity, gzip"] {
-        assert_eq!(
-            edge.post(&[("Content-Encoding", coding)]).await.status,
-            415,
-            "{coding}"
-        );
+        let answer = edge.post(&[("Content-Encoding", coding)]).await;
+        edge.is_refused(&answer, 415, MEDIA, "media-type");
     }
+    // Before the body: what it holds is no matter, and is not read.
+    let odd = edge
+        .send("POST", "/mcp", &[("Content-Type", "text/plain")], "{")
+        .await;
+    edge.is_refused(&odd, 415, MEDIA, "media-type");
     edge.nothing_started();
     for kind in ["application/json; charset=utf-8", "Application/JSON"] {
         assert_eq!(
@@ -230,11 +227,8 @@ async fn a_body_that_is_not_json_by_its_header_is_refused() {
 async fn a_client_that_cannot_read_the_answer_is_refused() {
     let edge = Edge::open().await;
     for accept in ["", "application/json", "text/event-stream", "text/html"] {
-        assert_eq!(
-            edge.post(&[("Accept", accept)]).await.status,
-            406,
-            "{accept}"
-        );
+        let answer = edge.post(&[("Accept", accept)]).await;
+        edge.is_refused(&answer, 406, ACCEPT, "not-acceptable");
     }
     edge.nothing_started();
     for accept in [
@@ -308,9 +302,17 @@ async fn a_body_that_ends_early_reaches_no_child() {
         "POST",
         &call(1, "echo", serde_json::json!({ "marker": "cut-short" })),
     );
+    let before = house.records.count("decision");
     let mut stream = TcpStream::connect(house.address).await.unwrap();
     stream.write_all(&whole[..whole.len() - 3]).await.unwrap();
     drop(stream);
+    // It has seen the end of it, and said so.
+    house.records.wait_for_more("decision", before).await;
+    let last = last_decision(&house);
+    assert!(
+        last.contains("THV_DECISION=deny ") && last.contains("THV_REASON=bad-header "),
+        "{last}"
+    );
     assert!(
         !alice
             .seen()
@@ -337,11 +339,19 @@ async fn a_head_over_the_cap_is_refused() {
         "a:\r\n".repeat(1_000_000)
     );
     assert_eq!(flooded(edge.house.address, flood.as_bytes()).await, 431);
+    for length in [9_000, 20_000] {
+        let long = format!("/mcp?{}", "q".repeat(length));
+        let answer = edge.send("POST", &long, &[], "{}").await;
+        assert_eq!(answer.status, 414, "{answer:?}");
+    }
+    // No more of it is read than of any head.
     let long = format!("/mcp?{}", "q".repeat(100_000));
-    assert!(matches!(
-        edge.send("POST", &long, &[], "{}").await.status,
-        414 | 431
-    ));
+    assert_eq!(edge.send("POST", &long, &[], "{}").await.status, 431);
+    let records = edge.house.records.all();
+    let refused = records
+        .iter()
+        .filter(|record| record.contains("THV_DECISION=deny ") && record.contains("bad-header"));
+    assert_eq!(refused.count(), 6, "{records:#?}");
     edge.nothing_started();
 }
 
@@ -350,10 +360,10 @@ async fn a_head_over_the_cap_is_refused() {
 async fn what_cannot_be_framed_ends_the_connection() {
     let edge = Edge::open().await;
     let good = format!(
-        "Host: {}\r\nAuthorization: {}\r\nContent-Type: application/json\r\n",
+        "Host: {}\r\nAuthorization: {}\r\nContent-Type: application/json\r\nAccept: */*\r\n",
         edge.host, edge.token
     );
-    for head in [
+    for (number, head) in [
         "Content-Length: 1\r\nContent-Length: 2\r\n",
         "Content-Length: +2\r\n",
         "Content-Length: 0x2\r\n",
@@ -367,21 +377,26 @@ async fn what_cannot_be_framed_ends_the_connection() {
         "X: a\r\n folded\r\n",
         ": empty\r\n",
         "Transfer-Encoding: chunked\r\n\r\n0x2\r\nab\r\n0\r\n",
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
         let request = format!(
             "POST /mcp HTTP/1.1\r\n{good}{head}\r\nGET /second HTTP/1.1\r\nHost: {}\r\n\r\n",
             edge.host
         );
         let answer = wire::exchange(edge.house.address, request.as_bytes()).await;
-        assert!(
-            matches!(answer.status, 400 | 406),
-            "{head:?}: {}",
-            answer.status
-        );
+        assert_eq!(answer.status, 400, "{head:?}");
+        assert_eq!(answer.header("connection"), Some("close"), "{head:?}");
         assert!(
             !answer.text().contains("HTTP/1.1"),
             "{head:?}: a second answer"
         );
+        let records = edge.house.records.all();
+        let bad = records
+            .iter()
+            .filter(|record| record.contains("THV_REASON=bad-header"));
+        assert_eq!(bad.count(), number + 1, "{head:?}: {records:#?}");
     }
     edge.nothing_started();
 }

@@ -373,7 +373,8 @@ async fn the_servers_question_reaches_its_client_and_the_answer_goes_back() {
         202,
         "of his own there is none, so it has no effect"
     );
-    assert_eq!(alice.post(reply).await.status, 202);
+    let taken = alice.post(reply).await;
+    assert_eq!((taken.status, taken.body.len()), (202, 0));
     assert_eq!(alice.post(reply).await.status, 400, "only once");
     let answer = stream.next().await;
     let heard: Value =
@@ -414,11 +415,27 @@ async fn a_call_that_takes_too_long_is_failed_and_cancelled() {
 async fn answers_that_are_none_do_not_reach_a_client() {
     let house = house().open().await;
     let alice = house.session("alice").await;
-    let both = alice.call("both", json!({})).await;
-    assert_eq!(
-        (both.status, &both.json()["error"]["data"]["reason"]),
-        (502, &json!("server-protocol-error"))
-    );
+    let bob = house.session("bob").await;
+    for how in ["both", "neither"] {
+        let answer = alice.call(how, json!({})).await;
+        let body = answer.json();
+        assert_eq!(
+            (
+                answer.status,
+                &body["error"]["code"],
+                &body["error"]["data"]["reason"]
+            ),
+            (502, &json!(-32603), &json!("server-protocol-error")),
+            "{how}"
+        );
+        assert!(body["result"].is_null(), "{body}");
+        let records = house.records.all();
+        let outcomes = records
+            .iter()
+            .filter(|it| it.contains("THV_EVENT=outcome "));
+        let last = outcomes.last().unwrap();
+        assert!(last.contains("THV_REASON=child-protocol "), "{last}");
+    }
     assert_eq!(alice.call("stray", json!({})).await.said(), "mine");
     // Neither do those that are no JSON, or too much of it, and nobody waits for them.
     for how in ["nan", "twice", "deep", "utf8"] {
@@ -429,6 +446,7 @@ async fn answers_that_are_none_do_not_reach_a_client() {
             "{how}"
         );
     }
+    assert_eq!(bob.call("echo", json!({})).await.status, 200);
 }
 
 /// probe-71: what a server writes to its standard error is a field of its own record, without control bytes.

@@ -1,6 +1,7 @@
 //! Messages as large as they may be.
 
 use aws_lc_rs::digest::{SHA256, digest};
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -13,6 +14,8 @@ use crate::{
 
 /// How large the arguments of a call are.
 const LARGE: usize = 32 << 20;
+/// What is held is counted for the process: messages of that size come one after the other.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// Something no serializer would write, again and again.
 fn odd(size: usize) -> String {
@@ -92,6 +95,7 @@ fn same(answer: &[u8], expected: &str) {
 /// say so, one after the other, and nothing of one is kept when it has passed.
 #[tokio::test]
 async fn the_largest_messages_pass_both_ways_and_leave_nothing() {
+    let _alone = ALONE.lock().await;
     let house = large("body = \"40M\"\nmessage = \"40M\"\n").await;
     let alice = house.session("alice").await;
     let arguments = odd(LARGE);
@@ -106,6 +110,60 @@ async fn the_largest_messages_pass_both_ways_and_leave_nothing() {
     // Other tests run here, too; what were kept of every message would be more.
     let grown = held[4] - held[0];
     assert!(grown < 3 * LARGE, "{held:?}");
+}
+
+/// While one user's largest message is read, others are served: by the order of the records, calls that were made after
+/// its last byte had come are decided before it is. Where it kept everybody waiting there would be one at most, which
+/// had come first.
+#[tokio::test]
+async fn who_sends_a_large_message_keeps_nobody_else_waiting() {
+    let _alone = ALONE.lock().await;
+    let house = large("body = \"40M\"\nmessage = \"40M\"\n").await;
+    let (alice, bob) = (house.session("alice").await, house.session("bob").await);
+    let arguments = odd(LARGE);
+    let request = alice.bytes("POST", &call("1", &arguments));
+    let (last, most) = request.split_last().unwrap();
+    let mut overtook = 0;
+    for round in 0..10 {
+        let mut stream = TcpStream::connect(house.address).await.unwrap();
+        stream.write_all(most).await.unwrap();
+        bob.call(&format!("before-{round}"), json!({})).await;
+        stream.write_all(&[*last]).await.unwrap();
+        let after = format!("after-{round}");
+        let read = async {
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await.unwrap();
+            wire::parse(&answer)
+        };
+        tokio::pin!(read);
+        let answer = loop {
+            tokio::select! {
+                biased;
+                answer = &mut read => break answer,
+                small = bob.call(&after, json!({})) => assert_eq!(small.status, 200),
+            }
+        };
+        same(&answer.body, &expected("1", &arguments));
+        let records = house.records.all();
+        let is = |record: &&String, subject: &str, tool: &str| {
+            record.contains("THV_EVENT=decision ")
+                && record.contains(&format!("THV_SUBJECT={subject} "))
+                && record.contains(&format!("THV_TOOL={tool} "))
+        };
+        let before_hers: Vec<&String> = records
+            .iter()
+            .rev()
+            .skip_while(|record| !is(record, "alice", "t"))
+            .collect();
+        let overtaking = before_hers
+            .iter()
+            .filter(|record| is(record, "bob", &after));
+        overtook = overtaking.count();
+        if overtook >= 2 {
+            break;
+        }
+    }
+    assert!(overtook >= 2, "{overtook}");
 }
 
 /// json-5, conn-5, sse-2: one byte over is told so, in both directions, and the next is served.

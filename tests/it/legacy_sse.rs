@@ -286,7 +286,7 @@ async fn the_old_transports_session_ends_with_its_stream() {
 async fn streams_of_the_old_transport_are_limited_as_sessions_are() {
     let house = sse()
         .argument("--refuse")
-        .with("[limits]\nsessions = 2\n")
+        .with("[limits]\nsessions = 2\nsessions-per-user = 2\n")
         .open()
         .await;
     let mut first = Client::open(&house, "alice").await;

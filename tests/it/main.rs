@@ -60,6 +60,8 @@ mod refusals;
 mod refusals_asked;
 /// Whom a good token makes its bearer, and until when.
 mod refusals_callers;
+/// Bodies that are no message.
+mod refusals_json;
 /// What becomes of tokens while their issuer's keys come and go.
 mod refusals_keys;
 /// Modern requests whose headers say something else.

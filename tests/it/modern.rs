@@ -200,18 +200,20 @@ async fn a_list_is_cut_and_private_and_what_it_hides_is_refused() {
 async fn progress_tokens_do_not_cross() {
     let house = modern(None).await;
     let alice = house.caller("alice");
-    for token in [json!("same"), json!(7)] {
+    let calls = [json!("same"), json!(7), json!("same"), json!(7)].map(|token| {
         let body = body(
             1,
             "tools/call",
             json!({ "name": "progress" }),
             json!({ "progressToken": token }),
         );
-        let answer = wire::exchange(
-            house.address,
-            &bytes(&alice, "tools/call", Some("progress"), &body),
-        )
-        .await;
+        let request = bytes(&alice, "tools/call", Some("progress"), &body);
+        let address = house.address;
+        let answer = tokio::spawn(async move { wire::exchange(address, &request).await });
+        (token, answer)
+    });
+    for (token, answer) in calls {
+        let answer = answer.await.unwrap();
         let events: Vec<Value> = answer
             .text()
             .lines()
@@ -233,7 +235,7 @@ async fn progress_tokens_do_not_cross() {
     );
 }
 
-/// mcp-T7, conn-12: closing the stream cancels that request, and no other, towards the child under its own number.
+/// mcp-T7, conn-12, json-18: closing the stream cancels that request, and no other, towards the child under its own number.
 #[tokio::test]
 async fn a_client_that_hangs_up_cancels_its_request_alone() {
     let house = modern(None).await;
@@ -266,6 +268,13 @@ async fn a_client_that_hangs_up_cancels_its_request_alone() {
     };
     until("\"lost\"").await;
     until("\"kept\"").await;
+    // To say so is no way to cancel, whoever does (json-18).
+    let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}"#;
+    for caller in [&alice, &house.caller("bob")] {
+        let request = caller.bytes_with("POST", &[VERSION], cancel);
+        let answer = wire::exchange(house.address, &request).await;
+        assert_eq!((answer.status, answer.body.len()), (202, 0));
+    }
     drop(lost);
     let lines = tokio::time::timeout(wire::PATIENCE, until("notifications/cancelled"))
         .await
@@ -285,6 +294,10 @@ async fn a_client_that_hangs_up_cancels_its_request_alone() {
             .iter()
             .any(|record| record.contains("THV_REASON=client-gone"))
     );
+    let cancelled = lines
+        .iter()
+        .filter(|line| line.contains("notifications/cancelled"));
+    assert_eq!(cancelled.count(), 1, "{lines:?}");
     tool(&alice, "release", json!({ "for": "kept" })).await;
     assert_eq!(kept.await.unwrap().said(), "released");
 }

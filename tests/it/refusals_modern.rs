@@ -154,7 +154,12 @@ async fn what_headers_say_is_what_the_body_says() {
             "{last}"
         );
     }
-    // A name that looks encoded goes encoded, and reaches the server as it is.
+    // A name that looks encoded goes encoded, and reaches the server as it is, if any name may.
+    let house = crate::house::house()
+        .argument("--modern")
+        .top("any-tool-name = true\n")
+        .open()
+        .await;
     let looks = "=?base64?PT9iYXNlNjQ/WVE9PT89?=";
     let answer = sent(
         &house,

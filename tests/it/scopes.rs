@@ -1,12 +1,17 @@
 //! One child for a session, a user or everybody: nothing of one is another's.
 
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 
 use crate::{
     bridge,
     house::{Caller, House, Plan, call, house, initialize},
     modern,
-    wire::{self, Events},
+    wire::{self, Events, PATIENCE},
 };
 
 fn crowd(scope: &str) -> Plan {
@@ -534,5 +539,107 @@ async fn a_fault_of_a_shared_http_server_is_its_callers_alone() {
     bob.call("release", json!({})).await;
     let held = held.await.unwrap();
     assert!(held.json()["error"].is_null(), "{}", held.text());
+    assert_eq!(house.children_started(), 1);
+}
+
+/// inc-7, probe-69: what one user has a shared server print, or have too much of, costs nobody else their call or the server.
+#[tokio::test]
+async fn what_one_user_has_a_shared_server_print_ends_it_for_nobody() {
+    let house = crowd("server")
+        .with("[limits]\nmessage = \"64K\"\n")
+        .open()
+        .await;
+    let mallory = session_of(&house, "mallory", "2025-11-25").await;
+    let bob = session_of(&house, "bob", "2025-11-25").await;
+    let hold = bob.bytes("POST", &call(1, "hold", json!({ "for": "bob" })));
+    let waits = wire::exchange(house.address, &hold);
+    let hostile = async {
+        while !mallory
+            .call("seen", json!({}))
+            .await
+            .said()
+            .contains("hold")
+        {}
+        let print = mallory.call("print", json!({ "lines": 1000 })).await;
+        assert_eq!(print.said(), "printed");
+        let large = mallory.call("large", json!({ "bytes": 1_000_000 })).await;
+        assert_eq!(
+            (large.status, &large.json()["error"]["data"]["reason"]),
+            (502, &json!("server-protocol-error"))
+        );
+        let fits = mallory.call("large", json!({ "bytes": 1000 })).await;
+        assert_eq!(fits.said().len(), 1000);
+        mallory.call("release", json!({ "for": "bob" })).await
+    };
+    let (answer, released) = tokio::join!(waits, hostile);
+    assert_eq!(
+        (answer.said(), released.said()),
+        ("released".into(), "done".into())
+    );
+    assert_eq!(
+        (house.children_started(), house.records.count("child-died")),
+        (1, 0)
+    );
+}
+
+/// conn-10: where nobody has said how many sessions a user may have, one user leaves room for another.
+#[tokio::test]
+async fn one_user_has_half_of_the_sessions() {
+    let house = house().with("[limits]\nsessions = 3\n").open().await;
+    let alice = [house.session("alice").await, house.session("alice").await];
+    let third = house.caller("alice").initialize().await;
+    assert_eq!(
+        (third.status, &third.json()["error"]["data"]["reason"]),
+        (429, &json!("user-session-limit"))
+    );
+    assert!(third.header("retry-after").is_some());
+    let bob = house.session("bob").await;
+    for caller in alice.iter().chain([&bob]) {
+        assert_eq!(caller.call("echo", json!({})).await.status, 200);
+    }
+    assert_eq!(house.children_started(), 3);
+}
+
+/// json-16: of a server of one's own it takes as many lines in a row, and an answer between them is a new beginning.
+#[tokio::test]
+async fn a_server_of_ones_own_is_ended_for_lines_in_a_row_that_are_none() {
+    let house = crowd("user").open().await;
+    let alice = session_of(&house, "alice", "2025-11-25").await;
+    for _ in 0..3 {
+        let print = alice.call("print", json!({ "lines": 99 })).await;
+        assert_eq!(print.said(), "printed");
+    }
+    assert_eq!(house.records.count("child-died"), 0);
+    let print = alice.call("print", json!({ "lines": 100 })).await;
+    assert_eq!(print.status, 502, "{print:?}");
+    house.records.wait_for("child-died").await;
+    assert_eq!(alice.call("print", json!({ "lines": 1 })).await.status, 404);
+}
+
+/// conn-3: who does not read what a shared server says keeps nobody else waiting for it, and is kept no more than a stream holds.
+#[tokio::test]
+async fn a_client_that_does_not_read_keeps_nobody_else_waiting() {
+    let house = crowd("server").open().await;
+    let (alice, bob) = (
+        session_of(&house, "alice", "2025-11-25").await,
+        session_of(&house, "bob", "2025-11-25").await,
+    );
+    let mut stream = TcpStream::connect(house.address).await.unwrap();
+    let burst = call(5, "burst", json!({ "count": 64, "bytes": 1 << 20 }));
+    stream
+        .write_all(&alice.bytes("POST", &burst))
+        .await
+        .unwrap();
+    // Behind 64 MiB that nobody takes.
+    while !bob.call("seen", json!({})).await.said().contains("burst") {}
+    let answer = bob.call("echo", json!({ "n": 1 })).await;
+    assert!(answer.text().contains("{\\\"n\\\": 1}"), "{answer:?}");
+    let mut text = Vec::new();
+    timeout(PATIENCE, stream.read_to_end(&mut text))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(text.len() < 24 << 20, "{} bytes were kept", text.len());
+    assert!(String::from_utf8_lossy(&text).contains("done"));
     assert_eq!(house.children_started(), 1);
 }

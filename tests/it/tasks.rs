@@ -42,6 +42,7 @@ async fn ask(caller: &Caller, method: &str, params: Value, takes: bool) -> Answe
 async fn make(caller: &Caller, tool: &str) -> String {
     let answer = ask(caller, "tools/call", json!({ "name": tool }), true).await;
     let result = &answer.json()["result"];
+    let pause = if tool == "told" { 30000 } else { 10 };
     assert_eq!(
         (
             &result["resultType"],
@@ -49,10 +50,43 @@ async fn make(caller: &Caller, tool: &str) -> String {
             &result["ttlMs"],
             &result["pollIntervalMs"]
         ),
-        (&json!("task"), &json!("working"), &json!(60000), &json!(10)),
+        (
+            &json!("task"),
+            &json!("working"),
+            &json!(60000),
+            &json!(pause)
+        ),
         "{answer:?}"
     );
     result["taskId"].as_str().unwrap().to_owned()
+}
+
+/// A modern client subscribes to how tasks stand; the stream and what was acknowledged.
+async fn watch(caller: &Caller, tasks: &[&str]) -> (Events, Value) {
+    let wanted = json!({ "notifications": { "taskIds": tasks } });
+    let can = json!({ "elicitation": {}, "extensions": { EXTENSION: {} } });
+    let more = json!({ "io.modelcontextprotocol/clientCapabilities": can });
+    let body = body("\"w\"", "subscriptions/listen", wanted, more);
+    let request = bytes(caller, "subscriptions/listen", None, &body);
+    let mut events = Events::open(caller.address, &request).await;
+    let mut first = events.next_request().await;
+    assert_eq!(first["method"], "notifications/subscriptions/acknowledged");
+    (events, first["params"]["notifications"].take())
+}
+
+/// What a subscription is told next, which is its own and whole.
+async fn told(events: &mut Events) -> Value {
+    let mut next = events.next_request().await;
+    assert_eq!(next["method"], "notifications/tasks", "{next}");
+    let mut task = next["params"].take();
+    assert_eq!(
+        task["_meta"].take(),
+        json!({ "io.modelcontextprotocol/subscriptionId": "w" })
+    );
+    assert!(
+        task["ttlMs"] == 60000 && task["createdAt"].is_string() && task["resultType"].is_null()
+    );
+    task
 }
 
 /// How the task stands when it no longer works.
@@ -295,4 +329,200 @@ async fn a_legacy_client_waits_for_a_modern_servers_task_as_for_any_call() {
     assert_eq!(events.end().await.matches("\"result\"").count(), 0);
     let seen = alice.call("seen", json!({})).await.said();
     assert_eq!(seen.matches("tasks/cancel").count(), 1, "{seen}");
+}
+
+/// mcp-T28, mcp-L11: who subscribes to a legacy server's task hears how it stands as `tasks/get` would say it, up to its end,
+/// whether the server tells it by itself or has to be asked.
+#[tokio::test]
+async fn a_modern_client_hears_how_a_legacy_servers_task_stands() {
+    let house = house_of(&[]).await;
+    let alice = house.caller("alice");
+    let ended = |task: &Value, status: &str| assert_eq!(task["status"], status, "{task}");
+    for (tool, status) in [("slow", "completed"), ("bad", "failed")] {
+        let task = make(&alice, tool).await;
+        let (mut events, acknowledged) = watch(&alice, &[&task, "no such"]).await;
+        assert_eq!(acknowledged, json!({ "taskIds": [task] }));
+        ended(&told(&mut events).await, "working");
+        let last = told(&mut events).await;
+        ended(&last, status);
+        match tool {
+            "slow" => assert_eq!(last["result"]["content"][0]["text"], "slow is done"),
+            _ => assert_eq!(last["error"]["code"], -32603),
+        }
+        // Who comes late hears the end all the same.
+        let (mut late, _) = watch(&alice, &[&task]).await;
+        assert_eq!(told(&mut late).await, last);
+    }
+
+    let asks = make(&alice, "asks").await;
+    let (mut events, _) = watch(&alice, &[&asks]).await;
+    ended(&told(&mut events).await, "working");
+    let mut asked = told(&mut events).await;
+    while asked["status"] == "working" {
+        asked = told(&mut events).await;
+    }
+    ended(&asked, "input_required");
+    let (key, question) = asked["inputRequests"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .next()
+        .unwrap();
+    assert_eq!(question["params"]["message"], "your name?");
+    let said = json!({ "action": "accept", "content": { "name": "Alice" } });
+    let update = json!({ "taskId": asks, "inputResponses": { key: said } });
+    assert_eq!(ask(&alice, "tasks/update", update, true).await.status, 200);
+    let mut last = told(&mut events).await;
+    while last["status"] == "working" {
+        last = told(&mut events).await;
+    }
+    ended(&last, "completed");
+    let text = last["result"]["content"][0]["text"].as_str().unwrap();
+    assert_eq!(serde_json::from_str::<Value>(text).unwrap(), said);
+
+    // It is asked every half a minute, and says so at once.
+    let task = make(&alice, "told").await;
+    let (mut events, _) = watch(&alice, &[&task]).await;
+    ended(&told(&mut events).await, "working");
+    ask(&alice, "tools/call", json!({ "name": "finish" }), true).await;
+    let last = told(&mut events).await;
+    ended(&last, "completed");
+    assert_eq!(last["result"]["content"][0]["text"], "told is done");
+
+    let never = make(&alice, "never").await;
+    let (mut events, _) = watch(&alice, &[&never]).await;
+    ended(&told(&mut events).await, "working");
+    ask(&alice, "tasks/cancel", json!({ "taskId": never }), true).await;
+    ended(&told(&mut events).await, "cancelled");
+}
+
+/// mcp-L11: another's task is as unknown to a subscription as none, also where all users share a server, and whoever takes no tasks is told so.
+#[tokio::test]
+async fn nobody_hears_how_anothers_task_stands() {
+    for scope in ["session", "server"] {
+        let house = plan(&[])
+            .top(&format!("scope = \"{scope}\"\n"))
+            .open()
+            .await;
+        let (alice, bob) = (house.caller("alice"), house.caller("bob"));
+        let hers = make(&alice, "told").await;
+        let (mut she, _) = watch(&alice, &[&hers]).await;
+        assert_eq!(told(&mut she).await["status"], "working");
+        let (mut he, acknowledged) = watch(&bob, &[&hers]).await;
+        assert_eq!(acknowledged, json!({}));
+        ask(&alice, "tools/call", json!({ "name": "finish" }), true).await;
+        let last = told(&mut she).await;
+        assert_eq!(
+            (&last["taskId"], &last["status"]),
+            (&json!(hers), &json!("completed"))
+        );
+        // His own are told to him, and these alone.
+        let his = make(&bob, "told").await;
+        let (mut own, acknowledged) = watch(&bob, &[&hers, &his]).await;
+        assert_eq!(acknowledged, json!({ "taskIds": [his] }));
+        assert_eq!(told(&mut own).await["status"], "working");
+        ask(&bob, "tools/call", json!({ "name": "finish" }), true).await;
+        let last = told(&mut own).await;
+        assert_eq!(
+            (&last["taskId"], &last["status"]),
+            (&json!(his), &json!("completed"))
+        );
+        house.end().await;
+        let rest = [he.end().await, own.end().await].concat();
+        assert_eq!(rest.matches("notifications/tasks").count(), 0, "{rest}");
+    }
+
+    let house = house_of(&[]).await;
+    let alice = house.caller("alice");
+    let wanted = json!({ "notifications": { "taskIds": ["t"] } });
+    let answer = ask(&alice, "subscriptions/listen", wanted, false).await;
+    let error = &answer.json()["error"];
+    assert_eq!(
+        (answer.status, &error["code"]),
+        (400, &json!(-32021)),
+        "{answer:?}"
+    );
+    assert!(error["data"]["requiredCapabilities"]["extensions"][EXTENSION].is_object());
+}
+
+/// A tool that can be a task is one for whoever takes tasks, and answers everybody else at once.
+#[tokio::test]
+async fn a_tool_that_can_be_a_task_is_one_for_whoever_takes_tasks() {
+    let house = house_of(&[]).await;
+    let alice = house.caller("alice");
+    let plain = ask(&alice, "tools/call", json!({ "name": "either" }), false).await;
+    assert_eq!(plain.said(), "at once");
+    assert_eq!(plain.json()["result"]["resultType"], "complete");
+    let task = make(&alice, "either").await;
+    let done = stands(&alice, &task).await;
+    assert_eq!(done["result"]["content"][0]["text"], "either is done");
+}
+
+/// mcp-M1: what a server asks before it says that it has made a task is asked in the call, and what it has asked by the time
+/// that it says so, in the task: either way it is answered, and nothing is done twice.
+#[tokio::test]
+async fn a_question_before_its_task_is_known_is_answered() {
+    let house = house_of(&[]).await;
+    let alice = house.caller("alice");
+    let said = json!({ "action": "accept", "content": { "n": 1 } });
+    for (tool, asks_in_call) in [("early", true), ("hasty", false)] {
+        let params = json!({ "name": tool });
+        let mut answer = ask(&alice, "tools/call", params.clone(), true).await.json();
+        let kind = answer["result"]["resultType"].take();
+        // The two may also come apart: then it is asked in the call before it is known that a task is made.
+        assert!(kind == "input_required" || !asks_in_call, "{answer}");
+        if kind == "input_required" {
+            let requests = answer["result"]["inputRequests"].as_object().unwrap();
+            let (key, question) = requests.iter().next().unwrap();
+            assert_eq!(question["params"]["message"], "your name?");
+            let mut again = params;
+            again["requestState"] = answer["result"]["requestState"].clone();
+            again["inputResponses"] = json!({ key: said });
+            // It must be one that takes tasks.
+            let other = ask(&alice, "tools/call", again.clone(), false).await;
+            assert_eq!(other.status, 400, "{other:?}");
+            answer = ask(&alice, "tools/call", again, true).await.json();
+            assert_eq!(answer["result"]["resultType"], "task", "{answer}");
+        }
+        let task = answer["result"]["taskId"].as_str().unwrap();
+        let mut standing = stands(&alice, task).await;
+        if standing["status"] == "input_required" {
+            let requests = standing["inputRequests"].as_object().unwrap();
+            let update = json!({ "taskId": task, "inputResponses": { requests.keys().next().unwrap(): said } });
+            assert_eq!(ask(&alice, "tasks/update", update, true).await.status, 200);
+            standing = stands(&alice, task).await;
+        }
+        assert_eq!(standing["status"], "completed", "{standing}");
+        let text = standing["result"]["content"][0]["text"].as_str().unwrap();
+        assert_eq!(serde_json::from_str::<Value>(text).unwrap(), said);
+        let seen = ask(&alice, "tools/call", json!({ "name": "seen" }), true)
+            .await
+            .said();
+        let calls = format!("\\\"{tool}\\\"");
+        assert_eq!(seen.matches(&calls).count(), 1, "{seen}");
+    }
+}
+
+/// A modern server that tells by itself how a task stands ends a legacy client's call by that: it is asked only now and then.
+#[tokio::test]
+async fn a_legacy_clients_call_ends_when_a_modern_server_says_that_its_task_has() {
+    for scope in ["session", "server"] {
+        let house = plan(&["--modern"])
+            .top(&format!("scope = \"{scope}\"\n"))
+            .open()
+            .await;
+        let alice = house.session("alice").await;
+        let answer = alice.call("told", json!({})).await;
+        assert_eq!(answer.said(), "told is done");
+        assert!(!answer.text().contains("notifications/tasks"), "{answer:?}");
+        let seen = alice.call("seen", json!({})).await.said();
+        assert_eq!(seen.matches("tasks/get").count(), 0, "{seen}");
+        // Nobody wants to hear of it any more.
+        let listened = seen.matches("taskIds").count();
+        assert_eq!(
+            (listened, seen.matches("notifications/cancelled").count()),
+            (1, 1),
+            "{seen}"
+        );
+    }
 }

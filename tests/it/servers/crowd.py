@@ -45,6 +45,18 @@ def take(message):
         text(identifier, json.dumps(seen))
     elif method == "tools/call" and params["name"] == "environment":
         text(identifier, json.dumps(dict(os.environ)))
+    elif method == "tools/call" and params["name"] == "print":
+        for _ in range(params["arguments"]["lines"]):
+            sys.stdout.buffer.write(b"what a caller said\n")
+        text(identifier, "printed")
+    elif method == "tools/call" and params["name"] == "burst":
+        token = params["_meta"]["progressToken"]
+        for step in range(params["arguments"]["count"]):
+            say(method="notifications/progress", params={"progressToken": token, "progress": step,
+                                                         "message": "x" * params["arguments"]["bytes"]})
+        text(identifier, "done")
+    elif method == "tools/call" and params["name"] == "large":
+        text(identifier, "x" * params["arguments"]["bytes"])
     elif method == "tools/call" and params["name"] == "crash":
         os._exit(3)
     elif method == "tools/call" and params["name"] == "touch":

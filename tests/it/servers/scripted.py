@@ -87,6 +87,8 @@ def call(identifier, params):
         say('{"jsonrpc":"2.0","id":%d,"result":{"big":9007199254740993, "e":1.0e+2,"u":"\\u00e9\u00e9"}}' % identifier)
     elif name == "both":
         say('{"jsonrpc":"2.0","id":%d,"result":{},"error":{"code":1,"message":"x"}}' % identifier)
+    elif name == "neither":
+        say('{"jsonrpc":"2.0","id":%d}' % identifier)
     elif name == "broken":
         # No JSON, a member that is named twice, one level more than any schema needs.
         result = {"nan": "NaN", "twice": '{"x":1,"x":2}', "deep": "[" * 70 + "]" * 70, "utf8": '"\udcff"'}[arguments["how"]]
@@ -198,6 +200,9 @@ def main():
             # In two pages, of which the second has what matters.
             second = "cursor" in message.get("params", {})
             cached(identifier, {"tools": tools[1:]} if second else {"tools": tools[:1], "nextCursor": "2"})
+        elif method == "tools/list" and "--odd" in sys.argv:
+            # One of them could be taken for `echo`.
+            cached(identifier, {"tools": [{"name": name, "inputSchema": {}} for name in ["echo ", "echo", "\uff45cho", "a/b"]]})
         elif method == "tools/list":
             cached(identifier, {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]})
         elif method == "tools/call":

@@ -1,7 +1,9 @@
 """An MCP server over stdio whose tools are tasks: of 2025-11-25, or with `--modern` of the extension.
 
 `slow` is done when it was looked at twice, `bad` ends with an error, `asks` needs an
-answer first, `never` runs until it is cancelled. `seen` tells what has reached this server.
+answer first, `never` runs until it is cancelled, `told` until `finish` ends it, of which this server tells by
+itself. `either` is a task for whoever wants one. `early` asks before it says that it has made one, and `hasty`
+says so without waiting for the answer. `seen` tells what has reached this server.
 """
 
 import json
@@ -10,6 +12,7 @@ import sys
 modern = "--modern" in sys.argv
 seen = []
 tasks = {}
+listens = {}
 
 
 def say(message):
@@ -27,7 +30,8 @@ def complete(identifier, result):
 
 def stands(task):
     times = {"createdAt": "2026-11-26T00:00:00Z", "lastUpdatedAt": "2026-11-26T00:00:01Z"}
-    pace = {"ttlMs": 60000, "pollIntervalMs": 10} if modern else {"ttl": 60000, "pollInterval": 10}
+    pause = 30000 if task["tool"] == "told" else 10
+    pace = {"ttlMs": 60000, "pollIntervalMs": pause} if modern else {"ttl": 60000, "pollInterval": pause}
     return {"taskId": task["id"], "status": task["status"]} | times | pace
 
 
@@ -38,7 +42,8 @@ def result(task):
 def look(task):
     task["looks"] += 1
     if task["status"] == "working" and task["looks"] > 1:
-        task["status"] = {"slow": "completed", "bad": "failed", "asks": "input_required", "never": "working"}[task["tool"]]
+        ends = {"slow": "completed", "either": "completed", "bad": "failed", "asks": "input_required"}
+        task["status"] = ends.get(task["tool"], "working")
 
 
 def ask(task):
@@ -54,8 +59,34 @@ def ask(task):
 
 def told(task, said):
     task["status"], task["said"] = "completed", json.dumps(said)
+    if "made" in task:
+        answer(task.pop("made"), {"task": stands(task) | {"status": "working"}})
     if "waits" in task:
         outcome(task.pop("waits"), task)
+
+
+def tell(task):
+    """What has changed, to whoever wants to hear it."""
+    if not modern:
+        say({"method": "notifications/tasks/status", "params": stands(task)})
+    for identifier, wanted in listens.items():
+        if task["id"] in wanted:
+            label = {"_meta": {"io.modelcontextprotocol/subscriptionId": identifier}}
+            say({"method": "notifications/tasks", "params": stands(task) | {"result": result(task)} | label})
+
+
+def finish():
+    for task in tasks.values():
+        if task["tool"] == "told" and task["status"] == "working":
+            task["status"] = "completed"
+            tell(task)
+
+
+def listen(identifier, wanted):
+    listens[identifier] = wanted.get("taskIds", [])
+    label = {"_meta": {"io.modelcontextprotocol/subscriptionId": identifier}}
+    say({"method": "notifications/subscriptions/acknowledged", "params": {"notifications": wanted} | label})
+    finish()
 
 
 def outcome(identifier, task):
@@ -105,13 +136,23 @@ def call(identifier, params):
     tool = params["name"]
     if tool == "seen":
         return complete(identifier, {"content": [{"type": "text", "text": json.dumps(seen)}]})
+    if tool == "finish":
+        finish()
+        return complete(identifier, {"content": []})
     capabilities = params.get("_meta", {}).get("io.modelcontextprotocol/clientCapabilities", {})
     takes = "io.modelcontextprotocol/tasks" in capabilities.get("extensions", {}) if modern else "task" in params
+    if tool == "either" and not takes:
+        return complete(identifier, {"content": [{"type": "text", "text": "at once"}]})
     if not takes:
         return say({"id": identifier, "error": {"code": -32601, "message": "only as a task"}})
     task = {"id": "task-%d" % (len(tasks) + 1), "tool": tool, "status": "working", "looks": 0}
     tasks[task["id"]] = task
-    answer(identifier, {"resultType": "task"} | stands(task) if modern else {"task": stands(task)})
+    if tool in ("early", "hasty"):
+        ask(task)
+    if tool == "early":
+        task["made"] = identifier
+    else:
+        answer(identifier, {"resultType": "task"} | stands(task) if modern else {"task": stands(task)})
 
 
 for line in sys.stdin:
@@ -131,12 +172,15 @@ for line in sys.stdin:
         can = {"tools": {}, "tasks": {"list": {}, "cancel": {}, "requests": {"tools": {"call": {}}}}}
         answer(identifier, {"protocolVersion": "2025-11-25", "capabilities": can, "serverInfo": server})
     elif method == "tools/list":
-        names = [("slow", "required"), ("bad", "required"), ("asks", "required"), ("never", "required"), ("seen", "forbidden")]
+        names = [("slow", "required"), ("bad", "required"), ("asks", "required"), ("never", "required"), ("told", "required"),
+                 ("early", "required"), ("hasty", "required"), ("either", "optional"), ("finish", "forbidden"), ("seen", "forbidden")]
         tools = [{"name": name, "inputSchema": {"type": "object"}} | ({} if modern else {"execution": {"taskSupport": support}})
                  for name, support in names]
         complete(identifier, {"tools": tools} | ({"ttlMs": 0, "cacheScope": "private"} if modern else {}))
     elif method == "tools/call":
         call(identifier, params)
+    elif method == "subscriptions/listen" and modern:
+        listen(identifier, params["notifications"])
     elif method.startswith("tasks/"):
         about(method, identifier, params)
     else:

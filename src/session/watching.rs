@@ -1,0 +1,294 @@
+//! How tasks of a legacy child's stand, for modern clients that subscribe to them.
+//!
+//! Such a child may say when something changes, and need not: it is also asked, as often as
+//! it says, while anybody wants to hear it. Each subscription is told what it has not been
+//! told yet, whole, as `tasks/get` would (mcp-T28). Only tasks are watched that this
+//! session's own calls have become: nobody hears of another's (mcp-L11).
+
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    json::Value,
+    mcp::{
+        Message, subscription,
+        task::{self, Standing},
+    },
+    session::{
+        Session, calls::Answer, conversation::State, exchange::Event, own::OwnMessage, tasks::Known,
+    },
+};
+
+/// What is to be known of a task that somebody subscribes to.
+pub(super) struct Watched {
+    /// When the child is asked next how it stands; never while it is being asked.
+    due: Option<Instant>,
+    every: Duration,
+    /// Somebody wants to hear of it.
+    is_wanted: bool,
+    is_being_asked: bool,
+    /// What each subscription, by its call's number, was told last.
+    told: HashMap<u64, u64>,
+}
+
+/// A question to the child how a task stands.
+pub(super) struct Look {
+    task: String,
+    deadline: Instant,
+}
+
+impl Default for Watched {
+    fn default() -> Self {
+        Self {
+            due: None,
+            every: SHORTEST,
+            is_wanted: false,
+            is_being_asked: false,
+            told: HashMap::new(),
+        }
+    }
+}
+
+impl Watched {
+    /// One more subscription wants to hear of it.
+    pub(super) fn begin(&mut self) {
+        self.is_wanted = true;
+        self.look_now();
+    }
+
+    /// Something has changed, or may have.
+    pub(super) fn look_now(&mut self) {
+        if self.is_wanted {
+            self.due = Some(Instant::now());
+        }
+    }
+
+    pub(super) fn look_later(&mut self, now: Instant) {
+        if self.is_wanted {
+            self.due = Some(now + self.every);
+        }
+    }
+
+    /// There is nothing more to be heard of it, or nobody to hear it.
+    fn end(&mut self) {
+        self.due = None;
+        self.is_wanted = false;
+        self.told.clear();
+    }
+}
+
+impl Session {
+    /// Asks the child how tasks stand that somebody subscribes to and that it is time to ask for.
+    pub(super) fn look_at_watched(&self, state: &mut State, now: Instant) {
+        let overdue = state.tasks.looks.extract_if(|_, it| it.deadline <= now);
+        let overdue: Vec<Look> = overdue.map(|(_, look)| look).collect();
+        for look in overdue {
+            if let Some(known) = state.tasks.known.get_mut(&look.task) {
+                known.watched.is_being_asked = false;
+                known.watched.look_later(now);
+            }
+        }
+        let is_due = |known: &Known| {
+            let watched = &known.watched;
+            !watched.is_being_asked && watched.due.is_some_and(|due| due <= now)
+        };
+        let due = state.tasks.known.iter().filter(|(_, known)| is_due(known));
+        let room = MAX_LOOKS.saturating_sub(state.tasks.looks.len());
+        let due: Vec<String> = due.map(|(name, _)| name.clone()).take(room).collect();
+        for name in due {
+            let is_wanted = is_wanted(state, &name);
+            let Some(known) = state.tasks.known.get_mut(&name) else {
+                continue;
+            };
+            if !is_wanted {
+                known.watched.end();
+                continue;
+            }
+            let number = state.next;
+            let task = serde_json::Value::from(name.as_str()).to_string();
+            if !self.say(&OwnMessage::TaskOf {
+                number,
+                what: "get",
+                task: task.as_bytes(),
+                more: Vec::new(),
+            }) {
+                // It reads nothing now; it is asked again when it may.
+                continue;
+            }
+            state.next += 1;
+            known.watched.due = None;
+            known.watched.is_being_asked = true;
+            let look = Look {
+                task: name,
+                deadline: now + self.call_timeout,
+            };
+            state.tasks.looks.insert(number, look);
+        }
+    }
+
+    /// Takes the child's answer to request `number`, if that asked how a watched task stands.
+    pub(super) fn look_answered(
+        &self,
+        state: &mut State,
+        number: u64,
+        answer: Answer,
+        message: &Message,
+    ) -> bool {
+        let Some(look) = state.tasks.looks.remove(&number) else {
+            return false;
+        };
+        let Some(known) = state.tasks.known.get_mut(&look.task) else {
+            return true;
+        };
+        known.watched.is_being_asked = false;
+        let task = message.root().get("result");
+        let is_it = |task: &Value<'_>| named(*task).is_some_and(|name| name == look.task);
+        match (answer, task.filter(is_it)) {
+            (Answer::Result, Some(_)) => self.stands(state, &look.task, message),
+            // The child has forgotten it.
+            (Answer::Error, _) => known.watched.end(),
+            _ => known.watched.look_later(Instant::now()),
+        }
+        true
+    }
+
+    /// The child says by itself how a task stands; `false` if nobody wants to hear that.
+    pub(super) fn task_says(&self, message: &Message) -> bool {
+        let mut state = self.state();
+        let name = message.root().get("params").and_then(named);
+        let Some(name) = name.filter(|name| is_wanted(&state, name)) else {
+            return false;
+        };
+        self.stands(&mut state, &name, message);
+        true
+    }
+
+    /// Tells those that subscribe to a task how it stands, which the message's result or parameters say.
+    fn stands(&self, state: &mut State, name: &str, message: &Message) {
+        let (Some(task), Some(known)) = (told_in(message), state.tasks.known.get_mut(name)) else {
+            return;
+        };
+        known.watched.every = pause(task);
+        let status = task.get("status").and_then(Value::as_str);
+        match status.as_deref() {
+            // It is told with what it has come to.
+            Some("completed" | "failed") => {
+                known.watched.due = None;
+                match self.ask_result(state, name, false) {
+                    Some(pending) => pending.watched = Some(message.clone()),
+                    None => self.look_later(state, name),
+                }
+            }
+            Some("cancelled") => {
+                self.tell_watching(state, name, &task::told(task, &Standing::Said));
+                if let Some(known) = state.tasks.known.get_mut(name) {
+                    known.watched.end();
+                }
+            }
+            Some("input_required") => {
+                self.ask_result(state, name, true);
+                let known = state.tasks.known.get(name);
+                let standing = known.map_or(Standing::Working, Known::asks);
+                let text = task::told(task, &standing);
+                self.tell_watching(state, name, &text);
+                self.look_later(state, name);
+            }
+            status => {
+                // It may have asked all the same.
+                let known = state
+                    .tasks
+                    .asking(name)
+                    .filter(|_| status == Some("working"));
+                let text = task::told(task, &known.map_or(Standing::Said, Known::asks));
+                self.tell_watching(state, name, &text);
+                self.look_later(state, name);
+            }
+        }
+    }
+
+    /// Tells them what the task has come to.
+    pub(super) fn watched_ended(
+        &self,
+        state: &mut State,
+        name: &str,
+        stood: &Message,
+        outcome: Result<Value<'_>, Value<'_>>,
+    ) {
+        if let Some(task) = told_in(stood) {
+            let text = task::told(task, &Standing::Ended(outcome));
+            self.tell_watching(state, name, &text);
+        }
+        if let Some(known) = state.tasks.known.get_mut(name) {
+            known.watched.end();
+        }
+    }
+
+    fn look_later(&self, state: &mut State, name: &str) {
+        if let Some(known) = state.tasks.known.get_mut(name) {
+            known.watched.look_later(Instant::now());
+        }
+    }
+
+    /// Tells each subscription that names the task, under its name, unless that is what it was told last.
+    fn tell_watching(&self, state: &mut State, name: &str, text: &[u8]) {
+        let (Some(known), Ok(message)) = (
+            state.tasks.known.get_mut(name),
+            Message::parse(text.to_vec().into()),
+        ) else {
+            return;
+        };
+        let told = &mut known.watched.told;
+        told.retain(|number, _| state.in_flight.contains_key(number));
+        let mut hasher = DefaultHasher::new();
+        text.hash(&mut hasher);
+        let text = hasher.finish();
+        for (number, call) in &state.in_flight {
+            let wants = |name: &str| {
+                let wanted = call.wanted.as_deref();
+                wanted.is_some_and(|wanted| wanted.tasks.iter().any(|task| task == name))
+            };
+            if wants(name) && told.insert(*number, text) != Some(text) {
+                let text = subscription::labelled(&message, &call.id);
+                call.stream.tell(Event::Message(text.into()));
+            }
+        }
+    }
+}
+
+fn is_wanted(state: &State, name: &str) -> bool {
+    let mut wanted = state
+        .in_flight
+        .values()
+        .filter_map(|call| call.wanted.as_deref());
+    wanted.any(|wanted| wanted.tasks.iter().any(|task| task == name))
+}
+
+fn named(task: Value<'_>) -> Option<String> {
+    Some(task.get("taskId")?.as_str()?.into_owned())
+}
+
+/// The task that an answer or a notification tells of.
+fn told_in(message: &Message) -> Option<Value<'_>> {
+    let root = message.root();
+    root.get("result").or_else(|| root.get("params"))
+}
+
+/// How long to wait before asking again.
+fn pause(task: Value<'_>) -> Duration {
+    let said = task.get("pollInterval").and_then(Value::as_number);
+    let said = said
+        .and_then(|ms| ms.parse().ok())
+        .map(Duration::from_millis);
+    said.unwrap_or(SHORTEST).clamp(SHORTEST, LONGEST)
+}
+
+/// How often a child is asked how a task stands, whatever it says.
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(30);
+/// Such questions that a child has not answered.
+const MAX_LOOKS: usize = 16;

@@ -1,0 +1,247 @@
+//! Every numbered case of a body that is no message, through the whole gateway: for each
+//! the status, the body, the record, that its server has not heard of it, and that a call
+//! of somebody else's goes on beside it all.
+
+use serde_json::json;
+
+use crate::{
+    house::{Caller, call, house},
+    identity::is_exactly,
+    wire,
+};
+
+const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+
+/// What is sent, and how it is refused.
+struct Case {
+    name: &'static str,
+    body: Vec<u8>,
+    code: i64,
+}
+
+fn case(name: &'static str, body: impl Into<Vec<u8>>, code: i64) -> Case {
+    let body = body.into();
+    Case { name, body, code }
+}
+
+/// A call of `echo` with this in place of a part of it.
+fn changed(name: &'static str, part: &str, other: &str, code: i64) -> Case {
+    let good = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{"a":1}}}"#;
+    assert!(good.contains(part), "{part}");
+    case(name, good.replace(part, other), code)
+}
+
+fn cases() -> Vec<Case> {
+    let utf16 = PING.encode_utf16().flat_map(u16::to_le_bytes);
+    let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    let mut cases = vec![
+        case("json-1", "", -32700),
+        case("json-1", "{", -32700),
+        case("json-1", "NaN", -32700),
+        case("json-1", "// a remark\n{}", -32700),
+        changed("json-1", r#""a":1"#, r#""a":1,"#, -32700),
+        changed("json-1", r#""a":1"#, r#""a":NaN"#, -32700),
+        case("json-2", format!("{PING}{PING}"), -32700),
+        case("json-2", format!("{PING} x"), -32700),
+        case("json-3", format!("\u{feff}{PING}"), -32700),
+        case("json-3", utf16.collect::<Vec<u8>>(), -32700),
+        case(
+            "json-3",
+            &b"{\"jsonrpc\":\"2.0\",\"id\":\"\xff\",\"method\":\"ping\"}"[..],
+            -32700,
+        ),
+        changed("json-3", r#""a":1"#, r#""a":"\ud800""#, -32700),
+        changed("json-3", r#""a":1"#, "\"a\":\"\u{1}\"", -32700),
+        changed(
+            "json-4",
+            r#"{"a":1}"#,
+            &format!(r#"{{"a":{}}}"#, nested(62)),
+            -32600,
+        ),
+        changed(
+            "json-4",
+            r#"{"a":1}"#,
+            &format!(r#"{{"a":{}}}"#, nested(100_000)),
+            -32600,
+        ),
+        changed(
+            "json-5",
+            r#"{"a":1}"#,
+            &format!(r#"{{"a":[{}0]}}"#, "0,".repeat(2_000_000)),
+            -32600,
+        ),
+        changed(
+            "json-6",
+            r#""method""#,
+            r#""method":"ping","method""#,
+            -32600,
+        ),
+        changed(
+            "json-6",
+            r#""method""#,
+            r#""m\u0065thod":"ping","method""#,
+            -32600,
+        ),
+        changed(
+            "json-6",
+            r#""name":"echo""#,
+            r#""name":"echo","name":"secret""#,
+            -32600,
+        ),
+        changed("json-6", r#""a":1"#, r#""a":1,"\u0061":2"#, -32600),
+        changed(
+            "json-6",
+            r#""name""#,
+            r#""_meta":{"x":1,"x":1},"name""#,
+            -32600,
+        ),
+        changed("json-7", r#""method""#, r#""Method""#, -32600),
+        changed(
+            "json-7",
+            r#""method""#,
+            r#""Method":"ping","method""#,
+            -32600,
+        ),
+        changed("json-7", r#""params""#, "\"param\u{17f}\"", -32600),
+        changed(
+            "json-7",
+            r#""name":"echo""#,
+            r#""name":"echo","Name":"secret""#,
+            -32602,
+        ),
+        changed(
+            "json-7",
+            r#""name":"echo""#,
+            "\"name\":\"echo\",\"_meta\":{},\"_META\":{}",
+            -32602,
+        ),
+        case("json-8", "[]", -32600),
+        case("json-8", format!("[{PING}]"), -32600),
+        case(
+            "json-8",
+            r#"["2.0",1,"tools/call",{"name":"echo"}]"#,
+            -32600,
+        ),
+        case("json-8", "7", -32600),
+        changed("json-9", r#""jsonrpc":"2.0","#, "", -32600),
+        changed("json-9", r#""2.0""#, "2", -32600),
+        changed("json-9", r#""2.0""#, r#""2.00""#, -32600),
+        changed("json-10", r#""id":1"#, r#""id":null"#, -32600),
+        changed("json-15", r#""id":1,"#, "", -32600),
+        case(
+            "json-15",
+            r#"{"jsonrpc":"2.0","id":1,"method":"notifications/initialized"}"#,
+            -32600,
+        ),
+        changed(
+            "json-20",
+            r#"{"name":"echo","arguments":{"a":1}}"#,
+            r#"["echo"]"#,
+            -32602,
+        ),
+        changed("json-20", r#"{"a":1}"#, "[1]", -32602),
+        changed("json-20", r#""echo""#, "7", -32602),
+    ];
+    for id in ["1.5", "1.0", "1e2", "true", "{}", "[]"] {
+        cases.push(changed(
+            "json-11",
+            r#""id":1"#,
+            &format!("\"id\":{id}"),
+            -32600,
+        ));
+    }
+    let long = format!("\"{}\"", "x".repeat(257));
+    for id in ["9223372036854775808", "1e400", "-0", &long] {
+        cases.push(changed(
+            "json-12",
+            r#""id":1"#,
+            &format!("\"id\":{id}"),
+            -32600,
+        ));
+    }
+    cases
+}
+
+/// The request with a body of any bytes.
+fn bytes(caller: &Caller, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let head = caller.bytes_with("POST", headers, "");
+    let head = String::from_utf8(head).unwrap();
+    let length = format!("Content-Length: {}\r\n", body.len());
+    let mut bytes = head.replace("Content-Length: 0\r\n", &length).into_bytes();
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// json-1, json-2, json-3, json-4, json-5, json-6, json-7, json-8, json-9, json-10, json-11, json-12, json-15, json-20, mcp-T3:
+/// what is no message is told so, in either era and before it is decided on, is on record, reaches no server and costs
+/// nobody else anything.
+#[tokio::test]
+async fn what_is_no_message_reaches_no_server() {
+    let house = house().with("[limits]\nbody = \"8M\"\n").open().await;
+    let (alice, bob) = (house.session("alice").await, house.session("bob").await);
+    let (fresh, address) = (house.caller("alice"), house.address);
+    let waits = bob.bytes("POST", &call(5, "wait", json!({ "for": "bob" })));
+    let waits = tokio::spawn(async move { wire::exchange(address, &waits).await });
+    let modern = [
+        ("MCP-Protocol-Version", "2026-07-28"),
+        ("Mcp-Method", "tools/call"),
+        ("Mcp-Name", "echo"),
+    ];
+    let before = alice.seen().await.len();
+    for case in cases() {
+        let (message, reason) = match case.code {
+            -32700 => ("the body is not JSON", "not-json"),
+            -32600 => ("not a JSON-RPC message: ", "not-json-rpc"),
+            _ => ("wrong parameters: ", "bad-parameters"),
+        };
+        for (caller, headers) in [(&alice, &[][..]), (&fresh, &modern)] {
+            let request = bytes(caller, headers, &case.body);
+            let answer = wire::exchange(house.address, &request).await;
+            let shown = String::from_utf8_lossy(&case.body);
+            let told = answer.json()["error"]["message"].take();
+            let told = told.as_str().unwrap_or_default();
+            assert!(
+                told.starts_with(message),
+                "{} {shown:.200}: {answer:?}",
+                case.name
+            );
+            let body = json!({ "jsonrpc": "2.0", "error": {
+                "code": case.code, "message": told, "data": { "reason": reason },
+            } });
+            is_exactly(&house, &answer, (400, None), &body, reason);
+        }
+    }
+    // Each beside its success.
+    for id in [r#""\u0041""#, "-7", "9223372036854775807", r#""""#] {
+        let answer = alice
+            .post(&PING.replace(r#""id":1"#, &format!("\"id\":{id}")))
+            .await;
+        assert_eq!(answer.status, 200);
+        assert!(
+            answer.text().contains(&format!("\"id\":{id}"))
+                || answer.text().contains(&format!("\"id\": {id}")),
+            "{answer:?}"
+        );
+    }
+    let after = alice.seen().await;
+    let new: Vec<&String> = after[before..]
+        .iter()
+        .filter(|line| !line.contains("\"seen\""))
+        .collect();
+    assert!(
+        new.len() == 4 && new.iter().all(|line| line.contains("\"ping\"")),
+        "{new:#?}"
+    );
+    assert_eq!(house.children_started(), 2);
+    let failed = house
+        .records
+        .all()
+        .join("\n")
+        .contains("THV_OUTCOME=failed");
+    assert!(!failed && !waits.is_finished());
+    assert_eq!(
+        bob.call("release", json!({ "for": "bob" })).await.said(),
+        "done"
+    );
+    assert_eq!(waits.await.unwrap().said(), "released");
+}
