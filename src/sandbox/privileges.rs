@@ -70,12 +70,33 @@ pub(super) fn unless_optional(
     apply: impl FnOnce() -> io::Result<()>,
 ) -> Result<(), Fault> {
     let Err(error) = apply() else { return Ok(()) };
-    let fault = Fault::of(layer, "this host refuses it", error);
+    let mut fault = Fault::of(layer, "this host refuses it", error);
+    if let Some(cure) = cure(layer) {
+        fault.reason.push_str(&format!(
+            "; {cure}, or add \"{}\" to sandbox.optional",
+            layer.name()
+        ));
+    }
     if plan.optional.contains(&layer) {
         skipped.push(fault);
         Ok(())
     } else {
         Err(fault)
+    }
+}
+
+/// What to do where this kernel, or what is around thv, refuses a layer. That of Landlock
+/// knows more of its cause.
+fn cure(layer: Layer) -> Option<&'static str> {
+    match layer {
+        Layer::Privileges => {
+            Some("let capset(2), prctl(2) and keyctl(2) through what is around thv")
+        }
+        Layer::Rlimits => Some("let prlimit(2) through what is around thv"),
+        Layer::Seccomp => Some(
+            "a kernel with CONFIG_SECCOMP_FILTER is needed, and seccomp(2) in what is around thv",
+        ),
+        Layer::Landlock | Layer::Namespaces | Layer::Root | Layer::Cgroup => None,
     }
 }
 
