@@ -144,6 +144,8 @@ def worked(result):
 def sets_map(name):
     """Its own users or groups, in a namespace of its own where it can have one."""
     libc.unshare(0x10000000)
+    if name == "gid_map":
+        sets_map("setgroups")
     with open(f"/proc/self/{name}", "w") as file:
         file.write("deny" if name == "setgroups" else "0 0 1")
 
