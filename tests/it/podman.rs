@@ -31,7 +31,7 @@ fn servers() -> String {
 }
 
 /// An image of nothing but the links that this host has: its programs are shown from the host.
-fn save(into: &Path) {
+pub fn save(into: &Path) {
     let mut layer = tar::Builder::new(Vec::new());
     for name in ["bin", "sbin", "lib", "lib64"] {
         let Ok(to) = fs::read_link(format!("/{name}")) else {
