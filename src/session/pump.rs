@@ -8,6 +8,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
+    audit::Reason,
     child::stdio::{self, Line, Lines, Reading},
     json::{Kind, Value},
     mcp::Message,
@@ -44,7 +45,12 @@ impl Hears for Session {
 }
 
 /// Reads until the child's output ends, or until it has broken the protocol too often.
-pub(super) async fn run(hears: &impl Hears, stdout: impl AsyncRead + Unpin, reading: Reading) {
+/// What it did wrong, if that is why nobody reads on.
+pub(super) async fn run(
+    hears: &impl Hears,
+    stdout: impl AsyncRead + Unpin,
+    reading: Reading,
+) -> Option<Reason> {
     let mut lines = Lines::new(stdout, reading.longest).paced(reading.rate);
     let mut violations = 0;
     let mut due = None;
@@ -73,19 +79,19 @@ pub(super) async fn run(hears: &impl Hears, stdout: impl AsyncRead + Unpin, read
                     limit = reading.longest,
                     "the server wrote an endless line, ending it"
                 );
-                return;
+                return Some(Reason::ChildLine);
             }
-            Ok(Line::End) => return,
+            Ok(Line::End) => return None,
             Err(error) => {
                 debug!(%error, "reading the server's output failed");
-                return;
+                return None;
             }
         };
         if !kept {
             violations += 1;
             if violations == MAX_VIOLATIONS {
                 warn!(violations, "the server writes what is no MCP, ending it");
-                return;
+                return Some(Reason::ChildProtocol);
             }
         }
     }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::{
+    audit::Reason,
     auth::PrincipalKey,
     child::stdio::Reading,
     session::{
@@ -268,8 +269,8 @@ impl Served for Shared {
         self.end.notify_one();
     }
 
-    async fn hear(&self, stdout: Output, reading: Reading) {
-        pump::run(self, stdout, reading).await;
+    async fn hear(&self, stdout: Output, reading: Reading) -> Option<Reason> {
+        pump::run(self, stdout, reading).await
     }
 }
 

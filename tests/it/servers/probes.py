@@ -292,6 +292,15 @@ def finds(marker):
     return " ".join(found)
 
 
+def pours(argument):
+    """So many bytes to a standard stream, in lines of a thousand or in one that does not end."""
+    what = json.loads(argument)
+    line = b"x" * 999 + (b"\n" if what["lines"] else b"x")
+    for _ in range(what["bytes"] // 1000):
+        os.write(what["to"], line)
+    return "poured"
+
+
 def tells_time(_):
     import time
     return str(int(time.time()))
@@ -665,7 +674,7 @@ PROBES = {
     "overwrites": of_a_child(overwrites_running, "opened for writing"), "writes-itself": writes_itself, "terminal-command": commands_terminal,
     "priority": of_a_child(raises_priority), "io-priority": of_a_child(raises_io_priority), "locks-memory": locks_memory,
     "capability": of_a_child(raises_capability, "raised"), "shares-memory": shares_memory, "watches": watches, "pings": pings,
-    "finds": finds, "time": tells_time,
+    "finds": finds, "pours": pours, "time": tells_time,
     "tcp": lambda to: connected(socket.AF_INET, socket.SOCK_STREAM, (to.rsplit(":", 1)[0], int(to.rsplit(":", 1)[1]))),
     "udp": lambda to: connected(socket.AF_INET, socket.SOCK_DGRAM, (to, 53)),
     "says": says, "tls": begins_tls, "fetch": fetched, "requests": requested, "run": ran, "name": named, "hold": holds, "listen": listens, "datagram": datagram,
