@@ -947,6 +947,16 @@ async fn a_visitor_sees_what_the_server_would() {
             .unwrap()
             .contains("PLAIN=x")
     );
+    // A person who is not root looks around as well, under their own name.
+    if nix::unistd::geteuid().is_root() {
+        use std::os::unix::process::CommandExt as _;
+        let mut ordinary = thv();
+        ordinary.uid(65534).gid(65534).arg("--root");
+        ordinary.arg(root.path()).args(["sandbox", "it", "--"]);
+        let looked = ordinary.args(["cat", note.to_str().unwrap()]).output();
+        let looked = looked.unwrap();
+        assert_eq!(looked.stdout, b"shown", "{looked:?}");
+    }
     // Beside it, what it does not see.
     assert_ne!(visit(&["cat", "/etc/shadow"]).status.code(), Some(0));
     assert_ne!(visit(&["ls", "/root"]).status.code(), Some(0));
