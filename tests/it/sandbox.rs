@@ -531,7 +531,7 @@ async fn a_fork_bomb_ends_at_the_limit() {
     };
     let ((), slowest) = tokio::join!(bombs, echoes);
     println!("the slowest echo beside fork bombs: {slowest:?}");
-    assert!(slowest < std::time::Duration::from_secs(2), "{slowest:?}");
+    assert!(slowest < std::time::Duration::from_secs(5), "{slowest:?}");
     // Each sandbox counts its own.
     let other = Sandbox::with("[limits]\ntasks = 32\n").await;
     other.works("forks", "20").await;
