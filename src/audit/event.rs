@@ -49,6 +49,8 @@ pub enum Event {
         pid: u32,
         exit: Exit,
         expected: bool,
+        /// Why thv ended it, where it is the child's own fault.
+        fault: Option<Reason>,
     },
     /// One line that a child wrote to its standard error, as bytes.
     ChildStderr {

@@ -89,6 +89,7 @@ pub(super) fn headline(event: &Event, server: &str) -> (Kind, u8, String) {
             pid,
             exit,
             expected: true,
+            ..
         } => (
             Kind::ChildExited,
             INFO,
@@ -99,10 +100,25 @@ pub(super) fn headline(event: &Event, server: &str) -> (Kind, u8, String) {
             pid,
             exit,
             expected: false,
+            fault: None,
         } => (
             Kind::ChildDied,
             WARNING,
             format!("child {child} (pid {pid}) ended unexpectedly: {exit}"),
+        ),
+        Event::ChildExited {
+            child,
+            pid,
+            exit,
+            expected: false,
+            fault: Some(fault),
+        } => (
+            Kind::ChildDied,
+            WARNING,
+            format!(
+                "child {child} (pid {pid}) was ended, {}: {exit}",
+                fault.as_str()
+            ),
         ),
         Event::ChildStderr { line: text, .. } => (Kind::ChildStderr, INFO, line(text)),
         Event::Egress(egress) => {

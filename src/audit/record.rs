@@ -132,10 +132,17 @@ impl Record {
                 self.raw("THV_PRINCIPAL", principal);
             }
             Event::ChildExited {
-                child, pid, exit, ..
+                child,
+                pid,
+                exit,
+                fault,
+                ..
             } => {
                 self.child(*child, *pid);
                 self.put("THV_EXIT", exit);
+                if let Some(fault) = fault {
+                    self.put("THV_REASON", fault.as_str());
+                }
             }
             Event::ChildStderr { child, pid, .. } => {
                 self.child(*child, *pid);
@@ -353,12 +360,14 @@ mod tests {
                 pid: 2,
                 exit: Exit::Code(0),
                 expected: true,
+                fault: None,
             },
             Event::ChildExited {
                 child: 1,
                 pid: 2,
                 exit: Exit::Signal(9),
                 expected: false,
+                fault: Some(Reason::ChildLine),
             },
             Event::ChildStderr {
                 child: 1,

@@ -243,7 +243,8 @@ impl Addition {
     }
 }
 
-/// One layer of the sandbox. Each is required unless `sandbox.optional` names it.
+/// One layer of the sandbox. Each is required unless `sandbox.optional` names it, which
+/// it can of those alone that [`Layer::may_be_missing`].
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, PartialOrd, Ord)]
 pub enum Layer {
     /// User, mount, pid, network, ipc, uts and cgroup namespaces.
@@ -285,6 +286,12 @@ impl Layer {
             Self::Seccomp => "seccomp",
             Self::Cgroup => "cgroup",
         }
+    }
+
+    /// Whether a child is still kept from the host without it: in no namespaces, or with the
+    /// host's root, it is not.
+    pub fn may_be_missing(self) -> bool {
+        !matches!(self, Self::Namespaces | Self::Root)
     }
 }
 

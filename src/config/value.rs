@@ -233,12 +233,24 @@ pub(super) fn algorithm(text: &str) -> Result<String, String> {
     }
 }
 
-/// A sandbox layer's name.
+/// The name of a sandbox layer that may be missing.
 pub(super) fn layer(text: &str) -> Result<Layer, String> {
-    Layer::ALL
-        .into_iter()
-        .find(|layer| layer.name() == text)
-        .ok_or_else(|| one_of(text, &Layer::ALL.map(Layer::name), &[]))
+    let known = Layer::ALL.into_iter().find(|layer| layer.name() == text);
+    match known {
+        Some(layer) if layer.may_be_missing() => Ok(layer),
+        Some(layer) => Err(format!(
+            "{:?} is what all the others stand on: it is always required",
+            layer.name()
+        )),
+        None => {
+            let optional: Vec<_> = Layer::ALL
+                .into_iter()
+                .filter(|layer| layer.may_be_missing())
+                .map(Layer::name)
+                .collect();
+            Err(one_of(text, &optional, &[]))
+        }
+    }
 }
 
 /// Whom one child serves.

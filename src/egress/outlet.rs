@@ -207,6 +207,31 @@ const BETWEEN: Duration = Duration::from_millis(20);
 const BURST: u32 = 100;
 
 #[cfg(test)]
+impl Outlet {
+    /// One that may move so many bytes.
+    pub(super) fn of(bytes: u64) -> Self {
+        let server = crate::config::ServerName::parse("x").expect("it is a name");
+        Self {
+            rules: Arc::new(Rules {
+                network: Network::default(),
+                connections: 1,
+                bytes,
+                resolver: Resolver::system(),
+                audit: Audit::memory(&server).0,
+            }),
+            child: Child {
+                number: 1,
+                pid: 1,
+                principal: String::new(),
+            },
+            slots: Arc::new(Semaphore::new(1)),
+            moved: AtomicU64::new(0),
+            pace: Mutex::new(Pace::full()),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

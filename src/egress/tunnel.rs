@@ -171,3 +171,90 @@ const LOOK: Duration = Duration::from_secs(30);
 const HELLO_DEADLINE: Duration = Duration::from_secs(30);
 /// Bytes on their way in one direction.
 const BUFFER: usize = 16 << 10;
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{duplex, empty, sink};
+
+    use super::{super::hello::Expected, *};
+
+    fn meter(outlet: &Outlet) -> Meter<'_> {
+        Meter {
+            outlet,
+            moved: AtomicU64::new(0),
+            half: AtomicBool::new(false),
+        }
+    }
+
+    /// probe-60: a tunnel over which nothing moves ends; sooner where one side has ended.
+    #[tokio::test(start_paused = true)]
+    async fn a_tunnel_that_is_forgotten_ends() {
+        let outlet = Outlet::of(u64::MAX);
+        let own = AtomicU64::new(0);
+        for (half, least, most) in [
+            (false, IDLE, IDLE + 2 * LOOK),
+            (true, HALF_IDLE, HALF_IDLE + 2 * LOOK),
+        ] {
+            let (mut near, _far) = duplex(64);
+            let meter = meter(&outlet);
+            let since = Instant::now();
+            if half {
+                carry(&mut empty(), &mut sink(), &meter, &own)
+                    .await
+                    .unwrap();
+            }
+            let ended = carry(&mut near, &mut sink(), &meter, &own).await;
+            assert!(matches!(ended, Err(Broken::Idle)), "{ended:?}");
+            let took = since.elapsed();
+            assert!(least <= took && took <= most, "{took:?}");
+        }
+        // What goes on slowly, goes on.
+        let (mut near, mut far) = duplex(64);
+        let slowly = async {
+            for _ in 0..5 {
+                tokio::time::sleep(IDLE - LOOK).await;
+                far.write_all(b"x").await.unwrap();
+            }
+            drop(far);
+        };
+        let (meter, mut nowhere) = (meter(&outlet), sink());
+        let (ended, ()) = tokio::join!(carry(&mut near, &mut nowhere, &meter, &own), slowly);
+        assert!(ended.is_ok(), "{ended:?}");
+    }
+
+    /// probe-60: the byte that is one too many moves nowhere.
+    #[tokio::test]
+    async fn a_tunnel_ends_at_its_bytes() {
+        let outlet = Outlet::of(100);
+        let (meter, own) = (meter(&outlet), AtomicU64::new(0));
+        let mut sent = Vec::new();
+        let fine = carry(&mut &[0; 100][..], &mut sent, &meter, &own).await;
+        assert!(fine.is_ok() && sent.len() == 100, "{fine:?}");
+        let ended = carry(&mut &[0; 1][..], &mut sent, &meter, &own).await;
+        assert!(matches!(ended, Err(Broken::Limit)), "{ended:?}");
+        assert_eq!((sent.len(), own.load(Ordering::Relaxed)), (100, 100));
+    }
+
+    /// probe-57, probe-60: who begins TLS and does not go on, or says nothing where TLS is spoken, is not waited for.
+    #[tokio::test(start_paused = true)]
+    async fn a_hello_that_does_not_come_is_not_waited_for() {
+        let outlet = Outlet::of(u64::MAX);
+        let rule = Rule {
+            name: Expected::Exactly("a.test".to_owned()),
+            tls: true,
+        };
+        for said in [&b""[..], &[22, 3, 1]] {
+            let (mut near, mut far) = duplex(64);
+            far.write_all(said).await.unwrap();
+            let (meter, own, mut sent) = (meter(&outlet), AtomicU64::new(0), Vec::new());
+            let since = Instant::now();
+            let ended = begin(&mut near, &mut sent, &rule, &meter, &own).await;
+            assert!(
+                matches!(ended, Err(Broken::Hello(Why::Late))),
+                "{said:?}: {ended:?}"
+            );
+            assert_eq!(since.elapsed(), HELLO_DEADLINE);
+            assert_eq!(sent, b"");
+        }
+    }
+}

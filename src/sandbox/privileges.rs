@@ -14,7 +14,7 @@ use crate::{config::Layer, sys::privileges};
 pub(super) fn limit(plan: &Plan, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
     unless_optional(plan, skipped, Layer::Rlimits, || {
         for (resource, most) in [
-            (Resource::RLIMIT_CORE, 0),
+            (Resource::RLIMIT_CORE, NO_CORE),
             (Resource::RLIMIT_NOFILE, MAX_FILES),
             // Counted in the child's own user namespace, init and all threads included.
             // The cgroup says it, too; this holds where there is none (probe-23).
@@ -70,7 +70,13 @@ pub(super) fn unless_optional(
     apply: impl FnOnce() -> io::Result<()>,
 ) -> Result<(), Fault> {
     let Err(error) = apply() else { return Ok(()) };
-    let fault = Fault::of(layer, "this host refuses it", error);
+    let mut fault = Fault::of(layer, "this host refuses it", error);
+    if let Some(cure) = cure(layer) {
+        fault.reason.push_str(&format!(
+            "; {cure}, or add \"{}\" to sandbox.optional",
+            layer.name()
+        ));
+    }
     if plan.optional.contains(&layer) {
         skipped.push(fault);
         Ok(())
@@ -79,6 +85,25 @@ pub(super) fn unless_optional(
     }
 }
 
+/// What to do where this kernel, or what is around thv, refuses a layer. That of Landlock
+/// knows more of its cause.
+fn cure(layer: Layer) -> Option<&'static str> {
+    match layer {
+        Layer::Privileges => {
+            Some("let capset(2), prctl(2) and keyctl(2) through what is around thv")
+        }
+        Layer::Rlimits => Some("let prlimit(2) through what is around thv"),
+        Layer::Seccomp => Some(
+            "a kernel with CONFIG_SECCOMP_FILTER is needed, and seccomp(2) in what is around thv",
+        ),
+        Layer::Landlock | Layer::Namespaces | Layer::Root | Layer::Cgroup => None,
+    }
+}
+
+/// Bytes of a core dump: less than any has, so no file is written. Not 0: a kernel that gives
+/// dumps to a program, which runs as root of the host, does so whatever the limit (core(5)),
+/// but for this one, by which it knows that there is to be none (probe-26).
+const NO_CORE: u64 = 1;
 /// Open files of one process.
 const MAX_FILES: u64 = 65_536;
 /// Signals that wait for a user.

@@ -278,7 +278,16 @@ fn at(entry: &Entry) -> &Path {
 }
 
 fn fault(what: &str, error: impl Into<io::Error>) -> Fault {
-    Fault::of(Layer::Root, what, error)
+    let error = error.into();
+    // Of what is around thv, or of the kernel; other errors are about a place, which is named.
+    let is_of_host = matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM));
+    let mut fault = Fault::of(Layer::Root, what, error);
+    if is_of_host {
+        fault.reason.push_str(
+            "; Linux 5.14 or newer is needed, and its calls for mounts in what is around thv: see `thv doctor`",
+        );
+    }
+    fault
 }
 
 const LEAVING: &str = "leaving the old root";

@@ -1,6 +1,9 @@
 //! A session's child from its start to its end.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::{
@@ -12,7 +15,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    audit::{Audit, Event, Exit},
+    audit::{Audit, Event, Exit, Reason},
     auth::{Owner, PrincipalKey},
     child::{Child, Ended, Source, StartError, Translation, stdio},
     egress,
@@ -70,12 +73,13 @@ pub(super) trait Served: Send + Sync + 'static {
     fn hang_up(&self);
     /// The request of that number will have no answer.
     fn fail_one(&self, number: u64, failure: Failure);
-    /// Reads what the child says until that ends.
+    /// Reads what the child says until that ends, or until the child has done what it
+    /// may not, which is told.
     fn hear(
         self: Arc<Self>,
         stdout: Output,
         reading: stdio::Reading,
-    ) -> impl Future<Output = ()> + Send;
+    ) -> impl Future<Output = Option<Reason>> + Send;
 }
 
 impl Served for Session {
@@ -115,8 +119,8 @@ impl Served for Session {
         self.fail_one(number, failure);
     }
 
-    async fn hear(self: Arc<Self>, stdout: Output, reading: stdio::Reading) {
-        pump::run(self, stdout, reading).await;
+    async fn hear(self: Arc<Self>, stdout: Output, reading: stdio::Reading) -> Option<Reason> {
+        pump::run(self, stdout, reading).await
     }
 }
 
@@ -146,9 +150,12 @@ pub(super) async fn tend(
     let child = number;
     let mut streams = JoinSet::new();
     let input = streams.spawn(write(session.clone(), lines, stdin));
-    let speaker = session.clone();
+    let (speaker, fault) = (session.clone(), Arc::new(OnceLock::new()));
+    let noted = Arc::clone(&fault);
     streams.spawn(async move {
-        speaker.clone().hear(stdout, reading).await;
+        if let Some(fault) = speaker.clone().hear(stdout, reading).await {
+            let _ = noted.set(fault);
+        }
         speaker.hang_up();
     });
     for errors in errors {
@@ -253,6 +260,7 @@ pub(super) async fn tend(
         pid,
         exit,
         expected,
+        fault: fault.get().copied(),
     });
 }
 

@@ -10,6 +10,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
+    audit::Reason,
     child::stdio::{self, Line, Lines, Reading},
     json::{Kind, Value},
     mcp::Message,
@@ -54,8 +55,13 @@ impl Hears for Session {
     }
 }
 
-/// Reads until the child's output ends, or until it has broken the protocol too often in a row.
-pub(super) async fn run(hears: Arc<impl Hears>, stdout: impl AsyncRead + Unpin, reading: Reading) {
+/// Reads until the child's output ends, or until it has broken the protocol too often.
+/// What it did wrong, if that is why nobody reads on.
+pub(super) async fn run(
+    hears: Arc<impl Hears>,
+    stdout: impl AsyncRead + Unpin,
+    reading: Reading,
+) -> Option<Reason> {
     let mut lines = Lines::new(stdout, reading.longest).paced(reading.rate);
     let mut violations = 0_u64;
     let mut due = None;
@@ -93,12 +99,12 @@ pub(super) async fn run(hears: Arc<impl Hears>, stdout: impl AsyncRead + Unpin, 
                     limit = reading.longest,
                     "the server wrote an endless line, ending it"
                 );
-                return;
+                return Some(Reason::ChildLine);
             }
-            Ok(Line::End) => return,
+            Ok(Line::End) => return None,
             Err(error) => {
                 debug!(%error, "reading the server's output failed");
-                return;
+                return None;
             }
         };
         if kept {
@@ -109,7 +115,7 @@ pub(super) async fn run(hears: Arc<impl Hears>, stdout: impl AsyncRead + Unpin, 
         if violations == MAX_VIOLATIONS {
             if !hears.bears_all() {
                 warn!(violations, "the server writes what is no MCP, ending it");
-                return;
+                return Some(Reason::ChildProtocol);
             }
             warn!(violations, "the server writes what is no MCP, left out");
         }

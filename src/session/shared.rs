@@ -16,6 +16,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::{
+    audit::Reason,
     auth::PrincipalKey,
     child::stdio::Reading,
     mcp::Message,
@@ -285,8 +286,8 @@ impl Served for Shared {
         self.end.notify_one();
     }
 
-    async fn hear(self: Arc<Self>, stdout: Output, reading: Reading) {
-        pump::run(self, stdout, reading).await;
+    async fn hear(self: Arc<Self>, stdout: Output, reading: Reading) -> Option<Reason> {
+        pump::run(self, stdout, reading).await
     }
 }
 

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    audit::Event,
+    audit::{Event, Reason},
     auth::Owner,
     child::{Child, Ended, stdio::Reading},
     session::{
@@ -292,7 +292,8 @@ impl Served for Unneeded {
 
     fn fail_one(&self, _: u64, _: Failure) {}
 
-    async fn hear(self: Arc<Self>, mut stdout: Output, _: Reading) {
+    async fn hear(self: Arc<Self>, mut stdout: Output, _: Reading) -> Option<Reason> {
         let _ = copy(&mut stdout, &mut sink()).await;
+        None
     }
 }

@@ -37,6 +37,132 @@ async fn a_server_that_closes_its_streams_and_stays_is_killed() {
     assert_eq!(alice.call("echo", json!({})).await.status, 404);
 }
 
+/// probe-69: one line without end, and lines that are none of MCP, end their server, for a reason that is on
+/// record; half a line is waited for as any answer is.
+#[tokio::test]
+async fn a_server_that_pours_out_anything_is_ended() {
+    let house = house()
+        .with("[limits]\ncall-timeout = \"3s\"\n")
+        .open()
+        .await;
+    let bob = house.session("bob").await;
+    let before = memory();
+    for (bytes, lines, status, reason, fault) in [
+        (1_u64 << 30, false, 502, "server-ended", "child-line"),
+        (1 << 30, true, 502, "server-ended", "child-protocol"),
+        (1 << 16, false, 504, "timeout", ""),
+    ] {
+        let alice = house.session("alice").await;
+        let died = house.records.count("child-died");
+        let argument = json!({ "to": 1, "bytes": bytes, "lines": lines }).to_string();
+        let pour = json!({ "probe": "pours", "argument": argument });
+        let (answer, other) = tokio::join!(alice.call("probe", pour), bob.call("echo", json!({})));
+        let text = answer.text();
+        // What takes long is answered by a stream, which has begun.
+        assert!(answer.status == status || answer.status == 200, "{text}");
+        assert!(text.contains(&format!("\"reason\":\"{reason}\"")), "{text}");
+        assert!(text.contains("-32603") || status == 504, "{text}");
+        assert_eq!(other.status, 200);
+        if fault.is_empty() {
+            continue;
+        }
+        house.records.wait_for_more("child-died", died).await;
+        let all = house.records.all();
+        let record = all
+            .iter()
+            .rfind(|record| record.contains("THV_EVENT=child-died "));
+        let record = record.unwrap();
+        assert!(record.contains(&format!("THV_REASON={fault} ")), "{record}");
+    }
+    let grown = memory().saturating_sub(before);
+    // Other tests run in this process, too.
+    assert!(grown < 90 << 10, "{grown} KiB more than before");
+}
+
+/// probe-69: who writes more in a second than `limits.output` says waits, and nobody else does.
+#[tokio::test]
+async fn a_server_that_writes_fast_is_read_at_its_pace() {
+    let burst = json!({ "count": 8, "size": 40_000 });
+    let free = house().open().await;
+    let alice = free.session("alice").await;
+    let since = Instant::now();
+    assert_eq!(alice.call("burst", burst.clone()).await.status, 200);
+    let control = since.elapsed();
+
+    let paced = house().with("[limits]\noutput = \"64K\"\n").open().await;
+    let (alice, bob) = (paced.session("alice").await, paced.session("bob").await);
+    let since = Instant::now();
+    let others = async {
+        let mut slowest = Duration::ZERO;
+        for _ in 0..50 {
+            let asked = Instant::now();
+            assert_eq!(bob.call("echo", json!({})).await.status, 200);
+            slowest = slowest.max(asked.elapsed());
+        }
+        slowest
+    };
+    let (answer, slowest) = tokio::join!(alice.call("burst", burst), others);
+    assert!(answer.text().contains("done"), "nothing is lost");
+    // 320,000 bytes are five seconds' worth, of which the first begins at once.
+    let took = since.elapsed();
+    assert!(took >= Duration::from_secs(3), "{took:?}");
+    assert!(
+        control < took,
+        "the control took {control:?}, and this {took:?}"
+    );
+    assert!(slowest < took, "{slowest:?} of {took:?}");
+}
+
+/// probe-70: of a flood on standard error so much is kept and the rest counted, and nobody's decision is lost in it.
+#[tokio::test]
+async fn a_flood_of_errors_drowns_nobody_elses_records() {
+    const LINES: u64 = 64_000;
+    let house = house().open().await;
+    let (alice, bob) = (house.session("alice").await, house.session("bob").await);
+    let argument = json!({ "to": 2, "bytes": LINES * 1000, "lines": true }).to_string();
+    let pour = json!({ "probe": "pours", "argument": argument });
+    let since = Instant::now();
+    let calls = async {
+        for _ in 0..50 {
+            assert_eq!(bob.call("echo", json!({})).await.status, 200);
+        }
+    };
+    let (answer, ()) = tokio::join!(alice.call("probe", pour), calls);
+    assert_eq!(answer.status, 200);
+    alice.send("DELETE", "").await;
+    house.records.wait_for("child-exited").await;
+    let seconds = since.elapsed().as_secs();
+    let all = house.records.all();
+    let of_bob = |record: &&String| {
+        record.contains("THV_EVENT=decision ")
+            && record.contains("THV_SUBJECT=bob ")
+            && record.contains("THV_TOOL=echo ")
+    };
+    assert_eq!(all.iter().filter(of_bob).count(), 50);
+    let errors: Vec<_> = all
+        .iter()
+        .filter(|record| record.contains("THV_EVENT=child-stderr "))
+        .collect();
+    let left_out: u64 = errors
+        .iter()
+        .filter_map(|record| {
+            record
+                .split_once("MESSAGE=[")?
+                .1
+                .split(' ')
+                .next()?
+                .parse::<u64>()
+                .ok()
+        })
+        .sum();
+    let kept = errors
+        .iter()
+        .filter(|record| record.contains("xxxx"))
+        .count() as u64;
+    assert_eq!(kept + left_out, LINES, "{kept} kept");
+    assert!(kept <= 100 * (seconds + 2), "{kept} in {seconds} s");
+}
+
 /// probe-73: what answers nobody's request is dropped, and a server that does little else is
 /// ended; a flood of notices is passed on or dropped, none is kept, and the answer comes through it.
 #[tokio::test]

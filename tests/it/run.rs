@@ -356,6 +356,174 @@ async fn flags_reach_the_server_and_the_edge() {
     }
 }
 
+/// The address that is listened on, and how it is named to clients.
+#[tokio::test]
+async fn another_address_is_listened_on() {
+    for (host, more, resource) in [
+        ("127.0.0.2", &[][..], "http://127.0.0.2:"),
+        ("::1", &[], "http://[::1]:"),
+        (
+            "0.0.0.0",
+            &["--resource", "https://mcp.example.com/mcp"],
+            "https://mcp.example.com/mcp",
+        ),
+    ] {
+        let running = Running::start(&[&["--host", host], more].concat(), None).await;
+        assert_eq!(running.address.ip().to_string(), host);
+        assert!(
+            running.resource.starts_with(resource),
+            "{}",
+            running.resource
+        );
+        let mut caller = running.caller("toolhive");
+        if host == "0.0.0.0" {
+            // From outside it has the name that clients were given.
+            caller.address = SocketAddr::from(([127, 0, 0, 3], running.address.port()));
+            let bytes = caller.bytes("POST", &crate::house::initialize("2025-11-25"));
+            let text = String::from_utf8(bytes).unwrap();
+            let text = text.replace(
+                &format!("Host: {}", caller.address),
+                "Host: mcp.example.com",
+            );
+            let answer = wire::exchange(caller.address, text.as_bytes()).await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        } else {
+            let answer = caller.initialize().await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
+    }
+}
+
+/// Keys of an issuer without discovery; and each of several audiences.
+#[tokio::test]
+async fn keys_are_fetched_from_where_it_is_said() {
+    let keys = DemoIssuer::start(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+    let silent = "http://127.0.0.1:9/realm";
+    let start = |more: &[&str]| {
+        let temporary = temporary();
+        let mut command = thv();
+        command
+            .args(typed(silent, more))
+            .env("TMPDIR", temporary.path());
+        let issuer = DemoIssuer::start(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+        Running::ready(command, issuer, temporary)
+    };
+    let status = async |running: &Running, audience: &str| {
+        let token = keys.sign(&json!({
+            "iss": silent, "aud": audience, "sub": "alice", "client_id": "c",
+            "iat": seconds(), "exp": seconds() + 600, "jti": "1",
+        }));
+        let mut caller = running.caller(audience);
+        caller.token = Some(token.unwrap());
+        caller.initialize().await.status
+    };
+    let url = format!("{}/jwks", keys.issuer());
+    let more = ["--oidc-jwks-url", &url, "--oidc-audience=second"];
+    let running = start(&more);
+    assert_eq!(status(&running, "toolhive").await, 200);
+    assert_eq!(status(&running, "second").await, 200);
+    assert_eq!(status(&running, "third").await, 401);
+    // The control: discovery leads nowhere.
+    let running = start(&[]);
+    assert_eq!(status(&running, "toolhive").await, 503);
+}
+
+/// A profile's hosts are the server's only ways out.
+#[tokio::test]
+async fn a_profile_says_what_is_reached() {
+    let place = temporary();
+    let profile = place.path().join("profile.json");
+    let outbound =
+        json!({ "allow_host": ["allowed.invalid", ".wild.invalid"], "allow_port": [8443] });
+    let text = json!({ "network": { "outbound": outbound } }).to_string();
+    fs::write(&profile, text).unwrap();
+    let running = Running::start(&["--permission-profile", profile.to_str().unwrap()], None).await;
+    let caller = running.session().await;
+    let (named, at) = probe(&caller, "name", "allowed.invalid").await;
+    assert!(named && at.starts_with("127.77.0."), "{at}");
+    let says = |to: &str| json!({ "to": to, "say": "x" }).to_string();
+    for nowhere in ["other.invalid:8443", "allowed.invalid:443"] {
+        assert!(!probe(&caller, "says", &says(nowhere)).await.0, "{nowhere}");
+    }
+    // It has no address: a door is there, and what came of it is on record.
+    probe(&caller, "says", &says("allowed.invalid:8443")).await;
+    let environment = probe(&caller, "environment", "").await.1;
+    assert!(environment.contains("HTTPS_PROXY"), "{environment}");
+    let (said, code, _) = running.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains(r#""THV_EGRESS":"allowed.invalid:8443""#),
+        "{said}"
+    );
+
+    let running = Running::start(&["--permission-profile", "none"], None).await;
+    let caller = running.session().await;
+    assert!(!probe(&caller, "name", "allowed.invalid").await.0);
+}
+
+/// Without `--name` a server is called as its program is.
+#[tokio::test]
+async fn a_server_without_a_name_has_its_programs() {
+    let issuer = DemoIssuer::start(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+    let temporary = temporary();
+    let script = format!("{}/scripted.py", servers());
+    let (shown, trusted) = (format!("{}:ro", servers()), issuer.issuer().to_owned());
+    let mut command = thv();
+    command
+        .args(["run", "--foreground", "--port=0", "-v", &shown])
+        .args(["--oidc-issuer", &trusted, "--oidc-audience", "toolhive"])
+        .args(["--", "/usr/bin/python3", "-u", &script])
+        .env("TMPDIR", temporary.path());
+    let running = Running::ready(command, issuer, temporary);
+    running.session().await;
+    let (said, _, _) = running.end();
+    assert!(said.contains("`python3` is served at"), "{said}");
+}
+
+/// probe-3, probe-4: what the gateway and its runner were given, by environment, arguments, policy and
+/// credentials, is nowhere in a server's sight.
+#[tokio::test]
+async fn nothing_of_the_gateways_is_in_sight() {
+    let (canary, place) = (canary(), temporary());
+    let policy = place.path().join("it.cedar");
+    fs::write(
+        &policy,
+        format!("// {canary}\npermit (principal, action, resource);"),
+    )
+    .unwrap();
+    fs::write(place.path().join("other"), &canary).unwrap();
+    let host = format!("{}.example.com", canary.replace('_', "-").to_lowercase());
+    let issuer = DemoIssuer::start(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+    let temporary = temporary();
+    let mut command = thv();
+    let more = ["--policy", policy.to_str().unwrap(), "--hosts", &host];
+    command
+        .args(typed(issuer.issuer(), &more))
+        .env("TMPDIR", temporary.path())
+        .env("CREDENTIALS_DIRECTORY", place.path())
+        .env("THV_CANARY", &canary);
+    let running = Running::ready(command, issuer, temporary);
+    let caller = running.session().await;
+    for planted in [canary.as_str(), &host] {
+        let marker: String = planted.bytes().map(|byte| format!("{byte:02x}")).collect();
+        if nix::unistd::geteuid().is_root() {
+            let (found, places) = crate::sandbox::outside("finds", &marker);
+            assert!(found, "the control: {places}");
+            let of = |pid: i32| places.contains(&format!("/proc/{pid}/"));
+            assert!(of(running.pid()), "{places}");
+            // The server's init is a copy of the runner, with all that it was given.
+            let runner = children(running.process.id())[0];
+            let init = children(runner)[0];
+            assert!(
+                planted == host || of(init.cast_signed()),
+                "{planted}: {places}"
+            );
+        }
+        let (found, places) = probe(&caller, "finds", &marker).await;
+        assert!(!found && places.starts_with("in none of"), "{places}");
+    }
+}
+
 /// probe-3, probe-4: a secret reaches the server that it is for, and nothing else.
 #[tokio::test]
 async fn a_secret_is_in_its_variable_and_nowhere_else() {
@@ -602,6 +770,14 @@ async fn what_would_not_take_effect_is_refused_with_the_line_to_type() {
         64,
         &["--oidc-issuer"],
     );
+    // As a unit, which has a port that is known and that it may take.
+    for (port, word) in [("0", "--foreground"), ("80", "above 1023")] {
+        let mut line = typed(issuer, &["--port", port]);
+        line.retain(|word| !word.starts_with("--foreground"));
+        if port == "0" || Path::new("/run/systemd/system").exists() {
+            refused(&line, 64, &["--port", word]);
+        }
+    }
     refused(
         &line(&["run", "--foreground", "--oidc-issuer", issuer, "--", "cat"]),
         64,
@@ -778,6 +954,16 @@ async fn a_visitor_sees_what_the_server_would() {
             .unwrap()
             .contains("PLAIN=x")
     );
+    // A person who is not root looks around as well, under their own name.
+    if nix::unistd::geteuid().is_root() {
+        use std::os::unix::process::CommandExt as _;
+        let mut ordinary = thv();
+        ordinary.uid(65534).gid(65534).arg("--root");
+        ordinary.arg(root.path()).args(["sandbox", "it", "--"]);
+        let looked = ordinary.args(["cat", note.to_str().unwrap()]).output();
+        let looked = looked.unwrap();
+        assert_eq!(looked.stdout, b"shown", "{looked:?}");
+    }
     // Beside it, what it does not see.
     assert_ne!(visit(&["cat", "/etc/shadow"]).status.code(), Some(0));
     assert_ne!(visit(&["ls", "/root"]).status.code(), Some(0));
@@ -838,7 +1024,7 @@ fn the_doctor_tells_of_each_layer_and_tries_a_sandbox() {
 /// forbids them is named, and what to do instead.
 #[test]
 fn where_no_sandbox_can_be_made_the_setting_and_the_ways_out_are_named() {
-    let without = format!("{}/without.py", servers());
+    let without = format!("{}/without_calls.py", servers());
     let image = ["docker.io/mcp/everything:1"];
     let program = ["--", "/usr/bin/cat"];
     let nested = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\" \"$@\"";
@@ -893,6 +1079,79 @@ fn where_no_sandbox_can_be_made_the_setting_and_the_ways_out_are_named() {
                 "{said}"
             );
         }
+    }
+}
+
+/// On a host where each thing is wrong that can be, each is said with what to do.
+#[test]
+fn the_doctor_says_what_to_do_about_each_layer() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: making a host look ill needs root");
+        return;
+    }
+    let without = format!("{}/without_calls.py", servers());
+    // Settings of a kernel that is not this one, its control groups, its programs and its age.
+    let script = "\
+        set -e
+        mount -t tmpfs none /proc/sys
+        mkdir -p /proc/sys/kernel/seccomp /proc/sys/user
+        echo 0 > /proc/sys/user/max_user_namespaces
+        echo 0 > /proc/sys/kernel/unprivileged_userns_clone
+        echo 1 > /proc/sys/kernel/apparmor_restrict_unprivileged_userns
+        echo allow > /proc/sys/kernel/seccomp/actions_avail
+        mount -t tmpfs none /sys/fs/cgroup
+        test ! -d /etc/apparmor.d || mount -t tmpfs none /etc/apparmor.d
+        exec setarch --uname-2.6 /usr/bin/python3 \"$1\" \"$2\" \"$0\" doctor --json";
+    let run = Command::new("unshare")
+        .args(["--mount", "--propagation=private", "sh", "-c", script])
+        .args([env!("CARGO_BIN_EXE_thv"), &without])
+        .arg(libc::SYS_landlock_create_ruleset.to_string())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stderr).into_owned();
+    let findings: Vec<Value> =
+        serde_json::from_slice(&run.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
+    assert_eq!(run.status.code(), Some(71), "{findings:#?}");
+    for (what, fix) in [
+        ("kernel", "5.14"),
+        ("user namespaces", "sysctl -w user.max_user_namespaces"),
+        (
+            "unprivileged",
+            "sysctl -w kernel.unprivileged_userns_clone=1",
+        ),
+        ("AppArmor", "apparmor_parser -r /etc/apparmor.d/thv-runner"),
+        ("seccomp", "CONFIG_SECCOMP_FILTER"),
+        ("Landlock", "`lsm=`"),
+        ("cgroup", "systemd.unified_cgroup_hierarchy=1"),
+        ("a sandbox", "mend what is BAD"),
+    ] {
+        let found = findings.iter().find(|finding| finding["what"] == what);
+        let found = found.unwrap_or_else(|| panic!("nothing of {what}"));
+        assert_eq!(found["state"], "bad", "{found:#}");
+        assert!(found["fix"].as_str().unwrap().contains(fix), "{found:#}");
+    }
+    // Without podman nothing is wrong where nobody asks for it; with half of it there is.
+    for (there, state, word) in [
+        (
+            ": > /usr/bin/podman && : > /usr/bin/conmon",
+            "absent",
+            "installed without crun",
+        ),
+        ("true", "absent", "not installed"),
+    ] {
+        let run = Command::new("unshare")
+            .args(["--mount", "--propagation=private", "sh", "-c"])
+            .arg(format!(
+                "mount -t tmpfs none /usr/bin && {there} && exec \"$0\" doctor --json"
+            ))
+            .arg(env!("CARGO_BIN_EXE_thv"))
+            .output()
+            .unwrap();
+        let findings: Vec<Value> = serde_json::from_slice(&run.stdout).unwrap();
+        let found = findings.iter().find(|finding| finding["what"] == "podman");
+        let found = found.unwrap();
+        assert_eq!(found["state"], state, "{found:#}");
+        assert!(found["found"].as_str().unwrap().contains(word), "{found:#}");
     }
 }
 
@@ -999,6 +1258,31 @@ async fn an_image_of_a_registry_is_served() {
                 .join(".local/state/thv/run/it/image/current")
                 .exists()
         );
+    }
+}
+
+/// What stands after `--` is what the image's own program is given, in place of the image's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_images_program_is_given_what_is_typed() {
+    let place = temporary();
+    let archive = place.path().join("image.tar");
+    crate::podman::save(&archive);
+    fs::set_permissions(&archive, fs::Permissions::from_mode(0o644)).unwrap();
+    let image = format!("docker-archive:{}", archive.display());
+    let script = format!("{}/scripted.py", servers());
+    let list = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
+    for (typed, tools) in [
+        (&["--", &script, "--tools", "3", "1"][..], 3),
+        (&["--", &script, "--tools", "7", "1"], 7),
+    ] {
+        let more = [&["--volume=/usr:ro", &image], typed].concat();
+        let running = Running::start(&more, None).await;
+        let caller = running.session().await;
+        let listed = caller.post(list).await.json();
+        let found = listed["result"]["tools"].as_array().unwrap().len();
+        assert_eq!(found, tools, "{listed}");
+        let (here, _) = probe(&caller, "open", "/etc/of-the-image").await;
+        assert!(here, "the root is the image's");
     }
 }
 

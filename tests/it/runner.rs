@@ -319,61 +319,102 @@ fn a_runner_waits_for_its_parents_first_word() {
     assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
 }
 
-/// probe-80: a layer that the host lacks ends the start, unless it may be missing: then the child runs,
-/// and the journal (here the standard error) names each that was left out, with the reason.
+/// probe-80: a layer that the host lacks ends the start with cause and cure, unless it may be missing:
+/// then the child runs, and the journal (here the standard error) names each that was left out, with
+/// the reason. Without namespaces and root there is nothing that could be left out.
 #[test]
-fn a_layer_that_is_left_out_is_named_each_time() {
-    let place = tempfile::tempdir().unwrap();
-    let (program, log) = (place.path().join("runner"), place.path().join("log"));
-    let script = format!(
-        "#!/bin/sh\nexec /usr/bin/python3 '{}/tests/it/servers/without.py' 444 '{}' \"$@\" 2>>'{}'\n",
-        env!("CARGO_MANIFEST_DIR"),
-        env!("CARGO_BIN_EXE_thv"),
-        log.display()
-    );
-    fs::write(&program, script).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+fn each_layer_is_required_and_one_that_is_left_out_is_named_each_time() {
+    let lacking = |calls: &[i64]| {
+        let place = tempfile::tempdir().unwrap();
+        let (program, log) = (place.path().join("runner"), place.path().join("log"));
+        let calls: Vec<_> = calls.iter().map(ToString::to_string).collect();
+        let script = format!(
+            "#!/bin/sh\nexec /usr/bin/python3 '{}/tests/it/servers/without_calls.py' {} '{}' \"$@\" 2>>'{}'\n",
+            env!("CARGO_MANIFEST_DIR"),
+            calls.join(","),
+            env!("CARGO_BIN_EXE_thv"),
+            log.display()
+        );
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        (place, program, log)
+    };
     let start = |child| Request::Start {
         child,
         principal: "0".repeat(64),
         caller: None,
     };
-    // No cgroup is handed on to a test, which has its own among others.
-    let (required, optional) = (
-        "optional = [\"cgroup\"]",
-        "optional = [\"cgroup\", \"landlock\"]",
-    );
+    for (layer, calls, cure) in [
+        (
+            "landlock",
+            libc::SYS_landlock_create_ruleset,
+            "sandbox.optional",
+        ),
+        (
+            "seccomp",
+            libc::SYS_seccomp,
+            "add \"seccomp\" to sandbox.optional",
+        ),
+        (
+            "privileges",
+            libc::SYS_capset,
+            "add \"privileges\" to sandbox.optional",
+        ),
+        (
+            "rlimits",
+            libc::SYS_prlimit64,
+            "add \"rlimits\" to sandbox.optional",
+        ),
+        ("namespaces", libc::SYS_clone3, "a seccomp filter"),
+        ("root", libc::SYS_open_tree, "thv doctor"),
+    ] {
+        let (_place, program, log) = lacking(&[calls]);
+        // No cgroup is handed on to a test, which has its own among others.
+        let (_files, runner) = runner_of("optional = [\"cgroup\"]", &program);
+        hello(&runner, frames::VERSION, &runner.key);
+        assert!(
+            matches!(next(&runner), Some(Reply::Hello { .. })),
+            "{layer}"
+        );
+        frames::send(runner.socket.as_fd(), &start(1), &[]).unwrap();
+        match next(&runner) {
+            Some(Reply::Failed {
+                layer: named,
+                reason,
+                ..
+            }) => {
+                assert_eq!(named, layer, "{reason}");
+                assert!(reason.contains(cure), "{layer}: {reason}");
+                println!("{layer}: {reason}");
+            }
+            other => panic!("{layer}: {other:?}"),
+        }
+        drop(runner);
+        if matches!(layer, "namespaces" | "root") {
+            continue;
+        }
+        fs::remove_file(&log).unwrap();
 
-    let (_files, runner) = runner_of(required, &program);
-    hello(&runner, frames::VERSION, &runner.key);
-    assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
-    frames::send(runner.socket.as_fd(), &start(1), &[]).unwrap();
-    match next(&runner) {
-        Some(Reply::Failed { layer, reason, .. }) => assert_eq!(layer, "landlock", "{reason}"),
-        other => panic!("{other:?}"),
-    }
-    drop(runner);
-    fs::remove_file(&log).unwrap();
-
-    let (_files, runner) = runner_of(optional, &program);
-    hello(&runner, frames::VERSION, &runner.key);
-    assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
-    for child in [1, 2] {
-        frames::send(runner.socket.as_fd(), &start(child), &[]).unwrap();
-        while !matches!(next(&runner), Some(Reply::Exited { .. })) {}
-        let said = fs::read_to_string(&log).unwrap();
-        for layer in ["cgroup", "landlock"] {
-            let named = said.lines().filter(|line| {
-                line.contains("WARN") && line.contains(&format!("layer=\"{layer}\" reason=\""))
-            });
-            let named: Vec<_> = named.collect();
-            assert!(named.len() >= child as usize, "{layer}: {said}");
-            assert!(
-                named
-                    .iter()
-                    .all(|line| line.contains("a child starts without an optional layer")),
-                "{said}"
-            );
+        let (_files, runner) = runner_of(&format!("optional = [\"cgroup\", {layer:?}]"), &program);
+        hello(&runner, frames::VERSION, &runner.key);
+        assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
+        for child in [1, 2] {
+            frames::send(runner.socket.as_fd(), &start(child), &[]).unwrap();
+            while !matches!(next(&runner), Some(Reply::Exited { .. })) {}
+            let said = fs::read_to_string(&log).unwrap();
+            for layer in ["cgroup", layer] {
+                let named = said.lines().filter(|line| {
+                    line.contains("WARN") && line.contains(&format!("layer=\"{layer}\" reason=\""))
+                });
+                let named: Vec<_> = named.collect();
+                assert!(named.len() >= child as usize, "{layer}: {said}");
+                assert!(
+                    named
+                        .iter()
+                        .all(|line| line.contains("a child starts without an optional layer")),
+                    "{said}"
+                );
+            }
         }
     }
 }

@@ -95,7 +95,7 @@ mod tests {
 
     use super::*;
 
-    /// A child cannot have the gateway connect to a socket outside of its directory.
+    /// probe-8: a child cannot have the gateway connect to a socket outside of its directory.
     #[tokio::test]
     async fn only_a_socket_that_lies_there_is_connected() {
         let outside = tempfile::tempdir().unwrap();

@@ -351,7 +351,8 @@ const PROPERTIES: &[&str] = &[
     "OOMPolicy=continue",
     "TimeoutStopSec=45s",
     "WatchdogSec=30s",
-    "LimitCORE=0",
+    // No core dump of a child's, neither to a file nor, which 0 would allow, to a program.
+    "LimitCORE=1",
     "LimitNOFILE=65536",
     "NoNewPrivileges=yes",
     "UMask=0077",

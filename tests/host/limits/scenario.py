@@ -78,6 +78,51 @@ def each_child_has_a_cgroup_with_its_limits():
     assert len((group / "cgroup.procs").read_text().split()) == 2, "init and server"
 
 
+def a_child_does_not_leave_its_group():
+    """probe-82"""
+    session = Session()
+    before = {group: processes(group) for group in groups()}
+    said = json.loads(session.said("escape"))
+    assert said == {"done": [], "group": "0::/\n"}, said
+    # The same by root outside, where there is something to write to.
+    own = pathlib.Path("/sys/fs/cgroup") / pathlib.Path("/proc/self/cgroup").read_text().strip().partition("::/")[2]
+    (own / "cgroup.procs").write_text("0")
+    # Beside these there may be the one that is made ahead by now.
+    found = {group: processes(group) for group in before}
+    assert found == before and 2 in found.values(), (before, found)
+    assert {(group / "memory.max").read_text().strip() for group in found} == {str(MEMORY)}
+    assert session.send("", verb="DELETE")[0] == 204
+
+
+def a_child_that_crashes_gives_its_memory_to_nobody():
+    """probe-26: the kernel gives core dumps to a program that runs as root, also those whose limit is 0."""
+    taken, handler = pathlib.Path("/run/cores"), pathlib.Path("/usr/local/bin/take-core")
+    handler.write_text(f"#!/bin/sh\necho \"$1 $(wc -c)\" >> {taken}\n")
+    handler.chmod(0o755)
+    kernel = pathlib.Path("/proc/sys/kernel")
+    kept = {name: (kernel / name).read_text() for name in ("core_pattern", "core_pipe_limit")}
+    # With a limit on them the kernel waits for each: what was taken is there when its program is gone.
+    (kernel / "core_pipe_limit").write_text("16")
+    (kernel / "core_pattern").write_text(f"|{handler} %E")
+    try:
+        def control():
+            subprocess.run(["sh", "-c", "ulimit -c 0; exec python3 -c 'import os; os.abort()'"], stderr=subprocess.DEVNULL)
+            return len(taken.read_text().splitlines())
+        assert control() == 1, "the control's dump is not taken, so this proves nothing"
+        for server in ("limits", "contained"):
+            Connection.server = server
+            session = Session()
+            status, _, message = session.call("crash")
+            assert status in (200, 502) and message["error"]["data"]["reason"] == "server-ended", (status, message)
+        assert control() == 2, taken.read_text()
+    finally:
+        Connection.server = "limits"
+        for name, text in kept.items():
+            (kernel / name).write_text(text)
+    subprocess.run(["systemctl", "stop", *(f"{unit}@{server}.service" for unit in ("thv", "thv-runner") for server in ("limits", "contained"))], check=True)
+    assert not groups(), groups()
+
+
 def a_fork_bomb_ends_at_its_limit_and_the_gateway_answers_meanwhile():
     """probe-23"""
     before = pid()
@@ -302,10 +347,10 @@ def a_session_of_limits():
 
 failed = 0
 subprocess.run(["systemctl", "start", "thv@limits.socket"], check=True)
-SCENARIOS = (each_child_has_a_cgroup_with_its_limits, the_profile_of_apparmor_is_in_force,
+SCENARIOS = (each_child_has_a_cgroup_with_its_limits, a_child_does_not_leave_its_group, the_profile_of_apparmor_is_in_force,
              a_child_that_spins_gets_its_share_and_the_others_are_answered, a_fork_bomb_ends_at_its_limit_and_the_gateway_answers_meanwhile,
              a_child_that_eats_its_memory_ends_alone, nothing_of_a_child_is_left_when_its_session_ends,
-             the_limits_are_a_containers_too, a_command_line_has_limits_too, what_a_server_keeps_ends_at_a_quota,
+             the_limits_are_a_containers_too, a_child_that_crashes_gives_its_memory_to_nobody, a_command_line_has_limits_too, what_a_server_keeps_ends_at_a_quota,
              the_doctor_finds_every_layer, *gateway.scenarios(a_session_of_limits, GATEWAY))
 for scenario in SCENARIOS:
     sentence = scenario.__name__.replace("_", " ")

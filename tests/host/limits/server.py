@@ -1,5 +1,6 @@
 """An MCP server that runs into its limits when it is asked to."""
 
+import ctypes
 import json
 import os
 import sys
@@ -45,6 +46,24 @@ def spin():
     return "spinning"
 
 
+def escape():
+    """probe-82: out of its group, or at what the group may have; what was opened or written, nothing if all is well."""
+    done = []
+    for name in ("cgroup.procs", "cgroup.subtree_control", "memory.max", "release_agent", "../cgroup.procs", "../../cgroup.procs"):
+        path = "/sys/fs/cgroup/" + name
+        try:
+            with open(path, "w") as file:
+                file.write("0")
+            done.append(path)
+        except OSError:
+            pass
+    libc = ctypes.CDLL(None)
+    for kind in (b"cgroup2", b"cgroup"):
+        if libc.mount(b"none", b"/tmp", kind, 0, None) == 0:
+            done.append(f"mounted {kind}")
+    return json.dumps({"done": done, "group": open("/proc/self/cgroup").read()})
+
+
 def keep(megabytes):
     """Writes so much into the directory that is kept."""
     try:
@@ -58,7 +77,7 @@ def keep(megabytes):
     return "kept"
 
 
-TOOLS = {"spin": spin, "fork": fork_until_refused, "eat": eat_memory, "echo": lambda: "here"}
+TOOLS = {"spin": spin, "fork": fork_until_refused, "eat": eat_memory, "crash": os.abort, "escape": escape, "echo": lambda: "here"}
 GATE, GATE_IN = os.pipe()
 
 

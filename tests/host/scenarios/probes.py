@@ -26,6 +26,7 @@ def the_hosts_secrets_cannot_be_read(host):
             ("list", "/run/credentials"),
             ("open", f"/run/credentials/{RUNNER}/runner-key"),
             ("open", f"/run/thv/key/{PROBES}"),
+            ("list", "/run/thv"),
             ("list", "/run/systemd"),
             ("list", "/var/lib/private"),
             ("list", "/home/caller"),
@@ -107,6 +108,22 @@ def no_privilege_is_left_and_none_can_be_had(host):
         for call in ("mount", "unshare", "setns", "pivot_root", "chroot", "sethostname"):
             refused(host, client, "call", call)
         refused(host, client, "new-user-namespace")
+        client.leave()
+
+
+def neither_mounts_nor_programs_nor_namespaces_are_its_to_change(host):
+    """probe-7, probe-20, probe-25, probe-26, probe-41, probe-83"""
+    with session() as client:
+        for probe, argument in (
+            ("mounts-over", "/usr"), ("remounts", "/usr"), ("overwrites", "/usr/bin/tac"), ("priority", ""), ("capability", ""),
+            ("map", "uid_map"), ("namespace", "clone:20000000"), ("namespace", "unshare:20000"), ("namespace", "clone3:10000000"),
+        ):
+            refused(host, client, probe, argument)
+        # As the host sees it: by the unit's own limit a dump would be a program's that core_pattern names.
+        runner = host.pid(RUNNER)
+        for pid in host.processes_of(RUNNER):
+            limits = dict(line.rsplit(None, 3)[:2] for line in host.text("cat", f"/proc/{pid}/limits").splitlines() if line.startswith("Max core"))
+            assert limits == {"Max core file size": "1"}, (pid, pid == runner, limits)
         client.leave()
 
 
@@ -203,6 +220,7 @@ ALL = [
     there_is_no_network,
     the_hosts_that_are_named_are_reached_through_the_gateway_and_are_on_record,
     no_privilege_is_left_and_none_can_be_had,
+    neither_mounts_nor_programs_nor_namespaces_are_its_to_change,
     its_descriptors_are_the_three_standard_ones_and_its_environment_is_its_own,
     nothing_of_a_child_is_left_when_its_session_ends,
     a_program_with_another_users_rights_that_it_leaves_can_be_run_by_nobody,

@@ -106,7 +106,15 @@ def a_secret_that_is_set_reaches_its_server_encrypted(host):
             credentials = host.text("ls", f"/run/credentials/thv@{PROBES}.service")
             assert "probe-key" not in credentials, "the gateway is given it"
             assert "canary-of-probes" not in host.text("cat", f"/proc/{gateway}/environ")
+            # Of all that runs it is the server's alone, and no command line's.
+            holding = host.text("sh", "-c", "grep -l canary[-]of-probes /proc/[0-9]*/environ 2> /dev/null; true").split()
+            assert len(holding) == 1, holding
+            assert host.text("sh", "-c", "grep -l canary[-]of-probes /proc/[0-9]*/cmdline 2> /dev/null; true") == ""
             client.leave()
+        host.flush_journal()
+        assert "canary-of-probes" not in host.text("journalctl", "-o", "json", "--no-pager")
+        kept = ("/var/lib/private/thv", "/var/lib/private/thv-runner", "/etc/thv", "/etc/systemd", "/etc/credstore.encrypted", "/run/thv", "/run/systemd/system")
+        assert host.run("grep", "-rl", "canary-of-probes", *kept, check=False).stdout == "", "it is written somewhere"
     finally:
         file.write_text(before)
         # As an administrator takes it back.

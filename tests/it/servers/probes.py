@@ -115,10 +115,203 @@ def zombies(_):
     raise OSError(errno.EBUSY, "zombies are left")
 
 
-def set_user_map(_):
-    with open("/proc/self/uid_map", "w") as uid_map:
-        uid_map.write("0 0 1")
-    return "written"
+def in_a_child(what):
+    """Does it in a process of its own, which it may change or end."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            what()
+            os._exit(0)
+        except OSError as error:
+            os._exit(error.errno)
+        finally:
+            os._exit(255)
+    _, ended = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(ended):
+        raise ValueError(signal.Signals(os.WTERMSIG(ended)).name)
+    if code := os.WEXITSTATUS(ended):
+        raise OSError(code, os.strerror(code))
+
+
+def worked(result):
+    """What a function of the C library has answered; its error as OSError."""
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def sets_map(name):
+    """Its own users or groups, in a namespace of its own where it can have one."""
+    libc.unshare(0x10000000)
+    if name == "gid_map":
+        sets_map("setgroups")
+    with open(f"/proc/self/{name}", "w") as file:
+        file.write("deny" if name == "setgroups" else "0 0 1")
+
+
+def makes_namespace(argument):
+    """`clone`, `clone3` or `unshare`, and the flag, as in `clone:20000000`."""
+    how, flags = argument.split(":")
+    flags = int(flags, 16)
+    if how == "unshare":
+        return worked(libc.unshare(flags))
+    if how == "clone":
+        pid = libc.syscall(56, ctypes.c_long(flags | signal.SIGCHLD), 0, 0, 0, 0)
+    else:
+        wanted = struct.pack("11Q", flags, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, 0)
+        pid = libc.syscall(435, wanted, ctypes.c_long(len(wanted)))
+    if worked(pid) == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def enters_namespace(path):
+    worked(libc.setns(os.open(path, os.O_RDONLY), 0))
+
+
+def mounts_over(path):
+    """Something else in its place, then the same writable; in a namespace of its own where it can have one."""
+    if libc.unshare(0x20000) == 0:
+        worked(libc.mount(None, b"/", None, 0x44000, None))
+    worked(libc.mount(path.encode(), path.encode(), None, 0x1000, None))
+    worked(libc.mount(None, path.encode(), None, 0x1020, None))
+
+
+def remounts(path):
+    """Writable, what is not; where that is a mount."""
+    if libc.unshare(0x20000) == 0:
+        worked(libc.mount(None, b"/", None, 0x44000, None))
+        worked(libc.mount(path.encode(), path.encode(), None, 0x1000, None))
+    worked(libc.mount(None, path.encode(), None, 0x1020, None))
+
+
+def overwrites_running(path):
+    """A program by what its process was started from, once that has ended (CVE-2019-5736)."""
+    import subprocess
+    with subprocess.Popen([path], stdin=subprocess.PIPE) as process:
+        program = os.open(f"/proc/{process.pid}/exe", os.O_PATH)
+    os.close(os.open(f"/proc/self/fd/{program}", os.O_WRONLY))
+
+
+def writes_itself(_):
+    """A library's page that it may not write, by /proc/self/mem: its own copy, and what the file has is told."""
+    libc.prctl(4, 1, 0, 0, 0)
+    line = next(line for line in open("/proc/self/maps") if "libc.so" in line and " r--p 00000000 " in line)
+    # Between the mark of an ELF file and its header proper nothing is read any more.
+    place, path = int(line.split("-")[0], 16) + 9, line.split()[-1]
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        memory.seek(place)
+        memory.write(b"probe")
+    assert ctypes.string_at(place, 5) == b"probe"
+    with open(path, "rb") as file:
+        return file.read(14)[9:].hex()
+
+
+def raises_priority(_):
+    os.setpriority(os.PRIO_PROCESS, 0, -5)
+
+
+def raises_io_priority(_):
+    worked(libc.syscall(251, 1, 0, ctypes.c_long(1 << 13)))
+
+
+def locks_memory(count):
+    """So many bytes that are not to be swapped out."""
+    with mmap.mmap(-1, int(count)) as memory:
+        libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        place = ctypes.c_char.from_buffer(memory)
+        locked = libc.mlock(ctypes.addressof(place), int(count))
+        code = ctypes.get_errno()
+        del place
+    if locked:
+        raise OSError(code, os.strerror(code))
+    return "locked"
+
+
+def raises_capability(_):
+    """CAP_SYS_ADMIN into the three sets, and from there into the ambient one (capabilities(7))."""
+    header = struct.pack("Ii", 0x20080522, 0)
+    sets = struct.pack("6I", *[1 << 21] * 3, 0, 0, 0)
+    worked(libc.capset(header, sets))
+    worked(libc.prctl(47, 2, 21, 0, 0))
+
+
+def shares_memory(key):
+    """A System V segment by its name: made where there is none."""
+    segment = libc.shmget(int(key), 4096, 0o666)
+    if segment >= 0:
+        return "there"
+    worked(libc.shmget(int(key), 4096, 0o1666))
+    return "made"
+
+
+def watches(count):
+    """So many instances of inotify."""
+    made = []
+    try:
+        for _ in range(int(count)):
+            made.append(worked(libc.inotify_init1(0)))
+        return "made"
+    finally:
+        for instance in made:
+            os.close(instance)
+
+
+def pings(address):
+    """As ping(8) does for everybody."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP) as probe:
+        probe.connect((address, 0))
+        probe.send(b"\x08\0\0\0\0\0\0\0")
+    return "sent"
+
+
+def finds(marker):
+    """Where this stands, among all that the processes and files in sight say. It is told in hexadecimal, so as not to find itself."""
+    marker = bytes.fromhex(marker)
+    places, found = [], []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        places += [f"/proc/{pid}/{name}" for name in ("environ", "cmdline", "status", "mountinfo", "maps", "comm", "stack")]
+    places += ["/proc/keys", "/proc/net/unix", "/proc/self/cgroup"]
+    for top in ("/etc", "/run", "/tmp", "/dev", "/var", "/root", "/home", "/state"):
+        for directory, _, names in os.walk(top):
+            places += [os.path.join(directory, name) for name in names]
+            if len(places) > 20_000:
+                break  # Only outside is there so much.
+    for place in places:
+        try:
+            # Only what ends when it is read.
+            if os.path.isfile(place) and os.path.getsize(place) < 1 << 20:
+                with open(place, "rb") as file:
+                    if marker in file.read(1 << 20):
+                        found.append(place)
+        except OSError:
+            pass
+    if not found:
+        raise ValueError(f"in none of {len(places)} places")
+    return " ".join(found)
+
+
+def pours(argument):
+    """So many bytes to a standard stream, in lines of a thousand or in one that does not end."""
+    what = json.loads(argument)
+    line = b"x" * 999 + (b"\n" if what["lines"] else b"x")
+    for _ in range(what["bytes"] // 1000):
+        os.write(what["to"], line)
+    return "poured"
+
+
+def tells_time(_):
+    import time
+    return str(int(time.time()))
+
+
+def of_a_child(what, said="done"):
+    """That, as a probe: where it might change this process, or stop it."""
+    def probe(argument):
+        in_a_child(lambda: what(argument))
+        return said
+    return probe
 
 
 def raised_limit(_):
@@ -184,6 +377,7 @@ CALLS = {
 }
 # Families by name; what the kernel was built without is refused by it, too.
 FAMILIES = {"packet": (17, 3, 0), "netlink-audit": (16, 3, 9), "vsock": (40, 1, 0), "alg": (38, 5, 0), "key": (15, 3, 2),
+            "xdp": (44, 3, 0), "bluetooth": (31, 3, 1), "can": (29, 3, 1), "tipc": (30, 5, 0), "rds": (21, 5, 0), "qipcrtr": (42, 2, 0), "smc": (43, 1, 0),
             "netlink-route": (16, 3, 0), "inet": (2, 1, 0), "inet6": (10, 1, 0), "unix": (1, 1, 0), "raw": (2, 3, 1)}
 
 
@@ -210,6 +404,12 @@ def new_user_namespace(_):
         raise OSError(ctypes.get_errno(), "clone")
     os.waitpid(child, 0)
     return "made"
+
+
+def commands_terminal(request):
+    """Another request of a terminal's, by its number."""
+    read, _ = os.pipe()
+    return call(16, read, int(request, 16), 0)
 
 
 def types_into_terminal(high_bits):
@@ -467,8 +667,14 @@ PROBES = {
     "forks": forks, "fills": fills, "makes-files": makes_files, "opens": opens, "writable-code": writable_code, "int80": calls_as_32_bit, "plants": plants, "limits": limits,
     "runs-memory": runs_memory, "binds-itself": binds_itself,
     "kill": kills, "call": system_call, "family": family, "pair": pair, "new-user-namespace": new_user_namespace, "hide": fork_and_hide,
-    "zombies": zombies, "real-time": real_time, "stay": stay, "user-map": set_user_map, "raise-limit": raised_limit, "terminal": has_terminal,
+    "zombies": zombies, "real-time": real_time, "stay": stay, "map": of_a_child(sets_map), "raise-limit": raised_limit, "terminal": has_terminal,
     "scratch": scratch, "descriptors": descriptors, "environment": environment, "tiocsti": types_into_terminal,
+    "namespace": of_a_child(makes_namespace, "made"), "setns": of_a_child(enters_namespace, "entered"),
+    "mounts-over": of_a_child(mounts_over, "mounted"), "remounts": of_a_child(remounts, "mounted"),
+    "overwrites": of_a_child(overwrites_running, "opened for writing"), "writes-itself": writes_itself, "terminal-command": commands_terminal,
+    "priority": of_a_child(raises_priority), "io-priority": of_a_child(raises_io_priority), "locks-memory": locks_memory,
+    "capability": of_a_child(raises_capability, "raised"), "shares-memory": shares_memory, "watches": watches, "pings": pings,
+    "finds": finds, "pours": pours, "time": tells_time,
     "tcp": lambda to: connected(socket.AF_INET, socket.SOCK_STREAM, (to.rsplit(":", 1)[0], int(to.rsplit(":", 1)[1]))),
     "udp": lambda to: connected(socket.AF_INET, socket.SOCK_DGRAM, (to, 53)),
     "says": says, "tls": begins_tls, "fetch": fetched, "requests": requested, "run": ran, "name": named, "hold": holds, "listen": listens, "datagram": datagram,

@@ -1,7 +1,6 @@
-"""Executes its arguments on a host that lacks a system call: as far as they can tell.
+"""Executes its arguments on a host that has not these system calls: as far as they can tell.
 
-A filter answers ENOSYS to the call of the first argument, a number that is that of every machine:
-444, landlock_create_ruleset(2), or 435, clone3(2).
+The first argument is their numbers, with commas. A filter answers ENOSYS to each.
 """
 
 import ctypes
@@ -11,7 +10,8 @@ import sys
 
 LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06
 ALLOW, NOT_THERE = 0x7FFF0000, 0x50000 | 38
-PROGRAM = [(LOAD, 0, 0, 0), (EQUAL, 0, 1, int(sys.argv[1])), (RETURN, 0, 0, NOT_THERE), (RETURN, 0, 0, ALLOW)]
+ABSENT = [one for number in sys.argv[1].split(",") for one in ((EQUAL, 0, 1, int(number)), (RETURN, 0, 0, NOT_THERE))]
+PROGRAM = [(LOAD, 0, 0, 0), *ABSENT, (RETURN, 0, 0, ALLOW)]
 NO_NEW_PRIVILEGES, SECCOMP, FILTER = 38, 22, 2
 
 code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in PROGRAM))
