@@ -1,7 +1,8 @@
 //! The way of one request: who, what, may they, to whom, what came of it.
 //!
-//! Reads from top to bottom. Every way out of `answer` leaves a decision
-//! record; what was allowed leaves an outcome record as well, under the same id.
+//! Reads from top to bottom. Every way out of `answer` but the public metadata's
+//! leaves a decision record; what was allowed leaves an outcome record as well,
+//! under the same id.
 
 mod batch;
 mod caught;

@@ -102,7 +102,10 @@ fn fetch(config: &Config, store: &Path) -> Result<()> {
     let login = |credential: &str| {
         let read = Credentials::from_environment().read(credential, MAX_LOGIN);
         let text = read.map_err(|error| {
-            format!("{error}; `thv secret set --pull NAME {credential}` gives it to the unit that fetches")
+            format!(
+                "{error}; `thv secret set --pull {} {credential}` gives it to the unit that fetches",
+                config.server
+            )
         })?;
         match String::from_utf8(text) {
             Ok(text) if text.trim().contains(':') => Ok(text.trim().to_owned()),

@@ -255,26 +255,28 @@ pub(super) fn layer(text: &str) -> Result<Layer, String> {
 
 /// Whom one child serves.
 pub(super) fn scope_of_child(text: &str) -> Result<Scope, String> {
-    Scope::ALL
-        .into_iter()
-        .find(|scope| scope.name() == text)
-        .ok_or_else(|| one_of(text, &Scope::ALL.map(Scope::name), &[]))
+    named(text, Scope::ALL, Scope::name)
 }
 
 /// A profile of system calls.
 pub(super) fn profile(text: &str) -> Result<Seccomp, String> {
-    Seccomp::ALL
-        .into_iter()
-        .find(|profile| profile.name() == text)
-        .ok_or_else(|| one_of(text, &Seccomp::ALL.map(Seccomp::name), &[]))
+    named(text, Seccomp::ALL, Seccomp::name)
 }
 
 /// A named addition to a profile.
 pub(super) fn addition(text: &str) -> Result<Addition, String> {
-    Addition::ALL
-        .into_iter()
-        .find(|addition| addition.name() == text)
-        .ok_or_else(|| one_of(text, &Addition::ALL.map(Addition::name), &[]))
+    named(text, Addition::ALL, Addition::name)
+}
+
+/// The one of `all` that has this name.
+fn named<T: Copy, const N: usize>(
+    text: &str,
+    all: [T; N],
+    name: fn(T) -> &'static str,
+) -> Result<T, String> {
+    all.into_iter()
+        .find(|one| name(*one) == text)
+        .ok_or_else(|| one_of(text, &all.map(name), &[]))
 }
 
 /// How long a start may take: the gateway's own patience ends at [`MAX_START`].

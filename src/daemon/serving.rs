@@ -84,7 +84,7 @@ pub(super) async fn serve(
                 tls.look();
                 setup.notifier.alive();
                 setup.notifier.status(&format!(
-                    "{} connections, {} sessions", connections.len(), gateway.sessions.count(),
+                    "connections: {}, sessions: {}", connections.len(), gateway.sessions.count(),
                 ));
             }
             () = sleep_until(quiet_since + limits.exit_idle), if may_exit => {

@@ -22,7 +22,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::house::{
-    Caller, House, Plan, house, in_a_process_of_its_own, is_in_a_process_of_its_own,
+    Caller, House, Plan, field, house, in_a_process_of_its_own, is_in_a_process_of_its_own,
 };
 
 /// A host somewhere else.
@@ -667,15 +667,7 @@ async fn one_child_has_so_many_connections_and_so_many_bytes() {
         .iter()
         .find(|record| record.contains("THV_CHILD=2 "))
         .unwrap();
-    let sent: usize = cut
-        .split("THV_BYTES_OUT=")
-        .nth(1)
-        .unwrap()
-        .split(' ')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap();
+    let sent: usize = field(cut, "THV_BYTES_OUT").unwrap().parse().unwrap();
     assert!(sent <= 64 << 10, "{cut}");
     // And no more after it.
     let (_, said) = bob.says(&door, "GET / HTTP/1.0\r\n\r\n").await;

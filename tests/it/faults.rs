@@ -29,7 +29,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    house::{Caller, House, call, house},
+    house::{Caller, House, call, field, house},
     modern,
     run::Running,
     wire::{self, PATIENCE},
@@ -450,17 +450,7 @@ async fn a_clock_that_is_set_ends_tokens_and_nothing_else() {
         .records
         .all()
         .iter()
-        .map(|record| {
-            record
-                .split("THV_SEQ=")
-                .nth(1)
-                .unwrap()
-                .split(' ')
-                .next()
-                .unwrap()
-                .parse()
-                .unwrap()
-        })
+        .map(|record| field(record, "THV_SEQ").unwrap().parse().unwrap())
         .collect();
     assert!(
         numbers.windows(2).all(|two| two[0] + 1 == two[1]),
@@ -641,16 +631,7 @@ async fn decided_by(house: &House) -> String {
         .all()
         .iter()
         .filter(|record| record.contains("THV_EVENT=decision "))
-        .map(|record| {
-            record
-                .split("THV_CONFIG=")
-                .nth(1)
-                .unwrap()
-                .split(' ')
-                .next()
-                .unwrap()
-                .to_owned()
-        })
+        .map(|record| field(record, "THV_CONFIG").unwrap().to_owned())
         .collect();
     assert!(
         versions.len() >= 3 && versions.iter().all(|version| *version == versions[0]),

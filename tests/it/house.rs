@@ -459,6 +459,12 @@ impl Records {
         self.0.records().iter().map(line).collect()
     }
 
+    /// Whether there is one with all of these in it.
+    pub fn have(&self, words: &[&str]) -> bool {
+        let has_all = |record: &String| words.iter().all(|word| record.contains(word));
+        self.all().iter().any(has_all)
+    }
+
     /// How many there are of that kind.
     pub fn count(&self, kind: &str) -> usize {
         let event = format!("THV_EVENT={kind} ");
@@ -490,6 +496,12 @@ impl Records {
         let has = |record: &Record| line(record).contains(text);
         self.0.until(|records| records.iter().any(has)).await;
     }
+}
+
+/// What a record (of [`Records::all`]) says in this field, up to its first space.
+pub fn field<'r>(record: &'r str, name: &str) -> Option<&'r str> {
+    let (_, rest) = record.split_once(&format!("{name}="))?;
+    rest.split(' ').next()
 }
 
 fn line(record: &Record) -> String {

@@ -287,13 +287,7 @@ async fn a_client_that_hangs_up_cancels_its_request_alone() {
         number("notifications/cancelled")["params"]["requestId"],
         number("\"lost\"")["id"]
     );
-    assert!(
-        house
-            .records
-            .all()
-            .iter()
-            .any(|record| record.contains("THV_REASON=client-gone"))
-    );
+    assert!(house.records.have(&["THV_REASON=client-gone"]));
     let cancelled = lines
         .iter()
         .filter(|line| line.contains("notifications/cancelled"));

@@ -7,7 +7,7 @@ use tokio::{
 };
 
 use crate::{
-    house::{House, house},
+    house::{House, field, house},
     wire::{self, PATIENCE},
 };
 
@@ -33,8 +33,7 @@ fn last_peer(house: &House) -> String {
         .iter()
         .rfind(|record| record.contains("THV_PEER_ADDR="))
         .unwrap();
-    let peer = last.split("THV_PEER_ADDR=").nth(1).unwrap();
-    peer.split(' ').next().unwrap().to_owned()
+    field(last, "THV_PEER_ADDR").unwrap().to_owned()
 }
 
 fn told(by: &str, proxies: &str) -> String {

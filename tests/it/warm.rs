@@ -5,7 +5,7 @@ use std::{fs, path::Path, time::Instant};
 use serde_json::{Value, json};
 
 use crate::{
-    house::{Caller, House, Plan, house},
+    house::{Caller, House, Plan, field, house},
     modern::tool,
     wire::PATIENCE,
 };
@@ -148,10 +148,7 @@ async fn one_that_ended_while_it_waited_is_nobodys() {
         .all()
         .iter()
         .rfind(|record| record.contains("THV_EVENT=child-started "))
-        .and_then(|record| {
-            let (_, rest) = record.split_once("THV_CHILD_PID=")?;
-            rest.split(' ').next()?.parse().ok()
-        })
+        .and_then(|record| field(record, "THV_CHILD_PID")?.parse().ok())
         .unwrap();
     let pid = nix::unistd::Pid::from_raw(pid);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();

@@ -62,6 +62,7 @@ def a_misconfigured_server_tells_every_client_so_and_serves_once_it_is_mended(ho
 
 def a_misconfigured_server_that_nobody_asks_leaves_with_78_and_its_socket_stays(host):
     host.write(f"/etc/thv/servers/{WRONG}.toml", BAD)
+    host.run("thv", "listen", WRONG, f"127.0.0.1:{servers.PORTS[WRONG]}")
     host.run("systemctl", "start", f"thv@{WRONG}.socket")
     with wire.Client(servers.PORTS[WRONG]) as client:
         assert client.initialize().status == 503
@@ -78,6 +79,7 @@ def a_misconfigured_server_that_nobody_asks_leaves_with_78_and_its_socket_stays(
 def a_server_whose_program_is_missing_says_why_and_its_gateway_stays(host):
     text = GOOD.replace("/usr/bin/python3", "/usr/bin/no-such-program")
     host.write(f"/etc/thv/servers/{WRONG}.toml", text)
+    host.run("thv", "listen", WRONG, f"127.0.0.1:{servers.PORTS[WRONG]}")
     host.run("systemctl", "start", f"thv@{WRONG}.socket")
     with wire.Client(servers.PORTS[WRONG], wire.token("alice", servers.resource(WRONG))) as client:
         for _ in range(2):
