@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     house::{Caller, call, house, initialize},
-    identity::{self, is_exactly},
+    identity::{self, is_exactly, last_decision},
     wire,
 };
 
@@ -468,6 +468,7 @@ async fn a_servers_errors_are_records_of_their_own() {
     );
 }
 
+/// mcp-L7: DELETE ends a session, and what comes after finds none.
 #[tokio::test]
 async fn a_session_that_is_ended_leaves_no_child() {
     let house = house().open().await;
@@ -519,7 +520,14 @@ async fn a_version_that_is_not_served_is_refused_with_those_that_are() {
                 .unwrap()
                 .contains(&json!("2025-11-25"))
         );
+        let last = last_decision(&house);
+        assert!(last.contains("THV_REASON=version-unsupported "), "{last}");
     }
+    // Who names none is an older client.
+    assert_eq!(alice.call("echo", json!({})).await.status, 200);
+    let seen = alice.seen().await;
+    let calls = seen.iter().filter(|line| line.contains("\"echo\""));
+    assert_eq!(calls.count(), 1, "{seen:?}");
     assert_eq!(
         wire::exchange(house.address, &with("2025-11-25"))
             .await
