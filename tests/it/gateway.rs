@@ -341,7 +341,7 @@ async fn a_client_that_does_not_read_is_not_kept_everything() {
     stream
         .write_all(&alice.bytes(
             "POST",
-            &call(1, "burst", json!({ "count": 64, "size": 1 << 20 })),
+            &call(1, "burst", json!({ "count": 128, "size": 1 << 19 })),
         ))
         .await
         .unwrap();
@@ -694,7 +694,7 @@ async fn the_callers_credentials_do_not_reach_the_server() {
         "content": [{ "type": "text", "text": "{\"a\": 1}" }],
     } });
     assert_eq!((answer.status, answer.json()), (200, echoed), "{answer:?}");
-    let last = identity::last_decision(&house);
+    let last = last_decision(&house);
     assert!(last.contains("THV_DECISION=allow "), "{last}");
     // All that a process is given: its input, environment, arguments and descriptors.
     let mut heard = alice.seen().await.join("\n");
