@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     house::{Caller, call, house, initialize},
-    identity::{self, is_exactly},
+    identity::{self, is_exactly, last_decision},
     wire,
 };
 
@@ -335,7 +335,7 @@ async fn a_client_that_does_not_read_is_not_kept_everything() {
     stream
         .write_all(&alice.bytes(
             "POST",
-            &call(1, "burst", json!({ "count": 64, "size": 1 << 20 })),
+            &call(1, "burst", json!({ "count": 128, "size": 1 << 19 })),
         ))
         .await
         .unwrap();
@@ -424,10 +424,10 @@ async fn answers_that_are_none_do_not_reach_a_client() {
         );
         assert!(body["result"].is_null(), "{body}");
         let records = house.records.all();
-        let outcomes = records
+        let mut outcomes = records
             .iter()
             .filter(|it| it.contains("THV_EVENT=outcome "));
-        let last = outcomes.last().unwrap();
+        let last = outcomes.next_back().unwrap();
         assert!(last.contains("THV_REASON=child-protocol "), "{last}");
     }
     assert_eq!(alice.call("stray", json!({})).await.said(), "mine");
@@ -462,6 +462,7 @@ async fn a_servers_errors_are_records_of_their_own() {
     );
 }
 
+/// mcp-L7: DELETE ends a session, and what comes after finds none.
 #[tokio::test]
 async fn a_session_that_is_ended_leaves_no_child() {
     let house = house().open().await;
@@ -513,7 +514,14 @@ async fn a_version_that_is_not_served_is_refused_with_those_that_are() {
                 .unwrap()
                 .contains(&json!("2025-11-25"))
         );
+        let last = last_decision(&house);
+        assert!(last.contains("THV_REASON=version-unsupported "), "{last}");
     }
+    // Who names none is an older client.
+    assert_eq!(alice.call("echo", json!({})).await.status, 200);
+    let seen = alice.seen().await;
+    let calls = seen.iter().filter(|line| line.contains("\"echo\""));
+    assert_eq!(calls.count(), 1, "{seen:?}");
     assert_eq!(
         wire::exchange(house.address, &with("2025-11-25"))
             .await
@@ -680,7 +688,7 @@ async fn the_callers_credentials_do_not_reach_the_server() {
         "content": [{ "type": "text", "text": "{\"a\": 1}" }],
     } });
     assert_eq!((answer.status, answer.json()), (200, echoed), "{answer:?}");
-    let last = identity::last_decision(&house);
+    let last = last_decision(&house);
     assert!(last.contains("THV_DECISION=allow "), "{last}");
     // All that a process is given: its input, environment, arguments and descriptors.
     let mut heard = alice.seen().await.join("\n");

@@ -382,7 +382,7 @@ async fn a_modern_servers_own_request_is_refused() {
     assert!(!answer.text().contains("elicitation/create"));
 }
 
-/// mcp-T20, mcp-T22, mcp-T26, mcp-T30: a legacy server is initialized once, and answers as a modern one would.
+/// mcp-T19, mcp-T20, mcp-T22, mcp-T26, mcp-T30: a legacy server is initialized once, and answers as a modern one would.
 #[tokio::test]
 async fn a_legacy_server_serves_modern_clients() {
     let policy = r#"permit(principal, action, resource) unless { resource == Tool::"secret" };"#;

@@ -3,11 +3,16 @@
 //! of somebody else's goes on beside it all.
 
 use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 
 use crate::{
     house::{Caller, call, house},
     identity::is_exactly,
-    wire,
+    wire::{self, PATIENCE},
 };
 
 const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
@@ -181,7 +186,8 @@ async fn what_is_no_message_reaches_no_server() {
     let (alice, bob) = (house.session("alice").await, house.session("bob").await);
     let (fresh, address) = (house.caller("alice"), house.address);
     let waits = bob.bytes("POST", &call(5, "wait", json!({ "for": "bob" })));
-    let waits = tokio::spawn(async move { wire::exchange(address, &waits).await });
+    let mut waiting = TcpStream::connect(address).await.unwrap();
+    waiting.write_all(&waits).await.unwrap();
     let modern = [
         ("MCP-Protocol-Version", "2026-07-28"),
         ("Mcp-Method", "tools/call"),
@@ -238,10 +244,59 @@ async fn what_is_no_message_reaches_no_server() {
         .all()
         .join("\n")
         .contains("THV_OUTCOME=failed");
-    assert!(!failed && !waits.is_finished());
+    assert!(!failed);
     assert_eq!(
         bob.call("release", json!({ "for": "bob" })).await.said(),
         "done"
     );
-    assert_eq!(waits.await.unwrap().said(), "released");
+    let mut answer = Vec::new();
+    let read = waiting.read_to_end(&mut answer);
+    timeout(PATIENCE, read).await.unwrap().unwrap();
+    assert_eq!(wire::parse(&answer).said(), "released");
+}
+
+/// json-26: a resource is decided on as it is spelled, by its bytes, and none is fetched here: what is permitted is the server's to read.
+#[tokio::test]
+async fn a_resource_is_decided_on_as_it_is_spelled() {
+    let shadow = "file:///etc/shadow";
+    let policy = format!(
+        "permit (principal, action, resource) unless {{ resource == Resource::\"{shadow}\" }};"
+    );
+    let house = house().policy(&policy).open().await;
+    let alice = house.session("alice").await;
+    let read = async |uri: &str| {
+        let body = json!({ "jsonrpc": "2.0", "id": 1, "method": "resources/read", "params": { "uri": uri } });
+        alice.post(&body.to_string()).await
+    };
+    let others = [
+        "FILE:///etc/shadow",
+        "file:///etc/%73hadow",
+        "file:///etc/x/../shadow",
+        "http://127.0.0.1:1/shadow",
+    ];
+    for uri in others {
+        assert_eq!(read(uri).await.status, 200, "{uri}");
+    }
+    let refused = read(shadow).await;
+    let body = json!({ "jsonrpc": "2.0", "id": 1, "error": {
+        "code": -32603, "message": "not permitted", "data": { "reason": "denied" },
+    } });
+    is_exactly(&house, &refused, (403, None), &body, "policy");
+    let escaped = r#"{"jsonrpc":"2.0","id":1,"method":"resources/read","params":{"uri":"file:///etc/\u0073hadow"}}"#;
+    is_exactly(
+        &house,
+        &alice.post(escaped).await,
+        (403, None),
+        &body,
+        "policy",
+    );
+    let seen = alice.seen().await;
+    let read: Vec<_> = seen
+        .iter()
+        .filter(|line| line.contains("resources/read"))
+        .collect();
+    assert_eq!(read.len(), others.len(), "{read:?}");
+    for (line, uri) in read.iter().zip(others) {
+        assert!(line.contains(&format!("\"{uri}\"")), "{line}");
+    }
 }

@@ -625,7 +625,7 @@ async fn a_client_that_does_not_read_keeps_nobody_else_waiting() {
         session_of(&house, "bob", "2025-11-25").await,
     );
     let mut stream = TcpStream::connect(house.address).await.unwrap();
-    let burst = call(5, "burst", json!({ "count": 64, "bytes": 1 << 20 }));
+    let burst = call(5, "burst", json!({ "count": 128, "bytes": 1 << 19 }));
     stream
         .write_all(&alice.bytes("POST", &burst))
         .await
