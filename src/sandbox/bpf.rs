@@ -13,8 +13,7 @@ use seccompiler::{BpfProgram, sock_filter};
 pub(super) fn shorten(whole: &[sock_filter], rest: &[sock_filter]) -> BpfProgram {
     let arch = whole.get(1).map_or(0, |check| check.k);
     let mut ranges: Vec<(u32, Option<u32>)> = Vec::new();
-    for number in 0..NUMBERS {
-        let answer = answer(whole, number, arch);
+    for (number, answer) in (0..NUMBERS).zip(answers(whole, arch)) {
         if ranges.last().is_none_or(|(_, last)| *last != answer) {
             ranges.push((number, answer));
         }
@@ -49,46 +48,92 @@ pub(super) fn one_after_another(first: &[sock_filter], then: &[sock_filter]) -> 
     program
 }
 
-/// What is answered to this number whatever its arguments; `None` where they matter.
-fn answer(program: &[sock_filter], number: u32, arch: u32) -> Option<u32> {
-    run(program, |at| match at {
-        0 => Some(number),
-        ARCH => Some(arch),
-        _ => None,
-    })
+/// What is answered to each number whatever its arguments; `None` where they matter.
+///
+/// All numbers go through the program together, and part where it tells them apart: one
+/// after the other would read its row of hundreds a thousand times.
+fn answers(program: &[sock_filter], arch: u32) -> Vec<Option<u32>> {
+    let all: Vec<u32> = (0..NUMBERS).collect();
+    let mut answers = vec![None; all.len()];
+    let mut waiting = vec![Walk {
+        at: 0,
+        value: Value::Known(0),
+        numbers: all,
+    }];
+    while let Some(mut walk) = waiting.pop() {
+        while let Some(instruction) = program.get(walk.at) {
+            walk.at += 1;
+            match (instruction.code, walk.value) {
+                (LOAD, _) => match instruction.k {
+                    0 => walk.value = Value::Number,
+                    ARCH => walk.value = Value::Known(arch),
+                    _ => break,
+                },
+                (JUMP, _) => walk.at += instruction.k as usize,
+                (RETURN, _) => {
+                    for number in &walk.numbers {
+                        answers[*number as usize] = Some(instruction.k);
+                    }
+                    break;
+                }
+                (AND, Value::Known(value)) => walk.value = Value::Known(value & instruction.k),
+                (IF_EQUAL | IF_GREATER | IF_NOT_LESS, _) => {
+                    let others = walk.part(instruction);
+                    waiting.extend((!others.numbers.is_empty()).then_some(others));
+                    if walk.numbers.is_empty() {
+                        break;
+                    }
+                }
+                // What the compiler never writes.
+                _ => break,
+            }
+        }
+    }
+    answers
 }
 
-/// Runs a program over what is known of a call. `None`: it needs more, or has what
-/// the compiler never writes.
-fn run(program: &[sock_filter], data: impl Fn(u32) -> Option<u32>) -> Option<u32> {
-    let (mut at, mut value) = (0_usize, 0);
-    loop {
-        let instruction = program.get(at)?;
-        at += 1;
-        let holds = match instruction.code {
-            LOAD => {
-                value = data(instruction.k)?;
-                continue;
-            }
-            AND => {
-                value &= instruction.k;
-                continue;
-            }
-            RETURN => return Some(instruction.k),
-            JUMP => {
-                at += usize::try_from(instruction.k).ok()?;
-                continue;
-            }
-            IF_EQUAL => value == instruction.k,
-            IF_GREATER => value > instruction.k,
-            IF_NOT_LESS => value >= instruction.k,
-            _ => return None,
+/// Some numbers, on their way through a program.
+struct Walk {
+    at: usize,
+    value: Value,
+    /// In order.
+    numbers: Vec<u32>,
+}
+
+/// What is loaded.
+#[derive(Clone, Copy)]
+enum Value {
+    Known(u32),
+    /// The number itself.
+    Number,
+}
+
+impl Walk {
+    /// Goes on with those for which a comparison does not hold; returns the others.
+    fn part(&mut self, comparison: &sock_filter) -> Self {
+        let Self { value, numbers, .. } = self;
+        let k = comparison.k;
+        let holds = |value| match comparison.code {
+            IF_EQUAL => value == k,
+            IF_GREATER => value > k,
+            _ => value >= k,
         };
-        at += usize::from(if holds {
-            instruction.jt
-        } else {
-            instruction.jf
-        });
+        let those = match *value {
+            Value::Known(value) if holds(value) => std::mem::take(numbers),
+            Value::Known(_) => Vec::new(),
+            Value::Number if comparison.code == IF_EQUAL => match numbers.binary_search(&k) {
+                Ok(place) => vec![numbers.remove(place)],
+                Err(_) => Vec::new(),
+            },
+            Value::Number => numbers.split_off(numbers.partition_point(|number| !holds(*number))),
+        };
+        let others = Self {
+            at: self.at + usize::from(comparison.jt),
+            value: self.value,
+            numbers: those,
+        };
+        self.at += usize::from(comparison.jf);
+        others
     }
 }
 
@@ -160,6 +205,40 @@ const RETURN: u16 = 0x06;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Runs a program over what is known of a call. `None`: it needs more, or has what
+    /// the compiler never writes.
+    fn run(program: &[sock_filter], data: impl Fn(u32) -> Option<u32>) -> Option<u32> {
+        let (mut at, mut value) = (0_usize, 0);
+        loop {
+            let instruction = program.get(at)?;
+            at += 1;
+            let holds = match instruction.code {
+                LOAD => {
+                    value = data(instruction.k)?;
+                    continue;
+                }
+                AND => {
+                    value &= instruction.k;
+                    continue;
+                }
+                RETURN => return Some(instruction.k),
+                JUMP => {
+                    at += usize::try_from(instruction.k).ok()?;
+                    continue;
+                }
+                IF_EQUAL => value == instruction.k,
+                IF_GREATER => value > instruction.k,
+                IF_NOT_LESS => value >= instruction.k,
+                _ => return None,
+            };
+            at += usize::from(if holds {
+                instruction.jt
+            } else {
+                instruction.jf
+            });
+        }
+    }
 
     /// What a program says to a call with these arguments (low halves).
     fn say(program: &[sock_filter], number: u32, arch: u32, arguments: [u32; 6]) -> Option<u32> {

@@ -290,20 +290,17 @@ async fn a_file_that_cannot_be_read_is_told_of_in_the_words_of_tls() {
     assert_eq!(house.caller("alice").initialize().await.status, 200);
 }
 
-#[track_caller]
-fn is_told_by_an_alert(house: &House) -> impl Future<Output = ()> {
-    async {
-        let client = client(&["ca.pem"], &[]);
-        let error = connect(house, &client).await.unwrap_err();
-        let error = error.into_inner().unwrap();
-        assert_eq!(
-            error.downcast_ref::<rustls::Error>(),
-            Some(&rustls::Error::AlertReceived(
-                rustls::AlertDescription::InternalError
-            )),
-            "{error}"
-        );
-    }
+async fn is_told_by_an_alert(house: &House) {
+    let client = client(&["ca.pem"], &[]);
+    let error = connect(house, &client).await.unwrap_err();
+    let error = error.into_inner().unwrap();
+    assert_eq!(
+        error.downcast_ref::<rustls::Error>(),
+        Some(&rustls::Error::AlertReceived(
+            rustls::AlertDescription::InternalError
+        )),
+        "{error}"
+    );
 }
 
 /// A mistake elsewhere is told over TLS: clients get 503, not a broken handshake.

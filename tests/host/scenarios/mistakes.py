@@ -137,6 +137,97 @@ def a_credential_whose_file_is_missing_is_named_by_check_and_by_the_gateway(host
     host.run("systemctl", "reset-failed", service, check=False)
 
 
+def a_gateway_whose_credential_is_missing_tries_ever_less_often_and_serves_once_it_is_there(host):
+    """systemd's status 243: thv itself never runs, and the socket must not be lost over it."""
+    service, socket = f"thv@{WRONG}.service", f"thv@{WRONG}.socket"
+    drop_in = f"/etc/systemd/system/{service}.d/key.conf"
+    text = GOOD.replace("[authz]", 'introspection = { client-id = "thv", credential = "idp" }\n[authz]')
+    host.write(f"/etc/thv/servers/{WRONG}.toml", text)
+    host.run("thv", "listen", WRONG, f"127.0.0.1:{servers.PORTS[WRONG]}")
+    token = wire.token("alice", servers.resource(WRONG))
+
+    def configure(line):
+        host.write(drop_in, f"[Service]\n{line}\n")
+        host.run("systemctl", "daemon-reload")
+
+    # By a path: nothing of thv's runs, the tries become rarer, and who has connected waits.
+    secret = "/etc/thv-idp-secret"
+    configure(f"LoadCredential=idp:{secret}")
+    host.run("systemctl", "start", socket)
+    waiting = wire.Client(servers.PORTS[WRONG], token, timeout=60)
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(waiting.initialize()))
+    thread.start()
+    until("three tries", 60, lambda: int(host.unit(service, "NRestarts")) >= 3)
+    until("its status", 30, lambda: host.unit(service, "ExecMainStatus") == "243")
+    said = host.text("systemctl", "show", "--property=RestartUSec,RestartUSecNext,RestartMaxDelayUSec", service)
+    values = dict(line.split("=") for line in said.splitlines())
+    assert values["RestartUSec"] == "1s" and values["RestartMaxDelayUSec"] == "15s", values
+    assert values["RestartUSecNext"] not in ("1s", "0", ""), values
+    assert host.is_active(socket), host.state(socket)
+    assert secret in host.text("thv", "check", WRONG), "check names the file"
+    host.write(secret, "secret-of-thv", mode=0o600)
+    thread.join(60)
+    waiting.close()
+    assert answers and answers[0].status == 200, answers
+
+    # By its name alone: thv runs, and says what is missing.
+    host.run("rm", secret)
+    configure("LoadCredential=idp")
+    host.run("systemctl", "stop", socket, service)
+    host.run("systemctl", "start", socket)
+    with wire.Client(servers.PORTS[WRONG], token) as client:
+        answer = client.initialize()
+        assert answer.status == 503 and b"misconfigured" in answer.body, answer
+    assert host.is_active(service)
+    host.flush_journal()
+    refused = host.text("journalctl", f"--unit={service}", "THV_EVENT=config-refused", "--output=cat", "--lines=1")
+    assert "/idp`" in refused, refused
+    host.write("/etc/credstore/idp", "secret-of-thv", mode=0o600)
+    host.run("systemctl", "restart", service)
+    with wire.opened(servers.PORTS[WRONG], token) as client:
+        client.said("echo")
+        client.leave()
+    host.run("rm", "/etc/credstore/idp")
+    host.run("rm", "-r", drop_in.rpartition("/")[0])
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "stop", socket, service)
+    host.run("systemctl", "reset-failed", service, check=False)
+
+
+def the_hosts_network_needs_its_drop_in_and_the_runner_says_which(host):
+    runner = f"thv-runner@{WRONG}.service"
+    text = GOOD.replace("[sandbox]", '[sandbox]\nnetwork = "host"\ndangerous = true')
+    host.write(f"/etc/thv/servers/{WRONG}.toml", text)
+    host.run("thv", "listen", WRONG, f"127.0.0.1:{servers.PORTS[WRONG]}")
+    host.run("systemctl", "start", f"thv@{WRONG}.socket")
+    token = wire.token("alice", servers.resource(WRONG))
+    since = host.text("date", "+%s")
+
+    def journal():
+        host.flush_journal()
+        return host.text("journalctl", f"--unit={runner}", f"--since=@{since}", "--output=cat")
+
+    with wire.Client(servers.PORTS[WRONG], token) as client:
+        assert client.initialize().status == 503
+    said = journal()
+    assert f"systemctl edit {runner}" in said and "PrivateNetwork=no" in said, said
+    assert "THIS HOST'S" not in said, said
+    # As it says.
+    drop_in = f"/etc/systemd/system/{runner}.d/network.conf"
+    host.write(drop_in, "[Service]\nPrivateNetwork=no\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "restart", runner)
+    with wire.opened(servers.PORTS[WRONG], token) as client:
+        said = json.loads(client.said("probe", {"probe": "tcp", "argument": f"127.0.0.1:{wire.IDP_PORT}"}))
+        assert said[0], said
+        client.leave()
+    assert "THIS HOST'S" in journal()
+    host.run("rm", "-r", drop_in.rpartition("/")[0])
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "stop", f"thv@{WRONG}.socket", f"thv@{WRONG}.service", runner)
+
+
 def a_stopped_journal_stalls_no_request_and_gets_the_records_later(host):
     with wire.opened(servers.PORTS[PROBES], wire.token("alice", servers.resource(PROBES))) as client:
         client.said("echo")
@@ -170,5 +261,7 @@ ALL = [
     a_server_whose_program_is_missing_says_why_and_its_gateway_stays,
     a_file_that_root_alone_can_read_is_named_by_check_and_journal,
     a_credential_whose_file_is_missing_is_named_by_check_and_by_the_gateway,
+    a_gateway_whose_credential_is_missing_tries_ever_less_often_and_serves_once_it_is_there,
+    the_hosts_network_needs_its_drop_in_and_the_runner_says_which,
     a_stopped_journal_stalls_no_request_and_gets_the_records_later,
 ]
