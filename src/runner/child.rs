@@ -13,7 +13,7 @@ use std::{
 };
 
 use nix::{
-    fcntl::OFlag,
+    fcntl::{FcntlArg, OFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         socket::{AddressFamily, SockFlag, SockType, socketpair},
@@ -40,8 +40,9 @@ pub(super) struct Child {
     pub(super) number: u64,
     pid: Pid,
     pidfd: OwnedFd,
-    /// Open until the exec has succeeded, or failed.
+    /// Open until the exec has succeeded, or failed, and what was read of it so far.
     report: Option<File>,
+    reported: Vec<u8>,
     status: File,
     /// The gateway's ends, until they are handed over.
     streams: Option<[OwnedFd; 3]>,
@@ -149,6 +150,9 @@ impl Child {
         let ((stdin, to_stdin), (from_stdout, stdout), (from_stderr, stderr)) =
             (pipe()?, pipe()?, pipe()?);
         let ((report, report_in), (status, status_in), (go, go_in)) = (pipe()?, pipe()?, pipe()?);
+        // Whoever hangs while it reports must not have its siblings wait.
+        fcntl(&report, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+            .map_err(|error| fault("making a pipe", error.into()))?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (doors, doors_in) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
@@ -185,6 +189,7 @@ impl Child {
                 pid,
                 pidfd,
                 report: Some(File::from(report)),
+                reported: Vec::new(),
                 status: File::from(status),
                 streams: Some([to_stdin, from_stdout, from_stderr]),
                 go: File::from(go_in),
@@ -243,12 +248,17 @@ impl Child {
         self.report.is_some()
     }
 
-    /// Reads the report, which is ready.
+    /// Reads what there is of the report.
     pub(super) fn hear(&mut self) -> Told {
-        let Some(mut report) = self.report.take() else {
+        let Some(report) = &self.report else {
             return Told::Nothing;
         };
-        match sandbox::read_report(&mut report) {
+        let read = sandbox::read_report(report, &mut self.reported);
+        let Some(whole) = read.transpose() else {
+            return Told::Nothing;
+        };
+        (self.report, self.reported) = (None, Vec::new());
+        match whole {
             Ok(report) => {
                 for fault in report.skipped {
                     without(&fault);

@@ -101,7 +101,9 @@ pub fn visit(root: &Path, server: &ServerName, command: Vec<String>) -> Result<S
         Err(fault) => return Err(failed(fault)),
     };
     drop((report_in, status_in, streams));
-    let told = sandbox::read_report(&mut File::from(report)).context("reading its report")?;
+    let told = sandbox::read_report(File::from(report), &mut Vec::new())
+        .context("reading its report")?
+        .context("its report has no end")?;
     let said = sandbox::read_status(&mut File::from(status));
     let waited = loop {
         match waitpid(pid, None) {

@@ -313,13 +313,23 @@ pub struct Report {
     pub fault: Option<Fault>,
 }
 
-/// Reads a report to its end, which the exec is, or the end of the process.
+/// Reads what there is of a report behind what was read of it before; the report, where
+/// that was its end, which the exec is, or the end of the process.
 ///
+/// `None` where a pipe that does not block has no more to say yet: an exec can hang, at a
+/// file server that is away, when all else has been reported.
+pub fn read_report(report: impl Read, text: &mut Vec<u8>) -> io::Result<Option<Report>> {
+    let room = MAX_REPORT.saturating_sub(text.len());
+    match report.take(room as u64).read_to_end(text) {
+        Ok(_) => Ok(Some(understood(&String::from_utf8_lossy(text)))),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Records of what was skipped, then the word that everything is done and the exec is
 /// next, then nothing, because the exec closes the pipe; or the record of a failure.
-pub fn read_report(report: &mut impl Read) -> io::Result<Report> {
-    let mut text = String::new();
-    report.take(MAX_REPORT).read_to_string(&mut text)?;
+fn understood(text: &str) -> Report {
     let mut said = Report {
         skipped: Vec::new(),
         fault: None,
@@ -351,7 +361,7 @@ pub fn read_report(report: &mut impl Read) -> io::Result<Report> {
             reason: "its process ended while the sandbox was being made; was it killed, or is limits.memory too small?".to_owned(),
         });
     }
-    Ok(said)
+    said
 }
 
 /// What is written to a prepared child that is to become its server.
@@ -361,14 +371,18 @@ const SKIPPED: char = 's';
 const FAILED: char = 'f';
 const READY: &str = "R\0";
 /// Bytes of a report that are read.
-const MAX_REPORT: u64 = 8192;
+const MAX_REPORT: usize = 8192;
 
 #[cfg(test)]
 mod tests {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
     use super::*;
 
     fn read(text: &str) -> Report {
-        read_report(&mut text.as_bytes()).unwrap()
+        let read = read_report(text.as_bytes(), &mut Vec::new());
+        read.unwrap()
+            .expect("the end of a text is that of the report")
     }
 
     fn fault(layer: &str) -> Fault {
@@ -389,6 +403,26 @@ mod tests {
         );
         let ended = read("").fault.unwrap();
         assert!(ended.reason.contains("ended while"), "{ended:?}");
+    }
+
+    /// probe-75: what hangs in its exec has said that it is ready, and holds nobody up.
+    #[test]
+    fn a_report_is_over_with_its_pipe_and_not_before() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let flags = FcntlArg::F_SETFL(OFlag::O_NONBLOCK);
+        fcntl(&reader, flags).unwrap();
+        let mut text = Vec::new();
+        for record in [&record(SKIPPED, &fault("rlimits")), READY] {
+            assert_eq!(read_report(&reader, &mut text).unwrap(), None);
+            writer.write_all(record.as_bytes()).unwrap();
+            assert_eq!(read_report(&reader, &mut text).unwrap(), None);
+        }
+        drop(writer);
+        let report = read_report(&reader, &mut text).unwrap().unwrap();
+        assert_eq!(
+            (report.skipped, report.fault),
+            (vec![fault("rlimits")], None)
+        );
     }
 
     #[test]

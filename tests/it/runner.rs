@@ -365,7 +365,11 @@ fn each_layer_is_required_and_one_that_is_left_out_is_named_each_time() {
             libc::SYS_prlimit64,
             "add \"rlimits\" to sandbox.optional",
         ),
-        ("namespaces", libc::SYS_clone3, "a seccomp filter"),
+        (
+            "namespaces",
+            libc::SYS_clone3,
+            "a container's seccomp profile",
+        ),
         ("root", libc::SYS_open_tree, "thv doctor"),
     ] {
         let (_place, program, log) = lacking(&[calls]);
