@@ -16,6 +16,7 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     fcntl::AT_FDCWD,
     mount::{MsFlags, mount},
     sys::stat::{Mode, SFlag, fstat, umask},
@@ -235,7 +236,15 @@ impl<'a> Site<'a> {
             Entry::Processes { .. } => {
                 fs::create_dir_all(inside)?;
                 let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-                mount(Some("proc"), inside, Some("proc"), flags, None::<&str>).map_err(Into::into)
+                let mount = |options: Option<&str>| {
+                    mount(Some("proc"), inside, Some("proc"), flags, options)
+                };
+                // Where the one outside shows processes alone, as the runner's unit has it, newer
+                // kernels let nobody mount one that shows more.
+                match mount(None) {
+                    Err(Errno::EPERM) => mount(Some("subset=pid")).map_err(Into::into),
+                    other => other.map_err(Into::into),
+                }
             }
         }
     }
