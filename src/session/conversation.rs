@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     audit::{Audit, RequestId},
-    auth::Identity,
+    auth::{Identity, PrincipalKey},
     authz::Permit,
     child::stdio,
     mcp::{Call, Era, Id, Shape, bridge::LegacyServer, reverse::ModernServer},
@@ -39,6 +39,8 @@ use crate::{
 pub struct Session {
     pub(super) id: String,
     owner: Identity,
+    /// The owner's, which takes a hash to say.
+    principal: PrincipalKey,
     pub(super) audit: Audit,
     pub(super) call_timeout: Duration,
     /// How many calls may wait for an answer, of its user and of all.
@@ -164,6 +166,7 @@ impl Session {
         };
         Arc::new(Self {
             id,
+            principal: owner.principal_key(),
             owner,
             audit,
             call_timeout,
@@ -191,6 +194,11 @@ impl Session {
         &self.owner
     }
 
+    /// Whose it is.
+    pub(super) fn principal(&self) -> PrincipalKey {
+        self.principal
+    }
+
     /// Whether [`Session::send`] would take this now: asked before the decision
     /// is recorded, so that a refusal is recorded as one.
     pub fn admits(&self, call: &Call) -> Result<(), SendError> {
@@ -198,7 +206,7 @@ impl Session {
         match call.shape() {
             Shape::Request(id) => {
                 state.admits(self.era, id)?;
-                Ok(self.calls.look(self.owner.principal_key())?)
+                Ok(self.calls.look(self.principal)?)
             }
             Shape::Notification => Ok(()),
             Shape::Response(id) if state.asked.contains(id.as_json()) => Ok(()),

@@ -76,7 +76,7 @@ pub(super) trait Served: Send + Sync + 'static {
 
 impl Served for Session {
     fn principal(&self) -> String {
-        self.owner().principal_key().to_string()
+        Session::principal(self).to_string()
     }
 
     fn end(&self) -> &Notify {

@@ -89,7 +89,7 @@ impl Shared {
         }
         let member = state.next;
         state.next += 1;
-        let principal = session.owner().principal_key();
+        let principal = session.principal();
         state.switch.join(member, principal, caller);
         state.sessions.insert(member, session.clone());
         Some(member)
