@@ -56,7 +56,7 @@ pub async fn handle(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
     let headers = request.as_ref().map(|request| request.headers()).ok();
     record.peer = Some(peer.client(gateway.config.proxies.as_ref(), headers));
     record.version = Some(gateway.version.clone());
-    match caught(answer(gateway, request, peer, &mut record)).await {
+    let response = match caught(answer(gateway, request, peer, &mut record)).await {
         Ok(Ok(response)) => response,
         Ok(Err(refused)) => deny(gateway, record, refused),
         Err(Panicked) => {
@@ -66,7 +66,10 @@ pub async fn handle(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
             }
             deny(gateway, record, Refusal::Internal.into())
         }
-    }
+    };
+    // What became of it is on record before anybody is told.
+    gateway.audit.hand_on();
+    response
 }
 
 fn deny(gateway: &Gateway, mut record: Decision, Refused { refusal, id }: Refused) -> Response {

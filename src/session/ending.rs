@@ -33,6 +33,8 @@ pub(super) async fn start(
     owner: &Owner,
     caller: Option<Caller>,
 ) -> Result<Child, StartError> {
+    // Nothing is started before it is on record for whom.
+    around.audit.hand_on();
     let started = around.source.start(owner, caller).await;
     let child = started.inspect_err(|error| {
         around.audit.record(&Event::LayerFailed {
@@ -141,7 +143,7 @@ pub(super) async fn tend(
     } = child;
     let child = number;
     let mut streams = JoinSet::new();
-    let input = streams.spawn(write(session.clone(), lines, stdin));
+    let input = streams.spawn(write(session.clone(), lines, stdin, audit.clone()));
     let speaker = session.clone();
     streams.spawn(async move {
         speaker.hear(stdout, reading).await;
@@ -256,8 +258,11 @@ async fn write(
     session: Arc<impl Served>,
     mut lines: mpsc::Receiver<Bytes>,
     mut stdin: impl AsyncWrite + Unpin,
+    audit: Audit,
 ) {
     while let Some(line) = lines.recv().await {
+        // That it was permitted is on record before the child sees it.
+        audit.hand_on();
         // It has closed its input: its output tells what becomes of it.
         if stdin.write_all(&line).await.is_err() {
             return;
