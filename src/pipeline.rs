@@ -9,7 +9,7 @@ mod legacy_sse;
 mod streams;
 mod upstream;
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header::HeaderMap, request::Parts};
@@ -56,7 +56,8 @@ pub async fn handle(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
     let headers = request.as_ref().map(|request| request.headers()).ok();
     record.peer = Some(peer.client(gateway.config.proxies.as_ref(), headers));
     record.version = Some(gateway.version.clone());
-    let response = match caught(answer(gateway, request, peer, &mut record)).await {
+    let done = caught(pin!(answer(gateway, request, peer, &mut record))).await;
+    let response = match done {
         Ok(Ok(response)) => response,
         Ok(Err(refused)) => deny(gateway, record, refused),
         Err(Panicked) => {
@@ -117,7 +118,7 @@ async fn answer(
     )
     .await?;
     if route == Route::Messages {
-        return legacy_sse::post(gateway, &head, &identity, body, record).await;
+        return Box::pin(legacy_sse::post(gateway, &head, &identity, body, record)).await;
     }
     if batch::is_one(&body) {
         upstream::make_ready(gateway, &head, &identity, Era::Legacy).await?;
@@ -250,7 +251,8 @@ async fn deliver(
     };
     let (era, method) = (permit.call().era(), permit.call().method().to_owned());
     let sent = match place {
-        Place::New => return open(gateway, identity, permit, request).await,
+        // Boxed, as all that is large and rare: each request has room for the rest of its way.
+        Place::New => return Box::pin(open(gateway, identity, permit, request)).await,
         Place::Session(session) => {
             session
                 .send(permit, identity, request)

@@ -129,6 +129,8 @@ impl Sessions {
         let id = session.id().to_owned();
         lock(&self.table).insert(id.clone(), session);
         let (table, ended) = (self.table.clone(), self.ended.clone());
+        // Boxed, or the task would have room for it twice.
+        let tended = Box::pin(tended);
         self.tasks().spawn(async move {
             tended.await;
             lock(&table).remove(&id);
