@@ -9,6 +9,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use memchr::{memchr, memchr_iter};
+
 use super::{
     chunked::Chunks,
     guarded::{Rest, Watch},
@@ -142,7 +144,7 @@ impl Looked {
     fn at(&mut self, head: &[u8]) -> Look {
         loop {
             let from = self.until;
-            let Some(feed) = head[from..].iter().position(|byte| *byte == b'\n') else {
+            let Some(feed) = memchr(b'\n', &head[from..]) else {
                 self.until = head.len();
                 return Look::Unfinished;
             };
@@ -170,10 +172,12 @@ impl Looked {
 /// What follows a whole head, if that can be read in one way only.
 fn framing(head: &[u8]) -> Result<At, Refusal> {
     let head = head.strip_prefix(b"\r\n").unwrap_or(head);
-    // Every line feed here has its carriage return.
-    let mut lines = head
-        .split(|byte| *byte == b'\n')
-        .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut lines = memchr_iter(b'\n', head).scan(0, |begin, feed| {
+        let line = &head[*begin..feed];
+        *begin = feed + 1;
+        // Every line feed here has its carriage return.
+        Some(line.strip_suffix(b"\r").unwrap_or(line))
+    });
     let old = request_line(lines.next().unwrap_or_default())?;
     let mut length = None;
     let mut chunked = false;
