@@ -7,7 +7,10 @@
 //! gets a request that the service answers with the refusal. Bodies are only
 //! followed, to know where the next head begins.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use memchr::{memchr, memchr_iter};
 
@@ -34,14 +37,22 @@ enum At {
     Chunked(Chunks),
 }
 
-/// The refusal of the head that was taken out, and which it was.
+/// What the watch has seen.
 #[derive(Clone, Default)]
-pub(super) struct Verdict(Arc<Mutex<Option<(u64, Refusal)>>>);
+pub(super) struct Verdict(Arc<Seen>);
+
+#[derive(Default)]
+struct Seen {
+    /// The refusal of the head that was taken out, and which it was.
+    refused: Mutex<Option<(u64, Refusal)>>,
+    /// Something is to be written and has not left.
+    unsent: AtomicBool,
+}
 
 impl Verdict {
     /// The refusal of the request of that number, counted from zero as they are served.
     pub(super) fn on(&self, number: u64) -> Option<Refusal> {
-        let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refused = self.refused();
         match refused.take() {
             Some((at, refusal)) if at == number => Some(refusal),
             other => {
@@ -52,17 +63,29 @@ impl Verdict {
     }
 
     fn set(&self, number: u64, refusal: Refusal) {
-        let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *refused = Some((number, refusal));
+        *self.refused() = Some((number, refusal));
+    }
+
+    /// Whether all that was to be written has left.
+    pub(super) fn all_sent(&self) -> bool {
+        !self.0.unsent.load(Ordering::Relaxed)
+    }
+
+    fn refused(&self) -> MutexGuard<'_, Option<(u64, Refusal)>> {
+        self.0
+            .refused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Heads {
-    pub(super) fn new(verdict: Verdict) -> Self {
+    /// Of a connection on which so many have come already.
+    pub(super) fn new(verdict: Verdict, heads: u64) -> Self {
         Self {
             at: At::Head,
             looked: Looked::default(),
-            heads: 0,
+            heads,
             verdict,
         }
     }
@@ -117,6 +140,14 @@ impl Watch for Heads {
             }
         }
         (done, Rest::Waits)
+    }
+
+    fn writes(&mut self) {
+        self.verdict.0.unsent.store(true, Ordering::Relaxed);
+    }
+
+    fn flushed(&mut self) {
+        self.verdict.0.unsent.store(false, Ordering::Relaxed);
     }
 
     fn is_amid(&self) -> bool {
@@ -298,7 +329,7 @@ mod tests {
     async fn passed(sent: &[u8], size: usize) -> (Vec<u8>, Option<(u64, Refusal)>, bool) {
         let (mut client, server) = duplex(1 << 20);
         let verdict = Verdict::default();
-        let mut heads = Guarded::new(server).watched(Heads::new(verdict.clone()));
+        let mut heads = Guarded::new(server).watched(Heads::new(verdict.clone(), 0));
         let mut passed = Vec::new();
         let mut failed = false;
         for part in sent.chunks(size) {
@@ -316,7 +347,7 @@ mod tests {
                 }
             }
         }
-        let refused = verdict.0.lock().unwrap().take();
+        let refused = verdict.refused().take();
         (passed, refused, failed)
     }
 
