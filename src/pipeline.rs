@@ -9,7 +9,13 @@ mod legacy_sse;
 mod streams;
 mod upstream;
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header::HeaderMap, request::Parts};
@@ -40,6 +46,8 @@ pub struct Gateway {
     /// Where callers' tokens are exchanged, for a server that is shown others.
     pub exchange: Option<Arc<TokenExchange>>,
     pub audit: Audit,
+    /// Requests that have come, ever.
+    pub asked: AtomicU64,
     /// Says that the configuration was edited and this gateway should make way.
     pub stale: tokio::sync::Notify,
     /// The memory that requests' bodies share.
@@ -52,6 +60,7 @@ pub struct Gateway {
 
 /// Answers one request and records what was decided.
 pub async fn handle(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
+    gateway.asked.fetch_add(1, Ordering::Relaxed);
     let mut record = Decision::allowed(RequestId::random(), Vec::new());
     let headers = request.as_ref().map(|request| request.headers()).ok();
     record.peer = Some(peer.client(gateway.config.proxies.as_ref(), headers));

@@ -3,7 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use tokio::sync::Notify;
@@ -172,6 +172,7 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
     let gateway = Gateway {
         version: version.into(),
         bodies: Budget::new(config.limits.body),
+        asked: AtomicU64::new(0),
         metadata: auth::metadata(&config),
         metadata_paths: auth::metadata_paths(&config.resource).to_vec(),
         authenticator,

@@ -334,6 +334,10 @@ impl Session {
         }
         self.look_after_tasks(&mut state, now);
         state.listening.sweep(now);
+        if state.in_flight.is_empty() {
+            // Thousands of sessions wait for their users most of the time.
+            state.in_flight.shrink_to_fit();
+        }
         state.in_flight.is_empty() && now.duration_since(state.last_used) >= idle
     }
 
