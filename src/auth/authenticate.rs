@@ -132,7 +132,11 @@ impl Authenticator {
     ) -> Result<Arc<Identity>, AuthError> {
         let tokens = match &self.way {
             Way::Tokens(tokens) => tokens,
-            Way::Local => return Box::pin(local::identify(presented.local)).await.map(Arc::new),
+            Way::Local => {
+                return Box::pin(local::identify(presented.local))
+                    .await
+                    .map(Arc::new);
+            }
             Way::Open => return Ok(Arc::new(anonymous())),
         };
         let shown = bearer::credentials(presented.headers, presented.query, &tokens.schemes)?;

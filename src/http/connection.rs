@@ -415,7 +415,10 @@ mod tests {
             }
         }
         // The refusal of a head is that of the request that it was.
-        client.write_all(b"POST / HTTP/1.1\nHost: x\r\n\r\n").await.unwrap();
+        client
+            .write_all(b"POST / HTTP/1.1\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");

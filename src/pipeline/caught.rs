@@ -12,9 +12,7 @@ pub(super) struct Panicked;
 
 /// Does the work. What a panic has left half done is dropped with it; what it shares with
 /// other requests stands behind locks that do not mind (`PoisonError::into_inner`).
-pub(super) async fn caught<T>(
-    mut work: Pin<&mut impl Future<Output = T>>,
-) -> Result<T, Panicked> {
+pub(super) async fn caught<T>(mut work: Pin<&mut impl Future<Output = T>>) -> Result<T, Panicked> {
     std::future::poll_fn(|context| {
         match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
             Ok(Poll::Ready(done)) => Poll::Ready(Ok(done)),

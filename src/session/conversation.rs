@@ -10,10 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{
-    sync::{Notify, mpsc},
-    time::Instant,
-};
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     audit::{Audit, RequestId},
@@ -26,6 +23,7 @@ use crate::{
         exchange::Failure,
         listening::Listening,
         load::{Over, Places},
+        outbox::{Outbox, Refused},
         own::OwnMessage,
         reversed::Reversed,
         seal::{Seal, StateError},
@@ -54,7 +52,7 @@ pub struct Session {
     /// Closes what modern clients carry from round to round.
     pub(super) seal: Arc<Seal>,
     /// Lines for the child. Bounded: a child that does not read is not waited for (probe-68).
-    stdin: mpsc::Sender<Bytes>,
+    stdin: Outbox,
     /// Bytes of those lines.
     unwritten: AtomicUsize,
     state: Mutex<State>,
@@ -147,7 +145,7 @@ impl Session {
         audit: Audit,
         (call_timeout, calls): (Duration, Places),
         era: Era,
-        stdin: mpsc::Sender<Bytes>,
+        stdin: Outbox,
         seal: Arc<Seal>,
     ) -> Arc<Self> {
         let state = State {
@@ -412,14 +410,14 @@ impl Session {
         // Counted first: the writer may be done with it before this goes on.
         let before = self.unwritten.fetch_add(bytes, Ordering::Relaxed);
         let sent = if before > 0 && before + bytes > MAX_UNWRITTEN {
-            Err(mpsc::error::TrySendError::Full(line))
+            Err(Refused::Full)
         } else {
             self.stdin.try_send(line)
         };
         sent.inspect_err(|_| self.written(bytes))
             .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => SendError::Busy,
-                mpsc::error::TrySendError::Closed(_) => SendError::Gone,
+                Refused::Full => SendError::Busy,
+                Refused::Closed => SendError::Gone,
             })
     }
 

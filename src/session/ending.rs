@@ -2,10 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, watch},
     task::JoinSet,
     time::timeout,
 };
@@ -17,7 +16,7 @@ use crate::{
     child::{Child, Ended, Source, StartError, Translation, stdio},
     egress,
     frames::{Caller, Signal, Status},
-    session::{Session, exchange::Failure, pump},
+    session::{Session, exchange::Failure, outbox::Lines, pump},
 };
 
 /// What a child's whole life needs.
@@ -123,7 +122,7 @@ impl Served for Session {
 pub(super) async fn tend(
     session: Arc<impl Served>,
     child: Child,
-    (lines, reading): (mpsc::Receiver<Bytes>, stdio::Reading),
+    (lines, reading): (Lines, stdio::Reading),
     around: Around,
 ) {
     let Around {
@@ -256,7 +255,7 @@ pub(super) async fn tend(
 
 async fn write(
     session: Arc<impl Served>,
-    mut lines: mpsc::Receiver<Bytes>,
+    mut lines: Lines,
     mut stdin: impl AsyncWrite + Unpin,
     audit: Audit,
 ) {

@@ -6,7 +6,6 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use tokio::sync::mpsc;
 
 use super::{Event, Failure, Seal, Session, pump};
 use crate::{
@@ -15,14 +14,18 @@ use crate::{
     authz::Engine,
     config::{Authz, ServerName},
     mcp::{Call, CallError, Era, Message, bridge::LegacyServer},
-    session::{Exchange, load::Places},
+    session::{
+        Exchange,
+        load::Places,
+        outbox::{Lines, outbox},
+    },
     time::Clock,
 };
 
 /// A session of the era, whose child speaks the same unless it is `bridged`, and what that child is told.
-fn session(era: Era, bridged: bool) -> (Arc<Session>, mpsc::Receiver<Bytes>) {
+fn session(era: Era, bridged: bool) -> (Arc<Session>, Lines) {
     let (audit, _) = Audit::memory(&ServerName::parse("it").unwrap());
-    let (stdin, lines) = mpsc::channel(64);
+    let (stdin, lines) = outbox(64);
     let session = Session::new(
         "0123456789abcdef0123456789abcdef".to_owned(),
         Identity::example("https://a", "alice"),

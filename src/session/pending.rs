@@ -348,14 +348,16 @@ const MAX_WAITING: usize = 16;
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::mpsc;
-
     use super::*;
     use crate::{
         audit::Audit,
         config::ServerName,
         mcp::{Era, bridge::LegacyServer},
-        session::{Seal, load::Places},
+        session::{
+            Seal,
+            load::Places,
+            outbox::{Lines, outbox},
+        },
         time::Clock,
     };
 
@@ -364,9 +366,9 @@ mod tests {
     }
 
     /// A bridged session, and what its child is told.
-    fn session() -> (Arc<Session>, mpsc::Receiver<Bytes>) {
+    fn session() -> (Arc<Session>, Lines) {
         let (audit, _) = Audit::memory(&ServerName::parse("it").unwrap());
-        let (stdin, lines) = mpsc::channel(64);
+        let (stdin, lines) = outbox(64);
         let session = Session::new(
             "0123456789abcdef0123456789abcdef".to_owned(),
             Identity::example("https://a", "alice"),

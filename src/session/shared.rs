@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore};
 
 use crate::{
     auth::PrincipalKey,
@@ -22,6 +22,7 @@ use crate::{
         Session, blame,
         ending::{Output, Served},
         exchange::Failure,
+        outbox::{Lines, Outbox, outbox},
         pump::{self, Hears},
         switch::{Out, Switch},
     },
@@ -31,7 +32,7 @@ use crate::{
 pub(super) struct Shared {
     /// Whose it is, for the record.
     principal: PrincipalKey,
-    stdin: mpsc::Sender<Bytes>,
+    stdin: Outbox,
     /// Bytes that lines for the child may still take up while they wait.
     room: Semaphore,
     state: Mutex<State>,
@@ -58,8 +59,8 @@ impl Shared {
         principal: PrincipalKey,
         everybody: bool,
         lines: usize,
-    ) -> (Arc<Self>, mpsc::Receiver<Bytes>) {
-        let (stdin, outbox) = mpsc::channel(lines);
+    ) -> (Arc<Self>, Lines) {
+        let (stdin, outbox) = outbox(lines);
         let state = State {
             switch: Switch::new(everybody),
             sessions: HashMap::new(),
@@ -105,12 +106,7 @@ impl Shared {
     }
 
     /// Carries the session's lines to the child until the session ends.
-    pub(super) async fn serve(
-        &self,
-        member: u64,
-        session: Arc<Session>,
-        mut lines: mpsc::Receiver<Bytes>,
-    ) {
+    pub(super) async fn serve(&self, member: u64, session: Arc<Session>, mut lines: Lines) {
         loop {
             let line = tokio::select! {
                 // What it has said before its end is said, its cancellations among it.
@@ -146,7 +142,7 @@ impl Shared {
                     let taken = self.room.acquire_many(size(&line)).await;
                     // Or it is ending, and so are its sessions. Until the line has its place,
                     // its room goes back with whoever leaves.
-                    if self.stdin.send(line).await.is_ok()
+                    if self.stdin.send(line).await
                         && let Ok(taken) = taken
                     {
                         taken.forget();
@@ -295,9 +291,9 @@ mod tests {
         time::Clock,
     };
 
-    fn session() -> (Arc<Session>, mpsc::Receiver<Bytes>) {
+    fn session() -> (Arc<Session>, Lines) {
         let (audit, _) = Audit::memory(&ServerName::parse("it").unwrap());
-        let (stdin, lines) = mpsc::channel(64);
+        let (stdin, lines) = outbox(64);
         let session = Session::new(
             "0123456789abcdef0123456789abcdef".to_owned(),
             Identity::example("https://a", "alice"),
@@ -336,7 +332,7 @@ mod tests {
             let line = child.recv().await.unwrap();
             shared.written(line.len());
         }
-        while let Ok(line) = child.try_recv() {
+        while let Some(line) = child.try_recv() {
             shared.written(line.len());
         }
         assert_eq!(shared.room.available_permits(), MAX_UNWRITTEN as usize);

@@ -377,7 +377,7 @@ const MAX_BYTES: usize = 256 << 10;
 mod tests {
     use std::{sync::Arc, time::Duration};
 
-    use tokio::{sync::mpsc, time::timeout};
+    use tokio::time::timeout;
 
     use super::*;
     use crate::{
@@ -385,7 +385,7 @@ mod tests {
         auth::Identity,
         config::ServerName,
         mcp::Era,
-        session::{Exchange, Seal, load::Places, pump},
+        session::{Exchange, Seal, load::Places, outbox::outbox, pump},
         time::Clock,
     };
 
@@ -393,7 +393,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_asks_how_a_task_stands_is_told() {
         let (audit, _) = Audit::memory(&ServerName::parse("it").unwrap());
-        let (stdin, mut lines) = mpsc::channel(64);
+        let (stdin, mut lines) = outbox(64);
         let alice = Identity::example("https://a", "alice");
         let session = Session::new(
             "0123456789abcdef0123456789abcdef".to_owned(),
@@ -436,7 +436,7 @@ mod tests {
             answer(number, r#"{"taskId":"x","status":"completed"}"#);
         }
         let mut said = Vec::new();
-        while let Ok(line) = lines.try_recv() {
+        while let Some(line) = lines.try_recv() {
             said.push(String::from_utf8(line.to_vec()).unwrap());
         }
         let asked = |line: &&String| line.contains("tasks/result");
