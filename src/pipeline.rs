@@ -10,7 +10,13 @@ mod legacy_sse;
 mod streams;
 mod upstream;
 
-use std::sync::Arc;
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header::HeaderMap, request::Parts};
@@ -41,6 +47,8 @@ pub struct Gateway {
     /// Where callers' tokens are exchanged, for a server that is shown others.
     pub exchange: Option<Arc<TokenExchange>>,
     pub audit: Audit,
+    /// Requests that have come, ever.
+    pub asked: AtomicU64,
     /// Says that the configuration was edited and this gateway should make way.
     pub stale: tokio::sync::Notify,
     /// The memory that requests' bodies share.
@@ -53,11 +61,13 @@ pub struct Gateway {
 
 /// Answers one request and records what was decided.
 pub async fn handle(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
+    gateway.asked.fetch_add(1, Ordering::Relaxed);
     let mut record = Decision::allowed(RequestId::random(), Vec::new());
     let headers = request.as_ref().map(|request| request.headers()).ok();
     record.peer = Some(peer.client(gateway.config.proxies.as_ref(), headers));
     record.version = Some(gateway.version.clone());
-    match caught(answer(gateway, request, peer, &mut record)).await {
+    let done = caught(pin!(answer(gateway, request, peer, &mut record))).await;
+    let response = match done {
         Ok(Ok(response)) => response,
         Ok(Err(refused)) => deny(gateway, record, refused),
         Err(Panicked) => {
@@ -67,7 +77,10 @@ pub async fn handle(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
             }
             deny(gateway, record, Refusal::Internal.into())
         }
-    }
+    };
+    // What became of it is on record before anybody is told.
+    gateway.audit.hand_on();
+    response
 }
 
 fn deny(gateway: &Gateway, mut record: Decision, Refused { refusal, id }: Refused) -> Response {
@@ -115,7 +128,7 @@ async fn answer(
     )
     .await?;
     if route == Route::Messages {
-        return legacy_sse::post(gateway, &head, &identity, body, record).await;
+        return Box::pin(legacy_sse::post(gateway, &head, &identity, body, record)).await;
     }
     if batch::is_one(&body) {
         upstream::make_ready(gateway, &head, &identity, Era::Legacy).await?;
@@ -255,7 +268,8 @@ async fn deliver(
     };
     let (era, method) = (permit.call().era(), permit.call().method().to_owned());
     let sent = match place {
-        Place::New => return open(gateway, identity, permit, request).await,
+        // Boxed, as all that is large and rare: each request has room for the rest of its way.
+        Place::New => return Box::pin(open(gateway, identity, permit, request)).await,
         Place::Session(session) => {
             session
                 .send(permit, identity, request)

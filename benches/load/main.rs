@@ -17,6 +17,9 @@ mod echo;
 mod floor;
 mod house;
 mod measure;
+#[path = "../../tests/it/signer.rs"]
+#[allow(dead_code, reason = "tests use more of it")]
+mod signer;
 mod tokens;
 
 use std::{
@@ -44,8 +47,8 @@ fn main() {
     house::enter();
     let wanted = Wanted::read();
     let issuer = match wanted.alg.as_str() {
-        "ES256" => Issuer::es256(),
-        _ => Issuer::rs256(),
+        "ES256" => Issuer::new("ES256"),
+        _ => Issuer::new("RS256"),
     };
     let house = House::build(wanted.thv.clone().into(), &issuer.keys());
     let most = wanted
@@ -134,7 +137,7 @@ struct Cell {
     p99: f64,
     /// Microseconds of the subject's own processor time a request.
     cpu: f64,
-    /// KiB with one session, with all of them, and under load.
+    /// KiB between requests with one session and with all of them, and under load.
     one: f64,
     all: f64,
     loaded: f64,
@@ -227,9 +230,9 @@ impl Bench {
         self.runtime.block_on(async {
             let (shared, address) = (Arc::new(Shared::default()), self.house.address);
             let (_first, answer) = self.first(address, era).await;
-            let one = resident(gateway.pid()).0;
+            let one = between_requests(gateway.pid()).await.0;
             let callers = self.open(address, sessions, era, &shared).await;
-            let all = resident(gateway.pid()).0;
+            let all = between_requests(gateway.pid()).await.0;
             let came = self.house.records.came.load(Ordering::Relaxed);
             let mut cell = self.load(&gateway, callers, &shared, true).await;
             let came = self.house.records.came.load(Ordering::Relaxed) - came;
@@ -351,13 +354,14 @@ impl Bench {
         let _runner = self.house.runner_on_demand();
         let gateway = self.house.gateway();
         self.runtime.block_on(async {
-            let (shared, address, began) = (Arc::new(Shared::default()), self.house.address, Instant::now());
+            let (shared, address) = (Arc::new(Shared::default()), self.house.address);
             let (_first, _) = self.first(address, Era::Legacy).await;
-            let one = resident(gateway.pid());
+            let one = between_requests(gateway.pid()).await;
+            let began = Instant::now();
             let callers = self.open(address, sessions - 1, Era::Legacy, &shared).await;
             let opened = callers.len() + 1;
-            let all = resident(gateway.pid());
             let took = began.elapsed().as_secs_f64();
+            let all = between_requests(gateway.pid()).await;
             let cell = self.load(&gateway, callers, &shared, true).await;
             let loaded = resident(gateway.pid()).0;
             println!(
@@ -409,8 +413,17 @@ impl Bench {
     }
 }
 
+/// What is resident when nobody has asked anything for a while, sessions and their
+/// connections being open: the gateway gives back then what requests have needed.
+async fn between_requests(pid: u32) -> (u64, u64) {
+    sleep(PAUSE).await;
+    resident(pid)
+}
+
 /// Sessions that are opened at once.
 const AT_ONCE: usize = 16;
 const STARTS: usize = 20;
+/// Longer than the gateway waits until it gives back memory; shorter than a connection may idle.
+const PAUSE: Duration = Duration::from_millis(5_500);
 /// Before anything is measured.
 const WARM: Duration = Duration::from_millis(500);

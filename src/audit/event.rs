@@ -304,10 +304,17 @@ impl RequestId {
     }
 }
 
+impl RequestId {
+    /// Adds it to a text.
+    pub(super) fn write(self, text: &mut String) {
+        hex(&self.0, text);
+    }
+}
+
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = String::with_capacity(32);
-        hex(&self.0, &mut text);
+        self.write(&mut text);
         f.write_str(&text)
     }
 }

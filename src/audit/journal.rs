@@ -1,8 +1,9 @@
 //! The journal's native socket, spoken to without ever waiting for it.
 //!
 //! `sd_journal_send` says "sent" when journald is absent and blocks when its
-//! queue is full; this one says so instead. The socket is not connected: a
-//! journald that comes back is found again by its path.
+//! queue is full; this one says so instead. The socket is connected, which saves
+//! looking up the path for each record; a journald that comes back is found
+//! again by its path.
 
 use std::{
     io,
@@ -11,6 +12,7 @@ use std::{
         unix::net::UnixDatagram,
     },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -24,6 +26,8 @@ use crate::sys::memfd;
 pub(super) struct Socket {
     socket: UnixDatagram,
     path: PathBuf,
+    /// When the path was looked up last.
+    connected: Option<Instant>,
 }
 
 impl Socket {
@@ -34,7 +38,34 @@ impl Socket {
         Ok(Self {
             socket,
             path: path.to_owned(),
+            connected: None,
         })
+    }
+
+    /// One record as a datagram.
+    fn send_datagram(&mut self, record: &[u8]) -> io::Result<()> {
+        // Whoever listens there now, even where the one before has not closed its socket.
+        if self
+            .connected
+            .is_none_or(|since| since.elapsed() >= LOOK_AGAIN)
+        {
+            self.connect()?;
+        }
+        let sent = self.socket.send(record).map(drop);
+        match sent {
+            Err(error) if is_gone(&error) => {
+                self.connect()?;
+                self.socket.send(record).map(drop)
+            }
+            sent => sent,
+        }
+    }
+
+    fn connect(&mut self) -> io::Result<()> {
+        self.connected = None;
+        self.socket.connect(&self.path)?;
+        self.connected = Some(Instant::now());
+        Ok(())
     }
 
     /// A record that is too large for a datagram goes as a sealed file.
@@ -60,7 +91,7 @@ impl Socket {
 
 impl Sink for Socket {
     fn send(&mut self, record: &[u8]) -> Sent {
-        let sent = self.socket.send_to(record, &self.path).map(drop);
+        let sent = self.send_datagram(record);
         let too_large = |error: &io::Error| error.raw_os_error() == Some(Errno::EMSGSIZE as i32);
         match sent {
             Err(error) if too_large(&error) => match self.send_file(record) {
@@ -76,6 +107,17 @@ impl Sink for Socket {
 fn outcome(sent: &io::Result<()>) -> Sent {
     if sent.is_ok() { Sent::Yes } else { Sent::Later }
 }
+
+/// Whether the socket that it was connected to is there no more.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotConnected
+    )
+}
+
+/// How long what listens at the path is taken for the same.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -144,6 +186,52 @@ mod tests {
             assert_eq!(record.field(name), Some(value), "{name}");
         }
         assert_eq!(record.field("THV_SUBJECT"), None);
+    }
+
+    #[test]
+    fn records_of_one_turn_arrive_together_and_in_order() {
+        let journald = Journald::start();
+        let audit = Audit::journal_in_turns(journald.path(), &server()).unwrap();
+        for n in 0..3 {
+            audit.record(&decision(&n.to_string()));
+        }
+        assert!(journald.is_empty());
+        audit.hand_on();
+        let received: Vec<_> = (0..3).map(|_| journald.receive()).collect();
+        assert_eq!(numbers(&received), (vec![1, 2, 3], 0));
+        // A turn that is long waits for nobody.
+        for n in 0..100 {
+            audit.record(&decision(&n.to_string()));
+        }
+        assert!(!journald.is_empty());
+        let first: Vec<_> = (0..64).map(|_| journald.receive()).collect();
+        audit.hand_on();
+        let last: Vec<_> = (64..100).map(|_| journald.receive()).collect();
+        assert_eq!(numbers(&[first, last].concat()), ((4..=103).collect(), 0));
+        // What the last has left goes with the process.
+        assert!(audit.flush(LONG));
+        audit.record(&decision("last"));
+        drop(audit);
+        assert_eq!(journald.receive().field("THV_SEQ"), Some("104"));
+    }
+
+    /// fault-42, by turns.
+    #[test]
+    fn a_journald_that_reads_nothing_hears_later_what_it_missed_by_turns_as_well() {
+        let journald = Journald::start();
+        let audit = Audit::journal_in_turns(journald.path(), &server()).unwrap();
+        for _ in 0..5_000 {
+            audit.record(&decision("p"));
+            audit.hand_on();
+        }
+        let mut received = Vec::new();
+        while numbers(&received).0.last() != Some(&5_000) {
+            received.push(journald.receive());
+        }
+        let (arrived, dropped) = numbers(&received);
+        assert_eq!(arrived.len() as u64 + dropped, 5_000);
+        assert!(dropped > 0 && arrived.is_sorted());
+        assert!(audit.flush(LONG));
     }
 
     /// fault-41: what was recorded while journald was away arrives when it is back, in order, with its own time.

@@ -220,10 +220,11 @@ pub(super) fn headline(event: &Event, server: &str) -> (Kind, u8, String) {
 }
 
 fn decided(decision: &Decision, server: &str) -> String {
-    let mut text = match decision.verdict {
-        Verdict::Allow => "allowed".to_owned(),
-        Verdict::Deny(reason) => format!("denied ({})", reason.as_str()),
-    };
+    let mut text = String::with_capacity(USUAL_LENGTH);
+    match decision.verdict {
+        Verdict::Allow => text.push_str("allowed"),
+        Verdict::Deny(reason) => text.extend(["denied (", reason.as_str(), ")"]),
+    }
     if let Some(method) = &decision.method {
         text.extend([": ", &shown(method)]);
     }
@@ -280,6 +281,8 @@ fn explained(reason: Reason, policies: &[String], server: &str) -> Option<String
     })
 }
 
+/// Of the message of a decision, so that it is allocated once.
+const USUAL_LENGTH: usize = 192;
 const ERROR: u8 = 3;
 const WARNING: u8 = 4;
 const NOTICE: u8 = 5;

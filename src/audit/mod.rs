@@ -58,6 +58,18 @@ impl Audit {
         Ok(Self(Arc::new(Sink::Queue(queue))))
     }
 
+    /// The same for a loop that wakes journald once for all that one turn of it has recorded:
+    /// who calls this calls [`Audit::hand_on`] before a turn's end, and before anything
+    /// comes of what was recorded.
+    pub fn journal_in_turns(socket: &Path, server: &ServerName) -> io::Result<Self> {
+        let queue = queue::Queue::in_turns(
+            journal::Socket::new(socket)?,
+            encode::native,
+            server.as_str(),
+        )?;
+        Ok(Self(Arc::new(Sink::Queue(queue))))
+    }
+
     /// One JSON object a line, to `out` (normally stderr), with the names and
     /// shapes of `journalctl -o json`. Written by a thread of its own.
     pub fn stderr(out: impl Write + Send + 'static, server: &ServerName) -> io::Result<Self> {
@@ -80,6 +92,14 @@ impl Audit {
         match &*self.0 {
             Sink::Queue(queue) => queue.put(event),
             Sink::Memory { memory, server } => memory.put(event, server),
+        }
+    }
+
+    /// Hands on what was recorded and waits for the end of its turn.
+    pub fn hand_on(&self) {
+        match &*self.0 {
+            Sink::Queue(queue) => queue.hand_on(),
+            Sink::Memory { .. } => {}
         }
     }
 
@@ -191,12 +211,18 @@ mod fixture {
 
     use std::{
         io::IoSliceMut,
-        os::{fd::AsRawFd, unix::net::UnixDatagram},
+        os::{
+            fd::{AsFd, AsRawFd},
+            unix::net::UnixDatagram,
+        },
         path::{Path, PathBuf},
         time::Duration,
     };
 
-    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    use nix::{
+        poll::{PollFd, PollFlags, PollTimeout, poll},
+        sys::socket::{ControlMessageOwned, MsgFlags, recvmsg},
+    };
 
     use crate::config::ServerName;
 
@@ -210,6 +236,7 @@ mod fixture {
         dir: tempfile::TempDir,
     }
 
+    #[derive(Clone)]
     pub(super) struct Received {
         pub(super) fields: Vec<(String, String)>,
         pub(super) as_file: bool,
@@ -261,6 +288,12 @@ mod fixture {
                 dir: self.dir,
             };
             (away.bind(), rest)
+        }
+
+        /// Whether nothing has come that was not received.
+        pub(super) fn is_empty(&self) -> bool {
+            let mut asked = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            poll(&mut asked, PollTimeout::ZERO).unwrap() == 0
         }
 
         #[track_caller]

@@ -4,6 +4,9 @@
 //! soon as the sink takes records again it is told how many and which are
 //! missing. A record keeps its number and its time however late it arrives, so
 //! that numbers received and numbers reported missing leave no hole.
+//!
+//! To wake whoever reads the sink costs more than all else about a record, so
+//! records of one turn of a loop can go together.
 
 use std::{
     collections::VecDeque,
@@ -49,8 +52,19 @@ struct Shared {
     empty: Condvar,
     encode: fn(&Record) -> Vec<u8>,
     server: String,
-    /// Whether who records may use the sink: it never blocks.
-    direct: bool,
+    /// Who may use the sink, and when.
+    pace: Pace,
+}
+
+/// When a record is handed to its sink.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Pace {
+    /// At once, by whoever records: the sink never blocks.
+    AtOnce,
+    /// The same with [`Queue::hand_on`], so that a reader is woken once for several.
+    InTurns,
+    /// By the thread: the sink may block.
+    Threaded,
 }
 
 struct State {
@@ -64,6 +78,8 @@ struct State {
     gap: Gap,
     dropped: u64,
     numbers: u64,
+    /// What waits is the thread's to send: the sink blocks, or did not take it.
+    is_threads: bool,
     closed: bool,
 }
 
@@ -87,7 +103,16 @@ impl Queue {
         encode: fn(&Record) -> Vec<u8>,
         server: &str,
     ) -> io::Result<Self> {
-        Self::new(Box::new(sink), encode, server, true)
+        Self::new(Box::new(sink), encode, server, Pace::AtOnce)
+    }
+
+    /// The same for whoever calls [`Queue::hand_on`] before anything comes of what was recorded.
+    pub(super) fn in_turns(
+        sink: impl Sink,
+        encode: fn(&Record) -> Vec<u8>,
+        server: &str,
+    ) -> io::Result<Self> {
+        Self::new(Box::new(sink), encode, server, Pace::InTurns)
     }
 
     /// For a sink that may block: only the queue's thread uses it.
@@ -96,14 +121,14 @@ impl Queue {
         encode: fn(&Record) -> Vec<u8>,
         server: &str,
     ) -> io::Result<Self> {
-        Self::new(Box::new(sink), encode, server, false)
+        Self::new(Box::new(sink), encode, server, Pace::Threaded)
     }
 
     fn new(
         sink: Box<dyn Sink>,
         encode: fn(&Record) -> Vec<u8>,
         server: &str,
-        direct: bool,
+        pace: Pace,
     ) -> io::Result<Self> {
         let state = State {
             sink: Some(sink),
@@ -113,6 +138,7 @@ impl Queue {
             gap: Gap::default(),
             dropped: 0,
             numbers: 0,
+            is_threads: false,
             closed: false,
         };
         let shared = Arc::new(Shared {
@@ -121,7 +147,7 @@ impl Queue {
             empty: Condvar::new(),
             encode,
             server: server.to_owned(),
-            direct,
+            pace,
         });
         let worker = Arc::clone(&shared);
         thread::Builder::new()
@@ -142,22 +168,25 @@ impl Queue {
             number,
             bytes: (shared.encode)(&record),
         };
-        let idle = state.nothing_waits();
         // What a child says must not push out what is known about it (fault-44).
-        let noise = record.kind() == Kind::ChildStderr && state.waiting.len() >= MAX_NOISE;
-        match &mut state.sink {
-            Some(sink) if shared.direct && idle => match sink.send(&item.bytes) {
-                Sent::Yes => return,
-                Sent::Later => state.keep(item),
-                Sent::Never => state.lose(number),
-            },
-            _ if noise => state.lose(number),
-            _ => state.keep(item),
+        if record.kind() == Kind::ChildStderr && state.waiting.len() >= MAX_NOISE {
+            state.lose(number);
+        } else {
+            state.keep(item);
         }
-        drop(state);
-        if idle {
-            // Otherwise the thread is at work, or waits until it is time to retry.
-            shared.work.notify_one();
+        match shared.pace {
+            _ if state.is_threads => {}
+            Pace::Threaded => shared.leave_to_thread(state),
+            Pace::InTurns if state.waiting.len() < MAX_TURN => {}
+            Pace::InTurns | Pace::AtOnce => shared.hand_on(state),
+        }
+    }
+
+    /// Gives the sink what was recorded in this turn.
+    pub(super) fn hand_on(&self) {
+        let state = self.0.lock();
+        if !state.is_threads && !state.nothing_waits() {
+            self.0.hand_on(state);
         }
     }
 
@@ -170,6 +199,7 @@ impl Queue {
     }
 
     pub(super) fn flush(&self, within: Duration) -> bool {
+        self.hand_on();
         let deadline = Instant::now() + within;
         let mut state = self.0.lock();
         while !state.nothing_waits() || state.sink.is_none() {
@@ -190,6 +220,7 @@ impl Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
+        self.hand_on();
         self.0.lock().closed = true;
         self.0.work.notify_one();
         // Not joined: a sink that blocks must not hold up the end of the process. Who cares calls flush().
@@ -201,12 +232,40 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Sends what waits, in order; the thread does where the sink does not take it now.
+    fn hand_on(&self, mut state: MutexGuard<'_, State>) {
+        let mut sink = state
+            .sink
+            .take()
+            .expect("the thread has it only while what waits is its to send");
+        while let Some(item) = state.next() {
+            match sink.send(&item.bytes) {
+                Sent::Yes => {}
+                Sent::Never => state.lose(item.number),
+                Sent::Later => {
+                    state.put_back(item);
+                    break;
+                }
+            }
+        }
+        state.sink = Some(sink);
+        if !state.nothing_waits() {
+            self.leave_to_thread(state);
+        }
+    }
+
+    fn leave_to_thread(&self, mut state: MutexGuard<'_, State>) {
+        state.is_threads = true;
+        drop(state);
+        self.work.notify_one();
+    }
+
     /// The thread: sends what waits, in order, until the queue is dropped.
     fn run(&self) {
         let mut state = self.lock();
         let mut pause = FIRST_RETRY;
         loop {
-            while state.nothing_waits() {
+            while !state.is_threads {
                 self.empty.notify_all();
                 if state.closed {
                     return;
@@ -224,7 +283,9 @@ impl Shared {
             } else {
                 (pause * 2).min(LAST_RETRY)
             };
-            if !all {
+            if all {
+                state.is_threads = false;
+            } else {
                 if state.closed {
                     return;
                 }
@@ -363,6 +424,8 @@ pub(super) fn now() -> Duration {
 
 /// Records that wait for a sink; beyond it, the oldest is dropped and counted.
 const MAX_WAITING: usize = 1024;
+/// Records of one turn; more are handed on at once.
+const MAX_TURN: usize = 64;
 /// Beyond so many, what children say is not kept any more.
 const MAX_NOISE: usize = MAX_WAITING / 2;
 /// Bytes of those records; likewise.

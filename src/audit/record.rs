@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    event::{Aim, Decision, Egress, Event, Outcome, Verdict},
+    event::{Aim, Decision, Egress, Event, Outcome, RequestId, Verdict},
     kind::Kind,
     message::headline,
     text::field,
@@ -57,13 +57,13 @@ impl Record {
             fields: Vec::with_capacity(24),
             values: String::with_capacity(640),
         };
-        record.put("MESSAGE", message);
-        record.put("MESSAGE_ID", kind.message_id());
+        record.text("MESSAGE", &message);
+        record.text("MESSAGE_ID", kind.message_id());
         record.put("PRIORITY", priority);
-        record.put("SYSLOG_IDENTIFIER", "thv");
-        record.put("THV_EVENT", kind.name());
-        record.put("THV_SERVER", server);
-        record.put("THV_TIME_USEC", time.as_micros());
+        record.text("SYSLOG_IDENTIFIER", "thv");
+        record.text("THV_EVENT", kind.name());
+        record.text("THV_SERVER", server);
+        record.put("THV_TIME_USEC", micros(time));
         record.details(event);
         record
     }
@@ -79,10 +79,14 @@ impl Record {
         self.fields.push((name, self.values.len()));
     }
 
+    fn text(&mut self, name: &'static str, value: &str) {
+        self.values.push_str(value);
+        self.fields.push((name, self.values.len()));
+    }
+
     /// A stranger's text, raw but capped: only ever in a field of its own.
     fn raw(&mut self, name: &'static str, value: &str) {
-        self.values.push_str(&field(value));
-        self.fields.push((name, self.values.len()));
+        self.text(name, &field(value));
     }
 
     fn raw_if(&mut self, name: &'static str, value: Option<&str>) {
@@ -166,7 +170,7 @@ impl Record {
                 policies,
                 errors,
             } => {
-                self.put("THV_REQUEST_ID", request_id);
+                self.request(*request_id);
                 self.policies(policies);
                 for error in errors.iter().take(MAX_REPEATED) {
                     self.raw("THV_ERROR", error);
@@ -182,7 +186,7 @@ impl Record {
                 limit,
                 peer,
             } => {
-                self.put("THV_REASON", reason.as_str());
+                self.text("THV_REASON", reason.as_str());
                 self.put("THV_LIMIT", limit);
                 self.raw_if("THV_PEER_ADDR", peer.as_deref());
             }
@@ -195,12 +199,12 @@ impl Record {
     }
 
     fn decision(&mut self, decision: &Decision) {
-        self.put("THV_REQUEST_ID", decision.request_id);
+        self.request(decision.request_id);
         match decision.verdict {
-            Verdict::Allow => self.put("THV_DECISION", "allow"),
+            Verdict::Allow => self.text("THV_DECISION", "allow"),
             Verdict::Deny(reason) => {
-                self.put("THV_DECISION", "deny");
-                self.put("THV_REASON", reason.as_str());
+                self.text("THV_DECISION", "deny");
+                self.text("THV_REASON", reason.as_str());
             }
         }
         if let Some(who) = &decision.who {
@@ -223,13 +227,13 @@ impl Record {
         self.raw_if("THV_SESSION", decision.session.as_deref());
         self.raw_if("THV_TOKEN", decision.token.as_deref());
         if let Some(version) = &decision.version {
-            self.put("THV_CONFIG", &**version);
+            self.text("THV_CONFIG", version);
         }
     }
 
     fn outcome(&mut self, outcome: &Outcome) {
-        self.put("THV_REQUEST_ID", outcome.request_id);
-        self.put(
+        self.request(outcome.request_id);
+        self.text(
             "THV_OUTCOME",
             if outcome.reason.is_none() {
                 "ok"
@@ -238,12 +242,12 @@ impl Record {
             },
         );
         if let Some(reason) = outcome.reason {
-            self.put("THV_REASON", reason.as_str());
+            self.text("THV_REASON", reason.as_str());
         }
         if let Some(status) = outcome.status {
             self.put("THV_STATUS", status);
         }
-        self.put("THV_DURATION_USEC", outcome.duration.as_micros());
+        self.put("THV_DURATION_USEC", micros(outcome.duration));
         self.put("THV_BYTES_IN", outcome.bytes_in);
         self.put("THV_BYTES_OUT", outcome.bytes_out);
     }
@@ -254,16 +258,21 @@ impl Record {
         let decision = if egress.allowed { "allow" } else { "deny" };
         self.put("THV_DECISION", decision);
         if let Some(reason) = egress.reason {
-            self.put("THV_REASON", reason.as_str());
+            self.text("THV_REASON", reason.as_str());
         }
         self.raw("THV_EGRESS", &egress.host);
         if let Some(address) = egress.address {
             self.put("THV_EGRESS_ADDR", address);
         }
         self.raw_if("THV_ERROR", egress.error.as_deref());
-        self.put("THV_DURATION_USEC", egress.duration.as_micros());
+        self.put("THV_DURATION_USEC", micros(egress.duration));
         self.put("THV_BYTES_OUT", egress.sent);
         self.put("THV_BYTES_IN", egress.received);
+    }
+
+    fn request(&mut self, id: RequestId) {
+        id.write(&mut self.values);
+        self.fields.push(("THV_REQUEST_ID", self.values.len()));
     }
 
     fn child(&mut self, child: u64, pid: u32) {
@@ -277,6 +286,11 @@ impl Record {
             self.raw("THV_POLICY", policy);
         }
     }
+}
+
+/// Longer than any clock goes on: what does not fit is cut off.
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Values of one repeated field.

@@ -132,7 +132,11 @@ impl Authenticator {
     ) -> Result<Arc<Identity>, AuthError> {
         let tokens = match &self.way {
             Way::Tokens(tokens) => tokens,
-            Way::Local => return local::identify(presented.local).await.map(Arc::new),
+            Way::Local => {
+                return Box::pin(local::identify(presented.local))
+                    .await
+                    .map(Arc::new);
+            }
             Way::Open => return Ok(Arc::new(anonymous())),
         };
         let shown = bearer::credentials(presented.headers, presented.query, &tokens.schemes)?;
@@ -208,7 +212,7 @@ impl Authenticator {
         let asked = tokens.introspecting().filter(|_| !jwt::is_jwt(token));
         let verified = match asked {
             Some((issuer, introspector)) => {
-                let claimed = introspector.ask(token, &name, now).await?;
+                let claimed = Box::pin(introspector.ask(token, &name, now)).await?;
                 // Within the leeway the issuer is asked each time: its clock decides (tok-111).
                 let until = claimed.identity.expires_at();
                 Verified {
@@ -217,7 +221,7 @@ impl Authenticator {
                     rests_on: RestsOn::Word(until.min(now + introspection::POSITIVE)),
                 }
             }
-            None => tokens.verify(token, now).await?,
+            None => Box::pin(tokens.verify(token, now)).await?,
         };
         self.remember(name, verified.clone(), now);
         Ok(verified)

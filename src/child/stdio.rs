@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use memchr::memchr;
 use tokio::{
     io::{AsyncRead, ReadBuf},
     time::Instant,
@@ -89,10 +90,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     /// The next line. Safe to drop and call again.
     pub async fn next(&mut self) -> io::Result<Line> {
         loop {
-            if let Some(end) = self.buffer[self.scanned..]
-                .iter()
-                .position(|byte| *byte == b'\n')
-            {
+            if let Some(end) = memchr(b'\n', &self.buffer[self.scanned..]) {
                 let mut line = self.buffer.split_to(self.scanned + end + 1).freeze();
                 self.scanned = 0;
                 line.truncate(line.len() - 1);

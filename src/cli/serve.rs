@@ -44,11 +44,13 @@ pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
         .context("the runner's key is not text")?
         .trim()
         .to_owned();
-    let audit =
-        Audit::journal(Path::new(JOURNAL), name).context("opening a socket for the journal")?;
+    let audit = Audit::journal_in_turns(Path::new(JOURNAL), name)
+        .context("opening a socket for the journal")?;
+    let (recorded, last_recorded) = (audit.clone(), audit.clone());
     // One thread: a request is short, and what waking another costs is more than it would do.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_park(move || recorded.hand_on())
         .build()
         .context("starting the runtime")?;
     let exit = runtime.block_on(async {
@@ -75,8 +77,9 @@ pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
             may_exit: true,
         })
         .await
-    })?;
-    Ok(match exit {
+    });
+    last_recorded.hand_on();
+    Ok(match exit? {
         Exit::Done => ExitCode::SUCCESS,
         Exit::Misconfigured => ExitCode::from(exit::CONFIG),
     })

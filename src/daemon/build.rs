@@ -1,6 +1,10 @@
 //! From a configuration to a gateway, in order.
 
-use std::{path::Path, pin::Pin, sync::Arc};
+use std::{
+    path::Path,
+    pin::Pin,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use tokio::sync::Notify;
 use tracing::warn;
@@ -156,6 +160,7 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
     let gateway = Gateway {
         version: version.into(),
         bodies: Budget::new(config.limits.body),
+        asked: AtomicU64::new(0),
         metadata: auth::metadata(&config),
         metadata_paths: auth::metadata_paths(&config.resource).to_vec(),
         authenticator,

@@ -1,6 +1,9 @@
 //! Accepting, sweeping, idling out and draining.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use anyhow::Result;
 use tokio::{
@@ -21,6 +24,7 @@ use crate::{
     },
     http::{Entrance, Refusal, peer::Listener},
     pipeline::{self, Gateway},
+    sys::memory,
     systemd::Notifier,
 };
 
@@ -50,6 +54,7 @@ pub(super) async fn serve(
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut quiet_since = Instant::now();
+    let mut pauses = Pauses::default();
     setup.notifier.ready();
     setup.audit.record(&Event::Ready);
     info!("serving {}", gateway.config.resource.url);
@@ -82,6 +87,9 @@ pub(super) async fn serve(
             _ = tick.tick() => {
                 gateway.sessions.sweep(Instant::now());
                 tls.look();
+                if pauses.begins(gateway.asked.load(Ordering::Relaxed)) {
+                    memory::give_back();
+                }
                 setup.notifier.alive();
                 setup.notifier.status(&format!(
                     "connections: {}, sessions: {}", connections.len(), gateway.sessions.count(),
@@ -132,6 +140,27 @@ pub(super) async fn serve(
     let audit = setup.audit.clone();
     tokio::task::spawn_blocking(move || audit.flush(LAST_ANSWERS)).await?;
     Ok(Exit::Done)
+}
+
+/// Finds when nobody asks anything any more: what answers have needed can be given back then.
+#[derive(Default)]
+struct Pauses {
+    asked: u64,
+    /// Since when that is the number.
+    ticks: u32,
+}
+
+impl Pauses {
+    /// Whether a pause begins, where so many requests have come; asked at each tick.
+    fn begins(&mut self, asked: u64) -> bool {
+        self.ticks = if asked == self.asked {
+            self.ticks.saturating_add(1)
+        } else {
+            0
+        };
+        self.asked = asked;
+        self.ticks == PAUSE
+    }
 }
 
 fn take(
@@ -222,6 +251,8 @@ async fn all_answered(connections: &mut JoinSet<()>, gateway: &Gateway, notifier
 
 /// How often overdue calls and idle sessions are looked for, and the watchdog told.
 const TICK: Duration = Duration::from_secs(1);
+/// Ticks without a request that are a pause.
+const PAUSE: u32 = 3;
 /// How long running calls may take after SIGTERM; the unit's TimeoutStopSec is longer.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 /// How long the last answers and records may take to leave.
@@ -230,3 +261,18 @@ const LAST_ANSWERS: Duration = Duration::from_secs(2);
 const MAX_LATE: usize = 64;
 /// Connections beyond the limit while others are being closed for them.
 const SPARE: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_begins_once_for_each_time_that_somebody_has_asked() {
+        let mut pauses = Pauses::default();
+        let mut begins = |asked, ticks| (0..ticks).filter(|_| pauses.begins(asked)).count();
+        assert_eq!(begins(0, 100), 1);
+        assert_eq!(begins(1, PAUSE), 0);
+        assert_eq!(begins(2, PAUSE), 0);
+        assert_eq!(begins(2, 100), 1);
+    }
+}

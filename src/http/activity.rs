@@ -101,6 +101,30 @@ impl Activity {
         }
     }
 
+    /// How many requests have begun, ever.
+    pub(super) fn begun(&self) -> u64 {
+        self.0.begun.load(Ordering::Relaxed)
+    }
+
+    /// Waits until it has done nothing for that long, after requests beyond the first so many.
+    pub(super) async fn rests(&self, begun: u64, patience: Duration) {
+        let mut due = Instant::now() + patience;
+        loop {
+            // A deadline that moves is looked at when the old one has come.
+            sleep_until(due).await;
+            let is_busy = self.begun() == begun || self.0.in_flight.load(Ordering::Relaxed) > 0;
+            let since = if is_busy {
+                Instant::now()
+            } else {
+                self.idle_since()
+            };
+            due = since + patience;
+            if due <= Instant::now() {
+                return;
+            }
+        }
+    }
+
     /// Whether nobody would miss it: it asks nothing, and what it was told has left.
     pub(super) fn may_be_shed(&self) -> bool {
         let shared = &self.0;

@@ -1,6 +1,12 @@
 //! One connection, from its first request to its close.
 
-use std::{convert::Infallible, future::Future, pin::pin, time::Duration};
+use std::{
+    convert::Infallible,
+    future::{Future, pending},
+    io,
+    pin::pin,
+    time::Duration,
+};
 
 use http::{HeaderValue, header};
 use hyper::{
@@ -13,7 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tracing::debug;
 
@@ -45,15 +51,19 @@ pub(super) async fn serve<F>(
 ) where
     F: Future<Output = Response> + Send + 'static,
 {
-    if let Some(version) = version(&mut stream, drain.clone()).await {
-        serve_version(version, stream, drain, activity, answer).await;
-    }
+    let began = stream.begins_with(PREFACE);
+    let version = match in_time(began, HEADER_DEADLINE, &drain, None).await {
+        Some(true) => Version::Two,
+        Some(false) => Version::One,
+        None => return,
+    };
+    serve_version(version, stream, drain, activity, answer).await;
 }
 
 /// The same, where it is known what is spoken.
 pub(super) async fn serve_version<F>(
     version: Version,
-    stream: Guarded<impl AsyncRead + AsyncWrite + Send + Unpin + 'static, Unwatched>,
+    mut stream: Guarded<impl AsyncRead + AsyncWrite + Send + Unpin + 'static, Unwatched>,
     drain: watch::Receiver<bool>,
     activity: Activity,
     answer: impl Fn(Asked) -> F,
@@ -61,38 +71,47 @@ pub(super) async fn serve_version<F>(
     F: Future<Output = Response> + Send + 'static,
 {
     match version {
-        // Boxed: a connection pays for what it speaks, and nothing before it speaks.
-        Version::One => Box::pin(serve_one(stream, drain, activity, answer)).await,
+        // Boxed: a connection pays for what it speaks, and nothing before it speaks …
+        Version::One => loop {
+            let speaks = Box::pin(serve_one(stream, drain.clone(), &activity, &answer));
+            let Some(rested) = speaks.await else { return };
+            stream = rested;
+            // … nor while it is only kept open for what may come: thousands are.
+            let more = in_time(stream.more(), LEFT_AFTER_REST, &drain, Some(&activity)).await;
+            if more.is_none_or(|read| read == 0) {
+                return;
+            }
+        },
         Version::Two => Box::pin(serve_two(stream, drain, activity, answer)).await,
     }
 }
 
-/// What the peer begins to speak, if it says anything.
-async fn version(
-    stream: &mut Guarded<impl AsyncRead + Unpin, Unwatched>,
-    drain: watch::Receiver<bool>,
-) -> Option<Version> {
-    let began = stream.begins_with(PREFACE);
+/// What is read, unless that takes too long, fails or is to be drained.
+async fn in_time<T>(
+    read: impl Future<Output = io::Result<T>>,
+    patience: Duration,
+    drain: &watch::Receiver<bool>,
+    activity: Option<&Activity>,
+) -> Option<T> {
     tokio::select! {
-        began = timeout(HEADER_DEADLINE, began) => match began {
-            Ok(Ok(true)) => Some(Version::Two),
-            Ok(Ok(false)) => Some(Version::One),
-            Ok(Err(_)) | Err(_) => None,
-        },
-        () = told(drain, None) => None,
+        read = timeout(patience, read) => read.ok()?.ok(),
+        () = told(drain.clone(), activity) => None,
     }
 }
 
-async fn serve_one<F>(
-    stream: Guarded<impl AsyncRead + AsyncWrite + Unpin + 'static, Unwatched>,
+/// Serves it to its end, or gives it back when it has answered and then rested for a while.
+async fn serve_one<S, F>(
+    stream: Guarded<S, Unwatched>,
     drain: watch::Receiver<bool>,
-    activity: Activity,
-    answer: impl Fn(Asked) -> F,
-) where
+    activity: &Activity,
+    answer: &impl Fn(Asked) -> F,
+) -> Option<Guarded<S, Unwatched>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
     F: Future<Output = Response> + Send + 'static,
 {
-    let verdict = Verdict::default();
-    let stream = stream.watched(Heads::new(verdict.clone()));
+    let (verdict, begun) = (Verdict::default(), activity.begun());
+    let stream = stream.watched(Heads::new(verdict.clone(), begun));
     let service = service_fn(|request: Request<Incoming>| {
         let (number, busy) = activity.begin();
         // No protocol is switched to: what comes next would be nobody's (RUSTSEC-2026-0033).
@@ -111,24 +130,39 @@ async fn serve_one<F>(
             Ok::<_, Infallible>(response.map(|body| busy.until_sent(body)))
         }
     });
-    let connection = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_DEADLINE)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD)
         .half_close(false)
         .serve_connection(TokioIo::new(stream), service);
-    let mut connection = pin!(connection);
+    let rests = async {
+        loop {
+            activity.rests(begun, REST).await;
+            if verdict.all_sent() {
+                return;
+            }
+            // The peer has not read all: what is left of that is not here.
+            sleep(REST).await;
+        }
+    };
     let ended = tokio::select! {
         ended = &mut connection => ended,
-        () = told(drain, Some(&activity)) => {
-            connection.as_mut().graceful_shutdown();
+        () = told(drain, Some(activity)) => {
+            Pin::new(&mut connection).graceful_shutdown();
             connection.await
+        }
+        () = rests => {
+            // All that was asked is answered, and all of that has left.
+            let parts = connection.into_parts();
+            return parts.io.into_inner().unwatched().filter(|_| parts.read_buf.is_empty());
         }
     };
     if let Err(error) = ended {
         debug!(%error, "connection ended early");
     }
+    None
 }
 
 async fn serve_two<F>(
@@ -200,13 +234,13 @@ async fn serve_two<F>(
 pub(super) async fn told(mut drain: watch::Receiver<bool>, activity: Option<&Activity>) {
     if drain.wait_for(|draining| *draining).await.is_err() {
         // Whoever could have said so has left this connection to itself.
-        std::future::pending::<()>().await;
+        pending::<()>().await;
     }
     // Accepted, and perhaps not read yet: what comes at once is still answered.
     let spoken = async {
         match activity {
             Some(activity) => activity.spoken().await,
-            None => std::future::pending().await,
+            None => pending().await,
         }
     };
     let _ = timeout(FIRST_REQUEST, spoken).await;
@@ -215,6 +249,10 @@ pub(super) async fn told(mut drain: watch::Receiver<bool>, activity: Option<&Act
 /// How long a request's head may take, and how long a connection may wait for
 /// one (h1-20, conn-1).
 const HEADER_DEADLINE: Duration = Duration::from_secs(10);
+/// After how long without a request an HTTP/1 connection lets go of its buffers.
+const REST: Duration = Duration::from_millis(200);
+/// How long it may wait for one from then on.
+const LEFT_AFTER_REST: Duration = HEADER_DEADLINE.saturating_sub(REST);
 /// Header lines of one request (h1-12).
 pub(super) const MAX_HEADERS: usize = 64;
 /// How long a connection that was accepted, and has said nothing, is waited for when draining.
@@ -346,6 +384,90 @@ mod tests {
         client.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         serving.join_next().await.unwrap().unwrap();
+    }
+
+    async fn next_answer(client: &mut DuplexStream) -> String {
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"{}") {
+            assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0);
+        }
+        String::from_utf8(answer).unwrap()
+    }
+
+    /// conn-1: a connection that has rested goes on where it was, and waits no longer than others.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_rests_between_requests_and_goes_on() {
+        let (_drain, draining) = watch::channel(false);
+        let (mut client, _serving) = connect(draining);
+        let request = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}";
+        for cut in [0, 1, 20, request.len() - 1] {
+            let (begin, rest) = request.split_at(cut);
+            // With and without a rest before and within a request.
+            for millis in [1, 1500, 8500] {
+                sleep(Duration::from_millis(millis)).await;
+                if !begin.is_empty() {
+                    client.write_all(begin.as_bytes()).await.unwrap();
+                    sleep(Duration::from_millis(millis)).await;
+                }
+                client.write_all(rest.as_bytes()).await.unwrap();
+                let answer = next_answer(&mut client).await;
+                assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            }
+        }
+        // The refusal of a head is that of the request that it was.
+        client
+            .write_all(b"POST / HTTP/1.1\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+
+        let (_drain, draining) = watch::channel(false);
+        let (mut client, _serving) = connect(draining);
+        client.write_all(request.as_bytes()).await.unwrap();
+        next_answer(&mut client).await;
+        let answered = tokio::time::Instant::now();
+        assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+        assert_eq!(answered.elapsed().as_secs(), HEADER_DEADLINE.as_secs());
+    }
+
+    /// An answer that its client takes its time to read is not cut off by a rest.
+    #[tokio::test]
+    async fn an_answer_that_is_read_late_is_whole() {
+        let (mut client, stream) = connected().await;
+        let (_drain, draining) = watch::channel(false);
+        let answer = |_| async { reply::json(StatusCode::OK, vec![b' '; 16 << 20]) };
+        let _served = tokio::spawn(serve(
+            Guarded::new(stream),
+            draining,
+            Activity::new(),
+            answer,
+        ));
+        client
+            .write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        // Longer than it takes to rest.
+        sleep(REST * 2).await;
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.len() > 16 << 20, "{}", answer.len());
+    }
+
+    /// fault-37: what a connection costs that is only kept open.
+    #[tokio::test]
+    async fn a_connection_that_rests_holds_no_buffers() {
+        let (mut client, stream) = connected().await;
+        client
+            .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let (_drain, draining) = watch::channel(false);
+        let activity = Activity::new();
+        let answer = |_: Asked| async { reply::json(StatusCode::OK, b"{}".to_vec()) };
+        let rested = serve_one(Guarded::new(stream), draining, &activity, &answer).await;
+        assert!(rested.is_some_and(|stream| stream.first().is_empty()));
     }
 
     /// A peer that asks and asks and never reads is let go, without a token and for good.

@@ -7,14 +7,16 @@
 
 use std::{
     borrow::Cow,
+    future::poll_fn,
     io,
+    mem::MaybeUninit,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Sleep, sleep},
 };
 
@@ -47,8 +49,14 @@ pub(super) trait Watch {
     /// Those that wait come again, with what follows them.
     fn read(&mut self, bytes: &[u8]) -> (usize, Rest);
 
+    /// Something is to be written.
+    fn writes(&mut self) {}
+
     /// So much was written.
     fn wrote(&mut self, _bytes: usize) {}
+
+    /// All that was written has left.
+    fn flushed(&mut self) {}
 
     /// Whether the peer would have more to send of what it began.
     fn is_amid(&self) -> bool {
@@ -115,10 +123,17 @@ impl<S> Guarded<S, Unwatched> {
 }
 
 impl<S: AsyncRead + Unpin> Guarded<S, Unwatched> {
-    /// Reads some more. Zero at the end.
+    /// Reads some more. Zero at the end. While nothing comes it takes no memory.
     pub(super) async fn more(&mut self) -> io::Result<usize> {
-        self.held.reserve(AT_ONCE);
-        let read = self.stream.read_buf(&mut self.held).await?;
+        let (stream, held) = (&mut self.stream, &mut self.held);
+        let read = poll_fn(|context| {
+            let mut space = [MaybeUninit::uninit(); AT_ONCE];
+            let mut buffer = ReadBuf::uninit(&mut space);
+            ready!(Pin::new(&mut *stream).poll_read(context, &mut buffer))?;
+            held.extend_from_slice(buffer.filled());
+            Poll::Ready(io::Result::Ok(buffer.filled().len()))
+        })
+        .await?;
         self.cleared = self.held.len();
         Ok(read)
     }
@@ -142,6 +157,16 @@ impl<S: AsyncRead + Unpin> Guarded<S, Unwatched> {
 }
 
 impl<S, W: Watch> Guarded<S, W> {
+    /// From here on it is not, where the next that comes is a beginning again.
+    pub(super) fn unwatched(self) -> Option<Guarded<S, Unwatched>> {
+        let is_between = self.end.is_none() && self.lingering.is_none() && !self.watch.is_amid();
+        is_between.then(|| Guarded {
+            cleared: self.held.len(),
+            held: self.held,
+            ..Guarded::new(self.stream)
+        })
+    }
+
     /// Judges what is held, of which nothing is cleared.
     fn look_at_held(&mut self) {
         let (passed, rest) = self.watch.read(&self.held);
@@ -267,6 +292,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, W: Watch + Unpin> AsyncWrite for Guarded
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.watch.writes();
         let written = Pin::new(&mut this.stream).poll_write(context, bytes);
         this.written(context, written)
     }
@@ -277,6 +303,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, W: Watch + Unpin> AsyncWrite for Guarded
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.watch.writes();
         let written = Pin::new(&mut this.stream).poll_write_vectored(context, slices);
         this.written(context, written)
     }
@@ -286,7 +313,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin, W: Watch + Unpin> AsyncWrite for Guarded
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+        let this = self.get_mut();
+        ready!(Pin::new(&mut this.stream).poll_flush(context))?;
+        this.watch.flushed();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -7,7 +7,12 @@
 //! gets a request that the service answers with the refusal. Bodies are only
 //! followed, to know where the next head begins.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use memchr::{memchr, memchr_iter};
 
 use super::{
     chunked::Chunks,
@@ -33,14 +38,22 @@ enum At {
     Chunked(Chunks),
 }
 
-/// The refusal of the head that was taken out, and which it was.
+/// What the watch has seen.
 #[derive(Clone, Default)]
-pub(super) struct Verdict(Arc<Mutex<Option<(u64, Refusal)>>>);
+pub(super) struct Verdict(Arc<Seen>);
+
+#[derive(Default)]
+struct Seen {
+    /// The refusal of the head that was taken out, and which it was.
+    refused: Mutex<Option<(u64, Refusal)>>,
+    /// Something is to be written and has not left.
+    unsent: AtomicBool,
+}
 
 impl Verdict {
     /// The refusal of the request of that number, counted from zero as they are served.
     pub(super) fn on(&self, number: u64) -> Option<Refusal> {
-        let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refused = self.refused();
         match refused.take() {
             Some((at, refusal)) if at == number => Some(refusal),
             other => {
@@ -51,17 +64,29 @@ impl Verdict {
     }
 
     fn set(&self, number: u64, refusal: Refusal) {
-        let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *refused = Some((number, refusal));
+        *self.refused() = Some((number, refusal));
+    }
+
+    /// Whether all that was to be written has left.
+    pub(super) fn all_sent(&self) -> bool {
+        !self.0.unsent.load(Ordering::Relaxed)
+    }
+
+    fn refused(&self) -> MutexGuard<'_, Option<(u64, Refusal)>> {
+        self.0
+            .refused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Heads {
-    pub(super) fn new(verdict: Verdict) -> Self {
+    /// Of a connection on which so many have come already.
+    pub(super) fn new(verdict: Verdict, heads: u64) -> Self {
         Self {
             at: At::Head,
             looked: Looked::default(),
-            heads: 0,
+            heads,
             verdict,
         }
     }
@@ -118,6 +143,14 @@ impl Watch for Heads {
         (done, Rest::Waits)
     }
 
+    fn writes(&mut self) {
+        self.verdict.0.unsent.store(true, Ordering::Relaxed);
+    }
+
+    fn flushed(&mut self) {
+        self.verdict.0.unsent.store(false, Ordering::Relaxed);
+    }
+
     fn is_amid(&self) -> bool {
         !matches!(self.at, At::Head)
     }
@@ -143,7 +176,7 @@ impl Looked {
     fn at(&mut self, head: &[u8]) -> Look {
         loop {
             let from = self.until;
-            let Some(feed) = head[from..].iter().position(|byte| *byte == b'\n') else {
+            let Some(feed) = memchr(b'\n', &head[from..]) else {
                 self.until = head.len();
                 return Look::Unfinished;
             };
@@ -171,10 +204,12 @@ impl Looked {
 /// What follows a whole head, if that can be read in one way only.
 fn framing(head: &[u8]) -> Result<At, Refusal> {
     let head = head.strip_prefix(b"\r\n").unwrap_or(head);
-    // Every line feed here has its carriage return.
-    let mut lines = head
-        .split(|byte| *byte == b'\n')
-        .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut lines = memchr_iter(b'\n', head).scan(0, |begin, feed| {
+        let line = &head[*begin..feed];
+        *begin = feed + 1;
+        // Every line feed here has its carriage return.
+        Some(line.strip_suffix(b"\r").unwrap_or(line))
+    });
     let old = request_line(lines.next().unwrap_or_default())?;
     let mut length = None;
     let mut chunked = false;
@@ -299,7 +334,7 @@ mod tests {
     async fn passed(sent: &[u8], size: usize) -> (Vec<u8>, Option<(u64, Refusal)>, bool) {
         let (mut client, server) = duplex(1 << 20);
         let verdict = Verdict::default();
-        let mut heads = Guarded::new(server).watched(Heads::new(verdict.clone()));
+        let mut heads = Guarded::new(server).watched(Heads::new(verdict.clone(), 0));
         let mut passed = Vec::new();
         let mut failed = false;
         for part in sent.chunks(size) {
@@ -317,7 +352,7 @@ mod tests {
                 }
             }
         }
-        let refused = verdict.0.lock().unwrap().take();
+        let refused = verdict.refused().take();
         (passed, refused, failed)
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
+use memchr::memmem;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
@@ -66,9 +67,7 @@ pub async fn modern_exchange(id: Id, exchange: Exchange, until: Option<Duration>
 /// The code of an answer that is an error.
 fn code(answer: &Bytes) -> Option<i64> {
     // The usual answer is none, and is not read again.
-    if !answer.windows(ERROR.len()).any(|part| part == ERROR) {
-        return None;
-    }
+    memmem::find(answer, ERROR)?;
     let message = Message::parse(answer.clone()).ok()?;
     let code = message.root().get("error")?.get("code")?;
     code.as_number()?.parse().ok()

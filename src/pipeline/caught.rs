@@ -2,7 +2,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
+    pin::Pin,
     task::Poll,
 };
 
@@ -12,8 +12,7 @@ pub(super) struct Panicked;
 
 /// Does the work. What a panic has left half done is dropped with it; what it shares with
 /// other requests stands behind locks that do not mind (`PoisonError::into_inner`).
-pub(super) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
-    let mut work = pin!(work);
+pub(super) async fn caught<T>(mut work: Pin<&mut impl Future<Output = T>>) -> Result<T, Panicked> {
     std::future::poll_fn(|context| {
         match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
             Ok(Poll::Ready(done)) => Poll::Ready(Ok(done)),
@@ -26,12 +25,14 @@ pub(super) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Panick
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
 
     /// fault-10: before and after it has waited for something.
     #[tokio::test]
     async fn a_panic_is_a_value() {
-        assert!(matches!(caught(async { 7 }).await, Ok(7)));
+        assert!(matches!(caught(pin!(async { 7 })).await, Ok(7)));
         for waits in [false, true] {
             let work = async {
                 if waits {
@@ -39,7 +40,7 @@ mod tests {
                 }
                 panic!("on purpose");
             };
-            assert!(caught::<()>(work).await.is_err());
+            assert!(caught::<()>(pin!(work)).await.is_err());
         }
     }
 }

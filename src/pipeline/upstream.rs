@@ -41,7 +41,7 @@ pub(super) async fn make_ready(
         // Where users meet in one conversation none's token is shown: such a configuration is refused.
         _ => Owner::of_all_clients(identity),
     };
-    let ready = exchange.make_ready(&owner, identity, token).await;
+    let ready = Box::pin(exchange.make_ready(&owner, identity, token)).await;
     ready.map(drop).map_err(|error| {
         warn!(
             details = error.details(),

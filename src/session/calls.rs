@@ -94,7 +94,7 @@ impl Session {
         }
         let mut state = self.lock()?;
         state.admits(self.era, &id)?;
-        let place = self.calls.take(self.owner().principal_key())?;
+        let place = self.calls.take(self.principal())?;
         // A legacy child would take a call that goes on for one that begins.
         // Of a task's it is told apart by that.
         if bridged && goes_on(call) && !call.method().starts_with("tasks/") {

@@ -10,14 +10,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{
-    sync::{Notify, mpsc},
-    time::Instant,
-};
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     audit::{Audit, RequestId},
-    auth::Identity,
+    auth::{Identity, PrincipalKey},
     authz::Permit,
     child::stdio,
     mcp::{Call, Era, Id, Shape, bridge::LegacyServer, reverse::ModernServer},
@@ -26,6 +23,7 @@ use crate::{
         exchange::Failure,
         listening::Listening,
         load::{Over, Places},
+        outbox::{Outbox, Refused},
         own::OwnMessage,
         reversed::Reversed,
         seal::{Seal, StateError},
@@ -39,6 +37,8 @@ use crate::{
 pub struct Session {
     pub(super) id: String,
     owner: Identity,
+    /// The owner's, which takes a hash to say.
+    principal: PrincipalKey,
     pub(super) audit: Audit,
     pub(super) call_timeout: Duration,
     /// How many calls may wait for an answer, of its user and of all.
@@ -52,7 +52,7 @@ pub struct Session {
     /// Closes what modern clients carry from round to round.
     pub(super) seal: Arc<Seal>,
     /// Lines for the child. Bounded: a child that does not read is not waited for (probe-68).
-    stdin: mpsc::Sender<Bytes>,
+    stdin: Outbox,
     /// Bytes of those lines.
     unwritten: AtomicUsize,
     state: Mutex<State>,
@@ -145,7 +145,7 @@ impl Session {
         audit: Audit,
         (call_timeout, calls): (Duration, Places),
         era: Era,
-        stdin: mpsc::Sender<Bytes>,
+        stdin: Outbox,
         seal: Arc<Seal>,
     ) -> Arc<Self> {
         let state = State {
@@ -164,6 +164,7 @@ impl Session {
         };
         Arc::new(Self {
             id,
+            principal: owner.principal_key(),
             owner,
             audit,
             call_timeout,
@@ -191,6 +192,11 @@ impl Session {
         &self.owner
     }
 
+    /// Whose it is.
+    pub(super) fn principal(&self) -> PrincipalKey {
+        self.principal
+    }
+
     /// Whether [`Session::send`] would take this now: asked before the decision
     /// is recorded, so that a refusal is recorded as one.
     pub fn admits(&self, call: &Call) -> Result<(), SendError> {
@@ -198,7 +204,7 @@ impl Session {
         match call.shape() {
             Shape::Request(id) => {
                 state.admits(self.era, id)?;
-                Ok(self.calls.look(self.owner.principal_key())?)
+                Ok(self.calls.look(self.principal)?)
             }
             Shape::Notification => Ok(()),
             Shape::Response(id) if state.asked.contains(id.as_json()) => Ok(()),
@@ -328,6 +334,10 @@ impl Session {
         self.give_up_results(&mut state, now);
         self.look_at_watched(&mut state, now);
         state.listening.sweep(now);
+        if state.in_flight.is_empty() {
+            // Thousands of sessions wait for their users most of the time.
+            state.in_flight.shrink_to_fit();
+        }
         state.in_flight.is_empty() && now.duration_since(state.last_used) >= idle
     }
 
@@ -402,14 +412,14 @@ impl Session {
         // Counted first: the writer may be done with it before this goes on.
         let before = self.unwritten.fetch_add(bytes, Ordering::Relaxed);
         let sent = if before > 0 && before + bytes > MAX_UNWRITTEN {
-            Err(mpsc::error::TrySendError::Full(line))
+            Err(Refused::Full)
         } else {
             self.stdin.try_send(line)
         };
         sent.inspect_err(|_| self.written(bytes))
             .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => SendError::Busy,
-                mpsc::error::TrySendError::Closed(_) => SendError::Gone,
+                Refused::Full => SendError::Busy,
+                Refused::Closed => SendError::Gone,
             })
     }
 

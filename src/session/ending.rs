@@ -5,10 +5,9 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, watch},
     task::JoinSet,
     time::timeout,
 };
@@ -20,7 +19,7 @@ use crate::{
     child::{Child, Ended, Source, StartError, Translation, stdio},
     egress,
     frames::{Caller, Signal, Status},
-    session::{Session, exchange::Failure, pump},
+    session::{Session, exchange::Failure, outbox::Lines, pump},
 };
 
 /// What a child's whole life needs.
@@ -36,6 +35,8 @@ pub(super) async fn start(
     owner: &Owner,
     caller: Option<Caller>,
 ) -> Result<Child, StartError> {
+    // Nothing is started before it is on record for whom.
+    around.audit.hand_on();
     let started = around.source.start(owner, caller).await;
     let child = started.inspect_err(|error| {
         around.audit.record(&Event::LayerFailed {
@@ -84,7 +85,7 @@ pub(super) trait Served: Send + Sync + 'static {
 
 impl Served for Session {
     fn principal(&self) -> String {
-        self.owner().principal_key().to_string()
+        Session::principal(self).to_string()
     }
 
     fn end(&self) -> &Notify {
@@ -129,7 +130,7 @@ impl Served for Session {
 pub(super) async fn tend(
     session: Arc<impl Served>,
     child: Child,
-    (lines, reading): (mpsc::Receiver<Bytes>, stdio::Reading),
+    (lines, reading): (Lines, stdio::Reading),
     around: Around,
 ) {
     let Around {
@@ -149,7 +150,7 @@ pub(super) async fn tend(
     } = child;
     let child = number;
     let mut streams = JoinSet::new();
-    let input = streams.spawn(write(session.clone(), lines, stdin));
+    let input = streams.spawn(write(session.clone(), lines, stdin, audit.clone()));
     let (speaker, fault) = (session.clone(), Arc::new(OnceLock::new()));
     let noted = Arc::clone(&fault);
     streams.spawn(async move {
@@ -266,10 +267,13 @@ pub(super) async fn tend(
 
 async fn write(
     session: Arc<impl Served>,
-    mut lines: mpsc::Receiver<Bytes>,
+    mut lines: Lines,
     mut stdin: impl AsyncWrite + Unpin,
+    audit: Audit,
 ) {
     while let Some(line) = lines.recv().await {
+        // That it was permitted is on record before the child sees it.
+        audit.hand_on();
         // It has closed its input: its output tells what becomes of it.
         if stdin.write_all(&line).await.is_err() {
             return;

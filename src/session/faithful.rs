@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use tokio::sync::mpsc;
 
 use super::{Event, Failure, Session, pump, testing};
 use crate::{
@@ -15,11 +14,11 @@ use crate::{
     authz::Engine,
     config::{Authz, ServerName},
     mcp::{Call, CallError, Era},
-    session::Exchange,
+    session::{Exchange, outbox::Lines},
 };
 
 /// A session of the era, whose child speaks the same unless it is `bridged`, and what that child is told.
-fn session(era: Era, bridged: bool) -> (Arc<Session>, mpsc::Receiver<Bytes>) {
+fn session(era: Era, bridged: bool) -> (Arc<Session>, Lines) {
     if bridged {
         testing::bridged("{}")
     } else {

@@ -18,6 +18,7 @@ mod heard;
 mod listening;
 mod load;
 mod opening;
+mod outbox;
 mod own;
 mod pending;
 mod probe;

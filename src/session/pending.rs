@@ -366,17 +366,15 @@ const MAX_WAITING: usize = 16;
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::mpsc;
-
     use super::*;
-    use crate::session::testing::bridged;
+    use crate::session::{outbox::Lines, testing::bridged};
 
     fn message(text: &str) -> Message {
         Message::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap()
     }
 
     /// A bridged session, and what its child is told.
-    fn session() -> (Arc<Session>, mpsc::Receiver<Bytes>) {
+    fn session() -> (Arc<Session>, Lines) {
         bridged("{}")
     }
 

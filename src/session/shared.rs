@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore};
 
 use crate::{
     audit::Reason,
@@ -26,6 +26,7 @@ use crate::{
         blame,
         ending::{Output, Served},
         exchange::Failure,
+        outbox::{Lines, Outbox, outbox},
         pump::{self, Hears},
         switch::{Out, Switch},
     },
@@ -35,7 +36,7 @@ use crate::{
 pub(super) struct Shared {
     /// Whose it is, for the record.
     principal: PrincipalKey,
-    stdin: mpsc::Sender<Bytes>,
+    stdin: Outbox,
     /// Bytes that lines for the child may still take up while they wait.
     room: Semaphore,
     state: Mutex<State>,
@@ -62,8 +63,8 @@ impl Shared {
         principal: PrincipalKey,
         everybody: bool,
         lines: usize,
-    ) -> (Arc<Self>, mpsc::Receiver<Bytes>) {
-        let (stdin, outbox) = mpsc::channel(lines);
+    ) -> (Arc<Self>, Lines) {
+        let (stdin, outbox) = outbox(lines);
         let state = State {
             switch: Switch::new(everybody),
             sessions: HashMap::new(),
@@ -93,7 +94,7 @@ impl Shared {
         }
         let member = state.next;
         state.next += 1;
-        let principal = session.owner().principal_key();
+        let principal = session.principal();
         state.switch.join(member, principal, caller);
         state.sessions.insert(member, session.clone());
         Some(member)
@@ -109,12 +110,7 @@ impl Shared {
     }
 
     /// Carries the session's lines to the child until the session ends.
-    pub(super) async fn serve(
-        &self,
-        member: u64,
-        session: Arc<Session>,
-        mut lines: mpsc::Receiver<Bytes>,
-    ) {
+    pub(super) async fn serve(&self, member: u64, session: Arc<Session>, mut lines: Lines) {
         loop {
             let line = tokio::select! {
                 // What it has said before its end is said, its cancellations among it.
@@ -153,7 +149,7 @@ impl Shared {
                     let taken = self.room.acquire_many(size(&line)).await;
                     // Or it is ending, and so are its sessions. Until the line has its place,
                     // its room goes back with whoever leaves.
-                    if self.stdin.send(line).await.is_ok()
+                    if self.stdin.send(line).await
                         && let Ok(taken) = taken
                     {
                         taken.forget();
@@ -307,7 +303,7 @@ mod tests {
         session::{own::OwnMessage, testing},
     };
 
-    fn session() -> (Arc<Session>, mpsc::Receiver<Bytes>) {
+    fn session() -> (Arc<Session>, Lines) {
         testing::session(Era::Legacy)
     }
 
@@ -337,7 +333,7 @@ mod tests {
             let line = child.recv().await.unwrap();
             shared.written(line.len());
         }
-        while let Ok(line) = child.try_recv() {
+        while let Some(line) = child.try_recv() {
             shared.written(line.len());
         }
         assert_eq!(shared.room.available_permits(), MAX_UNWRITTEN as usize);

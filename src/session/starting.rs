@@ -3,7 +3,6 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
 
 use crate::{
     auth::{Identity, Kind, Owner, PrincipalKey},
@@ -15,6 +14,7 @@ use crate::{
         OpenError, Session, Sessions, ending,
         exchange::Failure,
         load::Place,
+        outbox::{Lines, outbox},
         shared::Shared,
         table::{Opening, lock, new_id},
     },
@@ -24,7 +24,7 @@ impl Sessions {
     /// Starts a child, and the task that tends it and sees it out, whatever becomes of this request.
     pub(super) async fn begin(&self, identity: &Identity, era: Era) -> Result<Opening, OpenError> {
         let slot = self.slots.take(identity.principal_key())?;
-        let (stdin, lines) = mpsc::channel(MAX_LINES);
+        let (stdin, lines) = outbox(MAX_LINES);
         let session = Session::new(
             new_id(),
             identity.clone(),
@@ -67,7 +67,7 @@ impl Sessions {
         &self,
         owner: Owner,
         session: Arc<Session>,
-        lines: mpsc::Receiver<Bytes>,
+        lines: Lines,
         slot: Place,
     ) -> Result<Opening, OpenError> {
         let whose = owner.principal();
@@ -132,6 +132,8 @@ impl Sessions {
         let id = session.id().to_owned();
         lock(&self.table).insert(id.clone(), session);
         let (table, ended) = (self.table.clone(), self.ended.clone());
+        // Boxed, or the task would have room for it twice.
+        let tended = Box::pin(tended);
         self.tasks().spawn(async move {
             tended.await;
             lock(&table).remove(&id);

@@ -183,9 +183,10 @@ impl Sessions {
         if let Some(session) = place.upgrade().filter(|session| session.is_usable()) {
             return Ok(session);
         }
-        let opening = self.begin(identity, Era::Modern).await?;
+        // Boxed: it is once for many requests.
+        let opening = Box::pin(self.begin(identity, Era::Modern)).await?;
         let session = &opening.session;
-        probe::for_modern(session, self.setup.call_timeout).await?;
+        Box::pin(probe::for_modern(session, self.setup.call_timeout)).await?;
         let session = opening.keep();
         *place = Arc::downgrade(&session);
         Ok(session)

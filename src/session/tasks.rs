@@ -484,17 +484,17 @@ const MAX_BYTES: usize = 256 << 10;
 mod tests {
     use std::{sync::Arc, time::Duration};
 
-    use tokio::{sync::mpsc, time::timeout};
+    use tokio::time::timeout;
 
     use super::*;
     use crate::{
         audit::RequestId,
         auth::Identity,
-        session::{Exchange, pump, testing::bridged},
+        session::{Exchange, outbox::Lines, pump, testing::bridged},
     };
 
     /// A bridged session whose tool `t` is a task alone, and what its child is told.
-    fn session() -> (Arc<Session>, mpsc::Receiver<Bytes>) {
+    fn session() -> (Arc<Session>, Lines) {
         let (session, lines) = bridged(r#"{"tasks":{"requests":{"tools":{"call":{}}}}}"#);
         let tool =
             r#"{"id":0,"result":{"tools":[{"name":"t","execution":{"taskSupport":"required"}}]}}"#;
@@ -523,9 +523,9 @@ mod tests {
         assert!(pump::take(session, line.into()));
     }
 
-    fn said(lines: &mut mpsc::Receiver<Bytes>) -> Vec<String> {
+    fn said(lines: &mut Lines) -> Vec<String> {
         let mut said = Vec::new();
-        while let Ok(line) = lines.try_recv() {
+        while let Some(line) = lines.try_recv() {
             said.push(String::from_utf8(line.to_vec()).unwrap());
         }
         said

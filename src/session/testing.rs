@@ -2,10 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use tokio::sync::mpsc;
-
-use super::{Seal, Session, load::Places};
+use super::{
+    Seal, Session,
+    load::Places,
+    outbox::{Lines, outbox},
+};
 use crate::{
     audit::Audit,
     auth::Identity,
@@ -15,9 +16,9 @@ use crate::{
 };
 
 /// A session of Alice's, and what its child is told.
-pub(super) fn session(era: Era) -> (Arc<Session>, mpsc::Receiver<Bytes>) {
+pub(super) fn session(era: Era) -> (Arc<Session>, Lines) {
     let (audit, _) = Audit::memory(&ServerName::parse("it").unwrap());
-    let (stdin, lines) = mpsc::channel(64);
+    let (stdin, lines) = outbox(64);
     let session = Session::new(
         "0123456789abcdef0123456789abcdef".to_owned(),
         Identity::example("https://a", "alice"),
@@ -31,7 +32,7 @@ pub(super) fn session(era: Era) -> (Arc<Session>, mpsc::Receiver<Bytes>) {
 }
 
 /// The same, before a server of the legacy era that has said these capabilities.
-pub(super) fn bridged(capabilities: &str) -> (Arc<Session>, mpsc::Receiver<Bytes>) {
+pub(super) fn bridged(capabilities: &str) -> (Arc<Session>, Lines) {
     let (session, lines) = session(Era::Modern);
     let said = format!(r#"{{"id":1,"result":{{"capabilities":{capabilities}}}}}"#);
     let said = Message::parse(said.into()).unwrap();

@@ -94,7 +94,8 @@ impl Session {
     pub async fn tool(self: &Arc<Self>, name: &str, request: RequestId) -> Option<Tool> {
         if !self.tools.seen().0 {
             // Whoever goes away now was permitted, and owes an outcome.
-            self.audit.unless_gone(request, self.learn_tools()).await;
+            let learnt = Box::pin(self.learn_tools());
+            self.audit.unless_gone(request, learnt).await;
         }
         self.tools.get(name)
     }

@@ -14,7 +14,7 @@ use std::{
 use tokio::{
     io::{copy, sink},
     sync::{
-        Notify, mpsc,
+        Notify,
         oneshot::{self, error::TryRecvError},
     },
     time::Instant,
@@ -29,6 +29,7 @@ use crate::{
         ending::{self, Around, Output, Served},
         exchange::Failure,
         load::Places,
+        outbox::outbox,
     },
 };
 
@@ -126,7 +127,7 @@ impl Warm {
     }
 
     async fn see_out(self: Arc<Self>, child: Child, around: Around, is_unwanted: bool) {
-        let (_, nothing) = mpsc::channel(1);
+        let (_, nothing) = outbox(1);
         let unneeded = Unneeded {
             end: Notify::new(),
             is_unwanted,

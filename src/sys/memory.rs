@@ -2,10 +2,10 @@
 
 use std::ffi::{c_int, c_void};
 
-/// Gives back what only the start has needed: free memory of the allocator's, which it does
-/// not give by itself where some of what came after is still in use (malloc_trim(3)), and the
-/// pages of the program's file, most of which read policies and configuration. What is
-/// needed again is mapped again.
+/// Gives back what the start or the latest requests have needed: free memory of the
+/// allocator's, which it does not give by itself where some of what came after is still in
+/// use (malloc_trim(3)), and the pages of the program's file, most of which read policies and
+/// configuration. What is needed again is mapped again.
 pub(crate) fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes no pointer and frees nothing that is in use, and any thread may call it

@@ -1,0 +1,203 @@
+//! Lines that wait for a child: so many, and in no more memory than they need.
+//!
+//! A session has one for as long as it lives, and nothing waits in it most of that time. The
+//! channels of tokio keep room for 32 values and more, which was most of a session's queues.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+/// The end at which lines are put in.
+pub(super) struct Outbox(Arc<Shared>);
+
+/// The end at which they come out.
+pub(super) struct Lines(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    /// There are lines, or there will be no more.
+    more: Notify,
+    /// There is room, or nobody takes any more.
+    room: Notify,
+}
+
+struct State {
+    waiting: VecDeque<Bytes>,
+    most: usize,
+    /// One of the ends is gone.
+    closed: bool,
+}
+
+/// Why a line was not put in.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Refused {
+    Full,
+    Closed,
+}
+
+/// A queue for at most `most` lines.
+pub(super) fn outbox(most: usize) -> (Outbox, Lines) {
+    let state = State {
+        waiting: VecDeque::new(),
+        most,
+        closed: false,
+    };
+    let shared = Arc::new(Shared {
+        state: Mutex::new(state),
+        more: Notify::new(),
+        room: Notify::new(),
+    });
+    (Outbox(shared.clone()), Lines(shared))
+}
+
+impl Outbox {
+    pub(super) fn try_send(&self, line: Bytes) -> Result<(), Refused> {
+        let mut state = self.0.state();
+        if state.closed {
+            return Err(Refused::Closed);
+        }
+        if state.waiting.len() >= state.most {
+            return Err(Refused::Full);
+        }
+        state.waiting.push_back(line);
+        drop(state);
+        self.0.more.notify_one();
+        Ok(())
+    }
+
+    /// The same, but waits for room; by one at a time. `false` if nobody takes it any more.
+    pub(super) async fn send(&self, line: Bytes) -> bool {
+        loop {
+            match self.try_send(line.clone()) {
+                Ok(()) => return true,
+                Err(Refused::Closed) => return false,
+                Err(Refused::Full) => self.0.room.notified().await,
+            }
+        }
+    }
+}
+
+impl Lines {
+    /// The next line; `None` when there will be no more. Safe to drop and call again.
+    pub(super) async fn recv(&mut self) -> Option<Bytes> {
+        loop {
+            let (line, closed) = {
+                let mut state = self.0.state();
+                (state.next(), state.closed)
+            };
+            if line.is_some() {
+                self.0.room.notify_one();
+                return line;
+            }
+            if closed {
+                return None;
+            }
+            self.0.more.notified().await;
+        }
+    }
+
+    /// The next line that is there already.
+    #[cfg(test)]
+    pub(super) fn try_recv(&mut self) -> Option<Bytes> {
+        self.0.state().next()
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No code path leaves the state half changed, so a panic elsewhere does not taint it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn next(&mut self) -> Option<Bytes> {
+        let line = self.waiting.pop_front();
+        if self.waiting.is_empty() && self.waiting.capacity() > USUAL {
+            self.waiting = VecDeque::new();
+        }
+        line
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        // What waits is still taken out.
+        self.0.state().closed = true;
+        self.0.more.notify_one();
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.closed = true;
+        state.waiting = VecDeque::new();
+        drop(state);
+        self.0.room.notify_one();
+    }
+}
+
+/// Lines for which room is kept when none wait.
+const USUAL: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(number: usize) -> Bytes {
+        Bytes::from(number.to_string())
+    }
+
+    #[tokio::test]
+    async fn lines_come_out_in_order_and_wait_for_room() {
+        let (outbox, mut lines) = outbox(20);
+        let sent = async {
+            for number in 0..1000 {
+                assert!(outbox.send(line(number)).await);
+                if number % 7 == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        let received = async {
+            for number in 0..1000 {
+                assert_eq!(lines.recv().await, Some(line(number)));
+            }
+        };
+        tokio::join!(sent, received);
+        assert!(outbox.0.state().waiting.capacity() <= USUAL);
+    }
+
+    #[tokio::test]
+    async fn what_waits_when_its_sender_goes_is_still_taken() {
+        let (outbox, mut lines) = outbox(2);
+        assert_eq!(outbox.try_send(line(1)), Ok(()));
+        assert_eq!(outbox.try_send(line(2)), Ok(()));
+        assert_eq!(outbox.try_send(line(3)), Err(Refused::Full));
+        drop(outbox);
+        assert_eq!(lines.recv().await, Some(line(1)));
+        assert_eq!(lines.recv().await, Some(line(2)));
+        assert_eq!(lines.recv().await, None);
+    }
+
+    #[tokio::test]
+    async fn who_waits_hears_that_the_other_end_is_gone() {
+        let (sender, mut lines) = outbox(1);
+        let waits = tokio::spawn(async move { lines.recv().await });
+        tokio::task::yield_now().await;
+        drop(sender);
+        assert_eq!(waits.await.unwrap(), None);
+
+        let (sender, lines) = outbox(1);
+        assert!(sender.send(line(1)).await);
+        let waits = tokio::spawn(async move { sender.send(line(2)).await });
+        tokio::task::yield_now().await;
+        drop(lines);
+        assert!(!waits.await.unwrap());
+    }
+}
