@@ -135,11 +135,7 @@ async fn answer(
         return batch::answer(gateway, &head, &identity, body, record).await;
     }
     let modern = one(&head.headers, VERSION)? == Some(version::MODERN);
-    let call = session::aside(body.len(), move || Call::read(body, modern))
-        .await
-        .map_err(Refusal::Call)?;
-    record.method = Some(call.method().to_owned());
-    record.aim = (&call.target()).into();
+    let call = read(body, modern, record).await?;
     let id = call.id().cloned();
     let decided = permitted_call(gateway, &head, &identity, call, record);
     let (permit, place) = decided.map_err(|refusal| Refused {
@@ -153,6 +149,15 @@ async fn answer(
     }
     let sent = (permit, place, record.request_id);
     Ok(deliver(gateway, &identity, &head.headers, sent).await)
+}
+
+/// The message, and what is recorded of it.
+async fn read(body: Bytes, modern: bool, record: &mut Decision) -> Result<Call, Refusal> {
+    let read = session::aside(body.len(), move || Call::read(body, modern)).await;
+    let call = read.map_err(Refusal::Call)?;
+    record.method = Some(call.method().to_owned());
+    record.aim = (&call.target()).into();
+    Ok(call)
 }
 
 /// Where a permitted message goes.

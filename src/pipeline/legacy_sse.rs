@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    Gateway, Refused, VERSION, failed, not_opened, one, only_permitted, outcome, permitted,
+    Gateway, Refused, VERSION, failed, not_opened, one, only_permitted, outcome, permitted, read,
     upstream,
 };
 use crate::{
@@ -32,8 +32,8 @@ use crate::{
         body::{self, Events, Joining},
         reply, route,
     },
-    mcp::{Call, CallError, Era, method, version},
-    session::{self, NoSession, OpenError, SendError, Sent, Session},
+    mcp::{CallError, Era, method, version},
+    session::{NoSession, OpenError, SendError, Sent, Session},
     sys::random,
 };
 
@@ -159,11 +159,7 @@ pub(super) async fn post(
         .clients
         .find(identity, id)
         .map_err(Refusal::NoSession)?;
-    let call = session::aside(body.len(), move || Call::read(body, false))
-        .await
-        .map_err(Refusal::Call)?;
-    record.method = Some(call.method().to_owned());
-    record.aim = (&call.target()).into();
+    let call = read(body, false, record).await?;
     let id = call.id().cloned();
     let refused = |refusal| Refused {
         refusal,

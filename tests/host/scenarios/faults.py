@@ -141,7 +141,7 @@ def each_decision_under_reloads_is_of_one_version(host):
     host.run("systemctl", "restart", GATEWAY)
     host.flush_journal()
     cursor = host.text("journalctl", "--lines=1", "--show-cursor", "--output=cat").rsplit("-- cursor: ", 1)[1]
-    ended, odd = threading.Event(), []
+    ended, odd, answered = threading.Event(), [], []
 
     def call_on():
         while not ended.is_set():
@@ -154,6 +154,7 @@ def each_decision_under_reloads_is_of_one_version(host):
                             break
                         if status not in (200, 403):
                             odd.append((tool, status))
+                        answered.append(status)
             except (AssertionError, OSError, http.client.HTTPException):
                 # A session that begins while one gateway follows the other.
                 pass
@@ -167,7 +168,8 @@ def each_decision_under_reloads_is_of_one_version(host):
             host.write(POLICY, forbids[tool])
             host.run("systemctl", "try-reload-or-restart", GATEWAY)
             until("the next gateway", 40, lambda: host.pid(GATEWAY) not in (0, before) and host.is_active(GATEWAY))
-            time.sleep(1)
+            calls = len(answered) + 100
+            until("calls under this version", 40, lambda: len(answered) >= calls)
     finally:
         ended.set()
         for caller in callers:
