@@ -314,13 +314,17 @@ impl Link {
                     number,
                     "a child that was made ahead has ended, making another"
                 );
+                let since = child.since;
                 self.children.remove(&number);
                 let Some((_, filter)) = &self.config else {
                     return Ok(());
                 };
                 match Child::prepare(plan, setup, filter, cgroups) {
                     Ok(made) => {
-                        self.children.insert(number, made.begin(number));
+                        let mut made = made.begin(number);
+                        // Whoever waits has done so since then.
+                        made.since = since;
+                        self.children.insert(number, made);
                         Ok(())
                     }
                     Err(fault) => self.failed(number, fault),
