@@ -394,6 +394,18 @@ fn every_shipped_file_is_on_the_one_list() {
     }
 }
 
+/// probe-26: a limit of 0 lets the kernel give a dump to a program all the same (core(5)).
+#[test]
+fn no_unit_dumps_core_to_a_file_or_to_a_program() {
+    let units = files("systemd/system", &[".service"]);
+    assert!(units.len() >= 4, "{units:?}");
+    for unit in units {
+        let text = read(&unit);
+        let limit = text.lines().find(|line| line.starts_with("LimitCORE="));
+        assert_eq!(limit, Some("LimitCORE=1"), "{}", shown(&unit));
+    }
+}
+
 #[test]
 fn every_journal_message_has_a_catalog_entry() {
     let catalog = read("systemd/catalog/thv.catalog");

@@ -53,6 +53,8 @@ pub(super) struct Child {
     plan: Rc<sandbox::Plan>,
     group: Option<Group>,
     pub(super) since: Instant,
+    /// Whether it was made before it was asked for, and nobody has wanted its end since.
+    pub(super) is_replaceable: bool,
     reaped: bool,
 }
 
@@ -63,6 +65,8 @@ pub(super) enum Told {
     /// With the sockets of its network.
     Started(sandbox::Doors),
     Failed(Fault),
+    /// It was made ahead, and ended before it could become its server: another is to be made.
+    Replace(Rc<sandbox::Plan>),
 }
 
 impl Child {
@@ -197,6 +201,7 @@ impl Child {
                 plan,
                 group,
                 since: Instant::now(),
+                is_replaceable: false,
                 reaped: false,
             }),
         }
@@ -260,6 +265,9 @@ impl Child {
         (self.report, self.reported) = (None, Vec::new());
         match whole {
             Ok(report) => {
+                if report.is_cut_short && self.is_replaceable {
+                    return Told::Replace(self.plan.clone());
+                }
                 for fault in report.skipped {
                     without(&fault);
                 }
@@ -290,7 +298,8 @@ impl Child {
         self.streams.take()
     }
 
-    pub(super) fn signal(&self, signal: Signal) {
+    pub(super) fn signal(&mut self, signal: Signal) {
+        self.is_replaceable = false;
         // The init passes SIGTERM on to the server; SIGKILL ends all of it.
         let number = match signal {
             Signal::Terminate => libc::SIGTERM,

@@ -134,8 +134,8 @@ impl Link {
     }
 
     /// Reads a child's report and tells the gateway.
-    pub(super) fn hear(&mut self, number: u64) {
-        self.over |= self.tell_start(number).is_err();
+    pub(super) fn hear(&mut self, number: u64, setup: &Setup, cgroups: &Result<Delegated, Fault>) {
+        self.over |= self.tell_start(number, setup, cgroups).is_err();
     }
 
     /// Reaps a child that has ended and tells the gateway.
@@ -236,7 +236,7 @@ impl Link {
                 }
             }
             (Request::Signal { child, signal }, Some(_)) => {
-                if let Some(child) = self.children.get(&child) {
+                if let Some(child) = self.children.get_mut(&child) {
                     child.signal(signal);
                 }
                 Ok(())
@@ -298,12 +298,38 @@ impl Link {
         }
     }
 
-    fn tell_start(&mut self, number: u64) -> Result<(), Over> {
+    fn tell_start(
+        &mut self,
+        number: u64,
+        setup: &Setup,
+        cgroups: &Result<Delegated, Fault>,
+    ) -> Result<(), Over> {
         let Some(child) = self.children.get_mut(&number) else {
             return Ok(());
         };
         match child.hear() {
             Told::Nothing => Ok(()),
+            Told::Replace(plan) => {
+                debug!(
+                    number,
+                    "a child that was made ahead has ended, making another"
+                );
+                let since = child.since;
+                self.children.remove(&number);
+                let Some((_, filter)) = &self.config else {
+                    return Ok(());
+                };
+                match Child::prepare(plan, setup, filter, cgroups) {
+                    Ok(made) => {
+                        let mut made = made.begin(number);
+                        // Whoever waits has done so since then.
+                        made.since = since;
+                        self.children.insert(number, made);
+                        Ok(())
+                    }
+                    Err(fault) => self.failed(number, fault),
+                }
+            }
             Told::Failed(fault) => {
                 // Reaped here: nothing of it is left when the gateway hears of it.
                 self.remove(number);

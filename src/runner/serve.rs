@@ -81,7 +81,7 @@ pub(super) fn run(setup: &Setup, peers: Peers) -> Result<ExitCode> {
                     }
                 }
                 Event::Frame(link) => links[link].read(setup, &cgroups),
-                Event::Report(link, child) => links[link].hear(child),
+                Event::Report(link, child) => links[link].hear(child, setup, &cgroups),
                 Event::End(link, child) => links[link].reap(child),
             }
         }

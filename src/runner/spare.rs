@@ -59,7 +59,10 @@ impl Spare {
             && self.child.made_by() == plan
             && !self.seen.mounts_have_changed()
             && Seen::files(plan, setup).is_ok_and(|files| files == self.seen.files);
-        is_the_same.then_some(self.child)
+        // Whether it lives is the word of a moment: what was killed just now still does.
+        let mut child = self.child;
+        child.is_replaceable = true;
+        is_the_same.then_some(child)
     }
 }
 

@@ -115,11 +115,7 @@ pub(super) fn left(leaving: Beside) -> Result<(), Fault> {
 
 /// The same, for the server's process, which its init waits for.
 pub(super) fn is_left(leaving: &Beside) -> Result<(), Fault> {
-    match leaving.has_ended_well() {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(fault(LEAVING, io::Error::from(io::ErrorKind::Other))),
-        Err(error) => Err(fault(LEAVING, error)),
-    }
+    leaving.ended().map_err(|error| fault(LEAVING, error))
 }
 
 /// A part of the host, copied, restricted and attached nowhere yet.

@@ -311,6 +311,8 @@ pub struct Report {
     pub skipped: Vec<Fault>,
     /// Why there is no server; `None` where the exec succeeded.
     pub fault: Option<Fault>,
+    /// Whether it ended without a word of why: from outside, or for want of memory.
+    pub is_cut_short: bool,
 }
 
 /// Reads what there is of a report behind what was read of it before; the report, where
@@ -333,6 +335,7 @@ fn understood(text: &str) -> Report {
     let mut said = Report {
         skipped: Vec::new(),
         fault: None,
+        is_cut_short: false,
     };
     let mut ready = false;
     for part in text.split_terminator('\0') {
@@ -356,6 +359,7 @@ fn understood(text: &str) -> Report {
         }
     }
     if !ready && said.fault.is_none() {
+        said.is_cut_short = true;
         said.fault = Some(Fault {
             layer: "exec".to_owned(),
             reason: "its process ended while the sandbox was being made; was it killed, or is limits.memory too small?".to_owned(),
@@ -401,7 +405,10 @@ mod tests {
             read(&record(FAILED, &fault("root"))).fault,
             Some(fault("root"))
         );
-        let ended = read("").fault.unwrap();
+        assert!(!read(&failed).is_cut_short);
+        let ended = read("");
+        assert!(ended.is_cut_short);
+        let ended = ended.fault.unwrap();
         assert!(ended.reason.contains("ended while"), "{ended:?}");
     }
 

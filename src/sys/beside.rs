@@ -27,7 +27,7 @@ pub(crate) struct Beside {
     pid: Pid,
     /// Readable once it has ended.
     pidfd: OwnedFd,
-    /// Where it leaves a descriptor, or that it has done its work. Boxed, as the process has its address.
+    /// Where it leaves a descriptor, or how its work went. Boxed, as the process has its address.
     left: Box<AtomicI32>,
     /// What it runs on, until it has ended.
     _stack: Stack,
@@ -62,13 +62,12 @@ pub(crate) fn new_network() -> io::Result<Beside> {
 pub(crate) fn leave_old_root() -> io::Result<Beside> {
     extern "C" fn leave(left: *mut libc::c_void) -> libc::c_int {
         // SAFETY: the path is a constant C string.
-        if unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) } != 0 {
-            return why();
-        }
+        let went = unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) };
+        let why = if went == 0 { DONE } else { why() };
         // SAFETY: as above.
         let left = unsafe { &*left.cast::<AtomicI32>() };
-        left.store(DONE, Ordering::Release);
-        0
+        left.store(why, Ordering::Release);
+        why
     }
     beside(leave)
 }
@@ -88,21 +87,26 @@ impl Beside {
         self.wait()
     }
 
-    /// What [`Self::has_ended_well`] needs to be open.
+    /// What [`Self::ended`] needs to be open.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 
-    /// Waits for its end, and says whether it has done its work: for another process with this
-    /// memory, who is not its parent. That one still has to take it in.
-    pub(crate) fn has_ended_well(&self) -> io::Result<bool> {
+    /// Waits for its end, and says how it went, for one without a descriptor to leave: for another
+    /// process with this memory, who is not its parent. That one still has to take it in.
+    pub(crate) fn ended(&self) -> io::Result<()> {
         let mut end = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
         while let Err(error) = poll(&mut end, PollTimeout::NONE) {
             if error != Errno::EINTR {
                 return Err(error.into());
             }
         }
-        Ok(self.left.load(Ordering::Acquire) == DONE)
+        match self.left.load(Ordering::Acquire) {
+            DONE => Ok(()),
+            // By a signal.
+            NONE => Err(io::Error::from(io::ErrorKind::Interrupted)),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
     }
 
     /// Waits for its end, and goes into the network that it has made.
@@ -182,7 +186,7 @@ impl Drop for Beside {
 }
 
 const NONE: i32 = -1;
-/// No descriptor: these begin above the standard ones here.
+/// Neither a descriptor, as these begin above the standard ones here, nor an error.
 const DONE: i32 = 0;
 /// The network of a socket (sockios.h).
 const SIOCGSKNS: libc::Ioctl = 0x894c;
@@ -226,15 +230,14 @@ mod tests {
     #[test]
     fn what_fails_beside_says_why() {
         alone(|| {
-            let left = leave_old_root()?;
-            if left.has_ended_well()? {
-                return Ok(false);
-            }
-            let left = left.end();
-            // It is no mount of this process's to take away.
-            Ok(left.is_err_and(|error| {
-                matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPERM))
-            }))
+            let leaving = leave_old_root()?;
+            let [to_another, to_its_parent] = [leaving.ended(), leaving.end()].map(|ended| {
+                // It is no mount of this process's to take away.
+                ended.is_err_and(|error| {
+                    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPERM))
+                })
+            });
+            Ok(to_another && to_its_parent)
         });
     }
 }

@@ -90,6 +90,7 @@ mod scopes;
 #[allow(dead_code, reason = "others need more of it")]
 mod signer;
 /// Streams of a session, and coming back to them.
+mod start;
 mod streams;
 /// Work that outlives the call that began it.
 mod tasks;

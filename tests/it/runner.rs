@@ -207,8 +207,87 @@ fn a_principal_finds_its_own_state_again_and_none_is_made_ahead_without_one() {
 }
 
 fn children(runner: u32) -> usize {
+    children_of(runner).len()
+}
+
+fn children_of(runner: u32) -> Vec<i32> {
     let list = fs::read_to_string(format!("/proc/{runner}/task/{runner}/children"));
-    list.unwrap_or_default().split_whitespace().count()
+    let list = list.unwrap_or_default();
+    list.split_whitespace()
+        .filter_map(|child| child.parse().ok())
+        .collect()
+}
+
+/// One that was made ahead can end between the look at it and the word that it is wanted, which
+/// is held open here: then another is made, unless the gateway wants its end.
+#[test]
+fn a_child_that_was_made_ahead_and_ends_as_it_is_wanted_is_replaced() {
+    use nix::{
+        sys::signal::{Signal, kill},
+        unistd::Pid,
+    };
+    for is_wanted in [true, false] {
+        let (_files, runner) = runner();
+        hello(&runner, frames::VERSION, &runner.key);
+        assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
+        let start = |child| {
+            let frame = Request::Start {
+                child,
+                principal: "0".repeat(64),
+                caller: None,
+            };
+            frames::send(runner.socket.as_fd(), &frame, &[]).unwrap();
+        };
+        let mut held = Vec::new();
+        let mut begun = |number| {
+            let (reply, descriptors) = with_descriptors(runner.socket.as_fd());
+            held.push(descriptors);
+            match reply {
+                Reply::Started { child, pid, .. } if child == number => pid.cast_signed(),
+                other => panic!("{other:?}"),
+            }
+        };
+        start(1);
+        let first = begun(1);
+        start(2);
+        let taken = [first, begun(2)];
+        let end = Instant::now() + crate::wire::PATIENCE;
+        let spare = loop {
+            let there = children_of(runner.pid());
+            if let Some(spare) = there.into_iter().find(|pid| !taken.contains(pid)) {
+                break spare;
+            }
+            assert!(Instant::now() < end, "none was made ahead");
+            std::thread::yield_now();
+        };
+        let is_stopped = || {
+            let stat = fs::read_to_string(format!("/proc/{spare}/stat")).unwrap();
+            stat.rsplit_once(") ").unwrap().1.starts_with('T')
+        };
+        kill(Pid::from_raw(spare), Signal::SIGSTOP).unwrap();
+        while !is_stopped() {
+            assert!(Instant::now() < end, "it does not stop");
+            std::thread::yield_now();
+        }
+        start(3);
+        if !is_wanted {
+            let signal = frames::Signal::Kill;
+            let frame = Request::Signal { child: 3, signal };
+            frames::send(runner.socket.as_fd(), &frame, &[]).unwrap();
+            let reply = next(&runner);
+            assert!(
+                matches!(reply, Some(Reply::Failed { child: 3, .. })),
+                "{reply:?}"
+            );
+            continue;
+        }
+        // Asked for after the third, and begun before it: the third waits for the spare one.
+        start(4);
+        let fourth = begun(4);
+        kill(Pid::from_raw(spare), Signal::SIGKILL).unwrap();
+        let third = begun(3);
+        assert!(![first, taken[1], fourth, spare].contains(&third));
+    }
 }
 
 /// As a unit it listens: whoever connects and says nothing is let go, and with nobody left it ends.
