@@ -144,10 +144,11 @@ where
     let rests = async {
         loop {
             activity.rests(begun, REST).await;
-            if verdict.all_sent() {
+            if verdict.may_rest() {
                 return;
             }
-            // The peer has not read all: what is left of that is not here.
+            // The peer has not read all, and what is left of that is not here; or it has begun to
+            // ask, and how long that may take is counted already.
             sleep(REST).await;
         }
     };
@@ -437,6 +438,28 @@ mod tests {
         let answered = tokio::time::Instant::now();
         assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
         assert_eq!(answered.elapsed().as_secs(), HEADER_DEADLINE.as_secs());
+    }
+
+    /// conn-1: a head that comes bit by bit before a rest and after it has no more time than another.
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_head_does_not_gain_by_a_rest() {
+        let (_drain, draining) = watch::channel(false);
+        let (mut client, _serving) = connect(draining);
+        client
+            .write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+            .await
+            .unwrap();
+        next_answer(&mut client).await;
+        let answered = tokio::time::Instant::now();
+        sleep(REST / 2).await;
+        while client.write_all(b"x").await.is_ok() {
+            sleep(Duration::from_secs(3)).await;
+        }
+        let waited = answered.elapsed();
+        assert!(
+            waited <= HEADER_DEADLINE + Duration::from_secs(3),
+            "{waited:?}"
+        );
     }
 
     /// An answer that its client takes its time to read is not cut off by a rest.
