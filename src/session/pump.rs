@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::{
     io::AsyncRead,
+    task::consume_budget,
     time::{Instant, timeout_at},
 };
 use tracing::{debug, warn};
@@ -67,6 +68,8 @@ pub(super) async fn run(
     let mut complaints = Complaints::default();
     let mut due = None;
     loop {
+        // One read may bring thousands: others have their turn between them.
+        consume_budget().await;
         let line = match due {
             // What is asked together is told together.
             Some(due) => timeout_at(due, lines.next()).await,
@@ -242,6 +245,7 @@ mod tests {
         mpsc,
     };
 
+    use tokio::task::yield_now;
     use tracing::{Event, Subscriber, subscriber::set_default};
     use tracing_subscriber::{Layer, Registry, layer::Context, layer::SubscriberExt as _};
 
@@ -303,6 +307,27 @@ mod tests {
         fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// What a server writes without an end keeps nobody waiting until it has ended.
+    #[tokio::test]
+    async fn others_have_their_turn_between_the_lines_of_a_flood() {
+        let turns = Arc::new(AtomicUsize::new(0));
+        let counted = turns.clone();
+        let others = tokio::spawn(async move {
+            loop {
+                counted.fetch_add(1, Ordering::Relaxed);
+                yield_now().await;
+            }
+        });
+        let reading = Reading {
+            longest: 10,
+            rate: u64::MAX,
+        };
+        run(Arc::new(Bears), &b"{}\n\n".repeat(50_000)[..], reading).await;
+        others.abort();
+        let turns = turns.load(Ordering::Relaxed);
+        assert!(turns >= 500, "{turns}");
     }
 
     /// probe-70: a server that is borne cannot fill the journal by what is said of it.
