@@ -11,6 +11,9 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+#[cfg(test)]
+use bytes::Bytes;
+
 use crate::{
     audit::Audit,
     session::{
@@ -298,6 +301,13 @@ impl Exchange {
         let exchange = stream.attach(None);
         (stream, exchange)
     }
+
+    /// The same: a modern request that has its answer.
+    pub(crate) fn answered(answer: Bytes) -> Self {
+        let stream = Stream::new(1, Style::Plain);
+        stream.end(Event::Answer(answer));
+        stream.attach(None)
+    }
 }
 
 /// An event id of ours: the stream, and the place in it.
@@ -333,8 +343,6 @@ const MAX_UNREAD: usize = 1 << 20;
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixDatagram;
-
-    use bytes::Bytes;
 
     use super::*;
     use crate::{audit, config::ServerName};
