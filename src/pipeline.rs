@@ -73,9 +73,10 @@ pub async fn handle(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
         Err(Panicked) => {
             error!(request = %record.request_id, "the work on a request ended in a panic, the others go on");
             if record.is_on_record() {
-                return failed(gateway, record.request_id, &Refusal::Internal, None);
+                failed(gateway, record.request_id, &Refusal::Internal, None)
+            } else {
+                deny(gateway, record, Refusal::Internal.into())
             }
-            deny(gateway, record, Refusal::Internal.into())
         }
     };
     // What became of it is on record before anybody is told.

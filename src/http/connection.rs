@@ -17,8 +17,9 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     sync::watch,
+    task::yield_now,
     time::{sleep, timeout},
 };
 use tracing::debug;
@@ -79,6 +80,8 @@ pub(super) async fn serve_version<F>(
             // … nor while it is only kept open for what may come: thousands are.
             let more = in_time(stream.more(), LEFT_AFTER_REST, &drain, Some(&activity)).await;
             if more.is_none_or(|read| read == 0) {
+                // Over TLS this says that it ends here, and that nobody has cut it.
+                let _ = timeout(GOING, stream.shutdown()).await;
                 return;
             }
         },
@@ -94,6 +97,7 @@ async fn in_time<T>(
     activity: Option<&Activity>,
 ) -> Option<T> {
     tokio::select! {
+        biased;
         read = timeout(patience, read) => read.ok()?.ok(),
         () = told(drain.clone(), activity) => None,
     }
@@ -140,14 +144,16 @@ where
     let rests = async {
         loop {
             activity.rests(begun, REST).await;
-            if verdict.all_sent() {
+            if verdict.may_rest() {
                 return;
             }
-            // The peer has not read all: what is left of that is not here.
+            // The peer has not read all, and what is left of that is not here; or it has begun to
+            // ask, and how long that may take is counted already.
             sleep(REST).await;
         }
     };
     let ended = tokio::select! {
+        biased;
         ended = &mut connection => ended,
         () = told(drain, Some(activity)) => {
             Pin::new(&mut connection).graceful_shutdown();
@@ -230,12 +236,14 @@ async fn serve_two<F>(
 }
 
 /// Waits until the connection is to be drained and its first request, which may have
-/// been on its way, had its time.
+/// been on its way, had its time. Whoever waits for this looks first at what has come.
 pub(super) async fn told(mut drain: watch::Receiver<bool>, activity: Option<&Activity>) {
     if drain.wait_for(|draining| *draining).await.is_err() {
         // Whoever could have said so has left this connection to itself.
         pending::<()>().await;
     }
+    // What has come by now is seen first.
+    yield_now().await;
     // Accepted, and perhaps not read yet: what comes at once is still answered.
     let spoken = async {
         match activity {
@@ -257,7 +265,7 @@ const LEFT_AFTER_REST: Duration = HEADER_DEADLINE.saturating_sub(REST);
 pub(super) const MAX_HEADERS: usize = 64;
 /// How long a connection that was accepted, and has said nothing, is waited for when draining.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
-/// How long an HTTP/2 client may take to leave when it is told to.
+/// How long an HTTP/2 client may take to leave when it is told to, and the end of a rest to be said.
 const GOING: Duration = Duration::from_secs(1);
 /// Requests at once on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 64;
@@ -377,7 +385,7 @@ mod tests {
             .write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{")
             .await
             .unwrap();
-        tokio::task::yield_now().await;
+        yield_now().await;
         drain.send(true).unwrap();
         client.write_all(b"}").await.unwrap();
         let mut answer = String::new();
@@ -432,6 +440,28 @@ mod tests {
         assert_eq!(answered.elapsed().as_secs(), HEADER_DEADLINE.as_secs());
     }
 
+    /// conn-1: a head that comes bit by bit before a rest and after it has no more time than another.
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_head_does_not_gain_by_a_rest() {
+        let (_drain, draining) = watch::channel(false);
+        let (mut client, _serving) = connect(draining);
+        client
+            .write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+            .await
+            .unwrap();
+        next_answer(&mut client).await;
+        let answered = tokio::time::Instant::now();
+        sleep(REST / 2).await;
+        while client.write_all(b"x").await.is_ok() {
+            sleep(Duration::from_secs(3)).await;
+        }
+        let waited = answered.elapsed();
+        assert!(
+            waited <= HEADER_DEADLINE + Duration::from_secs(3),
+            "{waited:?}"
+        );
+    }
+
     /// An answer that its client takes its time to read is not cut off by a rest.
     #[tokio::test]
     async fn an_answer_that_is_read_late_is_whole() {
@@ -453,6 +483,67 @@ mod tests {
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).await.unwrap();
         assert!(answer.len() > 16 << 20, "{}", answer.len());
+    }
+
+    /// conn-8: a peer that is told before it has sent all can say the rest, and reads then what it was told.
+    #[tokio::test]
+    async fn a_peer_that_goes_on_sending_reads_its_last_answer() {
+        let (mut client, stream) = connected().await;
+        let (_drain, draining) = watch::channel(false);
+        let answer = |_| async { Refusal::TooLarge.response(None, None) };
+        let _served = tokio::spawn(serve(
+            Guarded::new(stream),
+            draining,
+            Activity::new(),
+            answer,
+        ));
+        client
+            .write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n\r\n")
+            .await
+            .unwrap();
+        for _ in 0..8 {
+            client.write_all(&[b'x'; 5000]).await.unwrap();
+            sleep(REST / 2).await;
+        }
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    }
+
+    /// Promise 6: what has come over a connection that rested is answered before that is drained.
+    #[tokio::test]
+    async fn a_request_that_ends_a_rest_is_answered_before_its_connection_is_drained() {
+        let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        for rests in [false, true] {
+            for _ in 0..10 {
+                let (mut client, stream) = connected().await;
+                let (drain, draining) = watch::channel(false);
+                let served = tokio::spawn(serve(
+                    Guarded::new(stream),
+                    draining,
+                    Activity::new(),
+                    |_| async { reply::json(StatusCode::OK, b"{}".to_vec()) },
+                ));
+                client.write_all(request).await.unwrap();
+                let mut answer = Vec::new();
+                while !answer.ends_with(b"{}") {
+                    assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0);
+                }
+                if rests {
+                    sleep(REST * 2).await;
+                }
+                // In one turn of the loop.
+                client.try_write(request).unwrap();
+                drain.send(true).unwrap();
+                let mut answer = String::new();
+                client.read_to_string(&mut answer).await.unwrap();
+                assert!(
+                    answer.starts_with("HTTP/1.1 200"),
+                    "rests: {rests}, {answer:?}"
+                );
+                served.await.unwrap();
+            }
+        }
     }
 
     /// fault-37: what a connection costs that is only kept open.
@@ -506,7 +597,7 @@ mod tests {
                 |_| async { reply::empty(StatusCode::OK) },
             ));
             if !early {
-                tokio::task::yield_now().await;
+                yield_now().await;
                 client.write_all(request).await.unwrap();
             }
             let mut answer = String::new();
@@ -586,7 +677,7 @@ mod tests {
         client.write_all(PREFACE).await.unwrap();
         client.write_all(&frame(4, 0, 0, &[])).await.unwrap();
         client.write_all(&post(1, false)).await.unwrap();
-        tokio::task::yield_now().await;
+        yield_now().await;
         drain.send(true).unwrap();
         client
             .write_all(&frame(0, 1, 1, b"{\"mine\":1}"))

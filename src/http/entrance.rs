@@ -226,7 +226,7 @@ mod tests {
         net::TcpStream,
         task::JoinHandle,
     };
-    use tokio_rustls::TlsConnector;
+    use tokio_rustls::{TlsConnector, client::TlsStream};
 
     use super::*;
     use crate::{
@@ -300,10 +300,7 @@ mod tests {
         }
     }
 
-    /// What TLS keeps for a peer that reads nothing is not kept for good, however small.
-    #[tokio::test]
-    async fn a_peer_that_reads_nothing_over_tls_is_let_go() {
-        let (client, served, _drain) = enter(entrance(None)).await;
+    async fn over_tls(client: TcpStream) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         let ca = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls/ca.pem");
         roots
@@ -316,8 +313,39 @@ mod tests {
             .with_root_certificates(roots)
             .with_no_client_auth();
         let name = ServerName::try_from("localhost").unwrap();
-        let client = TlsConnector::from(Arc::new(config)).connect(name, client);
-        let (_unread, mut client) = tokio::io::split(client.await.unwrap());
+        let connector = TlsConnector::from(Arc::new(config));
+        connector.connect(name, client).await.unwrap()
+    }
+
+    /// RFC 8446 §6.1: the end of a connection that rests is said in the words of TLS, or it could be an attacker's.
+    #[tokio::test]
+    async fn a_connection_over_tls_that_rested_ends_with_a_notice() {
+        for drained in [true, false] {
+            let (client, served, drain) = enter(entrance(None)).await;
+            let mut client = over_tls(client).await;
+            client
+                .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                .await
+                .unwrap();
+            // Longer than it takes to rest.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            if drained {
+                drain.send(true).unwrap();
+            } else {
+                ends_after(Duration::from_secs(10), served).await;
+            }
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            assert!(answer.starts_with(b"HTTP/1.1 200"));
+        }
+    }
+
+    /// What TLS keeps for a peer that reads nothing is not kept for good, however small.
+    #[tokio::test]
+    async fn a_peer_that_reads_nothing_over_tls_is_let_go() {
+        let (client, served, _drain) = enter(entrance(None)).await;
+        let client = over_tls(client).await;
+        let (_unread, mut client) = tokio::io::split(client);
         let flood = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
         // Until the answers have filled what the kernel keeps, and then the requests.
         let nothing_moves = Duration::from_millis(1500);

@@ -321,6 +321,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin, W: Watch + Unpin> AsyncWrite for Guarded
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        // Until it has ended, what it was told last may not have arrived.
+        this.watch.writes();
         if this.lingering.is_none() {
             ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
             if this.end.is_none() && this.held.is_empty() && !this.watch.is_amid() {

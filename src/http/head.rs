@@ -48,6 +48,8 @@ struct Seen {
     refused: Mutex<Option<(u64, Refusal)>>,
     /// Something is to be written and has not left.
     unsent: AtomicBool,
+    /// A head has begun, and not come to its end.
+    begun: AtomicBool,
 }
 
 impl Verdict {
@@ -67,9 +69,9 @@ impl Verdict {
         *self.refused() = Some((number, refusal));
     }
 
-    /// Whether all that was to be written has left.
-    pub(super) fn all_sent(&self) -> bool {
-        !self.0.unsent.load(Ordering::Relaxed)
+    /// Whether all that was to be written has left, and nothing has come that would be a beginning.
+    pub(super) fn may_rest(&self) -> bool {
+        !self.0.unsent.load(Ordering::Relaxed) && !self.0.begun.load(Ordering::Relaxed)
     }
 
     fn refused(&self) -> MutexGuard<'_, Option<(u64, Refusal)>> {
@@ -140,6 +142,8 @@ impl Watch for Heads {
                 }
             }
         }
+        let begun = done < bytes.len();
+        self.verdict.0.begun.store(begun, Ordering::Relaxed);
         (done, Rest::Waits)
     }
 

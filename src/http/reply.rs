@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use crate::{
     http::{Body, Response, body::Events},
     mcp::{Id, Message},
-    session::{Event, Exchange, Failure},
+    session::{self, Event, Exchange, Failure},
 };
 
 /// Marks an answer after which its connection is closed, in every version of HTTP.
@@ -57,9 +57,12 @@ pub async fn modern_exchange(id: Id, exchange: Exchange, until: Option<Duration>
     }
     if let Body::Whole(Some(text)) = response.body()
         && response.status() == StatusCode::OK
-        && let Some(status) = code(text).and_then(modern_status)
     {
-        *response.status_mut() = status;
+        let text = text.clone();
+        let code = session::aside(text.len(), move || code(&text)).await;
+        if let Some(status) = code.and_then(modern_status) {
+            *response.status_mut() = status;
+        }
     }
     response
 }
@@ -148,3 +151,39 @@ const ERROR: &[u8] = b"\"error\"";
 pub const INTERNAL_ERROR: i32 = -32603;
 /// How long an answer may take before the client is given a stream to wait on.
 const SOON: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+    use crate::mcp::Call;
+
+    /// A large answer that may be an error is read beside what others are told.
+    #[tokio::test]
+    async fn others_go_on_while_the_code_of_a_large_answer_is_read() {
+        let turns = Arc::new(AtomicUsize::new(0));
+        let counted = turns.clone();
+        tokio::spawn(async move {
+            loop {
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        });
+        let data = "x".repeat(8 << 20);
+        let answer =
+            format!(r#"{{"jsonrpc":"2.0","id":1,"error":{{"code":-32601,"data":"{data}"}}}}"#);
+        let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
+        let id = Call::read(call.into(), false)
+            .unwrap()
+            .id()
+            .unwrap()
+            .clone();
+        let response = modern_exchange(id, Exchange::answered(answer.into()), None).await;
+        assert_eq!(response.status(), StatusCode::NOT_FOUND);
+        assert!(turns.load(Ordering::Relaxed) > 0);
+    }
+}

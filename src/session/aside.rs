@@ -3,13 +3,19 @@
 //! What is small is done at once: another thread costs more than it. Used by `pump`, `shared`
 //! and `pipeline` to read messages, nothing of which depends on what happens meanwhile.
 
-use tokio::task::spawn_blocking;
+use tokio::{sync::Semaphore, task::spawn_blocking};
 
 /// Does the work for a message of `size` bytes; where that is large, others are served meanwhile.
 pub async fn aside<T: Send + 'static>(size: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
     if size <= LARGE {
         return work();
     }
+    let place = PLACES.acquire().await.expect("nobody closes it");
+    let work = move || {
+        // Until it is done, also where nobody waits any more.
+        let _place = place;
+        work()
+    };
     match spawn_blocking(work)
         .await
         .map_err(|error| error.try_into_panic())
@@ -22,12 +28,24 @@ pub async fn aside<T: Send + 'static>(size: usize, work: impl FnOnce() -> T + Se
     }
 }
 
+/// How many are read at once: many threads would take the processor from the loop, and memory each.
+static PLACES: Semaphore = Semaphore::const_new(AT_ONCE);
+const AT_ONCE: usize = 2;
 /// Bytes of a message that are read where everybody waits: a few milliseconds of work.
 const LARGE: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::mpsc, time::Duration};
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+            mpsc,
+        },
+        time::{Duration, Instant},
+    };
+
+    use tokio::task::JoinSet;
 
     use super::*;
 
@@ -41,6 +59,25 @@ mod tests {
         assert!(told);
         let here = std::thread::current().id();
         assert_eq!(aside(LARGE, || std::thread::current().id()).await, here);
+    }
+
+    /// fault-46: many large messages at once are no more threads than a few.
+    #[tokio::test]
+    async fn few_are_read_at_once_however_many_come() {
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let mut all = JoinSet::new();
+        for _ in 0..64 {
+            let (now, most) = (now.clone(), most.clone());
+            all.spawn(aside(LARGE + 1, move || {
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                let began = Instant::now();
+                while began.elapsed() < Duration::from_millis(1) {}
+                now.fetch_sub(1, Ordering::SeqCst);
+            }));
+        }
+        all.join_all().await;
+        let most = most.load(Ordering::SeqCst);
+        assert!(most <= AT_ONCE, "{most}");
     }
 
     #[tokio::test]

@@ -121,7 +121,7 @@ impl Session {
         state.next += 1;
         state.last_used = now;
         let stream = Stream::new(number, self.style(&state));
-        let exchange = stream.attach(None);
+        let exchange = stream.attach(None).recorded_in(&self.audit);
         state.in_flight.insert(
             number,
             InFlight {

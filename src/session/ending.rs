@@ -151,14 +151,8 @@ pub(super) async fn tend(
     let child = number;
     let mut streams = JoinSet::new();
     let input = streams.spawn(write(session.clone(), lines, stdin, audit.clone()));
-    let (speaker, fault) = (session.clone(), Arc::new(OnceLock::new()));
-    let noted = Arc::clone(&fault);
-    streams.spawn(async move {
-        if let Some(fault) = speaker.clone().hear(stdout, reading).await {
-            let _ = noted.set(fault);
-        }
-        speaker.hang_up();
-    });
+    let fault = Arc::new(OnceLock::new());
+    streams.spawn(listen(session.clone(), stdout, reading, fault.clone()));
     for errors in errors {
         let audit = audit.clone();
         streams.spawn(stdio::log_lines(errors, move |line| {
@@ -265,6 +259,29 @@ pub(super) async fn tend(
     });
 }
 
+/// Reads what the child says until that ends, and notes what it did wrong.
+async fn listen(
+    session: Arc<impl Served>,
+    stdout: Output,
+    reading: stdio::Reading,
+    noted: Arc<OnceLock<Reason>>,
+) {
+    // Also by a panic: a child that nobody listens to would keep its callers for good.
+    let heard = HangsUp(session.clone());
+    if let Some(fault) = session.hear(stdout, reading).await {
+        let _ = noted.set(fault);
+    }
+    drop(heard);
+}
+
+struct HangsUp<S: Served>(Arc<S>);
+
+impl<S: Served> Drop for HangsUp<S> {
+    fn drop(&mut self) {
+        self.0.hang_up();
+    }
+}
+
 async fn write(
     session: Arc<impl Served>,
     mut lines: Lines,
@@ -288,3 +305,43 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const TIME_TO_LEAVE: Duration = Duration::from_secs(2);
 /// How long a child may take after each signal (probe-22).
 const TIME_TO_OBEY: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        pin::Pin,
+        task::{Context, Poll},
+    };
+
+    use tokio::io::ReadBuf;
+
+    use super::*;
+    use crate::{mcp::Era, session::testing};
+
+    struct Panics;
+
+    impl AsyncRead for Panics {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            panic!("on purpose")
+        }
+    }
+
+    /// fault-10: a panic in what listens to a child ends that child alone, and at once.
+    #[tokio::test]
+    async fn a_child_that_nobody_listens_to_any_more_is_ended() {
+        let (session, _lines) = testing::session(Era::Legacy);
+        let reading = stdio::Reading {
+            longest: 1 << 10,
+            rate: 1 << 10,
+        };
+        let noted = Arc::default();
+        let listens = tokio::spawn(listen(session.clone(), Box::new(Panics), reading, noted));
+        let ended = timeout(Duration::from_secs(10), session.end.notified()).await;
+        assert!(ended.is_ok() && listens.await.unwrap_err().is_panic());
+    }
+}

@@ -127,7 +127,7 @@ impl Session {
         .filter(|(stream, ..)| stream.is_known())
         .ok_or(NoStream::Event)?;
         Ok(Resumed {
-            exchange: stream.attach(Some(after)),
+            exchange: stream.attach(Some(after)).recorded_in(&self.audit),
             id: id.cloned(),
             list,
         })

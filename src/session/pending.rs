@@ -226,7 +226,7 @@ impl Session {
         (waiting.logs, waiting.progress_token) = (logs(call), progress_token(call));
         waiting.deadline = Some(now + self.call_timeout);
         input.waits = false;
-        let exchange = waiting.stream.attach(None);
+        let exchange = waiting.stream.attach(None).recorded_in(&self.audit);
         if let Some((answer, message)) = input.told.take() {
             if let Some(call) = state.in_flight.remove(&ticket.number) {
                 self.answered(state, ticket.number, call, (answer, &message));

@@ -1,10 +1,11 @@
 //! What a child says, line by line, to whom it is for.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
     io::AsyncRead,
+    task::consume_budget,
     time::{Instant, timeout_at},
 };
 use tracing::{debug, warn};
@@ -64,8 +65,11 @@ pub(super) async fn run(
 ) -> Option<Reason> {
     let mut lines = Lines::new(stdout, reading.longest).paced(reading.rate);
     let mut violations = 0_u64;
+    let mut complaints = Complaints::default();
     let mut due = None;
     loop {
+        // One read may bring thousands: others have their turn between them.
+        consume_budget().await;
         let line = match due {
             // What is asked together is told together.
             Some(due) => timeout_at(due, lines.next()).await,
@@ -87,10 +91,12 @@ pub(super) async fn run(
                 kept
             }
             Ok(Line::TooLong) if hears.bears_all() => {
-                warn!(
-                    limit = reading.longest,
-                    "the server wrote an endless line, left out"
-                );
+                if complaints.may_be_said() {
+                    warn!(
+                        limit = reading.longest,
+                        "the server wrote an endless line, left out"
+                    );
+                }
                 hears.is_overlong(lines.beginning());
                 false
             }
@@ -117,8 +123,26 @@ pub(super) async fn run(
                 warn!(violations, "the server writes what is no MCP, ending it");
                 return Some(Reason::ChildProtocol);
             }
-            warn!(violations, "the server writes what is no MCP, left out");
+            if complaints.may_be_said() {
+                warn!(violations, "the server writes what is no MCP, left out");
+            }
         }
+    }
+}
+
+/// How often a server that goes on is complained of: what it writes must not fill the journal.
+#[derive(Default)]
+struct Complaints {
+    last: Option<Instant>,
+}
+
+impl Complaints {
+    fn may_be_said(&mut self) -> bool {
+        let may = self.last.is_none_or(|last| last.elapsed() >= BETWEEN);
+        if may {
+            self.last = Some(Instant::now());
+        }
+        may
     }
 }
 
@@ -208,15 +232,22 @@ fn one_line(line: Bytes) -> Bytes {
 
 /// Lines in a row that are no MCP, before the child is given up.
 const MAX_VIOLATIONS: u64 = 100;
+/// Time between complaints about a server that goes on all the same.
+const BETWEEN: Duration = Duration::from_secs(60);
 /// Bytes of the id of a request of the server's.
 const MAX_SERVER_ID: usize = 256;
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::{Mutex, mpsc},
-        time::Duration,
+    use std::sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
     };
+
+    use tokio::task::yield_now;
+    use tracing::{Event, Subscriber, subscriber::set_default};
+    use tracing_subscriber::{Layer, Registry, layer::Context, layer::SubscriberExt as _};
 
     use super::*;
 
@@ -249,5 +280,67 @@ mod tests {
         let heard = run(hears.clone(), &output[..], reading);
         tokio::join!(heard, async { go_on.send(()).unwrap() });
         assert!(hears.0.lock().unwrap().try_recv().is_err(), "it was taken");
+    }
+
+    /// What goes on whatever it hears.
+    struct Bears;
+
+    impl Hears for Bears {
+        fn take(&self, line: Bytes) -> bool {
+            line.len() == 2
+        }
+
+        fn was_asked(&self) -> bool {
+            false
+        }
+
+        fn ask_clients(&self) {}
+
+        fn bears_all(&self) -> bool {
+            true
+        }
+    }
+
+    struct Counts(Arc<AtomicUsize>);
+
+    impl<S: Subscriber> Layer<S> for Counts {
+        fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What a server writes without an end keeps nobody waiting until it has ended.
+    #[tokio::test]
+    async fn others_have_their_turn_between_the_lines_of_a_flood() {
+        let turns = Arc::new(AtomicUsize::new(0));
+        let counted = turns.clone();
+        let others = tokio::spawn(async move {
+            loop {
+                counted.fetch_add(1, Ordering::Relaxed);
+                yield_now().await;
+            }
+        });
+        let reading = Reading {
+            longest: 10,
+            rate: u64::MAX,
+        };
+        run(Arc::new(Bears), &b"{}\n\n".repeat(50_000)[..], reading).await;
+        others.abort();
+        let turns = turns.load(Ordering::Relaxed);
+        assert!(turns >= 500, "{turns}");
+    }
+
+    /// probe-70: a server that is borne cannot fill the journal by what is said of it.
+    #[tokio::test]
+    async fn a_server_that_goes_on_is_not_complained_of_again_and_again() {
+        let said = Arc::new(AtomicUsize::new(0));
+        let _here = set_default(Registry::default().with(Counts(said.clone())));
+        let part = [b"x\n".repeat(100), b"longer than it may be\n{}\n".to_vec()].concat();
+        let reading = Reading {
+            longest: 10,
+            rate: u64::MAX,
+        };
+        run(Arc::new(Bears), &part.repeat(1000)[..], reading).await;
+        assert_eq!(said.load(Ordering::Relaxed), 1);
     }
 }

@@ -11,9 +11,15 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use crate::session::{
-    Session,
-    exchange::{Event, Finish},
+#[cfg(test)]
+use bytes::Bytes;
+
+use crate::{
+    audit::Audit,
+    session::{
+        Session,
+        exchange::{Event, Finish},
+    },
 };
 
 /// How much of itself a stream tells its client.
@@ -94,6 +100,7 @@ impl Stream {
             style: self.style,
             finish: None,
             cancels: None,
+            records: None,
         }
     }
 
@@ -189,9 +196,17 @@ pub struct Exchange {
     style: Style,
     finish: Option<Finish>,
     cancels: Option<Weak<Session>>,
+    /// Where it is on record what became of the request.
+    records: Option<Audit>,
 }
 
 impl Exchange {
+    /// Has what became of the request on record before anybody reads it.
+    pub(super) fn recorded_in(mut self, audit: &Audit) -> Self {
+        self.records = Some(audit.clone());
+        self
+    }
+
     /// Has the answer pass through `finish` (lists are filtered so).
     pub fn finished_by(mut self, finish: Finish) -> Self {
         self.finish = Some(finish);
@@ -252,6 +267,9 @@ impl Exchange {
             state.forget_first();
         }
         drop(state);
+        if let (Event::Answer(_) | Event::Failed(_), Some(audit)) = (&event, &self.records) {
+            audit.hand_on();
+        }
         Poll::Ready(Some(match (event, &self.finish) {
             (Event::Answer(answer), Some(finish)) => Event::Answer(finish(answer)),
             (event, _) => event,
@@ -282,6 +300,13 @@ impl Exchange {
         let stream = Stream::new(0, Style::Primed);
         let exchange = stream.attach(None);
         (stream, exchange)
+    }
+
+    /// The same: a modern request that has its answer.
+    pub(crate) fn answered(answer: Bytes) -> Self {
+        let stream = Stream::new(1, Style::Plain);
+        stream.end(Event::Answer(answer));
+        stream.attach(None)
     }
 }
 
@@ -317,9 +342,10 @@ const MAX_UNREAD: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
+    use std::os::unix::net::UnixDatagram;
 
     use super::*;
+    use crate::{audit, config::ServerName};
 
     fn message(text: &str) -> Event {
         Event::Message(Bytes::copy_from_slice(text.as_bytes()))
@@ -331,6 +357,27 @@ mod tests {
             texts.push(String::from_utf8(text.to_vec()).unwrap());
         }
         texts
+    }
+
+    /// What became of a request has reached journald when its client reads the answer, also from a stream.
+    #[tokio::test]
+    async fn an_answer_is_on_record_before_it_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let journal = UnixDatagram::bind(&path).unwrap();
+        journal.set_nonblocking(true).unwrap();
+        let audit = Audit::journal_in_turns(&path, &ServerName::parse("it").unwrap()).unwrap();
+        let stream = Stream::new(1, Style::Primed);
+        let mut reader = stream.attach(None).recorded_in(&audit);
+        assert!(stream.tell(message("1")));
+        audit.record(&audit::Event::Ready);
+        stream.end(Event::Answer("end".into()));
+        assert!(matches!(reader.next().await, Some(Event::Message(_))));
+        let mut record = [0; 4096];
+        // Those of one turn go together while nobody is told of them.
+        assert!(journal.recv(&mut record).is_err());
+        assert!(matches!(reader.next().await, Some(Event::Answer(_))));
+        assert!(journal.recv(&mut record).unwrap() > 0);
     }
 
     /// mcp-L6: from the event that was seen last, and nothing else.
