@@ -21,6 +21,10 @@ pub(super) async fn make_ready_for(
     identity: &Identity,
     (era, request): (Era, RequestId),
 ) -> Result<(), Refusal> {
+    if gateway.exchange.is_some() {
+        // The issuer hears of the call, too.
+        gateway.audit.hand_on();
+    }
     let ready = make_ready(gateway, head, identity, era);
     gateway.audit.unless_gone(request, ready).await
 }

@@ -662,6 +662,35 @@ mod tests {
         assert_eq!(said(&mut lines), Vec::<String>::new());
     }
 
+    /// What a child says of a task at endless length is not kept, and no more is told of that task.
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_is_told_of_at_length_is_not_watched_any_more() {
+        for (length, heard) in [(1 << 10, true), (300 << 10, false)] {
+            let (session, mut lines) = session();
+            let _made = ask(&session, "tools/call", r#""name":"t""#);
+            answer(&session, 1, r#"{"task":{"taskId":"x","status":"working"}}"#);
+            let mut events = ask(
+                &session,
+                "subscriptions/listen",
+                r#""notifications":{"taskIds":["x"]}"#,
+            );
+            next(&mut events).await;
+            said(&mut lines);
+            let text = "m".repeat(length);
+            let line = format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/tasks/status","params":{{"taskId":"x","status":"completed","statusMessage":"{text}"}}}}"#
+            );
+            assert!(pump::take(&session, line.into()));
+            let asked = said(&mut lines);
+            assert_eq!(
+                asked.iter().any(|line| line.contains("tasks/result")),
+                heard,
+                "{asked:?}"
+            );
+            assert_eq!(session.state().tasks.results.len(), usize::from(heard));
+        }
+    }
+
     fn asks(session: &Session) {
         let related = r#""_meta":{"io.modelcontextprotocol/related-task":{"taskId":"x"}}"#;
         let line =

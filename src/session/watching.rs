@@ -173,6 +173,10 @@ impl Session {
         let (Some(task), Some(known)) = (told_in(message), state.tasks.known.get_mut(name)) else {
             return;
         };
+        if message.bytes().len() > MAX_STATUS {
+            // It would be kept until the result comes, and so would those of all the others.
+            return known.watched.end();
+        }
         known.watched.every = pause(task);
         let status = task.get("status").and_then(Value::as_str);
         match status.as_deref() {
@@ -290,5 +294,7 @@ fn pause(task: Value<'_>) -> Duration {
 /// How often a child is asked how a task stands, whatever it says.
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
+/// Bytes of a message that says how a task stands.
+const MAX_STATUS: usize = 256 << 10;
 /// Such questions that a child has not answered.
 const MAX_LOOKS: usize = 16;
