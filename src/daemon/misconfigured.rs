@@ -33,14 +33,13 @@ pub(super) async fn answer(
 ) -> Result<Way> {
     let (drain, draining) = watch::channel(false);
     let mut connections = JoinSet::new();
+    let answered = |accepted| {
+        let (entrance, draining) = (entrance.clone(), draining.clone());
+        let reason = || Refusal::Misconfigured;
+        refuse(entrance, accepted, draining, setup.audit.clone(), reason)
+    };
     if let Some(accepted) = first {
-        connections.spawn(refuse(
-            entrance.clone(),
-            accepted,
-            draining.clone(),
-            setup.audit.clone(),
-            || Refusal::Misconfigured,
-        ));
+        connections.spawn(answered(accepted));
     }
     let summary = problems
         .iter()
@@ -63,13 +62,7 @@ pub(super) async fn answer(
                 }
                 Ok(accepted) => {
                     asked = Instant::now();
-                    connections.spawn(refuse(
-                        entrance.clone(),
-                        accepted,
-                        draining.clone(),
-                        setup.audit.clone(),
-                        || Refusal::Misconfigured,
-                    ));
+                    connections.spawn(answered(accepted));
                 }
                 Err(error) => {
                     warn!(%error, "accepting failed, pausing");

@@ -3,11 +3,13 @@
 //!
 //! Pure. Used by `session` for children that speak another era than their clients.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::{
     json::{Kind, Value},
-    mcp::{Call, Id, input::Question, input::member, reverse::plain},
+    mcp::{Call, Era, Id, input::Question, input::member, reverse::plain},
 };
 
 /// The extension's name among capabilities.
@@ -136,9 +138,24 @@ pub fn missing(id: &Id) -> Vec<u8> {
     text
 }
 
+/// How long to wait before asking again how a task of that era stands: as it says, within
+/// what is kind to the server and to whoever waits.
+pub fn pause(task: Value<'_>, era: Era) -> Duration {
+    let said = task.get(match era {
+        Era::Legacy => "pollInterval",
+        Era::Modern => "pollIntervalMs",
+    });
+    said.and_then(Value::as_number)
+        .and_then(|milliseconds| milliseconds.parse().ok())
+        .map_or(SHORTEST_PAUSE, Duration::from_millis)
+        .clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+}
+
 /// The notification that says how a task stands, as the extension has it, and 2025-11-25.
 pub const TOLD: &str = "notifications/tasks";
 pub const TOLD_BY_LEGACY: &str = "notifications/tasks/status";
+pub const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// What a task says of itself: its name in 2025-11-25, and the extension's.
 const NAMES: [(&str, &str); 7] = [
     ("taskId", "taskId"),

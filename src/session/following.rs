@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::{
     json::Value,
-    mcp::{Message, input, reverse::ModernServer, subscription::Wanted},
+    mcp::{Era, Message, input, reverse::ModernServer, subscription::Wanted, task},
     session::{
         Session,
         calls::{Answer, InFlight},
@@ -59,7 +59,7 @@ impl Session {
             task: Bytes::copy_from_slice(task.raw()),
             name: name.into_owned(),
             due: None,
-            every: pause(result),
+            every: task::pause(result, Era::Modern),
             answered: HashSet::new(),
         };
         following.rest();
@@ -156,7 +156,7 @@ impl Session {
     ) -> Option<InFlight> {
         let again = call.again.as_deref_mut()?;
         let following = again.task.as_mut()?;
-        following.every = pause(result);
+        following.every = task::pause(result, Era::Modern);
         let status = result.get("status").and_then(Value::as_str);
         let outcome = |name: &str| {
             let outcome = result.get(name).map_or(&b"{}"[..], Value::raw);
@@ -302,16 +302,3 @@ fn about<'a>(
         more: members,
     }
 }
-
-/// How long to wait before asking again.
-fn pause(result: Value<'_>) -> Duration {
-    let said = result.get("pollIntervalMs").and_then(Value::as_number);
-    let said = said
-        .and_then(|ms| ms.parse().ok())
-        .map(Duration::from_millis);
-    said.unwrap_or(SHORTEST).clamp(SHORTEST, LONGEST)
-}
-
-/// How often a child is asked how a task stands, whatever it says.
-const SHORTEST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(30);

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::{
     json::Value,
     mcp::{
-        Message, subscription,
+        Era, Message, subscription,
         task::{self, Standing},
     },
     session::{
@@ -46,7 +46,7 @@ impl Default for Watched {
     fn default() -> Self {
         Self {
             due: None,
-            every: SHORTEST,
+            every: task::SHORTEST_PAUSE,
             is_wanted: false,
             is_being_asked: false,
             told: HashMap::new(),
@@ -177,7 +177,7 @@ impl Session {
             // It would be kept until the result comes, and so would those of all the others.
             return known.watched.end();
         }
-        known.watched.every = pause(task);
+        known.watched.every = task::pause(task, Era::Legacy);
         let status = task.get("status").and_then(Value::as_str);
         match status.as_deref() {
             // It is told with what it has come to.
@@ -282,18 +282,6 @@ fn told_in(message: &Message) -> Option<Value<'_>> {
     root.get("result").or_else(|| root.get("params"))
 }
 
-/// How long to wait before asking again.
-fn pause(task: Value<'_>) -> Duration {
-    let said = task.get("pollInterval").and_then(Value::as_number);
-    let said = said
-        .and_then(|ms| ms.parse().ok())
-        .map(Duration::from_millis);
-    said.unwrap_or(SHORTEST).clamp(SHORTEST, LONGEST)
-}
-
-/// How often a child is asked how a task stands, whatever it says.
-const SHORTEST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(30);
 /// Bytes of a message that says how a task stands.
 const MAX_STATUS: usize = 256 << 10;
 /// Such questions that a child has not answered.
