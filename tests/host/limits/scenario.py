@@ -328,7 +328,7 @@ def keeps_on(kind):
 
 
 def is_full_at_its_quota(session):
-    said = session.said("keep:32")
+    said = session.said("keep-32")
     # xfs has no errno of its own for projects.
     assert said in ("Disk quota exceeded", "No space left on device"), said
     (state,) = [path for path in KEPT.iterdir() if len(path.name) == 64]
@@ -343,7 +343,7 @@ def what_a_server_keeps_ends_at_a_quota():
     """Project quotas on a runner's state directory, as thv.toml(5) says they are set: full is the server's own error."""
     for kind in MAKE:
         session = keeps_on(kind)
-        assert session.said("keep:8") == "kept", "without a quota there is room"
+        assert session.said("keep-8") == "kept", "without a quota there is room"
         subprocess.run(["chattr", "-R", "-p", "4711", KEPT], check=True)
         subprocess.run(["find", KEPT, "-type", "d", "-exec", "chattr", "+P", "{}", "+"], check=True)
         subprocess.run(["setquota", "-P", "4711", "0", "16M", "0", "1000", KEPT], check=True)
@@ -362,7 +362,7 @@ def what_a_server_keeps_ends_at_the_quota_of_its_unit():
     drop_in.write_text("[Service]\nStateDirectoryQuota=16M\n")
     subprocess.run(["systemctl", "daemon-reload"], check=True)
     session = keeps_on("ext4")
-    assert session.said("keep:8") == "kept", "there is room"
+    assert session.said("keep-8") == "kept", "there is room"
     is_full_at_its_quota(session)
 
 

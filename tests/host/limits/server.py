@@ -82,7 +82,7 @@ GATE, GATE_IN = os.pipe()
 
 
 def tool(name):
-    name, _, argument = name.partition(":")
+    name, _, argument = name.partition("-")
     return keep(int(argument)) if name == "keep" else TOOLS[name]()
 
 
