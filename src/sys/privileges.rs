@@ -134,3 +134,36 @@ const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 const MAX_CAPABILITY: libc::c_ulong = 63;
 const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
 const KEYCTL_JOIN_SESSION_KEYRING: i32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::process;
+
+    /// probe-32: whoever makes a keyring of its own has left the one that it was given.
+    #[test]
+    fn a_new_session_keyring_is_another() {
+        const KEYCTL_GET_KEYRING_ID: i32 = 0;
+        const SESSION: i32 = -3;
+        let own = || {
+            // SAFETY: no memory is passed.
+            unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_GET_KEYRING_ID, SESSION, 0) }
+        };
+        if own() < 0 {
+            eprintln!("not proven here: keyctl(2) is refused");
+            return;
+        }
+        // SAFETY: what the child does are system calls.
+        match unsafe { nix::unistd::fork() }.unwrap() {
+            nix::unistd::ForkResult::Child => {
+                let before = own();
+                let made = new_session_keyring().is_ok();
+                process::leave(i32::from(!(made && own() > 0 && own() != before)));
+            }
+            nix::unistd::ForkResult::Parent { child } => {
+                let ended = nix::sys::wait::waitpid(child, None).unwrap();
+                assert_eq!(ended, nix::sys::wait::WaitStatus::Exited(child, 0));
+            }
+        }
+    }
+}

