@@ -75,6 +75,23 @@ async fn a_panic_ends_one_request_and_no_other() {
     assert_eq!(waiting.await.unwrap().said(), "released");
 }
 
+/// A request that needs no token.
+fn public(running: &Running) -> String {
+    let path = "/.well-known/oauth-protected-resource";
+    format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", running.address)
+}
+
+/// Tells it to stop, and waits until it has heard that: then whoever asks nothing is let go.
+async fn told_to_stop(running: &Running) {
+    // One that is answered is accepted, and no late one.
+    let mut idle = TcpStream::connect(running.address).await.unwrap();
+    idle.write_all(public(running).as_bytes()).await.unwrap();
+    idle.read_u8().await.unwrap();
+    running.signal(Signal::SIGTERM);
+    let read = timeout(PATIENCE, idle.read_to_end(&mut Vec::new())).await;
+    read.expect("an idle connection is drained").unwrap();
+}
+
 /// fault-9: told to stop twice, it stops: a running call is told that nobody knows its outcome,
 /// without its 20 seconds, and what it left behind is nothing.
 #[tokio::test]
@@ -86,18 +103,8 @@ async fn told_twice_it_stops_at_once_and_says_so() {
         async move { caller.call("wait", json!({ "for": "ever" })).await }
     });
     until_seen(&caller, "\"wait\"").await;
-    // One that is answered is accepted, and no late one.
-    let mut idle = TcpStream::connect(running.address).await.unwrap();
-    let path = "/.well-known/oauth-protected-resource";
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", running.address);
-    idle.write_all(request.as_bytes()).await.unwrap();
-    idle.read_u8().await.unwrap();
     let since = Instant::now();
-    running.signal(Signal::SIGTERM);
-    // The first is heard when whoever asks nothing is let go.
-    let mut rest = Vec::new();
-    let read = timeout(PATIENCE, idle.read_to_end(&mut rest)).await;
-    read.expect("an idle connection is drained").unwrap();
+    told_to_stop(&running).await;
     running.signal(Signal::SIGTERM);
     let answer = waiting.await.unwrap();
     let message = answer.json();
@@ -133,19 +140,11 @@ async fn who_comes_while_it_stops_is_told_at_once() {
         async move { caller.call("wait", json!({ "for": "ever" })).await }
     });
     until_seen(&caller, "\"wait\"").await;
-    let mut idle = TcpStream::connect(running.address).await.unwrap();
-    let path = "/.well-known/oauth-protected-resource";
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", running.address);
-    idle.write_all(request.as_bytes()).await.unwrap();
-    idle.read_u8().await.unwrap();
-    running.signal(Signal::SIGTERM);
-    // Heard when whoever asks nothing is let go.
-    let read = timeout(PATIENCE, idle.read_to_end(&mut Vec::new())).await;
-    read.expect("an idle connection is drained").unwrap();
+    told_to_stop(&running).await;
     let since = Instant::now();
     for _ in 0..3 {
         let mut late = TcpStream::connect(running.address).await.unwrap();
-        late.write_all(request.as_bytes()).await.unwrap();
+        late.write_all(public(&running).as_bytes()).await.unwrap();
         let mut answer = String::new();
         late.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
