@@ -21,6 +21,7 @@ mod resolve;
 mod sharing;
 mod sources;
 mod spelling;
+mod syntax;
 mod table;
 mod url;
 mod value;

@@ -16,6 +16,7 @@ use super::{
     problem::{Place, Problem},
     sources::Reach,
     spelling::nearest,
+    syntax::mistakes,
 };
 
 /// A value and where it was written.
@@ -93,30 +94,21 @@ impl<'a> Document<'a> {
 
     /// Reads the whole file with `read`. Where the text is no TOML, says so and gives nothing.
     pub(super) fn read<T>(&self, read: impl FnOnce(Table<'_>) -> T) -> Option<T> {
-        let (root, errors) = DeTable::parse_recoverable(self.text);
-        if errors.is_empty() {
-            return Some(read(Table::new(
+        match DeTable::parse(self.text) {
+            Ok(root) => Some(read(Table::new(
                 self,
                 String::new(),
                 0..0,
                 Some(root.get_ref()),
-            )));
-        }
-        let mut last_line = 0;
-        for error in errors {
-            let place = self.place(error.span().unwrap_or_default(), String::new());
-            // The second error of a line mostly follows from the first.
-            if place.line > last_line {
-                last_line = place.line;
-                // The parser's text may go over lines (`expected …`): one problem is one line.
-                place.report(
-                    self,
-                    error.message().lines().collect::<Vec<_>>().join(", "),
-                    "",
-                );
+            ))),
+            Err(_) => {
+                for mistake in mistakes(self.text) {
+                    let place = self.place(mistake.at..mistake.at, String::new());
+                    place.report(self, mistake.message, mistake.help);
+                }
+                None
             }
         }
-        None
     }
 
     pub(super) fn into_problems(self) -> Vec<Problem> {
