@@ -9,7 +9,7 @@ use super::{
     policy::{Named, Policies, PolicyProblem},
     remembered::{Question, Remembered},
     scopes::{self, Steps},
-    slice::{self, Answer, Slice},
+    slice::{self, Answer, Reach, Slice},
 };
 use crate::{
     audit::Reason,
@@ -155,12 +155,14 @@ impl Engine {
         })
     }
 
-    /// Whether there is a policy that could permit `method` to somebody: where there is
-    /// none, nobody may. Nothing is evaluated.
-    pub fn could_permit(&self, method: &str) -> bool {
+    /// Where policies could permit `method` to somebody: elsewhere than here, nobody may.
+    /// Nothing is evaluated.
+    pub fn reach(&self, method: &str) -> Reach {
         match &self.rules {
-            Rules::Authenticated => true,
-            Rules::Policies { slices, .. } => slices.get(method).is_some_and(Slice::permits),
+            Rules::Authenticated => Reach::Here,
+            Rules::Policies { slices, .. } => slices
+                .get(method)
+                .map_or(Reach::Nowhere, |slice| slice.reach(&self.server.uid())),
         }
     }
 

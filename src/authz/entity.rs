@@ -52,6 +52,11 @@ pub(super) fn server(name: &ServerName) -> Entity {
     )
 }
 
+/// Whether it is one of those.
+pub(super) fn is_server(uid: &EntityUid) -> bool {
+    uid.type_name().basename() == "Server"
+}
+
 /// What is asked for, below its server; `None` for the server itself.
 pub(super) fn target(target: &Target<'_>, server: &EntityUid) -> Option<Entity> {
     let (kind, attribute, value) = match target {

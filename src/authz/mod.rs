@@ -16,6 +16,7 @@ mod slice;
 
 pub use decide::{Denied, DenyReason, Engine, Permit};
 pub use policy::{Named, PolicyProblem};
+pub use slice::Reach;
 
 #[cfg(test)]
 mod fixture {

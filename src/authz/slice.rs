@@ -32,6 +32,17 @@ pub(super) struct Answer {
     pub(super) errors: Vec<(String, String)>,
 }
 
+/// Where an action could be permitted, as far as that shows without evaluating anything.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Reach {
+    /// A policy could permit it to somebody on this server.
+    Here,
+    /// Policies permit it on these servers alone (`Server::"NAME"`), and this is none of them.
+    Elsewhere(Vec<String>),
+    /// No policy permits it.
+    Nowhere,
+}
+
 /// The slices of all actions, by method.
 pub(super) fn slices(policies: &[Policy]) -> HashMap<&'static str, Slice> {
     method::DECIDED
@@ -54,14 +65,26 @@ impl Slice {
         slice
     }
 
-    /// Whether any of them is a `permit`.
-    pub(super) fn permits(&self) -> bool {
-        let mut policies = self
-            .only
-            .values()
-            .chain([&self.any])
-            .flat_map(PolicySet::policies);
-        policies.any(|policy| policy.effect() == Effect::Permit)
+    /// How far its `permit`s reach, by the servers that they name.
+    pub(super) fn reach(&self, server: &EntityUid) -> Reach {
+        let sets = self.only.values().chain([&self.any]);
+        let permits = sets
+            .flat_map(PolicySet::policies)
+            .filter(|policy| policy.effect() == Effect::Permit);
+        let mut others = Vec::new();
+        for permit in permits {
+            match named_server(permit) {
+                Some(other) if other != *server => others.push(other.to_string()),
+                _ => return Reach::Here,
+            }
+        }
+        others.sort_unstable();
+        others.dedup();
+        if others.is_empty() {
+            Reach::Nowhere
+        } else {
+            Reach::Elsewhere(others)
+        }
     }
 
     /// Asks every policy that can have a say.
@@ -105,6 +128,18 @@ impl Answer {
         );
         self.errors.sort_unstable();
     }
+}
+
+/// The server that a policy's scope names.
+fn named_server(policy: &Policy) -> Option<EntityUid> {
+    let named = match policy.resource_constraint() {
+        ResourceConstraint::Eq(named)
+        | ResourceConstraint::In(named)
+        | ResourceConstraint::IsIn(_, named) => named,
+        ResourceConstraint::Any | ResourceConstraint::Is(_) => return None,
+    };
+    let is_server = entity::is_server(&named);
+    is_server.then_some(named)
 }
 
 pub(super) fn speaks_of(policy: &Policy, action: &EntityUid) -> bool {

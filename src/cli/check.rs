@@ -151,7 +151,7 @@ fn check(root: &Path, server: &ServerName, form: Form) -> Result<Checked> {
             checked.warnings = warnings(root, &config);
             let mut overlooked = overlooked::remarks(root, &config);
             if let Ok(engine) = &engine {
-                overlooked.extend(overlooked::beginning(engine));
+                overlooked.extend(overlooked::policies(engine, &config.server));
                 overlooked.extend(overlooked::nobodies(engine, &config));
             }
             for (key, message, help) in overlooked {
@@ -739,28 +739,6 @@ mod tests {
             assert_eq!(warnings.len(), expected, "{id}: {warnings:?}");
             let told = |one: &Problem| one.message.contains(said);
             assert!(warnings.iter().all(told), "{warnings:?}");
-        }
-    }
-
-    #[test]
-    fn policies_under_which_nobody_can_begin_are_warned_of() {
-        let text = format!("{GOOD}policies = [\"/etc/thv/x.cedar\"]\n");
-        for (policy, warnings) in [
-            ("forbid (principal, action, resource);", 1),
-            (
-                "permit (principal, action == Action::\"tools/call\", resource);",
-                1,
-            ),
-            (
-                "permit (principal, action == Action::\"initialize\", resource);",
-                0,
-            ),
-            ("permit (principal, action, resource);", 0),
-        ] {
-            let root = root_with(&[("servers/x.toml", &text), ("x.cedar", policy)]);
-            let checked = answer(root.path(), "x");
-            assert_eq!(checked.problems, [], "{policy}");
-            assert_eq!(checked.warnings.len(), warnings, "{policy}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! What `thv check` says of mistakes that else only show when somebody connects:
 //! credentials that a unit cannot be given, arguments that the sandbox does not
-//! show, an image that was not pulled, policies under which nobody can begin.
+//! show, an image that was not pulled, policies under which nobody can begin, and lists
+//! that do not go with what may be called.
 //!
 //! Looks at names alone; reads no secret. Called by `check`.
 
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::{below, secret, sockets, unit};
 use crate::{
     auth,
-    authz::{Engine, Named},
+    authz::{Engine, Named, Reach},
     config::{Auth, Config, ImageSource, ServerName},
     sandbox::{Access, Entry, Host, Installed, plan},
 };
@@ -30,15 +31,88 @@ pub(super) fn remarks(root: &Path, config: &Config) -> Vec<Remark> {
     remarks
 }
 
-/// The one request with which every client begins.
-pub(super) fn beginning(engine: &Engine) -> Option<Remark> {
-    (!engine.could_permit("initialize")).then(|| {
-        (
-            "authz.policies".to_owned(),
-            "no policy permits `initialize`, with which every client begins: nobody can connect".to_owned(),
-            "add `permit (principal, action == Action::\"initialize\", resource);`, see thv-cedar(7)".to_owned(),
-        )
-    })
+/// Policies under which nobody can begin, or what a client is shown and what it may call
+/// do not go together.
+pub(super) fn policies(engine: &Engine, server: &ServerName) -> Vec<Remark> {
+    let remark = |message: String, help: String| ("authz.policies".to_owned(), message, help);
+    // The one request with which every client begins: without it the others are nobody's either.
+    match engine.reach("initialize") {
+        Reach::Here => {}
+        Reach::Elsewhere(others) => {
+            return vec![remark(
+                format!(
+                    "policies permit `initialize`, with which every client begins, on {} alone, and this is `Server::\"{server}\"`: nobody can connect",
+                    in_ticks(&others)
+                ),
+                format!("write `Server::\"{server}\"` there, or `resource` alone for every server"),
+            )];
+        }
+        Reach::Nowhere => {
+            return vec![remark(
+                "no policy permits `initialize`, with which every client begins: nobody can connect".to_owned(),
+                format!("add {}, see thv-cedar(7)", permit("initialize")),
+            )];
+        }
+    }
+    let here = |method: &str| engine.reach(method) == Reach::Here;
+    let remarks = PAIRS.iter().filter_map(|Pair { call, lists, what }| {
+        let list = lists.first().expect("each pair has a list");
+        match (here(call), lists.iter().any(|list| here(list))) {
+            (true, false) => Some(remark(
+                format!("policies permit `{call}` and not `{list}`: clients are shown no {what}"),
+                format!("add {}", permit(list)),
+            )),
+            (false, true) if here(list) => {
+                let elsewhere = match engine.reach(call) {
+                    Reach::Elsewhere(others) => format!(" but on {}", in_ticks(&others)),
+                    Reach::Here | Reach::Nowhere => String::new(),
+                };
+                Some(remark(
+                    format!(
+                        "policies permit `{list}` and not `{call}`{elsewhere}: the list shows the {what} that its reader may have, and so none"
+                    ),
+                    format!("add {}, or leave `{list}` out", permit(call)),
+                ))
+            }
+            _ => None,
+        }
+    });
+    remarks.collect()
+}
+
+/// What may be called, and the lists that show it.
+struct Pair {
+    call: &'static str,
+    /// The one that is cut to what may be called comes first.
+    lists: &'static [&'static str],
+    what: &'static str,
+}
+
+const PAIRS: &[Pair] = &[
+    Pair {
+        call: "tools/call",
+        lists: &["tools/list"],
+        what: "tools",
+    },
+    Pair {
+        call: "prompts/get",
+        lists: &["prompts/list"],
+        what: "prompts",
+    },
+    Pair {
+        call: "resources/read",
+        lists: &["resources/list", "resources/templates/list"],
+        what: "resources",
+    },
+];
+
+fn permit(method: &str) -> String {
+    format!("`permit (principal, action == Action::\"{method}\", resource);`")
+}
+
+fn in_ticks(names: &[String]) -> String {
+    let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+    names.join(", ")
 }
 
 /// Principals that policies name and nobody can be: their parts of an id are issuer and subject.
@@ -234,7 +308,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::config::{self, OwnerRule};
+    use crate::config::{self, Authz, OwnerRule, PolicyFile};
 
     /// The remarks on `text`, with a drop-in of `unit`.
     fn said(text: &str, drop_in: (&str, &str)) -> Vec<String> {
@@ -362,5 +436,109 @@ mod tests {
             matches!(&found[..], [one] if one.ends_with("run `thv pull x`")),
             "{found:?}"
         );
+    }
+
+    /// What is said of policies for the server `x`.
+    fn said_of_policies(text: &str) -> Vec<String> {
+        let file = PolicyFile {
+            path: "/p/x.cedar".into(),
+            text: text.to_owned(),
+        };
+        let name = ServerName::parse("x").unwrap();
+        let engine = Engine::build(&Authz::Policies(vec![file]), &name).unwrap();
+        let line = |(_, message, help)| format!("{message}; {help}");
+        policies(&engine, &name).into_iter().map(line).collect()
+    }
+
+    #[test]
+    fn policies_under_which_nobody_can_begin_are_warned_of() {
+        for text in [
+            "forbid (principal, action, resource);",
+            "permit (principal, action == Action::\"tools/call\", resource);",
+        ] {
+            let found = said_of_policies(text);
+            assert!(
+                matches!(&found[..], [one] if one.contains("no policy permits `initialize`")),
+                "{found:?}"
+            );
+        }
+        let begin = |resource: &str| {
+            said_of_policies(&format!(
+                "permit (principal, action == Action::\"initialize\", {resource});"
+            ))
+        };
+        for elsewhere in [
+            "resource == Server::\"y\"",
+            "resource in Server::\"y\"",
+            "resource is Server in Server::\"y\"",
+        ] {
+            assert_eq!(
+                begin(elsewhere),
+                [
+                    "policies permit `initialize`, with which every client begins, on `Server::\"y\"` alone, and this is `Server::\"x\"`: nobody can connect; \
+                     write `Server::\"x\"` there, or `resource` alone for every server"
+                ],
+                "{elsewhere}"
+            );
+        }
+        for here in [
+            "resource",
+            "resource is Server",
+            "resource == Server::\"x\"",
+            "resource in Server::\"x\"",
+        ] {
+            assert_eq!(begin(here), [""; 0], "{here}");
+        }
+        // One of several is enough.
+        let both = "permit (principal, action, resource in Server::\"y\");\n\
+                    permit (principal, action, resource in Server::\"x\");";
+        assert_eq!(said_of_policies(both), [""; 0]);
+    }
+
+    #[test]
+    fn what_may_be_called_and_is_not_shown_is_warned_of_and_the_reverse() {
+        let permitted = |actions: &str, more: &str| {
+            let text = format!(
+                "permit (principal, action in [Action::\"initialize\", {actions}], resource);\n{more}"
+            );
+            said_of_policies(&text)
+        };
+        for (call, list, what) in [
+            ("tools/call", "tools/list", "tools"),
+            ("prompts/get", "prompts/list", "prompts"),
+            ("resources/read", "resources/list", "resources"),
+        ] {
+            let (call_action, list_action) =
+                (format!("Action::\"{call}\""), format!("Action::\"{list}\""));
+            assert_eq!(
+                permitted(&call_action, ""),
+                [format!(
+                    "policies permit `{call}` and not `{list}`: clients are shown no {what}; \
+                     add `permit (principal, action == Action::\"{list}\", resource);`"
+                )]
+            );
+            let found = permitted(&list_action, "");
+            let start = format!("policies permit `{list}` and not `{call}`: ");
+            assert!(
+                matches!(&found[..], [one] if one.starts_with(&start)),
+                "{found:?}"
+            );
+            let both = format!("{call_action}, {list_action}");
+            assert_eq!(permitted(&both, ""), [""; 0]);
+        }
+        // Resources are shown by templates, too.
+        let templates = "Action::\"resources/read\", Action::\"resources/templates/list\"";
+        assert_eq!(permitted(templates, ""), [""; 0]);
+        // Another server's tools are not this one's, and one named tool is a tool.
+        let of = |resource: &str| {
+            let call = format!("permit (principal, action == Action::\"tools/call\", {resource});");
+            permitted("Action::\"tools/list\"", &call)
+        };
+        let found = of("resource in Server::\"y\"");
+        assert!(
+            matches!(&found[..], [one] if one.contains("not `tools/call` but on `Server::\"y\"`")),
+            "{found:?}"
+        );
+        assert_eq!(of("resource == Tool::\"a\""), [""; 0]);
     }
 }
