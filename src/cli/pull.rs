@@ -73,22 +73,21 @@ pub(super) fn run(
 /// Starts one half and waits for it; how far it is, and why it failed, is shown here.
 fn start(unit: &str) -> Result<()> {
     let since = SystemTime::now();
-    let progress = unit::follow(unit, PROGRESS);
-    let started = Command::new("systemctl")
-        .args(["start", unit])
-        .output()
-        .context("running `systemctl`; without systemd, say where to with `--into DIR`");
-    if let Some(mut progress) = progress {
-        let _ = progress.kill();
-        let _ = progress.wait();
-    }
-    let started = started?;
+    let started = shown(unit, || {
+        Command::new("systemctl").args(["start", unit]).output()
+    })
+    .context("running `systemctl`; without systemd, say where to with `--into DIR`")?;
     if !started.status.success() {
         let why = unit::last_words(unit, since)
             .unwrap_or_else(|| String::from_utf8_lossy(&started.stderr).trim().to_owned());
         bail!("`{unit}` failed: {why}; `journalctl -u {unit} -n 20` says more");
     }
     Ok(())
+}
+
+/// Does `work`, for which `unit` pulls an image, and shows how far that is.
+pub(super) fn shown<T>(unit: &str, work: impl FnOnce() -> T) -> T {
+    unit::followed(unit, PROGRESS, work)
 }
 
 /// How the lines of [`Shown`] begin in the unit's journal.

@@ -1,6 +1,6 @@
-//! Drop-ins of systemd units: where they are, writing them, telling systemd.
+//! Systemd's units: their drop-ins, telling systemd of them, and what their journal says.
 //!
-//! Used by `listen`, `path`, `secret` and `check`. A drop-in is an ordinary file that
+//! Used by `listen`, `path`, `secret`, `check`, `pull` and `run`. A drop-in is an ordinary file that
 //! `systemctl cat` shows and an administrator may edit or delete.
 
 use std::{
@@ -133,11 +133,28 @@ pub(super) fn last_words(unit: &str, since: SystemTime) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// Shows the lines of a unit's journal that match, from now on, until it is killed.
-pub(super) fn follow(unit: &str, pattern: &str) -> Option<Child> {
+/// Does `work`, and meanwhile shows the lines of a unit's journal that match.
+pub(super) fn followed<T>(unit: &str, pattern: &str, work: impl FnOnce() -> T) -> T {
+    let shown = follow(unit, pattern);
+    let done = work();
+    if let Some(mut shown) = shown {
+        let _ = shown.kill();
+        let _ = shown.wait();
+    }
+    done
+}
+
+fn follow(unit: &str, pattern: &str) -> Option<Child> {
     let stderr = io::stderr().as_fd().try_clone_to_owned().ok()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     Command::new("journalctl")
-        .args(["--quiet", "--follow", "--lines=0", "--output=cat"])
+        // From this moment, not from when it is ready to look.
+        .args(["--quiet", "--follow", "--no-tail", "--output=cat"])
+        .arg(format!(
+            "--since=@{}.{:06}",
+            now.as_secs(),
+            now.subsec_micros()
+        ))
         .arg(format!("--unit={unit}"))
         .arg(format!("--grep={pattern}"))
         .stdin(Stdio::null())

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::unistd::geteuid;
 
 use super::{announce, file::Wish, load, program, pulled};
-use crate::cli::{Usage, print, say, unit::last_words};
+use crate::cli::{Usage, print, pull, say, unit::last_words};
 
 /// Starts the unit, and says what became of it.
 pub(super) fn run(mut wish: Wish, address: SocketAddr) -> Result<ExitCode> {
@@ -70,9 +70,7 @@ pub(super) fn run(mut wish: Wish, address: SocketAddr) -> Result<ExitCode> {
     // The system's unit has a user of its own, which pulls as it starts; a person's is theirs.
     let pulled = match &wish.image {
         Some(image) if manager.is_system => {
-            say(&format!(
-                "thv: `{image}` is pulled as the unit starts; `journalctl -f -u {unit}` shows how far it is"
-            ));
+            say(&format!("thv: `{image}` is pulled as the unit starts"));
             pulled::link(&root, &wish.name, &state_of(&wish))
         }
         Some(_) => pulled::pull(&root, &wish, None),
@@ -171,9 +169,14 @@ fn start(
     command.arg("--root").arg(root);
     command.args(["run-unit", wish.name.as_str(), &address.to_string()]);
     let since = SystemTime::now();
-    let output = command
-        .output()
-        .context("running `systemd-run`; without systemd add --foreground")?;
+    let mut run = || command.output();
+    // A person's own is pulled before, by this process.
+    let output = if manager.is_system && wish.image.is_some() {
+        pull::shown(unit, run)
+    } else {
+        run()
+    };
+    let output = output.context("running `systemd-run`; without systemd add --foreground")?;
     if !output.status.success() {
         let systemd = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         // Where it was started and ended, systemd-run itself says nothing.

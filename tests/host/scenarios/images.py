@@ -214,6 +214,7 @@ def an_image_of_a_command_line_is_pulled_by_whom_it_runs_as(host):
     with Registry(host, is_open=True) as registry:
         done = host.run(*line)
         assert done.stdout.strip() == unit and "as the unit starts" in done.stderr, done
+        assert "thv: part 1 of " in done.stderr, done
         serves()
         state = f"/var/lib/private/thv-run/{NAME}"
         assert host.run("find", state, "-user", "root", check=False).stdout == "", "root has written there"
