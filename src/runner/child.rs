@@ -300,10 +300,11 @@ impl Child {
 
     pub(super) fn signal(&mut self, signal: Signal) {
         self.is_replaceable = false;
-        // The init passes SIGTERM on to the server; SIGKILL ends all of it.
+        // The init passes SIGTERM on to the server, once there is one: until its exec there is
+        // nobody who could take it, and that can hang. SIGKILL ends all of it.
         let number = match signal {
-            Signal::Terminate => libc::SIGTERM,
-            Signal::Kill => libc::SIGKILL,
+            Signal::Terminate if !self.is_starting() => libc::SIGTERM,
+            Signal::Terminate | Signal::Kill => libc::SIGKILL,
         };
         // It may have ended already: then it is about to be reaped.
         let _ = process::signal(self.pidfd.as_fd(), number);

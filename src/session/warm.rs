@@ -81,7 +81,11 @@ impl Warm {
     /// Starts what is missing, one after the other: each takes a processor for a while.
     async fn fill(self: Arc<Self>, around: Around) {
         while self.lacks_one() {
-            let started = ending::start(&around, &Owner::EVERYBODY, None).await;
+            let started = tokio::select! {
+                started = ending::start(&around, &Owner::EVERYBODY, None) => started,
+                // A start can hang. With the gateway ends whatever its runner has begun.
+                () = self.closed() => return,
+            };
             let has_failed = started.is_err();
             let unneeded = self.arrived(started.ok());
             self.changed.notify_waiters();
@@ -93,6 +97,17 @@ impl Warm {
             if has_failed {
                 return;
             }
+        }
+    }
+
+    /// Waits until nobody will need one any more.
+    async fn closed(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.state().is_closed {
+                return;
+            }
+            changed.await;
         }
     }
 
@@ -223,6 +238,7 @@ impl Sessions {
             state.leaving += unneeded.len();
             unneeded
         };
+        self.warm.changed.notify_waiters();
         self.see_all_out(unneeded);
     }
 

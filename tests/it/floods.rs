@@ -3,20 +3,15 @@
 use std::{
     fs,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     time::{Duration, Instant},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use serde_json::json;
 
-use crate::house::house;
+use crate::{
+    house::house,
+    lease::{self, Lease},
+};
 
 const LIST: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
 
@@ -227,62 +222,30 @@ async fn a_list_of_very_many_tools_is_cut() {
 /// probe-75: a start that hangs ends at its deadline, leaves its place to the next, and nothing behind.
 #[tokio::test]
 async fn a_start_that_hangs_ends_at_its_deadline() {
+    let server = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/servers/scripted.py");
+    let (place, program) = lease::program(&["/usr/bin/python3", "-u", server]);
     let house = house()
+        .command(&[program.to_str().unwrap()])
+        .readable(place.path())
         .with("[limits]\nstart-timeout = \"1s\"\nsessions = 1\n")
         .open()
         .await;
-    let runner = house.runner_pid();
-    for _ in 0..20 {
-        let stop = Arc::new(AtomicBool::new(false));
-        let watcher = std::thread::spawn({
-            let stop = Arc::clone(&stop);
-            move || freeze_the_next(runner, &stop)
-        });
-        let mut alice = house.caller("alice");
-        let start = Instant::now();
-        let answer = alice.initialize().await;
-        stop.store(true, Ordering::Relaxed);
-        let frozen = watcher.join().unwrap();
-        if answer.status == 200 {
-            // Frozen too late, or not at all: the program ran already.
-            for pid in frozen.iter().chain(&children(runner)) {
-                let _ = kill(Pid::from_raw(*pid), Signal::SIGCONT);
-            }
-            alice.send("DELETE", "").await;
-            house.records.wait_for("child-exited").await;
-            continue;
-        }
-        assert_eq!(
-            (answer.status, &answer.json()["error"]["data"]["reason"]),
-            (503, &json!("start-failed"))
-        );
-        assert!(start.elapsed() >= Duration::from_millis(900));
-        assert!(
-            house
-                .records
-                .all()
-                .join("\n")
-                .contains("limits.start-timeout"),
-            "{:?}",
-            house.records.all()
-        );
-        assert_eq!(children(runner), Vec::<i32>::new());
-        // The one place is free again.
-        house.serves("alice").await;
-        return;
-    }
-    panic!("no start was met before its program ran");
-}
-
-/// Stops the next process that this runner makes, as soon as it is there.
-fn freeze_the_next(runner: u32, stop: &AtomicBool) -> Option<i32> {
-    while !stop.load(Ordering::Relaxed) {
-        if let Some(child) = children(runner).first() {
-            kill(Pid::from_raw(*child), Signal::SIGSTOP).ok()?;
-            return Some(*child);
-        }
-    }
-    None
+    let lease = Lease::on(&program);
+    let mut alice = house.caller("alice");
+    let (answer, lease) = tokio::join!(alice.initialize(), lease.asked());
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["data"]["reason"]),
+        (503, &json!("start-failed"))
+    );
+    assert!(
+        house.records.have(&["limits.start-timeout"]),
+        "{:?}",
+        house.records.all()
+    );
+    assert_eq!(children(house.runner_pid()), Vec::<i32>::new());
+    drop(lease);
+    // The one place is free again.
+    house.serves("alice").await;
 }
 
 fn children(pid: u32) -> Vec<i32> {

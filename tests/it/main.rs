@@ -40,6 +40,8 @@ mod image;
 mod issuer;
 /// Messages as large as they may be.
 mod large;
+/// A program that hangs in its exec.
+mod lease;
 /// The transport of 2024-11-05.
 mod legacy_sse;
 /// Requests of the stateless version.

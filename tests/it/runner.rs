@@ -19,7 +19,10 @@ use thv::{
     runner::{self, Foreground},
 };
 
-use crate::house;
+use crate::{
+    house,
+    lease::{self, Lease},
+};
 
 fn runner() -> (tempfile::TempDir, Foreground) {
     runner_with("")
@@ -288,6 +291,48 @@ fn a_child_that_was_made_ahead_and_ends_as_it_is_wanted_is_replaced() {
         let third = begun(3);
         assert!(![first, taken[1], fourth, spare].contains(&third));
     }
+}
+
+/// Until its exec there is nobody who could obey, and the exec can hang: whoever is told to end
+/// then is ended at once, and not at its deadline.
+#[test]
+fn a_child_that_hangs_in_its_exec_ends_when_it_is_told_to() {
+    let (place, program) = lease::program(&["/usr/bin/cat"]);
+    let files = tempfile::tempdir().unwrap();
+    house::write_server(
+        files.path(),
+        &format!(
+            "command = [{program:?}]\nresource = \"http://127.0.0.1:1/mcp\"\n[auth]\nmode = \"none\"\n\
+             [authz]\nallow = \"authenticated\"\n[sandbox]\noptional = [\"cgroup\"]\nread-only = [{:?}]\n\
+             [limits]\nstart-timeout = \"25s\"\n",
+            place.path()
+        ),
+    );
+    let server = ServerName::parse("it").unwrap();
+    let program_of_runner = Path::new(env!("CARGO_BIN_EXE_thv"));
+    let runner = runner::foreground(program_of_runner, files.path(), &server).unwrap();
+    hello(&runner, frames::VERSION, &runner.key);
+    assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
+    let mut lease = Lease::on(&program);
+    let start = Request::Start {
+        child: 1,
+        principal: "0".repeat(64),
+        caller: None,
+    };
+    frames::send(runner.socket.as_fd(), &start, &[]).unwrap();
+    lease.is_asked();
+    let signal = frames::Signal::Terminate;
+    let frame = Request::Signal { child: 1, signal };
+    frames::send(runner.socket.as_fd(), &frame, &[]).unwrap();
+    let mut last = next(&runner);
+    if matches!(last, Some(Reply::Started { child: 1, .. })) {
+        last = next(&runner);
+    }
+    assert!(
+        matches!(last, Some(Reply::Exited { child: 1, .. })),
+        "{last:?}"
+    );
+    assert_eq!(children(runner.pid()), 0);
 }
 
 /// As a unit it listens: whoever connects and says nothing is let go, and with nobody left it ends.

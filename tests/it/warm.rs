@@ -1,11 +1,14 @@
 //! Servers that are started before anybody needs them.
 
-use std::{fs, path::Path, time::Instant};
+use std::{fs, path::Path, process::Command, time::Instant};
 
 use serde_json::{Value, json};
 
 use crate::{
-    house::{Caller, House, Plan, field, house},
+    house::{
+        Caller, House, Plan, field, house, in_a_process_of_its_own, is_in_a_process_of_its_own,
+    },
+    lease::{self, Lease},
     modern::tool,
     wire::PATIENCE,
 };
@@ -184,4 +187,40 @@ async fn what_waits_may_speak_http_or_be_shared() {
     }
     let taken = children(&house, "child-taken");
     assert_eq!(taken.len(), 1, "one for both of his sessions");
+}
+
+/// Told to stop, a gateway does not wait for a start that nobody will need, and that hangs.
+#[test]
+fn a_stop_does_not_wait_for_one_that_hangs_in_its_start() {
+    let this = Command::new(std::env::current_exe().unwrap());
+    in_a_process_of_its_own(this, "warm::told_to_stop_while_one_hangs_in_its_start");
+}
+
+#[tokio::test]
+#[ignore = "in a process of its own, by a_stop_does_not_wait_for_one_that_hangs_in_its_start"]
+async fn told_to_stop_while_one_hangs_in_its_start() {
+    if !is_in_a_process_of_its_own() {
+        return;
+    }
+    let server = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/servers/crowd.py");
+    let (place, program) = lease::program(&["/usr/bin/python3", "-u", server]);
+    let house = house()
+        .command(&[program.to_str().unwrap()])
+        .readable(place.path())
+        .top("warm = 1\n")
+        // Longer than is waited for below.
+        .with("[limits]\nstart-timeout = \"25s\"\n")
+        .open()
+        .await;
+    let alice = house.session("alice").await;
+    until(&house, "child-started", 2).await;
+    assert_eq!(alice.call("echo", json!({})).await.said(), "{}");
+    let lease = Lease::on(&program);
+    // He takes the one that waits, and the next is begun.
+    let bob = house.session("bob").await;
+    let lease = lease.asked().await;
+    assert_eq!(bob.call("echo", json!({})).await.said(), "{}");
+    nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(house.ended().await, thv::daemon::Exit::Done);
+    drop(lease);
 }
