@@ -38,7 +38,7 @@ struct Finding {
 }
 
 pub(super) fn run(json: bool) -> Result<ExitCode> {
-    let findings = vec![
+    let mut findings = vec![
         kernel(),
         user_namespaces(),
         debian_switch(),
@@ -48,8 +48,8 @@ pub(super) fn run(json: bool) -> Result<ExitCode> {
         cgroup(),
         systemd(),
         podman(),
-        trial()?,
     ];
+    findings.extend(trial()?);
     if json {
         let text = serde_json::to_string_pretty(&findings).context("writing JSON")?;
         print(&format!("{text}\n"))?;
@@ -312,8 +312,8 @@ fn podman() -> Finding {
     good(what, format!("{version}, with crun"))
 }
 
-/// Builds a sandbox, as for a server.
-fn trial() -> Result<Finding> {
+/// Builds a sandbox, as for a server, and looks at what is not the same on every host.
+fn trial() -> Result<Vec<Finding>> {
     let files = Scratch::new("thv-doctor")?;
     let servers = files.root().join("etc/thv/servers");
     fs::create_dir_all(&servers)?;
@@ -321,25 +321,47 @@ fn trial() -> Result<Finding> {
         servers.join("trial.toml"),
         "command = [\"/usr/bin/true\"]\nresource = \"http://localhost/\"\nauth.mode = \"none\"\nauthz.allow = \"authenticated\"\n",
     )?;
+    let look = format!("test -e /proc/meminfo && echo {WHOLE} || true");
     let output = Command::new(std::env::current_exe().context("finding this program")?)
         .arg("--root")
         .arg(files.root())
-        .args(["sandbox", "trial", "--", "/usr/bin/true"])
+        .args(["sandbox", "trial", "--", "/bin/sh", "-c", &look])
         .output()
         .context("trying a sandbox")?;
     if output.status.success() {
-        return Ok(good(
-            "a sandbox",
-            "was made, with every layer but cgroup, and ended",
-        ));
+        let is_whole = output.stdout.starts_with(WHOLE.as_bytes());
+        return Ok(vec![
+            good(
+                "a sandbox",
+                "was made, with every layer but cgroup, and ended",
+            ),
+            proc(is_whole),
+        ]);
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let last = said.lines().last().unwrap_or("it ended without a word");
-    Ok(bad(
+    Ok(vec![bad(
         "a sandbox",
         last.trim_start_matches("thv: "),
         "mend what is BAD above; in a container, the container must allow user namespaces",
-    ))
+    )])
+}
+
+/// What stands at /proc in that sandbox.
+fn proc(is_whole: bool) -> Finding {
+    if is_whole {
+        good(
+            "/proc",
+            "whole, of a server's own processes; thv@.service(8) says where units give less",
+        )
+    } else {
+        absent(
+            "/proc",
+            "a server sees its own processes alone, without /proc/meminfo, /proc/cpuinfo and /proc/sys: \
+             this kernel lets nobody mount more than is around thv, see thv@.service(8)",
+            "",
+        )
+    }
 }
 
 fn setting(name: &str) -> Option<String> {
@@ -351,6 +373,8 @@ const OLDEST_KERNEL: (u32, u32) = (5, 14);
 const OLDEST_SYSTEMD: u32 = 252;
 /// The ABI of Landlock that has them (landlock(7)).
 const SCOPES_SINCE: i64 = 6;
+/// What the trial says where /proc shows more than processes.
+const WHOLE: &str = "whole";
 /// The profile's name, and its file's.
 const PROFILE: &str = "thv-runner";
 

@@ -22,7 +22,7 @@ use nix::{
     unistd::{Pid, getegid, geteuid, pipe2},
 };
 
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{Setup, refused::no_namespaces};
 use crate::{
@@ -388,6 +388,13 @@ fn state_directory(setup: &Setup, principal: &str) -> Result<PathBuf, Fault> {
 
 /// An optional layer that is missing is never passed over in silence.
 pub(super) fn without(fault: &Fault) {
+    if fault.layer == sandbox::PROC {
+        // No layer less, and where it is so, it is so each time.
+        return info!(
+            reason = fault.reason,
+            "a child's /proc shows its processes alone"
+        );
+    }
     warn!(
         layer = fault.layer,
         reason = fault.reason,

@@ -40,6 +40,17 @@ impl fmt::Display for Plan {
                 )?;
             }
         }
+        for entry in &self.root {
+            if let Entry::Processes { at } = entry {
+                line(
+                    f,
+                    at,
+                    "its own processes; the rest, as /proc/meminfo, unless the kernel holds it to the \
+                     ProcSubset=pid of its runner, whose journal says so"
+                        .to_owned(),
+                )?;
+            }
+        }
         let made = self.root.iter().filter_map(|entry| match entry {
             Entry::File { at, .. } => Some(at.display().to_string()),
             _ => None,

@@ -33,4 +33,5 @@ pub use namespaces::FLAGS;
 pub use oci::oci;
 pub use plan::{Access, Entry, Plan, plan};
 pub use podman::{PODMAN, within_podman};
+pub use root::PROC;
 pub use stage::{Fault, GO, Report, Start, read_report, run};

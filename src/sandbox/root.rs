@@ -52,6 +52,7 @@ pub(super) fn build(
     staged: &HashMap<PathBuf, PathBuf>,
     credentials: &Credentials,
     (network, Room(mut trees)): (Option<Beside>, Room),
+    skipped: &mut Vec<Fault>,
 ) -> Result<Beside, Fault> {
     umask(Mode::from_bits_truncate(0o022));
     // All sources first: the new root is built over a place of the old one.
@@ -75,10 +76,17 @@ pub(super) fn build(
         credentials,
         parent: Path::new(""),
         opened: None,
+        shows_processes_alone: false,
     };
     for (entry, tree) in plan.root.iter().zip(trees) {
         site.place(entry, tree)
             .map_err(|error| fault(&format!("placing `{}`", at(entry).display()), error))?;
+    }
+    if site.shows_processes_alone {
+        skipped.push(Fault {
+            layer: PROC.to_owned(),
+            reason: PROCESSES_ALONE.to_owned(),
+        });
     }
     let root = mounts::open_place(AT_FDCWD, Path::new("."), mounts::Follow::Yes)
         .map_err(|error| fault("opening the new root", error))?;
@@ -164,6 +172,8 @@ struct Site<'a> {
     parent: &'a Path,
     /// That directory, once it was needed.
     opened: Option<OwnedFd>,
+    /// Whether no more than that could be mounted at /proc.
+    shows_processes_alone: bool,
 }
 
 impl<'a> Site<'a> {
@@ -238,7 +248,10 @@ impl<'a> Site<'a> {
                 // Where the one outside shows processes alone, as the runner's unit has it, newer
                 // kernels let nobody mount one that shows more.
                 match mount(None) {
-                    Err(Errno::EPERM) => mount(Some("subset=pid")).map_err(Into::into),
+                    Err(Errno::EPERM) => {
+                        self.shows_processes_alone = true;
+                        mount(Some("subset=pid")).map_err(Into::into)
+                    }
                     other => other.map_err(Into::into),
                 }
             }
@@ -295,6 +308,10 @@ fn fault(what: &str, error: impl Into<io::Error>) -> Fault {
     fault
 }
 
+/// Stands for a layer where what is told is which /proc a server was given.
+pub const PROC: &str = "proc";
+const PROCESSES_ALONE: &str = "the kernel lets nobody mount one that shows more than the one around thv (ProcSubset=pid): \
+     /proc/meminfo, /proc/cpuinfo and /proc/sys are not there";
 const LEAVING: &str = "leaving the old root";
 /// Where a file is made that is then mounted over one of an image.
 const MADE: &str = "dev/.made";

@@ -164,7 +164,13 @@ fn exec(what: &str, error: impl Into<io::Error>) -> Fault {
 fn prepare(start: &Start<'_>, skipped: &mut Vec<Fault>) -> Result<Beside, Fault> {
     let room = root::room(start.plan);
     let network = namespaces::settle(start.plan, start.owner)?;
-    let leaving = root::build(start.plan, start.staged, start.credentials, (network, room))?;
+    let leaving = root::build(
+        start.plan,
+        start.staged,
+        start.credentials,
+        (network, room),
+        skipped,
+    )?;
     if let Some(doors) = &start.doors {
         doors::open(start.plan, doors)?;
     }
@@ -307,7 +313,8 @@ fn record(kind: char, fault: &Fault) -> String {
 /// What a start has reported.
 #[derive(Debug, Eq, PartialEq)]
 pub struct Report {
-    /// Optional layers that could not be applied, and why.
+    /// Optional layers that could not be applied, and why; and [`PROC`](root::PROC), where that
+    /// shows less than it could.
     pub skipped: Vec<Fault>,
     /// Why there is no server; `None` where the exec succeeded.
     pub fault: Option<Fault>,

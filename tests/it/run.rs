@@ -1082,6 +1082,29 @@ fn where_no_sandbox_can_be_made_the_setting_and_the_ways_out_are_named() {
     }
 }
 
+/// Newer kernels let nobody mount a /proc that shows more than the one around: which of the two
+/// a server has is said.
+#[test]
+fn the_doctor_tells_which_proc_a_server_has() {
+    let without = format!("{}/without_calls.py", servers());
+    let no_whole_proc = format!("{}:3=14:4=0", libc::SYS_mount);
+    for (calls, state, word) in [
+        (libc::SYS_kexec_load.to_string(), "good", "whole"),
+        (no_whole_proc, "absent", "/proc/meminfo"),
+    ] {
+        let run = Command::new("/usr/bin/python3")
+            .args([&without, &calls, env!("CARGO_BIN_EXE_thv")])
+            .args(["doctor", "--json"])
+            .output()
+            .unwrap();
+        let findings: Vec<Value> = serde_json::from_slice(&run.stdout).unwrap();
+        let found = findings.iter().find(|finding| finding["what"] == "/proc");
+        let found = found.unwrap_or_else(|| panic!("{findings:#?}"));
+        assert_eq!(found["state"], state, "{found}");
+        assert!(found["found"].as_str().unwrap().contains(word), "{found}");
+    }
+}
+
 /// On a host where each thing is wrong that can be, each is said with what to do.
 #[test]
 fn the_doctor_says_what_to_do_about_each_layer() {

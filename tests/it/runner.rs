@@ -6,7 +6,7 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::fs::PermissionsExt as _,
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -443,26 +443,57 @@ fn a_runner_waits_for_its_parents_first_word() {
     assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
 }
 
+/// A program that is the runner on a host that has not these calls, and where it logs.
+fn lacking(calls: &str) -> (tempfile::TempDir, PathBuf, PathBuf) {
+    let place = tempfile::tempdir().unwrap();
+    let (program, log) = (place.path().join("runner"), place.path().join("log"));
+    let script = format!(
+        "#!/bin/sh\nTHV_LOG=info exec /usr/bin/python3 '{}/tests/it/servers/without_calls.py' {calls} '{}' \"$@\" 2>>'{}'\n",
+        env!("CARGO_MANIFEST_DIR"),
+        env!("CARGO_BIN_EXE_thv"),
+        log.display()
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    (place, program, log)
+}
+
+/// Where the kernel lets nobody mount a /proc that shows more than the one around, a server has
+/// one of its processes alone, and the journal says so.
+#[test]
+fn a_child_that_is_given_less_of_proc_starts_and_that_is_told() {
+    // The call by which a whole one is mounted: with these flags, and without options.
+    let (_place, program, log) = lacking(&format!("{}:3=14:4=0", libc::SYS_mount));
+    let (_files, runner) = runner_of("optional = [\"cgroup\"]", &program);
+    hello(&runner, frames::VERSION, &runner.key);
+    assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
+    let start = Request::Start {
+        child: 1,
+        principal: "0".repeat(64),
+        caller: None,
+    };
+    frames::send(runner.socket.as_fd(), &start, &[]).unwrap();
+    let started = next(&runner);
+    assert!(
+        matches!(started, Some(Reply::Started { child: 1, .. })),
+        "{started:?}"
+    );
+    let said = fs::read_to_string(&log).unwrap();
+    let told = said
+        .lines()
+        .find(|line| line.contains("a child's /proc shows its processes alone"));
+    let told = told.unwrap_or_else(|| panic!("{said}"));
+    assert!(
+        told.contains("INFO") && told.contains("/proc/meminfo"),
+        "{told}"
+    );
+}
+
 /// probe-80: a layer that the host lacks ends the start with cause and cure, unless it may be missing:
 /// then the child runs, and the journal (here the standard error) names each that was left out, with
 /// the reason. Without namespaces and root there is nothing that could be left out.
 #[test]
 fn each_layer_is_required_and_one_that_is_left_out_is_named_each_time() {
-    let lacking = |calls: &[i64]| {
-        let place = tempfile::tempdir().unwrap();
-        let (program, log) = (place.path().join("runner"), place.path().join("log"));
-        let calls: Vec<_> = calls.iter().map(ToString::to_string).collect();
-        let script = format!(
-            "#!/bin/sh\nexec /usr/bin/python3 '{}/tests/it/servers/without_calls.py' {} '{}' \"$@\" 2>>'{}'\n",
-            env!("CARGO_MANIFEST_DIR"),
-            calls.join(","),
-            env!("CARGO_BIN_EXE_thv"),
-            log.display()
-        );
-        fs::write(&program, script).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        (place, program, log)
-    };
     let start = |child| Request::Start {
         child,
         principal: "0".repeat(64),
@@ -496,7 +527,7 @@ fn each_layer_is_required_and_one_that_is_left_out_is_named_each_time() {
         ),
         ("root", libc::SYS_open_tree, "thv doctor"),
     ] {
-        let (_place, program, log) = lacking(&[calls]);
+        let (_place, program, log) = lacking(&calls.to_string());
         // No cgroup is handed on to a test, which has its own among others.
         let (_files, runner) = runner_of("optional = [\"cgroup\"]", &program);
         hello(&runner, frames::VERSION, &runner.key);
