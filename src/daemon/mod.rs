@@ -78,14 +78,26 @@ impl Setup {
         runner: &Foreground,
         audit: Audit,
     ) -> io::Result<Self> {
+        let way = Connection::Inherited(runner.socket.try_clone()?);
+        Self::alone(root, server, socket, (way, runner.key.clone()), audit)
+    }
+
+    /// The same, whatever runner there is.
+    fn alone(
+        root: &Path,
+        server: &ServerName,
+        socket: impl Into<OwnedFd>,
+        (runner, key): (Connection, String),
+        audit: Audit,
+    ) -> io::Result<Self> {
         let (root, name) = (root.to_owned(), server.clone());
         Ok(Self {
             server: server.clone(),
             load: Box::new(move || config::load(&root, &name, OwnerRule::RootOrCaller)),
             changed: Box::new(|| false),
             listener: Listener::from_fd(socket.into())?,
-            runner: Connection::Inherited(runner.socket.try_clone()?),
-            key: runner.key.clone(),
+            runner,
+            key,
             credentials: Credentials::default(),
             audit,
             clock: Clock::system(),

@@ -84,20 +84,21 @@ fn wants_another(digest: &str, setup: &Setup) -> bool {
 #[cfg(test)]
 mod tests {
     use std::{
-        fs, net::TcpListener, path::Path, path::PathBuf, sync::Mutex, sync::mpsc, time::Duration,
+        fs,
+        future::poll_fn,
+        net::TcpListener,
+        path::{Path, PathBuf},
+        pin::pin,
+        sync::{Mutex, mpsc},
+        task::Poll,
+        time::Duration,
     };
-
-    use tokio::time::timeout;
 
     use super::*;
     use crate::{
         audit::Audit,
         child::Connection,
         config::{self, OwnerRule, ServerName},
-        egress::Resolver,
-        http::peer::Listener,
-        systemd::{Credentials, Notifier},
-        time::Clock,
     };
 
     const GOOD: &str = "command = [\"/bin/sh\"]\nresource = \"http://localhost/x\"\nauthz.allow = \"authenticated\"\nauth.mode = \"none\"\n";
@@ -108,36 +109,42 @@ mod tests {
         fs::write(servers.join("it.toml"), text).unwrap();
     }
 
-    /// What a gateway is run with that reads its files when it is told to.
-    fn setup(root: PathBuf) -> (Arc<Setup>, mpsc::Sender<()>) {
+    /// What a gateway is run with that reads its files when it is told to, and tells when it has.
+    fn setup(root: PathBuf) -> (Arc<Setup>, mpsc::Sender<()>, mpsc::Receiver<()>) {
         let server = ServerName::parse("it").unwrap();
         let (audit, _) = Audit::memory(&server);
-        let (go_on, wait) = mpsc::channel();
-        let (name, wait) = (server.clone(), Mutex::new(wait));
+        let ((go_on, wait), (tell, told)) = (mpsc::channel(), mpsc::channel());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let nobody = (Connection::Path("/nowhere".into()), String::new());
+        let wait = Mutex::new(wait);
+        let alone = Setup::alone(&root, &server, listener, nobody, audit).unwrap();
         let setup = Setup {
-            server,
             load: Box::new(move || {
                 let patience = Duration::from_secs(60);
                 wait.lock()
                     .unwrap()
                     .recv_timeout(patience)
                     .expect("the loop goes on");
-                config::load(&root, &name, OwnerRule::RootOrCaller)
+                let loaded = config::load(&root, &server, OwnerRule::RootOrCaller);
+                tell.send(()).unwrap();
+                loaded
             }),
-            changed: Box::new(|| false),
-            listener: Listener::from_fd(listener.into()).unwrap(),
-            runner: Connection::Path("/nowhere".into()),
-            key: String::new(),
-            credentials: Credentials::default(),
-            audit,
-            clock: Clock::system(),
-            resolver: Resolver::system(),
-            state: None,
-            notifier: Notifier::none(),
             may_exit: true,
+            ..alone
         };
-        (Arc::new(setup), go_on)
+        (Arc::new(setup), go_on, told)
+    }
+
+    /// Waits until no trial runs; whether one has found a reason to make way.
+    async fn over(trial: &mut Trial, gateway: &Gateway, setup: &Arc<Setup>) -> bool {
+        poll_fn(|context| {
+            let found = pin!(trial.succeeds(gateway, setup)).poll(context);
+            match found {
+                Poll::Pending if trial.running.is_some() => Poll::Pending,
+                found => Poll::Ready(found.is_ready()),
+            }
+        })
+        .await
     }
 
     /// fault-51: what a reload reads keeps nobody waiting: here it is the loop that lets it read. What is
@@ -146,31 +153,26 @@ mod tests {
     async fn a_new_configuration_is_tried_beside_the_loop() {
         let root = tempfile::tempdir().unwrap();
         write(root.path(), GOOD);
-        let (setup, go_on) = setup(root.path().to_owned());
+        let (setup, go_on, told) = setup(root.path().to_owned());
         go_on.send(()).unwrap();
         let (gateway, _) = build((setup.load)().unwrap(), &setup).unwrap();
+        told.recv().unwrap();
         let mut trial = Trial::default();
-        let ended = |trial: &Trial| trial.running.as_ref().is_none_or(JoinHandle::is_finished);
         for text in [GOOD.to_owned(), GOOD.replace("command", "comand")] {
             write(root.path(), &text);
             trial.begin(&gateway, &setup);
             go_on.send(()).unwrap();
-            while !ended(&trial) {
-                tokio::task::yield_now().await;
-            }
-            let wants = timeout(Duration::ZERO, trial.succeeds(&gateway, &setup)).await;
-            assert!(wants.is_err() && trial.running.is_none(), "{text}");
+            assert!(!over(&mut trial, &gateway, &setup).await, "{text}");
+            told.recv().unwrap();
         }
-        // Asked for twice, the second time for what was written after the first had begun.
+        // Asked for twice, the second time for what was written after the first had read.
         trial.begin(&gateway, &setup);
         trial.begin(&gateway, &setup);
         go_on.send(()).unwrap();
-        while !ended(&trial) {
-            tokio::task::yield_now().await;
-        }
+        told.recv().unwrap();
         write(root.path(), &format!("# edited\n{GOOD}"));
         go_on.send(()).unwrap();
-        trial.succeeds(&gateway, &setup).await;
+        assert!(over(&mut trial, &gateway, &setup).await);
         assert!(trial.running.is_none() && !trial.again);
     }
 }

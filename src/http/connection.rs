@@ -284,6 +284,8 @@ mod tests {
     use http::StatusCode;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+        net::TcpStream,
+        task::JoinHandle,
         time::sleep,
     };
 
@@ -320,6 +322,18 @@ mod tests {
             },
         ));
         (client, serving)
+    }
+
+    /// What serves a connection of the system's.
+    fn served<F>(
+        stream: TcpStream,
+        drain: watch::Receiver<bool>,
+        answer: impl Fn(Asked) -> F + Send + Sync + 'static,
+    ) -> JoinHandle<()>
+    where
+        F: Future<Output = Response> + Send + 'static,
+    {
+        tokio::spawn(serve(Guarded::new(stream), drain, Activity::new(), answer))
     }
 
     async fn answer_to(parts: &[&str]) -> (String, Duration) {
@@ -468,12 +482,7 @@ mod tests {
         let (mut client, stream) = connected().await;
         let (_drain, draining) = watch::channel(false);
         let answer = |_| async { reply::json(StatusCode::OK, vec![b' '; 16 << 20]) };
-        let _served = tokio::spawn(serve(
-            Guarded::new(stream),
-            draining,
-            Activity::new(),
-            answer,
-        ));
+        let _served = served(stream, draining, answer);
         client
             .write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             .await
@@ -491,12 +500,7 @@ mod tests {
         let (mut client, stream) = connected().await;
         let (_drain, draining) = watch::channel(false);
         let answer = |_| async { Refusal::TooLarge.response(None, None) };
-        let _served = tokio::spawn(serve(
-            Guarded::new(stream),
-            draining,
-            Activity::new(),
-            answer,
-        ));
+        let _served = served(stream, draining, answer);
         client
             .write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n\r\n")
             .await
@@ -518,12 +522,9 @@ mod tests {
             for _ in 0..10 {
                 let (mut client, stream) = connected().await;
                 let (drain, draining) = watch::channel(false);
-                let served = tokio::spawn(serve(
-                    Guarded::new(stream),
-                    draining,
-                    Activity::new(),
-                    |_| async { reply::json(StatusCode::OK, b"{}".to_vec()) },
-                ));
+                let served = served(stream, draining, |_| async {
+                    reply::json(StatusCode::OK, b"{}".to_vec())
+                });
                 client.write_all(request).await.unwrap();
                 let mut answer = Vec::new();
                 while !answer.ends_with(b"{}") {
@@ -567,12 +568,7 @@ mod tests {
         let (mut client, stream) = connected().await;
         let (_drain, draining) = watch::channel(false);
         let answer = |_| async { reply::json(StatusCode::OK, vec![b' '; 1 << 20]) };
-        let served = tokio::spawn(serve(
-            Guarded::new(stream),
-            draining,
-            Activity::new(),
-            answer,
-        ));
+        let served = served(stream, draining, answer);
         let flood = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
         client.write_all(&flood).await.unwrap();
         // Until the answers have filled what the kernel keeps.
@@ -590,12 +586,7 @@ mod tests {
             if early {
                 client.write_all(request).await.unwrap();
             }
-            let served = tokio::spawn(serve(
-                Guarded::new(stream),
-                draining,
-                Activity::new(),
-                |_| async { reply::empty(StatusCode::OK) },
-            ));
+            let served = served(stream, draining, |_| async { reply::empty(StatusCode::OK) });
             if !early {
                 yield_now().await;
                 client.write_all(request).await.unwrap();

@@ -105,6 +105,33 @@ async fn stands(caller: &Caller, task: &str) -> Value {
     }
 }
 
+/// The key of the one question that is asked.
+#[track_caller]
+fn question(asking: &Value) -> String {
+    let requests = asking["inputRequests"].as_object();
+    let (key, question) = requests.and_then(|all| all.iter().next()).unwrap();
+    assert_eq!(
+        (&question["method"], &question["params"]["message"]),
+        (&json!("elicitation/create"), &json!("your name?"))
+    );
+    key.clone()
+}
+
+/// Answers a task's question.
+async fn tell(caller: &Caller, task: &str, responses: Value) -> Value {
+    let update = json!({ "taskId": task, "inputResponses": responses });
+    let answer = ask(caller, "tasks/update", update, true).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()
+}
+
+/// That a task has ended with what its caller had said.
+#[track_caller]
+fn repeats(task: &Value, said: &Value) {
+    let text = task["result"]["content"][0]["text"].as_str().unwrap();
+    assert_eq!(serde_json::from_str::<Value>(text).unwrap(), *said);
+}
+
 /// mcp-L11, mcp-T22: a modern client has the tasks of a server of either era, as the extension has them.
 #[tokio::test]
 async fn a_modern_client_has_tasks_of_servers_of_both_eras() {
@@ -160,33 +187,20 @@ async fn a_modern_client_has_tasks_of_servers_of_both_eras() {
         let asks = make(&alice, "asks").await;
         let asked = stands(&alice, &asks).await;
         assert_eq!(asked["status"], "input_required", "{asked}");
-        let (key, question) = asked["inputRequests"]
-            .as_object()
-            .unwrap()
-            .iter()
-            .next()
-            .unwrap();
-        assert_eq!(
-            (&question["method"], &question["params"]["message"]),
-            (&json!("elicitation/create"), &json!("your name?"))
-        );
+        let key = question(&asked);
         if arguments.is_empty() {
             for responses in [
-                json!({ key: { "action": "no such" } }),
+                json!({ &key: { "action": "no such" } }),
                 json!({ "other": { "action": "accept" } }),
             ] {
-                let update = json!({ "taskId": asks, "inputResponses": responses });
-                assert_eq!(ask(&alice, "tasks/update", update, true).await.status, 200);
+                tell(&alice, &asks, responses).await;
                 assert_eq!(stands(&alice, &asks).await["status"], "input_required");
             }
         }
         let said = json!({ "action": "accept", "content": { "name": "Alice" } });
-        let update = json!({ "taskId": asks, "inputResponses": { key: said } });
-        let updated = ask(&alice, "tasks/update", update, true).await.json();
+        let updated = tell(&alice, &asks, json!({ key: said })).await;
         assert_eq!(updated["result"]["resultType"], "complete", "{updated}");
-        let done = stands(&alice, &asks).await;
-        let text = done["result"]["content"][0]["text"].as_str().unwrap();
-        assert_eq!(serde_json::from_str::<Value>(text).unwrap(), said);
+        repeats(&stands(&alice, &asks).await, &said);
     }
 }
 
@@ -362,23 +376,15 @@ async fn a_modern_client_hears_how_a_legacy_servers_task_stands() {
         asked = told(&mut events).await;
     }
     ended(&asked, "input_required");
-    let (key, question) = asked["inputRequests"]
-        .as_object()
-        .unwrap()
-        .iter()
-        .next()
-        .unwrap();
-    assert_eq!(question["params"]["message"], "your name?");
+    let key = question(&asked);
     let said = json!({ "action": "accept", "content": { "name": "Alice" } });
-    let update = json!({ "taskId": asks, "inputResponses": { key: said } });
-    assert_eq!(ask(&alice, "tasks/update", update, true).await.status, 200);
+    tell(&alice, &asks, json!({ key: said })).await;
     let mut last = told(&mut events).await;
     while last["status"] == "working" {
         last = told(&mut events).await;
     }
     ended(&last, "completed");
-    let text = last["result"]["content"][0]["text"].as_str().unwrap();
-    assert_eq!(serde_json::from_str::<Value>(text).unwrap(), said);
+    repeats(&last, &said);
 
     // It is asked every half a minute, and says so at once.
     let task = make(&alice, "told").await;
@@ -472,9 +478,7 @@ async fn a_question_before_its_task_is_known_is_answered() {
         // The two may also come apart: then it is asked in the call before it is known that a task is made.
         assert!(kind == "input_required" || !asks_in_call, "{answer}");
         if kind == "input_required" {
-            let requests = answer["result"]["inputRequests"].as_object().unwrap();
-            let (key, question) = requests.iter().next().unwrap();
-            assert_eq!(question["params"]["message"], "your name?");
+            let key = question(&answer["result"]);
             let mut again = params;
             again["requestState"] = answer["result"]["requestState"].clone();
             again["inputResponses"] = json!({ key: said });
@@ -487,14 +491,11 @@ async fn a_question_before_its_task_is_known_is_answered() {
         let task = answer["result"]["taskId"].as_str().unwrap();
         let mut standing = stands(&alice, task).await;
         if standing["status"] == "input_required" {
-            let requests = standing["inputRequests"].as_object().unwrap();
-            let update = json!({ "taskId": task, "inputResponses": { requests.keys().next().unwrap(): said } });
-            assert_eq!(ask(&alice, "tasks/update", update, true).await.status, 200);
+            tell(&alice, task, json!({ question(&standing): said })).await;
             standing = stands(&alice, task).await;
         }
         assert_eq!(standing["status"], "completed", "{standing}");
-        let text = standing["result"]["content"][0]["text"].as_str().unwrap();
-        assert_eq!(serde_json::from_str::<Value>(text).unwrap(), said);
+        repeats(&standing, &said);
         let seen = ask(&alice, "tools/call", json!({ "name": "seen" }), true)
             .await
             .said();
