@@ -28,9 +28,7 @@ pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
     // The directory may be older than this program's idea of its mode.
     fs::set_permissions(&directory, Permissions::from_mode(0o700)).with_context(context)?;
 
-    let mut key = [0; KEY_BYTES];
-    random::fill(&mut key).context("getting random bytes")?;
-    let text: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    let text = random::digits::<KEY_BYTES>().context("getting random bytes")?;
 
     // A server's name has no dot, so this is no server's key.
     let new = directory.join(format!(".{name}.{}", std::process::id()));

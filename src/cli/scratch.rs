@@ -41,12 +41,7 @@ impl Drop for Scratch {
 }
 
 fn directory(prefix: &str) -> io::Result<PathBuf> {
-    let mut bytes = [0; 8];
-    random::fill(&mut bytes)?;
-    let name = bytes
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect::<String>();
+    let name = random::digits::<8>()?;
     let path = std::env::temp_dir().join(format!("{prefix}-{name}"));
     // Fails if somebody was there before. Nobody else reads it: it may hold values of variables.
     fs::DirBuilder::new().mode(0o700).create(&path)?;

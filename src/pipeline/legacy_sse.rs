@@ -305,10 +305,8 @@ fn session_of(query: Option<&str>) -> Option<&str> {
 
 /// 128 random bits: hard to guess, though it opens nothing without its owner's token (mcp-S2).
 fn new_id() -> String {
-    let mut random = [0; 16];
-    random::fill(&mut random)
-        .expect("the operating system gives random bytes, or nothing here is safe");
-    random.iter().map(|byte| format!("{byte:02x}")).collect()
+    random::digits::<16>()
+        .expect("the operating system gives random bytes, or nothing here is safe")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

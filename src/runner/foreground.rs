@@ -55,9 +55,7 @@ pub fn foreground(program: &Path, root: &Path, server: &ServerName) -> Result<Fo
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
         .context("making a socket for the runner")?;
-    let mut random = [0; 32];
-    random::fill(&mut random).context("getting random bytes")?;
-    let key: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let key = random::digits::<32>().context("getting random bytes")?;
     let (key_end, mut key_in) =
         pipe2(nix::fcntl::OFlag::O_CLOEXEC).map(|(read, write)| (read, File::from(write)))?;
     key_in.write_all(key.as_bytes())?;

@@ -372,10 +372,8 @@ fn agreed_version(answer: &Bytes) -> Option<String> {
 }
 
 pub(super) fn new_id() -> String {
-    let mut random = [0; 16];
-    random::fill(&mut random)
-        .expect("the operating system gives random bytes, or nothing here is safe");
-    random.iter().map(|byte| format!("{byte:02x}")).collect()
+    random::digits::<16>()
+        .expect("the operating system gives random bytes, or nothing here is safe")
 }
 
 pub(super) fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {

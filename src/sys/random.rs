@@ -26,6 +26,13 @@ pub(crate) fn fill(bytes: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// So many of them, as lower-case hexadecimal digits.
+pub(crate) fn digits<const BYTES: usize>() -> io::Result<String> {
+    let mut bytes = [0; BYTES];
+    fill(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,5 +47,7 @@ mod tests {
             assert!(half.iter().any(|byte| *byte != 0));
         }
         fill(&mut []).unwrap();
+        let digits = digits::<16>().unwrap();
+        assert!(digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
     }
 }

@@ -48,10 +48,7 @@ async fn a_panic_ends_one_request_and_no_other() {
     });
     let house = house().clock(clock).open().await;
     let (alice, bob) = (house.session("alice").await, house.session("bob").await);
-    let waiting = tokio::spawn({
-        let bob = bob.clone();
-        async move { bob.call("wait", json!({ "for": "bob" })).await }
-    });
+    let waiting = bob.begins("wait", json!({ "for": "bob" }));
     until_seen(&bob, "\"wait\"").await;
     fuse.store(true, Ordering::SeqCst);
     let answer = alice.call("echo", json!({})).await;
@@ -98,10 +95,7 @@ async fn told_to_stop(running: &Running) {
 async fn told_twice_it_stops_at_once_and_says_so() {
     let running = Running::start(&[], None).await;
     let caller = running.session().await;
-    let waiting = tokio::spawn({
-        let caller = caller.clone();
-        async move { caller.call("wait", json!({ "for": "ever" })).await }
-    });
+    let waiting = caller.begins("wait", json!({ "for": "ever" }));
     until_seen(&caller, "\"wait\"").await;
     let since = Instant::now();
     told_to_stop(&running).await;
@@ -135,10 +129,7 @@ async fn told_twice_it_stops_at_once_and_says_so() {
 async fn who_comes_while_it_stops_is_told_at_once() {
     let running = Running::start(&[], None).await;
     let caller = running.session().await;
-    let waiting = tokio::spawn({
-        let caller = caller.clone();
-        async move { caller.call("wait", json!({ "for": "ever" })).await }
-    });
+    let waiting = caller.begins("wait", json!({ "for": "ever" }));
     until_seen(&caller, "\"wait\"").await;
     told_to_stop(&running).await;
     let since = Instant::now();

@@ -529,6 +529,12 @@ impl Caller {
         self.post(&call(1, tool, arguments)).await
     }
 
+    /// The same, beside what the test does meanwhile.
+    pub fn begins(&self, tool: &str, arguments: Value) -> JoinHandle<Answer> {
+        let (caller, tool) = (self.clone(), tool.to_owned());
+        tokio::spawn(async move { caller.call(&tool, arguments).await })
+    }
+
     /// The lines that have reached this session's server.
     pub async fn seen(&self) -> Vec<String> {
         serde_json::from_str(&self.post(&call("\"seen\"", "seen", json!({}))).await.said()).unwrap()

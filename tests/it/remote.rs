@@ -418,10 +418,7 @@ async fn a_slow_upstream_holds_up_nobody_else() {
         .open()
         .await;
     let (alice, bob) = (house.session("alice").await, house.session("bob").await);
-    let slow = {
-        let alice = alice.clone();
-        tokio::spawn(async move { alice.call("hang", json!({})).await })
-    };
+    let slow = alice.begins("hang", json!({}));
     assert_eq!(bob.call("echo", json!({})).await.said(), "{}");
     let slow = slow.await.unwrap();
     assert_eq!(

@@ -81,6 +81,24 @@ fn hello(runner: &Foreground, version: u16, key: &str) {
     frames::send(runner.socket.as_fd(), &frame, &[]).unwrap();
 }
 
+/// As the gateway that has started it.
+#[track_caller]
+fn greet(runner: &Foreground) {
+    hello(runner, frames::VERSION, &runner.key);
+    let reply = next(runner);
+    assert!(matches!(reply, Some(Reply::Hello { .. })), "{reply:?}");
+}
+
+/// Asks for a child for whoever.
+fn start(runner: &Foreground, child: u64) {
+    let frame = Request::Start {
+        child,
+        principal: "0".repeat(64),
+        caller: None,
+    };
+    frames::send(runner.socket.as_fd(), &frame, &[]).unwrap();
+}
+
 #[test]
 fn who_does_not_know_the_key_is_refused_and_let_go() {
     for key in ["", "00", &"0".repeat(64)] {
@@ -106,12 +124,7 @@ fn another_version_is_refused_by_number() {
 #[test]
 fn nothing_is_started_before_hello() {
     let (_files, runner) = runner();
-    let start = Request::Start {
-        child: 1,
-        principal: "0".repeat(64),
-        caller: None,
-    };
-    frames::send(runner.socket.as_fd(), &start, &[]).unwrap();
+    start(&runner, 1);
     assert!(next(&runner).is_none());
 }
 
@@ -231,16 +244,8 @@ fn a_child_that_was_made_ahead_and_ends_as_it_is_wanted_is_replaced() {
     };
     for is_wanted in [true, false] {
         let (_files, runner) = runner();
-        hello(&runner, frames::VERSION, &runner.key);
-        assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
-        let start = |child| {
-            let frame = Request::Start {
-                child,
-                principal: "0".repeat(64),
-                caller: None,
-            };
-            frames::send(runner.socket.as_fd(), &frame, &[]).unwrap();
-        };
+        greet(&runner);
+        let start = |child| start(&runner, child);
         let mut held = Vec::new();
         let mut begun = |number| {
             let (reply, descriptors) = with_descriptors(runner.socket.as_fd());
@@ -311,15 +316,9 @@ fn a_child_that_hangs_in_its_exec_ends_when_it_is_told_to() {
     let server = ServerName::parse("it").unwrap();
     let program_of_runner = Path::new(env!("CARGO_BIN_EXE_thv"));
     let runner = runner::foreground(program_of_runner, files.path(), &server).unwrap();
-    hello(&runner, frames::VERSION, &runner.key);
-    assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
+    greet(&runner);
     let mut lease = Lease::on(&program);
-    let start = Request::Start {
-        child: 1,
-        principal: "0".repeat(64),
-        caller: None,
-    };
-    frames::send(runner.socket.as_fd(), &start, &[]).unwrap();
+    start(&runner, 1);
     lease.is_asked();
     let signal = frames::Signal::Terminate;
     let frame = Request::Signal { child: 1, signal };
@@ -353,14 +352,8 @@ fn a_stranger_who_says_nothing_is_not_kept() {
 #[test]
 fn a_child_is_started_once_by_its_number_and_named_when_it_ends() {
     let (_files, runner) = runner();
-    hello(&runner, frames::VERSION, &runner.key);
-    assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
-    let start = |child| Request::Start {
-        child,
-        principal: "0".repeat(64),
-        caller: None,
-    };
-    frames::send(runner.socket.as_fd(), &start(7), &[]).unwrap();
+    greet(&runner);
+    start(&runner, 7);
     // Its descriptors are dropped here, so `cat` reads the end of its input and leaves.
     assert!(matches!(
         next(&runner),
@@ -370,7 +363,7 @@ fn a_child_is_started_once_by_its_number_and_named_when_it_ends() {
         next(&runner),
         Some(Reply::Exited { child: 7, .. })
     ));
-    frames::send(runner.socket.as_fd(), &start(8), &[]).unwrap();
+    start(&runner, 8);
     assert!(matches!(
         next(&runner),
         Some(Reply::Started { child: 8, .. })
@@ -387,8 +380,7 @@ fn a_caller_is_taken_where_the_configuration_says_so_alone() {
     };
     let alice = frames::Caller::new("https://sso.example.com", "alice", "user").ok();
     let (_files, runner) = runner();
-    hello(&runner, frames::VERSION, &runner.key);
-    assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
+    greet(&runner);
     frames::send(runner.socket.as_fd(), &start(1, alice), &[]).unwrap();
     assert!(
         matches!(next(&runner), Some(Reply::Failed { child: 1, layer, .. }) if layer == "config")
@@ -412,14 +404,8 @@ fn a_caller_is_taken_where_the_configuration_says_so_alone() {
 #[test]
 fn a_path_that_is_missing_is_named_when_a_child_starts() {
     let (_files, runner) = runner_with("read-only = [\"/srv/thv-missing\"]\n");
-    hello(&runner, frames::VERSION, &runner.key);
-    assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
-    let start = Request::Start {
-        child: 1,
-        principal: "0".repeat(64),
-        caller: None,
-    };
-    frames::send(runner.socket.as_fd(), &start, &[]).unwrap();
+    greet(&runner);
+    start(&runner, 1);
     match next(&runner) {
         Some(Reply::Failed { layer, reason, .. }) => {
             assert_eq!(layer, "root");
@@ -439,8 +425,7 @@ fn a_runner_waits_for_its_parents_first_word() {
     let mut watched = [PollFd::new(runner.socket.as_fd(), PollFlags::POLLIN)];
     let heard = poll(&mut watched, longer_than_strangers_have).unwrap();
     assert_eq!(heard, 0, "it has hung up");
-    hello(&runner, frames::VERSION, &runner.key);
-    assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
+    greet(&runner);
 }
 
 /// A program that is the runner on a host that has not these calls, and where it logs.
@@ -465,14 +450,8 @@ fn a_child_that_is_given_less_of_proc_starts_and_that_is_told() {
     // The call by which a whole one is mounted: with these flags, and without options.
     let (_place, program, log) = lacking(&format!("{}:3=14:4=0", libc::SYS_mount));
     let (_files, runner) = runner_of("optional = [\"cgroup\"]", &program);
-    hello(&runner, frames::VERSION, &runner.key);
-    assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
-    let start = Request::Start {
-        child: 1,
-        principal: "0".repeat(64),
-        caller: None,
-    };
-    frames::send(runner.socket.as_fd(), &start, &[]).unwrap();
+    greet(&runner);
+    start(&runner, 1);
     let started = next(&runner);
     assert!(
         matches!(started, Some(Reply::Started { child: 1, .. })),
@@ -494,11 +473,6 @@ fn a_child_that_is_given_less_of_proc_starts_and_that_is_told() {
 /// the reason. Without namespaces and root there is nothing that could be left out.
 #[test]
 fn each_layer_is_required_and_one_that_is_left_out_is_named_each_time() {
-    let start = |child| Request::Start {
-        child,
-        principal: "0".repeat(64),
-        caller: None,
-    };
     for (layer, calls, cure) in [
         (
             "landlock",
@@ -530,12 +504,8 @@ fn each_layer_is_required_and_one_that_is_left_out_is_named_each_time() {
         let (_place, program, log) = lacking(&calls.to_string());
         // No cgroup is handed on to a test, which has its own among others.
         let (_files, runner) = runner_of("optional = [\"cgroup\"]", &program);
-        hello(&runner, frames::VERSION, &runner.key);
-        assert!(
-            matches!(next(&runner), Some(Reply::Hello { .. })),
-            "{layer}"
-        );
-        frames::send(runner.socket.as_fd(), &start(1), &[]).unwrap();
+        greet(&runner);
+        start(&runner, 1);
         match next(&runner) {
             Some(Reply::Failed {
                 layer: named,
@@ -555,10 +525,9 @@ fn each_layer_is_required_and_one_that_is_left_out_is_named_each_time() {
         fs::remove_file(&log).unwrap();
 
         let (_files, runner) = runner_of(&format!("optional = [\"cgroup\", {layer:?}]"), &program);
-        hello(&runner, frames::VERSION, &runner.key);
-        assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
+        greet(&runner);
         for child in [1, 2] {
-            frames::send(runner.socket.as_fd(), &start(child), &[]).unwrap();
+            start(&runner, child);
             while !matches!(next(&runner), Some(Reply::Exited { .. })) {}
             let said = fs::read_to_string(&log).unwrap();
             for layer in ["cgroup", layer] {
@@ -583,11 +552,6 @@ fn each_layer_is_required_and_one_that_is_left_out_is_named_each_time() {
 fn the_hosts_network_is_not_claimed_by_a_runner_that_is_apart_from_it() {
     let place = tempfile::tempdir().unwrap();
     let (program, log) = (place.path().join("runner"), place.path().join("log"));
-    let start = Request::Start {
-        child: 1,
-        principal: "0".repeat(64),
-        caller: None,
-    };
     let network = "optional = [\"cgroup\"]\nnetwork = \"host\"\ndangerous = true";
     // As PrivateNetwork= does, and without.
     for (around, is_apart) in [
@@ -602,9 +566,8 @@ fn the_hosts_network_is_not_claimed_by_a_runner_that_is_apart_from_it() {
         fs::write(&program, script).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let (_files, runner) = runner_of(network, &program);
-        hello(&runner, frames::VERSION, &runner.key);
-        assert!(matches!(next(&runner), Some(Reply::Hello { .. })));
-        frames::send(runner.socket.as_fd(), &start, &[]).unwrap();
+        greet(&runner);
+        start(&runner, 1);
         let reply = next(&runner);
         let said = fs::read_to_string(&log).unwrap();
         let claimed = said.contains("THIS HOST'S network");

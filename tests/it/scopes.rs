@@ -200,10 +200,7 @@ async fn a_cancel_reaches_ones_own_call_alone() {
     let house = crowd("server").open().await;
     let alice = session_of(&house, "alice", "2025-11-25").await;
     let bob = session_of(&house, "bob", "2025-11-25").await;
-    let held = {
-        let bob = bob.clone();
-        tokio::spawn(async move { bob.call("hold", json!({ "for": "bob" })).await })
-    };
+    let held = bob.begins("hold", json!({ "for": "bob" }));
     while told(&alice, "tools/call").await < 2
         || !alice.call("seen", json!({})).await.said().contains("hold")
     {
@@ -264,10 +261,7 @@ async fn a_lost_child_ends_all_its_sessions_and_the_next_has_another() {
     let house = crowd("server").open().await;
     let alice = session_of(&house, "alice", "2025-11-25").await;
     let bob = session_of(&house, "bob", "2025-11-25").await;
-    let held = {
-        let bob = bob.clone();
-        tokio::spawn(async move { bob.call("hold", json!({ "for": "bob" })).await })
-    };
+    let held = bob.begins("hold", json!({ "for": "bob" }));
     while !alice.call("seen", json!({})).await.said().contains("hold") {
         tokio::task::yield_now().await;
     }
@@ -303,10 +297,7 @@ async fn each_limit_refuses_beside_its_success() {
     );
     assert_eq!(refused.json()["error"]["data"]["reason"], "session-limit");
 
-    let hold = |caller: &Caller, what: &str| {
-        let (caller, what) = (caller.clone(), what.to_owned());
-        tokio::spawn(async move { caller.call("hold", json!({ "for": what })).await })
-    };
+    let hold = |caller: &Caller, what: &str| caller.begins("hold", json!({ "for": what }));
     let first = hold(&alice, "alice");
     while !bob
         .call("seen", json!({}))
@@ -384,10 +375,7 @@ async fn a_question_reaches_only_the_client_whose_call_it_was() {
         "{said}"
     );
     // While the other is at work too it might be meant as well.
-    let held = {
-        let second = second.clone();
-        tokio::spawn(async move { second.call("hold", json!({ "for": "x" })).await })
-    };
+    let held = second.begins("hold", json!({ "for": "x" }));
     while !first.call("seen", json!({})).await.said().contains("hold") {
         tokio::task::yield_now().await;
     }
@@ -518,10 +506,7 @@ async fn a_fault_of_a_shared_http_server_is_its_callers_alone() {
     let plan = plan.top("transport = \"http\"\nport = 8080\nscope = \"server\"\n");
     let house = plan.open().await;
     let (alice, bob) = (house.session("alice").await, house.session("bob").await);
-    let held = {
-        let alice = alice.clone();
-        tokio::spawn(async move { alice.call("hold", json!({})).await })
-    };
+    let held = alice.begins("hold", json!({}));
     while !bob.call("seen", json!({})).await.said().contains("hold") {
         tokio::task::yield_now().await;
     }
