@@ -133,7 +133,8 @@ async fn look(caller: &Caller) -> Vec<String> {
     seen
 }
 
-/// The runner's children, once there are as many.
+/// The runner's children, once there are as many: the kernel tells nobody else of them, so they
+/// are looked for.
 async fn until(runner: u32, count: usize) -> Vec<i32> {
     let end = Instant::now() + Duration::from_secs(20);
     loop {

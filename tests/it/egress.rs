@@ -199,23 +199,8 @@ impl Inside {
 
     /// Waits for as many egress records, and gives those of which this is part.
     async fn records(&self, part: &str, count: usize) -> Vec<String> {
-        let found = || -> Vec<_> {
-            let all = self.house.records.all().into_iter();
-            all.filter(|record| record.contains("THV_EVENT=egress ") && record.contains(part))
-                .collect()
-        };
-        let there = async {
-            while found().len() < count {
-                tokio::task::yield_now().await;
-            }
-        };
-        let waited = tokio::time::timeout(crate::wire::PATIENCE, there).await;
-        assert!(
-            waited.is_ok(),
-            "no {count} of `{part}`: {:#?}",
-            self.house.records.all()
-        );
-        found()
+        let words = ["THV_EVENT=egress ", part];
+        self.house.records.wait_for_all(&words, count).await
     }
 }
 

@@ -49,7 +49,7 @@ async fn a_panic_ends_one_request_and_no_other() {
     let house = house().clock(clock).open().await;
     let (alice, bob) = (house.session("alice").await, house.session("bob").await);
     let waiting = bob.begins("wait", json!({ "for": "bob" }));
-    until_seen(&bob, "\"wait\"").await;
+    house.records.wait_until_held("bob").await;
     fuse.store(true, Ordering::SeqCst);
     let answer = alice.call("echo", json!({})).await;
     assert_eq!(answer.status, 500, "{}", answer.text());
@@ -96,7 +96,7 @@ async fn told_twice_it_stops_at_once_and_says_so() {
     let running = Running::start(&[], None).await;
     let caller = running.session().await;
     let waiting = caller.begins("wait", json!({ "for": "ever" }));
-    until_seen(&caller, "\"wait\"").await;
+    running.says("holding ever").await;
     let since = Instant::now();
     told_to_stop(&running).await;
     running.signal(Signal::SIGTERM);
@@ -130,7 +130,7 @@ async fn who_comes_while_it_stops_is_told_at_once() {
     let running = Running::start(&[], None).await;
     let caller = running.session().await;
     let waiting = caller.begins("wait", json!({ "for": "ever" }));
-    until_seen(&caller, "\"wait\"").await;
+    running.says("holding ever").await;
     told_to_stop(&running).await;
     let since = Instant::now();
     for _ in 0..3 {
@@ -586,13 +586,7 @@ for line in sys.stdin:
     );
 }
 
-async fn until_seen(caller: &Caller, what: &str) {
-    wait_for_async(what, async || {
-        caller.seen().await.iter().any(|line| line.contains(what))
-    })
-    .await;
-}
-
+/// Asks again and again: whether there is room nobody says but by an answer.
 async fn wait_for_async(what: &str, mut look: impl AsyncFnMut() -> bool) {
     let there = async { while !look().await {} };
     timeout(PATIENCE, there)

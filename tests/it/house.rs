@@ -491,6 +491,28 @@ impl Records {
             .unwrap_or_else(|_| panic!("no {kind}: {:#?}", self.all()));
     }
 
+    /// Waits until there are so many with all of these in them; gives those.
+    pub async fn wait_for_all(&self, words: &[&str], count: usize) -> Vec<String> {
+        let found = |records: &[Record]| -> Vec<String> {
+            let lines = records.iter().map(line);
+            lines
+                .filter(|line| words.iter().all(|word| line.contains(word)))
+                .collect()
+        };
+        let there = self.0.until(|records| found(records).len() >= count);
+        tokio::time::timeout(PATIENCE, there)
+            .await
+            .unwrap_or_else(|_| panic!("no {count} of {words:?}: {:#?}", self.all()));
+        found(&self.0.records())
+    }
+
+    /// Waits until the server has said on its standard error that it holds this call.
+    pub async fn wait_until_held(&self, what: &str) {
+        let said = format!("holding {what}");
+        self.wait_for_all(&["THV_EVENT=child-stderr ", said.trim_end()], 1)
+            .await;
+    }
+
     /// Waits, for as long as whoever asks likes, until a record has this in it.
     pub async fn until(&self, text: &str) {
         let has = |record: &Record| line(record).contains(text);

@@ -188,6 +188,7 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared
         Reply::Drip => {
             let head = format!("HTTP/1.1 200 OK\r\n{AS_JSON}Content-Length: 100000\r\n\r\n");
             let _ = stream.write_all(head.as_bytes()).await;
+            // The pace is the point, no event is waited for.
             while stream.write_all(b" ").await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }

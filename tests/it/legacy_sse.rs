@@ -295,6 +295,7 @@ async fn streams_of_the_old_transport_are_limited_as_sessions_are() {
         (503, json!("session-limit"))
     );
     drop(second);
+    // That a stream is noticed to be gone is on no record: it is asked for its place.
     timeout(PATIENCE, async {
         while wire::head(house.address, &request).await != 200 {
             tokio::task::yield_now().await;

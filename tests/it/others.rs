@@ -57,6 +57,7 @@ impl Others {
             .stderr(log)
             .spawn()
             .unwrap();
+        // It is tried: nobody says when a port is bound.
         let deadline = Instant::now() + crate::wire::PATIENCE;
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(Instant::now() < deadline && process.try_wait().unwrap().is_none());

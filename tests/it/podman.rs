@@ -496,12 +496,10 @@ async fn a_podman_that_hangs_is_an_error() {
         let (answer, caller) = asking.await.unwrap();
         if answer.status == 200 {
             // The container was quicker.
-            let before = house.records.count("child-exited") + house.records.count("child-died");
+            let ended = ["THV_EVENT=child-", "THV_EXIT"];
+            let before = house.records.wait_for_all(&ended, 0).await.len();
             caller.send("DELETE", "").await;
-            while house.records.count("child-exited") + house.records.count("child-died") == before
-            {
-                tokio::task::yield_now().await;
-            }
+            house.records.wait_for_all(&ended, before + 1).await;
             continue;
         }
         println!("{}", answer.text());

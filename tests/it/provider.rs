@@ -371,7 +371,7 @@ async fn no_request_fails_while_the_provider_rotates_its_keys() {
                 (with_old, with_new)
             });
         }
-        // Some calls are made with the old key before.
+        // Some calls are made with the old key before. The provider can only be asked.
         while provider.asked(TOKEN) < served + 20 {
             tokio::task::yield_now().await;
         }

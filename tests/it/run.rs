@@ -2,11 +2,12 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader},
     net::{SocketAddr, TcpListener},
     os::unix::{fs::PermissionsExt, net::UnixListener},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::{Arc, Condvar, Mutex},
     thread::JoinHandle,
 };
 
@@ -33,9 +34,17 @@ pub struct Running {
     resource: String,
     /// What it said until it served.
     said: Vec<String>,
-    rest: Option<JoinHandle<String>>,
+    /// What it has said since, and who hears it.
+    heard: Arc<Heard>,
+    rest: Option<JoinHandle<()>>,
     issuer: DemoIssuer,
     temporary: TempDir,
+}
+
+#[derive(Default)]
+struct Heard {
+    text: Mutex<String>,
+    more: Condvar,
 }
 
 fn thv() -> Command {
@@ -115,16 +124,22 @@ impl Running {
             let rest = served.split_once(after).unwrap().1;
             rest.split([',', '\n', ' ']).next().unwrap().to_owned()
         };
+        let heard = Arc::<Heard>::default();
+        let hears = heard.clone();
         let rest = std::thread::spawn(move || {
-            let mut text = String::new();
-            stderr.read_to_string(&mut text).unwrap();
-            text
+            let mut line = String::new();
+            while stderr.read_line(&mut line).unwrap() > 0 {
+                hears.text.lock().unwrap().push_str(&line);
+                hears.more.notify_all();
+                line.clear();
+            }
         });
         Self {
             address: word("listening on ").parse().unwrap(),
             resource: word("served at "),
             process,
             said,
+            heard,
             rest: Some(rest),
             issuer,
             temporary,
@@ -146,6 +161,19 @@ impl Running {
         caller
     }
 
+    /// Waits until it, or its server, has said this.
+    pub async fn says(&self, what: &'static str) {
+        let heard = self.heard.clone();
+        let waits = tokio::task::spawn_blocking(move || {
+            let lacks = |text: &mut String| !text.contains(what);
+            let text = heard.text.lock().unwrap();
+            let waited = heard.more.wait_timeout_while(text, wire::PATIENCE, lacks);
+            let (text, waited) = waited.unwrap();
+            assert!(!waited.timed_out(), "it does not say {what:?}: {text}");
+        });
+        waits.await.unwrap();
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid()), signal).unwrap();
     }
@@ -163,7 +191,8 @@ impl Running {
     /// Waits for its end; the same.
     pub fn ended(mut self) -> (String, Option<i32>, TempDir) {
         let code = self.process.wait().unwrap().code();
-        let rest = self.rest.take().unwrap().join().unwrap();
+        self.rest.take().unwrap().join().unwrap();
+        let rest = self.heard.text.lock().unwrap().clone();
         let said = format!("{}\n{rest}", self.said.join("\n"));
         let temporary = std::mem::replace(&mut self.temporary, tempfile::tempdir().unwrap());
         (said, code, temporary)

@@ -118,13 +118,10 @@ async fn there_is_a_child_for_each_that_the_scope_names() {
         // The child stays for the others, and ends with the last.
         assert_eq!(first.send("DELETE", "").await.status, 204);
         assert_eq!(second.call("echo", json!({})).await.said(), "{}");
-        let exited = house.records.count("child-exited");
         second.send("DELETE", "").await;
         third.send("DELETE", "").await;
-        while house.records.count("child-exited") < children {
-            house.records.wait_for_more("child-exited", exited).await;
-            tokio::task::yield_now().await;
-        }
+        let ended = ["THV_EVENT=child-exited "];
+        house.records.wait_for_all(&ended, children).await;
     }
 }
 
@@ -201,11 +198,7 @@ async fn a_cancel_reaches_ones_own_call_alone() {
     let alice = session_of(&house, "alice", "2025-11-25").await;
     let bob = session_of(&house, "bob", "2025-11-25").await;
     let held = bob.begins("hold", json!({ "for": "bob" }));
-    while told(&alice, "tools/call").await < 2
-        || !alice.call("seen", json!({})).await.said().contains("hold")
-    {
-        tokio::task::yield_now().await;
-    }
+    house.records.wait_until_held("bob").await;
     let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
     assert_eq!(alice.post(cancel).await.status, 202);
     assert_eq!(told(&alice, "notifications/cancelled").await, 0);
@@ -262,9 +255,7 @@ async fn a_lost_child_ends_all_its_sessions_and_the_next_has_another() {
     let alice = session_of(&house, "alice", "2025-11-25").await;
     let bob = session_of(&house, "bob", "2025-11-25").await;
     let held = bob.begins("hold", json!({ "for": "bob" }));
-    while !alice.call("seen", json!({})).await.said().contains("hold") {
-        tokio::task::yield_now().await;
-    }
+    house.records.wait_until_held("bob").await;
     let lost = alice.call("crash", json!({})).await;
     assert_eq!(lost.json()["error"]["data"]["reason"], "server-ended");
     let lost = held.await.unwrap();
@@ -299,14 +290,7 @@ async fn each_limit_refuses_beside_its_success() {
 
     let hold = |caller: &Caller, what: &str| caller.begins("hold", json!({ "for": what }));
     let first = hold(&alice, "alice");
-    while !bob
-        .call("seen", json!({}))
-        .await
-        .said()
-        .contains("\"for\": \"alice\"")
-    {
-        tokio::task::yield_now().await;
-    }
+    house.records.wait_until_held("alice").await;
     let refused = alice.post(&call(2, "echo", json!({}))).await;
     assert_eq!(refused.status, 429);
     assert_eq!(refused.json()["error"]["data"]["reason"], "user-call-limit");
@@ -376,9 +360,7 @@ async fn a_question_reaches_only_the_client_whose_call_it_was() {
     );
     // While the other is at work too it might be meant as well.
     let held = second.begins("hold", json!({ "for": "x" }));
-    while !first.call("seen", json!({})).await.said().contains("hold") {
-        tokio::task::yield_now().await;
-    }
+    house.records.wait_until_held("x").await;
     let told = first.call("ask", json!({})).await.said();
     assert!(told.contains("-32601"), "{told}");
     first.call("release", json!({ "for": "x" })).await;
@@ -507,9 +489,7 @@ async fn a_fault_of_a_shared_http_server_is_its_callers_alone() {
     let house = plan.open().await;
     let (alice, bob) = (house.session("alice").await, house.session("bob").await);
     let held = alice.begins("hold", json!({}));
-    while !bob.call("seen", json!({})).await.said().contains("hold") {
-        tokio::task::yield_now().await;
-    }
+    house.records.wait_until_held("").await;
     let failed = bob.call("status", json!({ "status": 500 })).await;
     assert_eq!(
         failed.json()["error"]["data"]["reason"],

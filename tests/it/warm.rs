@@ -41,12 +41,8 @@ fn children(house: &House, kind: &str) -> Vec<(String, Option<String>)> {
 }
 
 async fn until(house: &House, kind: &str, count: usize) {
-    while house.records.count(kind) < count {
-        house
-            .records
-            .wait_for_more(kind, house.records.count(kind))
-            .await;
-    }
+    let event = format!("THV_EVENT={kind} ");
+    house.records.wait_for_all(&[&event], count).await;
 }
 
 async fn said(caller: &Caller) -> Vec<Value> {
@@ -155,6 +151,7 @@ async fn one_that_ended_while_it_waited_is_nobodys() {
         .unwrap();
     let pid = nix::unistd::Pid::from_raw(pid);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    // Until it is reaped, of which its gateway is told then, and nobody else.
     let gone = async {
         while Path::new("/proc").join(pid.to_string()).exists() {
             tokio::task::yield_now().await;

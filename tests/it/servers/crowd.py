@@ -38,6 +38,8 @@ def take(message):
         waiting.append(message)
     elif method == "tools/call" and params["name"] == "hold":
         held[params["arguments"]["for"]] = identifier
+        sys.stderr.write("holding %s\n" % params["arguments"]["for"])
+        sys.stderr.flush()
     elif method == "tools/call" and params["name"] == "release":
         text(held.pop(params["arguments"]["for"]), "released")
         text(identifier, "done")

@@ -133,6 +133,8 @@ def call(identifier, params):
         text(identifier, "logged")
     elif name == "wait":
         waiting[arguments["for"]] = identifier
+        sys.stderr.write("holding %s\n" % arguments["for"])
+        sys.stderr.flush()
     elif name == "release":
         text(waiting.pop(arguments["for"]), "released")
         text(identifier, "done")

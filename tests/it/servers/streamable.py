@@ -216,6 +216,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif name == "hold":
             self.events()
+            sys.stderr.write("holding\n")
+            sys.stderr.flush()
             released.wait(20)
             self.event(done)
             self.over()
