@@ -3,14 +3,19 @@
 Its network is a loopback and nothing else; the driver's own sockets move into
 it (`enter_network`). It has no cgroup controllers, so servers say
 `sandbox.optional = ["cgroup"]` here.
+
+What a scenario waits for it hears of: systemd and thv say what they do in the journal,
+which `until` follows, and the kernel tells of the end of a process (`gone`).
 """
 
 import ctypes
 import hashlib
 import os
 import pathlib
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import time
 
@@ -33,6 +38,7 @@ class Machine:
         self.root = root
         self._process = process
         self._leader = leader
+        self._journal = None
 
     @classmethod
     def boot(cls):
@@ -44,27 +50,29 @@ class Machine:
             "systemd-nspawn", "--quiet", "--directory", root, "--boot", "--register=no", "--keep-unit",
             "--private-network", "--console=passive", "--resolv-conf=off", "--timezone=off", "--link-journal=no",
             "--system-call-filter=@keyring landlock_create_ruleset landlock_add_rule landlock_restrict_self", "--hostname=host",
+            "--notify-ready=yes",
         ]
+        told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        told.bind(f"\0thv-host-{os.getpid()}")
         # Where the driver of the tests has no cgroup v2 of its own, the machine gets one.
-        environment = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+        environment = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "NOTIFY_SOCKET": f"@thv-host-{os.getpid()}"}
         with open(CACHE / "console.log", "wb") as console:
             process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
         machine = cls(root, process, None)
         try:
-            machine._leader = until("its systemd to start", 30, machine._find_leader)
-            until("it to be up", 60, lambda: machine.text("systemctl", "is-system-running", check=False) in ("running", "degraded"))
+            with told:
+                machine._leader = leader(told)
+            state = machine.text("systemctl", "is-system-running", "--wait", check=False)
+            assert state in ("running", "degraded"), state
         except BaseException:
             machine.stop()
             raise
         return machine
 
-    def _find_leader(self):
-        if self._process.poll() is not None:
-            raise RuntimeError(f"systemd-nspawn ended: {(CACHE / 'console.log').read_text(errors='replace')}")
-        children = pathlib.Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        return next((int(pid) for pid in children if pathlib.Path(f"/proc/{pid}/comm").read_text().strip() == "systemd"), None)
-
     def stop(self, keep=False):
+        if self._journal is not None:
+            self._journal.kill()
+            self._journal.wait()
         # nspawn passes it on as a request to power off.
         self._process.send_signal(signal.SIGTERM)
         try:
@@ -85,11 +93,14 @@ class Machine:
         if user:
             inside = ["runuser", "-u", user, "--", *inside]
         done = subprocess.run(
-            ["nsenter", "--target", str(self._leader), "--all", "--wdns=/", *inside], check=False, timeout=timeout,
+            self._within(*inside), check=False, timeout=timeout,
             stdin=options.pop("stdin", subprocess.DEVNULL) if "input" not in options else None,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
         assert not check or done.returncode == 0, f"`{' '.join(inside)}` failed ({done.returncode}):\n{done.stdout}{done.stderr}"
         return done
+
+    def _within(self, *argv):
+        return ["nsenter", "--target", str(self._leader), "--all", "--wdns=/", *argv]
 
     def text(self, *argv, **options):
         return self.run(*argv, **options).stdout.strip()
@@ -114,6 +125,40 @@ class Machine:
             if libc.setns(namespace.fileno(), 0x40000000) != 0:
                 raise OSError(ctypes.get_errno(), "entering the network of the machine")
 
+    # Waiting.
+
+    def until(self, what, seconds, look):
+        """Looks whenever the journal has something new until there is something to see; gives it.
+
+        And once a second, for what nobody writes there: a port that is bound, an answer of a client's.
+        """
+        end = time.monotonic() + seconds
+        while True:
+            self._hear()
+            found = look()
+            if found:
+                return found
+            left = end - time.monotonic()
+            assert left > 0, f"waited {seconds} s for {what}"
+            select.select([self._journal.stdout], [], [], min(left, 1))
+
+    def _hear(self):
+        """Takes what the journal has said so far: what comes from here on wakes whoever waits."""
+        if self._journal is None or self._journal.poll() is not None:
+            follow = self._within("journalctl", "--follow", "--lines=0", "--output=cat")
+            self._journal = subprocess.Popen(follow, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            os.set_blocking(self._journal.stdout.fileno(), False)
+        try:
+            while os.read(self._journal.stdout.fileno(), 1 << 16):
+                pass
+        except BlockingIOError:
+            pass
+
+    def gone(self, pids, seconds=15):
+        """Waits for the end of these processes."""
+        left = self.text("/usr/bin/python3", "-c", GONE, str(seconds), *pids)
+        assert not left, f"after {seconds} s there are still: {left}"
+
     # Units.
 
     def unit(self, unit, key):
@@ -126,7 +171,11 @@ class Machine:
         return self.unit(unit, "ActiveState")
 
     def wait_for(self, unit, state, seconds=30):
-        until(f"{unit} to be {state}", seconds, lambda: self.state(unit) == state)
+        self.until(f"{unit} to be {state}", seconds, lambda: self.state(unit) == state)
+
+    def wait_for_another(self, unit, pid, seconds=30):
+        """Waits until the unit runs, by another process than that."""
+        self.until(f"another {unit}", seconds, lambda: self.is_active(unit) and self.pid(unit) not in (0, pid))
 
     def pid(self, unit):
         return int(self.unit(unit, "MainPID"))
@@ -147,15 +196,32 @@ class Machine:
         self.run("journalctl", "--sync")
 
 
-def until(what, seconds, look):
-    """Looks until there is something to see; gives it."""
-    end = time.monotonic() + seconds
-    while True:
-        found = look()
-        if found:
-            return found
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
+def leader(told):
+    """The process id of the machine's systemd, once that is up: systemd-nspawn tells (sd_notify(3))."""
+    told.settimeout(60)
+    pid = None
+    try:
+        while True:
+            said = dict(line.split("=", 1) for line in told.recv(4096).decode().splitlines() if "=" in line)
+            pid = said.get("X_NSPAWN_LEADER_PID", pid)
+            if said.get("READY") == "1" and pid is not None:
+                return int(pid)
+    except TimeoutError as late:
+        raise RuntimeError(f"it is not up: {(CACHE / 'console.log').read_text(errors='replace')}") from late
+
+
+# Waits for the ends of processes, and names those that are left (pidfd_open(2)).
+GONE = """
+import os, select, sys, time
+end = time.monotonic() + float(sys.argv[1])
+for pid in sys.argv[2:]:
+    try:
+        process = os.pidfd_open(int(pid))
+    except ProcessLookupError:
+        continue
+    if not select.select([process], [], [], max(0, end - time.monotonic()))[0]:
+        print(pid)
+"""
 
 
 def cached_root():

@@ -5,7 +5,6 @@ import http.client
 import json
 import urllib.parse
 
-from machine import until
 
 IDP_PORT = 9000
 ISSUER = f"http://127.0.0.1:{IDP_PORT}"
@@ -138,4 +137,4 @@ def start_provider(host):
         except OSError:
             return False
 
-    until("the identity provider", 60, answers)
+    host.until("the identity provider", 60, answers)

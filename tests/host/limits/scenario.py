@@ -143,6 +143,7 @@ def a_child_that_spins_gets_its_share_and_the_others_are_answered():
     group = next(group for group in before if processes(group) > 2)
     start, used = time.monotonic(), usage(group)
     loud = times(other)
+    # The time is the point: it is given that long to use its share.
     while time.monotonic() - start < 5:
         time.sleep(0.1)
     share = (usage(group) - used) / 1e6 / (time.monotonic() - start)

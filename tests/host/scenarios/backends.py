@@ -5,7 +5,6 @@ import socket
 
 import servers
 import wire
-from machine import until
 from servers import INSIDE, REMOTE, SOCKET
 
 
@@ -30,7 +29,7 @@ def a_server_at_a_socket_of_its_own_is_reached_by_another_user(host):
 
 def a_server_elsewhere_is_shown_the_gateways_credential(host):
     host.run("systemd-run", "--unit=upstream", "/usr/bin/python3", "-u", "/opt/peers/streamable.py", str(servers.UPSTREAM))
-    until("the upstream to listen", 10, lambda: listens(servers.UPSTREAM))
+    host.until("the upstream to listen", 10, lambda: listens(servers.UPSTREAM))
     drop_in = f"/etc/systemd/system/thv@{REMOTE}.service.d/50-upstream.conf"
     host.write("/etc/upstream-token", "sesame\n", 0o600)
     host.write(drop_in, "[Service]\nLoadCredential=up:/etc/upstream-token\n")

@@ -9,7 +9,6 @@ import time
 import names
 import servers
 import wire
-from machine import until
 from servers import FAULTS
 
 PORT = servers.PORTS[FAULTS]
@@ -25,7 +24,7 @@ def a_restart_in_a_long_call_drains_it_to_the_deadline_and_does_not_do_it_again(
         answers = []
         waiting = threading.Thread(target=lambda: answers.append(client.call("count", {"number": 41, "seconds": 600})))
         waiting.start()
-        until("the call to be at work", 20, lambda: 41 in done(host))
+        host.until("the call to be at work", 20, lambda: 41 in done(host))
         start = time.monotonic()
         host.run("systemctl", "restart", GATEWAY)
         waiting.join()
@@ -64,14 +63,14 @@ def a_gateway_that_is_killed_between_record_and_dispatch_has_done_nothing(host):
             host.flush_journal()
             return [record for record in records(host, "decision", f"_PID={gateway}") if record.get("THV_METHOD") == "tools/call"]
 
-        (decision,) = until("the decision to be on record", 20, recorded)
+        (decision,) = host.until("the decision to be on record", 20, recorded)
         assert decision["THV_DECISION"] == "allow", decision
         kill(host, "KILL", gateway)
         asking.join()
     finally:
         kill(host, "CONT", runner)
     assert isinstance(lost[0], OSError | http.client.HTTPException), f"the client was told: {lost}"
-    until("another gateway", 20, lambda: host.is_active(GATEWAY) and host.pid(GATEWAY) not in (0, gateway))
+    host.wait_for_another(GATEWAY, gateway)
     with session() as client:
         assert client.said("count", {"number": 78}) == "78", "and it is served"
         client.leave()
@@ -104,7 +103,7 @@ def a_bad_configuration_is_refused_by_a_reload_and_a_good_one_taken(host):
                 host.flush_journal()
                 return records(host, "config-refused", f"_PID={before}")
 
-            told = until("the refusal to be on record", 10, refusals)
+            told = host.until("the refusal to be on record", 10, refusals)
             assert (FILE, str(line)) in [(record["THV_CONFIG_FILE"], record["THV_CONFIG_LINE"]) for record in told], told
             said = host.text("journalctl", "--unit", GATEWAY, "--output=cat", "--no-pager", "--lines=40")
             assert f"{FILE}:{line}" in said and "going on with the one from before" in said, said
@@ -120,7 +119,7 @@ def a_bad_configuration_is_refused_by_a_reload_and_a_good_one_taken(host):
             version = versions(host)[-1]
             host.write(POLICY, servers.POLICIES[FAULTS] + "// another\n")
             host.run("systemctl", "reload", GATEWAY)
-            until("the old one to make way", 30, lambda: host.pid(GATEWAY) != before)
+            host.until("the old one to make way", 30, lambda: host.pid(GATEWAY) != before)
         assert host.unit(f"thv@{FAULTS}.socket", "ActiveState") == "active"
         with session() as client:
             assert client.said("count", {"number": 54}) == "54"
@@ -167,9 +166,9 @@ def each_decision_under_reloads_is_of_one_version(host):
             before = host.pid(GATEWAY)
             host.write(POLICY, forbids[tool])
             host.run("systemctl", "try-reload-or-restart", GATEWAY)
-            until("the next gateway", 40, lambda: host.pid(GATEWAY) not in (0, before) and host.is_active(GATEWAY))
+            host.wait_for_another(GATEWAY, before, 40)
             calls = len(answered) + 100
-            until("calls under this version", 40, lambda: len(answered) >= calls)
+            host.until("calls under this version", 40, lambda: len(answered) >= calls)
     finally:
         ended.set()
         for caller in callers:
@@ -275,7 +274,7 @@ def a_second_gateway_on_one_state_directory_is_turned_away(host):
                 pass
             return done
 
-        until("the second to end", 30, turned_away)
+        host.until("the second to end", 30, turned_away)
         serving.join()
         said = done[0].stdout + done[0].stderr
         assert done[0].returncode != 0 and "another gateway serves from the state directory" in said, done[0]
@@ -354,7 +353,7 @@ def an_issuer_whose_name_does_not_resolve_is_away_and_one_that_moves_is_found(ho
             alarm = json.loads(alarm)
             assert alarm["PRIORITY"] == "3" and "`idp.test` cannot be resolved" in alarm["THV_ERROR"] or says == names.SILENT, alarm
         resolver.says = "127.0.0.2"
-        until("the gateway to find it", 15, lambda: status(token) == 200)
+        host.until("the gateway to find it", 15, lambda: status(token) == 200)
         # It moves, and has a new key there. What is good stays good, and the new key is found at the new address.
         issuer.rotate("second")
         issuer.serve_at("127.0.0.3")
@@ -364,10 +363,9 @@ def an_issuer_whose_name_does_not_resolve_is_away_and_one_that_moves_is_found(ho
         def is_found():
             assert status(token) == 200, "the old key"
             told.add(status(moved))
-            time.sleep(1)
             return 200 in told
 
-        until("the new address to be asked", 60, is_found)
+        host.until("the new address to be asked", 60, is_found)
         assert issuer.heard > heard
     finally:
         issuer.close()

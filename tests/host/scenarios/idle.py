@@ -59,6 +59,7 @@ def a_thousand_numbered_requests_around_the_idle_moment_are_each_served_once(hos
     token = wire.token("alice", servers.resource(COUNTER))
     pauses, slowest, starts = random.Random(SEED), 0.0, host_starts(host)
     for number in range(REQUESTS):
+        # The pace is the point: around the moment at which it ends.
         time.sleep(pauses.uniform(0, LONGEST_PAUSE))
         start = time.monotonic()
         with wire.Client(servers.PORTS[COUNTER], token) as client:

@@ -4,7 +4,6 @@ import json
 
 import servers
 import wire
-from machine import until
 from servers import EVERYTHING, PROBES
 
 GATEWAYS = [f"thv@{name}.service" for name in (EVERYTHING, PROBES)]
@@ -61,7 +60,7 @@ def a_killed_gateway_takes_its_children_along_and_the_next_request_is_served(hos
     children = [pid for pid in host.processes_of(runner) if pid != host.pid(runner)]
     assert children
     host.run("systemctl", "kill", "--signal=KILL", GATEWAYS[1])
-    until("its children to be gone", 10, lambda: not any(host.path(f"/proc/{pid}").exists() for pid in children))
+    host.gone(children)
     client.close()
     with session(PROBES) as client:
         client.said("echo")

@@ -6,7 +6,6 @@ import time
 
 import servers
 import wire
-from machine import until
 from servers import PROBES, WRONG
 
 CLIENTS = 100
@@ -24,6 +23,7 @@ def a_misconfigured_server_tells_every_client_so_and_serves_once_it_is_mended(ho
     told, slowest = [], []
 
     def ask(number):
+        # The pace is the point: they come one after the other for so long.
         time.sleep(number * SECONDS / CLIENTS)
         start = time.monotonic()
         with wire.Client(servers.PORTS[WRONG]) as client:
@@ -158,8 +158,8 @@ def a_gateway_whose_credential_is_missing_tries_ever_less_often_and_serves_once_
     answers = []
     thread = threading.Thread(target=lambda: answers.append(waiting.initialize()))
     thread.start()
-    until("three tries", 60, lambda: int(host.unit(service, "NRestarts")) >= 3)
-    until("its status", 30, lambda: host.unit(service, "ExecMainStatus") == "243")
+    host.until("three tries", 60, lambda: int(host.unit(service, "NRestarts")) >= 3)
+    host.until("its status", 30, lambda: host.unit(service, "ExecMainStatus") == "243")
     said = host.text("systemctl", "show", "--property=RestartUSec,RestartUSecNext,RestartMaxDelayUSec", service)
     values = dict(line.split("=") for line in said.splitlines())
     assert values["RestartUSec"] == "1s" and values["RestartMaxDelayUSec"] == "15s", values
@@ -252,7 +252,7 @@ def a_stopped_journal_stalls_no_request_and_gets_the_records_later(host):
             "journalctl", f"--unit=thv@{PROBES}.service", "THV_TOOL=secret", "THV_EVENT=decision", "--output=cat", "--lines=all")
         return len(records.splitlines()) >= len(marks)
 
-    until("the journal to have them all", 30, written)
+    host.until("the journal to have them all", 30, written)
 
 
 ALL = [

@@ -1,7 +1,6 @@
 """Installing, upgrading, removing and purging the deb."""
 
 import threading
-import time
 
 import servers
 import wire
@@ -85,9 +84,7 @@ def an_upgrade_restarts_what_runs_and_loses_no_connection(host):
             assert kept(host) == before, "the upgrade has changed what is the administrator's"
             assert host.text("dpkg-query", "--show", "--showformat=${Version}", "thv") == "9.0.0"
             count = len(answers)
-            end = time.monotonic() + 30
-            while len(answers) < count + 5 and time.monotonic() < end:
-                time.sleep(0.05)
+            host.until("answers after it", 30, lambda: len(answers) >= count + 5)
         finally:
             stop.set()
             for thread in threads:

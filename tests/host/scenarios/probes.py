@@ -9,7 +9,6 @@ import json
 
 import servers
 import wire
-from machine import until
 from servers import PROBES
 
 RUNNER = f"thv-runner@{PROBES}.service"
@@ -92,7 +91,7 @@ def the_hosts_that_are_named_are_reached_through_the_gateway_and_are_on_record(h
         client.leave()
     records = lambda: [json.loads(line) for line in host.text(  # noqa: E731
         "journalctl", "--no-pager", "-o", "json", "-u", f"thv@{PROBES}.service", "THV_EVENT=egress").splitlines()]
-    until("the records of three connections", 15, lambda: len(records()) == 3)
+    host.until("the records of three connections", 15, lambda: len(records()) == 3)
     assert [record["THV_DECISION"] for record in records()] == ["allow", "allow", "deny"], records()
     assert records()[2]["THV_REASON"] == "egress-address", records()[2]
 
@@ -145,8 +144,7 @@ def nothing_of_a_child_is_left_when_its_session_ends(host):
         children = [pid for pid in host.processes_of(RUNNER) if pid != runner]
         assert len(children) >= 3, f"init, server and the hidden one: {children}"
         client.leave()
-    gone = lambda: not any(host.path(f"/proc/{pid}").exists() for pid in children)  # noqa: E731
-    until("the child and what it hid to be gone", 15, gone)
+    host.gone(children)
 
 
 def a_program_with_another_users_rights_that_it_leaves_can_be_run_by_nobody(host):

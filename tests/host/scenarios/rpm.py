@@ -4,7 +4,6 @@ The host is Debian with Debian's rpm, so dependencies are not asked for; systemd
 all that the scriptlets do, is a real one.
 """
 
-import machine
 import servers
 import wire
 from scenarios import package
@@ -64,7 +63,7 @@ def an_upgrade_of_the_rpm_restarts_what_runs_and_keeps_sockets_and_configuration
             rpm(host, "--upgrade", "--replacepkgs", "/opt/thv.rpm")
             # The target's own restart is done before that of what is part of it.
             for unit, pid in zip(units, before):
-                machine.until(f"{unit} to be another", 30, lambda: host.pid(unit) not in (0, pid))
+                host.wait_for_another(unit, pid)
             assert package.socket_inode(host, NAME) == inode, "the socket was closed"
             assert package.kept(host) == kept, "the upgrade has changed what is the administrator's"
             assert host.is_active("thv.target") == with_target

@@ -5,7 +5,6 @@ import ssl
 import threading
 
 import wire
-from machine import until
 
 NAME, PORT = "tls", 8091
 URL = f"https://localhost:{PORT}/mcp"
@@ -78,12 +77,12 @@ def a_certificate_that_was_renewed_is_shown_after_a_restart_that_nobody_notices(
     thread = threading.Thread(target=ask)
     thread.start()
     try:
-        until("a request", 20, lambda: answers)
+        host.until("a request", 20, lambda: answers)
         # As in thv.toml(5).
         host.run("systemctl", "try-restart", SERVICE)
-        until("another gateway", 30, lambda: host.pid(SERVICE) not in (0, gateway))
+        host.wait_for_another(SERVICE, gateway)
         count = len(answers)
-        until("requests to it", 30, lambda: len(answers) > count + 3)
+        host.until("requests to it", 30, lambda: len(answers) > count + 3)
     finally:
         stop.set()
         thread.join()
@@ -104,14 +103,14 @@ def a_certificate_in_files_is_read_again_without_a_restart(host):
     assert curl(host) == ("200", "2")
     before, gateway = shown(), host.pid(SERVICE)
     renew(host, group="mcp-tls")
-    until("the new certificate", 20, lambda: shown() != before)
+    host.until("the new certificate", 20, lambda: shown() != before)
     assert shown() == ssl_text(host)
     assert host.pid(SERVICE) == gateway, "nothing had to be restarted"
     # Half a renewal is none.
     before = shown()
     good = host.path(f"{PLACE}/chain.pem").read_text()
     host.write(f"{PLACE}/chain.pem", "half of it")
-    until("a warning", 20, lambda: "chain.pem" in journal(host))
+    host.until("a warning", 20, lambda: "chain.pem" in journal(host))
     assert shown() == before and curl(host) == ("200", "2")
     host.write(f"{PLACE}/chain.pem", good)
 
