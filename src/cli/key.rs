@@ -4,16 +4,15 @@
 //! as a credential; nobody but root can read the file itself.
 
 use std::{
-    fs::{self, DirBuilder, OpenOptions, Permissions},
-    io::Write as _,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    fs::{self, DirBuilder, Permissions},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::Path,
     process::ExitCode,
 };
 
 use anyhow::{Context as _, Result};
 
-use super::below;
+use super::{below, unit};
 use crate::{config::ServerName, sys::random};
 
 /// Writes a new key, in one step for whoever reads it.
@@ -32,17 +31,8 @@ pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
 
     // A server's name has no dot, so this is no server's key.
     let new = directory.join(format!(".{name}.{}", std::process::id()));
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&new)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
-        .and_then(|()| fs::rename(&new, directory.join(name.as_str())));
-    if written.is_err() {
-        let _ = fs::remove_file(&new);
-    }
-    written.with_context(context)?;
+    let key = directory.join(name.as_str());
+    unit::write_in_one_step((&key, &new), 0o600, &text).with_context(context)?;
     Ok(ExitCode::SUCCESS)
 }
 

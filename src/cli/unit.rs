@@ -187,17 +187,27 @@ pub(super) fn systemctl(args: &[&str]) -> Result<()> {
 fn write(directory: &Path, path: &Path, text: &str) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let new = path.with_extension(format!("new-{}", std::process::id()));
+    // Units are no secrets.
+    write_in_one_step((path, &new), 0o644, text)
+}
+
+/// Writes a file of this mode, whatever the umask, by way of `new` beside it: whoever reads it
+/// finds all of it, or what was there.
+pub(super) fn write_in_one_step(
+    (path, new): (&Path, &Path),
+    mode: u32,
+    text: &str,
+) -> io::Result<()> {
     let written = OpenOptions::new()
         .write(true)
         .create_new(true)
-        .mode(0o644)
-        .open(&new)
+        .mode(mode)
+        .open(new)
         .and_then(|mut file| file.write_all(text.as_bytes()))
-        // Whatever the umask: units are no secrets.
-        .and_then(|()| fs::set_permissions(&new, Permissions::from_mode(0o644)))
-        .and_then(|()| fs::rename(&new, path));
+        .and_then(|()| fs::set_permissions(new, Permissions::from_mode(mode)))
+        .and_then(|()| fs::rename(new, path));
     if written.is_err() {
-        let _ = fs::remove_file(&new);
+        let _ = fs::remove_file(new);
     }
     written
 }
