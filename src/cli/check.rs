@@ -807,6 +807,7 @@ mod tests {
             "127.0.0.1:5432               leads to 10.0.0.7:5432",
             "at most 64 connections at once and 8192 MiB in all",
             "HTTPS_PROXY https_proxy NO_PROXY no_proxy",
+            "/proc                        its own processes; the rest",
         ] {
             assert!(said.contains(part), "{part}: {said}");
         }

@@ -269,6 +269,7 @@ async fn nothing_of_podman_is_left() {
     )
     .unwrap();
     contained.inner.house.records.wait_for("child-died").await;
+    // They are looked for: the kernel tells their parents alone of their ends.
     let deadline = std::time::Instant::now() + crate::wire::PATIENCE;
     while children.iter().any(|child| is_alive(*child)) {
         assert!(
@@ -482,6 +483,7 @@ async fn a_podman_that_hangs_is_an_error() {
         let is_podman = |pid: &i32| {
             fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "podman\n")
         };
+        // It is looked for: nobody tells of another's new process.
         let podman = loop {
             match descendants(runner).into_iter().find(is_podman) {
                 Some(pid) => break pid,

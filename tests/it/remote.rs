@@ -425,6 +425,7 @@ async fn a_slow_upstream_holds_up_nobody_else() {
         (slow.status, &slow.json()["error"]["data"]["reason"]),
         (504, &json!("timeout"))
     );
+    // The upstream can only be asked.
     timeout(PATIENCE, async {
         while !alice
             .call("seen", json!({}))

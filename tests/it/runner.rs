@@ -259,6 +259,7 @@ fn a_child_that_was_made_ahead_and_ends_as_it_is_wanted_is_replaced() {
         let first = begun(1);
         start(2);
         let taken = [first, begun(2)];
+        // It is looked for: nobody is told of what is made ahead.
         let end = Instant::now() + crate::wire::PATIENCE;
         let spare = loop {
             let there = children_of(runner.pid());
