@@ -5,19 +5,19 @@ it (`enter_network`). It has no cgroup controllers, so servers say
 `sandbox.optional = ["cgroup"]` here.
 
 What a scenario waits for it hears of: systemd and thv say what they do in the journal,
-which `until` follows, and the kernel tells of the end of a process (`gone`).
+which `Journal` follows, and the kernel tells of the end of a process (`gone`).
 """
 
 import ctypes
 import hashlib
 import os
 import pathlib
-import select
 import shutil
 import signal
 import socket
 import subprocess
-import time
+
+from journal import Journal
 
 HERE = pathlib.Path(__file__).resolve().parent
 TOP = HERE.parent.parent
@@ -62,6 +62,7 @@ class Machine:
         try:
             with told:
                 machine._leader = leader(told)
+            machine._journal = Journal(machine._within())
             state = machine.text("systemctl", "is-system-running", "--wait", check=False)
             assert state in ("running", "degraded"), state
         except BaseException:
@@ -71,8 +72,7 @@ class Machine:
 
     def stop(self, keep=False):
         if self._journal is not None:
-            self._journal.kill()
-            self._journal.wait()
+            self._journal.end()
         # nspawn passes it on as a request to power off.
         self._process.send_signal(signal.SIGTERM)
         try:
@@ -128,31 +128,8 @@ class Machine:
     # Waiting.
 
     def until(self, what, seconds, look):
-        """Looks whenever the journal has something new until there is something to see; gives it.
-
-        And once a second, for what nobody writes there: a port that is bound, an answer of a client's.
-        """
-        end = time.monotonic() + seconds
-        while True:
-            self._hear()
-            found = look()
-            if found:
-                return found
-            left = end - time.monotonic()
-            assert left > 0, f"waited {seconds} s for {what}"
-            select.select([self._journal.stdout], [], [], min(left, 1))
-
-    def _hear(self):
-        """Takes what the journal has said so far: what comes from here on wakes whoever waits."""
-        if self._journal is None or self._journal.poll() is not None:
-            follow = self._within("journalctl", "--follow", "--lines=0", "--output=cat")
-            self._journal = subprocess.Popen(follow, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-            os.set_blocking(self._journal.stdout.fileno(), False)
-        try:
-            while os.read(self._journal.stdout.fileno(), 1 << 16):
-                pass
-        except BlockingIOError:
-            pass
+        """Waits until there is something to see; gives it."""
+        return self._journal.until(what, seconds, look)
 
     def gone(self, pids, seconds=15):
         """Waits for the end of these processes."""

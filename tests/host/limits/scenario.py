@@ -16,7 +16,9 @@ import threading
 import time
 
 import gateway
+from journal import Journal
 
+JOURNAL = Journal()
 MEMORY, TASKS = 64 << 20, 32
 GATEWAY = "thv@limits.service"
 
@@ -198,9 +200,7 @@ def nothing_of_a_child_is_left_when_its_session_ends():
     for _ in range(3):
         assert Session().send("", verb="DELETE")[0] == 204
     # Only the sessions that were left open above are still there, and the sandbox that waits for the next.
-    end = time.monotonic() + 20
-    while len(groups()) > 4:
-        assert time.monotonic() < end, groups()
+    JOURNAL.until("the groups to be gone", 20, lambda: len(groups()) <= 4)
     subprocess.run(["systemctl", "stop", GATEWAY, "thv-runner@limits.service"], check=True)
     assert not groups(), groups()
 
@@ -248,9 +248,8 @@ def the_limits_are_a_containers_too():
     assert status in (200, 502) and message["error"]["data"]["reason"] == "server-out-of-memory", (status, message)
     assert other.said("echo") == "here"
     assert other.send("", verb="DELETE")[0] == 204
-    end = time.monotonic() + 20
-    while groups() or subprocess.run(["pgrep", "podman|conmon|crun"], stdout=subprocess.DEVNULL).returncode == 0:
-        assert time.monotonic() < end, groups()
+    has_podman = lambda: subprocess.run(["pgrep", "podman|conmon|crun"], stdout=subprocess.DEVNULL).returncode == 0  # noqa: E731
+    JOURNAL.until("groups and podman to be gone", 20, lambda: not groups() and not has_podman())
 
 
 def a_command_line_has_limits_too():
@@ -387,7 +386,7 @@ SCENARIOS = (each_child_has_a_cgroup_with_its_limits, a_child_does_not_leave_its
              a_child_that_spins_gets_its_share_and_the_others_are_answered, a_fork_bomb_ends_at_its_limit_and_the_gateway_answers_meanwhile,
              a_child_that_eats_its_memory_ends_alone, nothing_of_a_child_is_left_when_its_session_ends,
              the_limits_are_a_containers_too, a_child_that_crashes_gives_its_memory_to_nobody, a_command_line_has_limits_too, what_a_server_keeps_ends_at_a_quota,
-             what_a_server_keeps_ends_at_the_quota_of_its_unit, the_doctor_finds_every_layer, *gateway.scenarios(a_session_of_limits, GATEWAY))
+             what_a_server_keeps_ends_at_the_quota_of_its_unit, the_doctor_finds_every_layer, *gateway.scenarios(a_session_of_limits, GATEWAY, JOURNAL))
 for scenario in SCENARIOS:
     sentence = scenario.__name__.replace("_", " ")
     try:
