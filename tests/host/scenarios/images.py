@@ -8,6 +8,7 @@ import pathlib
 import ssl
 import tarfile
 import threading
+import time
 
 import machine
 import wire
@@ -56,13 +57,16 @@ def things(host):
 class Registry:
     """On the machine's loopback, by TLS, for whom it knows."""
 
-    def __init__(self, host, is_open=False):
+    def __init__(self, host, is_open=False, pause=0):
         known, self.digest = things(host)
         asked = self.asked = []
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 asked.append(self.path)
+                if "/blobs/" in self.path:
+                    # The pace is the point: of a pull that takes no time nothing is shown.
+                    time.sleep(pause)
                 # BASE64 of caller:canary-of-registry
                 if not is_open and self.headers.get("Authorization") != "Basic Y2FsbGVyOmNhbmFyeS1vZi1yZWdpc3RyeQ==":
                     self.send_response(401)
@@ -217,7 +221,7 @@ def an_image_of_a_command_line_is_pulled_by_whom_it_runs_as(host):
             assert probe(client, "read", "/etc/of-the-image") == [True, "layered"]
             client.leave()
 
-    with Registry(host, is_open=True) as registry:
+    with Registry(host, is_open=True, pause=1) as registry:
         done = host.run(*line)
         assert done.stdout.strip() == unit and "as the unit starts" in done.stderr, done
         assert "thv: part 1 of " in done.stderr, done
