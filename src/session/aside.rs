@@ -1,15 +1,27 @@
 //! Work that grows with a message, away from the one loop that serves everybody.
 //!
-//! What is small is done at once: another thread costs more than it. Used by `pump`, `shared`
-//! and `pipeline` to read messages, nothing of which depends on what happens meanwhile.
+//! What is small is done at once: another thread costs more than it. Used by `pump`, `shared`,
+//! `tools`, `stream` and `pipeline` to read messages and to cut lists down, nothing of which
+//! depends on what happens meanwhile.
 
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
 /// Does the work for a message of `size` bytes; where that is large, others are served meanwhile.
 pub async fn aside<T: Send + 'static>(size: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
-    if size <= LARGE {
-        return work();
+    if is_large(size) {
+        beside(work).await
+    } else {
+        work()
     }
+}
+
+/// Whether a message of `size` bytes is nothing for the one loop.
+pub(super) fn is_large(size: usize) -> bool {
+    size > LARGE
+}
+
+/// Does the work where it keeps nobody else waiting.
+pub(super) async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let place = PLACES.acquire().await.expect("nobody closes it");
     let work = move || {
         // Until it is done, also where nobody waits any more.

@@ -11,11 +11,13 @@ use crate::{
     mcp::{
         Call, Era, Id, Message,
         bridge::{self, LegacyServer},
-        input, method,
+        input::{self, Need},
+        method,
         subscription::Wanted,
     },
     session::{
         SendError, Session,
+        aside::is_large,
         conversation::State,
         exchange::{Event, Failure},
         load::Place,
@@ -56,6 +58,25 @@ pub(super) struct InFlight {
     pub(super) task: Option<About>,
     /// Its place among all calls, given back with it; the gateway's own have none.
     _place: Option<Place>,
+}
+
+/// What of a call decides how its client is told what the child has answered.
+struct Wording {
+    id: Id,
+    list: Option<&'static str>,
+    cacheable: bool,
+    lacked: Option<Need>,
+}
+
+impl InFlight {
+    fn wording(&self) -> Wording {
+        Wording {
+            id: self.id.clone(),
+            list: self.list,
+            cacheable: self.cacheable,
+            lacked: self.input.as_ref().and_then(|input| input.lacked),
+        }
+    }
 }
 
 /// The record that every permitted request owes the auditors.
@@ -209,6 +230,7 @@ impl Session {
 
     /// The child's answer to request `number`, which stands at `id` in it.
     pub(super) fn answer(&self, number: u64, answer: Answer, message: &Message) -> Answered {
+        let ahead = self.worded_ahead(number, answer, message);
         let mut state = self.state();
         let asked = number;
         if self.result_answered(&mut state, asked, answer, message)
@@ -239,8 +261,14 @@ impl Session {
                 } else {
                     Some(call)
                 };
-                if let Some(call) = call {
-                    self.answered(&mut state, number, call, (answer, message));
+                match (call, ahead) {
+                    (Some(call), Some(text)) if call.task.is_none() => {
+                        self.delivered(&mut state, call, answer, text);
+                    }
+                    (Some(call), _) => {
+                        self.answered(&mut state, number, call, (answer, message));
+                    }
+                    (None, _) => {}
                 }
                 Answered::Delivered
             }
@@ -268,40 +296,61 @@ impl Session {
         }
     }
 
+    /// What the client will be told with a large answer, for which nobody waits who needs the session.
+    fn worded_ahead(&self, number: u64, answer: Answer, message: &Message) -> Option<Bytes> {
+        if !is_large(message.bytes().len()) || answer == Answer::Neither {
+            return None;
+        }
+        let wording = {
+            let state = self.state();
+            let call = state.in_flight.get(&state.reversed.first(number))?;
+            let tells = call.task.is_none() && !call.waits();
+            tells.then(|| call.wording())?
+        };
+        Some(self.worded(&wording, answer, message))
+    }
+
     /// Gives the call's client what the child has answered.
     pub(super) fn deliver(
         &self,
         state: &mut State,
-        mut call: InFlight,
+        call: InFlight,
         answer: Answer,
         message: &Message,
     ) {
         if answer == Answer::Neither {
             return self.fail(state, call, Failure::BadAnswer);
         }
+        let text = self.worded(&call.wording(), answer, message);
+        self.delivered(state, call, answer, text);
+    }
+
+    /// The child's answer in the words of the call's client.
+    fn worded(&self, wording: &Wording, answer: Answer, message: &Message) -> Bytes {
         let failed = answer == Answer::Error;
-        if self.era == Era::Modern && call.list == Some(method::TOOLS) {
+        let is_of_tools = wording.list == Some(method::TOOLS);
+        if self.era == Era::Modern && is_of_tools {
             self.tools.learn(message);
         }
-        let cut = call.list == Some(method::TOOLS);
-        let cut = cut.then(|| self.without_odd_tools(message)).flatten();
+        let cut = is_of_tools.then(|| self.without_odd_tools(message));
+        let cut = cut.flatten();
         let message = cut.as_ref().unwrap_or(message);
-        let lacked = call.input.as_ref().and_then(|input| input.lacked);
-        let text = Bytes::from(match (self.bridge.get(), lacked) {
+        let id = &wording.id;
+        Bytes::from(match (self.bridge.get(), wording.lacked) {
             // It would have asked, and could not go on without.
-            (Some(_), Some(need)) if failed => input::missing(&call.id, need),
-            (Some(server), _) => server.answered(message, &call.id, call.cacheable),
-            (None, _) if let Some(server) = self.reversed.get() => {
-                server.answered(message, &call.id)
-            }
+            (Some(_), Some(need)) if failed => input::missing(id, need),
+            (Some(server), _) => server.answered(message, id, wording.cacheable),
+            (None, _) if let Some(server) = self.reversed.get() => server.answered(message, id),
             (None, _) => {
-                let id = message
-                    .root()
-                    .get("id")
-                    .map(|id| (id.span(), call.id.as_json()));
-                message.with(&Vec::from_iter(id))
+                let own = message.root().get("id");
+                let own = own.map(|own| (own.span(), id.as_json()));
+                message.with(&Vec::from_iter(own))
             }
-        });
+        })
+    }
+
+    fn delivered(&self, state: &mut State, mut call: InFlight, answer: Answer, text: Bytes) {
+        let failed = answer == Answer::Error;
         let reason = failed.then_some(Reason::ServerError);
         let bytes = text.len();
         if call.opens && failed {

@@ -84,8 +84,8 @@ impl Failure {
     }
 }
 
-/// What is done to an answer before the client sees it.
-pub type Finish = Box<dyn Fn(Bytes) -> Bytes + Send>;
+/// What is done to an answer before the client sees it; beside the loop where that is much.
+pub type Finish = Box<dyn FnOnce(Bytes) -> Bytes + Send>;
 
 impl From<Fault> for Failure {
     fn from(fault: Fault) -> Self {

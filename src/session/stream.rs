@@ -7,17 +7,18 @@
 
 use std::{
     collections::VecDeque,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
-#[cfg(test)]
 use bytes::Bytes;
 
 use crate::{
     audit::Audit,
     session::{
         Session,
+        aside::beside,
         exchange::{Event, Finish},
     },
 };
@@ -98,7 +99,7 @@ impl Stream {
             stream: self.clone(),
             reader: state.reader,
             style: self.style,
-            finish: None,
+            finish: Finishing::Nothing,
             cancels: None,
             records: None,
         }
@@ -194,10 +195,18 @@ pub struct Exchange {
     stream: Arc<Stream>,
     reader: u64,
     style: Style,
-    finish: Option<Finish>,
+    finish: Finishing,
     cancels: Option<Weak<Session>>,
     /// Where it is on record what became of the request.
     records: Option<Audit>,
+}
+
+/// How far it is with what is done to the answer.
+enum Finishing {
+    Nothing,
+    Waits(Finish),
+    /// Others are served meanwhile; the answer counts as unread until it is done.
+    Begun(Pin<Box<dyn Future<Output = Bytes> + Send>>),
 }
 
 impl Exchange {
@@ -209,7 +218,7 @@ impl Exchange {
 
     /// Has the answer pass through `finish` (lists are filtered so).
     pub fn finished_by(mut self, finish: Finish) -> Self {
-        self.finish = Some(finish);
+        self.finish = Finishing::Waits(finish);
         self
     }
 
@@ -261,6 +270,20 @@ impl Exchange {
             state.waker = Some(context.waker().clone());
             return Poll::Pending;
         };
+        let event = match (event, &self.finish) {
+            (Event::Answer(answer), Finishing::Waits(_) | Finishing::Begun(_)) => {
+                // Whoever takes over meanwhile wakes this one.
+                state.waker = Some(context.waker().clone());
+                drop(state);
+                let answer = ready!(self.finished(answer, context));
+                state = self.stream.state();
+                if state.reader != self.reader {
+                    return Poll::Ready(None);
+                }
+                Event::Answer(answer)
+            }
+            (event, _) => event,
+        };
         state.next += 1;
         state.unread -= waiting(&event);
         if self.style == Style::Plain {
@@ -270,10 +293,24 @@ impl Exchange {
         if let (Event::Answer(_) | Event::Failed(_), Some(audit)) = (&event, &self.records) {
             audit.hand_on();
         }
-        Poll::Ready(Some(match (event, &self.finish) {
-            (Event::Answer(answer), Some(finish)) => Event::Answer(finish(answer)),
-            (event, _) => event,
-        }))
+        Poll::Ready(Some(event))
+    }
+
+    /// The answer as the client is to see it.
+    fn finished(&mut self, answer: Bytes, context: &mut Context<'_>) -> Poll<Bytes> {
+        let mut work = match std::mem::replace(&mut self.finish, Finishing::Nothing) {
+            Finishing::Nothing => return Poll::Ready(answer),
+            Finishing::Waits(finish) if answer.len() <= LONG_LIST => {
+                return Poll::Ready(finish(answer));
+            }
+            Finishing::Waits(finish) => Box::pin(beside(move || finish(answer))),
+            Finishing::Begun(work) => work,
+        };
+        let done = work.as_mut().poll(context);
+        if done.is_pending() {
+            self.finish = Finishing::Begun(work);
+        }
+        done
     }
 }
 
@@ -335,6 +372,9 @@ fn waiting(event: &Event) -> usize {
     }
 }
 
+/// Bytes of a list that is cut down where everybody waits: a millisecond of decisions, and of the
+/// shortest names there are some twenty.
+const LONG_LIST: usize = 32 << 10;
 /// Events of one stream: unread ones, beyond which messages are left out, and kept ones.
 const MAX_EVENTS: usize = 256;
 /// Bytes of messages waiting for one client, and of what is kept; a single longer one still goes (conn-3).
@@ -342,7 +382,9 @@ const MAX_UNREAD: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixDatagram;
+    use std::{os::unix::net::UnixDatagram, sync::mpsc, time::Duration};
+
+    use tokio::time::timeout;
 
     use super::*;
     use crate::{audit, config::ServerName};
@@ -401,6 +443,55 @@ mod tests {
         );
         assert_eq!(texts(&mut stream.attach(Some(4))).await, ["end"]);
         assert_eq!(texts(&mut stream.attach(Some(99))).await, [""; 0]);
+    }
+
+    /// A long list is cut down while others are served, here the one who lets it be done; and whoever comes back
+    /// meanwhile gets it as if nobody had begun. A short one is done at once.
+    #[tokio::test]
+    async fn a_long_list_is_cut_down_beside_the_loop() {
+        let patience = Duration::from_secs(60);
+        let here = std::thread::current().id();
+        let cut = move |answer: Bytes| {
+            assert_ne!(std::thread::current().id(), here);
+            answer.slice(..3)
+        };
+        let list = Bytes::from(vec![b'x'; LONG_LIST + 1]);
+        let stream = Stream::new(7, Style::Ids);
+        let (go_on, wait) = mpsc::channel();
+        let mut reader = stream.attach(None).finished_by(Box::new(move |answer| {
+            wait.recv_timeout(patience).unwrap();
+            cut(answer)
+        }));
+        reader.as_events();
+        assert!(stream.tell(message("a")));
+        stream.end(Event::Answer(list.clone()));
+        assert!(matches!(reader.next().await, Some(Event::Message(_))));
+        assert!(timeout(Duration::ZERO, reader.next()).await.is_err());
+        // What is still being done was not read, and has no id yet.
+        assert_eq!(reader.event_id(0), "7-1");
+        let read = reader.next();
+        let (last, ()) = tokio::join!(read, async { go_on.send(()).unwrap() });
+        assert!(matches!(last, Some(Event::Answer(text)) if text == "xxx"));
+        assert_eq!(reader.event_id(0), "7-2");
+        assert!(reader.next().await.is_none());
+
+        let (_go_on, wait) = mpsc::channel();
+        let mut lost = stream.attach(Some(1)).finished_by(Box::new(move |answer| {
+            let _: Result<(), _> = wait.recv_timeout(patience);
+            answer
+        }));
+        assert!(timeout(Duration::ZERO, lost.next()).await.is_err());
+        let mut found = stream.attach(Some(1)).finished_by(Box::new(cut));
+        assert!(lost.next().await.is_none());
+        assert_eq!(texts(&mut found).await, ["xxx"]);
+
+        let stream = Stream::new(8, Style::Plain);
+        stream.end(Event::Answer(list.slice(..LONG_LIST)));
+        let mut reader = stream.attach(None).finished_by(Box::new(move |answer| {
+            assert_eq!(std::thread::current().id(), here);
+            answer.slice(..2)
+        }));
+        assert_eq!(texts(&mut reader).await, ["xx"]);
     }
 
     #[tokio::test]

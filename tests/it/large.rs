@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use crate::{
-    house::{Caller, House, house},
+    house::{Caller, House, field, house},
     wire::{self, Answer, PATIENCE},
 };
 
@@ -164,6 +164,67 @@ async fn who_sends_a_large_message_keeps_nobody_else_waiting() {
         }
     }
     assert!(overtook >= 2, "{overtook}");
+}
+
+/// While one user's very long list is cut down to what they may call, others are served: theirs that came after the
+/// server's answer had are done before the list is. Where it kept everybody waiting there would be one at most.
+#[tokio::test]
+async fn who_asks_for_a_very_long_list_keeps_nobody_else_waiting() {
+    let _alone = ALONE.lock().await;
+    let house = house()
+        .argument("--tools")
+        .argument("20000")
+        .argument("250")
+        .with("[limits]\nmessage = \"40M\"\n")
+        .open()
+        .await;
+    let (alice, bob) = (house.session("alice").await, house.session("bob").await);
+    let list = alice.bytes("POST", r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#);
+    let mut meanwhile = 0;
+    for _ in 0..10 {
+        let outcomes = outcomes_of_lists(&house);
+        let mut stream = TcpStream::connect(house.address).await.unwrap();
+        stream.write_all(&list).await.unwrap();
+        let mut answer = vec![0];
+        meanwhile = 0;
+        {
+            // Before its first byte it is not done.
+            let begins = stream.read_exact(&mut answer);
+            tokio::pin!(begins);
+            loop {
+                let answered = outcomes_of_lists(&house) > outcomes;
+                tokio::select! {
+                    biased;
+                    begun = &mut begins => break drop(begun.unwrap()),
+                    small = bob.call("echo", json!({})) => assert_eq!(small.status, 200),
+                }
+                meanwhile += usize::from(answered);
+            }
+        }
+        stream.read_to_end(&mut answer).await.unwrap();
+        let answer = wire::parse(&answer);
+        let answer = answer.text();
+        assert_eq!(answer.matches(r#""inputSchema""#).count(), 5_000);
+        if meanwhile >= 2 {
+            break;
+        }
+    }
+    assert!(meanwhile >= 2, "{meanwhile}");
+}
+
+/// How many lists the server has given: what became of them is on record before they are cut down.
+fn outcomes_of_lists(house: &House) -> usize {
+    let records = house.records.all();
+    let lists: Vec<&str> = records
+        .iter()
+        .filter(|record| record.contains("THV_METHOD=tools/list "))
+        .filter_map(|record| field(record, "THV_REQUEST_ID"))
+        .collect();
+    let outcomes = records.iter().filter(|record| {
+        let request = field(record, "THV_REQUEST_ID");
+        record.contains("THV_EVENT=outcome ") && request.is_some_and(|it| lists.contains(&it))
+    });
+    outcomes.count()
 }
 
 /// json-5, conn-5, sse-2: one byte over is told so, in both directions, and the next is served.
