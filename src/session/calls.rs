@@ -141,7 +141,7 @@ impl Session {
         let now = Instant::now();
         state.next += 1;
         state.last_used = now;
-        let stream = Stream::new(number, self.style(&state));
+        let stream = Stream::new(number, self.style(&state), &self.room);
         let exchange = stream.attach(None).recorded_in(&self.audit);
         state.in_flight.insert(
             number,
@@ -187,7 +187,7 @@ impl Session {
         let number = state.next;
         self.write(own(number).line())?;
         state.next += 1;
-        let stream = Stream::new(number, Style::Plain);
+        let stream = Stream::new(number, Style::Plain, &self.room);
         let exchange = stream.attach(None);
         state.in_flight.insert(
             number,
@@ -243,7 +243,8 @@ impl Session {
         if let Some(call) = waits.filter(|call| call.waits()) {
             let goes_on = call.makes_task() && answer == Answer::Result;
             if let Some(input) = call.input.as_deref_mut() {
-                input.keep(answer, message, goes_on);
+                let kept = (!self.room.is_full()).then_some((answer, message));
+                input.keep(kept, goes_on);
             }
             return Answered::Delivered;
         }
@@ -405,10 +406,19 @@ impl Session {
         &self,
         state: &mut State,
         mut call: InFlight,
-        reason: Option<Reason>,
-        bytes_out: usize,
-        event: Event,
+        mut reason: Option<Reason>,
+        mut bytes_out: usize,
+        mut event: Event,
     ) {
+        if let Event::Answer(text) = event {
+            event = match self.room.hold(text) {
+                Some(text) => Event::Answer(text),
+                None => {
+                    (reason, bytes_out) = (Some(Failure::NoRoom.reason()), 0);
+                    Event::Failed(Failure::NoRoom)
+                }
+            };
+        }
         self.settle(&mut call, reason, bytes_out);
         self.forget_again(state, &call);
         if let Some(wanted) = call.wanted.take() {

@@ -26,6 +26,7 @@ use crate::{
         outbox::{Outbox, Refused},
         own::OwnMessage,
         reversed::Reversed,
+        room::{Room, Rooms},
         seal::{Seal, StateError},
         stream::{Exchange, Style},
         tasks::Tasks,
@@ -43,6 +44,8 @@ pub struct Session {
     pub(super) call_timeout: Duration,
     /// How many calls may wait for an answer, of its user and of all.
     pub(super) calls: Places,
+    /// The memory of what waits for its clients.
+    pub(super) room: Arc<Room>,
     /// What its clients speak.
     pub(super) era: Era,
     /// Its child, where that speaks less than its clients.
@@ -143,7 +146,7 @@ impl Session {
         id: String,
         owner: Identity,
         audit: Audit,
-        (call_timeout, calls): (Duration, Places),
+        (call_timeout, calls, rooms): (Duration, Places, &Rooms),
         era: Era,
         stdin: Outbox,
         seal: Arc<Seal>,
@@ -162,9 +165,11 @@ impl Session {
             reversed: Reversed::default(),
             tasks: Tasks::default(),
         };
+        let principal = owner.principal_key();
         Arc::new(Self {
             id,
-            principal: owner.principal_key(),
+            principal,
+            room: rooms.room(principal),
             owner,
             audit,
             call_timeout,

@@ -25,6 +25,7 @@ mod probe;
 mod pump;
 mod reversed;
 mod rewrite;
+mod room;
 mod seal;
 mod shared;
 mod starting;

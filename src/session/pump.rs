@@ -170,7 +170,9 @@ impl Complaints {
 
 /// Hands a session one line of its child's.
 pub(super) fn take(session: &Session, line: Bytes) -> bool {
-    let Ok(message) = Message::parse(one_line(line.clone())) else {
+    // For as long as anything keeps a part of it.
+    let held = session.room.hold_anyway(one_line(line.clone()));
+    let Ok(message) = Message::parse(held) else {
         session.blame(&line);
         return false;
     };

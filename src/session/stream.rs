@@ -20,8 +20,12 @@ use crate::{
         Session,
         aside::beside,
         exchange::{Event, Finish},
+        room::Room,
     },
 };
+
+#[cfg(test)]
+use crate::session::room::Rooms;
 
 /// How much of itself a stream tells its client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -38,6 +42,8 @@ pub enum Style {
 pub(super) struct Stream {
     pub(super) number: u64,
     style: Style,
+    /// The memory of what waits in it.
+    room: Arc<Room>,
     state: Mutex<State>,
 }
 
@@ -62,7 +68,7 @@ struct State {
 }
 
 impl Stream {
-    pub(super) fn new(number: u64, style: Style) -> Arc<Self> {
+    pub(super) fn new(number: u64, style: Style, room: &Arc<Room>) -> Arc<Self> {
         let state = State {
             kept: VecDeque::new(),
             first: 1,
@@ -78,6 +84,7 @@ impl Stream {
         Arc::new(Self {
             number,
             style,
+            room: room.clone(),
             state: Mutex::new(state),
         })
     }
@@ -115,6 +122,15 @@ impl Stream {
         if !fits || state.done || !(state.attached || state.known) {
             return false;
         }
+        let message = match message {
+            Event::Message(text) if state.bytes + bytes > UNCOUNTED => {
+                match state.room_for(text, &self.room) {
+                    Some(text) => Event::Message(text),
+                    None => return false,
+                }
+            }
+            message => message,
+        };
         state.push(message);
         true
     }
@@ -165,10 +181,21 @@ impl State {
         self.unread += waiting(&event);
         self.kept.push_back(event);
         // What was read is kept only as far as there is room.
-        while self.first < self.next && (self.kept.len() > MAX_EVENTS || self.bytes > MAX_UNREAD) {
+        while self.first < self.next && (self.kept.len() > MAX_EVENTS || self.bytes > MAX_READ) {
             self.forget_first();
         }
         self.wake();
+    }
+
+    /// The text, counted, in place of what was read where there is no other.
+    fn room_for(&mut self, text: Bytes, room: &Arc<Room>) -> Option<Bytes> {
+        loop {
+            let held = room.hold_all(text.clone());
+            if held.is_some() || self.first == self.next {
+                return held;
+            }
+            self.forget_first();
+        }
     }
 
     fn forget_first(&mut self) {
@@ -303,7 +330,19 @@ impl Exchange {
             Finishing::Waits(finish) if answer.len() <= LONG_LIST => {
                 return Poll::Ready(finish(answer));
             }
-            Finishing::Waits(finish) => Box::pin(beside(move || finish(answer))),
+            Finishing::Waits(finish) => {
+                let room = self.stream.room.clone();
+                Box::pin(beside(move || {
+                    let before = answer.as_ptr();
+                    let done = finish(answer);
+                    // What stays as it was is counted.
+                    if done.as_ptr() == before {
+                        done
+                    } else {
+                        room.hold_anyway(done)
+                    }
+                }))
+            }
             Finishing::Begun(work) => work,
         };
         let done = work.as_mut().poll(context);
@@ -331,17 +370,34 @@ impl Drop for Exchange {
 }
 
 #[cfg(test)]
+fn example() -> Arc<Room> {
+    let user = crate::auth::Identity::example("https://a", "alice");
+    Rooms::new(1).room(user.principal_key())
+}
+
+#[cfg(test)]
 impl Exchange {
     /// For the tests of other modules: a session's own stream on which nothing is said.
     pub(crate) fn example() -> (Arc<impl Sized>, Self) {
-        let stream = Stream::new(0, Style::Primed);
+        let stream = Stream::new(0, Style::Primed, &example());
         let exchange = stream.attach(None);
+        (stream, exchange)
+    }
+
+    /// The same, on which these were said and can be read.
+    pub(crate) fn example_with(said: &[Bytes]) -> (Arc<impl Sized + use<>>, Self) {
+        let stream = Stream::new(0, Style::Primed, &example());
+        let exchange = stream.attach(None);
+        for text in said {
+            // As it is: what is counted is another owner's.
+            stream.state().push(Event::Message(text.clone()));
+        }
         (stream, exchange)
     }
 
     /// The same: a modern request that has its answer.
     pub(crate) fn answered(answer: Bytes) -> Self {
-        let stream = Stream::new(1, Style::Plain);
+        let stream = Stream::new(1, Style::Plain, &example());
         stream.end(Event::Answer(answer));
         stream.attach(None)
     }
@@ -379,6 +435,10 @@ const LONG_LIST: usize = 32 << 10;
 const MAX_EVENTS: usize = 256;
 /// Bytes of messages waiting for one client, and of what is kept; a single longer one still goes (conn-3).
 const MAX_UNREAD: usize = 1 << 20;
+/// Bytes of what is kept of a stream although it was read.
+const MAX_READ: usize = 256 << 10;
+/// Bytes in one stream that are not counted as its session's; an answer is where it is large.
+const UNCOUNTED: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -387,7 +447,11 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::{audit, config::ServerName};
+    use crate::{audit, auth::Identity, config::ServerName};
+
+    fn new(number: u64, style: Style) -> Arc<Stream> {
+        Stream::new(number, style, &example())
+    }
 
     fn message(text: &str) -> Event {
         Event::Message(Bytes::copy_from_slice(text.as_bytes()))
@@ -409,7 +473,7 @@ mod tests {
         let journal = UnixDatagram::bind(&path).unwrap();
         journal.set_nonblocking(true).unwrap();
         let audit = Audit::journal_in_turns(&path, &ServerName::parse("it").unwrap()).unwrap();
-        let stream = Stream::new(1, Style::Primed);
+        let stream = new(1, Style::Primed);
         let mut reader = stream.attach(None).recorded_in(&audit);
         assert!(stream.tell(message("1")));
         audit.record(&audit::Event::Ready);
@@ -425,7 +489,7 @@ mod tests {
     /// mcp-L6: from the event that was seen last, and nothing else.
     #[tokio::test]
     async fn a_reader_that_comes_back_gets_what_it_has_not_seen() {
-        let stream = Stream::new(7, Style::Ids);
+        let stream = new(7, Style::Ids);
         let mut first = stream.attach(None);
         first.as_events();
         for text in ["a", "b", "c"] {
@@ -456,7 +520,7 @@ mod tests {
             answer.slice(..3)
         };
         let list = Bytes::from(vec![b'x'; LONG_LIST + 1]);
-        let stream = Stream::new(7, Style::Ids);
+        let stream = new(7, Style::Ids);
         let (go_on, wait) = mpsc::channel();
         let mut reader = stream.attach(None).finished_by(Box::new(move |answer| {
             wait.recv_timeout(patience).unwrap();
@@ -485,7 +549,7 @@ mod tests {
         assert!(lost.next().await.is_none());
         assert_eq!(texts(&mut found).await, ["xxx"]);
 
-        let stream = Stream::new(8, Style::Plain);
+        let stream = new(8, Style::Plain);
         stream.end(Event::Answer(list.slice(..LONG_LIST)));
         let mut reader = stream.attach(None).finished_by(Box::new(move |answer| {
             assert_eq!(std::thread::current().id(), here);
@@ -496,7 +560,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_latest_reader_reads_alone() {
-        let stream = Stream::new(0, Style::Ids);
+        let stream = new(0, Style::Ids);
         let mut first = stream.attach(None);
         first.as_events();
         let mut second = stream.attach(None);
@@ -508,7 +572,7 @@ mod tests {
 
     #[test]
     fn what_nobody_can_come_back_for_is_not_kept() {
-        let stream = Stream::new(1, Style::Plain);
+        let stream = new(1, Style::Plain);
         let reader = stream.attach(None);
         assert!(stream.tell(message("a")));
         drop(reader);
@@ -517,7 +581,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_kept_is_bounded() {
-        let stream = Stream::new(1, Style::Ids);
+        let stream = new(1, Style::Ids);
         let mut reader = stream.attach(None);
         reader.as_events();
         for _ in 0..MAX_EVENTS * 2 {
@@ -529,6 +593,54 @@ mod tests {
             .filter(|_| stream.tell(message("x")))
             .count();
         assert_eq!(told, MAX_EVENTS - 1, "the last place is the answer's");
+    }
+
+    /// conn-3: of all the streams of a session there is no more than its room; what was read gives way to what was not,
+    /// and what is read makes room.
+    #[tokio::test]
+    async fn what_waits_in_all_streams_of_a_session_is_bounded() {
+        let rooms = Rooms::new(1);
+        let room = rooms.room(Identity::example("https://a", "alice").principal_key());
+        let text = "x".repeat(32 << 10);
+        let fill = |stream: &Stream| {
+            (0..MAX_EVENTS)
+                .filter(|_| stream.tell(message(&text)))
+                .count()
+        };
+        let mut streams = Vec::new();
+        let mut told = 0;
+        for number in 1..=64 {
+            let stream = Stream::new(number, Style::Ids, &room);
+            let reader = stream.attach(None);
+            reader.as_events();
+            told += fill(&stream);
+            streams.push((stream, reader));
+        }
+        let bytes = told * text.len();
+        assert_eq!(bytes, rooms.taken());
+        assert!((15 << 20..=16 << 20).contains(&bytes), "{bytes}");
+        let (stream, mut reader) = streams.pop().unwrap();
+        assert!(!stream.tell(message(&text)), "there is no room left");
+        assert!(stream.tell(message("x")), "a little there always is");
+        // Another user has room all the same.
+        let other = rooms.room(Identity::example("https://a", "bob").principal_key());
+        let other = Stream::new(1, Style::Plain, &other);
+        let _other = other.attach(None);
+        assert!(other.tell(message(&text)) && other.tell(message(&text)));
+
+        // What one stream has kept although it was read is no reason to keep anything out of it.
+        let (first, mut keeps_up) = streams.remove(0);
+        for _ in 0..MAX_UNREAD / text.len() {
+            keeps_up.next().await;
+        }
+        for _ in 0..MAX_EVENTS {
+            assert!(first.tell(message(&text)));
+            keeps_up.next().await;
+        }
+        assert!(first.kept() <= MAX_READ + text.len());
+        assert!(matches!(reader.next().await, Some(Event::Message(_))));
+        drop((streams, first, keeps_up, stream, reader, other, _other));
+        assert_eq!(rooms.taken(), 0);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::{
     Seal, Session,
     load::Places,
     outbox::{Lines, outbox},
+    room::Rooms,
 };
 use crate::{
     audit::Audit,
@@ -23,7 +24,7 @@ pub(super) fn session(era: Era) -> (Arc<Session>, Lines) {
         "0123456789abcdef0123456789abcdef".to_owned(),
         Identity::example("https://a", "alice"),
         audit,
-        (Duration::from_secs(60), Places::new(64, 64)),
+        (Duration::from_secs(60), Places::new(64, 64), &Rooms::new(1)),
         era,
         stdin,
         Arc::new(Seal::fleeting(Clock::new(|| 0))),

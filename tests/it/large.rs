@@ -1,10 +1,11 @@
 //! Messages as large as they may be.
 
 use aws_lc_rs::digest::{SHA256, digest};
+use nix::sys::socket::{setsockopt, sockopt::TcpMaxSeg};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
 use crate::{
@@ -195,7 +196,10 @@ async fn who_asks_for_a_very_long_list_keeps_nobody_else_waiting() {
                 let answered = outcomes_of_lists(&house) > outcomes;
                 tokio::select! {
                     biased;
-                    begun = &mut begins => break drop(begun.unwrap()),
+                    begun = &mut begins => {
+                        begun.unwrap();
+                        break;
+                    }
                     small = bob.call("echo", json!({})) => assert_eq!(small.status, 200),
                 }
                 meanwhile += usize::from(answered);
@@ -225,6 +229,62 @@ fn outcomes_of_lists(house: &House) -> usize {
         record.contains("THV_EVENT=outcome ") && request.is_some_and(|it| lists.contains(&it))
     });
     outcomes.count()
+}
+
+/// conn-3: what waits for the clients of one session is bounded: of many who ask for large answers and read none, most are
+/// told that theirs is lost, which is on record; another user is served all the while, and who reads makes room.
+#[tokio::test]
+async fn large_answers_that_nobody_reads_are_not_kept_without_measure() {
+    const ASKED: usize = 24;
+    let _alone = ALONE.lock().await;
+    let server = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/servers/crowd.py");
+    let house = house()
+        .command(&["/usr/bin/python3", "-u", server])
+        .with("[limits]\nmemory = \"1G\"\n")
+        .open()
+        .await;
+    let (alice, bob) = (house.session("alice").await, house.session("bob").await);
+    let large = json!({ "bytes": 3 << 20 });
+    let outcomes = house.records.count("outcome");
+    let mut waiting = Vec::new();
+    for number in 0..ASKED {
+        // As over a network: the kernel takes little for who reads nothing.
+        let socket = TcpSocket::new_v4().unwrap();
+        setsockopt(&socket, TcpMaxSeg, &1400).unwrap();
+        let mut stream = socket.connect(house.address).await.unwrap();
+        let body = crate::house::call(100 + number, "large", large.clone());
+        stream.write_all(&alice.bytes("POST", &body)).await.unwrap();
+        waiting.push(stream);
+    }
+    while house.records.count("outcome") < outcomes + ASKED {
+        let answer = bob.call("large", large.clone()).await;
+        assert_eq!(answer.status, 200, "{}", answer.status);
+    }
+    let records = house.records.all();
+    let dropped = records
+        .iter()
+        .filter(|record| record.contains("THV_REASON=answer-dropped "));
+    let dropped = dropped.count();
+    assert!(dropped >= ASKED / 2, "{dropped}");
+    let (mut read, mut refused) = (0, 0);
+    for mut stream in waiting {
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        let answer = wire::parse(&answer);
+        match answer.status {
+            200 => read += 1,
+            503 => {
+                let error = &answer.json()["error"];
+                assert_eq!(error["data"]["reason"], "answer-dropped");
+                refused += 1;
+            }
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!((read, refused), (ASKED - dropped, dropped));
+    assert!(read >= 2, "{read}");
+    let answer = alice.call("large", large).await;
+    assert_eq!((answer.status, answer.said().len()), (200, 3 << 20));
 }
 
 /// json-5, conn-5, sse-2: one byte over is told so, in both directions, and the next is served.
