@@ -495,7 +495,7 @@ mod tests {
         let large = Bytes::from(vec![b'x'; SMALL_EVENT + 1]);
         let whole = String::from_utf8(data(Some("0-1"), &large).to_vec()).unwrap();
         for is_first in [true, false] {
-            let (_stream, exchange) = Exchange::example_with(&[large.clone()]);
+            let (_stream, exchange) = Exchange::example_with(&large);
             let mut exchange = exchange;
             let first = if is_first {
                 exchange.next().await

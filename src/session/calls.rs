@@ -11,13 +11,11 @@ use crate::{
     mcp::{
         Call, Era, Id, Message,
         bridge::{self, LegacyServer},
-        input::{self, Need},
         method,
         subscription::Wanted,
     },
     session::{
         SendError, Session,
-        aside::is_large,
         conversation::State,
         exchange::{Event, Failure},
         load::Place,
@@ -41,7 +39,7 @@ pub(super) struct InFlight {
     /// Its method, if its answer is filtered.
     pub(super) list: Option<&'static str>,
     /// Its answer says who may keep it.
-    cacheable: bool,
+    pub(super) cacheable: bool,
     /// From which level on it asked for log messages.
     pub(super) logs: Option<usize>,
     /// `None` for what the gateway itself asked, and where the client was told already.
@@ -51,32 +49,13 @@ pub(super) struct InFlight {
     /// What is needed to make a legacy client's call to a modern child again.
     pub(super) again: Option<Box<Again>>,
     /// It opens the session: who opens it decides what becomes of it.
-    opens: bool,
+    pub(super) opens: bool,
     /// What a legacy child may ask a modern client in it.
     pub(super) input: Option<Box<Input>>,
     /// What of a legacy child's task a modern client's request is about.
     pub(super) task: Option<About>,
     /// Its place among all calls, given back with it; the gateway's own have none.
     _place: Option<Place>,
-}
-
-/// What of a call decides how its client is told what the child has answered.
-struct Wording {
-    id: Id,
-    list: Option<&'static str>,
-    cacheable: bool,
-    lacked: Option<Need>,
-}
-
-impl InFlight {
-    fn wording(&self) -> Wording {
-        Wording {
-            id: self.id.clone(),
-            list: self.list,
-            cacheable: self.cacheable,
-            lacked: self.input.as_ref().and_then(|input| input.lacked),
-        }
-    }
 }
 
 /// The record that every permitted request owes the auditors.
@@ -295,69 +274,6 @@ impl Session {
         if let Some(call) = call {
             self.deliver(state, call, answer, message);
         }
-    }
-
-    /// What the client will be told with a large answer, for which nobody waits who needs the session.
-    fn worded_ahead(&self, number: u64, answer: Answer, message: &Message) -> Option<Bytes> {
-        if !is_large(message.bytes().len()) || answer == Answer::Neither {
-            return None;
-        }
-        let wording = {
-            let state = self.state();
-            let call = state.in_flight.get(&state.reversed.first(number))?;
-            let tells = call.task.is_none() && !call.waits();
-            tells.then(|| call.wording())?
-        };
-        Some(self.worded(&wording, answer, message))
-    }
-
-    /// Gives the call's client what the child has answered.
-    pub(super) fn deliver(
-        &self,
-        state: &mut State,
-        call: InFlight,
-        answer: Answer,
-        message: &Message,
-    ) {
-        if answer == Answer::Neither {
-            return self.fail(state, call, Failure::BadAnswer);
-        }
-        let text = self.worded(&call.wording(), answer, message);
-        self.delivered(state, call, answer, text);
-    }
-
-    /// The child's answer in the words of the call's client.
-    fn worded(&self, wording: &Wording, answer: Answer, message: &Message) -> Bytes {
-        let failed = answer == Answer::Error;
-        let is_of_tools = wording.list == Some(method::TOOLS);
-        if self.era == Era::Modern && is_of_tools {
-            self.tools.learn(message);
-        }
-        let cut = is_of_tools.then(|| self.without_odd_tools(message));
-        let cut = cut.flatten();
-        let message = cut.as_ref().unwrap_or(message);
-        let id = &wording.id;
-        Bytes::from(match (self.bridge.get(), wording.lacked) {
-            // It would have asked, and could not go on without.
-            (Some(_), Some(need)) if failed => input::missing(id, need),
-            (Some(server), _) => server.answered(message, id, wording.cacheable),
-            (None, _) if let Some(server) = self.reversed.get() => server.answered(message, id),
-            (None, _) => {
-                let own = message.root().get("id");
-                let own = own.map(|own| (own.span(), id.as_json()));
-                message.with(&Vec::from_iter(own))
-            }
-        })
-    }
-
-    fn delivered(&self, state: &mut State, mut call: InFlight, answer: Answer, text: Bytes) {
-        let failed = answer == Answer::Error;
-        let reason = failed.then_some(Reason::ServerError);
-        let bytes = text.len();
-        if call.opens && failed {
-            state.reversed.opening = call.outcome.take();
-        }
-        self.finish(state, call, reason, bytes, Event::Answer(text));
     }
 
     /// A request that will have no answer.

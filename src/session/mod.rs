@@ -39,6 +39,7 @@ mod testing;
 mod tools;
 mod warm;
 mod watching;
+mod wording;
 mod words;
 
 pub use aside::aside;

@@ -86,6 +86,9 @@ pub(super) async fn run(
         let kept = match line {
             Ok(Line::Text(text)) if text.trim_ascii().is_empty() => continue,
             Ok(Line::Text(text)) => {
+                // What comes behind a large line waits until that was read, for whomever it is: who is to have the
+                // large one is known only then, and what one client is told must keep its order. It is bounded by
+                // `limits.message`, about 5 ms a MiB; and a child that others share is read no faster for that.
                 let taker = hears.clone();
                 let kept = aside(text.len(), move || taker.take(text)).await;
                 if hears.was_asked() {

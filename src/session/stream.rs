@@ -384,14 +384,11 @@ impl Exchange {
         (stream, exchange)
     }
 
-    /// The same, on which these were said and can be read.
-    pub(crate) fn example_with(said: &[Bytes]) -> (Arc<impl Sized + use<>>, Self) {
+    /// The same, on which this was said, and is not counted: it would be another owner's.
+    pub(crate) fn example_with(said: &Bytes) -> (Arc<impl Sized + use<>>, Self) {
         let stream = Stream::new(0, Style::Primed, &example());
         let exchange = stream.attach(None);
-        for text in said {
-            // As it is: what is counted is another owner's.
-            stream.state().push(Event::Message(text.clone()));
-        }
+        stream.state().push(Event::Message(said.clone()));
         (stream, exchange)
     }
 
