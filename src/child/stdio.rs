@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use memchr::memchr;
+use memchr::{memchr, memchr2};
 use tokio::{
     io::{AsyncRead, ReadBuf},
     time::Instant,
@@ -207,11 +207,10 @@ pub fn line(mut message: Vec<u8>) -> Bytes {
 
 /// Makes the line breaks between a message's tokens spaces.
 pub fn flatten(message: &mut [u8]) {
-    for byte in message
-        .iter_mut()
-        .filter(|byte| matches!(byte, b'\n' | b'\r'))
-    {
-        *byte = b' ';
+    let mut at = 0;
+    while let Some(found) = memchr2(b'\n', b'\r', &message[at..]) {
+        message[at + found] = b' ';
+        at += found + 1;
     }
 }
 

@@ -1,10 +1,11 @@
-//! The memory of what waits for clients to read it: a session's, a user's, and all of it.
+//! The memory of what waits to be read: a session's, a user's, and all of it.
 //!
 //! A client may be slow, or away, while its server answers on. What is large is counted from when
 //! the server has said it until nobody holds a byte of it any more, the connection that writes it
 //! included. Where there is no room for more a message is left out, as for any client that does
-//! not keep up, and a call fails. Counts; decides nothing else. Used by `pump`, `stream`, `calls`,
-//! `pending` and `tasks`.
+//! not keep up, and a call fails. A child may be slow, too: then what waits for it is counted, and
+//! more is refused. Counts; decides nothing else. Used by `pump`, `stream`, `calls`, `pending`,
+//! `tasks` and `conversation`.
 
 use std::{
     collections::HashMap,
@@ -51,8 +52,8 @@ struct Held {
 impl Rooms {
     /// For messages of at most `longest` bytes each.
     pub(super) fn new(longest: usize) -> Self {
-        // A message is held twice while it is written for its client: two fit in any case.
-        let session = SESSION.max(longest.saturating_mul(4));
+        // A message is held twice while it is written for its client: it and another fit in any case.
+        let session = SESSION.max(longest.saturating_mul(3));
         let user = (SERVER / 2).max(session);
         Self(Arc::new(Inner {
             all: user * 2,
@@ -159,7 +160,7 @@ impl Drop for Held {
     }
 }
 
-/// Bytes of what waits for the clients of one session, and of all; a user's are half of those.
+/// Bytes of what waits in one session, and of all; a user's are half of those.
 /// More where messages are larger.
 const SESSION: usize = 16 << 20;
 const SERVER: usize = 128 << 20;

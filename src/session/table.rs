@@ -58,6 +58,8 @@ pub struct Setup {
     pub calls: (usize, usize),
     pub call_timeout: Duration,
     pub reading: Reading,
+    /// Bytes of the largest message that a client may send.
+    pub longest_body: usize,
     pub session_idle: Duration,
     /// Closes what modern clients of legacy children carry from round to round.
     pub seal: Arc<Seal>,
@@ -116,7 +118,7 @@ impl Sessions {
     pub fn new(setup: Setup) -> Self {
         let slots = Places::new(setup.sessions.0, setup.sessions.1);
         let calls = Places::new(setup.calls.0, setup.calls.1);
-        let rooms = Rooms::new(setup.reading.longest);
+        let rooms = Rooms::new(setup.reading.longest.max(setup.longest_body));
         let warm = Warm::new(setup.warm, (slots.clone(), setup.sessions.0), setup.reading);
         Self {
             setup,
