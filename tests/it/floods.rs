@@ -16,7 +16,7 @@ use nix::{
 };
 use serde_json::json;
 
-use crate::house::house;
+use crate::{house::house, large::ALONE};
 
 const LIST: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
 
@@ -189,6 +189,7 @@ async fn answers_to_nobody_and_floods_of_notices_are_dropped() {
 /// probe-74: a list that is longer than a line may be ends its server, and says so.
 #[tokio::test]
 async fn a_list_without_measure_is_an_error() {
+    let _alone = ALONE.lock().await;
     // 100 MB, in one line.
     let house = house()
         .argument("--tools")
