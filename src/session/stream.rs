@@ -18,7 +18,7 @@ use crate::{
     audit::Audit,
     session::{
         Session,
-        aside::beside,
+        aside::cut_down,
         exchange::{Event, Finish},
         room::Room,
     },
@@ -332,7 +332,7 @@ impl Exchange {
             }
             Finishing::Waits(finish) => {
                 let room = self.stream.room.clone();
-                Box::pin(beside(move || {
+                Box::pin(cut_down(move || {
                     let before = answer.as_ptr();
                     let done = finish(answer);
                     // What stays as it was is counted.
