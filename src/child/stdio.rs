@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use memchr::memchr;
+use memchr::{memchr, memchr2};
 use tokio::{
     io::{AsyncRead, ReadBuf},
     time::Instant,
@@ -34,8 +34,6 @@ pub struct Lines<R> {
     max: usize,
     /// What comes is the rest of an overlong line.
     skips: bool,
-    /// What that began with.
-    beginning: Bytes,
     ended: bool,
     pace: Option<Pace>,
 }
@@ -52,8 +50,8 @@ struct Pace {
 pub enum Line {
     /// Without its line end.
     Text(Bytes),
-    /// Longer than allowed. Who reads on has the next one.
-    TooLong,
+    /// A part of one that is longer than allowed, and whether it is the last. Who reads on has the others.
+    TooLong { part: Bytes, ends: bool },
     /// The stream ended; an unfinished last line is not a message.
     End,
 }
@@ -66,7 +64,6 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             scanned: 0,
             max,
             skips: false,
-            beginning: Bytes::new(),
             ended: false,
             pace: None,
         }
@@ -82,11 +79,6 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         self
     }
 
-    /// What the line began with that was too long.
-    pub fn beginning(&self) -> &[u8] {
-        &self.beginning
-    }
-
     /// The next line. Safe to drop and call again.
     pub async fn next(&mut self) -> io::Result<Line> {
         loop {
@@ -94,27 +86,25 @@ impl<R: AsyncRead + Unpin> Lines<R> {
                 let mut line = self.buffer.split_to(self.scanned + end + 1).freeze();
                 self.scanned = 0;
                 line.truncate(line.len() - 1);
-                if self.buffer.is_empty() {
-                    // Not even what is left of the line's own memory is held on to.
-                    self.buffer = BytesMut::new();
+                if self.buffer.is_empty() || line.len() > CHUNK {
+                    // What comes after it keeps nothing of a long line's memory, nor holds on to what is left of it.
+                    self.buffer = BytesMut::from(&self.buffer[..]);
                 }
-                if std::mem::take(&mut self.skips) {
-                    continue;
-                }
-                if line.len() > self.max {
-                    self.beginning = beginning(&line);
-                    return Ok(Line::TooLong);
+                if std::mem::take(&mut self.skips) || line.len() > self.max {
+                    return Ok(Line::TooLong {
+                        part: line,
+                        ends: true,
+                    });
                 }
                 return Ok(Line::Text(line));
             }
-            if self.skips {
-                self.buffer = BytesMut::new();
-            }
             self.scanned = self.buffer.len();
-            if self.scanned > self.max {
-                self.beginning = beginning(&self.buffer);
-                self.skips = true;
-                return Ok(Line::TooLong);
+            if self.scanned > self.max || (self.skips && self.scanned > 0) {
+                (self.scanned, self.skips) = (0, true);
+                return Ok(Line::TooLong {
+                    part: std::mem::take(&mut self.buffer).freeze(),
+                    ends: false,
+                });
             }
             if self.ended {
                 return Ok(Line::End);
@@ -138,10 +128,6 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             }
         }
     }
-}
-
-fn beginning(line: &[u8]) -> Bytes {
-    Bytes::copy_from_slice(&line[..line.len().min(MAX_BEGINNING)])
 }
 
 impl Pace {
@@ -221,17 +207,14 @@ pub fn line(mut message: Vec<u8>) -> Bytes {
 
 /// Makes the line breaks between a message's tokens spaces.
 pub fn flatten(message: &mut [u8]) {
-    for byte in message
-        .iter_mut()
-        .filter(|byte| matches!(byte, b'\n' | b'\r'))
-    {
-        *byte = b' ';
+    let mut at = 0;
+    while let Some(found) = memchr2(b'\n', b'\r', &message[at..]) {
+        message[at + found] = b' ';
+        at += found + 1;
     }
 }
 
 const SECOND: Duration = Duration::from_secs(1);
-/// Bytes of an overlong line that are kept: enough to tell whose answer it was to be.
-const MAX_BEGINNING: usize = 256;
 /// Bytes of a line of standard error that are kept.
 const MAX_ERROR_LINE: usize = 2048;
 /// Lines of standard error kept in one second (probe-70).
@@ -269,32 +252,53 @@ mod tests {
         let long = [b"x".repeat(300_000), b"\n{}\n123456\nend\n".to_vec()].concat();
         let mut reader = Lines::new(&long[..], 5);
         let mut seen = Vec::new();
-        while seen.last() != Some(&Line::End) {
-            seen.push(reader.next().await.unwrap());
+        let mut overlong = Vec::new();
+        loop {
+            match reader.next().await.unwrap() {
+                Line::Text(text) => seen.push(text.to_vec()),
+                Line::TooLong { part, ends } => {
+                    assert!(part.len() <= 2 * CHUNK);
+                    overlong.extend_from_slice(&part);
+                    if ends {
+                        seen.push(std::mem::take(&mut overlong));
+                    }
+                }
+                Line::End => break,
+            }
             assert!(reader.buffer.capacity() <= 4 * CHUNK);
         }
-        let text = |t: &'static str| Line::Text(Bytes::from_static(t.as_bytes()));
-        assert_eq!(
-            seen,
-            [
-                Line::TooLong,
-                text("{}"),
-                Line::TooLong,
-                text("end"),
-                Line::End
-            ]
-        );
-        assert_eq!(reader.beginning(), b"123456");
+        // All of it comes, in parts that nobody has to keep.
+        let all: Vec<&[u8]> = long.split(|byte| *byte == b'\n').collect();
+        assert_eq!(seen, all[..4]);
 
         assert_eq!(
             lines(b"12345\n", 5).await,
             [Line::Text(Bytes::from_static(b"12345")), Line::End]
         );
-        assert_eq!(lines(b"123456\n", 5).await, [Line::TooLong]);
-        let endless = tokio::io::repeat(b'x');
+        let part = Bytes::from_static(b"123456");
+        let ends = true;
+        assert_eq!(lines(b"123456\n", 5).await, [Line::TooLong { part, ends }]);
+        let mut endless = Lines::new(tokio::io::repeat(b'x'), 1 << 20);
+        for longest in [(1 << 20) + CHUNK, CHUNK] {
+            match endless.next().await.unwrap() {
+                Line::TooLong { part, ends: false } => assert!(part.len() <= longest),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// What is kept of a short line keeps nothing of the long one that came before it.
+    #[tokio::test]
+    async fn a_short_line_behind_a_long_one_has_memory_of_its_own() {
+        let input = [b"x".repeat(1 << 20), b"\n{}\n".to_vec()].concat();
+        let mut reader = Lines::new(&input[..], 2 << 20);
+        let Line::Text(long) = reader.next().await.unwrap() else {
+            panic!("it is not too long");
+        };
+        assert!(long.is_unique(), "nothing else holds on to it");
         assert_eq!(
-            Lines::new(endless, 1 << 20).next().await.unwrap(),
-            Line::TooLong
+            reader.next().await.unwrap(),
+            Line::Text(Bytes::from_static(b"{}"))
         );
     }
 

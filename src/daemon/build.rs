@@ -153,6 +153,7 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
             longest: config.limits.message,
             rate: config.limits.output,
         },
+        longest_body: config.limits.body,
         session_idle: config.limits.session_idle,
         seal: Arc::new(seal),
     });

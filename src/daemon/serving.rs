@@ -92,7 +92,8 @@ pub(super) async fn serve(
                 }
                 setup.notifier.alive();
                 setup.notifier.status(&format!(
-                    "connections: {}, sessions: {}", connections.len(), gateway.sessions.count(),
+                    "connections: {}, sessions: {}, unread: {} KiB",
+                    connections.len(), gateway.sessions.count(), gateway.sessions.unread() >> 10,
                 ));
             }
             () = sleep_until(quiet_since + limits.exit_idle), if may_exit => {

@@ -130,7 +130,9 @@ impl Events {
         };
         if let Some(first) = first {
             let last = !matches!(first, Event::Message(_));
-            events.ready.push_back(open.text(first));
+            let mut rest = VecDeque::new();
+            events.ready.push_back(open.text(first, &mut rest));
+            events.ready.append(&mut rest);
             if last {
                 return events;
             }
@@ -197,7 +199,7 @@ impl Events {
                 Poll::Ready(Some(event)) => {
                     self.keep_alive.reset();
                     let last = !matches!(event, Event::Message(_));
-                    let text = self.open[at].text(event);
+                    let text = self.open[at].text(event, &mut self.ready);
                     if last {
                         self.open.swap_remove(at);
                     }
@@ -255,13 +257,21 @@ impl Events {
 }
 
 impl Open {
-    fn text(&self, event: Event) -> Bytes {
+    /// The event as it is written; what of it comes after that is put into `rest`.
+    fn text(&self, event: Event, rest: &mut VecDeque<Bytes>) -> Bytes {
         let place = (self.style != Style::Plain).then(|| self.exchange.event_id(0));
         let text = match event {
             Event::Message(text) | Event::Answer(text) => text,
             Event::Failed(failure) => reply::failure(self.id.as_ref(), failure),
         };
-        data(place.as_deref(), &text)
+        if text.len() <= SMALL_EVENT {
+            return data(place.as_deref(), &text);
+        }
+        // Not copied: who writes it holds what its session has counted.
+        let mut begins = data(place.as_deref(), b"");
+        let ends = begins.split_off(begins.len() - EVENT_END.len());
+        rest.extend([text, ends]);
+        begins
     }
 }
 
@@ -278,7 +288,7 @@ fn data(id: Option<&str>, message: &[u8]) -> Bytes {
     }
     event.extend_from_slice(b"event: message\ndata: ");
     event.extend_from_slice(message);
-    event.extend_from_slice(b"\n\n");
+    event.extend_from_slice(EVENT_END);
     event.freeze()
 }
 
@@ -429,6 +439,9 @@ async fn collect(
 
 /// Bytes of all large bodies at once; a sixth of what the unit may take (`MemoryHigh=`).
 const ALL_BODIES: usize = 128 << 20;
+const EVENT_END: &[u8] = b"\n\n";
+/// Bytes of a message that are copied into their event.
+const SMALL_EVENT: usize = 64 << 10;
 /// What every connection may send without asking.
 const SMALL_BODY: usize = 64 << 10;
 /// How long a request body may take (conn-2).
@@ -473,6 +486,34 @@ mod tests {
             drop((greedy, other));
             let taken = budget.taken();
             assert_eq!((taken.all, taken.each.len()), (0, 0));
+        }
+    }
+
+    /// A large message is one event like any other, whether or not it is the first, and none of its bytes is copied.
+    #[tokio::test]
+    async fn a_large_message_is_one_event_of_the_same_bytes() {
+        let large = Bytes::from(vec![b'x'; SMALL_EVENT + 1]);
+        let whole = String::from_utf8(data(Some("0-1"), &large).to_vec()).unwrap();
+        for is_first in [true, false] {
+            let (_stream, exchange) = Exchange::example_with(&large);
+            let mut exchange = exchange;
+            let first = if is_first {
+                exchange.next().await
+            } else {
+                None
+            };
+            let mut events = Events::new(None, first, exchange);
+            let primed = next(&mut events).await.unwrap();
+            assert!(primed.starts_with("id: 0-0\nretry: "));
+            let mut written = String::new();
+            let mut same = 0;
+            while !written.ends_with("\n\n") {
+                let part = std::future::poll_fn(|context| events.poll(context)).await;
+                let part = part.unwrap();
+                same += usize::from(part.as_ptr() == large.as_ptr());
+                written += std::str::from_utf8(&part).unwrap();
+            }
+            assert!(written == whole && same == 1, "{is_first}");
         }
     }
 

@@ -1,16 +1,35 @@
 //! Work that grows with a message, away from the one loop that serves everybody.
 //!
-//! What is small is done at once: another thread costs more than it. Used by `pump`, `shared`
-//! and `pipeline` to read messages, nothing of which depends on what happens meanwhile.
+//! What is small is done at once: another thread costs more than it. Used by `pump`, `shared`,
+//! `tools`, `stream` and `pipeline` to read messages and to cut lists down, nothing of which
+//! depends on what happens meanwhile.
 
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
 /// Does the work for a message of `size` bytes; where that is large, others are served meanwhile.
 pub async fn aside<T: Send + 'static>(size: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
-    if size <= LARGE {
-        return work();
+    if is_large(size) {
+        in_turn(&MESSAGES, work).await
+    } else {
+        work()
     }
-    let place = PLACES.acquire().await.expect("nobody closes it");
+}
+
+/// Whether a message of `size` bytes is nothing for the one loop.
+pub(super) fn is_large(size: usize) -> bool {
+    size > LARGE
+}
+
+/// Cuts a list down, which is much work where it is long, and never waits for messages to be read.
+pub(super) async fn cut_down<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    in_turn(&LISTS, work).await
+}
+
+async fn in_turn<T: Send + 'static>(
+    places: &'static Semaphore,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let place = places.acquire().await.expect("nobody closes it");
     let work = move || {
         // Until it is done, also where nobody waits any more.
         let _place = place;
@@ -28,8 +47,9 @@ pub async fn aside<T: Send + 'static>(size: usize, work: impl FnOnce() -> T + Se
     }
 }
 
-/// How many are read at once: many threads would take the processor from the loop, and memory each.
-static PLACES: Semaphore = Semaphore::const_new(AT_ONCE);
+/// How many are worked on at once: many threads would take the processor from the loop, and memory each.
+static MESSAGES: Semaphore = Semaphore::const_new(AT_ONCE);
+static LISTS: Semaphore = Semaphore::const_new(AT_ONCE);
 const AT_ONCE: usize = 2;
 /// Bytes of a message that are read where everybody waits: a few milliseconds of work.
 const LARGE: usize = 1 << 20;
@@ -78,6 +98,27 @@ mod tests {
         all.join_all().await;
         let most = most.load(Ordering::SeqCst);
         assert!(most <= AT_ONCE, "{most}");
+    }
+
+    /// Whoever has large messages read all the time keeps nobody's list back.
+    #[tokio::test]
+    async fn a_list_waits_for_no_message() {
+        let patience = Duration::from_secs(60);
+        let mut senders = Vec::new();
+        let mut all = JoinSet::new();
+        for _ in 0..AT_ONCE * 2 {
+            let (go_on, wait) = mpsc::channel();
+            senders.push(go_on);
+            all.spawn(aside(LARGE + 1, move || {
+                wait.recv_timeout(patience).is_ok()
+            }));
+        }
+        tokio::task::yield_now().await;
+        assert_eq!(cut_down(|| 7).await, 7);
+        for go_on in senders {
+            go_on.send(()).unwrap();
+        }
+        assert!(all.join_all().await.into_iter().all(|told| told));
     }
 
     #[tokio::test]

@@ -5,6 +5,8 @@
 //! from one that is slow. What a server prints of its callers' words beside its answers
 //! must name nobody's request: where users share a child it would be another's.
 
+use memchr::memchr2;
+
 use crate::session::{Session, exchange::Failure};
 
 impl Session {
@@ -19,51 +21,175 @@ impl Session {
 
 /// The number at the outermost `id` of what is nearly an answer; none where there are several, or a method.
 pub(super) fn answered(line: &[u8]) -> Option<u64> {
-    named(line, false)
+    let mut suspect = Suspect::default();
+    suspect.read(line);
+    suspect.whole()
 }
 
-/// The same of a line that is known by its beginning alone.
-pub(super) fn begins_to_answer(beginning: &[u8]) -> Option<u64> {
-    named(beginning, true)
+/// What is known of such a line, which may come in parts: none of them is kept.
+pub(super) struct Suspect {
+    at: At,
+    depth: usize,
+    /// The number at its outermost `id`.
+    id: Option<u64>,
+    /// It has a result, or an error.
+    answers: bool,
+    /// The text of an outermost string as far as a name of ours is long.
+    text: [u8; LONGEST_NAME],
+    /// How long that text is, and the rest of it.
+    length: usize,
 }
 
-fn named(line: &[u8], is_cut: bool) -> Option<u64> {
-    let mut found = None;
-    let mut answers = false;
-    // A byte order mark is no part of JSON either.
-    let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
-    if line.trim_ascii_start().first() != Some(&b'{') {
-        return None;
+#[derive(Clone, Copy)]
+enum At {
+    /// Before anything; behind so much of a byte order mark, which is no part of JSON either.
+    Start(usize),
+    Between,
+    String,
+    /// Behind a backslash.
+    Escape,
+    /// Behind a string, which was a name if a colon comes.
+    Behind,
+    /// At the number of an outermost `id`, which is so much up to here.
+    Number(Option<u64>),
+    /// Behind the outermost object.
+    End,
+    /// It is no answer to anything.
+    Refuted,
+}
+
+impl Default for Suspect {
+    fn default() -> Self {
+        Self {
+            at: At::Start(0),
+            depth: 0,
+            id: None,
+            answers: false,
+            text: [0; LONGEST_NAME],
+            length: 0,
+        }
     }
-    let (mut depth, mut at) = (0_usize, 0);
-    while at < line.len() {
-        match line[at] {
-            b'"' => {
-                let start = at + 1;
-                let end = match string_end(line, start) {
-                    None if is_cut => break,
-                    end => end?,
-                };
-                at = end;
-                if depth == 1 && is_name(&line[end + 1..]) {
-                    match &line[start..end] {
-                        b"method" => return None,
-                        b"id" if found.is_some() => return None,
-                        b"id" => found = Some(number(&line[end + 1..])?),
-                        b"result" | b"error" => answers = true,
-                        _ => {}
+}
+
+impl Suspect {
+    /// Reads the next part of the line.
+    pub(super) fn read(&mut self, mut part: &[u8]) {
+        while let Some(byte) = part.first() {
+            if let At::Refuted = self.at {
+                return;
+            }
+            if let At::String = self.at {
+                let end = memchr2(b'"', b'\\', part).unwrap_or(part.len());
+                self.name(&part[..end]);
+                part = &part[end..];
+                match part.first() {
+                    Some(b'"') => self.at = At::Behind,
+                    Some(_) => {
+                        self.name(b"\\");
+                        self.at = At::Escape;
                     }
+                    None => return,
+                }
+            } else {
+                self.at = self.next(*byte);
+            }
+            part = &part[1..];
+        }
+    }
+
+    /// Whose answer a line that goes on was to be, by what has come.
+    pub(super) fn begun(&self) -> Option<u64> {
+        self.id
+            .filter(|_| self.answers && !matches!(self.at, At::Refuted))
+    }
+
+    /// The same of one that has come to its end.
+    pub(super) fn whole(&self) -> Option<u64> {
+        // Inside of a string all that came before may have been another's.
+        let inside = matches!(self.at, At::String | At::Escape);
+        self.begun().filter(|_| !inside)
+    }
+
+    /// It was told whose it was: the rest says nothing more.
+    pub(super) fn was_told(&mut self) {
+        self.at = At::Refuted;
+    }
+
+    fn next(&mut self, byte: u8) -> At {
+        match self.at {
+            At::Start(marked) if BYTE_ORDER_MARK.get(marked) == Some(&byte) => {
+                At::Start(marked + 1)
+            }
+            At::Start(0 | MARKED) if byte.is_ascii_whitespace() => At::Start(MARKED),
+            At::Start(0 | MARKED) if byte == b'{' => {
+                self.depth = 1;
+                At::Between
+            }
+            At::Between => self.between(byte),
+            At::Escape => {
+                self.name(&[byte]);
+                At::String
+            }
+            At::Behind if byte.is_ascii_whitespace() => At::Behind,
+            At::Behind if byte == b':' && self.depth == 1 => self.named(),
+            At::Behind => self.between(byte),
+            At::Number(None) if byte.is_ascii_whitespace() => At::Number(None),
+            At::Number(before) if byte.is_ascii_digit() => {
+                let more = before.unwrap_or(0).checked_mul(10);
+                let more = more.and_then(|more| more.checked_add(u64::from(byte - b'0')));
+                more.map_or(At::Refuted, |more| At::Number(Some(more)))
+            }
+            At::Number(Some(number))
+                if byte.is_ascii_whitespace() || matches!(byte, b',' | b'}') =>
+            {
+                self.id = Some(number);
+                self.between(byte)
+            }
+            At::End if byte.is_ascii_whitespace() => At::End,
+            _ => At::Refuted,
+        }
+    }
+
+    fn between(&mut self, byte: u8) -> At {
+        match byte {
+            b'"' => {
+                self.length = 0;
+                return At::String;
+            }
+            b'{' | b'[' => self.depth += 1,
+            b'}' | b']' => {
+                self.depth -= 1;
+                if self.depth == 0 {
+                    return At::End;
                 }
             }
-            b'{' | b'[' => depth += 1,
-            b'}' | b']' => depth = depth.saturating_sub(1),
             byte if is_between(byte) => {}
             // Another language's quotes, say: what they hold is no name of ours.
-            _ => return None,
+            _ => return At::Refuted,
         }
-        at += 1;
+        At::Between
     }
-    found.filter(|_| answers)
+
+    fn named(&mut self) -> At {
+        match self.text.get(..self.length) {
+            Some(b"method") => At::Refuted,
+            Some(b"id") if self.id.is_some() => At::Refuted,
+            Some(b"id") => At::Number(None),
+            Some(b"result" | b"error") => {
+                self.answers = true;
+                At::Between
+            }
+            _ => At::Between,
+        }
+    }
+
+    /// More of the text of a string.
+    fn name(&mut self, more: &[u8]) {
+        for (place, byte) in self.text.iter_mut().skip(self.length).zip(more) {
+            *place = *byte;
+        }
+        self.length = self.length.saturating_add(more.len());
+    }
 }
 
 /// Whether JSON, or what is nearly that (`NaN`, `True`), has it between strings and brackets.
@@ -71,32 +197,10 @@ fn is_between(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte.is_ascii_whitespace() || b"+-._,:".contains(&byte)
 }
 
-/// Where the string ends that begins at `start`.
-fn string_end(line: &[u8], start: usize) -> Option<usize> {
-    let mut at = start;
-    loop {
-        match line.get(at)? {
-            b'"' => return Some(at),
-            b'\\' => at += 2,
-            _ => at += 1,
-        }
-    }
-}
-
-/// Whether what comes after a string says that it was a member's name.
-fn is_name(rest: &[u8]) -> bool {
-    rest.trim_ascii_start().first() == Some(&b':')
-}
-
-/// The number after a name.
-fn number(rest: &[u8]) -> Option<u64> {
-    let rest = rest
-        .trim_ascii_start()
-        .strip_prefix(b":")?
-        .trim_ascii_start();
-    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()
-}
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+const MARKED: usize = BYTE_ORDER_MARK.len();
+/// Bytes of the longest name that says what a line is, `method`.
+const LONGEST_NAME: usize = 6;
 
 #[cfg(test)]
 mod tests {
@@ -129,8 +233,27 @@ mod tests {
             ("\"", None),
             ("\\\\", None),
             ("\"\\", None),
+            // Two objects are none, and half a number is another number.
+            (r#"{note} {"id":7,"result":1}"#, None),
+            (r#"{"id":7,"result":1} {"id":8,"result":1}"#, None),
+            (r#"{"result":1,"id":7"#, None),
+            (r#"{"result":1,"id":7.5}"#, None),
+            (r#"{"result":1,"id":18446744073709551616}"#, None),
+            (r#"{"result":1,"ids":7,"xid":7,"methods":1}"#, None),
+            (r#"{"result":"\\","\u0069d":8,"id"	:	7	}"#, Some(7)),
+            ("\u{feff} {\"id\":7,\"result\":1} \r", Some(7)),
+            (" \u{feff}{\"id\":7,\"result\":1}", None),
+            ("{\"id\":7,\"result\":1}]", None),
         ] {
             assert_eq!(answered(line.as_bytes()), number, "{line}");
+            // The same, in whatever parts it comes.
+            for size in 1..4 {
+                let mut suspect = Suspect::default();
+                for part in line.as_bytes().chunks(size) {
+                    suspect.read(part);
+                }
+                assert_eq!(suspect.whole(), number, "{line}");
+            }
         }
         for (line, number) in [
             (r#"{"jsonrpc":"2.0","id":7,"result":{"half"#, Some(7)),
@@ -140,9 +263,12 @@ mod tests {
             ),
             (r#"{"jsonrpc":"2.0","id":7"#, None),
             (r#"{"result":{"half"#, None),
+            (r#"{"result":{},"id":7"#, None),
             (r#"called with {"id":7,"result":{"half"#, None),
         ] {
-            assert_eq!(begins_to_answer(line.as_bytes()), number, "{line}");
+            let mut suspect = Suspect::default();
+            suspect.read(line.as_bytes());
+            assert_eq!(suspect.begun(), number, "{line}");
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     mcp::{
         Call, Era, Id, Message,
         bridge::{self, LegacyServer},
-        input, method,
+        method,
         subscription::Wanted,
     },
     session::{
@@ -39,7 +39,7 @@ pub(super) struct InFlight {
     /// Its method, if its answer is filtered.
     pub(super) list: Option<&'static str>,
     /// Its answer says who may keep it.
-    cacheable: bool,
+    pub(super) cacheable: bool,
     /// From which level on it asked for log messages.
     pub(super) logs: Option<usize>,
     /// `None` for what the gateway itself asked, and where the client was told already.
@@ -49,7 +49,7 @@ pub(super) struct InFlight {
     /// What is needed to make a legacy client's call to a modern child again.
     pub(super) again: Option<Box<Again>>,
     /// It opens the session: who opens it decides what becomes of it.
-    opens: bool,
+    pub(super) opens: bool,
     /// What a legacy child may ask a modern client in it.
     pub(super) input: Option<Box<Input>>,
     /// What of a legacy child's task a modern client's request is about.
@@ -120,7 +120,7 @@ impl Session {
         let now = Instant::now();
         state.next += 1;
         state.last_used = now;
-        let stream = Stream::new(number, self.style(&state));
+        let stream = Stream::new(number, self.style(&state), &self.room);
         let exchange = stream.attach(None).recorded_in(&self.audit);
         state.in_flight.insert(
             number,
@@ -166,7 +166,7 @@ impl Session {
         let number = state.next;
         self.write(own(number).line())?;
         state.next += 1;
-        let stream = Stream::new(number, Style::Plain);
+        let stream = Stream::new(number, Style::Plain, &self.room);
         let exchange = stream.attach(None);
         state.in_flight.insert(
             number,
@@ -209,6 +209,7 @@ impl Session {
 
     /// The child's answer to request `number`, which stands at `id` in it.
     pub(super) fn answer(&self, number: u64, answer: Answer, message: &Message) -> Answered {
+        let ahead = self.worded_ahead(number, answer, message);
         let mut state = self.state();
         let asked = number;
         if self.result_answered(&mut state, asked, answer, message)
@@ -221,7 +222,8 @@ impl Session {
         if let Some(call) = waits.filter(|call| call.waits()) {
             let goes_on = call.makes_task() && answer == Answer::Result;
             if let Some(input) = call.input.as_deref_mut() {
-                input.keep(answer, message, goes_on);
+                let kept = (!self.room.is_full()).then_some((answer, message));
+                input.keep(kept, goes_on);
             }
             return Answered::Delivered;
         }
@@ -239,8 +241,14 @@ impl Session {
                 } else {
                     Some(call)
                 };
-                if let Some(call) = call {
-                    self.answered(&mut state, number, call, (answer, message));
+                match (call, ahead) {
+                    (Some(call), Some(text)) if call.task.is_none() => {
+                        self.delivered(&mut state, call, answer, text);
+                    }
+                    (Some(call), _) => {
+                        self.answered(&mut state, number, call, (answer, message));
+                    }
+                    (None, _) => {}
                 }
                 Answered::Delivered
             }
@@ -266,48 +274,6 @@ impl Session {
         if let Some(call) = call {
             self.deliver(state, call, answer, message);
         }
-    }
-
-    /// Gives the call's client what the child has answered.
-    pub(super) fn deliver(
-        &self,
-        state: &mut State,
-        mut call: InFlight,
-        answer: Answer,
-        message: &Message,
-    ) {
-        if answer == Answer::Neither {
-            return self.fail(state, call, Failure::BadAnswer);
-        }
-        let failed = answer == Answer::Error;
-        if self.era == Era::Modern && call.list == Some(method::TOOLS) {
-            self.tools.learn(message);
-        }
-        let cut = call.list == Some(method::TOOLS);
-        let cut = cut.then(|| self.without_odd_tools(message)).flatten();
-        let message = cut.as_ref().unwrap_or(message);
-        let lacked = call.input.as_ref().and_then(|input| input.lacked);
-        let text = Bytes::from(match (self.bridge.get(), lacked) {
-            // It would have asked, and could not go on without.
-            (Some(_), Some(need)) if failed => input::missing(&call.id, need),
-            (Some(server), _) => server.answered(message, &call.id, call.cacheable),
-            (None, _) if let Some(server) = self.reversed.get() => {
-                server.answered(message, &call.id)
-            }
-            (None, _) => {
-                let id = message
-                    .root()
-                    .get("id")
-                    .map(|id| (id.span(), call.id.as_json()));
-                message.with(&Vec::from_iter(id))
-            }
-        });
-        let reason = failed.then_some(Reason::ServerError);
-        let bytes = text.len();
-        if call.opens && failed {
-            state.reversed.opening = call.outcome.take();
-        }
-        self.finish(state, call, reason, bytes, Event::Answer(text));
     }
 
     /// A request that will have no answer.
@@ -356,10 +322,19 @@ impl Session {
         &self,
         state: &mut State,
         mut call: InFlight,
-        reason: Option<Reason>,
-        bytes_out: usize,
-        event: Event,
+        mut reason: Option<Reason>,
+        mut bytes_out: usize,
+        mut event: Event,
     ) {
+        if let Event::Answer(text) = event {
+            event = match self.room.hold(text) {
+                Some(text) => Event::Answer(text),
+                None => {
+                    (reason, bytes_out) = (Some(Failure::NoRoom.reason()), 0);
+                    Event::Failed(Failure::NoRoom)
+                }
+            };
+        }
         self.settle(&mut call, reason, bytes_out);
         self.forget_again(state, &call);
         if let Some(wanted) = call.wanted.take() {

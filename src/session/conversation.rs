@@ -26,6 +26,7 @@ use crate::{
         outbox::{Outbox, Refused},
         own::OwnMessage,
         reversed::Reversed,
+        room::{Room, Rooms},
         seal::{Seal, StateError},
         stream::{Exchange, Style},
         tasks::Tasks,
@@ -43,6 +44,8 @@ pub struct Session {
     pub(super) call_timeout: Duration,
     /// How many calls may wait for an answer, of its user and of all.
     pub(super) calls: Places,
+    /// The memory of what waits for its clients.
+    pub(super) room: Arc<Room>,
     /// What its clients speak.
     pub(super) era: Era,
     /// Its child, where that speaks less than its clients.
@@ -143,7 +146,7 @@ impl Session {
         id: String,
         owner: Identity,
         audit: Audit,
-        (call_timeout, calls): (Duration, Places),
+        (call_timeout, calls, rooms): (Duration, Places, &Rooms),
         era: Era,
         stdin: Outbox,
         seal: Arc<Seal>,
@@ -162,9 +165,11 @@ impl Session {
             reversed: Reversed::default(),
             tasks: Tasks::default(),
         };
+        let principal = owner.principal_key();
         Arc::new(Self {
             id,
-            principal: owner.principal_key(),
+            principal,
+            room: rooms.room(principal),
             owner,
             audit,
             call_timeout,
@@ -411,11 +416,15 @@ impl Session {
         let bytes = line.len();
         // Counted first: the writer may be done with it before this goes on.
         let before = self.unwritten.fetch_add(bytes, Ordering::Relaxed);
-        let sent = if before > 0 && before + bytes > MAX_UNWRITTEN {
-            Err(Refused::Full)
+        let line = if before > 0 && before + bytes > MAX_UNWRITTEN {
+            None
+        } else if before + bytes > UNCOUNTED {
+            // Many children that do not read are many such queues.
+            self.room.hold_all(line)
         } else {
-            self.stdin.try_send(line)
+            Some(line)
         };
+        let sent = line.map_or(Err(Refused::Full), |line| self.stdin.try_send(line));
         sent.inspect_err(|_| self.written(bytes))
             .map_err(|error| match error {
                 Refused::Full => SendError::Busy,
@@ -442,3 +451,52 @@ impl Session {
 const MAX_IN_FLIGHT: usize = 64;
 /// Bytes of lines waiting for a child that does not read; a single longer one still goes.
 const MAX_UNWRITTEN: usize = 8 << 20;
+/// Bytes of those that are not counted as the session's.
+const UNCOUNTED: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        auth::Identity,
+        session::{room::Rooms, testing},
+    };
+
+    /// probe-68: the lines of many sessions whose children do not read are bounded together, each user's apart; what
+    /// is read makes room.
+    #[test]
+    fn what_waits_for_children_that_do_not_read_is_bounded_for_a_user() {
+        let rooms = Rooms::new(1);
+        let line = Bytes::from(vec![b'x'; 3 << 20]);
+        let fill = |who: &str| {
+            let mut all = Vec::new();
+            let mut taken = 0;
+            for _ in 0..32 {
+                let who = Identity::example("https://a", who);
+                let (session, lines) = testing::session_of(who, Era::Legacy, &rooms);
+                let sent = (0..4).take_while(|_| session.write(line.clone()).is_ok());
+                taken += sent.count();
+                all.push((session, lines));
+            }
+            (all, taken)
+        };
+        let (mut alice, taken) = fill("alice");
+        assert_eq!(
+            taken,
+            (64 << 20) / line.len(),
+            "of 64 that fit in their queues"
+        );
+        let (session, lines) = &mut alice[31];
+        assert_eq!(session.write(line.clone()), Err(SendError::Busy));
+        let small = Bytes::from_static(b"small");
+        assert_eq!(session.write(small.clone()), Ok(()));
+        assert_eq!(lines.try_recv(), Some(small));
+        let (_bob, taken) = fill("bob");
+        assert_eq!(taken, (64 << 20) / line.len());
+        let (first, lines) = &mut alice[0];
+        let read = lines.try_recv().unwrap();
+        first.written(read.len());
+        drop(read);
+        assert_eq!(alice[31].0.write(line), Ok(()));
+    }
+}

@@ -34,6 +34,8 @@ pub enum Failure {
     Cancelled,
     /// The client would not or could not give what the server asked it for.
     NoInput,
+    /// Too much waits to be read by clients already: the answer came and was dropped.
+    NoRoom,
     /// The gateway stops; whether the call took effect is not known.
     ShuttingDown,
 }
@@ -50,6 +52,7 @@ impl Failure {
             Self::Refused => "server-refused",
             Self::Cancelled => "cancelled",
             Self::NoInput => "input-refused",
+            Self::NoRoom => "answer-dropped",
             Self::ShuttingDown => "shutting-down",
         }
     }
@@ -64,6 +67,7 @@ impl Failure {
             Self::Refused => Reason::ServerRefused,
             Self::Cancelled => Reason::Cancelled,
             Self::NoInput => Reason::InputRefused,
+            Self::NoRoom => Reason::AnswerDropped,
             Self::ShuttingDown => Reason::Stopping,
         }
     }
@@ -79,13 +83,16 @@ impl Failure {
             Self::Refused => "the server refuses the request",
             Self::Cancelled => "cancelled by the client",
             Self::NoInput => "the client did not give what the server asked it for",
+            Self::NoRoom => {
+                "the server answered, and too much waits to be read already: the answer is lost"
+            }
             Self::ShuttingDown => "shutting down, outcome unknown",
         }
     }
 }
 
-/// What is done to an answer before the client sees it.
-pub type Finish = Box<dyn Fn(Bytes) -> Bytes + Send>;
+/// What is done to an answer before the client sees it; beside the loop where that is much.
+pub type Finish = Box<dyn FnOnce(Bytes) -> Bytes + Send>;
 
 impl From<Fault> for Failure {
     fn from(fault: Fault) -> Self {

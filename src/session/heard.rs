@@ -18,26 +18,52 @@ use crate::{
     },
 };
 
+/// What is to be done with what a child has said.
+pub(super) enum Heard {
+    /// It is a member's answer, under the member's own number.
+    Answer {
+        to: u64,
+        own: u64,
+    },
+    Lines(Vec<Out>),
+}
+
+impl Heard {
+    /// The lines of it. Apart from the switch, which everybody needs: an answer may be large.
+    pub(super) fn written(self, message: &Message) -> Vec<Out> {
+        match self {
+            Self::Lines(lines) => lines,
+            Self::Answer { to, own } => {
+                let own = own.to_string();
+                let id = message.root().get("id");
+                let id = id.map(|id| (id.span(), own.as_bytes()));
+                vec![Out::To(to, message.with(&Vec::from_iter(id)).into())]
+            }
+        }
+    }
+}
+
 impl Switch {
     /// What the child says; `None` for what the protocol does not allow.
-    pub(super) fn said_by_child(&mut self, message: &Message) -> Option<Vec<Out>> {
+    pub(super) fn said_by_child(&mut self, message: &Message) -> Option<Heard> {
         let root = message.root();
         if root.kind() != Kind::Object {
             return None;
         }
         match (root.get("method").and_then(Value::as_str), root.get("id")) {
             (None, Some(id)) => self.answered(message, id),
-            (Some(method), Some(id)) => self.question(message, &method, id),
-            (Some(method), None) => Some(self.told(message, &method)),
+            (Some(method), Some(id)) => self.question(message, &method, id).map(Heard::Lines),
+            (Some(method), None) => Some(Heard::Lines(self.told(message, &method))),
             (None, None) => None,
         }
     }
 
-    fn answered(&mut self, message: &Message, id: Value<'_>) -> Option<Vec<Out>> {
+    fn answered(&mut self, message: &Message, id: Value<'_>) -> Option<Heard> {
         let number = number_of(id)?;
+        let nobodys = Heard::Lines(Vec::new());
         let Some(route) = self.routes.remove(&number) else {
             // Cancelled: the child could not know (fault-17).
-            return (1..self.next).contains(&number).then(Vec::new);
+            return (1..self.next).contains(&number).then_some(nobodys);
         };
         if let Asks::Initialize = route.kind {
             let mut out = Vec::new();
@@ -46,10 +72,10 @@ impl Switch {
             }
             let waited = self.opening.opened(message, self.everybody);
             out.extend(waited.into_iter().map(|(to, text)| Out::To(to, text)));
-            return Some(out);
+            return Some(Heard::Lines(out));
         }
         let Some((to, own)) = route.to else {
-            return Some(Vec::new());
+            return Some(nobodys);
         };
         let result = message.root().get("result");
         if let Some(member) = self.members.get_mut(&to) {
@@ -62,9 +88,7 @@ impl Switch {
                 self.remember(text_of(task), principal);
             }
         }
-        let own = own.to_string();
-        let line = message.with(&[(id.span(), own.as_bytes())]);
-        Some(vec![Out::To(to, line.into())])
+        Some(Heard::Answer { to, own })
     }
 
     /// A request of the child's number will have no answer: whose it was, by their own numbers.

@@ -104,7 +104,7 @@ impl Session {
         let own = state
             .listening
             .own
-            .get_or_insert_with(|| Stream::new(0, style));
+            .get_or_insert_with(|| Stream::new(0, style, &self.room));
         Ok(own.attach(None))
     }
 

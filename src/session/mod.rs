@@ -25,6 +25,7 @@ mod probe;
 mod pump;
 mod reversed;
 mod rewrite;
+mod room;
 mod seal;
 mod shared;
 mod starting;
@@ -38,6 +39,7 @@ mod testing;
 mod tools;
 mod warm;
 mod watching;
+mod wording;
 mod words;
 
 pub use aside::aside;

@@ -48,7 +48,7 @@ pub(super) struct Input {
     /// It was, and has not come back: nobody reads the call's stream.
     pub(super) waits: bool,
     /// The answer to the call, which came all the same.
-    told: Option<(Answer, Message)>,
+    told: Option<Told>,
     /// What the child would have asked, had the client been able to answer.
     pub(super) lacked: Option<Need>,
 }
@@ -57,6 +57,13 @@ pub(super) struct Asked {
     pub(super) question: Question,
     /// The child's own id for it, as JSON.
     pub(super) id: Bytes,
+}
+
+/// What the child has answered to a call whose client is being asked.
+enum Told {
+    Answer(Answer, Message),
+    /// There was no room for it.
+    Dropped,
 }
 
 impl Input {
@@ -94,12 +101,15 @@ impl Input {
     }
 
     /// Keeps the answer to a call whose client is being asked; one that `goes_on` as a task
-    /// still wants to know.
-    pub(super) fn keep(&mut self, answer: Answer, message: &Message, goes_on: bool) {
+    /// still wants to know. `None` is one that there is no room for.
+    pub(super) fn keep(&mut self, answer: Option<(Answer, &Message)>, goes_on: bool) {
         if !goes_on {
             self.questions.clear();
         }
-        self.told = Some((answer, message.clone()));
+        self.told = Some(match answer {
+            Some((answer, message)) => Told::Answer(answer, message.clone()),
+            None => Told::Dropped,
+        });
     }
 }
 
@@ -167,7 +177,8 @@ impl Session {
         call.deadline = Some(Instant::now() + PATIENCE);
         (call.logs, call.progress_token) = (None, None);
         self.settle(call, None, text.len());
-        call.stream.end(Event::Answer(text));
+        // No more than its questions are.
+        call.stream.end(Event::Answer(self.room.hold_anyway(text)));
     }
 
     /// Gives the child what the call answers of these. What it does not answer, or not with
@@ -221,15 +232,20 @@ impl Session {
         // The client may come back with the same state: nothing has changed but what was taken.
         self.give_answers(&mut input.questions, call)?;
         waiting.id = id;
-        waiting.stream = Stream::new(ticket.number, Style::Plain);
+        waiting.stream = Stream::new(ticket.number, Style::Plain, &self.room);
         waiting.outcome = Some(OutcomeOwed::new(request, call, now));
         (waiting.logs, waiting.progress_token) = (logs(call), progress_token(call));
         waiting.deadline = Some(now + self.call_timeout);
         input.waits = false;
         let exchange = waiting.stream.attach(None).recorded_in(&self.audit);
-        if let Some((answer, message)) = input.told.take() {
+        if let Some(told) = input.told.take() {
             if let Some(call) = state.in_flight.remove(&ticket.number) {
-                self.answered(state, ticket.number, call, (answer, &message));
+                match told {
+                    Told::Answer(answer, message) => {
+                        self.answered(state, ticket.number, call, (answer, &message));
+                    }
+                    Told::Dropped => self.fail(state, call, Failure::NoRoom),
+                }
             }
         } else if !input.questions.is_empty() {
             self.ask_client(ticket.number, waiting);
@@ -367,7 +383,7 @@ const MAX_WAITING: usize = 16;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::{outbox::Lines, testing::bridged};
+    use crate::session::{outbox::Lines, pump, testing::bridged};
 
     fn message(text: &str) -> Message {
         Message::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap()
@@ -380,7 +396,11 @@ mod tests {
 
     fn call(session: &Arc<Session>, who: &str) -> Exchange {
         let body = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x","_meta":{"io.modelcontextprotocol/clientCapabilities":{"elicitation":{}}}}}"#;
-        let call = Call::read(Bytes::from(body), true).unwrap();
+        send(session, body, who)
+    }
+
+    fn send(session: &Arc<Session>, body: &str, who: &str) -> Exchange {
+        let call = Call::read(Bytes::copy_from_slice(body.as_bytes()), true).unwrap();
         let identity = Identity::example("https://a", who);
         let id = call.id().unwrap().clone();
         session
@@ -418,6 +438,44 @@ mod tests {
         assert_eq!(session.in_flight(), 1);
         let _bob = call(&session, "bob");
         assert!(!ask(&session, 3, 1));
+    }
+
+    /// conn-3: what a child answers while the clients of its calls are still asked is kept for them as far as there is
+    /// room; a call for whose answer there is none ends, and says so.
+    #[tokio::test]
+    async fn answers_that_are_kept_for_who_is_asked_have_a_size() {
+        let (session, _lines) = session();
+        let mut calls = Vec::new();
+        for number in 1..=MAX_WAITING {
+            calls.push(call(&session, "alice"));
+            assert!(ask(&session, number, 1));
+            session.ask_clients();
+        }
+        let text = "x".repeat(2 << 20);
+        for number in 1..=MAX_WAITING {
+            let answer = format!(r#"{{"id":{number},"result":{{"v":"{text}"}}}}"#);
+            assert!(pump::take(&session, answer.into()));
+        }
+        let (mut kept, mut dropped) = (0, 0);
+        for mut asked in calls {
+            let Some(Event::Answer(question)) = asked.next().await else {
+                panic!("nothing was asked");
+            };
+            let question = Message::parse(question).unwrap();
+            let result = question.root().get("result").unwrap();
+            let state = result.get("requestState").and_then(Value::as_str).unwrap();
+            let again = format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"x","requestState":"{state}","_meta":{{"io.modelcontextprotocol/clientCapabilities":{{"elicitation":{{}}}}}}}}}}"#
+            );
+            match send(&session, &again, "alice").next().await {
+                Some(Event::Answer(answer)) => kept += usize::from(answer.len() > text.len()),
+                Some(Event::Failed(Failure::NoRoom)) => dropped += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!((6..=8).contains(&kept), "{kept}");
+        assert_eq!(kept + dropped, MAX_WAITING);
+        assert_eq!(session.in_flight(), 0);
     }
 
     #[tokio::test]

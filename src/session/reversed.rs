@@ -255,9 +255,11 @@ impl Session {
         let asked = call.again.as_deref_mut().and_then(|again| {
             again.rounds += 1;
             let questions = self.questions_of(result?, number, again.rounds)?;
-            again.state = result?
-                .get("requestState")
-                .map(|state| Bytes::copy_from_slice(state.raw()));
+            let state = result?.get("requestState").map(Value::raw);
+            if state.is_some_and(|state| state.len() > MAX_ASKED_BYTES) {
+                return None;
+            }
+            again.state = state.map(Bytes::copy_from_slice);
             again.questions = questions;
             (again.rounds <= MAX_ROUNDS).then_some(())
         });
@@ -303,9 +305,12 @@ impl Session {
         let server = self.reversed.get()?;
         let requests = result.get("inputRequests");
         let mut questions = Vec::new();
+        let mut bytes = 0;
         for (key, request) in requests.iter().flat_map(|requests| requests.members()) {
             let question = Question::required(&key, request)?;
-            if question.lacking(server.abilities()).is_some() || questions.len() == MAX_QUESTIONS {
+            bytes += question.size();
+            let many = questions.len() == MAX_QUESTIONS || bytes > MAX_ASKED_BYTES;
+            if many || question.lacking(server.abilities()).is_some() {
                 return None;
             }
             let id = format!("\"thv-{number}-{round}-{}\"", questions.len());
@@ -471,5 +476,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// How often one call may ask, and how much at once.
 const MAX_ROUNDS: u32 = 32;
 const MAX_QUESTIONS: usize = 16;
+/// Bytes of those, and of what the server wants to be told with the answers.
+const MAX_ASKED_BYTES: usize = 1 << 20;
 /// Bytes of what a client answers in one round; more is none.
 const MAX_ANSWER_BYTES: usize = 4 << 20;

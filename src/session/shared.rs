@@ -200,7 +200,10 @@ impl Shared {
 impl Hears for Shared {
     fn take(&self, line: Bytes) -> bool {
         let said = Message::parse(line.clone()).ok();
-        let out = said.and_then(|message| self.state().switch.said_by_child(&message));
+        let out = said.and_then(|message| {
+            let heard = self.state().switch.said_by_child(&message)?;
+            Some(heard.written(&message))
+        });
         let Some(out) = out else {
             if let Some(number) = blame::answered(&line) {
                 self.fail_one(number, Failure::BadAnswer);
@@ -228,10 +231,8 @@ impl Hears for Shared {
         self.state().switch.everybody
     }
 
-    fn is_overlong(&self, beginning: &[u8]) {
-        if let Some(number) = blame::begins_to_answer(beginning) {
-            self.fail_one(number, Failure::BadAnswer);
-        }
+    fn is_overlong(&self, number: u64) {
+        self.fail_one(number, Failure::BadAnswer);
     }
 }
 

@@ -29,7 +29,7 @@ impl Sessions {
             new_id(),
             identity.clone(),
             self.setup.audit.clone(),
-            (self.setup.call_timeout, self.calls.clone()),
+            (self.setup.call_timeout, self.calls.clone(), &self.rooms),
             era,
             stdin,
             self.setup.seal.clone(),

@@ -7,20 +7,25 @@
 
 use std::{
     collections::VecDeque,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
-#[cfg(test)]
 use bytes::Bytes;
 
 use crate::{
     audit::Audit,
     session::{
         Session,
+        aside::cut_down,
         exchange::{Event, Finish},
+        room::Room,
     },
 };
+
+#[cfg(test)]
+use crate::session::room::Rooms;
 
 /// How much of itself a stream tells its client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -37,6 +42,8 @@ pub enum Style {
 pub(super) struct Stream {
     pub(super) number: u64,
     style: Style,
+    /// The memory of what waits in it.
+    room: Arc<Room>,
     state: Mutex<State>,
 }
 
@@ -61,7 +68,7 @@ struct State {
 }
 
 impl Stream {
-    pub(super) fn new(number: u64, style: Style) -> Arc<Self> {
+    pub(super) fn new(number: u64, style: Style, room: &Arc<Room>) -> Arc<Self> {
         let state = State {
             kept: VecDeque::new(),
             first: 1,
@@ -77,6 +84,7 @@ impl Stream {
         Arc::new(Self {
             number,
             style,
+            room: room.clone(),
             state: Mutex::new(state),
         })
     }
@@ -98,7 +106,7 @@ impl Stream {
             stream: self.clone(),
             reader: state.reader,
             style: self.style,
-            finish: None,
+            finish: Finishing::Nothing,
             cancels: None,
             records: None,
         }
@@ -114,6 +122,15 @@ impl Stream {
         if !fits || state.done || !(state.attached || state.known) {
             return false;
         }
+        let message = match message {
+            Event::Message(text) if state.bytes + bytes > UNCOUNTED => {
+                match state.room_for(text, &self.room) {
+                    Some(text) => Event::Message(text),
+                    None => return false,
+                }
+            }
+            message => message,
+        };
         state.push(message);
         true
     }
@@ -164,10 +181,21 @@ impl State {
         self.unread += waiting(&event);
         self.kept.push_back(event);
         // What was read is kept only as far as there is room.
-        while self.first < self.next && (self.kept.len() > MAX_EVENTS || self.bytes > MAX_UNREAD) {
+        while self.first < self.next && (self.kept.len() > MAX_EVENTS || self.bytes > MAX_READ) {
             self.forget_first();
         }
         self.wake();
+    }
+
+    /// The text, counted, in place of what was read where there is no other.
+    fn room_for(&mut self, text: Bytes, room: &Arc<Room>) -> Option<Bytes> {
+        loop {
+            let held = room.hold_all(text.clone());
+            if held.is_some() || self.first == self.next {
+                return held;
+            }
+            self.forget_first();
+        }
     }
 
     fn forget_first(&mut self) {
@@ -194,10 +222,18 @@ pub struct Exchange {
     stream: Arc<Stream>,
     reader: u64,
     style: Style,
-    finish: Option<Finish>,
+    finish: Finishing,
     cancels: Option<Weak<Session>>,
     /// Where it is on record what became of the request.
     records: Option<Audit>,
+}
+
+/// How far it is with what is done to the answer.
+enum Finishing {
+    Nothing,
+    Waits(Finish),
+    /// Others are served meanwhile; the answer counts as unread until it is done.
+    Begun(Pin<Box<dyn Future<Output = Bytes> + Send>>),
 }
 
 impl Exchange {
@@ -209,7 +245,7 @@ impl Exchange {
 
     /// Has the answer pass through `finish` (lists are filtered so).
     pub fn finished_by(mut self, finish: Finish) -> Self {
-        self.finish = Some(finish);
+        self.finish = Finishing::Waits(finish);
         self
     }
 
@@ -261,6 +297,20 @@ impl Exchange {
             state.waker = Some(context.waker().clone());
             return Poll::Pending;
         };
+        let event = match (event, &self.finish) {
+            (Event::Answer(answer), Finishing::Waits(_) | Finishing::Begun(_)) => {
+                // Whoever takes over meanwhile wakes this one.
+                state.waker = Some(context.waker().clone());
+                drop(state);
+                let answer = ready!(self.finished(answer, context));
+                state = self.stream.state();
+                if state.reader != self.reader {
+                    return Poll::Ready(None);
+                }
+                Event::Answer(answer)
+            }
+            (event, _) => event,
+        };
         state.next += 1;
         state.unread -= waiting(&event);
         if self.style == Style::Plain {
@@ -270,10 +320,36 @@ impl Exchange {
         if let (Event::Answer(_) | Event::Failed(_), Some(audit)) = (&event, &self.records) {
             audit.hand_on();
         }
-        Poll::Ready(Some(match (event, &self.finish) {
-            (Event::Answer(answer), Some(finish)) => Event::Answer(finish(answer)),
-            (event, _) => event,
-        }))
+        Poll::Ready(Some(event))
+    }
+
+    /// The answer as the client is to see it.
+    fn finished(&mut self, answer: Bytes, context: &mut Context<'_>) -> Poll<Bytes> {
+        let mut work = match std::mem::replace(&mut self.finish, Finishing::Nothing) {
+            Finishing::Nothing => return Poll::Ready(answer),
+            Finishing::Waits(finish) if answer.len() <= LONG_LIST => {
+                return Poll::Ready(finish(answer));
+            }
+            Finishing::Waits(finish) => {
+                let room = self.stream.room.clone();
+                Box::pin(cut_down(move || {
+                    let before = answer.as_ptr();
+                    let done = finish(answer);
+                    // What stays as it was is counted.
+                    if done.as_ptr() == before {
+                        done
+                    } else {
+                        room.hold_anyway(done)
+                    }
+                }))
+            }
+            Finishing::Begun(work) => work,
+        };
+        let done = work.as_mut().poll(context);
+        if done.is_pending() {
+            self.finish = Finishing::Begun(work);
+        }
+        done
     }
 }
 
@@ -294,17 +370,31 @@ impl Drop for Exchange {
 }
 
 #[cfg(test)]
+fn example() -> Arc<Room> {
+    let user = crate::auth::Identity::example("https://a", "alice");
+    Rooms::new(1).room(user.principal_key())
+}
+
+#[cfg(test)]
 impl Exchange {
     /// For the tests of other modules: a session's own stream on which nothing is said.
     pub(crate) fn example() -> (Arc<impl Sized>, Self) {
-        let stream = Stream::new(0, Style::Primed);
+        let stream = Stream::new(0, Style::Primed, &example());
         let exchange = stream.attach(None);
+        (stream, exchange)
+    }
+
+    /// The same, on which this was said, and is not counted: it would be another owner's.
+    pub(crate) fn example_with(said: &Bytes) -> (Arc<impl Sized + use<>>, Self) {
+        let stream = Stream::new(0, Style::Primed, &example());
+        let exchange = stream.attach(None);
+        stream.state().push(Event::Message(said.clone()));
         (stream, exchange)
     }
 
     /// The same: a modern request that has its answer.
     pub(crate) fn answered(answer: Bytes) -> Self {
-        let stream = Stream::new(1, Style::Plain);
+        let stream = Stream::new(1, Style::Plain, &example());
         stream.end(Event::Answer(answer));
         stream.attach(None)
     }
@@ -335,17 +425,30 @@ fn waiting(event: &Event) -> usize {
     }
 }
 
+/// Bytes of a list that is cut down where everybody waits: a millisecond of decisions, and of the
+/// shortest names there are some twenty.
+const LONG_LIST: usize = 32 << 10;
 /// Events of one stream: unread ones, beyond which messages are left out, and kept ones.
 const MAX_EVENTS: usize = 256;
 /// Bytes of messages waiting for one client, and of what is kept; a single longer one still goes (conn-3).
 const MAX_UNREAD: usize = 1 << 20;
+/// Bytes of what is kept of a stream although it was read.
+const MAX_READ: usize = 256 << 10;
+/// Bytes in one stream that are not counted as its session's; an answer is where it is large.
+const UNCOUNTED: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixDatagram;
+    use std::{os::unix::net::UnixDatagram, sync::mpsc, time::Duration};
+
+    use tokio::time::timeout;
 
     use super::*;
-    use crate::{audit, config::ServerName};
+    use crate::{audit, auth::Identity, config::ServerName};
+
+    fn new(number: u64, style: Style) -> Arc<Stream> {
+        Stream::new(number, style, &example())
+    }
 
     fn message(text: &str) -> Event {
         Event::Message(Bytes::copy_from_slice(text.as_bytes()))
@@ -367,7 +470,7 @@ mod tests {
         let journal = UnixDatagram::bind(&path).unwrap();
         journal.set_nonblocking(true).unwrap();
         let audit = Audit::journal_in_turns(&path, &ServerName::parse("it").unwrap()).unwrap();
-        let stream = Stream::new(1, Style::Primed);
+        let stream = new(1, Style::Primed);
         let mut reader = stream.attach(None).recorded_in(&audit);
         assert!(stream.tell(message("1")));
         audit.record(&audit::Event::Ready);
@@ -383,7 +486,7 @@ mod tests {
     /// mcp-L6: from the event that was seen last, and nothing else.
     #[tokio::test]
     async fn a_reader_that_comes_back_gets_what_it_has_not_seen() {
-        let stream = Stream::new(7, Style::Ids);
+        let stream = new(7, Style::Ids);
         let mut first = stream.attach(None);
         first.as_events();
         for text in ["a", "b", "c"] {
@@ -403,9 +506,58 @@ mod tests {
         assert_eq!(texts(&mut stream.attach(Some(99))).await, [""; 0]);
     }
 
+    /// A long list is cut down while others are served, here the one who lets it be done; and whoever comes back
+    /// meanwhile gets it as if nobody had begun. A short one is done at once.
+    #[tokio::test]
+    async fn a_long_list_is_cut_down_beside_the_loop() {
+        let patience = Duration::from_secs(60);
+        let here = std::thread::current().id();
+        let cut = move |answer: Bytes| {
+            assert_ne!(std::thread::current().id(), here);
+            answer.slice(..3)
+        };
+        let list = Bytes::from(vec![b'x'; LONG_LIST + 1]);
+        let stream = new(7, Style::Ids);
+        let (go_on, wait) = mpsc::channel();
+        let mut reader = stream.attach(None).finished_by(Box::new(move |answer| {
+            wait.recv_timeout(patience).unwrap();
+            cut(answer)
+        }));
+        reader.as_events();
+        assert!(stream.tell(message("a")));
+        stream.end(Event::Answer(list.clone()));
+        assert!(matches!(reader.next().await, Some(Event::Message(_))));
+        assert!(timeout(Duration::ZERO, reader.next()).await.is_err());
+        // What is still being done was not read, and has no id yet.
+        assert_eq!(reader.event_id(0), "7-1");
+        let read = reader.next();
+        let (last, ()) = tokio::join!(read, async { go_on.send(()).unwrap() });
+        assert!(matches!(last, Some(Event::Answer(text)) if text == "xxx"));
+        assert_eq!(reader.event_id(0), "7-2");
+        assert!(reader.next().await.is_none());
+
+        let (_go_on, wait) = mpsc::channel();
+        let mut lost = stream.attach(Some(1)).finished_by(Box::new(move |answer| {
+            let _: Result<(), _> = wait.recv_timeout(patience);
+            answer
+        }));
+        assert!(timeout(Duration::ZERO, lost.next()).await.is_err());
+        let mut found = stream.attach(Some(1)).finished_by(Box::new(cut));
+        assert!(lost.next().await.is_none());
+        assert_eq!(texts(&mut found).await, ["xxx"]);
+
+        let stream = new(8, Style::Plain);
+        stream.end(Event::Answer(list.slice(..LONG_LIST)));
+        let mut reader = stream.attach(None).finished_by(Box::new(move |answer| {
+            assert_eq!(std::thread::current().id(), here);
+            answer.slice(..2)
+        }));
+        assert_eq!(texts(&mut reader).await, ["xx"]);
+    }
+
     #[tokio::test]
     async fn the_latest_reader_reads_alone() {
-        let stream = Stream::new(0, Style::Ids);
+        let stream = new(0, Style::Ids);
         let mut first = stream.attach(None);
         first.as_events();
         let mut second = stream.attach(None);
@@ -417,7 +569,7 @@ mod tests {
 
     #[test]
     fn what_nobody_can_come_back_for_is_not_kept() {
-        let stream = Stream::new(1, Style::Plain);
+        let stream = new(1, Style::Plain);
         let reader = stream.attach(None);
         assert!(stream.tell(message("a")));
         drop(reader);
@@ -426,7 +578,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_kept_is_bounded() {
-        let stream = Stream::new(1, Style::Ids);
+        let stream = new(1, Style::Ids);
         let mut reader = stream.attach(None);
         reader.as_events();
         for _ in 0..MAX_EVENTS * 2 {
@@ -438,6 +590,54 @@ mod tests {
             .filter(|_| stream.tell(message("x")))
             .count();
         assert_eq!(told, MAX_EVENTS - 1, "the last place is the answer's");
+    }
+
+    /// conn-3: of all the streams of a session there is no more than its room; what was read gives way to what was not,
+    /// and what is read makes room.
+    #[tokio::test]
+    async fn what_waits_in_all_streams_of_a_session_is_bounded() {
+        let rooms = Rooms::new(1);
+        let room = rooms.room(Identity::example("https://a", "alice").principal_key());
+        let text = "x".repeat(32 << 10);
+        let fill = |stream: &Stream| {
+            (0..MAX_EVENTS)
+                .filter(|_| stream.tell(message(&text)))
+                .count()
+        };
+        let mut streams = Vec::new();
+        let mut told = 0;
+        for number in 1..=64 {
+            let stream = Stream::new(number, Style::Ids, &room);
+            let reader = stream.attach(None);
+            reader.as_events();
+            told += fill(&stream);
+            streams.push((stream, reader));
+        }
+        let bytes = told * text.len();
+        assert_eq!(bytes, rooms.taken());
+        assert!((15 << 20..=16 << 20).contains(&bytes), "{bytes}");
+        let (stream, mut reader) = streams.pop().unwrap();
+        assert!(!stream.tell(message(&text)), "there is no room left");
+        assert!(stream.tell(message("x")), "a little there always is");
+        // Another user has room all the same.
+        let other = rooms.room(Identity::example("https://a", "bob").principal_key());
+        let other = Stream::new(1, Style::Plain, &other);
+        let _other = other.attach(None);
+        assert!(other.tell(message(&text)) && other.tell(message(&text)));
+
+        // What one stream has kept although it was read is no reason to keep anything out of it.
+        let (first, mut keeps_up) = streams.remove(0);
+        for _ in 0..MAX_UNREAD / text.len() {
+            keeps_up.next().await;
+        }
+        for _ in 0..MAX_EVENTS {
+            assert!(first.tell(message(&text)));
+            keeps_up.next().await;
+        }
+        assert!(first.kept() <= MAX_READ + text.len());
+        assert!(matches!(reader.next().await, Some(Event::Message(_))));
+        drop((streams, first, keeps_up, stream, reader, other, _other));
+        assert_eq!(rooms.taken(), 0);
     }
 
     #[test]

@@ -363,7 +363,8 @@ mod tests {
         }
 
         fn answers(&mut self, line: Bytes) -> Option<Vec<Out>> {
-            self.said_by_child(&Message::parse(line).unwrap())
+            let message = Message::parse(line).unwrap();
+            Some(self.said_by_child(&message)?.written(&message))
         }
     }
 

@@ -27,6 +27,7 @@ use crate::{
         load::{Over, Places},
         probe,
         reversed::is_refusal,
+        room::Rooms,
         seal::Seal,
         shared::Shared,
         warm::Warm,
@@ -57,6 +58,8 @@ pub struct Setup {
     pub calls: (usize, usize),
     pub call_timeout: Duration,
     pub reading: Reading,
+    /// Bytes of the largest message that a client may send.
+    pub longest_body: usize,
     pub session_idle: Duration,
     /// Closes what modern clients of legacy children carry from round to round.
     pub seal: Arc<Seal>,
@@ -67,6 +70,7 @@ pub struct Sessions {
     pub(super) setup: Setup,
     pub(super) slots: Places,
     pub(super) calls: Places,
+    pub(super) rooms: Rooms,
     pub(super) warm: Arc<Warm>,
     /// Shared children that have not ended for good.
     pub(super) children: Arc<AtomicUsize>,
@@ -114,11 +118,13 @@ impl Sessions {
     pub fn new(setup: Setup) -> Self {
         let slots = Places::new(setup.sessions.0, setup.sessions.1);
         let calls = Places::new(setup.calls.0, setup.calls.1);
+        let rooms = Rooms::new(setup.reading.longest.max(setup.longest_body));
         let warm = Warm::new(setup.warm, (slots.clone(), setup.sessions.0), setup.reading);
         Self {
             setup,
             slots,
             calls,
+            rooms,
             warm: Arc::new(warm),
             children: Arc::default(),
             backends: Mutex::default(),
@@ -278,6 +284,11 @@ impl Sessions {
     /// How many sessions there are, those that are starting or ending included.
     pub fn count(&self) -> usize {
         self.slots.count()
+    }
+
+    /// Bytes of large messages that wait until clients have read them.
+    pub fn unread(&self) -> usize {
+        self.rooms.taken()
     }
 
     /// How many calls wait for a child's answer.

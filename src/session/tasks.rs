@@ -271,7 +271,9 @@ impl Session {
                 let status = task.get("status").and_then(Value::as_str);
                 match status.as_deref() {
                     Some("completed" | "failed") => {
-                        if let Some(pending) = self.ask_result(state, &name, false) {
+                        if self.room.is_full() {
+                            self.fail(state, call, Failure::NoRoom);
+                        } else if let Some(pending) = self.ask_result(state, &name, false) {
                             pending.told.push((number, message.clone()));
                             state.in_flight.insert(number, call);
                         } else {

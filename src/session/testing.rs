@@ -6,6 +6,7 @@ use super::{
     Seal, Session,
     load::Places,
     outbox::{Lines, outbox},
+    room::Rooms,
 };
 use crate::{
     audit::Audit,
@@ -17,13 +18,19 @@ use crate::{
 
 /// A session of Alice's, and what its child is told.
 pub(super) fn session(era: Era) -> (Arc<Session>, Lines) {
+    let alice = Identity::example("https://a", "alice");
+    session_of(alice, era, &Rooms::new(1))
+}
+
+/// A session of theirs, with its share of that memory.
+pub(super) fn session_of(owner: Identity, era: Era, rooms: &Rooms) -> (Arc<Session>, Lines) {
     let (audit, _) = Audit::memory(&ServerName::parse("it").unwrap());
     let (stdin, lines) = outbox(64);
     let session = Session::new(
         "0123456789abcdef0123456789abcdef".to_owned(),
-        Identity::example("https://a", "alice"),
+        owner,
         audit,
-        (Duration::from_secs(60), Places::new(64, 64)),
+        (Duration::from_secs(60), Places::new(64, 64), rooms),
         era,
         stdin,
         Arc::new(Seal::fleeting(Clock::new(|| 0))),

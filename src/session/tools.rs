@@ -5,6 +5,7 @@
 //! whether or not this gateway was there when its client read the list (mcp-T13, mcp-T16).
 
 use std::{
+    borrow::Cow,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -12,16 +13,16 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tracing::debug;
 
 use crate::{
     audit::{Event, RequestId},
-    json::Value,
     mcp::{
         Message,
         tools::{self, Tool, Tools},
     },
-    session::{Sent, Session, own::OwnMessage, table::answer_of},
+    session::{Sent, Session, aside::aside, own::OwnMessage, table::answer_of},
 };
 
 /// What is known of a child's tools.
@@ -132,17 +133,21 @@ impl Session {
                     return;
                 }
             };
-            let Ok(answer) = Message::parse(answer) else {
-                return;
-            };
-            self.tools.learn(&answer);
-            let next = answer.root().get("result");
-            let next = next.and_then(|result| result.get("nextCursor"));
-            match next.and_then(Value::as_str) {
-                Some(next) => cursor = Some(next.into_owned()),
+            let session = self.clone();
+            let next = aside(answer.len(), move || session.learn_page(answer)).await;
+            match next {
+                Some(next) => cursor = Some(next),
                 None => return,
             }
         }
+    }
+
+    /// Reads one part of the list; where the next begins, if there is one.
+    fn learn_page(&self, answer: Bytes) -> Option<String> {
+        let answer = Message::parse(answer).ok()?;
+        self.tools.learn(&answer);
+        let next = answer.root().get("result")?.get("nextCursor")?;
+        next.as_str().map(Cow::into_owned)
     }
 }
 

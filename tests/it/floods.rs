@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::{
     house::house,
+    large::ALONE,
     lease::{self, Lease},
 };
 
@@ -184,6 +185,7 @@ async fn answers_to_nobody_and_floods_of_notices_are_dropped() {
 /// probe-74: a list that is longer than a line may be ends its server, and says so.
 #[tokio::test]
 async fn a_list_without_measure_is_an_error() {
+    let _alone = ALONE.lock().await;
     // 100 MB, in one line.
     let house = house()
         .argument("--tools")

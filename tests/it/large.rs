@@ -1,21 +1,22 @@
 //! Messages as large as they may be.
 
 use aws_lc_rs::digest::{SHA256, digest};
+use nix::sys::socket::{setsockopt, sockopt::TcpMaxSeg};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
 use crate::{
-    house::{Caller, House, house},
+    house::{Caller, House, field, house},
     wire::{self, Answer, PATIENCE},
 };
 
 /// How large the arguments of a call are.
 const LARGE: usize = 32 << 20;
-/// What is held is counted for the process: messages of that size come one after the other.
-static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// What is held is counted for the process: what holds so much comes one after the other.
+pub static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// Something no serializer would write, again and again.
 fn odd(size: usize) -> String {
@@ -164,6 +165,128 @@ async fn who_sends_a_large_message_keeps_nobody_else_waiting() {
         }
     }
     assert!(overtook >= 2, "{overtook}");
+}
+
+/// While one user's very long list is cut down to what they may call, others are served: theirs that came after the
+/// server's answer had are done before the list is. Where it kept everybody waiting there would be one at most.
+#[tokio::test]
+async fn who_asks_for_a_very_long_list_keeps_nobody_else_waiting() {
+    let _alone = ALONE.lock().await;
+    let house = house()
+        .argument("--tools")
+        .argument("20000")
+        .argument("250")
+        .with("[limits]\nmessage = \"40M\"\n")
+        .open()
+        .await;
+    let (alice, bob) = (house.session("alice").await, house.session("bob").await);
+    let list = alice.bytes("POST", r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#);
+    let mut meanwhile = 0;
+    for _ in 0..10 {
+        let outcomes = outcomes_of_lists(&house);
+        let mut stream = TcpStream::connect(house.address).await.unwrap();
+        stream.write_all(&list).await.unwrap();
+        let mut answer = vec![0];
+        meanwhile = 0;
+        {
+            // Before its first byte it is not done.
+            let begins = stream.read_exact(&mut answer);
+            tokio::pin!(begins);
+            loop {
+                let answered = outcomes_of_lists(&house) > outcomes;
+                tokio::select! {
+                    biased;
+                    begun = &mut begins => {
+                        begun.unwrap();
+                        break;
+                    }
+                    small = bob.call("echo", json!({})) => assert_eq!(small.status, 200),
+                }
+                meanwhile += usize::from(answered);
+            }
+        }
+        stream.read_to_end(&mut answer).await.unwrap();
+        let answer = wire::parse(&answer);
+        let answer = answer.text();
+        assert_eq!(answer.matches(r#""inputSchema""#).count(), 5_000);
+        if meanwhile >= 2 {
+            break;
+        }
+    }
+    assert!(meanwhile >= 2, "{meanwhile}");
+}
+
+/// How many lists the server has given: what became of them is on record before they are cut down.
+fn outcomes_of_lists(house: &House) -> usize {
+    let records = house.records.all();
+    let lists: Vec<&str> = records
+        .iter()
+        .filter(|record| record.contains("THV_METHOD=tools/list "))
+        .filter_map(|record| field(record, "THV_REQUEST_ID"))
+        .collect();
+    let outcomes = records.iter().filter(|record| {
+        let request = field(record, "THV_REQUEST_ID");
+        record.contains("THV_EVENT=outcome ") && request.is_some_and(|it| lists.contains(&it))
+    });
+    outcomes.count()
+}
+
+/// conn-3: what waits for the clients of one session is bounded: of many who ask for large answers and read none, most are
+/// told that theirs is lost, which is on record; another user is served all the while, and who reads makes room.
+#[tokio::test]
+async fn large_answers_that_nobody_reads_are_not_kept_without_measure() {
+    const ASKED: usize = 24;
+    let _alone = ALONE.lock().await;
+    let server = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/servers/crowd.py");
+    let house = house()
+        .command(&["/usr/bin/python3", "-u", server])
+        .with("[limits]\nmemory = \"1G\"\n")
+        .open()
+        .await;
+    let (alice, bob) = (house.session("alice").await, house.session("bob").await);
+    let large = json!({ "bytes": 3 << 20 });
+    let outcomes = house.records.count("outcome");
+    let mut waiting = Vec::new();
+    for number in 0..ASKED {
+        // As over a network: the kernel takes little for who reads nothing.
+        let socket = TcpSocket::new_v4().unwrap();
+        setsockopt(&socket, TcpMaxSeg, &1400).unwrap();
+        let mut stream = socket.connect(house.address).await.unwrap();
+        let body = crate::house::call(100 + number, "large", large.clone());
+        stream.write_all(&alice.bytes("POST", &body)).await.unwrap();
+        waiting.push(stream);
+    }
+    let mut bobs = 0;
+    while house.records.count("outcome") < outcomes + ASKED + bobs {
+        let answer = bob.call("large", large.clone()).await;
+        assert_eq!(answer.status, 200, "{}", answer.status);
+        bobs += 1;
+    }
+    let records = house.records.all();
+    let dropped = records
+        .iter()
+        .filter(|record| record.contains("THV_REASON=answer-dropped "));
+    let dropped = dropped.count();
+    assert!(dropped >= ASKED / 2, "{dropped}");
+    let (mut read, mut refused) = (0, 0);
+    for mut stream in waiting {
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        let answer = wire::parse(&answer);
+        match answer.status {
+            200 => read += 1,
+            503 => {
+                let error = &answer.json()["error"];
+                assert_eq!(error["data"]["reason"], "answer-dropped");
+                refused += 1;
+            }
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!((read, refused), (ASKED - dropped, dropped));
+    assert!(read >= 2, "{read}");
+    let answer = alice.call("large", large).await;
+    assert_eq!((answer.status, answer.said().len()), (200, 3 << 20));
 }
 
 /// json-5, conn-5, sse-2: one byte over is told so, in both directions, and the next is served.

@@ -527,11 +527,27 @@ async fn what_one_user_has_a_shared_server_print_ends_it_for_nobody() {
         {}
         let print = mallory.call("print", json!({ "lines": 1000 })).await;
         assert_eq!(print.said(), "printed");
-        let large = mallory.call("large", json!({ "bytes": 1_000_000 })).await;
-        assert_eq!(
-            (large.status, &large.json()["error"]["data"]["reason"]),
-            (502, &json!("server-protocol-error"))
-        );
+        for large in [
+            json!({ "bytes": 1_000_000 }),
+            json!({ "bytes": 1_000_000, "last": true }),
+        ] {
+            let large = mallory.call("large", large).await;
+            assert_eq!(
+                (large.status, &large.json()["error"]["data"]["reason"]),
+                (502, &json!("server-protocol-error"))
+            );
+        }
+        // The end of what is no answer names nobody, whoever waits.
+        for number in 0..16 {
+            let what = format!(
+                r#"said: {}","result":1,"id":{number}}}"#,
+                "x".repeat(1 << 17)
+            );
+            let print = mallory
+                .call("print", json!({ "lines": 1, "what": what }))
+                .await;
+            assert_eq!(print.said(), "printed");
+        }
         let fits = mallory.call("large", json!({ "bytes": 1000 })).await;
         assert_eq!(fits.said().len(), 1000);
         mallory.call("release", json!({ "for": "bob" })).await

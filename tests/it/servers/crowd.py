@@ -49,7 +49,7 @@ def take(message):
         text(identifier, json.dumps(dict(os.environ)))
     elif method == "tools/call" and params["name"] == "print":
         for _ in range(params["arguments"]["lines"]):
-            sys.stdout.buffer.write(b"what a caller said\n")
+            sys.stdout.buffer.write(params["arguments"].get("what", "what a caller said").encode() + b"\n")
         text(identifier, "printed")
     elif method == "tools/call" and params["name"] == "burst":
         token = params["_meta"]["progressToken"]
@@ -57,6 +57,9 @@ def take(message):
             say(method="notifications/progress", params={"progressToken": token, "progress": step,
                                                          "message": "x" * params["arguments"]["bytes"]})
         text(identifier, "done")
+    elif method == "tools/call" and params["name"] == "large" and "last" in params["arguments"]:
+        # Whose answer it is stands at its end.
+        say(result={"v": "x" * params["arguments"]["bytes"], "id": 1}, id=identifier)
     elif method == "tools/call" and params["name"] == "large":
         text(identifier, "x" * params["arguments"]["bytes"])
     elif method == "tools/call" and params["name"] == "crash":

@@ -1,0 +1,233 @@
+//! The memory of what waits to be read: a session's, a user's, and all of it.
+//!
+//! A client may be slow, or away, while its server answers on. What is large is counted from when
+//! the server has said it until nobody holds a byte of it any more, the connection that writes it
+//! included. Where there is no room for more a message is left out, as for any client that does
+//! not keep up, and a call fails. A child may be slow, too: then what waits for it is counted, and
+//! more is refused. Counts; decides nothing else. Used by `pump`, `stream`, `calls`, `pending`,
+//! `tasks` and `conversation`.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+
+use crate::auth::PrincipalKey;
+
+/// That of a server.
+#[derive(Clone)]
+pub(super) struct Rooms(Arc<Inner>);
+
+struct Inner {
+    all: usize,
+    user: usize,
+    session: usize,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Default)]
+struct Taken {
+    all: usize,
+    users: HashMap<PrincipalKey, usize>,
+}
+
+/// That of one session.
+pub(super) struct Room {
+    of: Rooms,
+    user: PrincipalKey,
+    taken: AtomicUsize,
+}
+
+/// A text, and what it takes for as long as anybody holds a part of it.
+struct Held {
+    text: Bytes,
+    room: Arc<Room>,
+}
+
+impl Rooms {
+    /// For messages of at most `longest` bytes each.
+    pub(super) fn new(longest: usize) -> Self {
+        // A message is held twice while it is written for its client: it and another fit in any case.
+        let session = SESSION.max(longest.saturating_mul(3));
+        let user = (SERVER / 2).max(session);
+        Self(Arc::new(Inner {
+            all: user * 2,
+            user,
+            session,
+            taken: Mutex::default(),
+        }))
+    }
+
+    /// Nothing of it yet.
+    pub(super) fn room(&self, user: PrincipalKey) -> Arc<Room> {
+        Arc::new(Room {
+            of: self.clone(),
+            user,
+            taken: AtomicUsize::new(0),
+        })
+    }
+
+    /// Bytes that are taken.
+    pub(super) fn taken(&self) -> usize {
+        self.lock().all
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        // No code path leaves it half changed.
+        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Room {
+    /// The text, counted if it is large; `None` if there is no room for it.
+    pub(super) fn hold(self: &Arc<Self>, text: Bytes) -> Option<Bytes> {
+        if text.len() <= SMALL {
+            return Some(text);
+        }
+        self.hold_all(text)
+    }
+
+    /// The same of one of many, which are large together.
+    pub(super) fn hold_all(self: &Arc<Self>, text: Bytes) -> Option<Bytes> {
+        self.take(text.len(), false).then(|| self.held(text))
+    }
+
+    /// The text, counted if it is large, whether or not there is room: it is there already.
+    pub(super) fn hold_anyway(self: &Arc<Self>, text: Bytes) -> Bytes {
+        if text.len() <= SMALL {
+            return text;
+        }
+        self.take(text.len(), true);
+        self.held(text)
+    }
+
+    /// Whether more is held than may be.
+    pub(super) fn is_full(&self) -> bool {
+        let taken = self.of.lock();
+        !self.fits(&taken, 0)
+    }
+
+    fn held(self: &Arc<Self>, text: Bytes) -> Bytes {
+        let room = self.clone();
+        Bytes::from_owner(Held { text, room })
+    }
+
+    fn take(&self, bytes: usize, anyway: bool) -> bool {
+        let mut taken = self.of.lock();
+        let may = anyway || self.fits(&taken, bytes);
+        if may {
+            taken.all += bytes;
+            *taken.users.entry(self.user).or_default() += bytes;
+            self.taken.fetch_add(bytes, Ordering::Relaxed);
+        }
+        may
+    }
+
+    fn fits(&self, taken: &Taken, more: usize) -> bool {
+        let bounds = &self.of.0;
+        let user = taken.users.get(&self.user).copied().unwrap_or_default();
+        // Changed under the same lock alone.
+        let session = self.taken.load(Ordering::Relaxed);
+        taken.all + more <= bounds.all
+            && user + more <= bounds.user
+            && session + more <= bounds.session
+    }
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let bytes = self.text.len();
+        let mut taken = self.room.of.lock();
+        taken.all -= bytes;
+        self.room.taken.fetch_sub(bytes, Ordering::Relaxed);
+        if let Some(user) = taken.users.get_mut(&self.room.user) {
+            *user -= bytes;
+            if *user == 0 {
+                taken.users.remove(&self.room.user);
+            }
+        }
+    }
+}
+
+/// Bytes of what waits in one session, and of all; a user's are half of those.
+/// More where messages are larger.
+const SESSION: usize = 16 << 20;
+const SERVER: usize = 128 << 20;
+/// What is not counted: every call may have such an answer.
+const SMALL: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::Identity;
+
+    fn user(name: &str) -> PrincipalKey {
+        Identity::example("https://i", name).principal_key()
+    }
+
+    /// conn-3: what waits for one session leaves room for its user's others, what waits for a user leaves room for
+    /// other users, and what is read comes back, whoever held it last.
+    #[test]
+    fn what_waits_is_bounded_for_a_session_a_user_and_all() {
+        for longest in [1 << 10, 4 << 20, 64 << 20] {
+            let rooms = Rooms::new(longest);
+            let text = Bytes::from(vec![b'x'; longest.max(1 << 20)]);
+            let fill = |name: &str| {
+                let mut held = Vec::new();
+                let mut sessions = 0;
+                loop {
+                    let room = rooms.room(user(name));
+                    let before = held.len();
+                    while let Some(text) = room.hold(text.clone()) {
+                        held.push(text);
+                    }
+                    if held.len() == before {
+                        return (held, sessions);
+                    }
+                    sessions += 1;
+                }
+            };
+            let (greedy, sessions) = fill("greedy");
+            let taken = rooms.taken();
+            assert!(taken <= rooms.0.user && sessions <= 4, "{longest}");
+            assert!(taken >= 2 * longest, "{longest}");
+            let (other, _) = fill("other");
+            assert_eq!(rooms.taken(), 2 * taken, "{longest}");
+            assert!(rooms.room(user("third")).hold(text.clone()).is_none());
+            // What nobody counts goes on.
+            let small = Bytes::from_static(b"small");
+            assert_eq!(rooms.room(user("third")).hold(small.clone()), Some(small));
+            let part = greedy[0].slice(..3);
+            drop(greedy);
+            assert_eq!(rooms.taken(), taken + text.len());
+            drop((part, other));
+            assert_eq!((rooms.taken(), rooms.lock().users.len()), (0, 0));
+        }
+    }
+
+    #[test]
+    fn what_is_there_already_is_counted_all_the_same() {
+        let rooms = Rooms::new(1);
+        let room = rooms.room(user("alice"));
+        let text = Bytes::from(vec![b'x'; SESSION]);
+        let held = [room.hold_anyway(text.clone()), room.hold_anyway(text)];
+        assert_eq!(rooms.taken(), 2 * SESSION);
+        assert!(room.is_full() && !rooms.room(user("alice")).is_full());
+        let one = Bytes::from_static(b"x");
+        assert!(room.hold_all(one.clone()).is_none());
+        drop(held);
+        let one = room.hold_all(one).unwrap();
+        assert_eq!((rooms.taken(), &one[..]), (1, &b"x"[..]));
+    }
+}
