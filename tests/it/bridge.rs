@@ -495,6 +495,40 @@ async fn a_modern_server_serves_legacy_clients() {
     );
 }
 
+/// mcp-T27: there are servers that end at a first message that is not `initialize`. Such a one is started once more and
+/// not asked what it speaks, and neither is the next; where there is a single place, too. Whatever the scope.
+#[tokio::test]
+async fn a_server_that_ends_when_it_is_asked_what_it_speaks_serves_modern_clients() {
+    for scope in ["session", "user", "server"] {
+        let plan = house()
+            .argument("--strict")
+            .top(&format!("scope = \"{scope}\"\n"));
+        let house = plan.with("[limits]\nsessions = 1\n").open().await;
+        let alice = house.caller("alice");
+        assert_eq!(
+            tool(&alice, "echo", json!({ "n": 1 })).await.said(),
+            "{\"n\": 1}"
+        );
+        assert_eq!(house.children_started(), 2, "{scope}");
+        assert_eq!(tool(&alice, "crash", json!({})).await.status, 502);
+        let died = |house: &House| house.records.count("child-died");
+        while died(&house) < 2 {
+            house.records.wait_for_more("child-died", died(&house)).await;
+        }
+        let lines = seen(&alice).await;
+        assert!(lines[0].contains("\"initialize\""), "{lines:?}");
+        assert_eq!(house.children_started(), 3, "it is known by now");
+    }
+    // One that has no reason to be started again is not started for ever.
+    let broken = house().command(&["/bin/false"]).open().await;
+    let answer = tool(&broken.caller("alice"), "echo", json!({})).await;
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["data"]["reason"]),
+        (502, &json!("server-ended"))
+    );
+    assert_eq!(broken.children_started(), 2);
+}
+
 /// One whose `initialize` is refused, and which does not speak the modern version either, has refused.
 #[tokio::test]
 async fn a_refused_initialize_stays_one() {

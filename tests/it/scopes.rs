@@ -155,6 +155,26 @@ async fn sessionless_requests_share_the_child_that_their_user_has() {
     }
 }
 
+/// mcp-T27: a child that several share is asked once what it speaks, whoever comes, and however its clients speak.
+#[tokio::test]
+async fn a_shared_child_is_asked_once_what_it_speaks() {
+    let probes = |lines: &[String]| {
+        let probe = |line: &&String| line.contains("\"server/discover\"");
+        lines.iter().filter(probe).count()
+    };
+    for plan in [house(), house().argument("--modern")] {
+        let house = plan.top("scope = \"server\"\n").open().await;
+        for subject in ["alice", "bob"] {
+            let (modern, legacy) = (house.caller(subject), house.session(subject).await);
+            assert_eq!(modern::tool(&modern, "echo", json!({})).await.said(), "{}");
+            assert_eq!(legacy.call("echo", json!({})).await.said(), "{}");
+        }
+        let lines = modern::seen(&house.caller("carol")).await;
+        assert_eq!(probes(&lines), 1, "{lines:#?}");
+        assert_eq!(house.children_started(), 1);
+    }
+}
+
 /// Updates go to those who asked; the child hears of the first subscriber's coming and the last one's leaving.
 #[tokio::test]
 async fn updates_go_to_subscribers_alone_and_the_last_one_leaving_is_told() {

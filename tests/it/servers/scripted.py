@@ -170,6 +170,8 @@ def main():
     while True:
         message = read()
         method, identifier = message.get("method"), message.get("id")
+        if "--strict" in sys.argv and len(seen) == 1 and method != "initialize":
+            sys.exit("expected initialize")
         if method == "server/discover" and modern:
             can = {"tools": {"listChanged": True}, "resources": {"subscribe": True}, "logging": {}} if "--changes" in sys.argv else {"tools": {}}
             cached(identifier, {"supportedVersions": ["2026-07-28"], "capabilities": can,
