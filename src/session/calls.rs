@@ -11,7 +11,7 @@ use crate::{
     mcp::{
         Call, Era, Id, Message,
         bridge::{self, LegacyServer},
-        input, method,
+        input, meta, method,
         subscription::Wanted,
     },
     session::{
@@ -452,7 +452,7 @@ fn goes_on(call: &Call) -> bool {
 
 /// From which level on the request wants to hear log messages.
 pub(super) fn logs(call: &Call) -> Option<usize> {
-    let level = call.meta("io.modelcontextprotocol/logLevel")?.as_str()?;
+    let level = call.meta(meta::LOG_LEVEL)?.as_str()?;
     bridge::log_level(&level)
 }
 

@@ -121,13 +121,18 @@ impl Switch {
         if self.everybody {
             return None;
         }
-        let mut working = self
+        self.sole(|kind| !matches!(kind, Asks::Listen))
+    }
+
+    /// The one member that has anything of such a kind in flight.
+    fn sole(&self, is_meant: impl Fn(&Asks) -> bool) -> Option<u64> {
+        let mut members = self
             .routes
             .values()
-            .filter(|route| !matches!(route.kind, Asks::Listen))
+            .filter(|route| is_meant(&route.kind))
             .filter_map(|route| Some(route.to?.0));
-        let first = working.next()?;
-        working.all(|member| member == first).then_some(first)
+        let first = members.next()?;
+        members.all(|member| member == first).then_some(first)
     }
 
     fn told(&mut self, message: &Message, method: &str) -> Vec<Out> {
@@ -156,7 +161,12 @@ impl Switch {
             return vec![Out::To(to, line.into())];
         }
         let alone = self.members.len() == 1;
-        let hears = |member: &Member| match method {
+        // A child that speaks modern MCP says what a call has asked for.
+        let asked = match method {
+            "notifications/message" => self.sole(|kind| matches!(kind, Asks::Logged)),
+            _ => None,
+        };
+        let hears = |to: u64, member: &Member| match method {
             "notifications/resources/updated" => params
                 .and_then(|params| params.get("uri"))
                 .is_some_and(|uri| member.subscribed.contains(&text_of(uri))),
@@ -164,7 +174,8 @@ impl Switch {
                 let level = params.and_then(|params| params.get("level"));
                 let level = level.and_then(Value::as_str);
                 let level = level.and_then(|level| bridge::log_level(&level));
-                let wanted = member.level.map_or(alone, |from| level >= Some(from));
+                let unsaid = alone || asked == Some(to);
+                let wanted = member.level.map_or(unsaid, |from| level >= Some(from));
                 !self.everybody && wanted
             }
             "notifications/tasks/status" | "notifications/tasks" => {
@@ -174,7 +185,8 @@ impl Switch {
             }
             _ => method.ends_with("/list_changed"),
         };
-        let members = self.members.iter().filter(|(_, member)| hears(member));
+        let members = self.members.iter();
+        let members = members.filter(|(to, member)| hears(**to, member));
         members
             .map(|(to, _)| Out::To(*to, message.bytes().clone()))
             .collect()

@@ -68,7 +68,11 @@ pub(super) async fn for_modern(
 async fn discovered(session: &Session) -> Result<Option<Message>, Failure> {
     match session.spoken.get() {
         // One that only thinks for long is asked again.
-        Some(spoken) => spoken.0.get_or_try_init(|| discover(session)).await.cloned(),
+        Some(spoken) => spoken
+            .0
+            .get_or_try_init(|| discover(session))
+            .await
+            .cloned(),
         None => discover(session).await,
     }
 }

@@ -68,6 +68,8 @@ pub(super) struct Route {
 
 pub(super) enum Asks {
     Call,
+    /// One that wants to hear log messages.
+    Logged,
     /// Stays open, and so is nobody's being at work.
     Listen,
     Initialize,
@@ -233,13 +235,16 @@ impl Switch {
             }
             _ => {}
         }
+        let said = params.and_then(|params| params.get("_meta"));
+        if matches!(kind, Asks::Call)
+            && said.is_some_and(|said| said.get(meta::LOG_LEVEL).is_some())
+        {
+            kind = Asks::Logged;
+        }
         let number = self.number(Some((member, own)), kind);
         let text = number.to_string();
         changes.push((id.span(), text.as_bytes()));
-        if let Some(token) = params
-            .and_then(|params| params.get("_meta"))
-            .and_then(|meta| meta.get("progressToken"))
-        {
+        if let Some(token) = said.and_then(|said| said.get("progressToken")) {
             changes.push((token.span(), text.as_bytes()));
         }
         let caller = self.members.get(&member).and_then(|it| it.caller.clone());

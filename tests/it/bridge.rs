@@ -513,7 +513,10 @@ async fn a_server_that_ends_when_it_is_asked_what_it_speaks_serves_modern_client
         assert_eq!(tool(&alice, "crash", json!({})).await.status, 502);
         let died = |house: &House| house.records.count("child-died");
         while died(&house) < 2 {
-            house.records.wait_for_more("child-died", died(&house)).await;
+            house
+                .records
+                .wait_for_more("child-died", died(&house))
+                .await;
         }
         let lines = seen(&alice).await;
         assert!(lines[0].contains("\"initialize\""), "{lines:?}");
@@ -663,6 +666,51 @@ async fn a_modern_servers_need_goes_to_a_legacy_client_and_its_answer_back() {
     assert!(!cancelled, "the child has answered that call");
 }
 
+/// mcp-M1: all that a modern server may ask for at once, of a client that takes it: a form, a model and roots.
+#[tokio::test]
+async fn a_modern_server_asks_a_legacy_client_for_a_model_and_for_roots() {
+    let house = house().argument("--modern").open().await;
+    let can = json!({ "elicitation": {}, "sampling": {}, "roots": { "listChanged": true } });
+    let (alice, _) = elder(&house, can).await;
+    let methods = json!({ "form": "elicitation/create", "model": "sampling/createMessage", "roots": "roots/list" });
+    let mut stream = Events::open(
+        house.address,
+        &alice.bytes(
+            "POST",
+            &house::call(7, "need", json!({ "methods": methods })),
+        ),
+    )
+    .await;
+    let given = json!({
+        "form": { "action": "accept", "content": { "n": 1.5 } },
+        "model": { "role": "assistant", "model": "m", "content": { "type": "text", "text": "é" } },
+        "roots": { "roots": [{ "uri": "file:///a" }] },
+    });
+    for _ in 0..3 {
+        let asked = stream.next().await;
+        let key = methods.as_object().unwrap().iter();
+        let mut key = key.filter(|(_, method)| **method == asked["method"]);
+        let (key, _) = key.next().unwrap();
+        let answer = json!({ "jsonrpc": "2.0", "id": asked["id"], "result": given[key] });
+        assert_eq!(alice.post(&answer.to_string()).await.status, 202);
+    }
+    let answer = stream.next().await;
+    let said = answer["result"]["content"][0]["text"].as_str().unwrap();
+    let said: Value = serde_json::from_str(said).unwrap();
+    assert_eq!(said, json!({ "state": "first", "responses": given }));
+    let calls = messages(&alice).await;
+    let calls: Vec<_> = calls
+        .iter()
+        .filter(|line| line["params"]["name"] == "need")
+        .collect();
+    assert_eq!(calls.len(), 2, "once all is said");
+    // What it is told that the client can, and no more: nobody can tell it that roots have changed.
+    assert_eq!(
+        calls[0]["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"],
+        json!({ "elicitation": {}, "sampling": {}, "roots": {} })
+    );
+}
+
 /// mcp-T28: what a legacy client subscribes to is one subscription at a modern server.
 #[tokio::test]
 async fn a_modern_servers_changes_reach_a_legacy_client() {
@@ -689,10 +737,24 @@ async fn a_modern_servers_changes_reach_a_legacy_client() {
         alice.post(&subscribe("subscribe")).await.json()["result"],
         json!({})
     );
+    // It says so to the new subscription too, as it begins, and then that the resource has changed.
+    assert_eq!(own.next().await["method"], changed["method"]);
+    let announce = async |uri: &str| {
+        let said = alice.call("announce", json!({ "uri": uri })).await;
+        assert_eq!(said.said(), "announced");
+    };
+    announce("file:///b").await;
+    announce("file:///a").await;
+    let updated = own.next().await;
+    assert_eq!(
+        updated,
+        json!({ "jsonrpc": "2.0", "method": "notifications/resources/updated", "params": { "_meta": {}, "uri": "file:///a" } })
+    );
     assert_eq!(
         alice.post(&subscribe("unsubscribe")).await.json()["result"],
         json!({})
     );
+    announce("file:///a").await;
     let lines = messages(&alice).await;
     let sent = |method: &str| {
         lines
@@ -725,6 +787,9 @@ async fn a_modern_servers_changes_reach_a_legacy_client() {
         sent("notifications/initialized").len() + sent("resources/subscribe").len(),
         0
     );
+    alice.send("DELETE", "").await;
+    let rest = own.end().await;
+    assert!(!rest.contains("resources/updated"), "{rest}");
 }
 
 /// What one call may ask at once, and how many calls may wait, is limited; what is too much is refused to the server.

@@ -7,6 +7,8 @@
 
 /// Sandboxes that are made before anybody asks.
 mod ahead;
+/// Calls that wait for their clients.
+mod awaited;
 /// Servers that speak HTTP, in the sandbox and elsewhere.
 mod backends;
 /// Clients and servers of different eras.

@@ -499,6 +499,92 @@ async fn legacy_sessions_share_a_modern_server() {
     );
 }
 
+/// mcp-T28, inc-7: subscriptions of users who share a server that speaks modern MCP: one name, and each hears its own.
+#[tokio::test]
+async fn subscriptions_of_users_who_share_a_child_are_their_own() {
+    let house = house().argument("--modern");
+    let house = house.top("scope = \"server\"\n").open().await;
+    let listen = |subject: &str, uri: &str| {
+        let wanted = json!({ "notifications": { "resourceSubscriptions": [uri] } });
+        let body = modern::body("\"same\"", "subscriptions/listen", wanted, json!({}));
+        modern::bytes(&house.caller(subject), "subscriptions/listen", None, &body)
+    };
+    let mut hers = Events::open(house.address, &listen("alice", "a:a")).await;
+    let mut his = Events::open(house.address, &listen("bob", "b:b")).await;
+    for stream in [&mut hers, &mut his] {
+        for _ in ["acknowledged", "tools/list_changed"] {
+            stream.next().await;
+        }
+    }
+    let carol = house.caller("carol");
+    for uri in ["c:c", "b:b", "a:a"] {
+        modern::tool(&carol, "announce", json!({ "uri": uri })).await;
+    }
+    for (stream, uri) in [(&mut hers, "a:a"), (&mut his, "b:b")] {
+        let updated = stream.next().await;
+        let label = "io.modelcontextprotocol/subscriptionId";
+        assert_eq!(
+            updated["params"],
+            json!({ "_meta": { label: "same" }, "uri": uri })
+        );
+    }
+    // Who leaves ends his own.
+    drop(hers);
+    let lines = async {
+        loop {
+            let lines = modern::seen(&carol).await;
+            if lines.iter().any(|line| line.contains("cancelled")) {
+                return lines;
+            }
+        }
+    };
+    let lines = timeout(PATIENCE, lines).await.unwrap();
+    let lines: Vec<Value> = lines
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let number = |subscribed: &Value| {
+        let wanted = &subscribed["params"]["notifications"]["resourceSubscriptions"];
+        (*wanted == json!(["a:a"])).then(|| subscribed["id"].clone())
+    };
+    let ended = lines
+        .iter()
+        .find(|line| line["method"] == "notifications/cancelled");
+    assert_eq!(
+        lines.iter().find_map(number).unwrap(),
+        ended.unwrap()["params"]["requestId"]
+    );
+    modern::tool(&carol, "announce", json!({ "uri": "b:b" })).await;
+    assert_eq!(his.next().await["params"]["uri"], "b:b");
+    assert_eq!(house.children_started(), 1);
+}
+
+/// mcp-T29: a log message of a child that a user's clients share is for the one whose call has asked for any, and where
+/// users meet for nobody.
+#[tokio::test]
+async fn a_log_message_of_a_shared_child_goes_to_whoever_asked() {
+    for (scope, heard) in [("user", true), ("server", false)] {
+        let house = house().argument("--modern");
+        let house = house.top(&format!("scope = \"{scope}\"\n")).open().await;
+        let session = session_of(&house, "alice", "2025-11-25").await;
+        let mut other = own_stream(&session).await;
+        let alice = house.caller("alice");
+        let log = async |meta: Value| {
+            let params = json!({ "name": "log", "arguments": { "data": "hello" } });
+            let body = modern::body(1, "tools/call", params, meta);
+            let bytes = modern::bytes(&alice, "tools/call", Some("log"), &body);
+            let answer = wire::exchange(house.address, &bytes).await;
+            answer.text().contains("hello")
+        };
+        assert!(!log(json!({})).await);
+        let level = json!({ "io.modelcontextprotocol/logLevel": "info" });
+        assert_eq!(log(level).await, heard, "{scope}");
+        session.send("DELETE", "").await;
+        let rest = other.end().await;
+        assert!(!rest.contains("hello"), "{rest}");
+    }
+}
+
 /// A child that reads nothing fills what may wait for it, and still lets everybody leave, and ends.
 #[tokio::test]
 async fn nobody_is_kept_by_a_shared_child_that_does_not_read() {

@@ -16,6 +16,7 @@ TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "sleep", "garbage",
          "probe", "secret"]
 modern = "--modern" in sys.argv
 waiting = {}
+listening = {}
 
 
 def say(text):
@@ -122,6 +123,12 @@ def call(identifier, params):
         notes = "\n".join(note % ("x" * arguments["size"]) for _ in range(arguments["count"]))
         say(notes)
         text(identifier, "done")
+    elif name == "announce" and modern:
+        for number, wanted in listening.items():
+            meta = {"io.modelcontextprotocol/subscriptionId": number}
+            if arguments["uri"] in wanted.get("resourceSubscriptions", []):
+                say(json.dumps({"jsonrpc": "2.0", "method": "notifications/resources/updated", "params": {"_meta": meta, "uri": arguments["uri"]}}))
+        text(identifier, "announced")
     elif name == "announce":
         if "uri" in arguments:
             say('{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":%s}}' % json.dumps(arguments["uri"]))
@@ -145,8 +152,9 @@ def call(identifier, params):
 
 
 def need(identifier, arguments, state):
-    request = {"method": arguments.get("method", "elicitation/create"), "params": {"message": state}}
-    requests = {} if arguments.get("nothing") else {"inputRequests": {"what": request}}
+    methods = arguments.get("methods") or {"what": arguments.get("method", "elicitation/create")}
+    asked = {key: {"method": method, "params": {"message": state}} for key, method in methods.items()}
+    requests = {} if arguments.get("nothing") else {"inputRequests": asked}
     answer(identifier, {"resultType": "input_required", "requestState": state} | requests)
 
 
@@ -155,6 +163,7 @@ def listen(identifier, params):
     meta = '"_meta":{"io.modelcontextprotocol/subscriptionId":%s}' % json.dumps(identifier)
     say('{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged","params":{%s,"notifications":%s}}'
         % (meta, json.dumps(params["notifications"])))
+    listening[identifier] = params["notifications"]
     say('{"jsonrpc":"2.0","method":"notifications/tools/list_changed","params":{%s}}' % meta)
 
 
@@ -178,6 +187,8 @@ def main():
                                 "serverInfo": {"name": "scripted", "version": "1"}})
         elif method == "subscriptions/listen" and modern:
             listen(identifier, message["params"])
+        elif method == "notifications/cancelled" and modern:
+            listening.pop(message["params"]["requestId"], None)
         elif method is not None and identifier is not None and modern and not method.startswith("tools/"):
             say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32601, "message": "no"}}))
         elif method == "server/discover":
