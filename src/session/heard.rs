@@ -10,13 +10,25 @@ use bytes::Bytes;
 use crate::{
     auth::PrincipalKey,
     json::{Kind, Value},
-    mcp::{Message, bridge},
+    mcp::{Message, bridge, subscription},
     session::{
         own::OwnMessage,
         switch::{Asked, Asks, Member, Out, Switch},
         words::{made_task, number_of, text_of},
     },
 };
+
+impl Member {
+    /// Whether it has subscribed to that resource, or to one that it is a part of.
+    fn hears_of(&self, uri: Value<'_>) -> bool {
+        uri.as_str().is_some_and(|uri| {
+            let named = |wanted: &Bytes| {
+                str::from_utf8(wanted).is_ok_and(|wanted| subscription::concerns(wanted, &uri))
+            };
+            self.subscribed.contains(uri.as_bytes()) || self.subscribed.iter().any(named)
+        })
+    }
+}
 
 impl Switch {
     /// What the child says; `None` for what the protocol does not allow.
@@ -169,7 +181,7 @@ impl Switch {
         let hears = |to: u64, member: &Member| match method {
             "notifications/resources/updated" => params
                 .and_then(|params| params.get("uri"))
-                .is_some_and(|uri| member.subscribed.contains(&text_of(uri))),
+                .is_some_and(|uri| member.hears_of(uri)),
             "notifications/message" => {
                 let level = params.and_then(|params| params.get("level"));
                 let level = level.and_then(Value::as_str);

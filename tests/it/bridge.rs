@@ -1,11 +1,8 @@
 //! Clients of one era and servers of the other.
 
-use std::{
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use base64::Engine as _;
@@ -13,6 +10,7 @@ use serde_json::{Value, json};
 use thv::time::Clock;
 
 use crate::{
+    clients::peers,
     house::{self, Caller, House, house},
     modern::{self, body, seen, tool},
     wire::{self, Answer, Events},
@@ -838,15 +836,11 @@ async fn a_legacy_server_asks_within_limits() {
 /// A server that is not ours and asks before it answers: a model, a person, and for roots.
 #[tokio::test]
 async fn a_real_legacy_server_asks_modern_clients() {
-    let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/host/npm/node_modules");
-    let program = modules.join("@modelcontextprotocol/server-everything/dist/index.js");
-    if !program.exists() {
-        eprintln!(
-            "skipped: the packages of tests/host/peers are needed; `tests/run` installs them"
-        );
+    let Some(peers) = peers("host/npm/node_modules/@modelcontextprotocol/server-everything") else {
         return;
-    }
-    let modules = modules.canonicalize().unwrap();
+    };
+    let modules = peers.join("host/npm/node_modules").canonicalize();
+    let modules = modules.unwrap();
     let program = modules.join("@modelcontextprotocol/server-everything/dist/index.js");
     let house = house()
         .command(&["/usr/bin/node", program.to_str().unwrap(), "stdio"])

@@ -13,6 +13,8 @@ mod awaited;
 mod backends;
 /// Clients and servers of different eras.
 mod bridge;
+/// Clients that are not ours.
+mod clients;
 /// What others say that conforms.
 mod conformance;
 /// More connections than anybody needs.

@@ -202,6 +202,11 @@ async fn updates_go_to_subscribers_alone_and_the_last_one_leaving_is_told() {
     assert_eq!(told(&bob, "resources/unsubscribe").await, 0);
     bob.call("touch", json!({ "uri": "a:b" })).await;
     assert_eq!(other.next().await["params"]["uri"], "a:b");
+    // A part of it is its business, another resource is not.
+    for uri in ["a:bc", "a:b/c"] {
+        bob.call("touch", json!({ "uri": uri })).await;
+    }
+    assert_eq!(other.next().await["params"]["uri"], "a:b/c");
     bob.post(&on("resources/unsubscribe")).await;
     assert_eq!(told(&bob, "resources/unsubscribe").await, 1);
     // Nobody's log messages either: of a child of everybody's they might tell of anybody.
