@@ -6,15 +6,16 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::{
-    house::{House, house},
-    wire::PATIENCE,
-};
+use crate::house::{House, house};
+
+/// For all that one client does, on a machine that has other work.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Where they were put, if this package is there.
 pub fn peers(package: &str) -> Option<PathBuf> {
