@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::{
     auth::PrincipalKey,
     json::{Kind, Value},
-    mcp::{Message, bridge, subscription},
+    mcp::{Message, bridge, input::Question, subscription},
     session::{
         own::OwnMessage,
         switch::{Asked, Asks, Member, Out, Switch},
@@ -106,10 +106,11 @@ impl Switch {
             let pong = OwnMessage::Pong { id: id.raw() };
             return Some(vec![Out::ToChild(pong.line())]);
         }
-        let takes = |member: &Member| match method {
-            "sampling/createMessage" => member.samples,
-            "elicitation/create" => member.elicits,
-            _ => false,
+        // What one client's roots are is no business of the others'.
+        let question = Question::asked(method, id, message).filter(|_| method != "roots/list");
+        let takes = |member: &Member| {
+            let question = question.as_ref();
+            question.is_some_and(|question| question.lacking(member.abilities).is_none())
         };
         let to = self.sole_worker().filter(|to| {
             let member = self.members.get(to);
@@ -119,7 +120,8 @@ impl Switch {
             let nobody = OwnMessage::NobodyThere { id: id.raw() };
             return Some(vec![Out::ToChild(nobody.line())]);
         };
-        let meta = message.root().get("params")?.get("_meta");
+        let params = message.root().get("params");
+        let meta = params.and_then(|params| params.get("_meta"));
         let token = meta.and_then(|meta| meta.get("progressToken"));
         let token = token.map(|token| Bytes::copy_from_slice(token.raw()));
         let id = Bytes::copy_from_slice(id.raw());

@@ -52,12 +52,17 @@ pub(super) async fn for_modern(
     if first == First::Initialize && bridge(session, patience).await? {
         return Ok(Readied::Yes);
     }
-    match discovered(session).await {
+    let told = discovered(session).await;
+    let is_slow = matches!(told, Err(Failure::Timeout));
+    match told {
         Ok(Some(_)) => Ok(Readied::Yes),
         // Whatever else it says to that, it is a legacy one (mcp-T27).
         Ok(None) | Err(Failure::Timeout) => {
-            let is_open = first == First::Discover && bridge(session, patience).await?;
-            is_open.then_some(Readied::Yes).ok_or(OpenError::NoVersion)
+            let is_asked = first == First::Discover;
+            let is_good = is_asked && bridge(session, patience).await?
+                // It had not begun to read then, and refuses what it does not know.
+                || is_slow && matches!(discovered(session).await, Ok(Some(_)));
+            is_good.then_some(Readied::Yes).ok_or(OpenError::NoVersion)
         }
         Err(Failure::ChildEnded) if first == First::Discover => Ok(Readied::Ended),
         Err(failure) => Err(OpenError::Failed(failure)),
@@ -118,3 +123,59 @@ pub(super) async fn for_legacy(session: &Arc<Session>, initialize: &Call) -> Opt
 
 /// How long a child may think about what it speaks before it is taken for a legacy one (mcp-T27).
 const PROBE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::{
+        mcp::Era,
+        session::{outbox::Lines, pump, testing},
+    };
+
+    /// The next line for the child, and its number.
+    async fn line(lines: &mut Lines) -> (String, u64) {
+        let line = lines.recv().await.unwrap();
+        let message = Message::parse(line.clone()).unwrap();
+        let number = message.root().get("id").and_then(Value::as_number);
+        let number = number.and_then(|number| number.parse().ok());
+        let text = String::from_utf8(line.to_vec()).unwrap();
+        (text, number.unwrap_or_default())
+    }
+
+    fn say(session: &Session, number: u64, rest: &str) {
+        let text = format!(r#"{{"jsonrpc":"2.0","id":{number},{rest}}}"#);
+        assert!(pump::take(session, text.into()));
+    }
+
+    const REFUSED: &str = r#""error":{"code":-32601,"message":"no"}"#;
+    const MODERN: &str = r#""result":{"supportedVersions":["2026-07-28"],"capabilities":{}}"#;
+
+    /// mcp-T27: one that takes long to start and speaks nothing older is asked once more when it answers.
+    #[tokio::test]
+    async fn a_slow_modern_server_is_no_legacy_one() {
+        for (again, expected) in [(MODERN, true), (REFUSED, false)] {
+            let (session, mut lines) = testing::session(Era::Modern);
+            let patience = Duration::from_secs(60);
+            let child = async {
+                assert!(line(&mut lines).await.0.contains("server/discover"));
+                session.sweep(Instant::now() + PROBE, Duration::MAX);
+                assert!(line(&mut lines).await.0.contains("notifications/cancelled"));
+                let (text, number) = line(&mut lines).await;
+                assert!(text.contains("\"initialize\""));
+                say(&session, number, REFUSED);
+                let (text, number) = line(&mut lines).await;
+                assert!(text.contains("server/discover"));
+                say(&session, number, again);
+            };
+            let (readied, ()) =
+                tokio::join!(for_modern(&session, patience, First::Discover), child);
+            match expected {
+                true => assert_eq!(readied.unwrap(), Readied::Yes),
+                false => assert!(matches!(readied, Err(OpenError::NoVersion))),
+            }
+            assert!(session.bridge.get().is_none());
+        }
+    }
+}

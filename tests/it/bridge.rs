@@ -35,7 +35,13 @@ pub async fn call(caller: &Caller, name: &str, arguments: Value, more: Value) ->
     .await
 }
 
-async fn able(caller: &Caller, can: Value, name: &str, arguments: Value, more: Value) -> Answer {
+pub async fn able(
+    caller: &Caller,
+    can: Value,
+    name: &str,
+    arguments: Value,
+    more: Value,
+) -> Answer {
     let mut params = json!({ "name": name, "arguments": arguments });
     for (member, value) in more.as_object().unwrap() {
         params[member] = value.clone();

@@ -273,10 +273,25 @@ async fn a_question_is_for_the_one_that_is_at_work() {
     let house = crowd("user").open().await;
     let alice = elicits(&house, "alice").await;
     let plain = session_of(&house, "alice", "2025-11-25").await;
-    assert!(asks(alice).await.contains("accept"));
-    // This one's client takes no questions.
-    let told = plain.post(&call(1, "ask", json!({}))).await.said();
-    assert!(told.contains("-32601"), "{told}");
+    assert!(asks(alice.clone()).await.contains("accept"));
+    // This one's client takes no questions, and that one's none of the other kind.
+    let visit = json!({ "mode": "url", "url": "https://a", "message": "?", "elicitationId": "e" });
+    for (caller, arguments) in [(&plain, json!({})), (&alice, visit.clone())] {
+        let told = caller.post(&call(1, "ask", arguments)).await.said();
+        assert!(told.contains("-32601"), "{told}");
+    }
+    let modern = house.caller("alice");
+    let asked = |arguments: Value| {
+        bridge::able(
+            &modern,
+            json!({ "elicitation": { "url": {} } }),
+            "ask",
+            arguments,
+            json!({}),
+        )
+    };
+    let (questions, _) = bridge::asked(&asked(visit).await);
+    assert_eq!(questions["q"]["params"]["url"], "https://a");
     let house = crowd("server").open().await;
     let alice = elicits(&house, "alice").await;
     let told = alice.post(&call(1, "ask", json!({}))).await.said();
