@@ -252,6 +252,51 @@ async fn a_client_is_not_asked_what_it_cannot_answer() {
     );
 }
 
+/// mcp-M1, mcp-T24: a legacy server's refusal that says where to go first asks a modern client that can, and when its user
+/// has been there the call is made again, by that client's own word; else the refusal stays one.
+#[tokio::test]
+async fn a_legacy_server_sends_a_modern_clients_user_away_first() {
+    let house = house().open().await;
+    let alice = house.caller("alice");
+    let visit = async |can: Value, more: Value| {
+        let can = json!({ "elicitation": can });
+        able(&alice, can, "visit", json!({ "n": 1.0 }), more).await
+    };
+    let url = || json!({ "url": {} });
+    let (questions, state) = asked(&visit(url(), json!({})).await);
+    let place = |name: &str| json!({ "method": "elicitation/create", "params": { "mode": "url", "url": format!("https://{name}"), "message": "go" } });
+    assert_eq!(questions, json!({ "a": place("a"), "b": place("b") }));
+    let went = |a: &str, b: &str, state: &str| json!({ "requestState": state, "inputResponses": { "a": { "action": a }, "b": { "action": b } } });
+    let done = visit(url(), went("accept", "accept", &state)).await;
+    // It sees the call as it was, and nothing of what was asked meanwhile.
+    let seen_by_it: Value = serde_json::from_str(&done.said()).unwrap();
+    assert_eq!(
+        seen_by_it,
+        json!({ "name": "visit", "arguments": { "n": 1.0 }, "_meta": {} })
+    );
+    let again = visit(url(), went("accept", "accept", &state)).await;
+    refused(&again, 400, "state-used");
+    // Who does not go has the refusal, without a code that modern MCP does not have.
+    let (_, state) = asked(&visit(url(), json!({})).await);
+    let stays = visit(url(), went("accept", "decline", &state)).await;
+    assert_eq!(stays.json()["error"]["code"], -32603, "{}", stays.text());
+    assert!(stays.text().contains("go there first"));
+    let lines = seen(&alice).await;
+    let made = lines.iter().filter(|line| line.contains("\"visit\""));
+    assert_eq!(made.count(), 3);
+    // Whose client cannot is told what it lacks.
+    visit(url(), json!({})).await;
+    let lacks = visit(json!({}), json!({})).await;
+    assert_eq!(
+        (lacks.status, &lacks.json()["error"]["code"]),
+        (400, &json!(-32021))
+    );
+    assert_eq!(
+        lacks.json()["error"]["data"]["requiredCapabilities"],
+        json!({ "elicitation": { "url": {} } })
+    );
+}
+
 /// The child does not wait, so the answer does, and comes with the next look at the call.
 #[tokio::test]
 async fn an_answer_that_comes_before_the_input_is_kept() {

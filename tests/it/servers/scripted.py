@@ -70,6 +70,11 @@ def call(identifier, params):
                 return say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32603, "message": "must"}}))
             if message.get("id") == "mine-1":
                 return text(identifier, json.dumps(message))
+    elif name == "visit" and not arguments.get("never") and sum('"visit"' in line for line in seen) % 2 == 1:
+        places = [{"mode": "url", "elicitationId": place, "url": "https://" + place, "message": "go"} for place in ("a", "b")]
+        say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32042, "message": "go there first", "data": {"elicitations": places}}}))
+    elif name == "visit":
+        text(identifier, json.dumps(params))
     elif name == "need" and ("inputResponses" not in params or arguments.get("forever")):
         need(identifier, arguments, "first")
     elif name == "need" and params.get("requestState") == "first" and arguments.get("twice"):
