@@ -126,7 +126,7 @@ const PROBE: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::Instant;
+    use tokio::time::{Instant, timeout};
 
     use super::*;
     use crate::{
@@ -157,7 +157,7 @@ mod tests {
     async fn a_slow_modern_server_is_no_legacy_one() {
         for (again, expected) in [(MODERN, true), (REFUSED, false)] {
             let (session, mut lines) = testing::session(Era::Modern);
-            let patience = Duration::from_secs(60);
+            let patience = Duration::from_secs(20);
             let child = async {
                 assert!(line(&mut lines).await.0.contains("server/discover"));
                 session.sweep(Instant::now() + PROBE, Duration::MAX);
@@ -169,8 +169,11 @@ mod tests {
                 assert!(text.contains("server/discover"));
                 say(&session, number, again);
             };
-            let (readied, ()) =
-                tokio::join!(for_modern(&session, patience, First::Discover), child);
+            let both = async {
+                let readied = for_modern(&session, patience, First::Discover);
+                tokio::join!(readied, child).0
+            };
+            let readied = timeout(patience, both).await.unwrap();
             match expected {
                 true => assert_eq!(readied.unwrap(), Readied::Yes),
                 false => assert!(matches!(readied, Err(OpenError::NoVersion))),

@@ -48,12 +48,11 @@ async fn check(client: impl Fn(&House) -> Command, version: &str) {
             let told = String::from_utf8_lossy(&done.stderr);
             panic!("{era:?}: {told}\n{:#?}", house.records.all())
         });
-        let rounds = match era {
-            ["--legacy"] => "{'name': 'Ann'} likes {'color': 'Ann'}",
-            _ if version == "2026-07-28" || era == ["--modern"] => {
-                "{\"name\": \"Ann\"} likes {'color': 'Ann'}"
-            }
-            _ => "{'name': 'Ann'} likes {'color': 'Ann'}",
+        // What the server keeps from round to round it has a spelling of its own for in each era.
+        let is_modern = era == ["--modern"] || (era.is_empty() && version == "2026-07-28");
+        let rounds = match is_modern {
+            true => "{\"name\": \"Ann\"} likes {'color': 'Ann'}",
+            false => "{'name': 'Ann'} likes {'color': 'Ann'}",
         };
         let expected = json!({
             "version": version, "server": "thv-conformance", "tools": true, "text": "Hello, é!", "failed": true,
