@@ -165,12 +165,15 @@ impl LegacyServer {
 pub fn legacy_params(call: &Call, token: &[u8]) -> Option<(Range<usize>, Vec<u8>)> {
     let params = call.params()?;
     let meta = legacy_meta(params, token);
-    if call.method() != "tools/call" || params.get("task").is_none() {
+    // A modern client does not ask for a task: to an older server this would be just that.
+    let asks = |name: &str| name == "task" && call.method() == "tools/call";
+    // What it was asked for is no business of a server that has asked by a refusal.
+    let newer = |name: &str| asks(name) || matches!(name, "requestState" | "inputResponses");
+    if !params.members().any(|(name, _)| newer(&name)) {
         return meta;
     }
-    // A modern client does not ask for a task: to an older server this would be just that.
     let kept = edited(params, b"", |name, _| match (name, &meta) {
-        ("task", _) => Fate::Goes,
+        (name, _) if newer(name) => Fate::Goes,
         ("_meta", Some((_, meta))) => Fate::Becomes(meta.clone()),
         _ => Fate::Stays,
     });

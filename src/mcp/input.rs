@@ -123,6 +123,13 @@ impl Question {
         Self::new(key.to_owned(), &method, request.get("params"))
     }
 
+    /// A place to go to that a legacy server's refusal names.
+    pub fn visit(visit: Value<'_>) -> Option<Self> {
+        let key = visit.get("elicitationId")?.as_str()?.into_owned();
+        let visit = Self::new(key, "elicitation/create", Some(visit));
+        visit.filter(|visit| visit.need == Need::Visit)
+    }
+
     fn new(key: String, method: &str, params: Option<Value<'_>>) -> Option<Self> {
         if params.is_some_and(|params| params.kind() != Kind::Object) {
             return None;

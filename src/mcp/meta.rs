@@ -8,6 +8,9 @@ use crate::{
     mcp::{Message, input::member},
 };
 
+/// From which level on a modern request wants to hear log messages.
+pub const LOG_LEVEL: &str = "io.modelcontextprotocol/logLevel";
+
 /// Who calls, for a server that all of its users share.
 pub const CALLER: &str = "thv/identity";
 
@@ -18,12 +21,17 @@ pub fn caller(issuer: &str, subject: &str, kind: &str) -> Vec<u8> {
         .into_bytes()
 }
 
-/// Whether a client says what only the gateway may.
+/// Whether a client says what only the gateway may. Each of its `inputResponses` may reach a server
+/// as a result of its own.
 pub(super) fn is_forged(root: Value<'_>) -> bool {
-    ["params", "result"].into_iter().any(|within| {
-        let meta = root.get(within).and_then(|within| within.get("_meta"));
+    let says = |within: Value<'_>| {
+        let meta = within.get("_meta");
         meta.is_some_and(|meta| meta.get(CALLER).is_some())
-    })
+    };
+    let params = root.get("params");
+    let given = params.and_then(|params| params.get("inputResponses"));
+    let mut given = given.iter().flat_map(|given| given.members());
+    given.any(|(_, given)| says(given)) || params.into_iter().chain(root.get("result")).any(says)
 }
 
 /// A part of a message's text, and what stands there instead.

@@ -125,7 +125,7 @@ impl ModernServer {
                 .clone()
                 .map(|client| (CLIENT, client.into_bytes())),
         );
-        members.extend(level.map(|level| (LEVEL, json!(level).to_string().into_bytes())));
+        members.extend(level.map(|level| (meta::LOG_LEVEL, json!(level).to_string().into_bytes())));
         members
     }
 
@@ -271,7 +271,6 @@ pub fn refused_with(id: &Id, code: i32, message: &str) -> Vec<u8> {
 const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
 const CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
 const CLIENT: &str = "io.modelcontextprotocol/clientInfo";
-const LEVEL: &str = "io.modelcontextprotocol/logLevel";
 
 #[cfg(test)]
 mod tests {

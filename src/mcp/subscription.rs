@@ -90,7 +90,7 @@ impl Wanted {
                     .get("params")
                     .and_then(|params| params.get("uri"));
                 let uri = uri.and_then(Value::as_str);
-                uri.is_some_and(|uri| self.uris.iter().any(|wanted| *wanted == uri))
+                uri.is_some_and(|uri| self.uris.iter().any(|wanted| concerns(wanted, &uri)))
             }
             _ => false,
         }
@@ -128,6 +128,13 @@ impl Wanted {
         }
         wanted
     }
+}
+
+/// Whether who wants to hear of the resource `wanted` wants to hear that `uri` has changed: it may be
+/// a part of it.
+pub fn concerns(wanted: &str, uri: &str) -> bool {
+    uri.strip_prefix(wanted)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || wanted.ends_with('/'))
 }
 
 /// The notification, as one of the subscription `id`.
@@ -194,6 +201,9 @@ mod tests {
             ("notifications/resources/list_changed", "", false),
             ("notifications/resources/updated", "a", true),
             ("notifications/resources/updated", "A", false),
+            ("notifications/resources/updated", "a/b", true),
+            ("notifications/resources/updated", "ab", false),
+            ("notifications/resources/updated", "", false),
             ("notifications/message", "a", false),
         ] {
             assert_eq!(wanted.wants(method, &updated(uri)), wants, "{method} {uri}");

@@ -11,7 +11,7 @@ use crate::{
     mcp::{
         Call, Era, Id, Message,
         bridge::{self, LegacyServer},
-        method,
+        meta, method,
         subscription::Wanted,
     },
     session::{
@@ -85,19 +85,23 @@ impl Session {
     ) -> Result<Exchange, SendError> {
         let bridged = self.bridge.get().is_some();
         let holder = bridged.then(|| seal::holder(identity));
+        let mut is_again = false;
         if let (Some(holder), Some(brought)) = (&holder, seal::brought(call)) {
             let ticket = pending::open(&self.seal, &brought, holder, call)?;
             if ticket.session != self.id {
                 return Err(StateError::Lost.into());
             }
-            return self.go_on(call, &ticket, id, request);
+            if !self.has_been_away(call, &ticket)? {
+                return self.go_on(call, &ticket, id, request);
+            }
+            is_again = true;
         }
         let mut state = self.lock()?;
         state.admits(self.era, &id)?;
         let place = self.calls.take(self.principal())?;
         // A legacy child would take a call that goes on for one that begins.
         // Of a task's it is told apart by that.
-        if bridged && goes_on(call) && !call.method().starts_with("tasks/") {
+        if bridged && !is_again && goes_on(call) && !call.method().starts_with("tasks/") {
             return Err(SendError::NotAsked);
         }
         self.log_from(&mut state, call)?;
@@ -241,6 +245,8 @@ impl Session {
                 } else {
                     Some(call)
                 };
+                let call = call
+                    .and_then(|call| self.sends_away(&mut state, number, call, (answer, message)));
                 match (call, ahead) {
                     (Some(call), Some(text)) if call.task.is_none() => {
                         self.delivered(&mut state, call, answer, text);
@@ -427,7 +433,7 @@ fn goes_on(call: &Call) -> bool {
 
 /// From which level on the request wants to hear log messages.
 pub(super) fn logs(call: &Call) -> Option<usize> {
-    let level = call.meta("io.modelcontextprotocol/logLevel")?.as_str()?;
+    let level = call.meta(meta::LOG_LEVEL)?.as_str()?;
     bridge::log_level(&level)
 }
 

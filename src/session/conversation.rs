@@ -25,6 +25,7 @@ use crate::{
         load::{Over, Places},
         outbox::{Outbox, Refused},
         own::OwnMessage,
+        probe::Spoken,
         reversed::Reversed,
         room::{Room, Rooms},
         seal::{Seal, StateError},
@@ -52,6 +53,8 @@ pub struct Session {
     pub(super) bridge: OnceLock<LegacyServer>,
     /// Its child, where that speaks nothing that its client does.
     pub(super) reversed: OnceLock<ModernServer>,
+    /// What the child speaks, where others share it.
+    pub(super) spoken: OnceLock<Arc<Spoken>>,
     /// Closes what modern clients carry from round to round.
     pub(super) seal: Arc<Seal>,
     /// Lines for the child. Bounded: a child that does not read is not waited for (probe-68).
@@ -177,6 +180,7 @@ impl Session {
             era,
             bridge: OnceLock::new(),
             reversed: OnceLock::new(),
+            spoken: OnceLock::new(),
             seal,
             stdin,
             unwritten: AtomicUsize::new(0),

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::{
     auth::PrincipalKey,
     json::{Kind, Value},
-    mcp::{Message, bridge},
+    mcp::{Message, bridge, input::Question, subscription},
     session::{
         own::OwnMessage,
         switch::{Asked, Asks, Member, Out, Switch},
@@ -40,6 +40,18 @@ impl Heard {
                 vec![Out::To(to, message.with(&Vec::from_iter(id)).into())]
             }
         }
+    }
+}
+
+impl Member {
+    /// Whether it has subscribed to that resource, or to one that it is a part of.
+    fn hears_of(&self, uri: Value<'_>) -> bool {
+        uri.as_str().is_some_and(|uri| {
+            let named = |wanted: &Bytes| {
+                str::from_utf8(wanted).is_ok_and(|wanted| subscription::concerns(wanted, &uri))
+            };
+            self.subscribed.contains(uri.as_bytes()) || self.subscribed.iter().any(named)
+        })
     }
 }
 
@@ -118,10 +130,11 @@ impl Switch {
             let pong = OwnMessage::Pong { id: id.raw() };
             return Some(vec![Out::ToChild(pong.line())]);
         }
-        let takes = |member: &Member| match method {
-            "sampling/createMessage" => member.samples,
-            "elicitation/create" => member.elicits,
-            _ => false,
+        // What one client's roots are is no business of the others'.
+        let question = Question::asked(method, id, message).filter(|_| method != "roots/list");
+        let takes = |member: &Member| {
+            let question = question.as_ref();
+            question.is_some_and(|question| question.lacking(member.abilities).is_none())
         };
         let to = self.sole_worker().filter(|to| {
             let member = self.members.get(to);
@@ -131,7 +144,8 @@ impl Switch {
             let nobody = OwnMessage::NobodyThere { id: id.raw() };
             return Some(vec![Out::ToChild(nobody.line())]);
         };
-        let meta = message.root().get("params")?.get("_meta");
+        let params = message.root().get("params");
+        let meta = params.and_then(|params| params.get("_meta"));
         let token = meta.and_then(|meta| meta.get("progressToken"));
         let token = token.map(|token| Bytes::copy_from_slice(token.raw()));
         let id = Bytes::copy_from_slice(id.raw());
@@ -145,13 +159,18 @@ impl Switch {
         if self.everybody {
             return None;
         }
-        let mut working = self
+        self.sole(|kind| !matches!(kind, Asks::Listen))
+    }
+
+    /// The one member that has anything of such a kind in flight.
+    fn sole(&self, is_meant: impl Fn(&Asks) -> bool) -> Option<u64> {
+        let mut members = self
             .routes
             .values()
-            .filter(|route| !matches!(route.kind, Asks::Listen))
+            .filter(|route| is_meant(&route.kind))
             .filter_map(|route| Some(route.to?.0));
-        let first = working.next()?;
-        working.all(|member| member == first).then_some(first)
+        let first = members.next()?;
+        members.all(|member| member == first).then_some(first)
     }
 
     fn told(&mut self, message: &Message, method: &str) -> Vec<Out> {
@@ -180,15 +199,21 @@ impl Switch {
             return vec![Out::To(to, line.into())];
         }
         let alone = self.members.len() == 1;
-        let hears = |member: &Member| match method {
+        // A child that speaks modern MCP says what a call has asked for.
+        let asked = match method {
+            "notifications/message" => self.sole(|kind| matches!(kind, Asks::Logged)),
+            _ => None,
+        };
+        let hears = |to: u64, member: &Member| match method {
             "notifications/resources/updated" => params
                 .and_then(|params| params.get("uri"))
-                .is_some_and(|uri| member.subscribed.contains(&text_of(uri))),
+                .is_some_and(|uri| member.hears_of(uri)),
             "notifications/message" => {
                 let level = params.and_then(|params| params.get("level"));
                 let level = level.and_then(Value::as_str);
                 let level = level.and_then(|level| bridge::log_level(&level));
-                let wanted = member.level.map_or(alone, |from| level >= Some(from));
+                let unsaid = alone || asked == Some(to);
+                let wanted = member.level.map_or(unsaid, |from| level >= Some(from));
                 !self.everybody && wanted
             }
             "notifications/tasks/status" | "notifications/tasks" => {
@@ -198,7 +223,8 @@ impl Switch {
             }
             _ => method.ends_with("/list_changed"),
         };
-        let members = self.members.iter().filter(|(_, member)| hears(member));
+        let members = self.members.iter();
+        let members = members.filter(|(to, member)| hears(**to, member));
         members
             .map(|(to, _)| Out::To(*to, message.bytes().clone()))
             .collect()

@@ -37,6 +37,7 @@ mod tasks;
 #[cfg(test)]
 mod testing;
 mod tools;
+mod visits;
 mod warm;
 mod watching;
 mod wording;

@@ -114,7 +114,7 @@ impl OwnMessage<'_> {
             }
             Self::Open { number, asks } => {
                 let capabilities = if *asks {
-                    json!({ "elicitation": {}, "sampling": {} })
+                    json!({ "elicitation": { "form": {}, "url": {} }, "sampling": { "tools": {} } })
                 } else {
                     json!({})
                 };

@@ -51,11 +51,13 @@ pub(super) struct Input {
     told: Option<Told>,
     /// What the child would have asked, had the client been able to answer.
     pub(super) lacked: Option<Need>,
+    /// The child has answered, and it is the client's user who goes somewhere first.
+    pub(super) away: bool,
 }
 
 pub(super) struct Asked {
     pub(super) question: Question,
-    /// The child's own id for it, as JSON.
+    /// The child's own id for it, as JSON; empty where the child has asked by its answer.
     pub(super) id: Bytes,
 }
 
@@ -79,6 +81,7 @@ impl Input {
                 waits: false,
                 told: None,
                 lacked: None,
+                away: false,
             })
         })
     }
@@ -93,6 +96,41 @@ impl Input {
 
     fn has(&self, key: &str) -> bool {
         self.questions.iter().any(|asked| asked.question.key == key)
+    }
+
+    /// Has the client's user go there; `false` if that is too much, or more than the client can. The child's
+    /// `answer` is what there is to be told if nobody goes.
+    pub(super) fn sends_away(
+        &mut self,
+        visits: Vec<Question>,
+        (answer, message): (Answer, &Message),
+    ) -> bool {
+        for question in visits {
+            if let Some(need) = question.lacking(self.abilities) {
+                self.lacked = Some(need);
+            }
+            if self.lacked.is_some() || !self.takes(&question) {
+                self.questions.clear();
+                return false;
+            }
+            let id = Bytes::new();
+            self.questions.push(Asked { question, id });
+        }
+        self.told = Some(Told::Answer(answer, message.clone()));
+        self.away = true;
+        true
+    }
+
+    /// Whether the call says that its user has been everywhere.
+    pub(super) fn has_been_away(&self, call: &Call) -> bool {
+        let given = call
+            .params()
+            .and_then(|params| params.get("inputResponses"));
+        let went = |asked: &Asked| {
+            let action = given?.get(&asked.question.key)?.get("action")?.as_str()?;
+            (action == "accept").then_some(())
+        };
+        self.away && self.questions.iter().all(|asked| went(asked).is_some())
     }
 
     /// What was asked and not answered.
@@ -125,7 +163,7 @@ impl Session {
         if let Some(task) = related.as_deref().filter(|task| state.tasks.has(task)) {
             return state.tasks.keep(task, question, id);
         }
-        let waiting = state.in_flight.values().filter(|call| call.waits()).count();
+        let may_wait = Self::may_wait(&state);
         // A task that is not known yet is the work of a call that becomes one, and can still be asked in.
         let Some((_, input)) = asked_of(&mut state, related.is_some()) else {
             return false;
@@ -134,13 +172,18 @@ impl Session {
             input.lacked = Some(need);
             return false;
         }
-        if !input.takes(&question) || (!input.waits && waiting >= MAX_WAITING) {
+        if !input.takes(&question) || (!input.waits && !may_wait) {
             return false;
         }
         let id = Bytes::copy_from_slice(id.raw());
         input.questions.push(Asked { question, id });
         self.asking.store(true, Ordering::Relaxed);
         true
+    }
+
+    /// Whether one more call may wait for its client.
+    pub(super) fn may_wait(state: &State) -> bool {
+        state.in_flight.values().filter(|call| call.waits()).count() < MAX_WAITING
     }
 
     /// Asks the clients what has come together, in place of an answer.
@@ -159,7 +202,7 @@ impl Session {
         self.asking.swap(false, Ordering::Relaxed)
     }
 
-    fn ask_client(&self, number: u64, call: &mut InFlight) {
+    pub(super) fn ask_client(&self, number: u64, call: &mut InFlight) {
         let (Some(server), Some(input)) = (self.bridge.get(), call.input.as_deref_mut()) else {
             return;
         };
@@ -198,6 +241,9 @@ impl Session {
             let Some(answer) = answer.filter(|_| written.is_ok()) else {
                 return true;
             };
+            if asked.id.is_empty() {
+                return false;
+            }
             let line = input::response(&asked.id, answer.raw()).to_vec();
             written = self.write(stdio::line(line));
             written.is_err()
@@ -277,7 +323,8 @@ impl Session {
 
     /// Tells the child that nobody will answer what it has asked in this call.
     pub(super) fn withdraw(&self, call: &InFlight) {
-        for asked in call.input.iter().flat_map(|input| &input.questions) {
+        let asked = call.input.iter().flat_map(|input| &input.questions);
+        for asked in asked.filter(|asked| !asked.id.is_empty()) {
             self.say(&OwnMessage::NobodyThere { id: &asked.id });
         }
     }
@@ -342,7 +389,7 @@ pub(super) fn open(
     }
 }
 
-fn waiting_for<'a>(state: &'a mut State, ticket: &Ticket) -> Option<&'a mut InFlight> {
+pub(super) fn waiting_for<'a>(state: &'a mut State, ticket: &Ticket) -> Option<&'a mut InFlight> {
     let call = state.in_flight.get_mut(&ticket.number)?;
     let input = call.input.as_deref()?;
     (input.waits && input.round == ticket.round && input.binding == ticket.binding).then_some(call)

@@ -1,8 +1,9 @@
-//! What a child speaks: asked once, when its session begins, and remembered with it.
+//! What a child speaks: asked once, when its first session begins, and remembered as long as it lives.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use tokio::sync::OnceCell;
 
 use crate::{
     json::Value,
@@ -20,46 +21,96 @@ use crate::{
     },
 };
 
+/// What a child has answered to `server/discover`, `None` if it is a legacy one: those
+/// that share it need not ask again.
+#[derive(Default)]
+pub(super) struct Spoken(OnceCell<Option<Message>>);
+
+/// What a child is asked first.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum First {
+    Discover,
+    /// It would end at anything else.
+    Initialize,
+}
+
+/// What came of that.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Readied {
+    Yes,
+    /// It ended when it was asked what it speaks.
+    Ended,
+}
+
 /// Readies a child for modern clients: it speaks as they do, or from now on what
 /// goes between is translated.
 pub(super) async fn for_modern(
     session: &Arc<Session>,
     patience: Duration,
-) -> Result<(), OpenError> {
-    let probe = session.ask_own(PROBE, |number| OwnMessage::Discover { number })?;
-    match answer_of(Sent::Exchange(probe)).await {
-        Ok(answer)
-            if Message::parse(answer.clone()).is_ok_and(|answer| reverse::is_modern(&answer)) =>
-        {
-            Ok(())
-        }
+    first: First,
+) -> Result<Readied, OpenError> {
+    if first == First::Initialize && bridge(session, patience).await? {
+        return Ok(Readied::Yes);
+    }
+    let told = discovered(session).await;
+    let is_slow = matches!(told, Err(Failure::Timeout));
+    match told {
+        Ok(Some(_)) => Ok(Readied::Yes),
         // Whatever else it says to that, it is a legacy one (mcp-T27).
-        Ok(_) | Err(Failure::Timeout) => bridge(session, patience).await,
+        Ok(None) | Err(Failure::Timeout) => {
+            let is_asked = first == First::Discover;
+            let is_good = is_asked && bridge(session, patience).await?
+                // It had not begun to read then, and refuses what it does not know.
+                || is_slow && matches!(discovered(session).await, Ok(Some(_)));
+            is_good.then_some(Readied::Yes).ok_or(OpenError::NoVersion)
+        }
+        Err(Failure::ChildEnded) if first == First::Discover => Ok(Readied::Ended),
         Err(failure) => Err(OpenError::Failed(failure)),
     }
 }
 
-/// Opens the conversation with a legacy child, on behalf of modern clients.
-async fn bridge(session: &Arc<Session>, patience: Duration) -> Result<(), OpenError> {
+/// The child's answer to `server/discover`, if it speaks modern MCP.
+async fn discovered(session: &Session) -> Result<Option<Message>, Failure> {
+    match session.spoken.get() {
+        // One that only thinks for long is asked again.
+        Some(spoken) => spoken
+            .0
+            .get_or_try_init(|| discover(session))
+            .await
+            .cloned(),
+        None => discover(session).await,
+    }
+}
+
+async fn discover(session: &Session) -> Result<Option<Message>, Failure> {
+    let probe = session
+        .ask_own(PROBE, |number| OwnMessage::Discover { number })
+        .map_err(|_| Failure::ChildEnded)?;
+    let answer = answer_of(Sent::Exchange(probe)).await?;
+    let answer = Message::parse(answer).ok();
+    Ok(answer.filter(reverse::is_modern))
+}
+
+/// Opens the conversation with a legacy child, on behalf of modern clients; `false` if it refuses.
+async fn bridge(session: &Arc<Session>, patience: Duration) -> Result<bool, OpenError> {
     let asked = session.ask_own(patience, |number| OwnMessage::Initialize { number })?;
     let answer = answer_of(Sent::Exchange(asked))
         .await
         .map_err(OpenError::Failed)?;
-    let server = Message::parse(answer)
-        .ok()
-        .and_then(|answer| LegacyServer::read(&answer))
-        .ok_or(OpenError::NoVersion)?;
+    let answer = Message::parse(answer).ok();
+    let Some(server) = answer.and_then(|answer| LegacyServer::read(&answer)) else {
+        return Ok(false);
+    };
     session.say(&OwnMessage::Initialized);
     session.bridged(server);
-    Ok(())
+    Ok(true)
 }
 
 /// Has a child that refused `initialize` serve its legacy client all the same, if it
 /// speaks modern MCP (mcp-T18): what it would have answered.
 pub(super) async fn for_legacy(session: &Arc<Session>, initialize: &Call) -> Option<Bytes> {
-    let probe = session.ask_own(PROBE, |number| OwnMessage::Discover { number });
-    let answer = answer_of(Sent::Exchange(probe.ok()?)).await.ok()?;
-    let server = ModernServer::read(&Message::parse(answer).ok()?, initialize)?;
+    let answer = discovered(session).await.ok()??;
+    let server = ModernServer::read(&answer, initialize)?;
     let wanted = initialize
         .params()
         .and_then(|params| params.get("protocolVersion"));
@@ -72,3 +123,62 @@ pub(super) async fn for_legacy(session: &Arc<Session>, initialize: &Call) -> Opt
 
 /// How long a child may think about what it speaks before it is taken for a legacy one (mcp-T27).
 const PROBE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+    use crate::{
+        mcp::Era,
+        session::{outbox::Lines, pump, testing},
+    };
+
+    /// The next line for the child, and its number.
+    async fn line(lines: &mut Lines) -> (String, u64) {
+        let line = lines.recv().await.unwrap();
+        let message = Message::parse(line.clone()).unwrap();
+        let number = message.root().get("id").and_then(Value::as_number);
+        let number = number.and_then(|number| number.parse().ok());
+        let text = String::from_utf8(line.to_vec()).unwrap();
+        (text, number.unwrap_or_default())
+    }
+
+    fn say(session: &Session, number: u64, rest: &str) {
+        let text = format!(r#"{{"jsonrpc":"2.0","id":{number},{rest}}}"#);
+        assert!(pump::take(session, text.into()));
+    }
+
+    const REFUSED: &str = r#""error":{"code":-32601,"message":"no"}"#;
+    const MODERN: &str = r#""result":{"supportedVersions":["2026-07-28"],"capabilities":{}}"#;
+
+    /// mcp-T27: one that takes long to start and speaks nothing older is asked once more when it answers.
+    #[tokio::test]
+    async fn a_slow_modern_server_is_no_legacy_one() {
+        for (again, expected) in [(MODERN, true), (REFUSED, false)] {
+            let (session, mut lines) = testing::session(Era::Modern);
+            let patience = Duration::from_secs(20);
+            let child = async {
+                assert!(line(&mut lines).await.0.contains("server/discover"));
+                session.sweep(Instant::now() + PROBE, Duration::MAX);
+                assert!(line(&mut lines).await.0.contains("notifications/cancelled"));
+                let (text, number) = line(&mut lines).await;
+                assert!(text.contains("\"initialize\""));
+                say(&session, number, REFUSED);
+                let (text, number) = line(&mut lines).await;
+                assert!(text.contains("server/discover"));
+                say(&session, number, again);
+            };
+            let both = async {
+                let readied = for_modern(&session, patience, First::Discover);
+                tokio::join!(readied, child).0
+            };
+            let readied = timeout(patience, both).await.unwrap();
+            match expected {
+                true => assert_eq!(readied.unwrap(), Readied::Yes),
+                false => assert!(matches!(readied, Err(OpenError::NoVersion))),
+            }
+            assert!(session.bridge.get().is_none());
+        }
+    }
+}

@@ -425,6 +425,9 @@ impl InFlight {
     /// The number that the child knows the call by, which began as `first`; `None` if
     /// the child waits for the call to be made again.
     pub(super) fn number(&self, first: u64) -> Option<u64> {
+        if self.input.as_deref().is_some_and(|input| input.away) {
+            return None;
+        }
         match self.again.as_deref() {
             Some(again) if !again.questions.is_empty() => None,
             Some(again) => Some(again.number.unwrap_or(first)),

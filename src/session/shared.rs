@@ -27,6 +27,7 @@ use crate::{
         ending::{Output, Served},
         exchange::Failure,
         outbox::{Lines, Outbox, outbox},
+        probe::Spoken,
         pump::{self, Hears},
         switch::{Out, Switch},
     },
@@ -45,6 +46,7 @@ pub(super) struct Shared {
     unheard: AtomicU64,
     /// The child has asked what a member's client is still to be asked.
     asking: AtomicBool,
+    spoken: Arc<Spoken>,
     end: Notify,
 }
 
@@ -80,6 +82,7 @@ impl Shared {
             order: tokio::sync::Mutex::default(),
             unheard: AtomicU64::new(0),
             asking: AtomicBool::new(false),
+            spoken: Arc::default(),
             end: Notify::new(),
         };
         (Arc::new(shared), outbox)
@@ -94,6 +97,7 @@ impl Shared {
         }
         let member = state.next;
         state.next += 1;
+        let _ = session.spoken.set(self.spoken.clone());
         let principal = session.principal();
         state.switch.join(member, principal, caller);
         state.sessions.insert(member, session.clone());

@@ -3,6 +3,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
 use crate::{
     auth::{Identity, Kind, Owner, PrincipalKey},
@@ -125,9 +126,11 @@ impl Sessions {
         slot: Place,
         tended: impl Future<Output = ()> + Send + 'static,
     ) -> Opening {
+        let (leaves, gone) = oneshot::channel();
         let opening = Opening {
             session: session.clone(),
             kept: false,
+            gone,
         };
         let id = session.id().to_owned();
         lock(&self.table).insert(id.clone(), session);
@@ -139,6 +142,7 @@ impl Sessions {
             lock(&table).remove(&id);
             drop(slot);
             ended.notify_one();
+            drop(leaves);
         });
         opening
     }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use crate::{
     auth::PrincipalKey,
     json::{Kind, Value},
-    mcp::{Message, bridge, meta, method},
+    mcp::{Message, bridge, input::Abilities, meta, method},
     session::{
         opening::Opening,
         own::OwnMessage,
@@ -55,9 +55,8 @@ pub(super) struct Member {
     pub(super) numbers: HashMap<u64, u64>,
     pub(super) subscribed: HashSet<Bytes>,
     pub(super) level: Option<usize>,
-    /// Which questions its client takes.
-    pub(super) samples: bool,
-    pub(super) elicits: bool,
+    /// What its client can be asked.
+    pub(super) abilities: Abilities,
 }
 
 pub(super) struct Route {
@@ -68,6 +67,8 @@ pub(super) struct Route {
 
 pub(super) enum Asks {
     Call,
+    /// One that wants to hear log messages.
+    Logged,
     /// Stays open, and so is nobody's being at work.
     Listen,
     Initialize,
@@ -103,8 +104,7 @@ impl Switch {
                 numbers: HashMap::new(),
                 subscribed: HashSet::new(),
                 level: None,
-                samples: false,
-                elicits: false,
+                abilities: Abilities::default(),
             },
         );
     }
@@ -233,13 +233,16 @@ impl Switch {
             }
             _ => {}
         }
+        let said = params.and_then(|params| params.get("_meta"));
+        if matches!(kind, Asks::Call)
+            && said.is_some_and(|said| said.get(meta::LOG_LEVEL).is_some())
+        {
+            kind = Asks::Logged;
+        }
         let number = self.number(Some((member, own)), kind);
         let text = number.to_string();
         changes.push((id.span(), text.as_bytes()));
-        if let Some(token) = params
-            .and_then(|params| params.get("_meta"))
-            .and_then(|meta| meta.get("progressToken"))
-        {
+        if let Some(token) = said.and_then(|said| said.get("progressToken")) {
             changes.push((token.span(), text.as_bytes()));
         }
         let caller = self.members.get(&member).and_then(|it| it.caller.clone());
@@ -252,13 +255,9 @@ impl Switch {
     }
 
     fn initialize(&mut self, member: u64, own: u64, params: Option<Value<'_>>) -> Vec<Out> {
-        let takes = |name| {
-            let capabilities = params?.get("capabilities")?;
-            capabilities.get(name).map(|_| ())
-        };
+        let can = params.and_then(|params| params.get("capabilities"));
         if let Some(member) = self.members.get_mut(&member) {
-            member.samples = takes("sampling").is_some();
-            member.elicits = takes("elicitation").is_some();
+            member.abilities = Abilities::read(can);
         }
         let version = params.and_then(|params| params.get("protocolVersion"));
         let version = version.and_then(Value::as_str).unwrap_or_default();

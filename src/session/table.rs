@@ -4,13 +4,17 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::{sync::Notify, task::JoinSet, time::Instant};
+use tokio::{
+    sync::{Notify, oneshot},
+    task::JoinSet,
+    time::Instant,
+};
 
 use crate::{
     audit::{Audit, Reason, RequestId},
@@ -25,7 +29,7 @@ use crate::{
         SendError, Sent, Session,
         exchange::{Event as Heard, Failure},
         load::{Over, Places},
-        probe,
+        probe::{self, First, Readied},
         reversed::is_refusal,
         room::Rooms,
         seal::Seal,
@@ -79,6 +83,8 @@ pub struct Sessions {
     shared: Mutex<HashMap<PrincipalKey, Arc<Seat>>>,
     tasks: Mutex<JoinSet<()>>,
     pub(super) ended: Arc<Notify>,
+    /// The server ended when it was asked what it speaks, and not when it was not asked.
+    ends_when_probed: AtomicBool,
 }
 
 /// Where the session of one principal's sessionless requests is; locked while it is made.
@@ -132,6 +138,7 @@ impl Sessions {
             shared: Mutex::default(),
             tasks: Mutex::default(),
             ended: Arc::default(),
+            ends_when_probed: AtomicBool::default(),
         }
     }
 
@@ -190,12 +197,35 @@ impl Sessions {
             return Ok(session);
         }
         // Boxed: it is once for many requests.
-        let opening = Box::pin(self.begin(identity, Era::Modern)).await?;
-        let session = &opening.session;
-        Box::pin(probe::for_modern(session, self.setup.call_timeout)).await?;
-        let session = opening.keep();
+        let session = Box::pin(self.opened(identity)).await?;
         *place = Arc::downgrade(&session);
         Ok(session)
+    }
+
+    /// A new session for modern clients. There are servers that end at a first message that is not
+    /// `initialize`: what ends when it is asked what it speaks is started once more and not asked (mcp-T27).
+    async fn opened(&self, identity: &Identity) -> Result<Arc<Session>, OpenError> {
+        let patience = self.setup.call_timeout;
+        let mut first = match self.ends_when_probed.load(Ordering::Relaxed) {
+            true => First::Initialize,
+            false => First::Discover,
+        };
+        loop {
+            let opening = self.begin(identity, Era::Modern).await?;
+            match probe::for_modern(&opening.session, patience, first).await? {
+                Readied::Yes => {
+                    let was_not_asked = first == First::Initialize;
+                    self.ends_when_probed
+                        .store(was_not_asked, Ordering::Relaxed);
+                    return Ok(opening.keep());
+                }
+                Readied::Ended => {
+                    first = First::Initialize;
+                    // Its place is free when its child has been seen out.
+                    opening.seen_out().await;
+                }
+            }
+        }
     }
 
     /// The session of that id, if it is this identity's. Another identity's is
@@ -338,12 +368,20 @@ pub enum NoSession {
 pub(super) struct Opening {
     pub(super) session: Arc<Session>,
     pub(super) kept: bool,
+    /// Ends when nothing is left of it, its place included.
+    pub(super) gone: oneshot::Receiver<()>,
 }
 
 impl Opening {
     fn keep(mut self) -> Arc<Session> {
         self.kept = true;
         self.session.clone()
+    }
+
+    /// Ends it, and waits until nothing is left of it.
+    async fn seen_out(mut self) {
+        self.session.close();
+        let _ = (&mut self.gone).await;
     }
 }
 

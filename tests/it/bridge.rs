@@ -1,11 +1,8 @@
 //! Clients of one era and servers of the other.
 
-use std::{
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use base64::Engine as _;
@@ -13,6 +10,7 @@ use serde_json::{Value, json};
 use thv::time::Clock;
 
 use crate::{
+    clients::peers,
     house::{self, Caller, House, house},
     modern::{self, body, seen, tool},
     wire::{self, Answer, Events},
@@ -37,7 +35,13 @@ pub async fn call(caller: &Caller, name: &str, arguments: Value, more: Value) ->
     .await
 }
 
-async fn able(caller: &Caller, can: Value, name: &str, arguments: Value, more: Value) -> Answer {
+pub async fn able(
+    caller: &Caller,
+    can: Value,
+    name: &str,
+    arguments: Value,
+    more: Value,
+) -> Answer {
     let mut params = json!({ "name": name, "arguments": arguments });
     for (member, value) in more.as_object().unwrap() {
         params[member] = value.clone();
@@ -245,6 +249,51 @@ async fn a_client_is_not_asked_what_it_cannot_answer() {
     assert_eq!(
         error["data"]["requiredCapabilities"],
         json!({ "sampling": {} })
+    );
+}
+
+/// mcp-M1, mcp-T24: a legacy server's refusal that says where to go first asks a modern client that can, and when its user
+/// has been there the call is made again, by that client's own word; else the refusal stays one.
+#[tokio::test]
+async fn a_legacy_server_sends_a_modern_clients_user_away_first() {
+    let house = house().open().await;
+    let alice = house.caller("alice");
+    let visit = async |can: Value, more: Value| {
+        let can = json!({ "elicitation": can });
+        able(&alice, can, "visit", json!({ "n": 1.0 }), more).await
+    };
+    let url = || json!({ "url": {} });
+    let (questions, state) = asked(&visit(url(), json!({})).await);
+    let place = |name: &str| json!({ "method": "elicitation/create", "params": { "mode": "url", "url": format!("https://{name}"), "message": "go" } });
+    assert_eq!(questions, json!({ "a": place("a"), "b": place("b") }));
+    let went = |a: &str, b: &str, state: &str| json!({ "requestState": state, "inputResponses": { "a": { "action": a }, "b": { "action": b } } });
+    let done = visit(url(), went("accept", "accept", &state)).await;
+    // It sees the call as it was, and nothing of what was asked meanwhile.
+    let seen_by_it: Value = serde_json::from_str(&done.said()).unwrap();
+    assert_eq!(
+        seen_by_it,
+        json!({ "name": "visit", "arguments": { "n": 1.0 }, "_meta": {} })
+    );
+    let again = visit(url(), went("accept", "accept", &state)).await;
+    refused(&again, 400, "state-used");
+    // Who does not go has the refusal, without a code that modern MCP does not have.
+    let (_, state) = asked(&visit(url(), json!({})).await);
+    let stays = visit(url(), went("accept", "decline", &state)).await;
+    assert_eq!(stays.json()["error"]["code"], -32603, "{}", stays.text());
+    assert!(stays.text().contains("go there first"));
+    let lines = seen(&alice).await;
+    let made = lines.iter().filter(|line| line.contains("\"visit\""));
+    assert_eq!(made.count(), 3);
+    // Whose client cannot is told what it lacks.
+    visit(url(), json!({})).await;
+    let lacks = visit(json!({}), json!({})).await;
+    assert_eq!(
+        (lacks.status, &lacks.json()["error"]["code"]),
+        (400, &json!(-32021))
+    );
+    assert_eq!(
+        lacks.json()["error"]["data"]["requiredCapabilities"],
+        json!({ "elicitation": { "url": {} } })
     );
 }
 
@@ -495,6 +544,43 @@ async fn a_modern_server_serves_legacy_clients() {
     );
 }
 
+/// mcp-T27: there are servers that end at a first message that is not `initialize`. Such a one is started once more and
+/// not asked what it speaks, and neither is the next; where there is a single place, too. Whatever the scope.
+#[tokio::test]
+async fn a_server_that_ends_when_it_is_asked_what_it_speaks_serves_modern_clients() {
+    for scope in ["session", "user", "server"] {
+        let plan = house()
+            .argument("--strict")
+            .top(&format!("scope = \"{scope}\"\n"));
+        let house = plan.with("[limits]\nsessions = 1\n").open().await;
+        let alice = house.caller("alice");
+        assert_eq!(
+            tool(&alice, "echo", json!({ "n": 1 })).await.said(),
+            "{\"n\": 1}"
+        );
+        assert_eq!(house.children_started(), 2, "{scope}");
+        assert_eq!(tool(&alice, "crash", json!({})).await.status, 502);
+        let died = |house: &House| house.records.count("child-died");
+        while died(&house) < 2 {
+            house
+                .records
+                .wait_for_more("child-died", died(&house))
+                .await;
+        }
+        let lines = seen(&alice).await;
+        assert!(lines[0].contains("\"initialize\""), "{lines:?}");
+        assert_eq!(house.children_started(), 3, "it is known by now");
+    }
+    // One that has no reason to be started again is not started for ever.
+    let broken = house().command(&["/bin/false"]).open().await;
+    let answer = tool(&broken.caller("alice"), "echo", json!({})).await;
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["data"]["reason"]),
+        (502, &json!("server-ended"))
+    );
+    assert_eq!(broken.children_started(), 2);
+}
+
 /// One whose `initialize` is refused, and which does not speak the modern version either, has refused.
 #[tokio::test]
 async fn a_refused_initialize_stays_one() {
@@ -629,6 +715,51 @@ async fn a_modern_servers_need_goes_to_a_legacy_client_and_its_answer_back() {
     assert!(!cancelled, "the child has answered that call");
 }
 
+/// mcp-M1: all that a modern server may ask for at once, of a client that takes it: a form, a model and roots.
+#[tokio::test]
+async fn a_modern_server_asks_a_legacy_client_for_a_model_and_for_roots() {
+    let house = house().argument("--modern").open().await;
+    let can = json!({ "elicitation": {}, "sampling": {}, "roots": { "listChanged": true } });
+    let (alice, _) = elder(&house, can).await;
+    let methods = json!({ "form": "elicitation/create", "model": "sampling/createMessage", "roots": "roots/list" });
+    let mut stream = Events::open(
+        house.address,
+        &alice.bytes(
+            "POST",
+            &house::call(7, "need", json!({ "methods": methods })),
+        ),
+    )
+    .await;
+    let given = json!({
+        "form": { "action": "accept", "content": { "n": 1.5 } },
+        "model": { "role": "assistant", "model": "m", "content": { "type": "text", "text": "é" } },
+        "roots": { "roots": [{ "uri": "file:///a" }] },
+    });
+    for _ in 0..3 {
+        let asked = stream.next().await;
+        let key = methods.as_object().unwrap().iter();
+        let mut key = key.filter(|(_, method)| **method == asked["method"]);
+        let (key, _) = key.next().unwrap();
+        let answer = json!({ "jsonrpc": "2.0", "id": asked["id"], "result": given[key] });
+        assert_eq!(alice.post(&answer.to_string()).await.status, 202);
+    }
+    let answer = stream.next().await;
+    let said = answer["result"]["content"][0]["text"].as_str().unwrap();
+    let said: Value = serde_json::from_str(said).unwrap();
+    assert_eq!(said, json!({ "state": "first", "responses": given }));
+    let calls = messages(&alice).await;
+    let calls: Vec<_> = calls
+        .iter()
+        .filter(|line| line["params"]["name"] == "need")
+        .collect();
+    assert_eq!(calls.len(), 2, "once all is said");
+    // What it is told that the client can, and no more: nobody can tell it that roots have changed.
+    assert_eq!(
+        calls[0]["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"],
+        json!({ "elicitation": {}, "sampling": {}, "roots": {} })
+    );
+}
+
 /// mcp-T28: what a legacy client subscribes to is one subscription at a modern server.
 #[tokio::test]
 async fn a_modern_servers_changes_reach_a_legacy_client() {
@@ -655,10 +786,24 @@ async fn a_modern_servers_changes_reach_a_legacy_client() {
         alice.post(&subscribe("subscribe")).await.json()["result"],
         json!({})
     );
+    // It says so to the new subscription too, as it begins, and then that the resource has changed.
+    assert_eq!(own.next().await["method"], changed["method"]);
+    let announce = async |uri: &str| {
+        let said = alice.call("announce", json!({ "uri": uri })).await;
+        assert_eq!(said.said(), "announced");
+    };
+    announce("file:///b").await;
+    announce("file:///a").await;
+    let updated = own.next().await;
+    assert_eq!(
+        updated,
+        json!({ "jsonrpc": "2.0", "method": "notifications/resources/updated", "params": { "_meta": {}, "uri": "file:///a" } })
+    );
     assert_eq!(
         alice.post(&subscribe("unsubscribe")).await.json()["result"],
         json!({})
     );
+    announce("file:///a").await;
     let lines = messages(&alice).await;
     let sent = |method: &str| {
         lines
@@ -691,6 +836,9 @@ async fn a_modern_servers_changes_reach_a_legacy_client() {
         sent("notifications/initialized").len() + sent("resources/subscribe").len(),
         0
     );
+    alice.send("DELETE", "").await;
+    let rest = own.end().await;
+    assert!(!rest.contains("resources/updated"), "{rest}");
 }
 
 /// What one call may ask at once, and how many calls may wait, is limited; what is too much is refused to the server.
@@ -739,15 +887,11 @@ async fn a_legacy_server_asks_within_limits() {
 /// A server that is not ours and asks before it answers: a model, a person, and for roots.
 #[tokio::test]
 async fn a_real_legacy_server_asks_modern_clients() {
-    let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/host/npm/node_modules");
-    let program = modules.join("@modelcontextprotocol/server-everything/dist/index.js");
-    if !program.exists() {
-        eprintln!(
-            "skipped: the packages of tests/host/peers are needed; `tests/run` installs them"
-        );
+    let Some(peers) = peers("host/npm/node_modules/@modelcontextprotocol/server-everything") else {
         return;
-    }
-    let modules = modules.canonicalize().unwrap();
+    };
+    let modules = peers.join("host/npm/node_modules").canonicalize();
+    let modules = modules.unwrap();
     let program = modules.join("@modelcontextprotocol/server-everything/dist/index.js");
     let house = house()
         .command(&["/usr/bin/node", program.to_str().unwrap(), "stdio"])

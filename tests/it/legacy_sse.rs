@@ -311,6 +311,27 @@ async fn streams_of_the_old_transport_are_limited_as_sessions_are() {
     }
 }
 
+/// A server that speaks the newest version alone is spoken to, too: what it needs for a call is asked on the stream.
+#[tokio::test]
+async fn a_modern_server_serves_clients_of_the_old_transport() {
+    let house = sse().argument("--modern").open().await;
+    let mut alice = Client::open(&house, "alice").await;
+    let takes = "\"capabilities\":{\"elicitation\":{}}";
+    let hello = initialize("2024-11-05").replace("\"capabilities\":{}", takes);
+    assert_eq!(alice.say(&hello).await.status, 202);
+    let answer = alice.stream.next().await;
+    assert_eq!(answer["result"]["protocolVersion"], "2024-11-05");
+    let answer = alice.call("echo", json!({ "n": 1 })).await;
+    assert_eq!(answer["result"]["content"][0]["text"], "{\"n\": 1}");
+    let asked = alice.call("need", json!({})).await;
+    assert_eq!(asked["method"], "elicitation/create");
+    let given = json!({ "jsonrpc": "2.0", "id": asked["id"], "result": { "action": "decline" } });
+    assert_eq!(alice.say(&given.to_string()).await.status, 202);
+    let answer = alice.stream.next().await;
+    let said = answer["result"]["content"][0]["text"].as_str().unwrap();
+    assert!(said.contains("decline"), "{said}");
+}
+
 /// The SDK's own client of the old transport, from the endpoint event to the server's question.
 #[tokio::test]
 async fn the_sdks_client_of_the_old_transport_is_served() {

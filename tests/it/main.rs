@@ -7,10 +7,14 @@
 
 /// Sandboxes that are made before anybody asks.
 mod ahead;
+/// Calls that wait for their clients.
+mod awaited;
 /// Servers that speak HTTP, in the sandbox and elsewhere.
 mod backends;
 /// Clients and servers of different eras.
 mod bridge;
+/// Clients that are not ours.
+mod clients;
 /// What others say that conforms.
 mod conformance;
 /// More connections than anybody needs.

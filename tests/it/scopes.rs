@@ -152,6 +152,26 @@ async fn sessionless_requests_share_the_child_that_their_user_has() {
     }
 }
 
+/// mcp-T27: a child that several share is asked once what it speaks, whoever comes, and however its clients speak.
+#[tokio::test]
+async fn a_shared_child_is_asked_once_what_it_speaks() {
+    let probes = |lines: &[String]| {
+        let probe = |line: &&String| line.contains("\"server/discover\"");
+        lines.iter().filter(probe).count()
+    };
+    for plan in [house(), house().argument("--modern")] {
+        let house = plan.top("scope = \"server\"\n").open().await;
+        for subject in ["alice", "bob"] {
+            let (modern, legacy) = (house.caller(subject), house.session(subject).await);
+            assert_eq!(modern::tool(&modern, "echo", json!({})).await.said(), "{}");
+            assert_eq!(legacy.call("echo", json!({})).await.said(), "{}");
+        }
+        let lines = modern::seen(&house.caller("carol")).await;
+        assert_eq!(probes(&lines), 1, "{lines:#?}");
+        assert_eq!(house.children_started(), 1);
+    }
+}
+
 /// Updates go to those who asked; the child hears of the first subscriber's coming and the last one's leaving.
 #[tokio::test]
 async fn updates_go_to_subscribers_alone_and_the_last_one_leaving_is_told() {
@@ -179,6 +199,11 @@ async fn updates_go_to_subscribers_alone_and_the_last_one_leaving_is_told() {
     assert_eq!(told(&bob, "resources/unsubscribe").await, 0);
     bob.call("touch", json!({ "uri": "a:b" })).await;
     assert_eq!(other.next().await["params"]["uri"], "a:b");
+    // A part of it is its business, another resource is not.
+    for uri in ["a:bc", "a:b/c"] {
+        bob.call("touch", json!({ "uri": uri })).await;
+    }
+    assert_eq!(other.next().await["params"]["uri"], "a:b/c");
     bob.post(&on("resources/unsubscribe")).await;
     assert_eq!(told(&bob, "resources/unsubscribe").await, 1);
     // Nobody's log messages either: of a child of everybody's they might tell of anybody.
@@ -238,10 +263,25 @@ async fn a_question_is_for_the_one_that_is_at_work() {
     let house = crowd("user").open().await;
     let alice = elicits(&house, "alice").await;
     let plain = session_of(&house, "alice", "2025-11-25").await;
-    assert!(asks(alice).await.contains("accept"));
-    // This one's client takes no questions.
-    let told = plain.post(&call(1, "ask", json!({}))).await.said();
-    assert!(told.contains("-32601"), "{told}");
+    assert!(asks(alice.clone()).await.contains("accept"));
+    // This one's client takes no questions, and that one's none of the other kind.
+    let visit = json!({ "mode": "url", "url": "https://a", "message": "?", "elicitationId": "e" });
+    for (caller, arguments) in [(&plain, json!({})), (&alice, visit.clone())] {
+        let told = caller.post(&call(1, "ask", arguments)).await.said();
+        assert!(told.contains("-32601"), "{told}");
+    }
+    let modern = house.caller("alice");
+    let asked = |arguments: Value| {
+        bridge::able(
+            &modern,
+            json!({ "elicitation": { "url": {} } }),
+            "ask",
+            arguments,
+            json!({}),
+        )
+    };
+    let (questions, _) = bridge::asked(&asked(visit).await);
+    assert_eq!(questions["q"]["params"]["url"], "https://a");
     let house = crowd("server").open().await;
     let alice = elicits(&house, "alice").await;
     let told = alice.post(&call(1, "ask", json!({}))).await.said();
@@ -447,6 +487,92 @@ async fn legacy_sessions_share_a_modern_server() {
         !rest.contains(changed) && !rest.contains("elicitation"),
         "{rest}"
     );
+}
+
+/// mcp-T28, inc-7: subscriptions of users who share a server that speaks modern MCP: one name, and each hears its own.
+#[tokio::test]
+async fn subscriptions_of_users_who_share_a_child_are_their_own() {
+    let house = house().argument("--modern");
+    let house = house.top("scope = \"server\"\n").open().await;
+    let listen = |subject: &str, uri: &str| {
+        let wanted = json!({ "notifications": { "resourceSubscriptions": [uri] } });
+        let body = modern::body("\"same\"", "subscriptions/listen", wanted, json!({}));
+        modern::bytes(&house.caller(subject), "subscriptions/listen", None, &body)
+    };
+    let mut hers = Events::open(house.address, &listen("alice", "a:a")).await;
+    let mut his = Events::open(house.address, &listen("bob", "b:b")).await;
+    for stream in [&mut hers, &mut his] {
+        for _ in ["acknowledged", "tools/list_changed"] {
+            stream.next().await;
+        }
+    }
+    let carol = house.caller("carol");
+    for uri in ["c:c", "b:b", "a:a"] {
+        modern::tool(&carol, "announce", json!({ "uri": uri })).await;
+    }
+    for (stream, uri) in [(&mut hers, "a:a"), (&mut his, "b:b")] {
+        let updated = stream.next().await;
+        let label = "io.modelcontextprotocol/subscriptionId";
+        assert_eq!(
+            updated["params"],
+            json!({ "_meta": { label: "same" }, "uri": uri })
+        );
+    }
+    // Who leaves ends his own.
+    drop(hers);
+    let lines = async {
+        loop {
+            let lines = modern::seen(&carol).await;
+            if lines.iter().any(|line| line.contains("cancelled")) {
+                return lines;
+            }
+        }
+    };
+    let lines = timeout(PATIENCE, lines).await.unwrap();
+    let lines: Vec<Value> = lines
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let number = |subscribed: &Value| {
+        let wanted = &subscribed["params"]["notifications"]["resourceSubscriptions"];
+        (*wanted == json!(["a:a"])).then(|| subscribed["id"].clone())
+    };
+    let ended = lines
+        .iter()
+        .find(|line| line["method"] == "notifications/cancelled");
+    assert_eq!(
+        lines.iter().find_map(number).unwrap(),
+        ended.unwrap()["params"]["requestId"]
+    );
+    modern::tool(&carol, "announce", json!({ "uri": "b:b" })).await;
+    assert_eq!(his.next().await["params"]["uri"], "b:b");
+    assert_eq!(house.children_started(), 1);
+}
+
+/// mcp-T29: a log message of a child that a user's clients share is for the one whose call has asked for any, and where
+/// users meet for nobody.
+#[tokio::test]
+async fn a_log_message_of_a_shared_child_goes_to_whoever_asked() {
+    for (scope, heard) in [("user", true), ("server", false)] {
+        let house = house().argument("--modern");
+        let house = house.top(&format!("scope = \"{scope}\"\n")).open().await;
+        let session = session_of(&house, "alice", "2025-11-25").await;
+        let mut other = own_stream(&session).await;
+        let alice = house.caller("alice");
+        let log = async |meta: Value| {
+            let params = json!({ "name": "log", "arguments": { "data": "hello" } });
+            let body = modern::body(1, "tools/call", params, meta);
+            let bytes = modern::bytes(&alice, "tools/call", Some("log"), &body);
+            let answer = wire::exchange(house.address, &bytes).await;
+            answer.text().contains("hello")
+        };
+        assert!(!log(json!({})).await);
+        let level = json!({ "io.modelcontextprotocol/logLevel": "info" });
+        assert_eq!(log(level).await, heard, "{scope}");
+        session.send("DELETE", "").await;
+        let rest = other.end().await;
+        assert!(!rest.contains("hello"), "{rest}");
+    }
 }
 
 /// A child that reads nothing fills what may wait for it, and still lets everybody leave, and ends.

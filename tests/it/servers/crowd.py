@@ -70,7 +70,7 @@ def take(message):
         text(identifier, "touched")
     elif method == "tools/call" and params["name"] == "ask":
         held["ask"] = identifier
-        say(id="q", method="elicitation/create", params={"message": "?"})
+        say(id="q", method="elicitation/create", params=params["arguments"] or {"message": "?"})
     elif method is None and identifier == "q":
         text(held.pop("ask"), json.dumps(message))
     elif method == "tools/list":

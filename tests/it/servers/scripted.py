@@ -16,6 +16,7 @@ TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "sleep", "garbage",
          "probe", "secret"]
 modern = "--modern" in sys.argv
 waiting = {}
+listening = {}
 
 
 def say(text):
@@ -69,6 +70,11 @@ def call(identifier, params):
                 return say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32603, "message": "must"}}))
             if message.get("id") == "mine-1":
                 return text(identifier, json.dumps(message))
+    elif name == "visit" and not arguments.get("never") and sum('"visit"' in line for line in seen) % 2 == 1:
+        places = [{"mode": "url", "elicitationId": place, "url": "https://" + place, "message": "go"} for place in ("a", "b")]
+        say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32042, "message": "go there first", "data": {"elicitations": places}}}))
+    elif name == "visit":
+        text(identifier, json.dumps(params))
     elif name == "need" and ("inputResponses" not in params or arguments.get("forever")):
         need(identifier, arguments, "first")
     elif name == "need" and params.get("requestState") == "first" and arguments.get("twice"):
@@ -122,6 +128,12 @@ def call(identifier, params):
         notes = "\n".join(note % ("x" * arguments["size"]) for _ in range(arguments["count"]))
         say(notes)
         text(identifier, "done")
+    elif name == "announce" and modern:
+        for number, wanted in listening.items():
+            meta = {"io.modelcontextprotocol/subscriptionId": number}
+            if arguments["uri"] in wanted.get("resourceSubscriptions", []):
+                say(json.dumps({"jsonrpc": "2.0", "method": "notifications/resources/updated", "params": {"_meta": meta, "uri": arguments["uri"]}}))
+        text(identifier, "announced")
     elif name == "announce":
         if "uri" in arguments:
             say('{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":%s}}' % json.dumps(arguments["uri"]))
@@ -147,8 +159,9 @@ def call(identifier, params):
 
 
 def need(identifier, arguments, state):
-    request = {"method": arguments.get("method", "elicitation/create"), "params": {"message": state}}
-    requests = {} if arguments.get("nothing") else {"inputRequests": {"what": request}}
+    methods = arguments.get("methods") or {"what": arguments.get("method", "elicitation/create")}
+    asked = {key: {"method": method, "params": {"message": state}} for key, method in methods.items()}
+    requests = {} if arguments.get("nothing") else {"inputRequests": asked}
     answer(identifier, {"resultType": "input_required", "requestState": state} | requests)
 
 
@@ -157,6 +170,7 @@ def listen(identifier, params):
     meta = '"_meta":{"io.modelcontextprotocol/subscriptionId":%s}' % json.dumps(identifier)
     say('{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged","params":{%s,"notifications":%s}}'
         % (meta, json.dumps(params["notifications"])))
+    listening[identifier] = params["notifications"]
     say('{"jsonrpc":"2.0","method":"notifications/tools/list_changed","params":{%s}}' % meta)
 
 
@@ -172,12 +186,16 @@ def main():
     while True:
         message = read()
         method, identifier = message.get("method"), message.get("id")
+        if "--strict" in sys.argv and len(seen) == 1 and method != "initialize":
+            sys.exit("expected initialize")
         if method == "server/discover" and modern:
             can = {"tools": {"listChanged": True}, "resources": {"subscribe": True}, "logging": {}} if "--changes" in sys.argv else {"tools": {}}
             cached(identifier, {"supportedVersions": ["2026-07-28"], "capabilities": can,
                                 "serverInfo": {"name": "scripted", "version": "1"}})
         elif method == "subscriptions/listen" and modern:
             listen(identifier, message["params"])
+        elif method == "notifications/cancelled" and modern:
+            listening.pop(message["params"]["requestId"], None)
         elif method is not None and identifier is not None and modern and not method.startswith("tools/"):
             say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32601, "message": "no"}}))
         elif method == "server/discover":
