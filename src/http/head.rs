@@ -277,6 +277,10 @@ fn request_line(line: &[u8]) -> Result<bool, Refusal> {
     {
         return Err(Refusal::Header);
     }
+    // The library behind this leaves a fragment out, and would serve what is left (conn-20).
+    if target.contains(&b'#') {
+        return Err(Refusal::NotFound);
+    }
     let old = match version {
         b"HTTP/1.1" => false,
         b"HTTP/1.0" => true,
@@ -450,6 +454,7 @@ mod tests {
             check(&second, first, Some((1, "400"))).await;
         }
         check("CONNECT x:1 HTTP/1.1\r\n\r\n", "", Some((0, "405"))).await;
+        check("GET /mcp#x HTTP/1.1\r\n\r\n", "", Some((0, "404"))).await;
     }
 
     /// h1-13: a head that does not end is not kept.

@@ -1,6 +1,6 @@
 //! Which request is for whom: exact paths, exact names, nothing normalized.
 
-use http::{HeaderMap, HeaderName, Method, Version, header, request::Parts};
+use http::{HeaderMap, HeaderName, Method, Version, header, request::Parts, uri::Authority};
 
 use crate::{config::Config, http::Refusal};
 
@@ -144,24 +144,29 @@ fn host(head: &Parts, config: &Config) -> Result<(), Refusal> {
         ((None, None), Some(authority)) if head.version == Version::HTTP_2 => authority,
         _ => return Err(Refusal::BadHost),
     };
-    if head.version == Version::HTTP_2
-        && authority.is_some_and(|authority| !authority.eq_ignore_ascii_case(host))
-    {
+    // Two names for one host are two hosts (h1-9, conn-15).
+    if authority.is_some_and(|authority| !authority.eq_ignore_ascii_case(host)) || !is_host(host) {
         return Err(Refusal::BadHost);
     }
-    let listed = |name: &[u8]| {
-        config
-            .hosts
-            .iter()
-            .any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
-    };
-    if !listed(host) {
-        return Err(Refusal::HostNotAllowed);
+    let mut known = config.hosts.iter();
+    if known.any(|known| host.eq_ignore_ascii_case(known.as_bytes())) {
+        Ok(())
+    } else {
+        Err(Refusal::HostNotAllowed)
     }
-    // Absolute form: both names must be ours, and neither is routed on (h1-9).
-    match authority {
-        Some(authority) if !listed(authority) => Err(Refusal::HostNotAllowed),
-        _ => Ok(()),
+}
+
+/// Whether it is a name or an address, and perhaps a port: no user, no path (RFC 9112 §3.2, h1-8).
+fn is_host(host: &[u8]) -> bool {
+    let Ok(authority) = Authority::try_from(host) else {
+        return false;
+    };
+    let name = authority.host();
+    // None where a user stands before it.
+    match authority.as_str().strip_prefix(name) {
+        Some("") => !name.is_empty(),
+        Some(port) => !name.is_empty() && port[1..].bytes().all(|byte| byte.is_ascii_digit()),
+        None => false,
     }
 }
 

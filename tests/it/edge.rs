@@ -80,51 +80,59 @@ impl Edge {
     }
 }
 
-/// tok-129, h1-8, h1-9, inc-20: the Host is one of ours, once.
+/// tok-129, h1-8, h1-9, inc-20: the Host is one of ours, once, and nothing but a host.
 #[tokio::test]
 async fn a_request_for_another_host_is_refused() {
     let edge = Edge::open().await;
+    let other = ("this host name is not served here", "host-not-accepted");
+    let one = ("exactly one valid Host header is required", "bad-header");
+    for host in ["evil.example", "127.0.0.1", "127.0.0.1:1", "[::1]:80"] {
+        let answer = edge.post(&[("Host", host)]).await;
+        edge.is_refused(&answer, 403, other.0, other.1);
+    }
+    let (own, user) = (&*edge.host, format!("user@{}", edge.host));
+    let path = format!("{own}/?x");
     for host in [
-        "evil.example",
-        "127.0.0.1",
-        "127.0.0.1:1",
         "a/?x",
-        "user@127.0.0.1",
+        &path,
+        &user,
+        "127.0.0.1:port",
+        "[::1",
+        "a b",
+        "a#b",
+        "a,b:c",
+        ":80",
+        " ",
     ] {
         let answer = edge.post(&[("Host", host)]).await;
-        edge.is_refused(
-            &answer,
-            403,
-            "this host name is not served here",
-            "host-not-accepted",
-        );
+        edge.is_refused(&answer, 400, one.0, one.1);
     }
-    let one = "exactly one valid Host header is required";
-    let none = edge.post(&[("Host", "")]).await;
-    edge.is_refused(&none, 400, one, "bad-header");
-    let two = edge
-        .post(&[("Host", &edge.host), ("Host", &edge.host)])
-        .await;
-    edge.is_refused(&two, 400, one, "bad-header");
-    let absolute = format!("http://evil.example{}", "/mcp");
-    let answer = edge
-        .send("POST", &absolute, &[], &initialize("2025-11-25"))
-        .await;
-    edge.is_refused(
-        &answer,
-        403,
-        "this host name is not served here",
-        "host-not-accepted",
-    );
+    for hosts in [
+        &[("Host", "")][..],
+        &[("Host", own), ("Host", own)],
+        &[("Host", own), ("Host", "evil.example")],
+    ] {
+        edge.is_refused(&edge.post(hosts).await, 400, one.0, one.1);
+    }
+    // In absolute form a request has its host twice: alike, or it is for nobody.
+    let first = initialize("2025-11-25");
+    let absolute = async |authority: &str, host: &str| {
+        let target = format!("http://{authority}/mcp");
+        edge.send("POST", &target, &[("Host", host)], &first).await
+    };
+    for (authority, host) in [
+        ("evil.example", own),
+        (own, "evil.example"),
+        (&user, own),
+        (own, ""),
+    ] {
+        edge.is_refused(&absolute(authority, host).await, 400, one.0, one.1);
+    }
+    let evil = absolute("evil.example", "evil.example").await;
+    edge.is_refused(&evil, 403, other.0, other.1);
     edge.nothing_started();
     assert_eq!(edge.post(&[]).await.status, 200);
-    let absolute = format!("http://{}/mcp", edge.host);
-    assert_eq!(
-        edge.send("POST", &absolute, &[], &initialize("2025-11-25"))
-            .await
-            .status,
-        200
-    );
+    assert_eq!(absolute(own, own).await.status, 200);
 }
 
 /// tok-128, inc-3, mcp-T2, mcp-O1: an Origin that is present is one of ours.
@@ -171,16 +179,43 @@ async fn only_the_exact_path_is_served() {
         "/mcp%2f",
         "/./mcp",
         "/x/../mcp",
+        "/mcp/../mcp",
+        "/%2e/mcp",
+        "/x/%2e%2e/mcp",
+        "/mcp/.",
         "/%6dcp",
+        "/mcp%00",
+        "/mcp%20",
+        "/mcp#x",
+        "/mcp#",
+        "/#/mcp",
+        "/mcp\\",
         "/mcp/sse",
+        "/mcp/messages",
+        "/mcpx",
+        "mcp",
+        "*",
     ] {
         let answer = edge
             .send("POST", path, &[], &initialize("2025-11-25"))
             .await;
-        edge.is_refused(&answer, 404, "no such path", "path-unknown");
+        assert_eq!(
+            answer.status,
+            if path == "mcp" { 400 } else { 404 },
+            "{path}"
+        );
+        if path != "mcp" {
+            edge.is_refused(&answer, 404, "no such path", "path-unknown");
+        }
     }
     edge.nothing_started();
     assert_eq!(edge.post(&[]).await.status, 200);
+    // A query is no part of the path, and nobody's business (tok-8).
+    let first = initialize("2025-11-25");
+    let answer = edge.send("POST", "/mcp?x=secret-query", &[], &first).await;
+    assert_eq!(answer.status, 200);
+    let records = edge.house.records.all().join("\n");
+    assert!(!records.contains("secret-query"), "{records}");
 }
 
 /// conn-16, conn-17, inc-4: exactly JSON, not encoded, before anything looks at the body.
@@ -363,6 +398,14 @@ async fn what_cannot_be_framed_ends_the_connection() {
         "Host: {}\r\nAuthorization: {}\r\nContent-Type: application/json\r\nAccept: */*\r\n",
         edge.host, edge.token
     );
+    // The space that is accepted behind a size, for a control.
+    let body = initialize("2025-11-25");
+    let fits = format!(
+        "POST /mcp HTTP/1.1\r\n{good}Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n{:x} \r\n{body}\r\n0\r\n\r\n",
+        body.len()
+    );
+    let answer = wire::exchange(edge.house.address, fits.as_bytes()).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
     for (number, head) in [
         "Content-Length: 1\r\nContent-Length: 2\r\n",
         "Content-Length: +2\r\n",
@@ -376,7 +419,23 @@ async fn what_cannot_be_framed_ends_the_connection() {
         "X: a\0b\r\n",
         "X: a\r\n folded\r\n",
         ": empty\r\n",
+        "Content-Length: \r\n",
+        "Content-Length: 2;\r\n",
+        "Transfer-Encoding: \u{b}chunked\r\n",
+        "Transfer-Encoding: chunked\u{b}\r\n",
+        "X: a\r\n\tfolded\r\n",
+        "no colon\r\n",
+        "X y: a\r\n",
         "Transfer-Encoding: chunked\r\n\r\n0x2\r\nab\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n+2\r\nab\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n-2\r\nab\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n10000000000000002\r\nab\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n2;x\ny\r\nab\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n2;x\ry\r\nab\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n2\nab\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n2\r\nab\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n0\r\n",
     ]
     .into_iter()
     .enumerate()
@@ -398,10 +457,10 @@ async fn what_cannot_be_framed_ends_the_connection() {
             .filter(|record| record.contains("THV_REASON=bad-header"));
         assert_eq!(bad.count(), number + 1, "{head:?}: {records:#?}");
     }
-    edge.nothing_started();
+    assert_eq!(edge.house.children_started(), 1, "the control's");
 }
 
-/// h1-1, h1-2, h1-4, h1-6, h1-16: what a lenient reader would make sense of is refused, recorded, and the last thing read.
+/// h1-1, h1-2, h1-4, h1-5, h1-6, h1-7, h1-16: what a lenient reader would make sense of is refused, recorded, and the last thing read.
 #[tokio::test]
 async fn what_could_be_read_in_two_ways_is_refused() {
     let edge = Edge::open().await;
@@ -432,6 +491,23 @@ async fn what_could_be_read_in_two_ways_is_refused() {
         ),
         ("POST /mcp HTTP/1.1", "Transfer-Encoding: gzip, chunked\r\n"),
         ("POST /mcp HTTP/1.1", "Transfer-Encoding: ,chunked\r\n"),
+        ("POST /mcp HTTP/1.1", "Transfer-Encoding: gzip\r\n"),
+        (
+            "POST /mcp HTTP/1.1",
+            "Transfer-Encoding: chunked, chunked\r\n",
+        ),
+        ("POST /mcp HTTP/1.1", "Transfer-Encoding: identity\r\n"),
+        ("POST /mcp HTTP/1.1", "Transfer-Encoding:\r\n"),
+        ("POST /mcp HTTP/1.0", "Transfer-Encoding: chunked\r\n"),
+        ("POST /mcp HTTP/1.1\r\n X: a", "Content-Length: 2\r\n"),
+        ("POST /mcp HTTP/1.1\r\n\tX: a", "Content-Length: 2\r\n"),
+        ("POST /mcp HTTP/1.1\nX: a", "Content-Length: 2\r\n"),
+        ("POST  /mcp HTTP/1.1", "Content-Length: 2\r\n"),
+        ("POST /mcp HTTP/1.1 ", "Content-Length: 2\r\n"),
+        ("POST\t/mcp HTTP/1.1", "Content-Length: 2\r\n"),
+        ("POST /mcp http/1.1", "Content-Length: 2\r\n"),
+        ("POST /m\u{e9} HTTP/1.1", "Content-Length: 2\r\n"),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\rPOST /mcp HTTP/1.1", ""),
         ("POST /mcp HTTP/1.1", "X: y\nContent-Length: 2\r\n"),
         ("POST /mcp HTTP/0.9", "Content-Length: 2\r\n"),
         ("POST /mcp HTTP/1.9", "Content-Length: 2\r\n"),
@@ -519,6 +595,8 @@ async fn an_unknown_expectation_is_refused() {
             417,
             "{expectation}"
         );
+        let last = last_decision(&edge.house);
+        assert!(last.contains("THV_DECISION=deny "), "{last}");
     }
     edge.nothing_started();
     // The interim answer comes first.
@@ -535,9 +613,20 @@ async fn high_bytes_are_refused_in_headers_that_are_read() {
         "MCP-Protocol-Version",
         "Origin",
         "Mcp-Name",
+        "Mcp-Method",
+        "Mcp-Param-Region",
         "Last-Event-ID",
+        "Host",
+        "Content-Type",
+        "Content-Encoding",
+        "Expect",
+        "DPoP",
+        "Forwarded",
+        "X-Forwarded-For",
     ] {
         assert_eq!(edge.post(&[(name, "\u{e9}")]).await.status, 400, "{name}");
+        let last = last_decision(&edge.house);
+        assert!(last.contains("THV_REASON=bad-header "), "{name}: {last}");
     }
     let bearer = format!("{}\u{e9}", edge.token);
     assert_eq!(edge.post(&[("Authorization", &bearer)]).await.status, 400);
