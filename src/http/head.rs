@@ -258,6 +258,8 @@ fn framing(head: &[u8]) -> Result<At, Refusal> {
         (None, true) if old => Err(Refusal::Header),
         (None, true) => Ok(At::Chunked(Chunks::default())),
         (None | Some(0), false) => Ok(At::Head),
+        // The library behind this has no such numbers, and leaves no record.
+        (Some(length), false) if length > MAX_LENGTH => Err(Refusal::TooLarge),
         (Some(length), false) => Ok(At::Body(length)),
     }
 }
@@ -328,6 +330,8 @@ const TOKEN: [bool; 256] = {
 };
 /// Bytes of a request's head (h1-13).
 pub(super) const MAX_HEAD: usize = 32 << 10;
+/// A body of more bytes is longer than any may be, whatever the configuration says.
+const MAX_LENGTH: u64 = i64::MAX as u64;
 /// The request that is answered with the refusal of the one that was taken out.
 const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n";
 

@@ -89,8 +89,10 @@ mod sandbox;
 mod scopes;
 #[allow(dead_code, reason = "others need more of it")]
 mod signer;
-/// Streams of a session, and coming back to them.
+/// Clients that take their time.
+mod slow;
 mod start;
+/// Streams of a session, and coming back to them.
 mod streams;
 /// Work that outlives the call that began it.
 mod tasks;

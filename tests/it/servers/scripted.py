@@ -121,6 +121,9 @@ def call(identifier, params):
         note = '{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"%s"}}'
         notes = "\n".join(note % ("x" * arguments["size"]) for _ in range(arguments["count"]))
         say(notes)
+        if "for" in arguments:
+            waiting[arguments["for"]] = identifier
+            return
         text(identifier, "done")
     elif name == "announce":
         if "uri" in arguments:
