@@ -19,6 +19,8 @@ mod crowds;
 mod edge;
 /// A child's only way out.
 mod egress;
+/// Bytes that come out as they went in.
+mod faithful;
 /// What breaks in the middle of everything.
 mod faults;
 /// Servers that say too much, or nothing.
