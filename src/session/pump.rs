@@ -148,7 +148,7 @@ impl Complaints {
 
 /// Hands a session one line of its child's.
 pub(super) fn take(session: &Session, line: Bytes) -> bool {
-    let Ok(message) = Message::parse(one_line(line.clone())) else {
+    let Some(message) = read(line.clone()) else {
         session.blame(&line);
         return false;
     };
@@ -220,14 +220,16 @@ fn notification(session: &Session, message: &Message, method: &str) {
     }
 }
 
-/// A carriage return between tokens would end an SSE line (sse-1).
-fn one_line(line: Bytes) -> Bytes {
+/// The message that a line is. Carriage returns between its tokens would end an SSE line, and are made spaces once
+/// it is known that there are none elsewhere (sse-1): in a string they are no JSON.
+fn read(line: Bytes) -> Option<Message> {
+    let message = Message::parse(line.clone()).ok()?;
     if !line.contains(&b'\r') {
-        return line;
+        return Some(message);
     }
     let mut line = line.to_vec();
     stdio::flatten(&mut line);
-    line.into()
+    Message::parse(line.into()).ok()
 }
 
 /// Lines in a row that are no MCP, before the child is given up.

@@ -7,6 +7,8 @@
 
 /// Sandboxes that are made before anybody asks.
 mod ahead;
+/// Answers that come twice, late or for another.
+mod answers;
 /// Servers that speak HTTP, in the sandbox and elsewhere.
 mod backends;
 /// Clients and servers of different eras.

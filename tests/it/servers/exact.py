@@ -11,7 +11,8 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 modern = "--modern" in sys.argv
-port = next((int(word) for word in sys.argv[1:] if word.isdigit()), None)
+port = int(sys.argv[1]) if sys.argv[1:] and sys.argv[1].isdigit() else None
+how = sys.argv[sys.argv.index("--list") + 1] if "--list" in sys.argv else None
 heard = []
 
 
@@ -51,18 +52,52 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def send(self, status, kind, body):
+    def send(self, status, kind, body, more=()):
         self.send_response(status)
-        self.send_header("Content-Type", kind)
+        if kind is not None:
+            self.send_header("Content-Type", kind)
+        for name, value in more:
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def list(self, answer):
+        """The list, as a server may answer that has its own way of it."""
+        events = lambda end: end.join([b"event: message", b"data: " + answer, b"", b""])
+        json_type, events_type = "application/json", "text/event-stream"
+        status, kind, body = {
+            "json": (200, json_type, answer),
+            "json-upper": (200, "Application/JSON;charset=utf-8", answer),
+            "lf": (200, events_type, events(b"\n")),
+            "crlf": (200, events_type, events(b"\r\n")),
+            "cr": (200, events_type, events(b"\r")),
+            "bom": (200, events_type, b"\xef\xbb\xbf" + events(b"\n")),
+            "upper": (200, "Text/Event-Stream ; charset=UTF-8", events(b"\n")),
+            "split": (200, events_type, events(b"\n").replace(b",", b",\ndata:")),
+            "twice": (200, events_type, events(b"\n") * 2),
+            "broken": (200, json_type, answer.replace(b"heard", b"he\nard")),
+            "broken-cr": (200, json_type, answer.replace(b"heard", b"he\rard")),
+            "broken-events": (200, events_type, events(b"\n").replace(b"heard", b"he\ndata: ard")),
+            "201": (201, json_type, answer),
+            "203": (203, json_type, answer),
+            "206": (206, events_type, events(b"\n")),
+            "gzip": (200, json_type, answer),
+            "text": (200, "text/plain", answer),
+            "two-types": (200, json_type, answer),
+            "no-type": (200, None, answer),
+        }[how]
+        more = {"gzip": [("Content-Encoding", "gzip")], "two-types": [("Content-Type", events_type)]}.get(how, [])
+        self.send(status, kind, body, more)
 
     def do_GET(self):
         self.send(405, "text/plain", b"")
 
     def do_POST(self):
-        said = answers(self.rfile.read(int(self.headers["Content-Length"])))
+        line = self.rfile.read(int(self.headers["Content-Length"]))
+        said = answers(line)
+        if how is not None and json.loads(line).get("method") == "tools/list":
+            return self.list(said[0])
         if not said:
             self.send(202, "text/plain", b"")
         elif len(said) == 1:
