@@ -1,10 +1,15 @@
 //! Answers that come twice, late, for another or in no form that MCP has: each reaches whom it is for, or nobody.
 
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
 
 use crate::{
     house::{Caller, House, call, house},
+    modern,
     wire::{self, PATIENCE},
 };
 
@@ -240,5 +245,44 @@ async fn a_list_is_filtered_however_it_comes() {
                 .status,
             200
         );
+    }
+}
+
+/// json-24, mcp-T33: what a schema refers to is nobody's to fetch: not when it is listed, and not when its tool is
+/// called.
+#[tokio::test]
+async fn nothing_that_a_schema_refers_to_is_fetched() {
+    let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let place = format!("http://{}/schema", elsewhere.local_addr().unwrap());
+    let script = "\
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if 'id' not in message: continue
+    schema = {'$schema': sys.argv[1], '$id': sys.argv[1], 'type': 'object', '$ref': sys.argv[1],
+              'properties': {'a': {'$ref': sys.argv[1] + '#/a', 'x-mcp-header': 'A'}}}
+    result = {'content': []}
+    if message['method'] == 'initialize':
+        result = {'protocolVersion': message['params']['protocolVersion'], 'capabilities': {'tools': {}}, 'serverInfo': {'name': 'b', 'version': '1'}}
+    elif message['method'] == 'tools/list':
+        result = {'tools': [{'name': 'a', 'inputSchema': schema, 'outputSchema': schema, 'icons': [{'src': sys.argv[1]}]}]}
+    print(json.dumps({'jsonrpc': '2.0', 'id': message['id'], 'result': result}), flush=True)
+";
+    let house = house()
+        .command(&["/usr/bin/python3", "-u", "-c", script, &place])
+        .open()
+        .await;
+    let alice = house.session("alice").await;
+    let listed = alice.post(LIST).await;
+    assert!(listed.text().contains(&place), "{}", listed.text());
+    let mine = json!({ "a": { "$ref": place } });
+    assert_eq!(alice.call("a", mine.clone()).await.status, 200);
+    let modern = modern::tool(&house.caller("bob"), "a", mine).await;
+    assert!(matches!(modern.status, 200 | 400), "{}", modern.text());
+    let asked = elsewhere.accept();
+    tokio::select! {
+        biased;
+        asked = asked => panic!("{asked:?}"),
+        () = std::future::ready(()) => {}
     }
 }
