@@ -2,7 +2,10 @@
 
 use http::{HeaderMap, HeaderName, Method, Version, header, request::Parts, uri::Authority};
 
-use crate::{config::Config, http::Refusal};
+use crate::{
+    config::Config,
+    http::{Refusal, cors},
+};
 
 /// Where a request goes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -15,6 +18,8 @@ pub enum Route {
     Sse,
     /// Where its clients send their messages.
     Messages,
+    /// A browser asks whether a page may ask, with one of these methods.
+    Preflight(&'static str),
 }
 
 /// Checks where a request comes from and finds where it goes. `metadata` are
@@ -36,7 +41,7 @@ pub fn route(head: &Parts, config: &Config, metadata: &[String]) -> Result<Route
         return if head.method == Method::GET {
             Ok(Route::Metadata)
         } else {
-            Err(Refusal::MethodNotAllowed("GET"))
+            other_method(head, config, "GET")
         };
     }
     if path != config.resource.path {
@@ -45,15 +50,24 @@ pub fn route(head: &Parts, config: &Config, metadata: &[String]) -> Result<Route
             .filter(|_| config.legacy_sse);
         return match (below, &head.method) {
             (Some(SSE), &Method::GET) => Ok(Route::Sse),
-            (Some(SSE), _) => Err(Refusal::MethodNotAllowed("GET")),
+            (Some(SSE), _) => other_method(head, config, "GET"),
             (Some(MESSAGES), &Method::POST) => Ok(Route::Messages),
-            (Some(MESSAGES), _) => Err(Refusal::MethodNotAllowed("POST")),
+            (Some(MESSAGES), _) => other_method(head, config, "POST"),
             _ => Err(Refusal::NotFound),
         };
     }
     match head.method {
         Method::POST | Method::GET | Method::DELETE => Ok(Route::Mcp),
-        _ => Err(Refusal::MethodNotAllowed(MCP_METHODS)),
+        _ => other_method(head, config, MCP_METHODS),
+    }
+}
+
+/// A method that is not served there, unless a browser asks for one of those that are.
+fn other_method(head: &Parts, config: &Config, methods: &'static str) -> Result<Route, Refusal> {
+    if cors::is_preflight(head, config) {
+        Ok(Route::Preflight(methods))
+    } else {
+        Err(Refusal::MethodNotAllowed(methods))
     }
 }
 

@@ -305,6 +305,110 @@ async fn other_methods_are_refused_with_those_there_are() {
     edge.nothing_started();
 }
 
+/// conn-19: browsers are told of the pages of listed origins that these may ask, with what MCP takes, and may read
+/// every answer; of no other origin they are told anything.
+#[tokio::test]
+async fn only_pages_of_listed_origins_may_ask_and_read() {
+    let page = "https://page.example";
+    let top = format!("origins = [\"{page}\"]\nlegacy-sse = true\n");
+    let house = house().top(&top).open().await;
+    let token = format!("Bearer {}", house.token("alice"));
+    let host = house.address.to_string();
+    let edge = Edge { house, token, host };
+    let cors = |answer: &Answer| -> Vec<String> {
+        let of = |(name, value): &(String, String)| format!("{name}: {value}");
+        let names = answer
+            .headers
+            .iter()
+            .filter(|(name, _)| name.starts_with("access-control-") || name == "vary");
+        names.map(of).collect()
+    };
+    let asks = [
+        ("Access-Control-Request-Method", "POST"),
+        (
+            "Access-Control-Request-Headers",
+            "authorization,content-type, MCP-Protocol-Version,mcp-param-region,x-evil,cookie,a b",
+        ),
+        ("Authorization", ""),
+        ("Content-Type", ""),
+        ("Accept", "*/*"),
+    ];
+    let preflight = async |path: &str, origin: &str| {
+        let headers = [&asks[..], &[("Origin", origin)]].concat();
+        edge.send("OPTIONS", path, &headers, "").await
+    };
+    let metadata = "/.well-known/oauth-protected-resource/mcp";
+    for (path, methods) in [
+        ("/mcp", "POST, GET, DELETE"),
+        (metadata, "GET"),
+        ("/mcp/sse", "GET"),
+        ("/mcp/messages", "POST"),
+    ] {
+        let answer = preflight(path, page).await;
+        assert_eq!((answer.status, answer.body.len()), (204, 0), "{path}");
+        for (name, value) in [
+            ("access-control-allow-origin", page),
+            ("access-control-allow-methods", methods),
+            (
+                "access-control-allow-headers",
+                "authorization, content-type, mcp-protocol-version, mcp-param-region",
+            ),
+            ("access-control-max-age", "600"),
+            ("vary", "origin"),
+        ] {
+            assert_eq!(answer.header(name), Some(value), "{path}");
+        }
+        assert_eq!(answer.header("access-control-allow-credentials"), None);
+    }
+    // It is no way in, and no other path's.
+    assert_eq!(preflight("/none", page).await.status, 404);
+    let bare = [("Origin", page), ("Authorization", "")];
+    assert_eq!(edge.send("OPTIONS", "/mcp", &bare, "").await.status, 405);
+    let evil = [&asks[..], &[("Origin", page), ("Host", "evil.example")]].concat();
+    assert_eq!(edge.send("OPTIONS", "/mcp", &evil, "").await.status, 403);
+    edge.nothing_started();
+    // Each answer can be read there, refusals and what leads to a token as well.
+    let first = initialize("2025-11-25");
+    for (method, path, more, status) in [
+        ("POST", "/mcp", ("Authorization", ""), 401),
+        ("POST", "/mcp", ("Accept", "text/html"), 406),
+        ("GET", metadata, ("Authorization", ""), 200),
+        ("POST", "/mcp", ("X", "y"), 200),
+    ] {
+        let answer = edge
+            .send(method, path, &[("Origin", page), more], &first)
+            .await;
+        assert_eq!(answer.status, status, "{method} {path}");
+        assert_eq!(
+            cors(&answer),
+            [
+                &format!("access-control-allow-origin: {page}"),
+                "access-control-expose-headers: mcp-session-id, www-authenticate, dpop-nonce, retry-after",
+                "vary: origin",
+            ]
+        );
+    }
+    // Others': refused, or of no page.
+    let own = format!("http://{}", edge.host);
+    for (origin, status) in [
+        ("https://evil.example", 403),
+        ("https://page.example.evil.example", 403),
+        ("http://page.example", 403),
+        ("https://page.example:444", 403),
+        ("null", 403),
+        (&own, 405),
+    ] {
+        let answer = preflight("/mcp", origin).await;
+        assert_eq!(answer.status, status, "{origin}");
+        assert_eq!(cors(&answer), [""; 0], "{origin}");
+    }
+    let two = [("Origin", page), ("Origin", "https://evil.example")];
+    let answer = edge.send("POST", "/mcp", &two, &first).await;
+    assert_eq!((answer.status, cors(&answer)), (403, Vec::new()));
+    let answer = edge.post(&[]).await;
+    assert_eq!((answer.status, cors(&answer)), (200, Vec::new()));
+}
+
 /// conn-5, h1-14: a body over the cap is refused, announced or not.
 #[tokio::test]
 async fn a_body_over_the_cap_is_refused() {
