@@ -17,6 +17,7 @@ use crate::{
         frame,
     },
     house::{Caller, House, call, house, initialize},
+    identity::last_decision,
     wire::PATIENCE,
 };
 
@@ -428,6 +429,37 @@ async fn a_malformed_request_is_a_protocol_error() {
     );
     let frames = [head, frame(DATA, 0, 1, whole), late].concat();
     assert_eq!(stranger.end_of(&frames).await, End::Status(401));
+}
+
+/// conn-6 in HTTP/2: what has not ended is no request, however whole its message is: neither where its stream is taken
+/// back nor where its connection ends.
+#[tokio::test]
+async fn a_body_that_does_not_end_reaches_no_child() {
+    let edge = Edge::of_alice().await;
+    let first = initialize("2025-11-25");
+    let open = [
+        frame(HEADERS, END_HEADERS, 1, &edge.good(&[])),
+        frame(DATA, 0, 1, first.as_bytes()),
+    ]
+    .concat();
+    let reset = frame(RST_STREAM, 0, 1, &[0, 0, 0, 8]);
+    for (frames, ends) in [
+        (open.clone(), true),
+        ([open.clone(), reset].concat(), false),
+    ] {
+        let before = edge.house.records.count("decision");
+        let mut client = Frames::open(edge.house.address).await;
+        client.send(&frames).await;
+        if ends {
+            drop(client);
+        }
+        edge.house.records.wait_for_more("decision", before).await;
+        let last = last_decision(&edge.house);
+        assert!(last.contains("THV_REASON=bad-header "), "{last}");
+    }
+    assert_eq!(edge.house.children_started(), 0);
+    let last = frame(DATA, END_STREAM, 1, &[]);
+    assert_eq!(edge.end_of(&[open, last].concat()).await, End::Status(200));
 }
 
 /// conn-15: two names for one host are two hosts.
