@@ -144,11 +144,14 @@ struct Way {
     over_http: bool,
 }
 
+/// A message with an id and a token in their places.
+type Spelled = Box<dyn Fn(&str, &str) -> String>;
+
 /// One message of each direction in every spelling, and what it has to be on the other side.
 struct Exchange {
-    /// With an id and a token in their places.
-    request: Box<dyn Fn(&str, &str) -> String>,
-    heard: Box<dyn Fn(&str) -> String>,
+    request: Spelled,
+    /// The same under a number of the gateway's, which is its token, too.
+    heard: Spelled,
     progress: Option<[String; 2]>,
     answer: [String; 2],
     id: String,
@@ -236,7 +239,7 @@ impl Way {
         let sent = text.clone();
         Exchange {
             request: Box::new(move |id, token| sent(&said, id, token)),
-            heard: Box::new(move |number| flat(&text(&heard, number, number))),
+            heard: Box::new(move |id, token| flat(&text(&heard, id, token))),
             progress,
             answer,
             id,
@@ -312,12 +315,16 @@ impl Way {
             assert_eq!(told, wanted, "{self:?} {round}");
             let heard = self.heard(&caller).await;
             assert_eq!(heard.len(), 1, "{self:?} {round}");
-            let before = (exchange.heard)("\0");
+            let before = (exchange.heard)("\0", "\0");
             let before = before.find('\0').unwrap();
             let number = heard[0].get(before..).unwrap_or_default();
             let end = number.find(|sign: char| !sign.is_ascii_digit());
             let number = number[..end.unwrap_or(0)].to_owned();
-            assert_eq!(heard[0], (exchange.heard)(&number), "{self:?} {round}");
+            assert_eq!(
+                heard[0],
+                (exchange.heard)(&number, &number),
+                "{self:?} {round}"
+            );
         }
     }
 }
