@@ -360,27 +360,41 @@ async fn an_upstream_sees_its_own_credential_and_nothing_of_the_callers() {
     }
 }
 
-/// Certificates count: who cannot prove to be the upstream is told nothing.
+/// Certificates count: who cannot prove to be the upstream, by an authority, a name and a date, is told nothing.
 #[tokio::test]
 async fn a_stranger_with_the_upstreams_address_is_told_nothing() {
     let upstream = Upstream::start(&[]);
-    let (acceptor, _) = tls();
-    let tap = Tap::before(upstream.port, Some(acceptor)).await;
-    let plan = house()
-        .remote(
-            &format!("https://localhost:{}/mcp", tap.port),
-            "authorization = { credential = \"up\" }",
-        )
-        .credential("up", "sesame");
-    let house = plan.open().await;
-    let answer = house.caller("alice").initialize().await;
-    assert_eq!(answer.status, 502);
-    assert_eq!(
-        answer.json()["error"]["data"]["reason"],
-        "server-unreachable"
-    );
-    assert!(tap.connections() > 0);
-    assert_eq!(tap.heard(), "");
+    let trusted = "ca-file = \"/etc/thv/ca.pem\"\n";
+    for (host, certificate, more) in [
+        ("localhost", Some("localhost"), ""),
+        ("127.0.0.1", Some("localhost"), trusted),
+        ("localhost", Some("expired"), trusted),
+        ("localhost", Some("other"), trusted),
+        ("localhost", None, trusted),
+    ] {
+        let tap = Tap::before(upstream.port, certificate.map(acceptor)).await;
+        let ca = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls/ca.pem");
+        let plan = house()
+            .remote(
+                &format!("https://{host}:{}/mcp", tap.port),
+                &format!("{more}authorization = {{ credential = \"up\" }}"),
+            )
+            .also("ca.pem", std::fs::read_to_string(ca).unwrap())
+            .credential("up", "sesame");
+        let house = plan.open().await;
+        let answer = house.caller("alice").initialize().await;
+        assert_eq!(answer.status, 502, "{host} {certificate:?}");
+        assert_eq!(
+            answer.json()["error"]["data"]["reason"],
+            "server-unreachable"
+        );
+        assert!(tap.connections() > 0);
+        let heard = tap.heard();
+        assert!(
+            !heard.contains("sesame") && !heard.contains("mcp"),
+            "{heard}"
+        );
+    }
 }
 
 /// A missing credential is a misconfiguration, not a call without one.
