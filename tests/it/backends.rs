@@ -205,11 +205,13 @@ async fn a_servers_own_stream_is_taken_up_again() {
 #[tokio::test]
 async fn what_is_no_answer_has_its_own() {
     for plan in [inside(&[]), at_a_socket(&[])] {
-        each_has_its_own(plan.open().await).await;
+        let house = plan.open().await;
+        each_has_its_own(&house).await;
+        crash(&house).await;
     }
 }
 
-async fn each_has_its_own(house: House) {
+pub(crate) async fn each_has_its_own(house: &House) {
     let (alice, bob) = (house.session("alice").await, house.session("bob").await);
     for (tool, arguments, status, reason) in [
         ("garbage", json!({}), 502, "server-protocol-error"),
@@ -251,6 +253,11 @@ async fn each_has_its_own(house: House) {
         "{}",
         answer.text()
     );
+}
+
+/// One server's crash is its own client's trouble.
+async fn crash(house: &House) {
+    let (alice, bob) = (house.session("alice").await, house.session("bob").await);
     let crashed = alice.call("crash", json!({})).await;
     assert_eq!(
         crashed.json()["error"]["data"]["reason"],

@@ -26,7 +26,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    backends::{header, modern as ask_modern, tool},
+    backends::{each_has_its_own, header, modern as ask_modern, tool},
     faults::pass,
     house::{Caller, House, Plan, call, house},
     modern,
@@ -395,6 +395,23 @@ async fn a_stranger_with_the_upstreams_address_is_told_nothing() {
             "{heard}"
         );
     }
+}
+
+/// What is no answer is told as of a server of one's own, and nobody else's conversation is harmed by it.
+#[tokio::test]
+async fn what_an_upstream_answers_wrongly_has_its_own_answer() {
+    let upstream = Upstream::start(&[]);
+    let (acceptor, ca) = tls();
+    let tap = Tap::before(upstream.port, Some(acceptor)).await;
+    let house = house()
+        .remote(
+            &format!("https://localhost:{}/mcp", tap.port),
+            "ca-file = \"/etc/thv/ca.pem\"\n",
+        )
+        .also("ca.pem", std::fs::read_to_string(ca).unwrap())
+        .open()
+        .await;
+    each_has_its_own(&house).await;
 }
 
 /// A missing credential is a misconfiguration, not a call without one.
