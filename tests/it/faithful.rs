@@ -142,6 +142,7 @@ struct Way {
     client_is_modern: bool,
     server_is_modern: bool,
     over_http: bool,
+    scope: &'static str,
 }
 
 /// A message with an id and a token in their places.
@@ -252,12 +253,10 @@ impl Way {
         let mut command = vec!["/usr/bin/python3", "-u", server];
         command.extend(self.over_http.then_some("8080"));
         command.extend(self.server_is_modern.then_some("--modern"));
-        let top = if self.over_http {
-            "transport = \"http\"\nport = 8080\n"
-        } else {
-            ""
-        };
-        house().command(&command).top(top).open().await
+        let http = "transport = \"http\"\nport = 8080\n";
+        let http = if self.over_http { http } else { "" };
+        let top = format!("scope = \"{}\"\n{http}", self.scope);
+        house().command(&command).top(&top).open().await
     }
 
     async fn ask(self, caller: &Caller, tool: &str, body: &str) -> Answer {
@@ -338,6 +337,7 @@ async fn what_one_version_says_is_heard_byte_for_byte() {
                 client_is_modern: is_modern,
                 server_is_modern: is_modern,
                 over_http,
+                scope: "session",
             };
             way.check(60).await;
         }
@@ -353,8 +353,25 @@ async fn what_is_said_across_versions_is_heard_byte_for_byte() {
                 client_is_modern,
                 server_is_modern: !client_is_modern,
                 over_http,
+                scope: "session",
             };
             way.check(60).await;
+        }
+    }
+}
+
+/// json-19, json-22, inc-7: where a child is shared its ids and tokens are other ones, and not one byte besides.
+#[tokio::test]
+async fn what_a_shared_child_hears_and_says_is_the_same_byte_for_byte() {
+    for scope in ["user", "server"] {
+        for eras in [[false, false], [true, true], [false, true], [true, false]] {
+            let way = Way {
+                client_is_modern: eras[0],
+                server_is_modern: eras[1],
+                over_http: false,
+                scope,
+            };
+            way.check(30).await;
         }
     }
 }
