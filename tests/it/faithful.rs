@@ -3,11 +3,16 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 
 use crate::{
     house::{Caller, House, call, house},
     modern,
-    wire::{self, Answer},
+    wire::{self, Answer, PATIENCE},
 };
 
 /// Texts as JSON allows them, the same in each run.
@@ -373,5 +378,53 @@ async fn what_a_shared_child_hears_and_says_is_the_same_byte_for_byte() {
             };
             way.check(30).await;
         }
+    }
+}
+
+/// json-12, json-22: a question of a server's reaches its client as it was asked, under its own id, and the answer
+/// goes back as it was given.
+#[tokio::test]
+async fn a_question_and_its_answer_pass_byte_for_byte() {
+    let way = Way {
+        client_is_modern: false,
+        server_is_modern: false,
+        over_http: false,
+        scope: "session",
+    };
+    let house = way.open().await;
+    let alice = house.session("alice").await;
+    for round in 0..40 {
+        let mut odd = Odd(round);
+        let (id, [s, t]) = (odd.id(), [0; 2].map(|_| odd.space(true)));
+        let value = odd.value(4, true);
+        let question = format!(
+            r#"{t}{{"params"{s}:{{"message":"?","x":{t}{value}}},{s}"id"{t}:{s}{id}{t},"jsonrpc":"2.0","method":"elicitation/create"{s}}}{t}"#
+        );
+        let say = format!("{question}\0{{\"jsonrpc\":\"2.0\",\"id\":@ID@,\"result\":{{}}}}");
+        let arguments = json!({ "say": STANDARD.encode(say), "asks": true });
+        let request = alice.bytes("POST", &call(round, "exact", arguments));
+        let mut stream = TcpStream::connect(house.address).await.unwrap();
+        stream.write_all(&request).await.unwrap();
+        let mut answer = Vec::new();
+        let asked = async {
+            while !String::from_utf8_lossy(&answer).contains("elicitation/create") {
+                assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0);
+            }
+        };
+        timeout(PATIENCE, asked).await.expect("no question");
+        let [u, v] = [0; 2].map(|_| odd.space(false));
+        let given = odd.value(4, false);
+        let reply = format!(
+            r#"{u}{{"result"{v}:{u}{{"action":"accept","content":{{"x":{given}}}}},{v}"jsonrpc":"2.0","id":{u}{id}{v}}}{u}"#
+        );
+        assert_eq!(alice.post(&reply).await.status, 202, "{round}: {reply}");
+        let read = stream.read_to_end(&mut answer);
+        timeout(PATIENCE, read).await.unwrap().unwrap();
+        let text = wire::parse(&answer).text();
+        let told = format!("data: {}\n\n", flat(&question));
+        assert!(text.contains(&told), "{round}: {text:?} {told:?}");
+        let heard = way.heard(&alice).await;
+        assert_eq!(heard.last().unwrap(), &flat(&reply), "{round}");
+        assert_eq!(heard.len(), 2);
     }
 }

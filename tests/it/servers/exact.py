@@ -2,7 +2,7 @@
 
 `exact.py` speaks over its standard streams, `exact.py PORT` over HTTP; `--modern` speaks the stateless version.
 The tool `exact` says the lines that its argument `say` holds (base64), with the request's own id and token in the
-places that are left for them; `heard` gives back every call of it as it came.
+places that are left for them (with `asks` the first of them, and the others when that has its answer); `heard` gives back every call of it as it came.
 """
 
 import base64
@@ -14,12 +14,17 @@ modern = "--modern" in sys.argv
 port = int(sys.argv[1]) if sys.argv[1:] and sys.argv[1].isdigit() else None
 how = sys.argv[sys.argv.index("--list") + 1] if "--list" in sys.argv else None
 heard = []
+# What is said when the answer to a question has come.
+waiting = []
 
 
 def answers(line):
     """The messages that a line is answered with, as bytes."""
     message = json.loads(line)
     method, identifier, params = message.get("method"), message.get("id"), message.get("params") or {}
+    if method is None and waiting:
+        heard.append(line)
+        return waiting.pop()
     if method is None or identifier is None:
         return []
     own = str(identifier).encode()
@@ -42,7 +47,11 @@ def answers(line):
     heard.append(line)
     token = json.dumps(params["_meta"]["progressToken"]).encode()
     said = base64.b64decode(params["arguments"]["say"])
-    return [part.replace(b"@ID@", own).replace(b"@TOKEN@", token) for part in said.split(b"\0")]
+    parts = [part.replace(b"@ID@", own).replace(b"@TOKEN@", token) for part in said.split(b"\0")]
+    if params["arguments"].get("asks"):
+        waiting.append(parts[1:])
+        return parts[:1]
+    return parts
 
 
 class Handler(BaseHTTPRequestHandler):
