@@ -1,7 +1,7 @@
 //! The way of one request: who, what, may they, to whom, what came of it.
 //!
-//! Reads from top to bottom. Every way out of `answer` but the public metadata's
-//! leaves a decision record; what was allowed leaves an outcome record as well,
+//! Reads from top to bottom. Every way out of `answer` but the public metadata's and
+//! the answers to browsers' own questions leaves a decision record; what was allowed leaves an outcome record as well,
 //! under the same id.
 
 mod batch;
@@ -28,7 +28,9 @@ use crate::{
     authz::{DenyReason, Engine, Permit},
     child::StartError,
     config::Config,
-    http::{Peer, Refusal, Response, body, connection::Asked, modern, reply, route, route::Route},
+    http::{
+        Peer, Refusal, Response, body, connection::Asked, cors, modern, reply, route, route::Route,
+    },
     mcp::{Call, CallError, Era, Id, Message, Target, cache, method, tools, version},
     session::{self, Exchange, OpenError, SendError, Sent, Session, Sessions},
 };
@@ -66,8 +68,9 @@ pub async fn handle(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
     let headers = request.as_ref().map(|request| request.headers()).ok();
     record.peer = Some(peer.client(gateway.config.proxies.as_ref(), headers));
     record.version = Some(gateway.version.clone());
+    let page = headers.and_then(|headers| cors::listed(headers, &gateway.config));
     let done = caught(pin!(answer(gateway, request, peer, &mut record))).await;
-    let response = match done {
+    let mut response = match done {
         Ok(Ok(response)) => response,
         Ok(Err(refused)) => deny(gateway, record, refused),
         Err(Panicked) => {
@@ -79,6 +82,9 @@ pub async fn handle(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
             }
         }
     };
+    if let Some(origin) = page {
+        cors::allow(&mut response, origin);
+    }
     // What became of it is on record before anybody is told.
     gateway.audit.hand_on();
     response
@@ -101,6 +107,9 @@ async fn answer(
     let route = route::route(&head, &gateway.config, &gateway.metadata_paths)?;
     if route == Route::Metadata {
         return Ok(reply::json(StatusCode::OK, gateway.metadata.clone()));
+    }
+    if let Route::Preflight(methods) = route {
+        return Ok(cors::preflight(&head.headers, methods));
     }
     let identity = gateway
         .authenticator

@@ -52,9 +52,16 @@ pub(super) async fn serve<F>(
 ) where
     F: Future<Output = Response> + Send + 'static,
 {
-    let began = stream.begins_with(PREFACE);
-    let version = match in_time(began, HEADER_DEADLINE, &drain, None).await {
-        Some(true) => Version::Two,
+    let begun = stream.begins_with(&PREFACE[..1]);
+    let version = match in_time(begun, HEADER_DEADLINE, &drain, None).await {
+        Some(true) => {
+            // From here on it is a request's head, whose time runs.
+            let preface = stream.begins_with(PREFACE);
+            match in_time(preface, PREFACE_DEADLINE, &drain, None).await {
+                Some(true) => Version::Two,
+                Some(false) | None => Version::One,
+            }
+        }
         Some(false) => Version::One,
         None => return,
     };
@@ -257,6 +264,8 @@ pub(super) async fn told(mut drain: watch::Receiver<bool>, activity: Option<&Act
 /// How long a request's head may take, and how long a connection may wait for
 /// one (h1-20, conn-1).
 const HEADER_DEADLINE: Duration = Duration::from_secs(10);
+/// How long what begins like HTTP/2 may take to go on like it: a POST begins so, too.
+const PREFACE_DEADLINE: Duration = Duration::from_secs(1);
 /// After how long without a request an HTTP/1 connection lets go of its buffers.
 const REST: Duration = Duration::from_millis(200);
 /// How long it may wait for one from then on.

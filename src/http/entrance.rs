@@ -327,6 +327,10 @@ mod tests {
                 .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
                 .await
                 .unwrap();
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"\r\n\r\n") {
+                assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0);
+            }
             // Longer than it takes to rest.
             tokio::time::sleep(Duration::from_millis(500)).await;
             if drained {
@@ -334,7 +338,6 @@ mod tests {
             } else {
                 ends_after(Duration::from_secs(10), served).await;
             }
-            let mut answer = Vec::new();
             client.read_to_end(&mut answer).await.unwrap();
             assert!(answer.starts_with(b"HTTP/1.1 200"));
         }

@@ -258,6 +258,8 @@ fn framing(head: &[u8]) -> Result<At, Refusal> {
         (None, true) if old => Err(Refusal::Header),
         (None, true) => Ok(At::Chunked(Chunks::default())),
         (None | Some(0), false) => Ok(At::Head),
+        // The library behind this has no such numbers, and leaves no record.
+        (Some(length), false) if length > MAX_LENGTH => Err(Refusal::TooLarge),
         (Some(length), false) => Ok(At::Body(length)),
     }
 }
@@ -276,6 +278,10 @@ fn request_line(line: &[u8]) -> Result<bool, Refusal> {
         || !target.iter().all(u8::is_ascii_graphic)
     {
         return Err(Refusal::Header);
+    }
+    // The library behind this leaves a fragment out, and would serve what is left (conn-20).
+    if target.contains(&b'#') {
+        return Err(Refusal::NotFound);
     }
     let old = match version {
         b"HTTP/1.1" => false,
@@ -324,6 +330,8 @@ const TOKEN: [bool; 256] = {
 };
 /// Bytes of a request's head (h1-13).
 pub(super) const MAX_HEAD: usize = 32 << 10;
+/// A body of more bytes is longer than any may be, whatever the configuration says.
+const MAX_LENGTH: u64 = i64::MAX as u64;
 /// The request that is answered with the refusal of the one that was taken out.
 const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n";
 
@@ -450,6 +458,7 @@ mod tests {
             check(&second, first, Some((1, "400"))).await;
         }
         check("CONNECT x:1 HTTP/1.1\r\n\r\n", "", Some((0, "405"))).await;
+        check("GET /mcp#x HTTP/1.1\r\n\r\n", "", Some((0, "404"))).await;
     }
 
     /// h1-13: a head that does not end is not kept.

@@ -22,6 +22,7 @@ pub mod tls;
 
 // A request: its path and headers, its body, its answer.
 pub mod body;
+pub mod cors;
 pub mod modern;
 pub mod refusal;
 pub mod reply;

@@ -1,8 +1,11 @@
 //! Which request is for whom: exact paths, exact names, nothing normalized.
 
-use http::{HeaderMap, HeaderName, Method, Version, header, request::Parts};
+use http::{HeaderMap, HeaderName, Method, Version, header, request::Parts, uri::Authority};
 
-use crate::{config::Config, http::Refusal};
+use crate::{
+    config::Config,
+    http::{Refusal, cors},
+};
 
 /// Where a request goes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -15,6 +18,8 @@ pub enum Route {
     Sse,
     /// Where its clients send their messages.
     Messages,
+    /// A browser asks whether a page may ask, with one of these methods.
+    Preflight(&'static str),
 }
 
 /// Checks where a request comes from and finds where it goes. `metadata` are
@@ -36,7 +41,7 @@ pub fn route(head: &Parts, config: &Config, metadata: &[String]) -> Result<Route
         return if head.method == Method::GET {
             Ok(Route::Metadata)
         } else {
-            Err(Refusal::MethodNotAllowed("GET"))
+            other_method(head, config, "GET")
         };
     }
     if path != config.resource.path {
@@ -45,15 +50,24 @@ pub fn route(head: &Parts, config: &Config, metadata: &[String]) -> Result<Route
             .filter(|_| config.legacy_sse);
         return match (below, &head.method) {
             (Some(SSE), &Method::GET) => Ok(Route::Sse),
-            (Some(SSE), _) => Err(Refusal::MethodNotAllowed("GET")),
+            (Some(SSE), _) => other_method(head, config, "GET"),
             (Some(MESSAGES), &Method::POST) => Ok(Route::Messages),
-            (Some(MESSAGES), _) => Err(Refusal::MethodNotAllowed("POST")),
+            (Some(MESSAGES), _) => other_method(head, config, "POST"),
             _ => Err(Refusal::NotFound),
         };
     }
     match head.method {
         Method::POST | Method::GET | Method::DELETE => Ok(Route::Mcp),
-        _ => Err(Refusal::MethodNotAllowed(MCP_METHODS)),
+        _ => other_method(head, config, MCP_METHODS),
+    }
+}
+
+/// A method that is not served there, unless a browser asks for one of those that are.
+fn other_method(head: &Parts, config: &Config, methods: &'static str) -> Result<Route, Refusal> {
+    if cors::is_preflight(head, config) {
+        Ok(Route::Preflight(methods))
+    } else {
+        Err(Refusal::MethodNotAllowed(methods))
     }
 }
 
@@ -144,24 +158,29 @@ fn host(head: &Parts, config: &Config) -> Result<(), Refusal> {
         ((None, None), Some(authority)) if head.version == Version::HTTP_2 => authority,
         _ => return Err(Refusal::BadHost),
     };
-    if head.version == Version::HTTP_2
-        && authority.is_some_and(|authority| !authority.eq_ignore_ascii_case(host))
-    {
+    // Two names for one host are two hosts (h1-9, conn-15).
+    if authority.is_some_and(|authority| !authority.eq_ignore_ascii_case(host)) || !is_host(host) {
         return Err(Refusal::BadHost);
     }
-    let listed = |name: &[u8]| {
-        config
-            .hosts
-            .iter()
-            .any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
-    };
-    if !listed(host) {
-        return Err(Refusal::HostNotAllowed);
+    let mut known = config.hosts.iter();
+    if known.any(|known| host.eq_ignore_ascii_case(known.as_bytes())) {
+        Ok(())
+    } else {
+        Err(Refusal::HostNotAllowed)
     }
-    // Absolute form: both names must be ours, and neither is routed on (h1-9).
-    match authority {
-        Some(authority) if !listed(authority) => Err(Refusal::HostNotAllowed),
-        _ => Ok(()),
+}
+
+/// Whether it is a name or an address, and perhaps a port: no user, no path (RFC 9112 §3.2, h1-8).
+fn is_host(host: &[u8]) -> bool {
+    let Ok(authority) = Authority::try_from(host) else {
+        return false;
+    };
+    let name = authority.host();
+    // None where a user stands before it.
+    match authority.as_str().strip_prefix(name) {
+        Some("") => !name.is_empty(),
+        Some(port) => !name.is_empty() && port[1..].bytes().all(|byte| byte.is_ascii_digit()),
+        None => false,
     }
 }
 

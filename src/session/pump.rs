@@ -173,9 +173,7 @@ impl Complaints {
 
 /// Hands a session one line of its child's.
 pub(super) fn take(session: &Session, line: Bytes) -> bool {
-    // For as long as anything keeps a part of it.
-    let held = session.room.hold_anyway(one_line(line.clone()));
-    let Ok(message) = Message::parse(held) else {
+    let Some(message) = read(session, &line) else {
         session.blame(&line);
         return false;
     };
@@ -247,14 +245,18 @@ fn notification(session: &Session, message: &Message, method: &str) {
     }
 }
 
-/// A carriage return between tokens would end an SSE line (sse-1).
-fn one_line(line: Bytes) -> Bytes {
+/// The message that a line is. Carriage returns between its tokens would end an SSE line, and are made spaces once
+/// it is known that there are none elsewhere (sse-1): in a string they are no JSON.
+/// All of it counts for as long as anything keeps a part of it.
+fn read(session: &Session, line: &Bytes) -> Option<Message> {
+    let parse = |line: Bytes| Message::parse(session.room.hold_anyway(line)).ok();
+    let message = parse(line.clone())?;
     if !line.contains(&b'\r') {
-        return line;
+        return Some(message);
     }
     let mut line = line.to_vec();
     stdio::flatten(&mut line);
-    line.into()
+    parse(line.into())
 }
 
 /// Lines in a row that are no MCP, before the child is given up.

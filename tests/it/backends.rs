@@ -23,6 +23,19 @@ pub(crate) fn inside(arguments: &[&str]) -> Plan {
         .top("transport = \"http\"\nport = 8080\n")
 }
 
+/// The same, whose server listens at a socket in place of a port.
+fn at_a_socket(arguments: &[&str]) -> Plan {
+    let server = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/it/servers/streamable.py"
+    );
+    let mut command = vec!["/usr/bin/python3", "-u", server, "/run/mcp/it.sock"];
+    command.extend(arguments);
+    house()
+        .command(&command)
+        .top("transport = \"http\"\nsocket = \"/run/mcp/it.sock\"\n")
+}
+
 /// What has reached the server of this caller.
 pub(crate) async fn seen(caller: &Caller) -> Vec<Value> {
     serde_json::from_str(&caller.call("seen", json!({})).await.said()).unwrap()
@@ -187,10 +200,18 @@ async fn a_servers_own_stream_is_taken_up_again() {
     assert_eq!(seen.iter().filter(again).count(), 1);
 }
 
-/// Each way in which a server can answer wrongly has its own answer, and nothing else is harmed.
+/// Each way in which a server can answer wrongly has its own answer, and nothing else is harmed, whether it listens
+/// at a port or at a socket.
 #[tokio::test]
 async fn what_is_no_answer_has_its_own() {
-    let house = inside(&[]).open().await;
+    for plan in [inside(&[]), at_a_socket(&[])] {
+        let house = plan.open().await;
+        each_has_its_own(&house).await;
+        crash(&house).await;
+    }
+}
+
+pub(crate) async fn each_has_its_own(house: &House) {
     let (alice, bob) = (house.session("alice").await, house.session("bob").await);
     for (tool, arguments, status, reason) in [
         ("garbage", json!({}), 502, "server-protocol-error"),
@@ -226,6 +247,25 @@ async fn what_is_no_answer_has_its_own() {
         (200, Some(-32602))
     );
     assert!(seen(&alice).await.iter().all(|it| it["path"] == "/mcp"));
+    let answer = alice.call("exact", json!({})).await;
+    assert!(
+        answer.text().contains("9007199254740993"),
+        "{}",
+        answer.text()
+    );
+}
+
+/// One server's crash is its own client's trouble.
+async fn crash(house: &House) {
+    let (alice, bob) = (house.session("alice").await, house.session("bob").await);
+    let crashed = alice.call("crash", json!({})).await;
+    assert_eq!(
+        crashed.json()["error"]["data"]["reason"],
+        "server-ended",
+        "{}",
+        crashed.text()
+    );
+    assert_eq!(bob.call("echo", json!({})).await.said(), "{}");
 }
 
 /// The server has ended its own session: so has ours, and a client begins anew.
@@ -264,8 +304,13 @@ async fn a_crash_is_told_to_whom_it_concerns() {
 /// A server that does not listen is not started, and the journal says why.
 #[tokio::test]
 async fn a_server_that_does_not_listen_has_not_started() {
-    for (argument, words) in [("--never", "I do not listen"), ("--ends", "I cannot go on")] {
-        let house = inside(&[argument])
+    for (argument, words, plan) in [
+        ("--never", "I do not listen", inside as fn(&[&str]) -> Plan),
+        ("--ends", "I cannot go on", inside),
+        ("--never", "I do not listen", at_a_socket),
+        ("--ends", "I cannot go on", at_a_socket),
+    ] {
+        let house = plan(&[argument])
             .with("[limits]\nstart-timeout = \"1s\"\n")
             .open()
             .await;
@@ -484,15 +529,7 @@ async fn parameters_that_a_tool_marks_are_said_in_headers() {
 /// A socket in a directory of its own does as well as a port; as many connections as there are calls.
 #[tokio::test]
 async fn a_server_in_the_sandbox_may_listen_at_a_socket() {
-    let server = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/it/servers/streamable.py"
-    );
-    let house = house()
-        .command(&["/usr/bin/python3", "-u", server, "/run/mcp/it.sock"])
-        .top("transport = \"http\"\nsocket = \"/run/mcp/it.sock\"\n")
-        .open()
-        .await;
+    let house = at_a_socket(&[]).open().await;
     let (alice, bob) = (house.session("alice").await, house.session("bob").await);
     assert_eq!(
         alice.call("echo", json!({ "n": 1 })).await.said(),

@@ -963,6 +963,12 @@ async fn tools_of_odd_names_are_hidden_and_cannot_be_called() {
             "ｅcho",
             "a/b",
             "no\u{0}ne",
+            "ec\nho",
+            "../echo",
+            "\u{202e}echo",
+            "ec\u{200b}ho",
+            "\u{435}cho",
+            "\u{e9}",
             "e\u{301}",
             &"x".repeat(1 << 20),
         ] {
@@ -986,6 +992,13 @@ async fn tools_of_odd_names_are_hidden_and_cannot_be_called() {
             }
         }
         assert_eq!(old.call("echo", json!({})).await.status, 200);
+        // Nothing is made alike: what is plain and of no tool is the server's own to refuse, as it is.
+        for name in ["Echo", "ECHO", "echo.", "no_such_tool"] {
+            let answer = old.call(name, json!({})).await;
+            assert_eq!(answer.json()["error"]["code"], -32602, "{name}: {answer:?}");
+            let said = format!("\"{name}\"");
+            assert!(old.seen().await.iter().any(|line| line.contains(&said)));
+        }
         for caller in [&old, &new] {
             let lines = match caller.session {
                 Some(_) => caller.seen().await,

@@ -80,51 +80,59 @@ impl Edge {
     }
 }
 
-/// tok-129, h1-8, h1-9, inc-20: the Host is one of ours, once.
+/// tok-129, h1-8, h1-9, inc-20: the Host is one of ours, once, and nothing but a host.
 #[tokio::test]
 async fn a_request_for_another_host_is_refused() {
     let edge = Edge::open().await;
+    let other = ("this host name is not served here", "host-not-accepted");
+    let one = ("exactly one valid Host header is required", "bad-header");
+    for host in ["evil.example", "127.0.0.1", "127.0.0.1:1", "[::1]:80"] {
+        let answer = edge.post(&[("Host", host)]).await;
+        edge.is_refused(&answer, 403, other.0, other.1);
+    }
+    let (own, user) = (&*edge.host, format!("user@{}", edge.host));
+    let path = format!("{own}/?x");
     for host in [
-        "evil.example",
-        "127.0.0.1",
-        "127.0.0.1:1",
         "a/?x",
-        "user@127.0.0.1",
+        &path,
+        &user,
+        "127.0.0.1:port",
+        "[::1",
+        "a b",
+        "a#b",
+        "a,b:c",
+        ":80",
+        " ",
     ] {
         let answer = edge.post(&[("Host", host)]).await;
-        edge.is_refused(
-            &answer,
-            403,
-            "this host name is not served here",
-            "host-not-accepted",
-        );
+        edge.is_refused(&answer, 400, one.0, one.1);
     }
-    let one = "exactly one valid Host header is required";
-    let none = edge.post(&[("Host", "")]).await;
-    edge.is_refused(&none, 400, one, "bad-header");
-    let two = edge
-        .post(&[("Host", &edge.host), ("Host", &edge.host)])
-        .await;
-    edge.is_refused(&two, 400, one, "bad-header");
-    let absolute = format!("http://evil.example{}", "/mcp");
-    let answer = edge
-        .send("POST", &absolute, &[], &initialize("2025-11-25"))
-        .await;
-    edge.is_refused(
-        &answer,
-        403,
-        "this host name is not served here",
-        "host-not-accepted",
-    );
+    for hosts in [
+        &[("Host", "")][..],
+        &[("Host", own), ("Host", own)],
+        &[("Host", own), ("Host", "evil.example")],
+    ] {
+        edge.is_refused(&edge.post(hosts).await, 400, one.0, one.1);
+    }
+    // In absolute form a request has its host twice: alike, or it is for nobody.
+    let first = initialize("2025-11-25");
+    let absolute = async |authority: &str, host: &str| {
+        let target = format!("http://{authority}/mcp");
+        edge.send("POST", &target, &[("Host", host)], &first).await
+    };
+    for (authority, host) in [
+        ("evil.example", own),
+        (own, "evil.example"),
+        (&user, own),
+        (own, ""),
+    ] {
+        edge.is_refused(&absolute(authority, host).await, 400, one.0, one.1);
+    }
+    let evil = absolute("evil.example", "evil.example").await;
+    edge.is_refused(&evil, 403, other.0, other.1);
     edge.nothing_started();
     assert_eq!(edge.post(&[]).await.status, 200);
-    let absolute = format!("http://{}/mcp", edge.host);
-    assert_eq!(
-        edge.send("POST", &absolute, &[], &initialize("2025-11-25"))
-            .await
-            .status,
-        200
-    );
+    assert_eq!(absolute(own, own).await.status, 200);
 }
 
 /// tok-128, inc-3, mcp-T2, mcp-O1: an Origin that is present is one of ours.
@@ -171,16 +179,43 @@ async fn only_the_exact_path_is_served() {
         "/mcp%2f",
         "/./mcp",
         "/x/../mcp",
+        "/mcp/../mcp",
+        "/%2e/mcp",
+        "/x/%2e%2e/mcp",
+        "/mcp/.",
         "/%6dcp",
+        "/mcp%00",
+        "/mcp%20",
+        "/mcp#x",
+        "/mcp#",
+        "/#/mcp",
+        "/mcp\\",
         "/mcp/sse",
+        "/mcp/messages",
+        "/mcpx",
+        "mcp",
+        "*",
     ] {
         let answer = edge
             .send("POST", path, &[], &initialize("2025-11-25"))
             .await;
-        edge.is_refused(&answer, 404, "no such path", "path-unknown");
+        assert_eq!(
+            answer.status,
+            if path == "mcp" { 400 } else { 404 },
+            "{path}"
+        );
+        if path != "mcp" {
+            edge.is_refused(&answer, 404, "no such path", "path-unknown");
+        }
     }
     edge.nothing_started();
     assert_eq!(edge.post(&[]).await.status, 200);
+    // A query is no part of the path, and nobody's business (tok-8).
+    let first = initialize("2025-11-25");
+    let answer = edge.send("POST", "/mcp?x=secret-query", &[], &first).await;
+    assert_eq!(answer.status, 200);
+    let records = edge.house.records.all().join("\n");
+    assert!(!records.contains("secret-query"), "{records}");
 }
 
 /// conn-16, conn-17, inc-4: exactly JSON, not encoded, before anything looks at the body.
@@ -270,6 +305,110 @@ async fn other_methods_are_refused_with_those_there_are() {
     edge.nothing_started();
 }
 
+/// conn-19: browsers are told of the pages of listed origins that these may ask, with what MCP takes, and may read
+/// every answer; of no other origin they are told anything.
+#[tokio::test]
+async fn only_pages_of_listed_origins_may_ask_and_read() {
+    let page = "https://page.example";
+    let top = format!("origins = [\"{page}\"]\nlegacy-sse = true\n");
+    let house = house().top(&top).open().await;
+    let token = format!("Bearer {}", house.token("alice"));
+    let host = house.address.to_string();
+    let edge = Edge { house, token, host };
+    let cors = |answer: &Answer| -> Vec<String> {
+        let of = |(name, value): &(String, String)| format!("{name}: {value}");
+        let names = answer
+            .headers
+            .iter()
+            .filter(|(name, _)| name.starts_with("access-control-") || name == "vary");
+        names.map(of).collect()
+    };
+    let asks = [
+        ("Access-Control-Request-Method", "POST"),
+        (
+            "Access-Control-Request-Headers",
+            "authorization,content-type, MCP-Protocol-Version,mcp-param-region,x-evil,cookie,a b",
+        ),
+        ("Authorization", ""),
+        ("Content-Type", ""),
+        ("Accept", "*/*"),
+    ];
+    let preflight = async |path: &str, origin: &str| {
+        let headers = [&asks[..], &[("Origin", origin)]].concat();
+        edge.send("OPTIONS", path, &headers, "").await
+    };
+    let metadata = "/.well-known/oauth-protected-resource/mcp";
+    for (path, methods) in [
+        ("/mcp", "POST, GET, DELETE"),
+        (metadata, "GET"),
+        ("/mcp/sse", "GET"),
+        ("/mcp/messages", "POST"),
+    ] {
+        let answer = preflight(path, page).await;
+        assert_eq!((answer.status, answer.body.len()), (204, 0), "{path}");
+        for (name, value) in [
+            ("access-control-allow-origin", page),
+            ("access-control-allow-methods", methods),
+            (
+                "access-control-allow-headers",
+                "authorization, content-type, mcp-protocol-version, mcp-param-region",
+            ),
+            ("access-control-max-age", "600"),
+            ("vary", "origin"),
+        ] {
+            assert_eq!(answer.header(name), Some(value), "{path}");
+        }
+        assert_eq!(answer.header("access-control-allow-credentials"), None);
+    }
+    // It is no way in, and no other path's.
+    assert_eq!(preflight("/none", page).await.status, 404);
+    let bare = [("Origin", page), ("Authorization", "")];
+    assert_eq!(edge.send("OPTIONS", "/mcp", &bare, "").await.status, 405);
+    let evil = [&asks[..], &[("Origin", page), ("Host", "evil.example")]].concat();
+    assert_eq!(edge.send("OPTIONS", "/mcp", &evil, "").await.status, 403);
+    edge.nothing_started();
+    // Each answer can be read there, refusals and what leads to a token as well.
+    let first = initialize("2025-11-25");
+    for (method, path, more, status) in [
+        ("POST", "/mcp", ("Authorization", ""), 401),
+        ("POST", "/mcp", ("Accept", "text/html"), 406),
+        ("GET", metadata, ("Authorization", ""), 200),
+        ("POST", "/mcp", ("X", "y"), 200),
+    ] {
+        let answer = edge
+            .send(method, path, &[("Origin", page), more], &first)
+            .await;
+        assert_eq!(answer.status, status, "{method} {path}");
+        assert_eq!(
+            cors(&answer),
+            [
+                &format!("access-control-allow-origin: {page}"),
+                "access-control-expose-headers: mcp-session-id, www-authenticate, dpop-nonce, retry-after",
+                "vary: origin",
+            ]
+        );
+    }
+    // Others': refused, or of no page.
+    let own = format!("http://{}", edge.host);
+    for (origin, status) in [
+        ("https://evil.example", 403),
+        ("https://page.example.evil.example", 403),
+        ("http://page.example", 403),
+        ("https://page.example:444", 403),
+        ("null", 403),
+        (&own, 405),
+    ] {
+        let answer = preflight("/mcp", origin).await;
+        assert_eq!(answer.status, status, "{origin}");
+        assert_eq!(cors(&answer), [""; 0], "{origin}");
+    }
+    let two = [("Origin", page), ("Origin", "https://evil.example")];
+    let answer = edge.send("POST", "/mcp", &two, &first).await;
+    assert_eq!((answer.status, cors(&answer)), (403, Vec::new()));
+    let answer = edge.post(&[]).await;
+    assert_eq!((answer.status, cors(&answer)), (200, Vec::new()));
+}
+
 /// conn-5, h1-14: a body over the cap is refused, announced or not.
 #[tokio::test]
 async fn a_body_over_the_cap_is_refused() {
@@ -292,34 +431,51 @@ async fn a_body_over_the_cap_is_refused() {
     assert_eq!(alice.post(&fits).await.status, 200);
 }
 
-/// conn-6, inc-10: a body that ends early is not dispatched.
+/// conn-6, inc-10: a body that ends early is not dispatched, even where what has come is a whole message.
 #[tokio::test]
 async fn a_body_that_ends_early_reaches_no_child() {
-    use tokio::io::AsyncWriteExt;
     let house = house().open().await;
     let alice = house.session("alice").await;
-    let whole = alice.bytes(
-        "POST",
-        &call(1, "echo", serde_json::json!({ "marker": "cut-short" })),
-    );
-    let before = house.records.count("decision");
-    let mut stream = TcpStream::connect(house.address).await.unwrap();
-    stream.write_all(&whole[..whole.len() - 3]).await.unwrap();
-    drop(stream);
-    // It has seen the end of it, and said so.
-    house.records.wait_for_more("decision", before).await;
-    let last = last_decision(&house);
+    let body = call(1, "echo", json!({ "marker": "cut-short" }));
+    let whole = alice.bytes("POST", &body);
+    let head = String::from_utf8(alice.bytes("POST", "")).unwrap();
+    let framed = |by: &str, body: &str| {
+        let head = head.replace("Content-Length: 0\r\n", by);
+        format!("{head}{body}").into_bytes()
+    };
+    let longer = format!("Content-Length: {}\r\n", body.len() + 2);
+    let chunked = "Transfer-Encoding: chunked\r\n";
+    let chunk = format!("{:x}\r\n{body}\r\n", body.len());
+    for request in [
+        whole[..whole.len() - 3].to_vec(),
+        framed(&longer, &body),
+        framed(chunked, &chunk),
+        framed(chunked, &format!("{chunk}0\r\n")),
+        framed(chunked, &format!("{:x}\r\n{body}", body.len() + 2)),
+    ] {
+        let before = house.records.count("decision");
+        let mut stream = TcpStream::connect(house.address).await.unwrap();
+        stream.write_all(&request).await.unwrap();
+        drop(stream);
+        // It has seen the end of it, and said so.
+        house.records.wait_for_more("decision", before).await;
+        let last = last_decision(&house);
+        assert!(
+            last.contains("THV_DECISION=deny ") && last.contains("THV_REASON=bad-header "),
+            "{last}"
+        );
+    }
+    let seen = alice.seen().await;
     assert!(
-        last.contains("THV_DECISION=deny ") && last.contains("THV_REASON=bad-header "),
-        "{last}"
+        !seen.iter().any(|line| line.contains("cut-short")),
+        "{seen:?}"
     );
-    assert!(
-        !alice
-            .seen()
-            .await
-            .iter()
-            .any(|line| line.contains("cut-short"))
-    );
+    let answer = wire::exchange(
+        house.address,
+        &framed(chunked, &format!("{chunk}0\r\n\r\n")),
+    )
+    .await;
+    assert_eq!(answer.status, 200, "the control");
 }
 
 /// h1-12, h1-13, tok-13, conn-4: heads have their caps.
@@ -363,6 +519,14 @@ async fn what_cannot_be_framed_ends_the_connection() {
         "Host: {}\r\nAuthorization: {}\r\nContent-Type: application/json\r\nAccept: */*\r\n",
         edge.host, edge.token
     );
+    // The space that is accepted behind a size, for a control.
+    let body = initialize("2025-11-25");
+    let fits = format!(
+        "POST /mcp HTTP/1.1\r\n{good}Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n{:x} \r\n{body}\r\n0\r\n\r\n",
+        body.len()
+    );
+    let answer = wire::exchange(edge.house.address, fits.as_bytes()).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
     for (number, head) in [
         "Content-Length: 1\r\nContent-Length: 2\r\n",
         "Content-Length: +2\r\n",
@@ -376,7 +540,23 @@ async fn what_cannot_be_framed_ends_the_connection() {
         "X: a\0b\r\n",
         "X: a\r\n folded\r\n",
         ": empty\r\n",
+        "Content-Length: \r\n",
+        "Content-Length: 2;\r\n",
+        "Transfer-Encoding: \u{b}chunked\r\n",
+        "Transfer-Encoding: chunked\u{b}\r\n",
+        "X: a\r\n\tfolded\r\n",
+        "no colon\r\n",
+        "X y: a\r\n",
         "Transfer-Encoding: chunked\r\n\r\n0x2\r\nab\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n+2\r\nab\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n-2\r\nab\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n10000000000000002\r\nab\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n2;x\ny\r\nab\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n2;x\ry\r\nab\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n2\nab\r\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n2\r\nab\n0\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n0\r\n",
     ]
     .into_iter()
     .enumerate()
@@ -398,10 +578,10 @@ async fn what_cannot_be_framed_ends_the_connection() {
             .filter(|record| record.contains("THV_REASON=bad-header"));
         assert_eq!(bad.count(), number + 1, "{head:?}: {records:#?}");
     }
-    edge.nothing_started();
+    assert_eq!(edge.house.children_started(), 1, "the control's");
 }
 
-/// h1-1, h1-2, h1-4, h1-6, h1-16: what a lenient reader would make sense of is refused, recorded, and the last thing read.
+/// h1-1, h1-2, h1-4, h1-5, h1-6, h1-7, h1-16: what a lenient reader would make sense of is refused, recorded, and the last thing read.
 #[tokio::test]
 async fn what_could_be_read_in_two_ways_is_refused() {
     let edge = Edge::open().await;
@@ -432,6 +612,23 @@ async fn what_could_be_read_in_two_ways_is_refused() {
         ),
         ("POST /mcp HTTP/1.1", "Transfer-Encoding: gzip, chunked\r\n"),
         ("POST /mcp HTTP/1.1", "Transfer-Encoding: ,chunked\r\n"),
+        ("POST /mcp HTTP/1.1", "Transfer-Encoding: gzip\r\n"),
+        (
+            "POST /mcp HTTP/1.1",
+            "Transfer-Encoding: chunked, chunked\r\n",
+        ),
+        ("POST /mcp HTTP/1.1", "Transfer-Encoding: identity\r\n"),
+        ("POST /mcp HTTP/1.1", "Transfer-Encoding:\r\n"),
+        ("POST /mcp HTTP/1.0", "Transfer-Encoding: chunked\r\n"),
+        ("POST /mcp HTTP/1.1\r\n X: a", "Content-Length: 2\r\n"),
+        ("POST /mcp HTTP/1.1\r\n\tX: a", "Content-Length: 2\r\n"),
+        ("POST /mcp HTTP/1.1\nX: a", "Content-Length: 2\r\n"),
+        ("POST  /mcp HTTP/1.1", "Content-Length: 2\r\n"),
+        ("POST /mcp HTTP/1.1 ", "Content-Length: 2\r\n"),
+        ("POST\t/mcp HTTP/1.1", "Content-Length: 2\r\n"),
+        ("POST /mcp http/1.1", "Content-Length: 2\r\n"),
+        ("POST /m\u{e9} HTTP/1.1", "Content-Length: 2\r\n"),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\rPOST /mcp HTTP/1.1", ""),
         ("POST /mcp HTTP/1.1", "X: y\nContent-Length: 2\r\n"),
         ("POST /mcp HTTP/0.9", "Content-Length: 2\r\n"),
         ("POST /mcp HTTP/1.9", "Content-Length: 2\r\n"),
@@ -519,6 +716,8 @@ async fn an_unknown_expectation_is_refused() {
             417,
             "{expectation}"
         );
+        let last = last_decision(&edge.house);
+        assert!(last.contains("THV_DECISION=deny "), "{last}");
     }
     edge.nothing_started();
     // The interim answer comes first.
@@ -535,9 +734,20 @@ async fn high_bytes_are_refused_in_headers_that_are_read() {
         "MCP-Protocol-Version",
         "Origin",
         "Mcp-Name",
+        "Mcp-Method",
+        "Mcp-Param-Region",
         "Last-Event-ID",
+        "Host",
+        "Content-Type",
+        "Content-Encoding",
+        "Expect",
+        "DPoP",
+        "Forwarded",
+        "X-Forwarded-For",
     ] {
         assert_eq!(edge.post(&[(name, "\u{e9}")]).await.status, 400, "{name}");
+        let last = last_decision(&edge.house);
+        assert!(last.contains("THV_REASON=bad-header "), "{name}: {last}");
     }
     let bearer = format!("{}\u{e9}", edge.token);
     assert_eq!(edge.post(&[("Authorization", &bearer)]).await.status, 400);

@@ -595,7 +595,7 @@ async fn wait_for_async(what: &str, mut look: impl AsyncFnMut() -> bool) {
 }
 
 /// Lets time pass for the gateway, whose pauses are measured by tokio's clock.
-async fn pass(time: Duration) {
+pub(crate) async fn pass(time: Duration) {
     tokio::time::pause();
     tokio::time::advance(time).await;
     tokio::time::resume();

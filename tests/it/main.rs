@@ -7,6 +7,8 @@
 
 /// Sandboxes that are made before anybody asks.
 mod ahead;
+/// Answers that come twice, late or for another.
+mod answers;
 /// Calls that wait for their clients.
 mod awaited;
 /// Servers that speak HTTP, in the sandbox and elsewhere.
@@ -23,6 +25,8 @@ mod crowds;
 mod edge;
 /// A child's only way out.
 mod egress;
+/// Bytes that come out as they went in.
+mod faithful;
 /// What breaks in the middle of everything.
 mod faults;
 /// Servers that say too much, or nothing.
@@ -95,8 +99,10 @@ mod sandbox;
 mod scopes;
 #[allow(dead_code, reason = "others need more of it")]
 mod signer;
-/// Streams of a session, and coming back to them.
+/// Clients that take their time.
+mod slow;
 mod start;
+/// Streams of a session, and coming back to them.
 mod streams;
 /// Work that outlives the call that began it.
 mod tasks;

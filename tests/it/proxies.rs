@@ -135,6 +135,119 @@ async fn the_proxy_protocol_is_for_proxies() {
     }
 }
 
+fn binary(command: u8, family: u8, length: u16, rest: &[u8]) -> Vec<u8> {
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n".to_vec();
+    header.extend([command, family]);
+    header.extend(length.to_be_bytes());
+    header.extend(rest);
+    header
+}
+
+/// conn-22: a header of the PROXY protocol that is not to the letter is none: nothing behind it is served, and
+/// nobody is named by it. Those that are, are.
+#[tokio::test]
+async fn a_malformed_header_of_a_proxy_ends_its_connection() {
+    let house = house()
+        .with(&told("proxy-protocol", "\"127.0.0.1\""))
+        .open()
+        .await;
+    let four = [192, 0, 2, 7, 127, 0, 0, 1, 0x12, 0x67, 1, 0xbb];
+    let mut six = [0; 36];
+    (six[0], six[1], six[15], six[33]) = (0x20, 1, 7, 80);
+    let more = [&four[..], &[4, 0, 1, 0]].concat();
+    for (before, peer) in [
+        (
+            &b"PROXY TCP6 2001:db8::7 ::1 4711 443\r\n"[..],
+            "[2001:db8::7]:4711",
+        ),
+        (&binary(0x21, 0x21, 36, &six), "[2001::7]:80"),
+        (&binary(0x21, 0x11, 16, &more), "192.0.2.7:4711"),
+        (b"PROXY UNKNOWN\r\n", "127.0.0.1:"),
+        (b"PROXY UNKNOWN any thing\r\n", "127.0.0.1:"),
+        // A Unix socket's, which has no such address.
+        (&binary(0x21, 0x31, 216, &[b'/'; 216]), "127.0.0.1:"),
+    ] {
+        assert_eq!(asked(&house, before, FORGED).await, Some(401));
+        assert!(last_peer(&house).starts_with(peer), "{}", last_peer(&house));
+    }
+    let records = house.records.count("decision");
+    let long = [&b"PROXY UNKNOWN "[..], &[b'x'; 200], b"\r\n"].concat();
+    for before in [
+        &b"PROXY "[..],
+        b"PROXY TCP4\r\n",
+        b"PROXY TCP4 192.0.2.7 127.0.0.1 4711\r\n",
+        b"PROXY TCP4 192.0.2.7 127.0.0.1 4711 443 1\r\n",
+        b"PROXY  TCP4 192.0.2.7 127.0.0.1 4711 443\r\n",
+        b"PROXY TCP4 192.0.2.7 127.0.0.1 04711 443\r\n",
+        b"PROXY TCP4 192.0.2.7 127.0.0.1 +4711 443\r\n",
+        b"PROXY TCP4 192.0.2.7 127.0.0.1 4711 65536\r\n",
+        b"PROXY TCP4 192.0.2.07 127.0.0.1 4711 443\r\n",
+        b"PROXY TCP4 192.0.2.256 127.0.0.1 4711 443\r\n",
+        b"PROXY TCP4 2001:db8::7 ::1 4711 443\r\n",
+        b"PROXY TCP6 192.0.2.7 127.0.0.1 4711 443\r\n",
+        b"PROXY UDP4 192.0.2.7 127.0.0.1 4711 443\r\n",
+        b"PROXY TCP4 192.0.2.7 127.0.0.1 4711 443\n",
+        b"PROXY TCP4 192.0.2.7 127.0.0.1 4711 443\r",
+        b"proxy TCP4 192.0.2.7 127.0.0.1 4711 443\r\n",
+        b" PROXY TCP4 192.0.2.7 127.0.0.1 4711 443\r\n",
+        &long,
+        &binary(0x22, 0x11, 12, &four),
+        &binary(0x11, 0x11, 12, &four),
+        &binary(0x31, 0x11, 12, &four),
+        &binary(0x21, 0x11, 11, &four[..11]),
+        &binary(0x21, 0x21, 12, &four),
+        &binary(0x21, 0x11, u16::MAX, &four),
+        b"\r\n\r\n\0\r\nQUIT\r",
+    ] {
+        let got = asked(&house, before, FORGED).await;
+        let shown = String::from_utf8_lossy(before);
+        assert!(matches!(got, None | Some(400)), "{shown:?}: {got:?}");
+    }
+    // None of them has asked anything of anybody.
+    assert_eq!(house.records.count("decision"), records);
+    assert_eq!(house.children_started(), 0);
+    assert_eq!(
+        asked(&house, b"PROXY UNKNOWN\r\n", &[]).await,
+        Some(401),
+        "others are served"
+    );
+}
+
+/// conn-22: what stands for the client in a header that is not the one that was named is nothing, and neither is one
+/// that says it wrongly: then the record has the proxy itself.
+#[tokio::test]
+async fn a_proxy_that_is_not_understood_names_nobody() {
+    let by_list = house()
+        .with(&told("x-forwarded-for", "\"127.0.0.1\""))
+        .open()
+        .await;
+    let by_element = house()
+        .with(&told("forwarded", "\"127.0.0.1\""))
+        .open()
+        .await;
+    for more in [
+        [("X-Forwarded-For", "unknown")],
+        [("X-Forwarded-For", "192.0.2.7, evil")],
+        [("X-Forwarded-For", "192.0.2.7.1")],
+        [("X-Forwarded-For", "")],
+        [("Forwarded", "for=192.0.2.8")],
+        [("X-Real-IP", "192.0.2.9")],
+    ] {
+        assert_eq!(asked(&by_list, b"", &more).await, Some(401));
+        assert!(last_peer(&by_list).starts_with("127.0.0.1:"), "{more:?}");
+    }
+    for more in [
+        [("Forwarded", "for=_hidden")],
+        [("Forwarded", "for=192.0.2.7;for=192.0.2.8")],
+        [("Forwarded", "proto=https;host=evil.example")],
+        [("Forwarded", "192.0.2.7")],
+        [("X-Forwarded-For", "192.0.2.7")],
+    ] {
+        assert_eq!(asked(&by_element, b"", &more).await, Some(401));
+        assert!(last_peer(&by_element).starts_with("127.0.0.1:"), "{more:?}");
+    }
+}
+
 /// conn-22: on a Unix socket, where it is said so.
 #[tokio::test]
 async fn a_proxy_on_a_unix_socket_is_one_by_name() {

@@ -300,3 +300,95 @@ async fn a_resource_is_decided_on_as_it_is_spelled() {
         assert!(line.contains(&format!("\"{uri}\"")), "{line}");
     }
 }
+
+/// json-27: what is not asked for by a name that a policy permits is asked of nobody: each method is an action of its
+/// own, in the spelling that it has, and one that nobody has thought about is none.
+#[tokio::test]
+async fn each_method_is_permitted_by_its_own_name() {
+    let permits = |actions: &str| format!("permit (principal, action in [{actions}], resource);");
+    let basic = r#"Action::"initialize", Action::"tools/list", Action::"tools/call""#;
+    let decided = [
+        ("prompts/list", json!({})),
+        ("prompts/get", json!({ "name": "p" })),
+        ("resources/list", json!({})),
+        ("resources/templates/list", json!({})),
+        ("resources/read", json!({ "uri": "a:b" })),
+        ("resources/subscribe", json!({ "uri": "a:b" })),
+        ("resources/unsubscribe", json!({ "uri": "a:b" })),
+        (
+            "completion/complete",
+            json!({ "ref": { "type": "ref/prompt", "name": "p" }, "argument": { "name": "a", "value": "" } }),
+        ),
+        ("logging/setLevel", json!({ "level": "info" })),
+        ("tasks/list", json!({})),
+        ("tasks/get", json!({ "taskId": "t" })),
+        ("tasks/result", json!({ "taskId": "t" })),
+        ("tasks/cancel", json!({ "taskId": "t" })),
+    ];
+    let body = |method: &str, params: &serde_json::Value| {
+        json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string()
+    };
+    let strict = house().policy(&permits(basic)).open().await;
+    let alice = strict.session("alice").await;
+    let denied = json!({ "jsonrpc": "2.0", "id": 1, "error": {
+        "code": -32603, "message": "not permitted", "data": { "reason": "denied" },
+    } });
+    for (method, params) in &decided {
+        let answer = alice.post(&body(method, params)).await;
+        is_exactly(&strict, &answer, (403, None), &denied, "policy");
+    }
+    let unknown = json!({ "jsonrpc": "2.0", "id": 1, "error": {
+        "code": -32601, "message": "not permitted", "data": { "reason": "method-unknown" },
+    } });
+    for method in [
+        "tools/destroy",
+        "Tools/Call",
+        "tools/call ",
+        "tools//call",
+        "tools",
+        "server/discover",
+        "subscriptions/listen",
+        "sampling/createMessage",
+        "elicitation/create",
+        "roots/list",
+        "vendor/anything",
+        "rpc.discover",
+    ] {
+        let answer = alice.post(&body(method, &json!({ "name": "echo" }))).await;
+        is_exactly(&strict, &answer, (200, None), &unknown, "method-unknown");
+    }
+    for note in [
+        "notifications/vendor",
+        "notifications/message",
+        "notifications/Initialized",
+    ] {
+        let text = json!({ "jsonrpc": "2.0", "method": note }).to_string();
+        let answer = alice.post(&text).await;
+        assert_ne!(answer.status, 200, "{note}: {answer:?}");
+    }
+    let seen = alice.seen().await;
+    let strange = |line: &&String| !line.contains("\"seen\"") && !line.contains("\"initialize\"");
+    assert_eq!(seen.iter().filter(strange).count(), 0, "{seen:?}");
+    // Each beside its success: its own name, and no other's.
+    for (method, params) in &decided {
+        let open = house()
+            .policy(&permits(&format!("{basic}, Action::\"{method}\"")))
+            .open()
+            .await;
+        let alice = open.session("alice").await;
+        let (other, given) = decided.iter().find(|(other, _)| other != method).unwrap();
+        let answer = alice.post(&body(other, given)).await;
+        assert_eq!(answer.status, 403, "{method} for {other}");
+        assert_eq!(
+            alice.post(&body(method, params)).await.status,
+            200,
+            "{method}"
+        );
+        let seen = alice.seen().await;
+        let named = format!("\"{method}\"");
+        assert!(
+            seen.iter().any(|line| line.contains(&named)),
+            "{method}: {seen:?}"
+        );
+    }
+}

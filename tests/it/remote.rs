@@ -6,8 +6,9 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use rustls::{
@@ -15,6 +16,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 use serde_json::{Value, json};
+use thv::time::Clock;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -24,8 +26,10 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    backends::{header, modern, tool},
-    house::{Caller, call, house},
+    backends::{each_has_its_own, header, modern as ask_modern, tool},
+    faults::pass,
+    house::{Caller, House, Plan, call, house},
+    modern,
     wire::{self, Events, PATIENCE},
 };
 
@@ -103,10 +107,10 @@ impl Tap {
                     match tls {
                         Some(tls) => {
                             if let Ok(stream) = tls.accept(stream).await {
-                                pass(stream, to, &kept).await;
+                                hand_on(stream, to, &kept).await;
                             }
                         }
-                        None => pass(stream, to, &kept).await,
+                        None => hand_on(stream, to, &kept).await,
                     }
                 });
             }
@@ -128,7 +132,7 @@ impl Tap {
     }
 }
 
-async fn pass(from: impl AsyncRead + AsyncWrite, to: TcpStream, kept: &Mutex<Vec<u8>>) {
+async fn hand_on(from: impl AsyncRead + AsyncWrite, to: TcpStream, kept: &Mutex<Vec<u8>>) {
     let (mut from_read, mut from_write) = tokio::io::split(from);
     let (mut to_read, mut to_write) = to.into_split();
     let there = async {
@@ -274,18 +278,66 @@ async fn an_upstream_sees_its_own_credential_and_nothing_of_the_callers() {
         .also("ca.pem", std::fs::read_to_string(ca).unwrap())
         .credential("up", "sesame\n");
     let house = plan.open().await;
-    let mut alice = house.session("alice").await;
+    let alice = house.session("alice").await;
     let note = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
     assert_eq!(alice.post(note).await.status, 202);
+    // A client may show its token anywhere: what is not its message goes nowhere.
+    let token = alice.token.clone().unwrap();
     let more = [
         ("Cookie", "secret-cookie"),
         ("X-Api-Key", "secret-key"),
         ("X-Forwarded-For", "192.0.2.7"),
         ("Traceparent", "secret-trace"),
+        ("Proxy-Authorization", &*format!("Bearer {token}")),
+        ("X-Forwarded-Access-Token", &token),
+        ("Authentication", &token),
+        ("Mcp-Param-Token", &token),
+        ("Baggage", &token),
+        ("User-Agent", "secret-agent"),
+        ("Last-Event-ID", "secret-event"),
+        ("Origin", &format!("http://{}", house.address)),
+        ("Referer", "http://secret-referer/"),
+        ("From", "secret-from"),
     ];
     let body = call(1, "echo", json!({ "n": 1 }));
-    let answer = wire::exchange(alice.address, &alice.bytes_with("POST", &more, &body)).await;
-    assert_eq!(answer.said(), "{\"n\": 1}");
+    let request = alice.bytes_with("POST", &more, &body);
+    let request = String::from_utf8(request).unwrap();
+    let queried = request.replacen("/mcp ", "/mcp?key=secret-query ", 1);
+    for request in [&request, &queried] {
+        let answer = wire::exchange(alice.address, request.as_bytes()).await;
+        assert_eq!(answer.said(), "{\"n\": 1}");
+    }
+    // Where the query has what a token is shown as, nothing is sent at all (tok-9).
+    let shown = request.replacen("/mcp ", &format!("/mcp?access_token={token} "), 1);
+    assert_eq!(
+        wire::exchange(alice.address, shown.as_bytes()).await.status,
+        400
+    );
+    let stateless = modern::bytes(
+        &alice,
+        "tools/call",
+        Some("echo"),
+        &modern::body(
+            1,
+            "tools/call",
+            json!({ "name": "echo", "arguments": {} }),
+            json!({}),
+        ),
+    );
+    let stateless = String::from_utf8(stateless).unwrap();
+    let lines: String = more
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    let stateless = stateless.replacen("Host:", &format!("{lines}Host:"), 1);
+    assert_eq!(
+        wire::exchange(alice.address, stateless.as_bytes())
+            .await
+            .said(),
+        "{}"
+    );
+    let mut own = Events::open(alice.address, &alice.bytes_with("GET", &more[..10], "")).await;
+    own.field("id: ").await;
     assert_eq!(
         tool(&alice, "echo", json!({ "n": 2 })).await.said(),
         "{\"n\": 2}"
@@ -300,34 +352,66 @@ async fn an_upstream_sees_its_own_credential_and_nothing_of_the_callers() {
         heard.matches("authorization: Bearer sesame\r\n").count(),
         requests
     );
-    let token = alice.token.take().unwrap();
+    // What its own message says is the server's: of that nothing was added by the gateway.
+    assert!(!heard.contains("identity\":"), "{heard}");
     let parts = token.split('.').chain([session.as_str(), token.as_str()]);
     for secret in parts.chain(["secret-", "192.0.2.7", "alice", &house.resource()]) {
         assert!(!heard.contains(secret), "`{secret}` was passed on: {heard}");
     }
 }
 
-/// Certificates count: who cannot prove to be the upstream is told nothing.
+/// Certificates count: who cannot prove to be the upstream, by an authority, a name and a date, is told nothing.
 #[tokio::test]
 async fn a_stranger_with_the_upstreams_address_is_told_nothing() {
     let upstream = Upstream::start(&[]);
-    let (acceptor, _) = tls();
+    let trusted = "ca-file = \"/etc/thv/ca.pem\"\n";
+    for (host, certificate, more) in [
+        ("localhost", Some("localhost"), ""),
+        ("127.0.0.1", Some("localhost"), trusted),
+        ("localhost", Some("expired"), trusted),
+        ("localhost", Some("other"), trusted),
+        ("localhost", None, trusted),
+    ] {
+        let tap = Tap::before(upstream.port, certificate.map(acceptor)).await;
+        let ca = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls/ca.pem");
+        let plan = house()
+            .remote(
+                &format!("https://{host}:{}/mcp", tap.port),
+                &format!("{more}authorization = {{ credential = \"up\" }}"),
+            )
+            .also("ca.pem", std::fs::read_to_string(ca).unwrap())
+            .credential("up", "sesame");
+        let house = plan.open().await;
+        let answer = house.caller("alice").initialize().await;
+        assert_eq!(answer.status, 502, "{host} {certificate:?}");
+        assert_eq!(
+            answer.json()["error"]["data"]["reason"],
+            "server-unreachable"
+        );
+        assert!(tap.connections() > 0);
+        let heard = tap.heard();
+        assert!(
+            !heard.contains("sesame") && !heard.contains("mcp"),
+            "{heard}"
+        );
+    }
+}
+
+/// What is no answer is told as of a server of one's own, and nobody else's conversation is harmed by it.
+#[tokio::test]
+async fn what_an_upstream_answers_wrongly_has_its_own_answer() {
+    let upstream = Upstream::start(&[]);
+    let (acceptor, ca) = tls();
     let tap = Tap::before(upstream.port, Some(acceptor)).await;
-    let plan = house()
+    let house = house()
         .remote(
             &format!("https://localhost:{}/mcp", tap.port),
-            "authorization = { credential = \"up\" }",
+            "ca-file = \"/etc/thv/ca.pem\"\n",
         )
-        .credential("up", "sesame");
-    let house = plan.open().await;
-    let answer = house.caller("alice").initialize().await;
-    assert_eq!(answer.status, 502);
-    assert_eq!(
-        answer.json()["error"]["data"]["reason"],
-        "server-unreachable"
-    );
-    assert!(tap.connections() > 0);
-    assert_eq!(tap.heard(), "");
+        .also("ca.pem", std::fs::read_to_string(ca).unwrap())
+        .open()
+        .await;
+    each_has_its_own(&house).await;
 }
 
 /// A missing credential is a misconfiguration, not a call without one.
@@ -452,7 +536,7 @@ async fn both_eras_of_an_upstream_are_spoken_to() {
             "{\"n\": 1}",
             "{arguments:?}"
         );
-        let list = modern(&alice, "tools/list", None, json!({})).await;
+        let list = ask_modern(&alice, "tools/list", None, json!({})).await;
         assert!(list.json()["result"]["tools"].is_array());
         if arguments == ["--modern"] {
             continue;
@@ -550,6 +634,92 @@ async fn an_exchanged_token_is_used_as_long_as_it_lives() {
         .filter_map(|it| header(it, "authorization"))
         .collect();
     assert_eq!(shown, ["Bearer up-1", "Bearer up-2", "Bearer up-3"]);
+}
+
+/// What a caller's conversation has shown its upstream, in order and without repetition.
+async fn shown(caller: &Caller) -> Vec<String> {
+    let seen = caller.call("seen", json!({})).await.said();
+    let seen: Vec<Value> = serde_json::from_str(&seen).unwrap();
+    let mut shown: Vec<String> = Vec::new();
+    for request in &seen {
+        let next = header(request, "authorization").unwrap();
+        if shown.last().is_none_or(|last| last != next) {
+            shown.push(next.to_owned());
+        }
+    }
+    shown
+}
+
+/// The tokens are numbered as they are asked for, whoever they are for.
+async fn numbered(plan: impl FnOnce(Plan) -> Plan) -> (Upstream, Provider, House) {
+    let upstream = Upstream::start(&[]);
+    let provider = Provider::start(Box::new(|request, count| {
+        let token = format!("up-{}-{count}", subject(request));
+        let answer = json!({ "access_token": token, "token_type": "Bearer", "expires_in": 300 });
+        (200, answer.to_string())
+    }))
+    .await;
+    let house = house()
+        .remote(&upstream.url(), &provider.upstream())
+        .credential("thv-client", "secret");
+    let house = plan(house).open().await;
+    (upstream, provider, house)
+}
+
+/// A token is used for as long as its provider has said, less what a call may take; then the next call asks for
+/// another, in the same conversation with the upstream.
+#[tokio::test]
+async fn an_exchanged_token_is_asked_for_anew_before_it_ends() {
+    let offset = Arc::new(AtomicU64::new(0));
+    let (read, system) = (offset.clone(), Clock::system());
+    let clock = Clock::new(move || system.now() + read.load(Ordering::Relaxed));
+    let (_upstream, provider, house) = numbered(|plan| plan.clock(clock)).await;
+    let alice = house.session("alice").await;
+    for (seconds, asked) in [(0, 1), (260, 1), (275, 2), (500, 2), (560, 3)] {
+        offset.store(seconds, Ordering::Relaxed);
+        assert_eq!(
+            alice.call("echo", json!({})).await.said(),
+            "{}",
+            "{seconds}"
+        );
+        assert_eq!(provider.asked().len(), asked, "{seconds}");
+    }
+    let told = ["up-alice-1", "up-alice-2", "up-alice-3"].map(|token| format!("Bearer {token}"));
+    assert_eq!(shown(&alice).await, told);
+}
+
+/// What the upstream does not accept is asked for anew, for its owner alone, and not at each call: a client hears
+/// that its server has refused, and nothing of why.
+#[tokio::test]
+async fn a_token_that_the_upstream_refuses_is_asked_for_anew() {
+    let (_upstream, provider, house) = numbered(|plan| plan).await;
+    let (alice, bob) = (house.session("alice").await, house.session("bob").await);
+    let refused = json!({ "status": 401 });
+    for _ in 0..3 {
+        let answer = alice.call("status", refused.clone()).await;
+        assert_eq!(
+            (answer.status, &answer.json()["error"]["data"]["reason"]),
+            (502, &json!("server-refused"))
+        );
+        assert_eq!(answer.header("www-authenticate"), None);
+    }
+    // One that is new was refused for another reason.
+    assert_eq!(provider.asked().len(), 2);
+    pass(Duration::from_secs(6)).await;
+    assert_eq!(alice.call("status", refused).await.status, 502);
+    assert_eq!(alice.call("echo", json!({})).await.said(), "{}");
+    assert_eq!(bob.call("echo", json!({})).await.said(), "{}");
+    let asked = provider.asked();
+    let subjects: Vec<_> = asked.iter().map(|request| subject(request)).collect();
+    assert_eq!(subjects, ["alice", "bob", "alice"]);
+    let all = shown(&alice).await;
+    assert_eq!(all.last().unwrap(), "Bearer up-alice-3", "{all:?}");
+    assert!(all.contains(&"Bearer up-bob-2".to_owned()), "{all:?}");
+    assert!(
+        house
+            .records
+            .have(&["THV_EVENT=outcome ", "server-refused"])
+    );
 }
 
 /// What the provider says no to, or cannot be asked, is told in words, and the upstream hears nothing.

@@ -17,15 +17,16 @@ use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
+use serde_json::json;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
     time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
-    house::{Caller, House, Plan, house, initialize},
+    house::{Caller, House, Plan, call, house, initialize},
     wire::{self, PATIENCE},
 };
 
@@ -249,6 +250,116 @@ async fn a_new_certificate_is_taken_without_a_failed_request() {
         asked.await.expect("no request has failed");
     }
     assert!(answered.load(Ordering::Relaxed) > 10);
+}
+
+/// What lives is left alone when there is a new pair: a call that waits, a stream that is open and requests of HTTP/2
+/// go on where they were, with the certificate that they began with; who comes now is shown the new one.
+#[tokio::test]
+async fn what_lives_goes_on_when_there_is_a_new_certificate() {
+    let house = secured().open().await;
+    let trusting = client(&["ca.pem"], &[]);
+    let open = async || connect(&house, &trusting).await.unwrap();
+    let mut alice = house.caller("alice");
+    let opened = wire::ask(open().await, &first(&alice)).await;
+    alice.session = opened.header("mcp-session-id").map(str::to_owned);
+    let mut waits = open().await;
+    let asks = call(7, "wait", json!({ "for": "x" }));
+    waits.write_all(&alice.bytes("POST", &asks)).await.unwrap();
+    waits.flush().await.unwrap();
+    let mut own = BufReader::new(open().await);
+    own.write_all(&alice.bytes("GET", "")).await.unwrap();
+    own.flush().await.unwrap();
+    until(&mut own, "data:").await;
+    let stream = connect(&house, &client(&["ca.pem"], &["h2"])).await;
+    let stream = TokioIo::new(stream.unwrap());
+    let (mut requests, connection) = http2::handshake(TokioExecutor::new(), stream)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let seen = alice.bytes("POST", &call(8, "seen", json!({})));
+    let is_asked = async { while !wire::ask(open().await, &seen).await.said().contains("wait") {} };
+    timeout(PATIENCE, is_asked).await.unwrap();
+
+    install(&house.root(), "other.pem", "other.key");
+    timeout(PATIENCE, async {
+        while !shows(&house, "other.pem").await {}
+    })
+    .await
+    .expect("no new certificate in time");
+    assert!(!shows(&house, "ca.pem").await);
+
+    let newer = client(&["other.pem"], &[]);
+    for (tool, arguments) in [("announce", json!({})), ("release", json!({ "for": "x" }))] {
+        let stream = connect(&house, &newer).await.unwrap();
+        let request = alice.bytes("POST", &call(9, tool, arguments));
+        assert_eq!(wire::ask(stream, &request).await.status, 200, "{tool}");
+    }
+    until(&mut own, "notifications/tools/list_changed").await;
+    let mut answer = Vec::new();
+    let read = waits.read_to_end(&mut answer);
+    timeout(PATIENCE, read).await.unwrap().unwrap();
+    assert_eq!(wire::parse(&answer).said(), "released");
+    let request = Request::post(format!("https://{}/mcp", house.address))
+        .header("authorization", format!("Bearer {}", house.token("bob")))
+        .header("content-type", "application/json")
+        .header("accept", "application/json, text/event-stream")
+        .body(Full::<bytes::Bytes>::from(initialize("2025-11-25")))
+        .unwrap();
+    let answer = timeout(PATIENCE, requests.send_request(request)).await;
+    assert_eq!(answer.unwrap().unwrap().status(), 200);
+}
+
+/// Reads lines to one with this in it.
+async fn until(stream: &mut BufReader<TlsStream<TcpStream>>, what: &str) {
+    let mut line = String::new();
+    while !line.contains(what) {
+        line.clear();
+        let read = timeout(PATIENCE, stream.read_line(&mut line)).await;
+        assert_ne!(read.expect(what).unwrap(), 0, "{what}");
+    }
+}
+
+/// A pair may come as credentials of the gateway's, and so may the next; half of a new one changes nothing.
+#[tokio::test]
+async fn a_pair_of_credentials_is_served_and_so_is_the_next() {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls");
+    let text = |file: &str| fs::read_to_string(from.join(file)).unwrap();
+    let house = house()
+        .with("[tls]\ncertificate = { credential = \"chain\" }\nkey = { credential = \"key\" }\n")
+        .credential("chain", &text("localhost.pem"))
+        .credential("key", &text("localhost.key"))
+        .open()
+        .await;
+    let stream = connect(&house, &client(&["ca.pem"], &[])).await.unwrap();
+    let answer = wire::ask(stream, &first(&house.caller("alice"))).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let put = |name: &str, file: &str| {
+        let place = house.root().join("credentials");
+        fs::write(place.join("new"), text(file)).unwrap();
+        fs::rename(place.join("new"), place.join(name)).unwrap();
+    };
+    put("chain", "other.pem");
+    let looked = std::time::Instant::now();
+    // Long enough for two looks of the gateway's.
+    while looked.elapsed().as_millis() < 2500 {
+        assert!(shows(&house, "ca.pem").await);
+    }
+    put("key", "other.key");
+    timeout(PATIENCE, async {
+        while !shows(&house, "other.pem").await {}
+    })
+    .await
+    .expect("no new certificate in time");
+    assert_eq!(house.children_started(), 1);
+    // One that is not there is a problem, by its name.
+    let house = crate::house::house()
+        .with("[tls]\ncertificate = { credential = \"chain\" }\nkey = { credential = \"none\" }\n")
+        .credential("chain", &text("localhost.pem"))
+        .open()
+        .await;
+    house.records.wait_for("config-refused").await;
+    assert!(house.records.have(&["THV_CONFIG_KEY=tls", "none"]));
+    assert_eq!(house.caller("alice").initialize().await.status, 503);
 }
 
 /// A key that others may read, or that is not there, is a problem of the configuration.

@@ -105,6 +105,11 @@ impl Events {
         Self(BufReader::new(stream))
     }
 
+    /// The connection itself.
+    pub fn stream(&self) -> &TcpStream {
+        self.0.get_ref()
+    }
+
     /// The next line that says something.
     pub async fn line(&mut self) -> String {
         let mut line = String::new();

@@ -17,7 +17,6 @@ use super::{
     wire::Answer,
 };
 use crate::{
-    child::stdio,
     json::{Kind as Json, Value},
     mcp::Message,
 };
@@ -259,7 +258,13 @@ impl Talk {
 
     /// Gives a message to the session, as a line; it is checked there like any child's.
     async fn hear(&self, text: &[u8]) {
-        let line = stdio::line(text.to_vec());
+        // One kind of line break for the other: the session makes those between tokens spaces, and
+        // one in a string stays what makes it no JSON (sse-1).
+        let mut line = text.to_vec();
+        for byte in line.iter_mut().filter(|byte| **byte == b'\n') {
+            *byte = b'\r';
+        }
+        line.push(b'\n');
         // Nobody reads any more: the session is ending, and this with it.
         let _ = self.output.lock().await.write_all(&line).await;
     }

@@ -104,6 +104,19 @@ def call(identifier, params):
         say('{"jsonrpc":"2.0","id":999999,"result":{}}')
         say('{"jsonrpc":"2.0","id":"%d","result":{}}' % identifier)
         text(identifier, "mine")
+    elif name == "twice":
+        text(identifier, "first")
+        for _ in range(arguments["more"]):
+            text(identifier, "again")
+    elif name == "framed":
+        # What another transport puts around messages, or leaves out, and then the answer; `@` is its id.
+        raw = arguments["raw"].replace("@", str(identifier)).encode("latin-1")
+        sys.stdout.buffer.write(raw)
+        sys.stdout.buffer.flush()
+        if arguments.get("ends"):
+            os._exit(0)
+        if arguments.get("answers"):
+            text(identifier, "mine")
     elif name == "strays":
         # Answers to requests that nobody has made.
         for number in range(arguments["count"]):
@@ -127,6 +140,9 @@ def call(identifier, params):
         note = '{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"%s"}}'
         notes = "\n".join(note % ("x" * arguments["size"]) for _ in range(arguments["count"]))
         say(notes)
+        if "for" in arguments:
+            waiting[arguments["for"]] = identifier
+            return
         text(identifier, "done")
     elif name == "announce" and modern:
         for number, wanted in listening.items():
