@@ -12,7 +12,7 @@ use crate::{
         Call, Era, Id, Message,
         bridge::{self, LegacyServer},
         input, method,
-        subscription::Wanted,
+        subscription::{self, SUBSCRIPTION, Wanted},
     },
     session::{
         SendError, Session,
@@ -295,16 +295,22 @@ impl Session {
                 server.answered(message, &call.id)
             }
             (None, _) => {
-                let id = message
-                    .root()
-                    .get("id")
-                    .map(|id| (id.span(), call.id.as_json()));
-                message.with(&Vec::from_iter(id))
+                let root = message.root();
+                // What ends a subscription names it twice.
+                let named = call.is_subscription().then(|| {
+                    let meta = root.get("result")?.get("_meta")?;
+                    meta.get(SUBSCRIPTION)
+                });
+                let names = [root.get("id"), named.flatten()];
+                let names = names.iter().flatten();
+                let mut own: Vec<_> = names.map(|it| (it.span(), call.id.as_json())).collect();
+                own.sort_by_key(|(span, _)| span.start);
+                message.with(&own)
             }
         });
         let reason = failed.then_some(Reason::ServerError);
         let bytes = text.len();
-        if call.opens && failed {
+        if call.opens {
             state.reversed.opening = call.outcome.take();
         }
         self.finish(state, call, reason, bytes, Event::Answer(text));
@@ -326,19 +332,32 @@ impl Session {
             .filter(|(_, call)| call.deadline.is_none())
             .map(|(number, _)| *number)
             .collect();
-        for call in open {
-            let Some(call) = state.in_flight.remove(&call) else {
+        for number in open {
+            let Some(call) = state.in_flight.remove(&number) else {
                 continue;
             };
-            match self.bridge.get().filter(|_| call.wanted.is_some()) {
-                // A subscription ends well (mcp-T28).
-                Some(server) => {
-                    let text = Bytes::from(server.ended(&call.id));
-                    self.finish(state, call, None, text.len(), Event::Answer(text));
+            if self.era == Era::Modern && call.is_subscription() {
+                // Its child goes on for the calls that are answered still.
+                if call.wanted.is_none() {
+                    self.say(&OwnMessage::Cancelled {
+                        number,
+                        reason: "shutting down",
+                    });
                 }
-                None => self.fail(state, call, failure),
+                self.end_well(state, call);
+            } else {
+                self.fail(state, call, failure);
             }
         }
+    }
+
+    /// Ends a subscription as one that its server has ended (mcp-T28).
+    pub(super) fn end_well(&self, state: &mut State, call: InFlight) {
+        let text = Bytes::from(match self.bridge.get() {
+            Some(server) => server.ended(&call.id),
+            None => subscription::ended(&call.id, b""),
+        });
+        self.finish(state, call, None, text.len(), Event::Answer(text));
     }
 
     pub(super) fn fail(&self, state: &mut State, call: InFlight, failure: Failure) {
