@@ -40,6 +40,8 @@ mod image;
 mod issuer;
 /// Messages as large as they may be.
 mod large;
+/// What clients of the older versions may count on.
+mod legacy;
 /// The transport of 2024-11-05.
 mod legacy_sse;
 /// Requests of the stateless version.
@@ -89,8 +91,8 @@ mod sandbox;
 mod scopes;
 #[allow(dead_code, reason = "others need more of it")]
 mod signer;
-/// Streams of a session, and coming back to them.
 mod start;
+/// Streams of a session, and coming back to them.
 mod streams;
 /// Work that outlives the call that began it.
 mod tasks;
