@@ -362,7 +362,7 @@ async fn open(
             response
         }
         // What became of a call that reached its session is recorded there.
-        Err(error @ OpenError::Failed(_)) => {
+        Err(error @ (OpenError::Failed(_) | OpenError::NoVersion)) => {
             Refusal::Open(error).response(Some(&gateway.config), id.as_ref())
         }
         Err(error) => failed(gateway, request, &not_opened(gateway, error), id.as_ref()),
@@ -418,10 +418,10 @@ fn only_own(
             return cache::private(&message).map_or(answer, Bytes::from);
         };
         let filtered = Bytes::from(filtered);
-        let private = Message::parse(filtered.clone()).ok();
-        private
-            .and_then(|message| cache::private(&message))
-            .map_or(filtered, Bytes::from)
+        match Message::parse(filtered.clone()) {
+            Ok(list) => cache::cut(&list).into(),
+            Err(_) => filtered,
+        }
     }))
 }
 

@@ -202,6 +202,9 @@ impl Events {
                     let text = self.open[at].text(event, &mut self.ready);
                     if last {
                         self.open.swap_remove(at);
+                    } else {
+                        // One that says much keeps no other from being heard.
+                        self.open.rotate_left(at + 1);
                     }
                     return Poll::Ready(Some(text));
                 }
@@ -515,6 +518,25 @@ mod tests {
             }
             assert!(written == whole && same == 1, "{is_first}");
         }
+    }
+
+    /// One stream for several calls: what one of them says keeps none of the others from its answer.
+    #[tokio::test]
+    async fn who_says_much_keeps_nobody_from_an_answer() {
+        let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
+        let call = crate::mcp::Call::read(call.into(), false).unwrap();
+        let id = call.id().unwrap();
+        let (_stream, talks) = Exchange::talking(100);
+        let answered = Exchange::answered("answered".into());
+        let mut events = Events::batch(
+            Vec::new(),
+            vec![(id.clone(), talks), (id.clone(), answered)],
+        );
+        let said = [next(&mut events).await, next(&mut events).await];
+        assert!(
+            said.iter().flatten().any(|text| text.contains("answered")),
+            "{said:?}"
+        );
     }
 
     /// sse-5, tok-69: an open stream says that it is, and ends with the token that opened it.

@@ -15,7 +15,7 @@ use crate::{
         Call, Id, Message,
         edit::{Fate, edited},
         input::member,
-        task, version,
+        subscription, task, version,
     },
 };
 
@@ -28,6 +28,8 @@ pub struct LegacyServer {
     /// Its tools can be called as tasks.
     tasks: bool,
     instructions: Option<String>,
+    /// It speaks the version in which several messages may come in one.
+    batches: bool,
 }
 
 impl LegacyServer {
@@ -49,7 +51,16 @@ impl LegacyServer {
                 .get("instructions")
                 .and_then(Value::as_str)
                 .map(String::from),
+            batches: result
+                .get("protocolVersion")
+                .and_then(Value::as_str)
+                .is_some_and(|version| version == version::BATCHES),
         })
+    }
+
+    /// Whether it may say several things at once.
+    pub fn batches(&self) -> bool {
+        self.batches
     }
 
     /// Its `serverInfo`, as it was written.
@@ -100,12 +111,9 @@ impl LegacyServer {
 
     /// The answer that ends a subscription.
     pub fn ended(&self, id: &Id) -> Vec<u8> {
-        let mut text = br#"{"jsonrpc":"2.0","id":"#.to_vec();
-        text.extend_from_slice(id.as_json());
-        text.extend_from_slice(br#","result":{"resultType":"complete","_meta":{"#);
-        member(&mut text, SERVER_INFO, self.info.as_bytes());
-        text.extend_from_slice(b"}}}");
-        text
+        let mut info = Vec::new();
+        member(&mut info, SERVER_INFO, self.info.as_bytes());
+        subscription::ended(id, &info)
     }
 
     /// Its answer, under the client's id, with what modern clients need.
@@ -311,7 +319,7 @@ mod tests {
         let ended = String::from_utf8(server().ended(&Id::own())).unwrap();
         assert_eq!(
             ended,
-            r#"{"jsonrpc":"2.0","id":0,"result":{"resultType":"complete","_meta":{"io.modelcontextprotocol/serverInfo":{"name":"old", "version":"1"}}}}"#
+            r#"{"jsonrpc":"2.0","id":0,"result":{"resultType":"complete","_meta":{"io.modelcontextprotocol/subscriptionId":0,"io.modelcontextprotocol/serverInfo":{"name":"old", "version":"1"}}}}"#
         );
     }
 

@@ -96,6 +96,21 @@ impl Id {
     }
 }
 
+/// An id, as JSON, in the one spelling that all of its spellings have: a client answers a
+/// server's `"\u00e9"` by `"é"`, and means it.
+pub fn spelled(id: &[u8]) -> Cow<'_, [u8]> {
+    if !id.contains(&b'\\') {
+        return id.into();
+    }
+    let text = serde_json::from_slice::<String>(id).ok();
+    text.map_or(id.into(), |text| {
+        serde_json::Value::from(text)
+            .to_string()
+            .into_bytes()
+            .into()
+    })
+}
+
 /// What kind of JSON-RPC message a [`Call`] is.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Shape {

@@ -17,4 +17,4 @@ pub mod task;
 pub mod tools;
 pub mod version;
 
-pub use call::{Call, CallError, Era, Id, Message, Shape, Target};
+pub use call::{Call, CallError, Era, Id, Message, Shape, Target, spelled};

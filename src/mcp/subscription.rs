@@ -137,6 +137,20 @@ pub fn concerns(wanted: &str, uri: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || wanted.ends_with('/'))
 }
 
+/// The answer that ends the subscription `id` well, with more members of its `_meta` (JSON).
+pub fn ended(id: &Id, more: &[u8]) -> Vec<u8> {
+    let mut text = br#"{"jsonrpc":"2.0","id":"#.to_vec();
+    text.extend_from_slice(id.as_json());
+    text.extend_from_slice(br#","result":{"resultType":"complete","_meta":{"#);
+    super::input::member(&mut text, SUBSCRIPTION, id.as_json());
+    if !more.is_empty() {
+        text.push(b',');
+        text.extend_from_slice(more);
+    }
+    text.extend_from_slice(b"}}}");
+    text
+}
+
 /// The notification, as one of the subscription `id`.
 pub fn labelled(message: &Message, id: &Id) -> Vec<u8> {
     meta::changed(

@@ -8,6 +8,9 @@ pub const LEGACY: &[&str] = &["2025-11-25", "2025-06-18", "2025-03-26", "2024-11
 /// The newest of them, as a JSON string.
 pub const NEWEST_LEGACY_JSON: &[u8] = br#""2025-11-25""#;
 
+/// The one version that has batches (mcp-O2).
+pub const BATCHES: &str = "2025-03-26";
+
 /// The stateless version.
 pub const MODERN: &str = "2026-07-28";
 

@@ -6,13 +6,15 @@
 use bytes::Bytes;
 use http::{StatusCode, request::Parts};
 
-use super::{Gateway, Place, Refused, only_permitted, outcome, permitted_call, session_id};
+use super::{
+    Gateway, Place, Refused, legacy_version, only_permitted, outcome, permitted_call, session_id,
+};
 use crate::{
     audit::{Decision, Event, RequestId, Verdict},
     auth::Identity,
     http::{Refusal, Response, body::Events, reply},
     json::Kind,
-    mcp::{Call, CallError, Id, Message, method},
+    mcp::{Call, CallError, Era, Id, Message, method, version},
     session::{self, Exchange, Sent},
 };
 
@@ -28,12 +30,13 @@ pub(super) async fn answer(
     body: Bytes,
     record: &Decision,
 ) -> Result<Response, Refused> {
+    legacy_version(&head.headers)?;
     let session = session_id(&head.headers)?.ok_or(NONE_HERE)?;
     let session = gateway
         .sessions
         .enter(identity, session)
         .map_err(Refusal::NoSession)?;
-    if !session.speaks(VERSION) {
+    if !session.speaks(version::BATCHES) {
         return Err(NONE_HERE.into());
     }
     let calls = session::aside(body.len(), move || calls(body)).await;
@@ -96,6 +99,9 @@ fn one(
         refusal,
         id: id.clone(),
     };
+    if call.era() == Era::Modern {
+        return Err(refused(NONE_HERE));
+    }
     let list = method::filtered_list(call.method());
     let (permit, place) = permitted_call(gateway, head, identity, call, record).map_err(refused)?;
     let Place::Session(session) = place else {
@@ -127,7 +133,5 @@ fn one(
 const NONE_HERE: Refusal = Refusal::Call(CallError::Invalid(
     "batches are not part of this protocol version",
 ));
-/// The one version that has batches.
-const VERSION: &str = "2025-03-26";
 /// Messages of one batch.
 const MAX_MESSAGES: usize = 64;

@@ -20,8 +20,8 @@ use tokio::{
 };
 
 use super::{
-    Gateway, Refused, VERSION, failed, not_opened, one, only_permitted, outcome, permitted, read,
-    upstream,
+    Gateway, Refused, VERSION, failed, legacy_version, not_opened, one, only_permitted, outcome,
+    permitted, read, upstream,
 };
 use crate::{
     audit::{self, Decision, Event},
@@ -104,6 +104,7 @@ pub(super) fn open(
     if one(&head.headers, VERSION)? == Some(version::MODERN) {
         return Err(Refusal::NotFound.into());
     }
+    legacy_version(&head.headers)?;
     route::get_headers(&head.headers)?;
     record.method = Some(head.method.to_string());
     let id = new_id();
@@ -165,6 +166,7 @@ pub(super) async fn post(
         refusal,
         id: id.clone(),
     };
+    legacy_version(&head.headers).map_err(refused)?;
     if call.era() == Era::Modern {
         let other = CallError::Invalid("this transport is of another protocol version");
         return Err(refused(other.into()));
@@ -234,7 +236,7 @@ async fn initialize(
     let (session, answer) = match gateway.sessions.open(identity, permit, request).await {
         Ok(opened) => opened,
         // What became of a call that reached its session is recorded there.
-        Err(error @ OpenError::Failed(_)) => {
+        Err(error @ (OpenError::Failed(_) | OpenError::NoVersion)) => {
             return Refusal::Open(error).response(Some(&gateway.config), id.as_ref());
         }
         Err(error) => return failed(gateway, request, &not_opened(gateway, error), id.as_ref()),

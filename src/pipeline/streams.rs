@@ -8,7 +8,7 @@ use std::sync::Arc;
 use http::{HeaderMap, StatusCode, request::Parts};
 use tokio::time::Instant;
 
-use super::{Gateway, Refused, VERSION, one, only_permitted, outcome, session_id};
+use super::{Gateway, Refused, VERSION, legacy_version, one, only_permitted, outcome, session_id};
 use crate::{
     audit::{self, Decision, Event},
     auth::Identity,
@@ -58,12 +58,13 @@ pub(super) fn end(
     Ok(reply::empty(StatusCode::NO_CONTENT))
 }
 
-/// Modern MCP has neither sessions nor streams of their own (mcp-T18).
+/// Modern MCP has neither sessions nor streams of their own (mcp-T18); a version that
+/// nobody serves is none here either (mcp-L8).
 fn legacy_only(headers: &HeaderMap) -> Result<(), Refusal> {
     if one(headers, VERSION)? == Some(version::MODERN) {
         return Err(Refusal::MethodNotAllowed(route::MODERN_METHODS));
     }
-    Ok(())
+    legacy_version(headers)
 }
 
 fn entered(

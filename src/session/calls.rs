@@ -12,7 +12,7 @@ use crate::{
         Call, Era, Id, Message,
         bridge::{self, LegacyServer},
         meta, method,
-        subscription::Wanted,
+        subscription::{self, Wanted},
     },
     session::{
         SendError, Session,
@@ -298,19 +298,32 @@ impl Session {
             .filter(|(_, call)| call.deadline.is_none())
             .map(|(number, _)| *number)
             .collect();
-        for call in open {
-            let Some(call) = state.in_flight.remove(&call) else {
+        for number in open {
+            let Some(call) = state.in_flight.remove(&number) else {
                 continue;
             };
-            match self.bridge.get().filter(|_| call.wanted.is_some()) {
-                // A subscription ends well (mcp-T28).
-                Some(server) => {
-                    let text = Bytes::from(server.ended(&call.id));
-                    self.finish(state, call, None, text.len(), Event::Answer(text));
+            if self.era == Era::Modern && call.is_subscription() {
+                // Its child goes on for the calls that are answered still.
+                if call.wanted.is_none() {
+                    self.say(&OwnMessage::Cancelled {
+                        number,
+                        reason: "shutting down",
+                    });
                 }
-                None => self.fail(state, call, failure),
+                self.end_well(state, call);
+            } else {
+                self.fail(state, call, failure);
             }
         }
+    }
+
+    /// Ends a subscription as one that its server has ended (mcp-T28).
+    pub(super) fn end_well(&self, state: &mut State, call: InFlight) {
+        let text = Bytes::from(match self.bridge.get() {
+            Some(server) => server.ended(&call.id),
+            None => subscription::ended(&call.id, b""),
+        });
+        self.finish(state, call, None, text.len(), Event::Answer(text));
     }
 
     pub(super) fn fail(&self, state: &mut State, call: InFlight, failure: Failure) {

@@ -17,7 +17,7 @@ use crate::{
     auth::{Identity, PrincipalKey},
     authz::Permit,
     child::stdio,
-    mcp::{Call, Era, Id, Shape, bridge::LegacyServer, reverse::ModernServer},
+    mcp::{Call, Era, Id, Shape, bridge::LegacyServer, reverse::ModernServer, spelled, version},
     session::{
         calls::InFlight,
         exchange::Failure,
@@ -95,7 +95,9 @@ pub(super) struct State {
 impl State {
     pub(super) fn admits(&self, era: Era, id: &Id) -> Result<(), SendError> {
         // Modern requests of several clients meet in one child: only theirs is whose id is whose.
-        let twice = |call: &InFlight| era == Era::Legacy && call.id == *id;
+        let twice = |call: &InFlight| {
+            era == Era::Legacy && spelled(call.id.as_json()) == spelled(id.as_json())
+        };
         if self.in_flight.values().any(twice) {
             return Err(SendError::DuplicateId);
         }
@@ -216,7 +218,7 @@ impl Session {
                 Ok(self.calls.look(self.principal)?)
             }
             Shape::Notification => Ok(()),
-            Shape::Response(id) if state.asked.contains(id.as_json()) => Ok(()),
+            Shape::Response(id) if state.asked.contains(&*spelled(id.as_json())) => Ok(()),
             Shape::Response(_) => Err(SendError::NotAsked),
         }
     }
@@ -280,7 +282,7 @@ impl Session {
         let number = state
             .in_flight
             .iter()
-            .find(|(_, call)| call.id.as_json() == named.raw())
+            .find(|(_, call)| spelled(call.id.as_json()) == spelled(named.raw()))
             .map(|(number, call)| (*number, call.number(*number)));
         // Another's id, or one already answered: accepted without effect (json-18).
         let Some((number, told)) = number else {
@@ -301,7 +303,7 @@ impl Session {
     fn respond(&self, call: &Call, id: &Id) -> Result<(), SendError> {
         let mut state = self.lock()?;
         state.last_used = Instant::now();
-        if !state.asked.contains(id.as_json()) {
+        if !state.asked.contains(&*spelled(id.as_json())) {
             return Err(SendError::NotAsked);
         }
         if self.reversed.get().is_some() {
@@ -310,7 +312,7 @@ impl Session {
         }
         // Only then: a client that is told to try again must find its question still there.
         self.write(stdio::line(call.message().bytes().to_vec()))?;
-        state.asked.remove(id.as_json());
+        state.asked.remove(&*spelled(id.as_json()));
         Ok(())
     }
 
@@ -388,6 +390,14 @@ impl Session {
     /// Whether this version was agreed on.
     pub fn speaks(&self, version: &str) -> bool {
         self.state().version == version
+    }
+
+    /// Whether its child may say several things at once.
+    pub(super) fn takes_batches(&self) -> bool {
+        match self.bridge.get() {
+            Some(server) => server.batches(),
+            None => self.speaks(version::BATCHES),
+        }
     }
 
     pub(super) fn is_open(&self) -> bool {

@@ -10,10 +10,15 @@ use bytes::Bytes;
 use crate::{
     auth::PrincipalKey,
     json::{Kind, Value},
-    mcp::{Message, bridge, input::Question, subscription},
+    mcp::{
+        Message, bridge,
+        input::Question,
+        spelled,
+        subscription::{self, SUBSCRIPTION},
+    },
     session::{
         own::OwnMessage,
-        switch::{Asked, Asks, Member, Out, Switch},
+        switch::{Asked, Asks, Member, Out, Route, Switch},
         words::{made_task, number_of, text_of},
     },
 };
@@ -148,7 +153,7 @@ impl Switch {
         let meta = params.and_then(|params| params.get("_meta"));
         let token = meta.and_then(|meta| meta.get("progressToken"));
         let token = token.map(|token| Bytes::copy_from_slice(token.raw()));
-        let id = Bytes::copy_from_slice(id.raw());
+        let id = Bytes::copy_from_slice(&spelled(id.raw()));
         self.asked.insert(id, Asked { member, token });
         Some(vec![Out::To(member, message.bytes().clone())])
     }
@@ -177,14 +182,18 @@ impl Switch {
         let params = message.root().get("params");
         let subscription = params
             .and_then(|params| params.get("_meta"))
-            .and_then(|meta| meta.get("io.modelcontextprotocol/subscriptionId"));
+            .and_then(|meta| meta.get(SUBSCRIPTION));
         let named = match method {
             _ if subscription.is_some() => subscription,
             "notifications/progress" => params.and_then(|params| params.get("progressToken")),
             "notifications/cancelled" => {
                 let id = params.and_then(|params| params.get("requestId"));
-                let asked = id.and_then(|id| self.asked.remove(id.raw()));
-                let to = asked.map(|asked| Out::To(asked.member, message.bytes().clone()));
+                let asked = id.and_then(|id| self.asked.remove(&*spelled(id.raw())));
+                let to = match (asked, id) {
+                    (Some(asked), _) => Some(Out::To(asked.member, message.bytes().clone())),
+                    (None, Some(id)) => self.subscription_ended(message, id),
+                    (None, None) => None,
+                };
                 return to.into_iter().collect();
             }
             _ => None,
@@ -228,6 +237,22 @@ impl Switch {
         members
             .map(|(to, _)| Out::To(*to, message.bytes().clone()))
             .collect()
+    }
+
+    /// A server may end a subscription by its number, too (mcp-T28): told to whose it was.
+    fn subscription_ended(&mut self, message: &Message, id: Value<'_>) -> Option<Out> {
+        let number = number_of(id)?;
+        let is_listen = |route: &Route| matches!(route.kind, Asks::Listen);
+        if !self.routes.get(&number).is_some_and(is_listen) {
+            return None;
+        }
+        let (to, own) = self.routes.remove(&number)?.to?;
+        if let Some(member) = self.members.get_mut(&to) {
+            member.numbers.remove(&own);
+        }
+        let own = own.to_string();
+        let line = message.with(&[(id.span(), own.as_bytes())]);
+        Some(Out::To(to, line.into()))
     }
 
     fn remember(&mut self, task: Bytes, owner: PrincipalKey) {

@@ -12,7 +12,7 @@ use tokio::time::{Duration, Instant};
 
 use crate::{
     json::Value,
-    mcp::{Era, Id, Message, bridge, task},
+    mcp::{Era, Id, Message, bridge, spelled, subscription::SUBSCRIPTION, task},
     session::{
         SendError, Session,
         calls::InFlight,
@@ -124,7 +124,7 @@ impl Session {
                 .find(|kept| kept.stream.number == number)
                 .map(|kept| (&kept.stream, Some(&kept.id), kept.list))
         }
-        .filter(|(stream, ..)| stream.is_known())
+        .filter(|(stream, ..)| stream.is_known() && stream.has_come_to(after))
         .ok_or(NoStream::Event)?;
         Ok(Resumed {
             exchange: stream.attach(Some(after)).recorded_in(&self.audit),
@@ -212,7 +212,7 @@ impl Session {
         let stream = newest(&state).or_else(|| own(&state));
         let heard = stream.is_some_and(|stream| tell(stream, message));
         if heard {
-            state.asked.insert(id);
+            state.asked.insert(Bytes::copy_from_slice(&spelled(&id)));
         }
         heard
     }
@@ -220,7 +220,7 @@ impl Session {
     /// Forgets a request of the child's that it has itself cancelled.
     pub(super) fn unask(&self, id: &[u8]) {
         let mut state = self.state();
-        state.asked.remove(id);
+        state.asked.remove(&*spelled(id));
         Self::forget_question(&mut state, id);
     }
 }
@@ -264,8 +264,6 @@ fn tell(stream: &Stream, message: Bytes) -> bool {
     stream.tell(Event::Message(message))
 }
 
-/// The member of `_meta` that names a subscription.
-const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
 /// Requests of the server's that no client has answered.
 const MAX_ASKED: usize = 64;
 /// Ended streams of a session that can be taken up again, their bytes, and for how long.

@@ -32,6 +32,13 @@ impl Opening {
         self.kept.as_ref()?.told(own, asked)
     }
 
+    /// Whether the child has agreed on this version.
+    pub(super) fn speaks(&self, version: &str) -> bool {
+        self.kept
+            .as_ref()
+            .is_some_and(|kept| kept.version == version)
+    }
+
     /// Whether the child was asked already. Notes who waits either way.
     pub(super) fn wait(&mut self, member: u64, own: u64, asked: &str) -> bool {
         let was_asked = self.waiting.is_some();

@@ -177,15 +177,32 @@ pub(super) fn take(session: &Session, line: Bytes) -> bool {
         session.blame(&line);
         return false;
     };
-    let root = message.root();
-    if root.kind() != Kind::Object {
-        return false;
+    match message.root().kind() {
+        Kind::Object => take_one(session, &message),
+        Kind::Array if session.takes_batches() => each(&message)
+            .map(|message| message.is_some_and(|message| take_one(session, &message)))
+            .reduce(|all, one| all && one)
+            .unwrap_or(false),
+        _ => false,
     }
+}
+
+/// The messages of a batch (mcp-O2); `None` for what is none.
+pub(super) fn each(batch: &Message) -> impl Iterator<Item = Option<Message>> {
+    batch.root().elements().map(|one| {
+        let text = batch.bytes().slice(one.span());
+        let is_one = one.kind() == Kind::Object;
+        is_one.then(|| Message::parse(text).ok()).flatten()
+    })
+}
+
+fn take_one(session: &Session, message: &Message) -> bool {
+    let root = message.root();
     match (root.get("method").and_then(Value::as_str), root.get("id")) {
-        (None, Some(id)) => answer(session, &message, id),
-        (Some(method), Some(id)) => request(session, &message, &method, id),
+        (None, Some(id)) => answer(session, message, id),
+        (Some(method), Some(id)) => request(session, message, &method, id),
         (Some(method), None) => {
-            notification(session, &message, &method);
+            notification(session, message, &method);
             true
         }
         (None, None) => false,
@@ -235,6 +252,9 @@ fn notification(session: &Session, message: &Message, method: &str) {
         && let Some(id) = params.and_then(|params| params.get("requestId"))
     {
         session.unask(id.raw());
+        if session.ended_by_child(id) {
+            return;
+        }
     }
     if method == "notifications/tools/list_changed" {
         session.tools.changed();

@@ -10,7 +10,8 @@ use crate::{
 
 /// The client's request under the gateway's own number, as a line; and where it
 /// is `bridged` to a legacy child, without what is newer; and where it
-/// names a version that only modern MCP has, the newest legacy one (mcp-L9).
+/// names a version that no session can have, the newest legacy one (mcp-L9): a server
+/// that echoes what it hears would agree on what its client could then not use.
 pub(super) fn renumbered(call: &Call, number: u64, bridged: bool) -> Bytes {
     let message = call.message();
     let text = number.to_string();
@@ -25,7 +26,9 @@ pub(super) fn renumbered(call: &Call, number: u64, bridged: bool) -> Bytes {
         })
         .flatten();
     if let Some(version) = version
-        && version.as_str().as_deref() == Some(version::MODERN)
+        && !version
+            .as_str()
+            .is_some_and(|named| version::LEGACY.contains(&&*named))
     {
         changes.push((version.span(), version::NEWEST_LEGACY_JSON));
     }

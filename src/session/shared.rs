@@ -19,7 +19,8 @@ use crate::{
     audit::Reason,
     auth::PrincipalKey,
     child::stdio::Reading,
-    mcp::Message,
+    json::Kind,
+    mcp::{Message, version},
     session::{
         Session,
         aside::aside,
@@ -181,6 +182,21 @@ impl Shared {
         }
     }
 
+    fn take_one(&self, message: Option<&Message>) -> bool {
+        let out = message.and_then(|message| {
+            let heard = self.state().switch.said_by_child(message)?;
+            Some(heard.written(message))
+        });
+        let Some(out) = out else {
+            return false;
+        };
+        if out.is_empty() {
+            self.unheard.fetch_add(1, Ordering::Relaxed);
+        }
+        self.pass_now(out);
+        true
+    }
+
     fn give(&self, member: u64, line: Bytes) {
         let session = self.state().sessions.get(&member).cloned();
         if let Some(session) = session {
@@ -204,21 +220,24 @@ impl Shared {
 impl Hears for Shared {
     fn take(&self, line: Bytes) -> bool {
         let said = Message::parse(line.clone()).ok();
-        let out = said.and_then(|message| {
-            let heard = self.state().switch.said_by_child(&message)?;
-            Some(heard.written(&message))
-        });
-        let Some(out) = out else {
-            if let Some(number) = blame::answered(&line) {
-                self.fail_one(number, Failure::BadAnswer);
-            }
-            return false;
-        };
-        if out.is_empty() {
-            self.unheard.fetch_add(1, Ordering::Relaxed);
+        if let Some(batch) = said
+            .as_ref()
+            .filter(|said| said.root().kind() == Kind::Array)
+        {
+            let takes = self.state().switch.opening.speaks(version::BATCHES);
+            return takes
+                && pump::each(batch)
+                    .map(|message| self.take_one(message.as_ref()))
+                    .reduce(|all, one| all && one)
+                    .unwrap_or(false);
         }
-        self.pass_now(out);
-        true
+        if self.take_one(said.as_ref()) {
+            return true;
+        }
+        if let Some(number) = blame::answered(&line) {
+            self.fail_one(number, Failure::BadAnswer);
+        }
+        false
     }
 
     fn was_asked(&self) -> bool {

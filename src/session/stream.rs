@@ -105,6 +105,7 @@ impl Stream {
         Exchange {
             stream: self.clone(),
             reader: state.reader,
+            last: state.next - 1,
             style: self.style,
             finish: Finishing::Nothing,
             cancels: None,
@@ -164,6 +165,13 @@ impl Stream {
         self.style != Style::Plain && (state.known || state.first + state.kept.len() as u64 > 2)
     }
 
+    /// Whether there was an event of that number, which a client may have seen: of what
+    /// came after it as much is told again as is kept, its answer in any case.
+    pub(super) fn has_come_to(&self, event: u64) -> bool {
+        let state = self.state();
+        event < state.first + state.kept.len() as u64
+    }
+
     /// Bytes of what is kept.
     pub(super) fn kept(&self) -> usize {
         self.state().bytes
@@ -221,6 +229,8 @@ impl State {
 pub struct Exchange {
     stream: Arc<Stream>,
     reader: u64,
+    /// The event that was read last: whoever reads after this one changes nothing of that.
+    last: u64,
     style: Style,
     finish: Finishing,
     cancels: Option<Weak<Session>>,
@@ -271,11 +281,10 @@ impl Exchange {
 
     /// The id of the event that was read last, or of one so many before it.
     pub fn event_id(&self, before: usize) -> String {
-        let last = self.stream.state().next - 1;
         format!(
             "{}-{}",
             self.stream.number,
-            last.saturating_sub(before as u64)
+            self.last.saturating_sub(before as u64)
         )
     }
 
@@ -311,6 +320,7 @@ impl Exchange {
             }
             (event, _) => event,
         };
+        self.last = state.next;
         state.next += 1;
         state.unread -= waiting(&event);
         if self.style == Style::Plain {
@@ -389,6 +399,16 @@ impl Exchange {
         let stream = Stream::new(0, Style::Primed, &example());
         let exchange = stream.attach(None);
         stream.state().push(Event::Message(said.clone()));
+        (stream, exchange)
+    }
+
+    /// The same: a request of which so much is said, and no end.
+    pub(crate) fn talking(messages: usize) -> (Arc<impl Sized>, Self) {
+        let stream = Stream::new(1, Style::Ids, &example());
+        let exchange = stream.attach(None);
+        for _ in 0..messages {
+            assert!(stream.tell(Event::Message("said".into())));
+        }
         (stream, exchange)
     }
 
@@ -563,8 +583,15 @@ mod tests {
         let mut second = stream.attach(None);
         assert!(stream.tell(message("a")));
         assert!(first.next().await.is_none());
+        assert_eq!(first.event_id(0), "0-0");
         drop(first);
         assert!(matches!(second.next().await, Some(Event::Message(_))));
+        // What was read keeps its id, whoever comes back to before it.
+        let third = stream.attach(Some(0));
+        assert_eq!(
+            (second.event_id(0), third.event_id(0)),
+            ("0-1".into(), "0-0".into())
+        );
     }
 
     #[test]

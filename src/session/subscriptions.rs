@@ -7,6 +7,7 @@
 use bytes::Bytes;
 
 use crate::{
+    json::Value,
     mcp::{
         Call, Message,
         subscription::{self, Wanted},
@@ -67,6 +68,25 @@ impl Session {
         }
     }
 
+    /// The child has ended a client's subscription by naming it, as it may in place of
+    /// an answer (mcp-T28).
+    pub(super) fn ended_by_child(&self, named: Value<'_>) -> bool {
+        let mut state = self.state();
+        let number = named.as_number().and_then(|number| number.parse().ok());
+        let is_open = |number: &u64| {
+            let call = state.in_flight.get(number);
+            // A legacy child knows of none.
+            call.is_some_and(|call| call.is_subscription() && call.wanted.is_none())
+        };
+        let Some(number) = number.filter(is_open) else {
+            return false;
+        };
+        if let Some(call) = state.in_flight.remove(&number) {
+            self.end_well(&mut state, call);
+        }
+        true
+    }
+
     /// Tells each subscription that wants it; `false` if there is none.
     pub(super) fn publish(&self, message: &Message, method: &str) -> bool {
         let state = self.state();
@@ -86,6 +106,11 @@ impl Session {
 }
 
 impl InFlight {
+    /// Whether it is meant to stay open.
+    pub(super) fn is_subscription(&self) -> bool {
+        self.deadline.is_none()
+    }
+
     /// Tells a subscription's client what it will be told.
     pub(super) fn acknowledge(&self) {
         if let Some(wanted) = &self.wanted {

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use crate::{
     auth::PrincipalKey,
     json::{Kind, Value},
-    mcp::{Message, bridge, input::Abilities, meta, method},
+    mcp::{Message, bridge, input::Abilities, meta, method, spelled},
     session::{
         opening::Opening,
         own::OwnMessage,
@@ -152,8 +152,9 @@ impl Switch {
             (Some(method), None) => self.notice(member, message, &method),
             (None, Some(id)) => {
                 let mine = |asked: &Asked| asked.member == member;
-                if self.asked.get(id.raw()).is_some_and(mine) {
-                    self.asked.remove(id.raw());
+                let id = spelled(id.raw());
+                if self.asked.get(&*id).is_some_and(mine) {
+                    self.asked.remove(&*id);
                     vec![Out::ToChild(message.bytes().clone())]
                 } else {
                     Vec::new()

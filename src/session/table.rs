@@ -24,7 +24,7 @@ use crate::{
     config::Scope,
     egress,
     json::Value,
-    mcp::{Era, Message},
+    mcp::{Era, Message, version},
     session::{
         SendError, Sent, Session,
         exchange::{Event as Heard, Failure},
@@ -102,7 +102,7 @@ pub enum OpenError {
     UserFull,
     #[error("{0}")]
     Start(#[from] StartError),
-    /// The server neither discovers nor initializes.
+    /// The server neither discovers nor initializes, or agrees on what nobody speaks.
     #[error("this server speaks no protocol version that is served here")]
     NoVersion,
     #[error("{}", .0.message())]
@@ -168,6 +168,11 @@ impl Sessions {
             session.settle_opening(Some(Reason::ServerError), answer.len());
             return Ok((None, answer));
         };
+        // Its client could not name it in what it asks next (mcp-L8, mcp-L9).
+        if !version.is_empty() && !version::LEGACY.contains(&&*version) {
+            session.settle_opening(Some(Reason::ChildProtocol), answer.len());
+            return Err(OpenError::NoVersion);
+        }
         session.settle_opening(None, answer.len());
         session.open(&version);
         if session.has_ended() {
@@ -408,7 +413,7 @@ pub(super) async fn answer_of(sent: Sent) -> Result<Bytes, Failure> {
     }
 }
 
-/// The version that the child's answer to `initialize` names; `None` if it is an error.
+/// The version that the child's answer to `initialize` names, or nothing; `None` if it is an error.
 fn agreed_version(answer: &Bytes) -> Option<String> {
     let message = Message::parse(answer.clone()).ok()?;
     let version = message.root().get("result")?.get("protocolVersion");

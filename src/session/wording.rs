@@ -12,6 +12,7 @@ use crate::{
         Era, Id, Message,
         input::{self, Need},
         method,
+        subscription::SUBSCRIPTION,
     },
     session::{
         Session,
@@ -27,6 +28,7 @@ struct Wording {
     id: Id,
     list: Option<&'static str>,
     cacheable: bool,
+    is_subscription: bool,
     lacked: Option<Need>,
 }
 
@@ -36,6 +38,7 @@ impl InFlight {
             id: self.id.clone(),
             list: self.list,
             cacheable: self.cacheable,
+            is_subscription: self.is_subscription(),
             lacked: self.input.as_ref().and_then(|input| input.lacked),
         }
     }
@@ -93,9 +96,17 @@ impl Session {
             (Some(server), _) => server.answered(message, id, wording.cacheable),
             (None, _) if let Some(server) = self.reversed.get() => server.answered(message, id),
             (None, _) => {
-                let own = message.root().get("id");
-                let own = own.map(|own| (own.span(), id.as_json()));
-                message.with(&Vec::from_iter(own))
+                let root = message.root();
+                // What ends a subscription names it twice.
+                let named = wording.is_subscription.then(|| {
+                    let meta = root.get("result")?.get("_meta")?;
+                    meta.get(SUBSCRIPTION)
+                });
+                let names = [root.get("id"), named.flatten()];
+                let names = names.iter().flatten();
+                let mut own: Vec<_> = names.map(|it| (it.span(), id.as_json())).collect();
+                own.sort_by_key(|(span, _)| span.start);
+                message.with(&own)
             }
         })
     }
@@ -111,7 +122,7 @@ impl Session {
         let failed = answer == Answer::Error;
         let reason = failed.then_some(Reason::ServerError);
         let bytes = text.len();
-        if call.opens && failed {
+        if call.opens {
             state.reversed.opening = call.outcome.take();
         }
         self.finish(state, call, reason, bytes, Event::Answer(text));

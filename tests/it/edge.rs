@@ -1,6 +1,6 @@
 //! The HTTP edge: what is refused before anybody looks at a token's owner or a body.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
@@ -10,6 +10,7 @@ use tokio::{
 use crate::{
     house::{House, call, house, initialize},
     identity::{is_told, last_decision},
+    modern,
     wire::{self, Answer, PATIENCE},
 };
 
@@ -838,4 +839,44 @@ async fn a_half_closed_connection_ends_and_its_call_goes_on() {
     );
     let released = alice.call("release", json!({ "for": "it" })).await;
     assert_eq!(released.said(), "done");
+}
+
+/// conn-11, mcp-T7: a modern client's half-closed connection is a closed one: its request is cancelled, and that one alone.
+#[tokio::test]
+async fn a_half_closed_connection_cancels_a_modern_request() {
+    let house = house().argument("--modern").open().await;
+    let alice = house.caller("alice");
+    let waits = |what: &str| {
+        let params = json!({ "name": "wait", "arguments": { "for": what } });
+        let body = modern::body(1, "tools/call", params, json!({}));
+        modern::bytes(&alice, "tools/call", Some("wait"), &body)
+    };
+    let mut half = TcpStream::connect(house.address).await.unwrap();
+    half.write_all(&waits("half")).await.unwrap();
+    let kept = tokio::spawn({
+        let (address, waits) = (house.address, waits("kept"));
+        async move { wire::exchange(address, &waits).await }
+    });
+    let until = async |what: &str| {
+        let seen = async {
+            loop {
+                let lines = modern::seen(&alice).await;
+                if let Some(line) = lines.iter().find(|line| line.contains(what)) {
+                    return serde_json::from_str::<Value>(line).unwrap();
+                }
+            }
+        };
+        timeout(PATIENCE, seen).await.unwrap()
+    };
+    let number = until(r#""for":"half""#).await["id"].clone();
+    until(r#""for":"kept""#).await;
+    half.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    let read = timeout(PATIENCE, half.read_to_end(&mut rest)).await;
+    read.unwrap().unwrap();
+    assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
+    let cancelled = until("notifications/cancelled").await;
+    assert_eq!(cancelled["params"]["requestId"], number);
+    modern::tool(&alice, "release", json!({ "for": "kept" })).await;
+    assert_eq!(kept.await.unwrap().said(), "released");
 }

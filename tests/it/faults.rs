@@ -123,6 +123,48 @@ async fn told_twice_it_stops_at_once_and_says_so() {
     );
 }
 
+/// fault-9, mcp-T28: what would stay open ends with an answer when it is told to stop, under the name that its client knows,
+/// whatever the server speaks.
+#[tokio::test]
+async fn a_subscription_ends_well_when_it_stops() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/servers/scripted.py");
+    for speaks in ["--modern", "--changes"] {
+        let command = ["--", "/usr/bin/python3", "-u", script, speaks];
+        let running = Running::start(&command, None).await;
+        let caller = running.caller("toolhive");
+        let wanted = json!({ "notifications": { "toolsListChanged": true } });
+        let listen = modern::body("\"mine\"", "subscriptions/listen", wanted, json!({}));
+        let listen = modern::bytes(&caller, "subscriptions/listen", None, &listen);
+        let mut open = wire::Events::open(running.address, &listen).await;
+        assert_eq!(
+            open.next().await["method"],
+            "notifications/subscriptions/acknowledged"
+        );
+        told_to_stop(&running).await;
+        let ended = loop {
+            let event = open.next().await;
+            if event["method"].is_null() {
+                break event;
+            }
+        };
+        let result = &ended["result"];
+        assert_eq!(
+            (
+                &ended["id"],
+                &result["resultType"],
+                &result["_meta"]["io.modelcontextprotocol/subscriptionId"]
+            ),
+            (&json!("mine"), &json!("complete"), &json!("mine")),
+            "{speaks}: {ended}"
+        );
+        open.end().await;
+        let (said, code, _) = tokio::task::spawn_blocking(|| running.ended())
+            .await
+            .unwrap();
+        assert_eq!(code, Some(0), "{said}");
+    }
+}
+
 /// Whoever comes while it stops is told so at once, not when the last running call has ended: the
 /// socket is its own, and nobody comes after it who would answer.
 #[tokio::test]

@@ -279,6 +279,21 @@ async fn an_id_that_is_in_flight_is_not_taken_twice() {
     assert_eq!(answer.json()["error"]["code"], -32600);
     assert_eq!(bob.post(&call(5, "echo", json!({}))).await.status, 200);
     drop(waiting);
+    // However it is spelled; a number is no string.
+    let carol = house.session("carol").await;
+    let waits = carol.bytes("POST", &call("\"5\"", "wait", json!({ "for": "it" })));
+    let waiting = tokio::spawn(async move { wire::exchange(house.address, &waits).await });
+    while !carol
+        .seen()
+        .await
+        .iter()
+        .any(|line| line.contains("\"for\":\"it\""))
+    {}
+    let twice = carol.post(&call("\"\\u0035\"", "echo", json!({}))).await;
+    assert_eq!(twice.json()["error"]["data"]["reason"], "id-in-use");
+    assert_eq!(carol.post(&call(5, "echo", json!({}))).await.said(), "{}");
+    carol.call("release", json!({ "for": "it" })).await;
+    assert_eq!(waiting.await.unwrap().said(), "released");
 }
 
 /// mcp-L5, sse-1, sse-4: progress goes to the request that asked, as events; carriage returns do not break them.
@@ -399,9 +414,22 @@ async fn a_call_that_takes_too_long_is_failed_and_cancelled() {
         .open()
         .await;
     let alice = house.session("alice").await;
-    let answer = alice.call("hang", json!({})).await;
+    let answer = alice.call("wait", json!({ "for": "it" })).await;
     assert_eq!(answer.status, 504);
     assert_eq!(answer.json()["error"]["data"]["reason"], "timeout");
+    let seen = alice.seen().await;
+    let line = |what: &str| -> Value {
+        let line = seen.iter().find(|line| line.contains(what));
+        serde_json::from_str(line.unwrap_or_else(|| panic!("{what}: {seen:?}"))).unwrap()
+    };
+    let cancelled = line("notifications/cancelled");
+    assert_eq!(cancelled["params"]["requestId"], line("\"wait\"")["id"]);
+    // What it says of it later is nobody's.
+    let late = alice.call("release", json!({ "for": "it" })).await;
+    assert_eq!(late.said(), "done");
+    // Nor does one that has stopped to listen keep its client.
+    let answer = alice.call("hang", json!({})).await;
+    assert_eq!(answer.status, 504);
 }
 
 /// json-16, json-17, json-25, sse-2: answers that are none fail their request; those to nothing are dropped.

@@ -17,6 +17,7 @@ use crate::{
         frame,
     },
     house::{Caller, House, call, house, initialize},
+    modern,
     wire::PATIENCE,
 };
 
@@ -859,4 +860,87 @@ async fn a_misconfigured_house_lets_its_connections_go() {
     for end in [End::Status(503), End::GoAway(0)] {
         assert!(ends.contains(&end), "{ends:?}");
     }
+}
+
+/// mcp-T7, mcp-L4: a stream that its client resets is a closed one: a modern request's is the cancel of that request
+/// alone, a legacy one's cancels nothing.
+#[tokio::test]
+async fn a_reset_stream_cancels_a_modern_request_alone() {
+    let house = house().open().await;
+    let mut legacy = Client::open(&house, "alice").await;
+    let opened = legacy
+        .ask("POST", "/mcp", &[], &initialize("2025-11-25"))
+        .await;
+    legacy.caller.session = legacy_session(&opened.headers);
+    let modern = Client::open(&house, "alice").await;
+    let waits = |what: &str| {
+        let params = json!({ "name": "wait", "arguments": { "for": what } });
+        modern::body(1, "tools/call", params, json!({}))
+    };
+    let headers = [
+        ("mcp-protocol-version", "2026-07-28"),
+        ("mcp-method", "tools/call"),
+        ("mcp-name", "wait"),
+    ];
+    let mut sender = modern.requests.clone();
+    let mut open = |what: &str| {
+        let request = modern.request("POST", "/mcp", &headers, &waits(what));
+        tokio::spawn(sender.send_request(request))
+    };
+    let (lost, kept) = (open("lost"), open("kept"));
+    let mut older = legacy.requests.clone();
+    let older = tokio::spawn(older.send_request(legacy.request(
+        "POST",
+        "/mcp",
+        &[],
+        &call(7, "wait", json!({ "for": "older" })),
+    )));
+    let reached = async |legacy: bool, what: &str| {
+        let caller = house.caller("alice");
+        let session = Caller {
+            session: legacy_session(&opened.headers),
+            ..caller.clone()
+        };
+        let seen = async {
+            loop {
+                let lines = match legacy {
+                    true => session.seen().await,
+                    false => modern::seen(&caller).await,
+                };
+                if let Some(line) = lines.iter().find(|line| line.contains(what)) {
+                    return serde_json::from_str::<serde_json::Value>(line).unwrap();
+                }
+            }
+        };
+        timeout(PATIENCE, seen).await.unwrap()
+    };
+    let number = reached(false, r#""for":"lost""#).await["id"].clone();
+    reached(false, r#""for":"kept""#).await;
+    reached(true, r#""for":"older""#).await;
+    // What nobody waits for any more is reset; the connections stay.
+    lost.abort();
+    older.abort();
+    let cancelled = reached(false, "notifications/cancelled").await;
+    assert_eq!(cancelled["params"]["requestId"], number);
+    let caller = house.caller("alice");
+    modern::tool(&caller, "release", json!({ "for": "kept" })).await;
+    let kept = timeout(PATIENCE, kept).await.unwrap().unwrap().unwrap();
+    let text = kept.into_body().collect().await.unwrap().to_bytes();
+    assert!(String::from_utf8_lossy(&text).contains("released"));
+    let session = Caller {
+        session: legacy_session(&opened.headers),
+        ..caller
+    };
+    let released = session.call("release", json!({ "for": "older" })).await;
+    assert_eq!(released.said(), "done");
+    let seen = session.seen().await;
+    assert!(
+        !seen.iter().any(|line| line.contains("cancelled")),
+        "{seen:?}"
+    );
+}
+
+fn legacy_session(headers: &HeaderMap) -> Option<String> {
+    let session = headers["mcp-session-id"].to_str();
+    session.ok().map(str::to_owned)
 }

@@ -1,6 +1,6 @@
 //! Clients of the transport of 2024-11-05: one stream to hear on, one path to speak to.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -240,6 +240,7 @@ async fn the_old_transport_leads_through_the_same_gate() {
     for (headers, status) in [
         ([("Origin", "https://evil.example")], 403),
         ([("Content-Type", "text/plain")], 415),
+        ([("MCP-Protocol-Version", "1999-01-01")], 400),
     ] {
         let request = alice
             .caller
@@ -273,6 +274,31 @@ async fn the_old_transports_session_ends_with_its_stream() {
     let answer = bob.call("crash", json!({})).await;
     assert_eq!(answer["error"]["data"]["reason"], "server-ended");
     bob.stream.end().await;
+}
+
+/// tok-69: a stream that begins no session within a minute ends, and one that has begun one ends with its token, and its session with it.
+#[tokio::test]
+async fn a_stream_of_the_old_transport_ends_with_its_time() {
+    let limits = "[limits]\nsession-idle = \"10h\"\n";
+    let house = sse().with(limits).open().await;
+    let mut fresh = Client::open(&house, "alice").await;
+    let mut begun = Client::initialized(&house, "bob").await;
+    assert_eq!(begun.call("echo", json!({})).await["id"], 1);
+    pass(Duration::from_secs(61)).await;
+    fresh.stream.end().await;
+    assert_eq!(begun.call("echo", json!({})).await["id"], 1);
+    assert_eq!(house.records.count("child-exited"), 0);
+    pass(Duration::from_secs(3600 + 120)).await;
+    begun.stream.end().await;
+    house.records.wait_for("child-exited").await;
+    assert_eq!(begun.say(&call(1, "echo", json!({}))).await.status, 404);
+}
+
+/// Lets time pass for the gateway, whose pauses are measured by tokio's clock.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
 }
 
 /// Streams that wait for a first word are counted, and answers to a start that fails are told at once.

@@ -50,6 +50,8 @@ mod issuer;
 mod large;
 /// A program that hangs in its exec.
 mod lease;
+/// What clients of the older versions may count on.
+mod legacy;
 /// The transport of 2024-11-05.
 mod legacy_sse;
 /// Requests of the stateless version.

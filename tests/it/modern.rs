@@ -1,5 +1,7 @@
 //! The stateless version: no sessions, everything in the request itself.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::{
@@ -565,4 +567,168 @@ async fn a_cursor_reaches_its_callers_server_alone() {
     let said = format!("\"cursor\":{}", json!(forged));
     assert!(told.iter().any(|line| line.contains(&said)), "{told:?}");
     assert!(!seen(&bob).await.iter().any(|line| line.contains("cursor")));
+}
+
+/// mcp-T28: what ends a subscription names it as its client did, and ends well whichever way its server has of ending it.
+#[tokio::test]
+async fn a_subscription_ends_under_its_own_name() {
+    for scope in ["session", "server"] {
+        let top = format!("scope = \"{scope}\"\n");
+        let house = house().argument("--modern").top(&top).open().await;
+        let alice = house.caller("alice");
+        let wanted = json!({ "notifications": { "toolsListChanged": true } });
+        for by in ["answer", "cancelled"] {
+            let listen = body(
+                "\"mine\"",
+                "subscriptions/listen",
+                wanted.clone(),
+                json!({}),
+            );
+            let listen = bytes(&alice, "subscriptions/listen", None, &listen);
+            let mut open = Events::open(house.address, &listen).await;
+            let mut other = Events::open(house.address, &listen).await;
+            for stream in [&mut open, &mut other] {
+                for _ in 0..2 {
+                    assert!(stream.next().await["method"].is_string());
+                }
+            }
+            tool(&alice, "unlisten", json!({ "by": by })).await;
+            let ended = tokio::select! {
+                ended = open.next() => ended,
+                ended = other.next() => ended,
+            };
+            assert_eq!(
+                (&ended["id"], &ended["result"]["resultType"]),
+                (&json!("mine"), &json!("complete")),
+                "{scope} {by}: {ended}"
+            );
+            let meta = &ended["result"]["_meta"];
+            assert_eq!(meta["io.modelcontextprotocol/subscriptionId"], "mine");
+            tool(&alice, "unlisten", json!({ "by": by })).await;
+        }
+        // The server has ended it: it is not told that the client has gone.
+        let lines = seen(&alice).await;
+        assert!(
+            !lines
+                .iter()
+                .any(|line| line.contains("notifications/cancelled")),
+            "{lines:?}"
+        );
+    }
+}
+
+/// mcp-T10: also where it is the server that does not have the method.
+#[tokio::test]
+async fn a_method_that_the_server_does_not_have_is_not_found() {
+    let house = modern(None).await;
+    let alice = house.caller("alice");
+    let answer = ask(&alice, "prompts/list", json!({})).await;
+    let error = &answer.json()["error"];
+    assert_eq!((answer.status, &error["code"]), (404, &json!(-32601)));
+    assert_eq!(error["message"], "no", "{answer:?}");
+}
+
+/// mcp-T30: a list that was cut is private also where its server has not said who may keep it.
+#[tokio::test]
+async fn a_list_that_was_cut_says_that_it_is_private() {
+    let policy = r#"permit(principal, action, resource) unless { resource == Tool::"secret" };"#;
+    for (policy, scope) in [(Some(policy), json!("private")), (None, Value::Null)] {
+        let plan = house().argument("--modern").argument("--unhinted");
+        let house = match policy {
+            Some(policy) => plan.policy(policy).open().await,
+            None => plan.open().await,
+        };
+        let list = ask(&house.caller("alice"), "tools/list", json!({})).await;
+        assert_eq!(list.json()["result"]["cacheScope"], scope, "{policy:?}");
+    }
+}
+
+/// mcp-T19: one path for both eras at once, and for one user: neither sees anything of the other.
+#[tokio::test]
+async fn both_eras_are_served_at_one_path() {
+    let house = house().open().await;
+    let legacy = house.session("alice").await;
+    let alice = house.caller("alice");
+    for n in 0..3 {
+        let arguments = json!({ "n": n });
+        assert_eq!(legacy.call("echo", arguments.clone()).await.status, 200);
+        assert_eq!(tool(&alice, "echo", arguments).await.status, 200);
+    }
+    // A modern request in a session's clothes is modern all the same, and the session is none of its.
+    assert_eq!(tool(&legacy, "echo", json!({ "n": 4 })).await.status, 200);
+    assert!(
+        !legacy
+            .seen()
+            .await
+            .iter()
+            .any(|line| line.contains("\"n\":4"))
+    );
+    assert!(
+        seen(&alice)
+            .await
+            .iter()
+            .any(|line| line.contains("\"n\":4"))
+    );
+}
+
+/// sse-5, mcp-T6: a stream on which nothing is said says every 15 seconds that it is open, and nothing else.
+#[tokio::test]
+async fn a_stream_that_stays_open_says_that_it_is() {
+    let house = modern(None).await;
+    let alice = house.caller("alice");
+    let wanted = json!({ "notifications": { "toolsListChanged": true } });
+    let listen = body(1, "subscriptions/listen", wanted, json!({}));
+    let listen = bytes(&alice, "subscriptions/listen", None, &listen);
+    let mut open = Events::open(house.address, &listen).await;
+    for _ in 0..2 {
+        open.next().await;
+    }
+    for _ in 0..2 {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(15)).await;
+        tokio::time::resume();
+        // Each part of the body has its length before it.
+        assert_eq!([open.line().await, open.line().await], ["3", ":"]);
+    }
+}
+
+/// mcp-T27: what a server speaks is asked first, and whatever it says to that, or if it says nothing, it is a legacy one
+/// unless it has said what it speaks.
+#[tokio::test]
+async fn a_server_that_does_not_know_the_question_is_a_legacy_one() {
+    for arguments in [
+        &["--unknown", "-32602"][..],
+        &["--unknown", "7"],
+        &["--deaf"],
+    ] {
+        let mut plan = house();
+        for argument in arguments {
+            plan = plan.argument(argument);
+        }
+        let house = plan.open().await;
+        let alice = house.caller("alice");
+        let asked = tokio::spawn({
+            let alice = alice.clone();
+            async move { tool(&alice, "echo", json!({ "n": 1 })).await }
+        });
+        house.records.wait_for("child-started").await;
+        // It has ten seconds to say something.
+        let steps = if arguments == ["--deaf"] { 150 } else { 0 };
+        for _ in 0..steps {
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_millis(100)).await;
+            tokio::time::resume();
+            tokio::task::yield_now().await;
+        }
+        let answer = asked.await.unwrap();
+        assert_eq!(answer.said(), "{\"n\": 1}", "{arguments:?}");
+        assert_eq!(answer.json()["result"]["resultType"], "complete");
+        let lines = seen(&alice).await;
+        assert!(lines[0].contains("server/discover"), "{lines:?}");
+        let requests = lines.iter().filter(|line| line.contains("\"id\":"));
+        assert!(
+            requests.clone().nth(1).unwrap().contains("\"initialize\""),
+            "{lines:?}"
+        );
+    }
 }

@@ -90,7 +90,121 @@ async fn a_lost_stream_is_taken_up_again_after_the_last_event() {
     }
 }
 
-/// A list is filtered on whatever way its answer comes.
+/// mcp-L6: an id that no event has had leads nowhere, also where it is another session's.
+#[tokio::test]
+async fn an_id_that_was_never_given_is_refused() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let other = house.session("alice").await;
+    let mut own = stream(&house, &alice, None).await;
+    own.field("id: ").await;
+    for _ in 0..3 {
+        alice.call("announce", json!({})).await;
+        own.next().await;
+    }
+    let told = other.call("progress", json!({})).await.text();
+    let theirs = told.lines().next().unwrap().strip_prefix("id: ").unwrap();
+    assert!(theirs.ends_with("-0"), "{theirs}");
+    let mut quiet = stream(&house, &other, None).await;
+    quiet.field("id: ").await;
+    for (caller, unknown) in [
+        (&other, "0-3"),
+        (&alice, "0-4"),
+        (&alice, "0-18446744073709551615"),
+        (&other, theirs.replace("-0", "-4").as_str()),
+        (&alice, theirs),
+    ] {
+        let answer = get(&house, caller, &[("Last-Event-ID", unknown)]).await;
+        assert_eq!(answer.status, 400, "{unknown}");
+        assert_eq!(answer.json()["error"]["data"]["reason"], "event-unknown");
+    }
+    let twice = [("Last-Event-ID", "0-0"); 2];
+    assert_eq!(get(&house, &other, &twice).await.status, 400);
+    // Nobody's place was moved by it.
+    other.call("announce", json!({})).await;
+    assert_eq!(quiet.field("id: ").await, "0-1");
+}
+
+/// mcp-L6, conn-3: what is kept for who comes back is bounded: the oldest events of a stream are left out, its answer
+/// never; of streams that have ended the latest are kept, and those for two minutes.
+#[tokio::test]
+async fn what_has_fallen_out_is_not_told_again_and_the_answer_is() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let mut long = alice
+        .stream(&call(1, "progress", json!({ "steps": 600 })))
+        .await;
+    let primed = long.field("id: ").await;
+    let (number, _) = primed.split_once('-').unwrap();
+    let all = long.end().await;
+    // Who reads too slowly is not told all of it.
+    let told = all.matches("notifications/progress").count() as u64;
+    assert!(told > 300, "{told}");
+    let rest = stream(&house, &alice, Some(&primed)).await.end().await;
+    let ids: Vec<u64> = rest
+        .lines()
+        .filter_map(|line| line.strip_prefix("id: "))
+        .map(|id| {
+            let (stream, event) = id.split_once('-').unwrap();
+            assert_eq!(stream, number);
+            event.parse().unwrap()
+        })
+        .skip(1)
+        .collect();
+    assert_eq!(ids, (told - 254..=told + 1).collect::<Vec<_>>());
+    assert!(rest.contains("\"done\""));
+
+    for _ in 0..15 {
+        assert_eq!(alice.call("progress", json!({})).await.said(), "done");
+    }
+    let mut again = stream(&house, &alice, Some(&primed)).await;
+    again.field("id: ").await;
+    let last = alice.call("progress", json!({})).await.text();
+    let answer = get(&house, &alice, &[("Last-Event-ID", &primed)]).await;
+    assert_eq!(answer.status, 400, "sixteen came after it");
+    let last = last.strip_prefix("id: ").unwrap();
+    let last = last.split_once('\n').unwrap().0;
+    let told = get(&house, &alice, &[("Last-Event-ID", last)]).await;
+    assert_eq!((told.status, told.said()), (200, "done".to_owned()));
+    tokio::time::pause();
+    tokio::time::advance(std::time::Duration::from_secs(121)).await;
+    tokio::time::resume();
+    let forgotten = async {
+        while get(&house, &alice, &[("Last-Event-ID", last)]).await.status != 400 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(wire::PATIENCE, forgotten)
+        .await
+        .unwrap();
+}
+
+/// mcp-L6: a list is filtered on whatever way its answer comes, and for whoever comes back for it.
+#[tokio::test]
+async fn a_list_that_is_told_again_is_filtered_again() {
+    let policy = r#"permit(principal, action, resource) unless { resource == Tool::"secret" };"#;
+    let house = house().argument("--chatty").policy(policy).open().await;
+    let list = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
+    for version in ["2025-11-25", "2025-03-26"] {
+        let mut alice = house.caller("alice");
+        let answer = alice.post(&initialize(version)).await;
+        alice.session = answer.header("mcp-session-id").map(str::to_owned);
+        let told = alice.post(list).await.text();
+        let first = told.lines().find_map(|line| line.strip_prefix("id: "));
+        let again = get(&house, &alice, &[("Last-Event-ID", first.unwrap())]).await;
+        let batch = alice.post(&format!("[{list}]")).await.text();
+        for (text, lists) in [
+            (told, true),
+            (again.text(), true),
+            (batch, version == "2025-03-26"),
+        ] {
+            assert_eq!(text.contains("\"echo\""), lists, "{text}");
+            assert!(!text.contains("\"secret\""), "{text}");
+        }
+    }
+}
+
+/// mcp-L1, mcp-L7: a stream is its session's, for its owner; and a client that takes no events has none.
 #[tokio::test]
 async fn streams_are_the_sessions_and_need_one() {
     let house = house().open().await;
@@ -116,6 +230,49 @@ async fn streams_are_the_sessions_and_need_one() {
 }
 
 /// mcp-L5: a question with nobody at work comes on the session's own stream; without one it is answered at once.
+#[tokio::test]
+async fn a_question_with_nobody_at_work_comes_on_the_sessions_own_stream() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let bob = house.session("bob").await;
+    let mut bobs = stream(&house, &bob, None).await;
+    let mut own = stream(&house, &alice, None).await;
+    let answer = alice.call("later", json!({})).await;
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    let asked = own.next().await;
+    assert_eq!(
+        (&asked["method"], &asked["id"]),
+        (&json!("roots/list"), &json!("mine-2"))
+    );
+    let reply = r#"{"jsonrpc":"2.0","id":"mine-2","result":{"roots":[]}}"#;
+    assert_eq!(bob.post(reply).await.status, 400);
+    assert_eq!(alice.post(reply).await.status, 202);
+    let seen = alice.seen().await;
+    assert!(seen.iter().any(|line| line == reply), "{seen:?}");
+    // Bob has heard nothing of it: what comes first on his is his own.
+    bob.call("announce", json!({})).await;
+    assert_eq!(
+        bobs.next().await["method"],
+        "notifications/tools/list_changed"
+    );
+
+    let carol = house.session("carol").await;
+    assert_eq!(carol.call("later", json!({})).await.said(), "done");
+    let answered = async {
+        loop {
+            let seen = carol.seen().await;
+            if let Some(line) = seen.iter().find(|line| line.contains("mine-2")) {
+                return line.clone();
+            }
+        }
+    };
+    let answered = tokio::time::timeout(wire::PATIENCE, answered)
+        .await
+        .unwrap();
+    assert!(answered.contains("-32601"), "{answered}");
+}
+
+/// mcp-L3: ids come with events alone where priming is not known.
 #[tokio::test]
 async fn older_clients_are_not_told_of_an_id_without_an_event() {
     let house = house().open().await;

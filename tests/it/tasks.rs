@@ -279,6 +279,14 @@ async fn another_users_task_can_be_neither_seen_nor_ended() {
                 );
             }
         }
+        // All of them are shown to whom all of them are.
+        if arguments.is_empty() {
+            let session = house.session("alice").await;
+            let list = r#"{"jsonrpc":"2.0","id":3,"method":"tasks/list"}"#;
+            let error = &session.post(list).await.json()["error"];
+            let refused = json!(-32601);
+            assert_eq!(error["code"] == refused, scope == "server", "{error}");
+        }
         let looked = ask(&alice, "tasks/get", json!({ "taskId": task }), true)
             .await
             .json();

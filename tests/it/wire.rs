@@ -124,11 +124,15 @@ impl Events {
 
     /// The next line that begins so, without its beginning.
     pub async fn field(&mut self, name: &str) -> String {
-        loop {
-            if let Some(value) = self.line().await.strip_prefix(name) {
-                return value.to_owned();
+        // In all: a stream on which nothing comes says every 15 seconds that it is open.
+        let field = async {
+            loop {
+                if let Some(value) = self.line().await.strip_prefix(name) {
+                    return value.to_owned();
+                }
             }
-        }
+        };
+        timeout(PATIENCE, field).await.expect("no field in time")
     }
 
     /// Waits for the end of the stream.
@@ -154,17 +158,17 @@ impl Events {
     /// The next event's JSON.
     pub async fn next(&mut self) -> Value {
         let mut line = String::new();
-        loop {
-            line.clear();
-            let read = timeout(PATIENCE, self.0.read_line(&mut line))
-                .await
-                .expect("no event in time")
-                .unwrap();
-            assert!(read > 0, "the stream ended");
-            if let Some(data) = line.strip_prefix("data: ") {
-                return serde_json::from_str(data.trim_end()).unwrap();
+        let next = async {
+            loop {
+                line.clear();
+                let read = self.0.read_line(&mut line).await.unwrap();
+                assert!(read > 0, "the stream ended");
+                if let Some(data) = line.strip_prefix("data: ") {
+                    return serde_json::from_str(data.trim_end()).unwrap();
+                }
             }
-        }
+        };
+        timeout(PATIENCE, next).await.expect("no event in time")
     }
 }
 

@@ -13,7 +13,7 @@ import probes
 
 seen = []
 TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "sleep", "garbage", "both", "broken", "stray", "stderr", "burst", "announce", "log", "wait", "need", "mute", "strays", "notes",
-         "probe", "secret"]
+         "later", "together", "unlisten", "probe", "secret"]
 modern = "--modern" in sys.argv
 waiting = {}
 listening = {}
@@ -48,7 +48,7 @@ def call(identifier, params):
         text(identifier, json.dumps(seen))
     elif name == "progress":
         token = params.get("_meta", {}).get("progressToken")
-        for step in (1, 2):
+        for step in range(1, arguments.get("steps", 2) + 1):
             say('{"jsonrpc":"2.0","method":"notifications/progress",\r"params":{"progressToken":%s,"progress":%d}}'
                 % (json.dumps(token), step))
         text(identifier, "done")
@@ -59,16 +59,23 @@ def call(identifier, params):
             for own in arguments["ids"]:
                 say(json.dumps(question | {"id": own, "params": {"message": "?"}}))
             return
-        say(json.dumps(question | {"params": arguments.get("params", {"message": "?"})}))
+        own = "mine-1"
+        if "id" in arguments:
+            # Spelled as it comes.
+            own = json.loads(arguments["id"])
+            del question["id"]
+            say('{"id":%s,%s' % (arguments["id"], json.dumps(question | {"params": {"message": "?"}})[1:]))
+        else:
+            say(json.dumps(question | {"params": arguments.get("params", {"message": "?"})}))
         if arguments.get("impatient"):
             return text(identifier, "nobody said anything")
         while True:
             message = read()
             if (message.get("params") or {}).get("name") == "crash":
                 os._exit(3)
-            if message.get("id") == "mine-1" and arguments.get("must") and "error" in message:
+            if message.get("id") == own and arguments.get("must") and "error" in message:
                 return say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32603, "message": "must"}}))
-            if message.get("id") == "mine-1":
+            if message.get("id") == own:
                 return text(identifier, json.dumps(message))
     elif name == "visit" and not arguments.get("never") and sum('"visit"' in line for line in seen) % 2 == 1:
         places = [{"mode": "url", "elicitationId": place, "url": "https://" + place, "message": "go"} for place in ("a", "b")]
@@ -166,6 +173,26 @@ def call(identifier, params):
     elif name == "release":
         text(waiting.pop(arguments["for"]), "released")
         text(identifier, "done")
+    elif name == "later":
+        # Asks when nobody is at work; in one breath, so that nobody is again before it is heard.
+        result = {"content": [{"type": "text", "text": "done"}]}
+        say(json.dumps({"jsonrpc": "2.0", "id": identifier, "result": result})
+            + '\n{"jsonrpc":"2.0","id":"mine-2","method":"roots/list"}')
+    elif name == "together":
+        # Several messages in one, as one version has them; then each by itself.
+        note = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "one"}}
+        result = {"content": [{"type": "text", "text": "together"}]}
+        say(json.dumps([note, {"jsonrpc": "2.0", "id": identifier, "result": result}]))
+        text(identifier, "alone")
+    elif name == "unlisten":
+        # Ends the eldest subscription, in one of the ways there are.
+        eldest = min(listening)
+        del listening[eldest]
+        if arguments["by"] == "answer":
+            answer(eldest, {"resultType": "complete", "_meta": {"io.modelcontextprotocol/subscriptionId": eldest}})
+        else:
+            say('{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":%d}}' % eldest)
+        text(identifier, "ended")
     elif name == "probe":
         text(identifier, json.dumps(probes.probe(arguments["probe"], arguments.get("argument", ""))))
     elif name == "secret":
@@ -191,7 +218,9 @@ def listen(identifier, params):
 
 
 def cached(identifier, result):
-    if modern:
+    if modern and "--unhinted" in sys.argv:
+        result |= {"resultType": "complete"}
+    elif modern:
         result |= {"resultType": "complete", "ttlMs": 1000, "cacheScope": "public"}
     answer(identifier, result)
 
@@ -214,13 +243,18 @@ def main():
             listening.pop(message["params"]["requestId"], None)
         elif method is not None and identifier is not None and modern and not method.startswith("tools/"):
             say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32601, "message": "no"}}))
+        elif method == "server/discover" and "--deaf" in sys.argv:
+            continue
         elif method == "server/discover":
-            say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32601, "message": "no"}}))
+            code = int(sys.argv[sys.argv.index("--unknown") + 1]) if "--unknown" in sys.argv else -32601
+            say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": code, "message": "no"}}))
         elif method == "initialize":
             if "--refuse" in sys.argv:
                 say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32602, "message": "no"}}))
                 continue
             version = message["params"].get("protocolVersion", "2025-11-25")
+            if "--version" in sys.argv:
+                version = sys.argv[sys.argv.index("--version") + 1]
             can = {"tools": {"listChanged": True}, "resources": {"subscribe": True}, "logging": {}} if "--changes" in sys.argv else {"tools": {}}
             answer(identifier, {"protocolVersion": version, "capabilities": can,
                                 "serverInfo": {"name": "scripted", "version": "1"}})
@@ -240,6 +274,8 @@ def main():
             # One of them could be taken for `echo`.
             cached(identifier, {"tools": [{"name": name, "inputSchema": {}} for name in ["echo ", "echo", "\uff45cho", "a/b"]]})
         elif method == "tools/list":
+            if "--chatty" in sys.argv:
+                say('{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"a list"}}')
             cached(identifier, {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]})
         elif method == "tools/call":
             call(identifier, message["params"])
