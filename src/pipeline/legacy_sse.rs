@@ -24,7 +24,7 @@ use super::{
     upstream,
 };
 use crate::{
-    audit::{self, Decision, Event},
+    audit::{Decision, Event},
     auth::{Identity, PrincipalKey},
     authz::Permit,
     http::{
@@ -150,7 +150,7 @@ pub(super) fn open(
 pub(super) async fn post(
     gateway: &Gateway,
     head: &Parts,
-    identity: &Identity,
+    identity: &Arc<Identity>,
     body: Bytes,
     record: &mut Decision,
 ) -> Result<Response, Refused> {
@@ -183,7 +183,7 @@ pub(super) async fn post(
             return Err(refused(CallError::Invalid("initialize comes first").into()));
         }
     };
-    record.session = Some(audit::session_tag(session.id()));
+    record.session = Some(session.tag());
     session
         .admits(permit.call())
         .map_err(|error| refused(Refusal::Send(error)))?;
@@ -220,7 +220,7 @@ pub(super) async fn post(
 async fn initialize(
     gateway: &Gateway,
     head: &Parts,
-    identity: &Identity,
+    identity: &Arc<Identity>,
     (permit, opening): (Permit, Opening),
     record: &mut Decision,
 ) -> Response {

@@ -134,7 +134,7 @@ impl Sessions {
     /// answer is returned either way, with the session where there is one.
     pub async fn open(
         &self,
-        identity: &Identity,
+        identity: &Arc<Identity>,
         permit: Permit,
         request: RequestId,
     ) -> Result<(Option<Arc<Session>>, Bytes), OpenError> {
@@ -167,14 +167,14 @@ impl Sessions {
     /// principal, started by the first who asks.
     pub async fn shared(
         &self,
-        identity: &Identity,
+        identity: &Arc<Identity>,
         request: RequestId,
     ) -> Result<Arc<Session>, OpenError> {
         let shared = self.shared_of(identity);
         self.setup.audit.unless_gone(request, shared).await
     }
 
-    async fn shared_of(&self, identity: &Identity) -> Result<Arc<Session>, OpenError> {
+    async fn shared_of(&self, identity: &Arc<Identity>) -> Result<Arc<Session>, OpenError> {
         let place = lock(&self.shared)
             .entry(identity.principal_key())
             .or_default()

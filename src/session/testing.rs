@@ -21,7 +21,7 @@ pub(super) fn session(era: Era) -> (Arc<Session>, Lines) {
     let (stdin, lines) = outbox(64);
     let session = Session::new(
         "0123456789abcdef0123456789abcdef".to_owned(),
-        Identity::example("https://a", "alice"),
+        Arc::new(Identity::example("https://a", "alice")),
         audit,
         (Duration::from_secs(60), Places::new(64, 64)),
         era,
