@@ -64,7 +64,7 @@ pub struct Gateway {
 /// Answers one request and records what was decided.
 pub async fn handle(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
     gateway.asked.fetch_add(1, Ordering::Relaxed);
-    let mut record = Decision::allowed(RequestId::random(), Vec::new());
+    let mut record = Decision::allowed(RequestId::random(), Arc::default());
     let headers = request.as_ref().map(|request| request.headers()).ok();
     record.peer = Some(peer.client(gateway.config.proxies.as_ref(), headers));
     record.version = Some(gateway.version.clone());
@@ -121,7 +121,7 @@ async fn answer(
         })
         .await
         .inspect_err(|_| record.token = auth::shown(&head.headers).map(audit::tag))?;
-    record.who = Some((&*identity).into());
+    record.who = Some(identity.clone());
     gateway.authenticator.check_scopes(&identity)?;
     match head.method {
         _ if route == Route::Sse => return legacy_sse::open(gateway, &head, &identity, record),
@@ -223,7 +223,7 @@ fn permitted_call(
         .sessions
         .enter(identity, session.ok_or(Refusal::SessionIdMissing)?)
         .map_err(Refusal::NoSession)?;
-    record.session = Some(audit::session_tag(session.id()));
+    record.session = Some(session.tag());
     session.admits(permit.call())?;
     Ok((permit, Place::Session(session)))
 }
@@ -245,9 +245,9 @@ fn permitted(
         return Err(CallError::Params("no tool has such a name").into());
     }
     let permit = gateway.engine.decide(identity, call).map_err(|denied| {
-        record.policies = denied.policies;
+        record.policies = denied.policies.into();
         if denied.reason == DenyReason::PolicyError {
-            let (request_id, policies) = (record.request_id, record.policies.clone());
+            let (request_id, policies) = (record.request_id, record.policies.to_vec());
             gateway.audit.record(&Event::PolicyError {
                 request_id,
                 policies,
@@ -266,13 +266,13 @@ fn permitted(
                 .map_or(Refusal::Denied(reason), Refusal::Scope),
         }
     })?;
-    record.policies = permit.policies().to_vec();
+    record.policies = permit.policies().clone();
     Ok(permit)
 }
 
 async fn deliver(
     gateway: &Gateway,
-    identity: &Identity,
+    identity: &Arc<Identity>,
     headers: &HeaderMap,
     (permit, place, request): (Permit, Place, RequestId),
 ) -> Response {
@@ -281,7 +281,10 @@ async fn deliver(
         Ok(place) => place,
         Err(refusal) => return failed(gateway, request, &refusal, id.as_ref()),
     };
-    let (era, method) = (permit.call().era(), permit.call().method().to_owned());
+    let (era, method) = (permit.call().era(), permit.call().method());
+    let is_listen = method == method::LISTEN;
+    let list = method::filtered_list(method);
+    let cacheable = method::is_cacheable(method).then(|| method.to_owned());
     let sent = match place {
         // Boxed, as all that is large and rare: each request has room for the rest of its way.
         Place::New => return Box::pin(open(gateway, identity, permit, request)).await,
@@ -298,15 +301,14 @@ async fn deliver(
     match (sent, id) {
         (Ok(Sent::Exchange(exchange)), Some(id)) => match era {
             Era::Legacy => {
-                let list = method::filtered_list(&method);
                 let exchange = only_permitted(gateway, identity, list, exchange);
                 reply::exchange(id, exchange).await
             }
             Era::Modern => {
-                let until = (method == method::LISTEN)
+                let until = is_listen
                     .then(|| gateway.authenticator.time_left(identity))
                     .flatten();
-                let exchange = only_own(gateway, identity, method, exchange);
+                let exchange = only_own(gateway, identity, cacheable, exchange);
                 reply::modern_exchange(id, exchange, until).await
             }
         },
@@ -324,7 +326,7 @@ async fn deliver(
 /// headers compared with the body.
 async fn found(
     gateway: &Gateway,
-    identity: &Identity,
+    identity: &Arc<Identity>,
     headers: &HeaderMap,
     (permit, place, request): (&Permit, Place, RequestId),
 ) -> Result<Place, Refusal> {
@@ -346,7 +348,7 @@ async fn found(
 
 async fn open(
     gateway: &Gateway,
-    identity: &Identity,
+    identity: &Arc<Identity>,
     permit: Permit,
     request: RequestId,
 ) -> Response {
@@ -403,12 +405,12 @@ fn only_permitted(
 fn only_own(
     gateway: &Gateway,
     identity: &Identity,
-    method: String,
+    cacheable: Option<String>,
     exchange: Exchange,
 ) -> Exchange {
-    if !gateway.engine.tells_callers_apart() || !method::is_cacheable(&method) {
+    let Some(method) = cacheable.filter(|_| gateway.engine.tells_callers_apart()) else {
         return exchange;
-    }
+    };
     let (engine, identity) = (gateway.engine.clone(), identity.clone());
     exchange.finished_by(Box::new(move |answer| {
         let Ok(message) = Message::parse(answer.clone()) else {

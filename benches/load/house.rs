@@ -290,14 +290,18 @@ fn journal() -> Arc<Records> {
         loop {
             match socket.recv(&mut record) {
                 Ok(length) => {
-                    // Only records begin with their message, and only one with a number.
-                    let message = record[..length].strip_prefix(b"MESSAGE=");
-                    let counted = match message {
-                        Some([b'0'..=b'9', ..]) => &counts.losses,
-                        Some(_) => &counts.came,
-                        None => continue,
-                    };
-                    counted.fetch_add(1, Ordering::Relaxed);
+                    // Only records begin with their message and end with an empty line, and only
+                    // that of losses begins with a number.
+                    let mut rest = &record[..length];
+                    while let Some(end) = rest.windows(2).position(|two| two == b"\n\n") {
+                        match rest.strip_prefix(b"MESSAGE=") {
+                            Some([b'0'..=b'9', ..]) => {
+                                counts.losses.fetch_add(1, Ordering::Relaxed)
+                            }
+                            _ => counts.came.fetch_add(1, Ordering::Relaxed),
+                        };
+                        rest = &rest[end + 2..];
+                    }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("the journal's socket: {error}"),

@@ -1,32 +1,75 @@
-//! A record in the journal's two forms.
+//! An event in the journal's two forms.
+
+use std::{fmt::Display, io::Write as _, time::Duration};
 
 use serde_json::{Map, Value};
 
-use super::Record;
+use super::{
+    Event, Record,
+    record::{Fields, describe},
+};
 
 /// The journal's native form: `NAME=value`, or with a length where the value holds a line break.
-pub(super) fn native(record: &Record) -> Vec<u8> {
-    let size: usize = record
-        .fields()
-        .map(|(name, value)| name.len() + value.len() + 10)
-        .sum();
-    let mut out = Vec::with_capacity(size);
-    for (name, value) in record.fields() {
-        out.extend_from_slice(name.as_bytes());
-        if value.contains('\n') {
-            out.push(b'\n');
-            out.extend_from_slice(&(value.len() as u64).to_le_bytes());
-        } else {
-            out.push(b'=');
+///
+/// An empty line ends a record. Its description speaks of one record a datagram, but journald has
+/// read any number of them since there is the protocol (`manager_process_native_message` of its
+/// journald-native.c), and the tests that have a real journald of each release would notice.
+pub(super) fn native(
+    event: &Event,
+    server: &str,
+    time: Duration,
+    number: Option<u64>,
+    out: &mut Vec<u8>,
+) {
+    out.reserve(USUAL_SIZE);
+    describe(event, server, time, number, &mut Native(out));
+    out.push(b'\n');
+}
+
+struct Native<'a>(&'a mut Vec<u8>);
+
+impl Fields for Native<'_> {
+    fn put(&mut self, name: &'static str, value: impl Display) {
+        let start = self.0.len();
+        // Never fails: it is a Vec.
+        let _ = writeln!(self.0, "{name}={value}");
+        let value = start + name.len() + 1..self.0.len() - 1;
+        if self.0[value.clone()].contains(&b'\n') {
+            let value = self.0[value].to_vec();
+            self.0.truncate(start);
+            self.bytes(name, &value);
         }
-        out.extend_from_slice(value.as_bytes());
-        out.push(b'\n');
     }
-    out
+
+    fn text(&mut self, name: &'static str, value: &str) {
+        self.bytes(name, value.as_bytes());
+    }
+}
+
+impl Native<'_> {
+    fn bytes(&mut self, name: &str, value: &[u8]) {
+        self.0.extend_from_slice(name.as_bytes());
+        if value.contains(&b'\n') {
+            self.0.push(b'\n');
+            self.0
+                .extend_from_slice(&(value.len() as u64).to_le_bytes());
+        } else {
+            self.0.push(b'=');
+        }
+        self.0.extend_from_slice(value);
+        self.0.push(b'\n');
+    }
 }
 
 /// One line of JSON: strings, and arrays of strings for names that stand there more than once.
-pub(super) fn json(record: &Record) -> Vec<u8> {
+pub(super) fn json(
+    event: &Event,
+    server: &str,
+    time: Duration,
+    number: Option<u64>,
+    out: &mut Vec<u8>,
+) {
+    let record = Record::of(event, server, time, number);
     let mut object = Map::new();
     for (name, value) in record.fields() {
         let value = Value::from(value);
@@ -36,7 +79,9 @@ pub(super) fn json(record: &Record) -> Vec<u8> {
             Some(first) => *first = Value::Array(vec![first.take(), value]),
         }
     }
-    let mut line = Value::Object(object).to_string().into_bytes();
-    line.push(b'\n');
-    line
+    out.extend_from_slice(Value::Object(object).to_string().as_bytes());
+    out.push(b'\n');
 }
+
+/// Of most records.
+const USUAL_SIZE: usize = 1024;

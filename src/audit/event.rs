@@ -105,18 +105,18 @@ pub enum Event {
 pub struct Decision {
     pub request_id: RequestId,
     /// `None` while nobody has been authenticated.
-    pub who: Option<Who>,
+    pub who: Option<Arc<Identity>>,
     /// The JSON-RPC method, where the body got that far.
     pub method: Option<String>,
     pub aim: Aim,
     pub verdict: Verdict,
     /// The policies that decided, by name.
-    pub policies: Vec<String>,
+    pub policies: Arc<[String]>,
     /// The HTTP status of a refusal.
     pub status: Option<u16>,
     pub peer: Option<String>,
     /// [`super::session_tag`] of the session.
-    pub session: Option<String>,
+    pub session: Option<Arc<str>>,
     /// [`super::tag`] of the credentials that were refused.
     pub token: Option<String>,
     /// The configuration, policies included, that it was decided by.
@@ -130,12 +130,12 @@ impl Decision {
         Self {
             verdict: Verdict::Deny(reason),
             status: Some(status),
-            ..Self::allowed(request_id, Vec::new())
+            ..Self::allowed(request_id, Arc::default())
         }
     }
 
     /// A permission by these policies.
-    pub fn allowed(request_id: RequestId, policies: Vec<String>) -> Self {
+    pub fn allowed(request_id: RequestId, policies: Arc<[String]>) -> Self {
         Self {
             request_id,
             who: None,
@@ -155,7 +155,7 @@ impl Decision {
     /// Records it as it is now, and keeps no more than that it did: what comes after this
     /// has an outcome.
     pub fn put_on_record(&mut self, audit: &Audit) {
-        let mut rest = Self::allowed(self.request_id, Vec::new());
+        let mut rest = Self::allowed(self.request_id, Arc::default());
         rest.is_on_record = true;
         audit.record(&Event::Decision(std::mem::replace(self, rest)));
     }
@@ -218,24 +218,6 @@ pub struct Egress {
     /// Bytes that left.
     pub sent: u64,
     pub received: u64,
-}
-
-/// A caller, in the words of the token.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Who {
-    pub issuer: String,
-    pub subject: String,
-    pub client: Option<String>,
-}
-
-impl From<&Identity> for Who {
-    fn from(identity: &Identity) -> Self {
-        Self {
-            issuer: identity.issuer().to_owned(),
-            subject: identity.subject().to_owned(),
-            client: identity.client().map(str::to_owned),
-        }
-    }
 }
 
 /// What a request is aimed at.
@@ -305,17 +287,17 @@ impl RequestId {
 }
 
 impl RequestId {
-    /// Adds it to a text.
-    pub(super) fn write(self, text: &mut String) {
-        hex(&self.0, text);
+    /// Of its text.
+    pub(super) const LENGTH: usize = 32;
+
+    pub(super) fn text(self, buffer: &mut [u8; Self::LENGTH]) -> &str {
+        hex(&self.0, buffer)
     }
 }
 
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = String::with_capacity(32);
-        self.write(&mut text);
-        f.write_str(&text)
+        f.write_str(self.text(&mut [0; Self::LENGTH]))
     }
 }
 
@@ -326,12 +308,13 @@ impl fmt::Debug for RequestId {
 }
 
 /// Adds `bytes` in lower-case digits.
-pub(super) fn hex(bytes: &[u8], text: &mut String) {
+pub(super) fn hex<'t>(bytes: &[u8], text: &'t mut [u8]) -> &'t str {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for byte in bytes {
-        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-        text.push(char::from(DIGITS[usize::from(byte & 15)]));
+    for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 15)];
     }
+    std::str::from_utf8(text).expect("digits are ASCII")
 }
 
 /// Names of requests that are drawn in one go.

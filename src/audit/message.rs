@@ -235,7 +235,12 @@ fn decided(decision: &Decision, server: &str) -> String {
         }
     }
     if let Some(who) = &decision.who {
-        text.extend([", for ", &shown(&who.subject), " of ", &shown(&who.issuer)]);
+        text.extend([
+            ", for ",
+            &shown(who.subject()),
+            " of ",
+            &shown(who.issuer()),
+        ]);
     }
     if let Verdict::Deny(reason) = decision.verdict
         && let Some(more) = explained(reason, &decision.policies, server)
@@ -313,7 +318,7 @@ mod tests {
             let text = said(&Event::Decision(denied(reason)));
             assert!(text.contains(words), "{text}");
         }
-        let policies = vec!["x:never".to_owned()];
+        let policies = ["x:never".to_owned()].into();
         let decision = Decision {
             policies,
             ..denied(Reason::Policy)

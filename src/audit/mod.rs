@@ -32,7 +32,7 @@ use tokio::sync::Notify;
 
 use crate::config::ServerName;
 
-pub use event::{Aim, Decision, Egress, Event, Exit, Outcome, RequestId, Verdict, Who};
+pub use event::{Aim, Decision, Egress, Event, Exit, Outcome, RequestId, Verdict};
 pub use kind::Kind;
 pub use queue::Backlog;
 pub use reason::Reason;
@@ -156,10 +156,9 @@ impl Memory {
     }
 
     fn put(&self, event: &Event, server: &str) {
-        let mut record = Record::of(event, server, queue::now());
         let mut inner = self.lock();
         inner.0 += 1;
-        record.number(inner.0);
+        let record = Record::of(event, server, queue::now(), Some(inner.0));
         if inner.1.len() == MAX_MEMORY {
             inner.1.pop_front();
         }
@@ -174,28 +173,34 @@ impl Memory {
 }
 
 /// A session's id as records show it.
-pub fn session_tag(id: &str) -> String {
-    tag(id.as_bytes())
+pub fn session_tag(id: &str) -> Arc<str> {
+    tag(id.as_bytes()).into()
 }
 
 /// Something secret as records show it: enough to join records, not enough to use.
 pub fn tag(secret: &[u8]) -> String {
     let hash = digest::digest(&digest::SHA256, secret);
-    let mut text = String::with_capacity(16);
-    event::hex(&hash.as_ref()[..8], &mut text);
-    text
+    event::hex(&hash.as_ref()[..8], &mut [0; 16]).to_owned()
 }
 
-/// A writer as a sink: each record is one line.
+/// A writer as a sink: each record is a line.
 struct Lines<W>(W);
 
 impl<W: Write + Send + 'static> queue::Sink for Lines<W> {
-    fn send(&mut self, record: &[u8]) -> queue::Sent {
+    fn send(&mut self, records: &[u8]) -> queue::Sent {
         // A closed stderr stays closed: waiting for it would only fill the queue.
-        match self.0.write_all(record).and_then(|()| self.0.flush()) {
-            Ok(()) => queue::Sent::Yes,
-            Err(_) => queue::Sent::Never,
+        // One write a line, or those of others could come between its parts.
+        for line in records.split_inclusive(|byte| *byte == b'\n') {
+            if self
+                .0
+                .write_all(line)
+                .and_then(|()| self.0.flush())
+                .is_err()
+            {
+                return queue::Sent::Never;
+            }
         }
+        queue::Sent::Yes
     }
 }
 
@@ -210,6 +215,8 @@ mod fixture {
     //! A journald as far as its socket goes.
 
     use std::{
+        cell::RefCell,
+        collections::VecDeque,
         io::IoSliceMut,
         os::{
             fd::{AsFd, AsRawFd},
@@ -232,6 +239,8 @@ mod fixture {
 
     pub(super) struct Journald<S = UnixDatagram> {
         socket: S,
+        /// Came with the one that was received before it.
+        rest: RefCell<VecDeque<Received>>,
         path: PathBuf,
         dir: tempfile::TempDir,
     }
@@ -248,6 +257,7 @@ mod fixture {
             let dir = tempfile::tempdir().unwrap();
             Self {
                 socket: (),
+                rest: RefCell::default(),
                 path: dir.path().join("socket"),
                 dir,
             }
@@ -260,6 +270,7 @@ mod fixture {
                 .unwrap();
             Journald {
                 socket,
+                rest: self.rest,
                 path: self.path,
                 dir: self.dir,
             }
@@ -284,6 +295,7 @@ mod fixture {
             let rest = std::iter::from_fn(|| self.try_receive()).collect();
             let away = Journald {
                 socket: (),
+                rest: RefCell::default(),
                 path: self.path,
                 dir: self.dir,
             };
@@ -292,6 +304,9 @@ mod fixture {
 
         /// Whether nothing has come that was not received.
         pub(super) fn is_empty(&self) -> bool {
+            if !self.rest.borrow().is_empty() {
+                return false;
+            }
             let mut asked = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
             poll(&mut asked, PollTimeout::ZERO).unwrap() == 0
         }
@@ -302,6 +317,9 @@ mod fixture {
         }
 
         fn try_receive(&self) -> Option<Received> {
+            if let Some(received) = self.rest.borrow_mut().pop_front() {
+                return Some(received);
+            }
             let mut buffer = vec![0; 1 << 20];
             let mut control = nix::cmsg_space!([i32; 1]);
             let (length, file) = {
@@ -326,10 +344,10 @@ mod fixture {
                 buffer = std::fs::read(format!("/proc/self/fd/{fd}")).unwrap();
                 nix::unistd::close(fd).unwrap();
             }
-            Some(Received {
-                fields: parse(&buffer),
-                as_file,
-            })
+            let all = parse(&buffer).into_iter();
+            let mut rest = self.rest.borrow_mut();
+            rest.extend(all.map(|fields| Received { fields, as_file }));
+            rest.pop_front()
         }
     }
 
@@ -342,10 +360,10 @@ mod fixture {
         }
     }
 
-    /// The native protocol, read as journald reads it.
-    pub(super) fn parse(mut bytes: &[u8]) -> Vec<(String, String)> {
+    /// The native protocol, read as journald reads it: the fields of each record.
+    pub(super) fn parse(mut bytes: &[u8]) -> Vec<Vec<(String, String)>> {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-        let mut fields = Vec::new();
+        let (mut records, mut fields) = (Vec::new(), Vec::new());
         while let Some(end) = bytes.iter().position(|byte| matches!(byte, b'=' | b'\n')) {
             let (name, length, start) = if bytes[end] == b'=' {
                 let length = bytes[end + 1..]
@@ -364,8 +382,12 @@ mod fixture {
             fields.push((name, text(&bytes[start..start + length])));
             assert_eq!(bytes[start + length], b'\n');
             bytes = &bytes[start + length + 1..];
+            if let Some(next) = bytes.strip_prefix(b"\n") {
+                records.push(std::mem::take(&mut fields));
+                bytes = next;
+            }
         }
-        assert!(bytes.is_empty());
-        fields
+        assert!(bytes.is_empty() && fields.is_empty());
+        records
     }
 }

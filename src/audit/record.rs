@@ -1,7 +1,7 @@
 //! One event as a record: fields with fixed names.
 
 use std::{
-    fmt::{Display, Write},
+    fmt::{Display, Write as _},
     time::Duration,
 };
 
@@ -49,30 +49,19 @@ impl Record {
     }
 
     /// `time` is since the Unix epoch.
-    pub(super) fn of(event: &Event, server: &str, time: Duration) -> Self {
-        let (kind, priority, message) = headline(event, server);
+    pub(super) fn of(event: &Event, server: &str, time: Duration, number: Option<u64>) -> Self {
         let mut record = Self {
-            kind,
-            priority,
+            kind: Kind::Ready,
+            priority: 0,
             fields: Vec::with_capacity(24),
             values: String::with_capacity(640),
         };
-        record.text("MESSAGE", &message);
-        record.text("MESSAGE_ID", kind.message_id());
-        record.put("PRIORITY", priority);
-        record.text("SYSLOG_IDENTIFIER", "thv");
-        record.text("THV_EVENT", kind.name());
-        record.text("THV_SERVER", server);
-        record.put("THV_TIME_USEC", micros(time));
-        record.details(event);
+        (record.kind, record.priority) = describe(event, server, time, number, &mut record);
         record
     }
+}
 
-    /// Gives the record its place in the sequence.
-    pub(super) fn number(&mut self, number: u64) {
-        self.put("THV_SEQ", number);
-    }
-
+impl Fields for Record {
     fn put(&mut self, name: &'static str, value: impl Display) {
         // Never fails: it is a String.
         let _ = write!(self.values, "{value}");
@@ -83,6 +72,14 @@ impl Record {
         self.values.push_str(value);
         self.fields.push((name, self.values.len()));
     }
+}
+
+/// Where the fields of an event are put, one after the other.
+pub(super) trait Fields {
+    /// What has a text of its own.
+    fn put(&mut self, name: &'static str, value: impl Display);
+
+    fn text(&mut self, name: &'static str, value: &str);
 
     /// A stranger's text, raw but capped: only ever in a field of its own.
     fn raw(&mut self, name: &'static str, value: &str) {
@@ -94,200 +91,222 @@ impl Record {
             self.raw(name, value);
         }
     }
+}
 
-    fn details(&mut self, event: &Event) {
-        match event {
-            Event::Ready | Event::Stopping | Event::IdleExit => {}
-            Event::Unfinished { pid, since } => {
-                if let Some(pid) = pid {
-                    self.put("THV_LAST_PID", pid.to_string());
-                }
-                if let Some(since) = since {
-                    self.put("THV_LAST_TIME_USEC", since.to_string());
-                }
-            }
-            Event::ConfigRefused {
-                file,
-                line,
-                key,
-                message,
-            } => {
-                self.raw("THV_CONFIG_FILE", &file.to_string_lossy());
-                self.put("THV_CONFIG_LINE", line);
-                self.raw_if("THV_CONFIG_KEY", key.as_deref());
-                self.raw("THV_ERROR", message);
-            }
-            Event::Decision(decision) => self.decision(decision),
-            Event::Outcome(outcome) => self.outcome(outcome),
-            Event::ChildStarted {
-                child,
-                pid,
-                principal,
-            } => {
-                self.child(*child, *pid);
-                self.raw_if("THV_PRINCIPAL", principal.as_deref());
-            }
-            Event::ChildTaken {
-                child,
-                pid,
-                principal,
-            } => {
-                self.child(*child, *pid);
-                self.raw("THV_PRINCIPAL", principal);
-            }
-            Event::ChildExited {
-                child,
-                pid,
-                exit,
-                fault,
-                ..
-            } => {
-                self.child(*child, *pid);
-                self.put("THV_EXIT", exit);
-                if let Some(fault) = fault {
-                    self.put("THV_REASON", fault.as_str());
-                }
-            }
-            Event::ChildStderr { child, pid, .. } => {
-                self.child(*child, *pid);
-                self.put("THV_STREAM", "stderr");
-            }
-            Event::Egress(egress) => self.egress(egress),
-            Event::LayerFailed { layer, reason } => {
-                self.raw("THV_LAYER", layer);
-                self.raw("THV_ERROR", reason);
-            }
-            Event::KeysFetched { issuer, keys } => {
-                self.raw("THV_ISSUER", issuer);
-                self.put("THV_KEYS", keys);
-            }
-            Event::KeysUnavailable { issuer, error, .. } => {
-                self.raw("THV_ISSUER", issuer);
-                self.raw("THV_ERROR", error);
-            }
-            Event::PolicyError {
-                request_id,
-                policies,
-                errors,
-            } => {
-                self.request(*request_id);
-                self.policies(policies);
-                for error in errors.iter().take(MAX_REPEATED) {
-                    self.raw("THV_ERROR", error);
-                }
-            }
-            Event::ToolsHidden { tools } => {
-                for tool in tools.iter().take(MAX_REPEATED) {
-                    self.raw("THV_TOOL", tool);
-                }
-            }
-            Event::LimitHit {
-                reason,
-                limit,
-                peer,
-            } => {
-                self.text("THV_REASON", reason.as_str());
-                self.put("THV_LIMIT", limit);
-                self.raw_if("THV_PEER_ADDR", peer.as_deref());
-            }
-            Event::Dropped { count, first, last } => {
-                self.put("THV_DROPPED", count);
-                self.put("THV_DROPPED_FIRST", first);
-                self.put("THV_DROPPED_LAST", last);
-            }
-        }
+/// Puts down all there is to say of an event. `time` is since the Unix epoch, and a record of
+/// lost ones has no number.
+pub(super) fn describe(
+    event: &Event,
+    server: &str,
+    time: Duration,
+    number: Option<u64>,
+    out: &mut impl Fields,
+) -> (Kind, u8) {
+    let (kind, priority, message) = headline(event, server);
+    out.text("MESSAGE", &message);
+    out.text("MESSAGE_ID", kind.message_id());
+    out.put("PRIORITY", priority);
+    out.text("SYSLOG_IDENTIFIER", "thv");
+    out.text("THV_EVENT", kind.name());
+    out.text("THV_SERVER", server);
+    out.put("THV_TIME_USEC", micros(time));
+    details(event, out);
+    if let Some(number) = number {
+        out.put("THV_SEQ", number);
     }
+    (kind, priority)
+}
 
-    fn decision(&mut self, decision: &Decision) {
-        self.request(decision.request_id);
-        match decision.verdict {
-            Verdict::Allow => self.text("THV_DECISION", "allow"),
-            Verdict::Deny(reason) => {
-                self.text("THV_DECISION", "deny");
-                self.text("THV_REASON", reason.as_str());
+fn details(event: &Event, out: &mut impl Fields) {
+    match event {
+        Event::Ready | Event::Stopping | Event::IdleExit => {}
+        Event::Unfinished { pid, since } => {
+            if let Some(pid) = pid {
+                out.put("THV_LAST_PID", pid.to_string());
+            }
+            if let Some(since) = since {
+                out.put("THV_LAST_TIME_USEC", since.to_string());
             }
         }
-        if let Some(who) = &decision.who {
-            self.raw("THV_SUBJECT", &who.subject);
-            self.raw("THV_ISSUER", &who.issuer);
-            self.raw_if("THV_CLIENT_ID", who.client.as_deref());
+        Event::ConfigRefused {
+            file,
+            line,
+            key,
+            message,
+        } => {
+            out.raw("THV_CONFIG_FILE", &file.to_string_lossy());
+            out.put("THV_CONFIG_LINE", line);
+            out.raw_if("THV_CONFIG_KEY", key.as_deref());
+            out.raw("THV_ERROR", message);
         }
-        self.raw_if("THV_METHOD", decision.method.as_deref());
-        match &decision.aim {
-            Aim::Server => {}
-            Aim::Tool(name) => self.raw("THV_TOOL", name),
-            Aim::Prompt(name) => self.raw("THV_PROMPT", name),
-            Aim::Resource(uri) => self.raw("THV_RESOURCE_URI", uri),
+        Event::Decision(decision) => decided(decision, out),
+        Event::Outcome(outcome) => ended(outcome, out),
+        Event::ChildStarted {
+            child,
+            pid,
+            principal,
+        } => {
+            of_child(*child, *pid, out);
+            out.raw_if("THV_PRINCIPAL", principal.as_deref());
         }
-        self.policies(&decision.policies);
-        if let Some(status) = decision.status {
-            self.put("THV_STATUS", status);
+        Event::ChildTaken {
+            child,
+            pid,
+            principal,
+        } => {
+            of_child(*child, *pid, out);
+            out.raw("THV_PRINCIPAL", principal);
         }
-        self.raw_if("THV_PEER_ADDR", decision.peer.as_deref());
-        self.raw_if("THV_SESSION", decision.session.as_deref());
-        self.raw_if("THV_TOKEN", decision.token.as_deref());
-        if let Some(version) = &decision.version {
-            self.text("THV_CONFIG", version);
+        Event::ChildExited {
+            child,
+            pid,
+            exit,
+            fault,
+            ..
+        } => {
+            of_child(*child, *pid, out);
+            out.put("THV_EXIT", exit);
+            if let Some(fault) = fault {
+                out.put("THV_REASON", fault.as_str());
+            }
         }
-    }
-
-    fn outcome(&mut self, outcome: &Outcome) {
-        self.request(outcome.request_id);
-        self.text(
-            "THV_OUTCOME",
-            if outcome.reason.is_none() {
-                "ok"
-            } else {
-                "failed"
-            },
-        );
-        if let Some(reason) = outcome.reason {
-            self.text("THV_REASON", reason.as_str());
+        Event::ChildStderr { child, pid, .. } => {
+            of_child(*child, *pid, out);
+            out.put("THV_STREAM", "stderr");
         }
-        if let Some(status) = outcome.status {
-            self.put("THV_STATUS", status);
+        Event::Egress(egress) => went_out(egress, out),
+        Event::LayerFailed { layer, reason } => {
+            out.raw("THV_LAYER", layer);
+            out.raw("THV_ERROR", reason);
         }
-        self.put("THV_DURATION_USEC", micros(outcome.duration));
-        self.put("THV_BYTES_IN", outcome.bytes_in);
-        self.put("THV_BYTES_OUT", outcome.bytes_out);
-    }
-
-    fn egress(&mut self, egress: &Egress) {
-        self.child(egress.child, egress.pid);
-        self.put("THV_PRINCIPAL", egress.principal.as_str());
-        let decision = if egress.allowed { "allow" } else { "deny" };
-        self.put("THV_DECISION", decision);
-        if let Some(reason) = egress.reason {
-            self.text("THV_REASON", reason.as_str());
+        Event::KeysFetched { issuer, keys } => {
+            out.raw("THV_ISSUER", issuer);
+            out.put("THV_KEYS", keys);
         }
-        self.raw("THV_EGRESS", &egress.host);
-        if let Some(address) = egress.address {
-            self.put("THV_EGRESS_ADDR", address);
+        Event::KeysUnavailable { issuer, error, .. } => {
+            out.raw("THV_ISSUER", issuer);
+            out.raw("THV_ERROR", error);
         }
-        self.raw_if("THV_ERROR", egress.error.as_deref());
-        self.put("THV_DURATION_USEC", micros(egress.duration));
-        self.put("THV_BYTES_OUT", egress.sent);
-        self.put("THV_BYTES_IN", egress.received);
-    }
-
-    fn request(&mut self, id: RequestId) {
-        id.write(&mut self.values);
-        self.fields.push(("THV_REQUEST_ID", self.values.len()));
-    }
-
-    fn child(&mut self, child: u64, pid: u32) {
-        self.put("THV_CHILD", child);
-        self.put("THV_CHILD_PID", pid);
-    }
-
-    /// One field a policy, so that `THV_POLICY=x` finds it whatever else decided.
-    fn policies(&mut self, policies: &[String]) {
-        for policy in policies.iter().take(MAX_REPEATED) {
-            self.raw("THV_POLICY", policy);
+        Event::PolicyError {
+            request_id,
+            policies,
+            errors,
+        } => {
+            of_request(*request_id, out);
+            by_policies(policies, out);
+            for error in errors.iter().take(MAX_REPEATED) {
+                out.raw("THV_ERROR", error);
+            }
+        }
+        Event::ToolsHidden { tools } => {
+            for tool in tools.iter().take(MAX_REPEATED) {
+                out.raw("THV_TOOL", tool);
+            }
+        }
+        Event::LimitHit {
+            reason,
+            limit,
+            peer,
+        } => {
+            out.text("THV_REASON", reason.as_str());
+            out.put("THV_LIMIT", limit);
+            out.raw_if("THV_PEER_ADDR", peer.as_deref());
+        }
+        Event::Dropped { count, first, last } => {
+            out.put("THV_DROPPED", count);
+            out.put("THV_DROPPED_FIRST", first);
+            out.put("THV_DROPPED_LAST", last);
         }
     }
 }
 
+fn decided(decision: &Decision, out: &mut impl Fields) {
+    of_request(decision.request_id, out);
+    match decision.verdict {
+        Verdict::Allow => out.text("THV_DECISION", "allow"),
+        Verdict::Deny(reason) => {
+            out.text("THV_DECISION", "deny");
+            out.text("THV_REASON", reason.as_str());
+        }
+    }
+    if let Some(who) = &decision.who {
+        out.raw("THV_SUBJECT", who.subject());
+        out.raw("THV_ISSUER", who.issuer());
+        out.raw_if("THV_CLIENT_ID", who.client());
+    }
+    out.raw_if("THV_METHOD", decision.method.as_deref());
+    match &decision.aim {
+        Aim::Server => {}
+        Aim::Tool(name) => out.raw("THV_TOOL", name),
+        Aim::Prompt(name) => out.raw("THV_PROMPT", name),
+        Aim::Resource(uri) => out.raw("THV_RESOURCE_URI", uri),
+    }
+    by_policies(&decision.policies, out);
+    if let Some(status) = decision.status {
+        out.put("THV_STATUS", status);
+    }
+    out.raw_if("THV_PEER_ADDR", decision.peer.as_deref());
+    out.raw_if("THV_SESSION", decision.session.as_deref());
+    out.raw_if("THV_TOKEN", decision.token.as_deref());
+    if let Some(version) = &decision.version {
+        out.text("THV_CONFIG", version);
+    }
+}
+
+fn ended(outcome: &Outcome, out: &mut impl Fields) {
+    of_request(outcome.request_id, out);
+    out.text(
+        "THV_OUTCOME",
+        if outcome.reason.is_none() {
+            "ok"
+        } else {
+            "failed"
+        },
+    );
+    if let Some(reason) = outcome.reason {
+        out.text("THV_REASON", reason.as_str());
+    }
+    if let Some(status) = outcome.status {
+        out.put("THV_STATUS", status);
+    }
+    out.put("THV_DURATION_USEC", micros(outcome.duration));
+    out.put("THV_BYTES_IN", outcome.bytes_in);
+    out.put("THV_BYTES_OUT", outcome.bytes_out);
+}
+
+fn went_out(egress: &Egress, out: &mut impl Fields) {
+    of_child(egress.child, egress.pid, out);
+    out.put("THV_PRINCIPAL", egress.principal.as_str());
+    let decision = if egress.allowed { "allow" } else { "deny" };
+    out.put("THV_DECISION", decision);
+    if let Some(reason) = egress.reason {
+        out.text("THV_REASON", reason.as_str());
+    }
+    out.raw("THV_EGRESS", &egress.host);
+    if let Some(address) = egress.address {
+        out.put("THV_EGRESS_ADDR", address);
+    }
+    out.raw_if("THV_ERROR", egress.error.as_deref());
+    out.put("THV_DURATION_USEC", micros(egress.duration));
+    out.put("THV_BYTES_OUT", egress.sent);
+    out.put("THV_BYTES_IN", egress.received);
+}
+
+fn of_request(id: RequestId, out: &mut impl Fields) {
+    out.text("THV_REQUEST_ID", id.text(&mut [0; RequestId::LENGTH]));
+}
+
+fn of_child(child: u64, pid: u32, out: &mut impl Fields) {
+    out.put("THV_CHILD", child);
+    out.put("THV_CHILD_PID", pid);
+}
+
+/// One field a policy, so that `THV_POLICY=x` finds it whatever else decided.
+fn by_policies(policies: &[String], out: &mut impl Fields) {
+    for policy in policies.iter().take(MAX_REPEATED) {
+        out.raw("THV_POLICY", policy);
+    }
+}
 /// Longer than any clock goes on: what does not fit is cut off.
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
@@ -298,24 +317,31 @@ const MAX_REPEATED: usize = 64;
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashSet, path::PathBuf};
+    use std::{collections::HashSet, path::PathBuf, sync::Arc};
 
     use proptest::prelude::*;
     use serde_json::Value;
 
     use super::*;
     use crate::audit::{
-        Exit, Reason, RequestId, Who,
+        Exit, Reason, RequestId,
         encode::{json, native},
         fixture::parse,
     };
+    use crate::auth::{self, Identity};
 
     fn record(event: &Event) -> Record {
         Record::of(
             event,
             "github",
             Duration::from_micros(1_700_000_000_000_001),
+            None,
         )
+    }
+
+    fn who(issuer: &str, subject: &str, client: &str) -> Arc<Identity> {
+        let alice = Identity::example(issuer, subject);
+        Arc::new(alice.with(auth::Kind::User, Some(client), &[], &[]))
     }
 
     /// One event of every kind, its texts made of `text`.
@@ -337,16 +363,12 @@ mod tests {
                 message: text(),
             },
             Event::Decision(Decision {
-                who: Some(Who {
-                    issuer: text(),
-                    subject: text(),
-                    client: Some(text()),
-                }),
+                who: Some(who(&text(), &text(), &text())),
                 method: Some(text()),
                 aim: Aim::Tool(text()),
-                policies: vec![text(), text()],
+                policies: [text(), text()].into(),
                 peer: Some(text()),
-                session: Some(text()),
+                session: Some(text().into()),
                 token: Some(text()),
                 version: Some("0123456789abcdef".into()),
                 ..Decision::denied(request_id, Reason::Policy, 403)
@@ -484,7 +506,7 @@ mod tests {
         for aim in [Aim::Prompt("x".into()), Aim::Resource("x".into())] {
             events.push(Event::Decision(Decision {
                 aim,
-                ..Decision::allowed(RequestId::random(), Vec::new())
+                ..Decision::allowed(RequestId::random(), Arc::default())
             }));
         }
         for (name, _) in events.iter().flat_map(|event| record(event).fields) {
@@ -529,16 +551,18 @@ mod tests {
     #[test]
     fn an_allowed_request_says_who_did_what_by_which_policies() {
         let decision = Decision {
-            who: Some(Who {
-                issuer: "https://sso".into(),
-                subject: "alice".into(),
-                client: Some("ide".into()),
-            }),
+            who: Some(who("https://sso", "alice", "ide")),
             method: Some("tools/call".into()),
             aim: Aim::Tool("rm\n-rf".into()),
-            ..Decision::allowed(RequestId::random(), vec!["base:a".into(), "base:b".into()])
+            ..Decision::allowed(
+                RequestId::random(),
+                ["base:a".into(), "base:b".into()].into(),
+            )
         };
-        let record = record(&Event::Decision(decision));
+        let event = Event::Decision(decision);
+        let mut line = Vec::new();
+        json(&event, "github", Duration::ZERO, Some(1), &mut line);
+        let record = record(&event);
         assert_eq!(
             record.field("MESSAGE"),
             Some(r"allowed: tools/call rm\u{a}-rf, for alice of https://sso")
@@ -548,7 +572,7 @@ mod tests {
             (record.field("THV_CLIENT_ID"), record.field("THV_REASON")),
             (Some("ide"), None)
         );
-        let json: Value = serde_json::from_slice(&json(&record)).unwrap();
+        let json: Value = serde_json::from_slice(&line).unwrap();
         assert_eq!(json["THV_POLICY"], serde_json::json!(["base:a", "base:b"]));
         assert_eq!(
             (&json["PRIORITY"], &json["THV_DECISION"]),
@@ -571,9 +595,11 @@ mod tests {
         #[test]
         fn the_native_form_is_read_back_as_it_was_whatever_the_text(text in "[\\PC\n=\x1b]{0,64}") {
             for event in one_of_each(&text) {
+                let (time, mut encoded) = (Duration::from_micros(1_700_000_000_000_001), Vec::new());
+                native(&event, "github", time, None, &mut encoded);
                 let record = record(&event);
                 let fields: Vec<_> = record.fields().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-                prop_assert_eq!(parse(&native(&record)), fields);
+                prop_assert_eq!(parse(&encoded), [fields]);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! One call, one identity → [`Permit`] or [`Denied`].
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use cedar_policy::{Authorizer, Context, Entities, Entity, EntityUid, Request};
 
@@ -45,7 +45,7 @@ enum Rules {
 ///
 /// ```compile_fail,E0451
 /// fn forge(call: thv::mcp::Call) -> thv::authz::Permit {
-///     thv::authz::Permit { call, policies: Vec::new() }
+///     thv::authz::Permit { call, policies: Vec::new().into() }
 /// }
 /// ```
 ///
@@ -80,7 +80,7 @@ enum Rules {
 #[derive(Debug)]
 pub struct Permit {
     call: Call,
-    policies: Vec<String>,
+    policies: Arc<[String]>,
 }
 
 impl Permit {
@@ -94,7 +94,7 @@ impl Permit {
     }
 
     /// The policies that permitted it, by name; never empty.
-    pub fn policies(&self) -> &[String] {
+    pub fn policies(&self) -> &Arc<[String]> {
         &self.policies
     }
 }
@@ -184,7 +184,7 @@ impl Engine {
         if matches!(call.shape(), Shape::Response(_)) || method::is_riding(call.method()) {
             return Ok(Permit {
                 call,
-                policies: vec![SESSION.to_owned()],
+                policies: [SESSION.to_owned()].into(),
             });
         }
         let known = match &self.rules {
@@ -201,8 +201,9 @@ impl Engine {
         let verdict = self.caller(identity).call(&call);
         match verdict {
             Verdict::Permit(policies) => {
+                let policies: Arc<[String]> = policies.into();
                 if let Some((remembered, question)) = known {
-                    remembered.keep(question, &policies);
+                    remembered.keep(question, policies.clone());
                 }
                 Ok(Permit { call, policies })
             }
@@ -426,7 +427,7 @@ mod tests {
     #[track_caller]
     fn permitted(engine: &Engine, identity: &Identity, call: Call, by: &[&str]) {
         match engine.decide(identity, call) {
-            Ok(permit) => assert_eq!(permit.policies(), by),
+            Ok(permit) => assert_eq!(permit.policies()[..], *by),
             Err(denied) => panic!("denied: {denied:?}"),
         }
     }

@@ -7,7 +7,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use crate::{
@@ -22,8 +22,8 @@ pub(super) struct Remembered(Mutex<Generations>);
 /// When the young are many they are the old, and those that were old are forgotten.
 #[derive(Debug, Default)]
 struct Generations {
-    young: HashMap<Question, Vec<String>>,
-    old: HashMap<Question, Vec<String>>,
+    young: HashMap<Question, Arc<[String]>>,
+    old: HashMap<Question, Arc<[String]>>,
 }
 
 /// Everything that a decision depends on.
@@ -78,7 +78,7 @@ impl Question {
 
 impl Remembered {
     /// The policies by which this was permitted before.
-    pub(super) fn recall(&self, question: &Question) -> Option<Vec<String>> {
+    pub(super) fn recall(&self, question: &Question) -> Option<Arc<[String]>> {
         let mut generations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(policies) = generations.young.get(question) {
             return Some(policies.clone());
@@ -89,16 +89,16 @@ impl Remembered {
     }
 
     /// This was permitted by these.
-    pub(super) fn keep(&self, question: Question, policies: &[String]) {
+    pub(super) fn keep(&self, question: Question, policies: Arc<[String]>) {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .keep(question, policies.to_vec());
+            .keep(question, policies);
     }
 }
 
 impl Generations {
-    fn keep(&mut self, mut question: Question, policies: Vec<String>) {
+    fn keep(&mut self, mut question: Question, policies: Arc<[String]>) {
         if self.young.len() >= MAX_YOUNG {
             self.old = std::mem::take(&mut self.young);
         }
@@ -127,9 +127,9 @@ mod tests {
     }
 
     /// A permit and its policies, or nothing.
-    fn decided(engine: &Engine, identity: &Identity, call: Call) -> Option<Vec<String>> {
+    fn decided(engine: &Engine, identity: &Identity, call: Call) -> Option<Arc<[String]>> {
         let permit = engine.decide(identity, call).ok()?;
-        Some(permit.policies().to_vec())
+        Some(permit.policies().clone())
     }
 
     const POLICIES: &str = r#"
@@ -230,9 +230,9 @@ mod tests {
     fn no_more_than_two_generations_are_kept_and_what_is_asked_again_stays() {
         let remembered = Remembered::default();
         let question = |number: usize| Question(number.to_string().into_bytes());
-        let policies = ["p".to_owned()];
+        let policies: Arc<[_]> = ["p".to_owned()].into();
         for number in 0..MAX_YOUNG * 4 {
-            remembered.keep(question(number), &policies);
+            remembered.keep(question(number), policies.clone());
             assert!(remembered.recall(&question(0)).is_some(), "{number}");
             let generations = remembered.0.lock().unwrap();
             assert!(generations.young.len() <= MAX_YOUNG && generations.old.len() <= MAX_YOUNG);

@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     future::{Future, pending},
     io,
-    pin::pin,
+    pin::{Pin, pin},
     time::Duration,
 };
 
@@ -26,6 +26,7 @@ use tracing::debug;
 
 use super::{
     activity::{Activity, Streams},
+    beside::{First, beside},
     flood::{Frames, PREFACE},
     guarded::{Guarded, Unwatched, WRITE_DEADLINE},
     head::{Heads, MAX_HEAD, Verdict},
@@ -159,23 +160,36 @@ where
             sleep(REST).await;
         }
     };
-    let ended = tokio::select! {
-        biased;
-        ended = &mut connection => ended,
-        () = told(drain, Some(activity)) => {
+    let told = async {
+        tokio::select! {
+            biased;
+            () = told(drain, Some(activity)) => Told::Drain,
+            () = rests => Told::Rest,
+        }
+    };
+    let ended = match beside(Pin::new(&mut connection), pin!(told)).await {
+        First::Work(ended) => ended,
+        First::Signal(Told::Drain) => {
             Pin::new(&mut connection).graceful_shutdown();
             connection.await
         }
-        () = rests => {
+        First::Signal(Told::Rest) => {
             // All that was asked is answered, and all of that has left.
             let parts = connection.into_parts();
-            return parts.io.into_inner().unwatched().filter(|_| parts.read_buf.is_empty());
+            let stream = parts.io.into_inner().unwatched();
+            return stream.filter(|_| parts.read_buf.is_empty());
         }
     };
     if let Err(error) = ended {
         debug!(%error, "connection ended early");
     }
     None
+}
+
+/// What ends the work on a connection before its peer does.
+enum Told {
+    Drain,
+    Rest,
 }
 
 async fn serve_two<F>(

@@ -4,7 +4,7 @@
 //! Nothing here looks at a request. Who must not come in is answered by the same
 //! pipeline as everybody, with a refusal in place of the request.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
@@ -15,6 +15,7 @@ use tracing::{debug, warn};
 
 use super::{
     activity::Activity,
+    beside::{First, beside},
     connection::{self, Asked, Version},
     guarded::{Guarded, Unwatched},
     proxied,
@@ -60,14 +61,11 @@ impl Entrance {
     {
         let activity = Activity::new();
         let seat = self.roster.enter(&activity);
-        tokio::select! {
-            ended = self.admit(stream, peer, &seat, &activity, drain, answer) => {
-                if let Err(error) = ended {
-                    debug!(%error, "connection ended before its first request");
-                }
-            }
-            // It has no request, and somebody else may have one.
-            () = activity.shed_while_idle() => {}
+        let serves = self.admit(stream, peer, &seat, &activity, drain, answer);
+        // It has no request, and somebody else may have one.
+        let sheds = activity.shed_while_idle();
+        if let First::Work(Err(error)) = beside(pin!(serves), pin!(sheds)).await {
+            debug!(%error, "connection ended before its first request");
         }
     }
 

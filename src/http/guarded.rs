@@ -304,7 +304,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin, W: Watch + Unpin> AsyncWrite for Guarded
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.watch.writes();
-        let written = Pin::new(&mut this.stream).poll_write_vectored(context, slices);
+        let length = slices.iter().map(|slice| slice.len()).sum();
+        let mut joined = [0; JOINED];
+        let written = match joined.get_mut(..length) {
+            // To copy so little costs less than to have the kernel gather it.
+            Some(joined) => {
+                let mut rest = &mut *joined;
+                for slice in slices {
+                    let (place, more) = rest.split_at_mut(slice.len());
+                    place.copy_from_slice(slice);
+                    rest = more;
+                }
+                Pin::new(&mut this.stream).poll_write(context, joined)
+            }
+            None => Pin::new(&mut this.stream).poll_write_vectored(context, slices),
+        };
         this.written(context, written)
     }
 
@@ -342,6 +356,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin, W: Watch + Unpin> AsyncWrite for Guarded
     }
 }
 
+/// Bytes of an answer that are joined to be written.
+const JOINED: usize = 1 << 10;
 /// How long a peer may read nothing while there is something for it.
 pub(super) const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a peer may go on sending after its last answer.

@@ -5,6 +5,7 @@
 
 // A connection: how it comes in, what it may do, and what watches over its bytes.
 mod activity;
+mod beside;
 pub mod connection;
 pub mod entrance;
 mod roster;

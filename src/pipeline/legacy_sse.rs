@@ -24,7 +24,7 @@ use super::{
     permitted, read, upstream,
 };
 use crate::{
-    audit::{self, Decision, Event},
+    audit::{Decision, Event},
     auth::{Identity, PrincipalKey},
     authz::Permit,
     http::{
@@ -151,7 +151,7 @@ pub(super) fn open(
 pub(super) async fn post(
     gateway: &Gateway,
     head: &Parts,
-    identity: &Identity,
+    identity: &Arc<Identity>,
     body: Bytes,
     record: &mut Decision,
 ) -> Result<Response, Refused> {
@@ -185,7 +185,7 @@ pub(super) async fn post(
             return Err(refused(CallError::Invalid("initialize comes first").into()));
         }
     };
-    record.session = Some(audit::session_tag(session.id()));
+    record.session = Some(session.tag());
     session
         .admits(permit.call())
         .map_err(|error| refused(Refusal::Send(error)))?;
@@ -222,7 +222,7 @@ pub(super) async fn post(
 async fn initialize(
     gateway: &Gateway,
     head: &Parts,
-    identity: &Identity,
+    identity: &Arc<Identity>,
     (permit, opening): (Permit, Opening),
     record: &mut Decision,
 ) -> Response {

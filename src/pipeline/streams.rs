@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{Gateway, Refused, VERSION, legacy_version, one, only_permitted, outcome, session_id};
 use crate::{
-    audit::{self, Decision, Event},
+    audit::{Decision, Event},
     auth::Identity,
     http::{Refusal, Response, body::Events, reply, route},
     mcp::version,
@@ -79,12 +79,12 @@ fn entered(
         .sessions
         .enter(identity, id)
         .map_err(Refusal::NoSession)?;
-    record.session = Some(audit::session_tag(session.id()));
+    record.session = Some(session.tag());
     Ok(session)
 }
 
 pub(super) fn done(gateway: &Gateway, record: &mut Decision) {
-    record.policies = vec!["session".to_owned()];
+    record.policies = ["session".to_owned()].into();
     record.put_on_record(&gateway.audit);
     gateway
         .audit

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    audit::{Audit, RequestId},
+    audit::{self, Audit, RequestId},
     auth::{Identity, PrincipalKey},
     authz::Permit,
     child::stdio,
@@ -38,7 +38,9 @@ use crate::{
 /// A conversation of one identity with one child.
 pub struct Session {
     pub(super) id: String,
-    owner: Identity,
+    /// The id as records show it.
+    tag: Arc<str>,
+    owner: Arc<Identity>,
     /// The owner's, which takes a hash to say.
     principal: PrincipalKey,
     pub(super) audit: Audit,
@@ -149,7 +151,7 @@ impl From<Over> for SendError {
 impl Session {
     pub(super) fn new(
         id: String,
-        owner: Identity,
+        owner: Arc<Identity>,
         audit: Audit,
         (call_timeout, calls, rooms): (Duration, Places, &Rooms),
         era: Era,
@@ -172,6 +174,7 @@ impl Session {
         };
         let principal = owner.principal_key();
         Arc::new(Self {
+            tag: audit::session_tag(&id),
             id,
             principal,
             room: rooms.room(principal),
@@ -197,6 +200,11 @@ impl Session {
     /// The session's id: 128 random bits, visible ASCII (mcp-L7).
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The id as records show it.
+    pub fn tag(&self) -> Arc<str> {
+        self.tag.clone()
     }
 
     pub(super) fn owner(&self) -> &Identity {

@@ -23,7 +23,11 @@ use crate::{
 
 impl Sessions {
     /// Starts a child, and the task that tends it and sees it out, whatever becomes of this request.
-    pub(super) async fn begin(&self, identity: &Identity, era: Era) -> Result<Opening, OpenError> {
+    pub(super) async fn begin(
+        &self,
+        identity: &Arc<Identity>,
+        era: Era,
+    ) -> Result<Opening, OpenError> {
         let slot = self.slots.take(identity.principal_key())?;
         let (stdin, lines) = outbox(MAX_LINES);
         let session = Session::new(

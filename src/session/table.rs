@@ -147,7 +147,7 @@ impl Sessions {
     /// answer is returned either way, with the session where there is one.
     pub async fn open(
         &self,
-        identity: &Identity,
+        identity: &Arc<Identity>,
         permit: Permit,
         request: RequestId,
     ) -> Result<(Option<Arc<Session>>, Bytes), OpenError> {
@@ -185,14 +185,14 @@ impl Sessions {
     /// principal, started by the first who asks.
     pub async fn shared(
         &self,
-        identity: &Identity,
+        identity: &Arc<Identity>,
         request: RequestId,
     ) -> Result<Arc<Session>, OpenError> {
         let shared = self.shared_of(identity);
         self.setup.audit.unless_gone(request, shared).await
     }
 
-    async fn shared_of(&self, identity: &Identity) -> Result<Arc<Session>, OpenError> {
+    async fn shared_of(&self, identity: &Arc<Identity>) -> Result<Arc<Session>, OpenError> {
         let place = lock(&self.shared)
             .entry(identity.principal_key())
             .or_default()
@@ -209,7 +209,7 @@ impl Sessions {
 
     /// A new session for modern clients. There are servers that end at a first message that is not
     /// `initialize`: what ends when it is asked what it speaks is started once more and not asked (mcp-T27).
-    async fn opened(&self, identity: &Identity) -> Result<Arc<Session>, OpenError> {
+    async fn opened(&self, identity: &Arc<Identity>) -> Result<Arc<Session>, OpenError> {
         let patience = self.setup.call_timeout;
         let mut first = match self.ends_when_probed.load(Ordering::Relaxed) {
             true => First::Initialize,

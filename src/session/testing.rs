@@ -28,7 +28,7 @@ pub(super) fn session_of(owner: Identity, era: Era, rooms: &Rooms) -> (Arc<Sessi
     let (stdin, lines) = outbox(64);
     let session = Session::new(
         "0123456789abcdef0123456789abcdef".to_owned(),
-        owner,
+        Arc::new(owner),
         audit,
         (Duration::from_secs(60), Places::new(64, 64), rooms),
         era,
