@@ -106,23 +106,10 @@ impl Activity {
         self.0.begun.load(Ordering::Relaxed)
     }
 
-    /// Waits until it has done nothing for that long, after requests beyond the first so many.
-    pub(super) async fn rests(&self, begun: u64, patience: Duration) {
-        let mut due = Instant::now() + patience;
-        loop {
-            // A deadline that moves is looked at when the old one has come.
-            sleep_until(due).await;
-            let is_busy = self.begun() == begun || self.0.in_flight.load(Ordering::Relaxed) > 0;
-            let since = if is_busy {
-                Instant::now()
-            } else {
-                self.idle_since()
-            };
-            due = since + patience;
-            if due <= Instant::now() {
-                return;
-            }
-        }
+    /// Since when it has done nothing; `None` if it does something.
+    pub(super) fn quiet_since(&self) -> Option<Instant> {
+        let is_quiet = self.0.in_flight.load(Ordering::Relaxed) == 0;
+        is_quiet.then(|| self.idle_since())
     }
 
     /// Whether nobody would miss it: it asks nothing, and what it was told has left.

@@ -121,6 +121,7 @@ mod tests {
         };
         let (work, told) = (pin!(work), pin!(told));
         let ended = tokio::select! {
+            biased;
             ended = beside(work, told) => ended,
             () = outside => unreachable!(),
         };

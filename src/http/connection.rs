@@ -20,7 +20,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     sync::watch,
     task::yield_now,
-    time::{sleep, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tracing::debug;
 
@@ -143,28 +143,17 @@ where
         }
     });
     let mut connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_DEADLINE)
+        // What has not come whole is seen here, and hyper would set a clock for each request.
+        .header_read_timeout(None)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD)
         .half_close(false)
         .serve_connection(TokioIo::new(stream), service);
-    let rests = async {
-        loop {
-            activity.rests(begun, REST).await;
-            if verdict.may_rest() {
-                return;
-            }
-            // The peer has not read all, and what is left of that is not here; or it has begun to
-            // ask, and how long that may take is counted already.
-            sleep(REST).await;
-        }
-    };
     let told = async {
         tokio::select! {
             biased;
             () = told(drain, Some(activity)) => Told::Drain,
-            () = rests => Told::Rest,
+            told = looked_after(activity, begun, &verdict) => told,
         }
     };
     let ended = match beside(Pin::new(&mut connection), pin!(told)).await {
@@ -172,6 +161,10 @@ where
         First::Signal(Told::Drain) => {
             Pin::new(&mut connection).graceful_shutdown();
             connection.await
+        }
+        First::Signal(Told::Late) => {
+            debug!("a request's head has not come whole in time");
+            return None;
         }
         First::Signal(Told::Rest) => {
             // All that was asked is answered, and all of that has left.
@@ -190,6 +183,45 @@ where
 enum Told {
     Drain,
     Rest,
+    /// A head that has begun does not come to its end.
+    Late,
+}
+
+/// Looks now and then at what an HTTP/1 connection does on which so many requests had begun
+/// before: a clock for each request would cost more than all that it guards.
+async fn looked_after(activity: &Activity, begun: u64, verdict: &Verdict) -> Told {
+    // The head that is waited for, by the requests before it, and since when.
+    let mut head = verdict.has_begun().then(|| (begun, Instant::now()));
+    let mut due = Instant::now() + REST;
+    loop {
+        sleep_until(due).await;
+        let (now, number) = (Instant::now(), activity.begun());
+        due = now + REST;
+        let Some(idle_since) = activity.quiet_since() else {
+            head = None;
+            continue;
+        };
+        if verdict.has_begun() {
+            match head {
+                Some((before, since)) if before == number => {
+                    // It may have begun just after it was looked at last.
+                    if now.duration_since(since) >= HEADER_DEADLINE.saturating_sub(REST * 2) {
+                        return Told::Late;
+                    }
+                }
+                _ => head = Some((number, now)),
+            }
+            continue;
+        }
+        head = None;
+        let rested = idle_since + REST;
+        if number > begun && rested > now {
+            due = rested;
+        } else if number > begun && verdict.may_rest() {
+            return Told::Rest;
+        }
+        // Else nothing was asked; or the peer has not read all, and what is left of that is not here.
+    }
 }
 
 async fn serve_two<F>(
@@ -362,7 +394,7 @@ mod tests {
     async fn answer_to(parts: &[&str]) -> (String, Duration) {
         let (_drain, draining) = watch::channel(false);
         let (mut client, _serving) = connect(draining);
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         for part in parts {
             client.write_all(part.as_bytes()).await.unwrap();
         }
@@ -472,7 +504,7 @@ mod tests {
         let (mut client, _serving) = connect(draining);
         client.write_all(request.as_bytes()).await.unwrap();
         next_answer(&mut client).await;
-        let answered = tokio::time::Instant::now();
+        let answered = Instant::now();
         assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
         assert_eq!(answered.elapsed().as_secs(), HEADER_DEADLINE.as_secs());
     }
@@ -487,7 +519,7 @@ mod tests {
             .await
             .unwrap();
         next_answer(&mut client).await;
-        let answered = tokio::time::Instant::now();
+        let answered = Instant::now();
         sleep(REST / 2).await;
         while client.write_all(b"x").await.is_ok() {
             sleep(Duration::from_secs(3)).await;
@@ -643,7 +675,7 @@ mod tests {
     async fn frames(parts: &[Vec<u8>]) -> (Vec<u8>, Duration) {
         let (_drain, draining) = watch::channel(false);
         let (mut client, _serving) = connect(draining);
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         client.write_all(PREFACE).await.unwrap();
         for part in parts {
             client.write_all(part).await.unwrap();

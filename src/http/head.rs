@@ -69,9 +69,14 @@ impl Verdict {
         *self.refused() = Some((number, refusal));
     }
 
+    /// Whether a head has begun, and not come to its end.
+    pub(super) fn has_begun(&self) -> bool {
+        self.0.begun.load(Ordering::Relaxed)
+    }
+
     /// Whether all that was to be written has left, and nothing has come that would be a beginning.
     pub(super) fn may_rest(&self) -> bool {
-        !self.0.unsent.load(Ordering::Relaxed) && !self.0.begun.load(Ordering::Relaxed)
+        !self.0.unsent.load(Ordering::Relaxed) && !self.has_begun()
     }
 
     fn refused(&self) -> MutexGuard<'_, Option<(u64, Refusal)>> {
