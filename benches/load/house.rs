@@ -146,6 +146,8 @@ impl House {
                 r#"exec 3<&0 </dev/null; export LISTEN_PID=$$; exec "$@""#,
                 "sh",
             ])
+            // As CPUSchedulingPolicy= of its unit.
+            .args(["chrt", "--batch", "0"].iter().filter(|_| verb == "runner"))
             .arg(&self.thv)
             .arg("--root")
             .arg(root)
@@ -290,16 +292,20 @@ fn journal() -> Arc<Records> {
         loop {
             match socket.recv(&mut record) {
                 Ok(length) => {
-                    // Only records begin with their message and end with an empty line, and only
-                    // that of losses begins with a number.
+                    // Only records begin with their message and end with an empty line.
                     let mut rest = &record[..length];
                     while let Some(end) = rest.windows(2).position(|two| two == b"\n\n") {
-                        match rest.strip_prefix(b"MESSAGE=") {
-                            Some([b'0'..=b'9', ..]) => {
-                                counts.losses.fetch_add(1, Ordering::Relaxed)
-                            }
-                            _ => counts.came.fetch_add(1, Ordering::Relaxed),
-                        };
+                        if let Some(message) = rest.strip_prefix(b"MESSAGE=") {
+                            let digits = message.iter().take_while(|byte| byte.is_ascii_digit());
+                            let says_loss =
+                                message[digits.count()..].starts_with(b" records dropped");
+                            let count = if says_loss {
+                                &counts.losses
+                            } else {
+                                &counts.came
+                            };
+                            count.fetch_add(1, Ordering::Relaxed);
+                        }
                         rest = &rest[end + 2..];
                     }
                 }
