@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     bridge::{asked, call},
+    faults::pass,
     house::{Caller, House, house, in_a_process_of_its_own, is_in_a_process_of_its_own},
     identity::{CLIENTS, Signer, caller, claims},
     issuer::Issuer,
@@ -125,7 +126,7 @@ async fn a_call_that_waits_for_its_client_is_busy_beyond_other_deadlines() {
     let second = call(&alice, "echo", json!({}), json!({})).await;
     is_refused(&house, &second, (429, "user-call-limit"), "user-call-limit");
     // Longer than all of them.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    pass(Duration::from_secs(3)).await;
     let done = call(&alice, "ask", json!({}), accept(&state)).await;
     assert!(done.said().contains("accept"), "{done:?}");
     assert_eq!(tool(&alice, "echo", json!({})).await.said(), "{}");

@@ -1,7 +1,5 @@
 //! Messages as large as they may be.
 
-use std::time::{Duration, Instant};
-
 use aws_lc_rs::digest::{SHA256, digest};
 use nix::sys::socket::{setsockopt, sockopt::TcpMaxSeg};
 use serde_json::json;
@@ -113,28 +111,6 @@ async fn the_largest_messages_pass_both_ways_and_leave_nothing() {
     // Other tests run here, too; what were kept of every message would be more.
     let grown = held[4] - held[0];
     assert!(grown < 3 * LARGE, "{held:?}");
-}
-
-/// A message that is eight times as long takes eight times as long, or little more: in whatever pieces it comes,
-/// nothing of it is looked at again and again.
-#[tokio::test]
-async fn a_message_takes_time_by_its_length() {
-    let _alone = ALONE.lock().await;
-    let house = large("body = \"40M\"\nmessage = \"40M\"\n").await;
-    let alice = house.session("alice").await;
-    for arguments in [odd, text] {
-        let mut took = [Duration::MAX; 2];
-        for _ in 0..3 {
-            for (best, size) in took.iter_mut().zip([LARGE / 8, LARGE]) {
-                let body = call("1", &arguments(size));
-                let asked = Instant::now();
-                assert_eq!(alice.post(&body).await.status, 200);
-                *best = asked.elapsed().min(*best);
-            }
-        }
-        println!("{} bytes and eight times as many: {took:?}", LARGE / 8);
-        assert!(took[1] < took[0] * 20, "{took:?}");
-    }
 }
 
 /// While one user's largest message is read, others are served: by the order of the records, calls that were made after
