@@ -155,6 +155,33 @@ fn the_real_journal_finds_exactly_the_refused_requests_with_subject_and_policy()
     });
 }
 
+/// Those of one turn come in one datagram; each is an entry of its own, whatever stands in the others.
+#[test]
+fn the_real_journal_takes_the_records_of_a_turn_one_by_one() {
+    with_journald(|journald| {
+        let audit = Audit::journal_in_turns(JOURNAL.as_ref(), &server()).unwrap();
+        let policy = |number: usize| match number % 3 {
+            0 => format!("p{number}"),
+            1 => format!("p{number}\n\nTHV_POLICY=forged\n\n"),
+            _ => "x".repeat(number * 100),
+        };
+        let wanted: Vec<String> = (0..60).map(policy).collect();
+        for policy in &wanted {
+            audit.record(&Event::Decision(Decision::allowed(
+                RequestId::random(),
+                [policy.clone()].into(),
+            )));
+        }
+        audit.hand_on();
+        let found = journald.find(&["THV_DECISION=allow"]);
+        let came: Vec<&str> = found
+            .iter()
+            .map(|record| record["THV_POLICY"].as_str().unwrap())
+            .collect();
+        assert!(came == wanted, "{} of {}", came.len(), wanted.len());
+    });
+}
+
 /// fault-45: as a datagram and as a sealed file.
 #[test]
 fn the_real_journal_takes_large_records_whole() {
