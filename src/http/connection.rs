@@ -190,8 +190,9 @@ enum Told {
 /// Looks now and then at what an HTTP/1 connection does on which so many requests had begun
 /// before: a clock for each request would cost more than all that it guards.
 async fn looked_after(activity: &Activity, begun: u64, verdict: &Verdict) -> Told {
-    // The head that is waited for, by the requests before it, and since when.
-    let mut head = verdict.has_begun().then(|| (begun, Instant::now()));
+    // The head that is waited for, by the requests before it, and since when: the first one
+    // from now on, though nothing of it may have come (over TLS), any other when it begins.
+    let mut head = Some((begun, Instant::now()));
     let mut due = Instant::now() + REST;
     loop {
         sleep_until(due).await;
@@ -201,7 +202,7 @@ async fn looked_after(activity: &Activity, begun: u64, verdict: &Verdict) -> Tol
             head = None;
             continue;
         };
-        if verdict.has_begun() {
+        if number == begun || verdict.has_begun() {
             match head {
                 Some((before, since)) if before == number => {
                     // It may have begun just after it was looked at last.
@@ -215,12 +216,12 @@ async fn looked_after(activity: &Activity, begun: u64, verdict: &Verdict) -> Tol
         }
         head = None;
         let rested = idle_since + REST;
-        if number > begun && rested > now {
+        if rested > now {
             due = rested;
-        } else if number > begun && verdict.may_rest() {
+        } else if verdict.may_rest() {
             return Told::Rest;
         }
-        // Else nothing was asked; or the peer has not read all, and what is left of that is not here.
+        // Else the peer has not read all, and what is left of that is not here.
     }
 }
 
@@ -417,6 +418,21 @@ mod tests {
                 "{answer}"
             );
             assert!(waited <= Duration::from_secs(11), "{waited:?}");
+        }
+    }
+
+    /// conn-1: whoever is known to speak HTTP/1, as over TLS, and asks nothing is not waited for either.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_asks_nothing_is_not_waited_for() {
+        for begins in [&b""[..], b"POST / HT"] {
+            let (mut client, server) = duplex(1 << 10);
+            let (_drain, draining) = watch::channel(false);
+            let answer = |_| async { reply::empty(StatusCode::OK) };
+            let stream = Guarded::new(server);
+            let served = serve_version(Version::One, stream, draining, Activity::new(), answer);
+            client.write_all(begins).await.unwrap();
+            let waited = timeout(HEADER_DEADLINE + Duration::from_secs(1), served).await;
+            assert!(waited.is_ok(), "{begins:?}");
         }
     }
 
