@@ -202,6 +202,11 @@ async fn looked_after(activity: &Activity, begun: u64, verdict: &Verdict) -> Tol
             head = None;
             continue;
         };
+        if verdict.is_unsent() {
+            // The peer has not read all; how long it may read nothing is counted already.
+            head = None;
+            continue;
+        }
         if number == begun || verdict.has_begun() {
             match head {
                 Some((before, since)) if before == number => {
@@ -218,10 +223,9 @@ async fn looked_after(activity: &Activity, begun: u64, verdict: &Verdict) -> Tol
         let rested = idle_since + REST;
         if rested > now {
             due = rested;
-        } else if verdict.may_rest() {
+        } else {
             return Told::Rest;
         }
-        // Else the peer has not read all, and what is left of that is not here.
     }
 }
 
@@ -434,6 +438,29 @@ mod tests {
             let waited = timeout(HEADER_DEADLINE + Duration::from_secs(1), served).await;
             assert!(waited.is_ok(), "{begins:?}");
         }
+    }
+
+    /// A client that has begun to ask for more is given all the time to read what it has asked for.
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_a_large_answer_slowly_may_have_begun_the_next_request() {
+        let (mut client, server) = duplex(1 << 10);
+        let (_drain, draining) = watch::channel(false);
+        let answer = |_| async { reply::json(StatusCode::OK, vec![b' '; 64 << 10]) };
+        let stream = Guarded::new(server);
+        let _served = tokio::spawn(serve(stream, draining, Activity::new(), answer));
+        let asked = b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHos";
+        client.write_all(asked).await.unwrap();
+        let mut answer = Vec::new();
+        while answer.len() < 64 << 10 {
+            sleep(Duration::from_secs(1)).await;
+            assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0);
+        }
+        client
+            .write_all(b"t: x\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.len() > 128 << 10, "{}", answer.len());
     }
 
     /// conn-2: a body that does not come to its end is refused, and nothing is made of its beginning.
