@@ -194,12 +194,18 @@ async fn looked_after(activity: &Activity, begun: u64, verdict: &Verdict) -> Tol
     // from now on, though nothing of it may have come (over TLS), any other when it begins.
     let mut head = Some((begun, Instant::now()));
     let mut due = Instant::now() + REST;
+    let mut busy_with = None;
     loop {
         sleep_until(due).await;
         let (now, number) = (Instant::now(), activity.begun());
         due = now + REST;
         let Some(idle_since) = activity.quiet_since() else {
             head = None;
+            if busy_with.replace(number) == Some(number) {
+                // What takes long, as an open stream does, is not looked at again and again.
+                activity.quiet().await;
+                due = Instant::now() + REST;
+            }
             continue;
         };
         if verdict.is_unsent() {
@@ -461,6 +467,27 @@ mod tests {
             .unwrap();
         client.read_to_end(&mut answer).await.unwrap();
         assert!(answer.len() > 128 << 10, "{}", answer.len());
+    }
+
+    /// An open stream costs nothing while nothing is said on it, and its connection rests afterwards.
+    #[tokio::test(start_paused = true)]
+    async fn what_takes_long_is_not_looked_at_again_and_again() {
+        let (activity, verdict) = (Activity::new(), Verdict::default());
+        let mut looks = pin!(looked_after(&activity, 0, &verdict));
+        let mut polls = 0;
+        let (_, busy) = activity.begin();
+        let ends = async {
+            sleep(Duration::from_secs(3600)).await;
+            drop(busy);
+            Instant::now()
+        };
+        let looked = std::future::poll_fn(|context| {
+            polls += 1;
+            looks.as_mut().poll(context)
+        });
+        let (told, ended) = tokio::join!(biased; looked, ends);
+        assert!(matches!(told, Told::Rest) && polls < 20, "{polls}");
+        assert!(ended.elapsed() <= REST * 2);
     }
 
     /// conn-2: a body that does not come to its end is refused, and nothing is made of its beginning.
