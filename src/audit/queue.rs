@@ -192,10 +192,15 @@ impl Queue {
     }
 
     pub(super) fn flush(&self, within: Duration) -> bool {
-        self.hand_on();
         let deadline = Instant::now() + within;
         let mut state = self.0.lock();
         while !state.nothing_waits() || state.sink.is_none() {
+            if !state.is_threads {
+                // Nobody else would say when it has gone. Then nothing waits, or the thread has it.
+                self.0.hand_on(state);
+                state = self.0.lock();
+                continue;
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
@@ -549,6 +554,26 @@ mod tests {
         let dropped: u64 = reports.map(|report| number(&report["THV_DROPPED"])).sum();
         assert_eq!(arrived + dropped, 3_000);
         assert_eq!(number(&lines.last().unwrap()["THV_SEQ"]), 3_000);
+    }
+
+    /// What is recorded while somebody waits is not left to a turn that may not come.
+    #[test]
+    fn whoever_waits_for_all_to_go_does_not_wait_for_those_who_record() {
+        struct Taken;
+        impl Sink for Taken {
+            fn send(&mut self, _: &[u8]) -> Sent {
+                Sent::Yes
+            }
+        }
+        let queue = Queue::in_turns(Taken, crate::audit::encode::native, "it").unwrap();
+        thread::scope(|scope| {
+            let records = scope.spawn(|| (0..100_000).for_each(|_| queue.put(&Event::Ready)));
+            while !records.is_finished() {
+                assert!(queue.flush(Duration::from_secs(10)));
+            }
+        });
+        assert!(queue.flush(Duration::ZERO));
+        assert_eq!(queue.backlog(), Backlog::default());
     }
 
     #[test]

@@ -237,16 +237,20 @@ fn a_stopped_real_journal_holds_up_nobody_and_gets_everything_or_a_count() {
             .collect();
         assert!(arrived.is_sorted());
         let reports = journald.find(&["THV_EVENT=records-dropped"]);
-        assert_eq!(reports.len(), 1);
-        let number = |name: &str| reports[0][name].as_str().unwrap().parse::<u64>().unwrap();
-        assert_eq!(number("THV_DROPPED"), audit.backlog().dropped);
+        // Two where the thread was about to send one while more was lost.
+        assert!((1..=2).contains(&reports.len()), "{reports:?}");
+        let numbers = |name: &'static str| {
+            let number =
+                move |report: &Value| report[name].as_str().unwrap().parse::<u64>().unwrap();
+            reports.iter().map(number)
+        };
+        assert_eq!(numbers("THV_DROPPED").sum::<u64>(), audit.backlog().dropped);
         let hole: Vec<u64> = (1..=3_000)
             .filter(|number| arrived.binary_search(number).is_err())
             .collect();
-        assert_eq!(
-            hole,
-            (number("THV_DROPPED_FIRST")..=number("THV_DROPPED_LAST")).collect::<Vec<_>>()
-        );
+        let (first, last) = (numbers("THV_DROPPED_FIRST"), numbers("THV_DROPPED_LAST"));
+        let named = first.min().unwrap()..=last.max().unwrap();
+        assert_eq!(hole, named.collect::<Vec<_>>());
     });
 }
 

@@ -301,8 +301,20 @@ fn explained(own: &str, error: &Error) -> Mistake {
         of_key(trimmed)
     } else if is_bare_text(own, error) {
         let word = unquoted(rest);
+        if !is_of_config(&own[..span.start]) {
+            return Mistake::new(
+                span.start,
+                "the value has no quotes",
+                "text stands in quotes: write `\"…\"`",
+            );
+        }
+        // What follows may be a variable's.
+        let (name, more) = match word.split_once('=') {
+            Some((name, _)) => (name, "= …"),
+            None => (word, ""),
+        };
         (
-            format!("`{}` is no value", shown(word)),
+            format!("`{}{more}` is no value", shown(name)),
             match word {
                 "yes" | "on" | "Yes" | "On" | "YES" | "ON" | "True" | "TRUE" => {
                     "write `true`".to_owned()
@@ -381,6 +393,17 @@ fn is_bare_text(own: &str, error: &Error) -> bool {
             || said.starts_with("invalid float")
             || said.starts_with("invalid boolean"))
         && begin.is_some_and(|c| !c.is_whitespace() && !",]}#\"'".contains(c))
+}
+
+/// Whether what ends with `KEY =` is of thv's own keys. Others, as in `[env]`, are names of
+/// variables, whose values may be secret: they are shown to nobody.
+fn is_of_config(before: &str) -> bool {
+    let key = before.trim_end().trim_end_matches('=').trim_end();
+    let name = key.rsplit(|c: char| !is_bare(c)).next().unwrap_or_default();
+    // Within a list it is no key that stands before it.
+    !before.trim_end().ends_with('=')
+        || name.starts_with(|c: char| c.is_ascii_lowercase())
+            && name.chars().all(|c| c.is_ascii_lowercase() || c == '-')
 }
 
 /// The text up to where a value ends.
@@ -466,7 +489,7 @@ mod tests {
             ),
             (
                 "env = A = \"b\" }\nresource = \"x\"\n",
-                "1:7: `A = \"b\"` is no value; keys and their values stand in `{` and `}`, as a value\n",
+                "1:7: `A = …` is no value; keys and their values stand in `{` and `}`, as a value\n",
             ),
             (
                 "a = 1\nb = \"\"\"\nc = d\n[x]\n",
@@ -506,6 +529,33 @@ mod tests {
             ),
         ] {
             assert_eq!(said(text), expected, "{text}");
+        }
+    }
+
+    /// Problems go to the journal, which more people read than the file.
+    #[test]
+    fn the_value_of_a_variable_is_not_shown() {
+        for text in [
+            "[env]\nTOKEN = s3cret\n",
+            "[env]\ndb_password = s3cret\n",
+            "[env]\n\"db.word\" = s3cret\n",
+            "env.TOKEN=s3cret\n",
+            "env = { A = \"b\", TOKEN = s3cret }\n",
+            "env = TOKEN=s3cret\n",
+            "env = TOKEN=\"s3cret\"\n",
+            "[env]\nTOKEN=s3cret more\n",
+            "TOKEN=\"a\ns3cret\"\n",
+            "[env]\nTOKEN = \"s3cret\n",
+            "[env]\nTOKEN = “s3cret”\n",
+            "[env]\nTOKEN = \"a\" s3cret\n",
+            "[env]\nTOKEN: s3cret\n",
+            "[env]\nexport TOKEN=s3cret\n",
+        ] {
+            let found = said(text);
+            assert!(
+                !found.is_empty() && !found.contains("s3cret"),
+                "{text}{found}"
+            );
         }
     }
 

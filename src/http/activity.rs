@@ -101,6 +101,18 @@ impl Activity {
         }
     }
 
+    /// Waits until nothing is in flight.
+    pub(super) async fn quiet(&self) {
+        loop {
+            // Before looking: what ends in between is not missed.
+            let changed = self.0.changed.notified();
+            if self.0.in_flight.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// How many requests have begun, ever.
     pub(super) fn begun(&self) -> u64 {
         self.0.begun.load(Ordering::Relaxed)

@@ -190,18 +190,30 @@ enum Told {
 /// Looks now and then at what an HTTP/1 connection does on which so many requests had begun
 /// before: a clock for each request would cost more than all that it guards.
 async fn looked_after(activity: &Activity, begun: u64, verdict: &Verdict) -> Told {
-    // The head that is waited for, by the requests before it, and since when.
-    let mut head = verdict.has_begun().then(|| (begun, Instant::now()));
+    // The head that is waited for, by the requests before it, and since when: the first one
+    // from now on, though nothing of it may have come (over TLS), any other when it begins.
+    let mut head = Some((begun, Instant::now()));
     let mut due = Instant::now() + REST;
+    let mut busy_with = None;
     loop {
         sleep_until(due).await;
         let (now, number) = (Instant::now(), activity.begun());
         due = now + REST;
         let Some(idle_since) = activity.quiet_since() else {
             head = None;
+            if busy_with.replace(number) == Some(number) {
+                // What takes long, as an open stream does, is not looked at again and again.
+                activity.quiet().await;
+                due = Instant::now() + REST;
+            }
             continue;
         };
-        if verdict.has_begun() {
+        if verdict.is_unsent() {
+            // The peer has not read all; how long it may read nothing is counted already.
+            head = None;
+            continue;
+        }
+        if number == begun || verdict.has_begun() {
             match head {
                 Some((before, since)) if before == number => {
                     // It may have begun just after it was looked at last.
@@ -215,12 +227,11 @@ async fn looked_after(activity: &Activity, begun: u64, verdict: &Verdict) -> Tol
         }
         head = None;
         let rested = idle_since + REST;
-        if number > begun && rested > now {
+        if rested > now {
             due = rested;
-        } else if number > begun && verdict.may_rest() {
+        } else {
             return Told::Rest;
         }
-        // Else nothing was asked; or the peer has not read all, and what is left of that is not here.
     }
 }
 
@@ -418,6 +429,65 @@ mod tests {
             );
             assert!(waited <= Duration::from_secs(11), "{waited:?}");
         }
+    }
+
+    /// conn-1: whoever is known to speak HTTP/1, as over TLS, and asks nothing is not waited for either.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_asks_nothing_is_not_waited_for() {
+        for begins in [&b""[..], b"POST / HT"] {
+            let (mut client, server) = duplex(1 << 10);
+            let (_drain, draining) = watch::channel(false);
+            let answer = |_| async { reply::empty(StatusCode::OK) };
+            let stream = Guarded::new(server);
+            let served = serve_version(Version::One, stream, draining, Activity::new(), answer);
+            client.write_all(begins).await.unwrap();
+            let waited = timeout(HEADER_DEADLINE + Duration::from_secs(1), served).await;
+            assert!(waited.is_ok(), "{begins:?}");
+        }
+    }
+
+    /// A client that has begun to ask for more is given all the time to read what it has asked for.
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_a_large_answer_slowly_may_have_begun_the_next_request() {
+        let (mut client, server) = duplex(1 << 10);
+        let (_drain, draining) = watch::channel(false);
+        let answer = |_| async { reply::json(StatusCode::OK, vec![b' '; 64 << 10]) };
+        let stream = Guarded::new(server);
+        let _served = tokio::spawn(serve(stream, draining, Activity::new(), answer));
+        let asked = b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHos";
+        client.write_all(asked).await.unwrap();
+        let mut answer = Vec::new();
+        while answer.len() < 64 << 10 {
+            sleep(Duration::from_secs(1)).await;
+            assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0);
+        }
+        client
+            .write_all(b"t: x\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.len() > 128 << 10, "{}", answer.len());
+    }
+
+    /// An open stream costs nothing while nothing is said on it, and its connection rests afterwards.
+    #[tokio::test(start_paused = true)]
+    async fn what_takes_long_is_not_looked_at_again_and_again() {
+        let (activity, verdict) = (Activity::new(), Verdict::default());
+        let mut looks = pin!(looked_after(&activity, 0, &verdict));
+        let mut polls = 0;
+        let (_, busy) = activity.begin();
+        let ends = async {
+            sleep(Duration::from_secs(3600)).await;
+            drop(busy);
+            Instant::now()
+        };
+        let looked = std::future::poll_fn(|context| {
+            polls += 1;
+            looks.as_mut().poll(context)
+        });
+        let (told, ended) = tokio::join!(biased; looked, ends);
+        assert!(matches!(told, Told::Rest) && polls < 20, "{polls}");
+        assert!(ended.elapsed() <= REST * 2);
     }
 
     /// conn-2: a body that does not come to its end is refused, and nothing is made of its beginning.

@@ -356,6 +356,21 @@ mod tests {
         ends_after(WRITE_DEADLINE, served).await;
     }
 
+    /// conn-1: whoever has shaken hands and asks nothing has no more time than who says nothing in the clear.
+    #[tokio::test]
+    async fn a_handshake_alone_does_not_keep_a_connection() {
+        let (client, served, _drain) = enter(entrance(None)).await;
+        let _client = over_tls(client).await;
+        // Our side may not have seen the last of the handshake: then its time has not begun.
+        for _ in 0..60 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_secs(1)).await;
+            tokio::time::resume();
+        }
+        ends(served).await;
+    }
+
     /// A connection that has not begun does not hold up a drain.
     #[tokio::test]
     async fn a_connection_in_its_handshake_is_drained() {

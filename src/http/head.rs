@@ -74,9 +74,9 @@ impl Verdict {
         self.0.begun.load(Ordering::Relaxed)
     }
 
-    /// Whether all that was to be written has left, and nothing has come that would be a beginning.
-    pub(super) fn may_rest(&self) -> bool {
-        !self.0.unsent.load(Ordering::Relaxed) && !self.has_begun()
+    /// Whether something is to be written that has not left.
+    pub(super) fn is_unsent(&self) -> bool {
+        self.0.unsent.load(Ordering::Relaxed)
     }
 
     fn refused(&self) -> MutexGuard<'_, Option<(u64, Refusal)>> {
