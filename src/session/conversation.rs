@@ -481,7 +481,8 @@ mod tests {
     use super::*;
     use crate::{
         auth::Identity,
-        session::{room::Rooms, testing},
+        mcp::Message,
+        session::{pump, room::Rooms, testing},
     };
 
     /// probe-68: the lines of many sessions whose children do not read are bounded together, each user's apart; what
@@ -520,5 +521,39 @@ mod tests {
         first.written(read.len());
         drop(read);
         assert_eq!(alice[31].0.write(line), Ok(()));
+    }
+    /// json-18: a client that spells an id otherwise means the same question, also one that was made of a modern
+    /// server's answer.
+    #[tokio::test]
+    async fn a_modern_servers_question_is_answered_under_any_spelling_of_its_id() {
+        let (session, mut lines) = testing::session(Era::Legacy);
+        let call = |body: &str| Call::read(Bytes::copy_from_slice(body.as_bytes()), false).unwrap();
+        let initialize = call(
+            r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{"elicitation":{}}}}"#,
+        );
+        let discovered = r#"{"jsonrpc":"2.0","id":1,"result":{"supportedVersions":["2026-07-28"],"capabilities":{}}}"#;
+        let discovered = Message::parse(discovered.into()).unwrap();
+        let server = ModernServer::read(&discovered, &initialize).unwrap();
+        assert!(session.reversed.set(server).is_ok());
+        session.open("2025-11-25");
+        let asks = call(r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#);
+        let id = asks.id().unwrap().clone();
+        let alice = Identity::example("https://a", "alice");
+        let _asked = session
+            .request(&asks, &alice, id, RequestId::random())
+            .unwrap();
+        lines.recv().await.unwrap();
+        let question = r#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required","inputRequests":{"a":{"method":"elicitation/create","params":{"message":"?","requestedSchema":{"type":"object","properties":{}}}}}}}"#;
+        assert!(pump::take(&session, question.into()));
+        let answers = call(
+            r#"{"jsonrpc":"2.0","id":"thv-1-1\u002d0","result":{"action":"accept","content":{}}}"#,
+        );
+        let Shape::Response(id) = answers.shape() else {
+            panic!("it is a response");
+        };
+        assert_eq!(session.respond(&answers, id), Ok(()));
+        let again = lines.try_recv().expect("the call is made again");
+        assert!(String::from_utf8_lossy(&again).contains(r#""inputResponses":{"a":{"#));
+        assert!(session.state().asked.is_empty());
     }
 }

@@ -19,6 +19,7 @@ use crate::{
         input::{self, Abilities, Question},
         meta, method,
         reverse::refused_with,
+        spelled,
         subscription::Wanted,
         task::{self, Standing},
         tools::TaskSupport,
@@ -118,7 +119,7 @@ impl Tasks {
     /// Forgets what the child no longer wants to know.
     pub(super) fn forget_question(&mut self, id: &[u8]) {
         for known in self.known.values_mut() {
-            known.questions.retain(|asked| *asked.id != *id);
+            known.questions.retain(|asked| spelled(&asked.id) != id);
         }
     }
 }
