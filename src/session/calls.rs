@@ -383,6 +383,9 @@ impl Session {
                 }
             };
         }
+        if call.opens && matches!(event, Event::Answer(_)) {
+            state.reversed.opening = call.outcome.take();
+        }
         self.settle(&mut call, reason, bytes_out);
         self.forget_again(state, &call);
         if let Some(wanted) = call.wanted.take() {

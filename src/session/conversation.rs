@@ -482,7 +482,7 @@ mod tests {
     use crate::{
         auth::Identity,
         mcp::Message,
-        session::{pump, room::Rooms, testing},
+        session::{exchange::Event, pump, room::Rooms, testing},
     };
 
     /// probe-68: the lines of many sessions whose children do not read are bounded together, each user's apart; what
@@ -555,5 +555,27 @@ mod tests {
         let again = lines.try_recv().expect("the call is made again");
         assert!(String::from_utf8_lossy(&again).contains(r#""inputResponses":{"a":{"#));
         assert!(session.state().asked.is_empty());
+    }
+    /// conn-3: what became of an `initialize` whose answer has no room is on record as that, before its client is told.
+    #[tokio::test]
+    async fn an_opening_whose_answer_is_dropped_owes_no_outcome() {
+        for (has_room, owes) in [(true, true), (false, false)] {
+            let (session, _lines) = testing::session(Era::Legacy);
+            let body = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25"}}"#;
+            let call = Call::read(body.into(), false).unwrap();
+            let id = call.id().unwrap().clone();
+            let alice = Identity::example("https://a", "alice");
+            let mut opening = session
+                .request(&call, &alice, id, RequestId::random())
+                .unwrap();
+            let full = (!has_room).then(|| session.room.hold_anyway(vec![0; 64 << 20].into()));
+            let text = "x".repeat(UNCOUNTED);
+            let answer = format!(r#"{{"id":1,"result":{{"instructions":"{text}"}}}}"#);
+            assert!(pump::take(&session, answer.into()));
+            let told = opening.next().await.unwrap();
+            assert_eq!(matches!(told, Event::Answer(_)), has_room, "{told:?}");
+            assert_eq!(session.state().reversed.opening.is_some(), owes);
+            drop(full);
+        }
     }
 }
