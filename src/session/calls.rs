@@ -311,10 +311,19 @@ impl Session {
         }
     }
 
-    /// A request that will have no answer.
+    /// What the child was asked under that number will have no answer.
     pub(super) fn fail_one(&self, number: u64, failure: Failure) {
         let mut state = self.state();
-        if let Some(call) = state.in_flight.remove(&number) {
+        let asked = number;
+        let number = state.reversed.first(asked);
+        let call = state.in_flight.get_mut(&number);
+        let Some(call) = call.filter(|call| call.number(number) == Some(asked)) else {
+            return;
+        };
+        // How a task stands is asked again.
+        if !call.looks_later()
+            && let Some(call) = state.in_flight.remove(&number)
+        {
             self.fail(&mut state, call, failure);
         }
     }
