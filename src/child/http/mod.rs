@@ -84,6 +84,8 @@ pub(super) struct Talk {
     idle: Mutex<Vec<Wire>>,
     /// Requests at once; the others wait.
     turns: Semaphore,
+    /// Those of them that stay open.
+    open: Semaphore,
     output: tokio::sync::Mutex<DuplexStream>,
     faults: mpsc::Sender<(u64, Fault)>,
     /// Said once when there is nothing to go on with.
@@ -114,6 +116,7 @@ impl Talk {
             known: Mutex::default(),
             idle: Mutex::new(wire.into_iter().collect()),
             turns: Semaphore::new(MAX_REQUESTS),
+            open: Semaphore::new(MAX_OPEN),
             output: tokio::sync::Mutex::new(output),
             faults,
             gone: Notify::new(),
@@ -207,6 +210,12 @@ impl Talk {
     }
 
     async fn request(&self, number: u64, asks: Asks, message: Outgoing) {
+        // Its turn does not end: whoever subscribes keeps nobody's calls waiting for ever.
+        let open = (asks == Asks::Listen).then(|| self.open.try_acquire());
+        if let Some(Err(_)) = open {
+            let _ = self.faults.send((number, Fault::Refused)).await;
+            return;
+        }
         let Ok(_turn) = self.turns.acquire().await else {
             return;
         };
@@ -245,6 +254,8 @@ const SESSION_ID: &str = "mcp-session-id";
 /// Requests at once towards one server. A child in the sandbox has a few connections more:
 /// for its own stream, for notifications, and those that wait.
 const MAX_REQUESTS: usize = 32;
+/// Of those that may stay open, subscriptions; a further one is refused.
+const MAX_OPEN: usize = MAX_REQUESTS / 2;
 /// Tasks of one conversation: requests that wait included.
 const MAX_RUNNING: usize = 128;
 /// Messages without an answer that wait for their turn.
@@ -255,3 +266,57 @@ const TELL: Duration = Duration::from_secs(10);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long the server may take to hear of the end.
 const GOODBYE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::fd::OwnedFd};
+
+    use tokio::{
+        io::{AsyncWriteExt, duplex},
+        net::UnixListener,
+    };
+
+    use super::*;
+    use crate::config::InsideDoor;
+
+    /// Many subscriptions leave turns for calls: whose they are, a shared server's other users would wait for ever.
+    #[tokio::test]
+    async fn subscriptions_keep_no_call_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = UnixListener::bind(dir.path().join("s")).unwrap();
+        let place: OwnedFd = File::open(dir.path()).unwrap().into();
+        let door = InsideDoor::Socket("s".into());
+        let peer = Peer {
+            way: Way::Inside(Entrance::new(&door, vec![place]).unwrap()),
+            authority: "localhost".to_owned(),
+            path: "/".to_owned(),
+            shown: Showing::always(None),
+            longest: 1 << 20,
+            mirror: Arc::default(),
+        };
+        let (mut stdin, input) = duplex(1 << 20);
+        let (output, _stdout) = duplex(1 << 10);
+        let (tell, mut faults) = mpsc::channel(MAX_REQUESTS);
+        let talk = Talk::new(peer, None, output, tell).await;
+        let work = tokio::spawn(talk.run(input));
+        let mut said = String::new();
+        for number in 1..=MAX_REQUESTS {
+            said +=
+                &format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"subscriptions/listen"}}"#);
+            said.push('\n');
+        }
+        said += r#"{"jsonrpc":"2.0","id":99,"method":"tools/call"}"#;
+        said.push('\n');
+        stdin.write_all(said.as_bytes()).await.unwrap();
+        let mut all = Vec::new();
+        let patience = Duration::from_secs(60);
+        for _ in 0..=MAX_OPEN {
+            all.push(timeout(patience, server.accept()).await.unwrap().unwrap());
+        }
+        for _ in MAX_OPEN..MAX_REQUESTS {
+            let fault = timeout(patience, faults.recv()).await.unwrap().unwrap();
+            assert!(fault.0 as usize <= MAX_REQUESTS && fault.1 == Fault::Refused);
+        }
+        work.abort();
+    }
+}
