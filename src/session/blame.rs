@@ -13,8 +13,7 @@ impl Session {
     /// Fails the request that the line seems to answer.
     pub(super) fn blame(&self, line: &[u8]) {
         if let Some(number) = answered(line) {
-            let first = self.state().reversed.first(number);
-            self.fail_one(first, Failure::BadAnswer);
+            self.fail_one(number, Failure::BadAnswer);
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::{
         Call, Era, Id, Message,
         bridge::{self, LegacyServer},
         meta, method,
-        subscription::{self, Wanted},
+        subscription::Wanted,
     },
     session::{
         SendError, Session,
@@ -23,9 +23,10 @@ use crate::{
         pending::{self, Input},
         reversed::Again,
         rewrite::{progress_token, renumbered},
-        seal::{self, StateError},
+        seal::{self, Binding, StateError},
         stream::{Exchange, Stream, Style},
         tasks::About,
+        visits::Away,
     },
 };
 
@@ -55,7 +56,7 @@ pub(super) struct InFlight {
     /// What of a legacy child's task a modern client's request is about.
     pub(super) task: Option<About>,
     /// Its place among all calls, given back with it; the gateway's own have none.
-    _place: Option<Place>,
+    pub(super) place: Option<Place>,
 }
 
 /// The record that every permitted request owes the auditors.
@@ -85,7 +86,7 @@ impl Session {
     ) -> Result<Exchange, SendError> {
         let bridged = self.bridge.get().is_some();
         let holder = bridged.then(|| seal::holder(identity));
-        let mut is_again = false;
+        let mut away = None;
         if let (Some(holder), Some(brought)) = (&holder, seal::brought(call)) {
             let ticket = pending::open(&self.seal, &brought, holder, call)?;
             if ticket.session != self.id {
@@ -94,23 +95,49 @@ impl Session {
             if !self.has_been_away(call, &ticket)? {
                 return self.go_on(call, &ticket, id, request);
             }
-            is_again = true;
+            away = Some(ticket);
         }
         let mut state = self.lock()?;
-        state.admits(self.era, &id)?;
-        let place = self.calls.take(self.principal())?;
+        let mut away = match away {
+            Some(ticket) => Some(Away::taken(&mut state, &ticket)?),
+            None => None,
+        };
         // A legacy child would take a call that goes on for one that begins.
         // Of a task's it is told apart by that.
-        if bridged && !is_again && goes_on(call) && !call.method().starts_with("tasks/") {
+        if bridged && away.is_none() && goes_on(call) && !call.method().starts_with("tasks/") {
             return Err(SendError::NotAsked);
         }
-        self.log_from(&mut state, call)?;
-        let wanted = self.subscribes(&state, call);
-        if let Some(wanted) = &wanted {
-            self.subscribe(&mut state, wanted)?;
+        let mut place = away.as_mut().and_then(Away::place);
+        let made = self.make(&mut state, call, (id, request), holder, &mut place);
+        match away {
+            // Who is told to try again finds it as it was.
+            Some(away) if made.is_err() => away.waits_on(&mut state, place),
+            Some(away) => self.withdraw(&away.call),
+            None => {}
         }
-        let task = self.about(&state, call);
-        let way = self.way_of(&mut state, call, &id)?;
+        made
+    }
+
+    /// Makes the call, in its `place` or one of its own.
+    fn make(
+        self: &Arc<Self>,
+        state: &mut State,
+        call: &Call,
+        (id, request): (Id, RequestId),
+        holder: Option<Binding>,
+        place: &mut Option<Place>,
+    ) -> Result<Exchange, SendError> {
+        state.admits(self.era, &id)?;
+        if place.is_none() {
+            *place = Some(self.calls.take(self.principal())?);
+        }
+        self.log_from(state, call)?;
+        let wanted = self.subscribes(state, call);
+        if let Some(wanted) = &wanted {
+            self.subscribe(state, wanted)?;
+        }
+        let task = self.about(state, call);
+        let way = self.way_of(state, call, &id)?;
         // Something else may have been said to the child first.
         let number = state.next;
         let told = match way {
@@ -124,7 +151,7 @@ impl Session {
         let now = Instant::now();
         state.next += 1;
         state.last_used = now;
-        let stream = Stream::new(number, self.style(&state), &self.room);
+        let stream = Stream::new(number, self.style(state), &self.room);
         let exchange = stream.attach(None).recorded_in(&self.audit);
         state.in_flight.insert(
             number,
@@ -142,17 +169,17 @@ impl Session {
                 opens: call.method() == "initialize",
                 input: holder.and_then(|holder| Input::of(call, &holder)),
                 task,
-                _place: Some(place),
+                place: place.take(),
             },
         );
         if let Some(call) = state.in_flight.get(&number) {
             call.acknowledge();
-            self.look_at_watched(&mut state, now);
+            self.look_at_watched(state, now);
         }
         if let Some(text) = told
             && let Some(call) = state.in_flight.remove(&number)
         {
-            self.finish(&mut state, call, None, text.len(), Event::Answer(text));
+            self.finish(state, call, None, text.len(), Event::Answer(text));
         }
         Ok(match self.era {
             Era::Legacy => exchange,
@@ -188,7 +215,7 @@ impl Session {
                 opens: false,
                 input: None,
                 task: None,
-                _place: None,
+                place: None,
             },
         );
         Ok(exchange)
@@ -223,7 +250,9 @@ impl Session {
         }
         let number = state.reversed.first(number);
         let waits = state.in_flight.get_mut(&number);
-        if let Some(call) = waits.filter(|call| call.waits()) {
+        // One that has its answer, and whose client's user goes somewhere, takes no other.
+        let keeps = |call: &&mut InFlight| call.waits() && call.number(number) == Some(asked);
+        if let Some(call) = waits.filter(keeps) {
             let goes_on = call.makes_task() && answer == Answer::Result;
             if let Some(input) = call.input.as_deref_mut() {
                 let kept = (!self.room.is_full()).then_some((answer, message));
@@ -282,48 +311,21 @@ impl Session {
         }
     }
 
-    /// A request that will have no answer.
+    /// What the child was asked under that number will have no answer.
     pub(super) fn fail_one(&self, number: u64, failure: Failure) {
         let mut state = self.state();
-        if let Some(call) = state.in_flight.remove(&number) {
+        let asked = number;
+        let number = state.reversed.first(asked);
+        let call = state.in_flight.get_mut(&number);
+        let Some(call) = call.filter(|call| call.number(number) == Some(asked)) else {
+            return;
+        };
+        // How a task stands is asked again.
+        if !call.looks_later()
+            && let Some(call) = state.in_flight.remove(&number)
+        {
             self.fail(&mut state, call, failure);
         }
-    }
-
-    /// Fails the calls that are meant to stay open.
-    pub(super) fn fail_open_ended(&self, state: &mut State, failure: Failure) {
-        let open: Vec<u64> = state
-            .in_flight
-            .iter()
-            .filter(|(_, call)| call.deadline.is_none())
-            .map(|(number, _)| *number)
-            .collect();
-        for number in open {
-            let Some(call) = state.in_flight.remove(&number) else {
-                continue;
-            };
-            if self.era == Era::Modern && call.is_subscription() {
-                // Its child goes on for the calls that are answered still.
-                if call.wanted.is_none() {
-                    self.say(&OwnMessage::Cancelled {
-                        number,
-                        reason: "shutting down",
-                    });
-                }
-                self.end_well(state, call);
-            } else {
-                self.fail(state, call, failure);
-            }
-        }
-    }
-
-    /// Ends a subscription as one that its server has ended (mcp-T28).
-    pub(super) fn end_well(&self, state: &mut State, call: InFlight) {
-        let text = Bytes::from(match self.bridge.get() {
-            Some(server) => server.ended(&call.id),
-            None => subscription::ended(&call.id, b""),
-        });
-        self.finish(state, call, None, text.len(), Event::Answer(text));
     }
 
     pub(super) fn fail(&self, state: &mut State, call: InFlight, failure: Failure) {
@@ -353,6 +355,9 @@ impl Session {
                     Event::Failed(Failure::NoRoom)
                 }
             };
+        }
+        if call.opens && matches!(event, Event::Answer(_)) {
+            state.reversed.opening = call.outcome.take();
         }
         self.settle(&mut call, reason, bytes_out);
         self.forget_again(state, &call);

@@ -481,7 +481,8 @@ mod tests {
     use super::*;
     use crate::{
         auth::Identity,
-        session::{room::Rooms, testing},
+        mcp::Message,
+        session::{exchange::Event, outbox::Lines, pump, room::Rooms, testing},
     };
 
     /// probe-68: the lines of many sessions whose children do not read are bounded together, each user's apart; what
@@ -520,5 +521,95 @@ mod tests {
         first.written(read.len());
         drop(read);
         assert_eq!(alice[31].0.write(line), Ok(()));
+    }
+    fn call(body: &str) -> Call {
+        Call::read(Bytes::copy_from_slice(body.as_bytes()), false).unwrap()
+    }
+
+    /// A legacy client's session with a modern child, what that is told, and a call of Alice's that asks her something.
+    async fn reversed() -> (Arc<Session>, Lines, Exchange) {
+        let (session, mut lines) = testing::session(Era::Legacy);
+        let initialize = call(
+            r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{"elicitation":{}}}}"#,
+        );
+        let discovered = r#"{"jsonrpc":"2.0","id":1,"result":{"supportedVersions":["2026-07-28"],"capabilities":{}}}"#;
+        let discovered = Message::parse(discovered.into()).unwrap();
+        let server = ModernServer::read(&discovered, &initialize).unwrap();
+        assert!(session.reversed.set(server).is_ok());
+        session.open("2025-11-25");
+        let asks = call(r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#);
+        let id = asks.id().unwrap().clone();
+        let alice = Identity::example("https://a", "alice");
+        let asked = session
+            .request(&asks, &alice, id, RequestId::random())
+            .unwrap();
+        lines.recv().await.unwrap();
+        let question = r#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required","inputRequests":{"a":{"method":"elicitation/create","params":{"message":"?","requestedSchema":{"type":"object","properties":{}}}}}}}"#;
+        assert!(pump::take(&session, question.into()));
+        (session, lines, asked)
+    }
+
+    /// json-18: a client that spells an id otherwise means the same question, also one that was made of a modern
+    /// server's answer.
+    #[tokio::test]
+    async fn a_modern_servers_question_is_answered_under_any_spelling_of_its_id() {
+        let (session, mut lines, _asked) = reversed().await;
+        let answers = call(
+            r#"{"jsonrpc":"2.0","id":"thv-1-1\u002d0","result":{"action":"accept","content":{}}}"#,
+        );
+        let Shape::Response(id) = answers.shape() else {
+            panic!("it is a response");
+        };
+        assert_eq!(session.respond(&answers, id), Ok(()));
+        let again = lines.try_recv().expect("the call is made again");
+        assert!(String::from_utf8_lossy(&again).contains(r#""inputResponses":{"a":{"#));
+        assert!(session.state().asked.is_empty());
+    }
+    /// A call that was made again ends when what it goes by now fails, and not when what it went by before does.
+    #[tokio::test]
+    async fn a_call_that_was_made_again_fails_with_its_last_number() {
+        let (session, mut lines, mut asked) = reversed().await;
+        session.fail_one(1, Failure::ChildEnded);
+        assert_eq!(session.in_flight(), 1, "its client is asked");
+        let answers =
+            call(r#"{"jsonrpc":"2.0","id":"thv-1-1-0","result":{"action":"accept","content":{}}}"#);
+        let Shape::Response(id) = answers.shape() else {
+            panic!("it is a response");
+        };
+        session.respond(&answers, id).unwrap();
+        let again = lines.try_recv().expect("the call is made again");
+        assert!(
+            again.starts_with(br#"{"jsonrpc":"2.0","id":2,"#),
+            "{again:?}"
+        );
+        session.fail_one(1, Failure::ChildEnded);
+        assert_eq!(session.in_flight(), 1, "it is another request by now");
+        session.fail_one(2, Failure::Unreachable);
+        assert!(matches!(asked.next().await, Some(Event::Message(_))));
+        let last = asked.next().await;
+        assert!(matches!(last, Some(Event::Failed(Failure::Unreachable))));
+    }
+
+    /// conn-3: what became of an `initialize` whose answer has no room is on record as that, before its client is told.
+    #[tokio::test]
+    async fn an_opening_whose_answer_is_dropped_owes_no_outcome() {
+        for (has_room, owes) in [(true, true), (false, false)] {
+            let (session, _lines) = testing::session(Era::Legacy);
+            let body = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25"}}"#;
+            let call = Call::read(body.into(), false).unwrap();
+            let id = call.id().unwrap().clone();
+            let alice = Identity::example("https://a", "alice");
+            let mut opening = session
+                .request(&call, &alice, id, RequestId::random())
+                .unwrap();
+            let full = (!has_room).then(|| session.room.hold_anyway(vec![0; 64 << 20].into()));
+            let text = "x".repeat(UNCOUNTED);
+            let answer = format!(r#"{{"id":1,"result":{{"instructions":"{text}"}}}}"#);
+            assert!(pump::take(&session, answer.into()));
+            let told = opening.next().await.unwrap();
+            assert_eq!(matches!(told, Event::Answer(_)), has_room, "{told:?}");
+            assert_eq!(session.state().reversed.opening.is_some(), owes);
+            drop(full);
+        }
     }
 }

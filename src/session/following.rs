@@ -279,6 +279,12 @@ impl Session {
 }
 
 impl InFlight {
+    /// Has the child asked once more how the task stands that it has become; `false` if it is none.
+    pub(super) fn looks_later(&mut self) -> bool {
+        let following = self.again.as_deref_mut().and_then(|it| it.task.as_mut());
+        following.map(Following::rest).is_some()
+    }
+
     /// The task that it has become.
     fn following(&self) -> Option<&Following> {
         self.again.as_deref()?.task.as_ref()

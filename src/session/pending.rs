@@ -22,7 +22,7 @@ use crate::{
     mcp::{
         Call, Id, Message,
         input::{self, Abilities, Need, Question},
-        task,
+        spelled, task,
     },
     session::{
         SendError, Session, Sessions,
@@ -331,12 +331,13 @@ impl Session {
 
     /// Forgets what the child no longer wants to know.
     pub(super) fn forget_question(state: &mut State, id: &[u8]) {
+        let id = &*spelled(id);
         for input in state
             .in_flight
             .values_mut()
             .filter_map(|call| call.input.as_deref_mut())
         {
-            input.questions.retain(|asked| *asked.id != *id);
+            input.questions.retain(|asked| spelled(&asked.id) != id);
         }
         state.tasks.forget_question(id);
     }
@@ -533,6 +534,20 @@ mod tests {
         assert!(!ask(&session, 1, MAX_ASKED_BYTES / 2));
         assert!(!ask(&session, 0, 1), "it has that name already");
         assert!(ask(&session, 2, 1));
+    }
+
+    /// A child that spells its id otherwise when it takes a question back means the same one.
+    #[tokio::test]
+    async fn a_question_is_taken_back_under_any_spelling_of_its_id() {
+        let (session, _lines) = session();
+        let _alice = call(&session, "alice");
+        let asks = r#"{"id":"\u00e9","method":"elicitation/create","params":{"message":"?"}}"#;
+        assert!(pump::take(&session, asks.into()));
+        let takes_back = r#"{"method":"notifications/cancelled","params":{"requestId":"é"}}"#;
+        assert!(pump::take(&session, takes_back.into()));
+        session.ask_clients();
+        let waits = |call: &InFlight| call.waits();
+        assert!(!session.state().in_flight.values().any(waits));
     }
 
     /// The deadline of a call that waits is its own, and its child hears that nobody will answer.

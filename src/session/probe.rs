@@ -1,6 +1,12 @@
 //! What a child speaks: asked once, when its first session begins, and remembered as long as it lives.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::sync::OnceCell;
@@ -24,7 +30,11 @@ use crate::{
 /// What a child has answered to `server/discover`, `None` if it is a legacy one: those
 /// that share it need not ask again.
 #[derive(Default)]
-pub(super) struct Spoken(OnceCell<Option<Message>>);
+pub(super) struct Spoken {
+    told: OnceCell<Option<Message>>,
+    /// It has opened a conversation with modern clients as a legacy one.
+    is_bridged: AtomicBool,
+}
 
 /// What a child is asked first.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -72,12 +82,17 @@ pub(super) async fn for_modern(
 /// The child's answer to `server/discover`, if it speaks modern MCP.
 async fn discovered(session: &Session) -> Result<Option<Message>, Failure> {
     match session.spoken.get() {
-        // One that only thinks for long is asked again.
-        Some(spoken) => spoken
-            .0
-            .get_or_try_init(|| discover(session))
-            .await
-            .cloned(),
+        // One that only thinks for long is asked again, unless it has said something older meanwhile: those that
+        // wait here would wait one after the other for what it never answers.
+        Some(spoken) => {
+            let told = spoken.told.get_or_try_init(|| async {
+                match spoken.is_bridged.load(Ordering::Relaxed) {
+                    true => Ok(None),
+                    false => discover(session).await,
+                }
+            });
+            told.await.cloned()
+        }
         None => discover(session).await,
     }
 }
@@ -103,6 +118,9 @@ async fn bridge(session: &Arc<Session>, patience: Duration) -> Result<bool, Open
     };
     session.say(&OwnMessage::Initialized);
     session.bridged(server);
+    if let Some(spoken) = session.spoken.get() {
+        spoken.is_bridged.store(true, Ordering::Relaxed);
+    }
     Ok(true)
 }
 
@@ -180,5 +198,43 @@ mod tests {
             }
             assert!(session.bridge.get().is_none());
         }
+    }
+    /// mcp-T27: those that share a child which never says that it does not know the question wait for it together, not
+    /// one after the other.
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_legacy_server_is_waited_for_once_or_twice_however_many_share_it() {
+        const MEMBERS: usize = 8;
+        let spoken = Arc::<Spoken>::default();
+        let began = Instant::now();
+        let mut all = tokio::task::JoinSet::new();
+        for _ in 0..MEMBERS {
+            let (session, mut lines) = testing::session(Era::Modern);
+            let _ = session.spoken.set(spoken.clone());
+            all.spawn(async move {
+                let child = async {
+                    loop {
+                        let wait = Duration::from_millis(100);
+                        if let Ok(line) = timeout(wait, lines.recv()).await {
+                            let text = String::from_utf8(line.unwrap().to_vec()).unwrap();
+                            if text.contains("\"initialize\"") {
+                                let message = Message::parse(text.into()).unwrap();
+                                let id = message.root().get("id").and_then(Value::as_number);
+                                let number = id.unwrap().parse().unwrap();
+                                let opened = r#""result":{"protocolVersion":"2025-11-25","capabilities":{}}"#;
+                                say(&session, number, opened);
+                            }
+                        }
+                        session.sweep(Instant::now(), Duration::MAX);
+                    }
+                };
+                tokio::select! {
+                    readied = for_modern(&session, PROBE, First::Discover) => readied.unwrap(),
+                    () = child => unreachable!(),
+                }
+            });
+        }
+        let readied = all.join_all().await;
+        assert_eq!(readied, [Readied::Yes; MEMBERS]);
+        assert!(began.elapsed() <= PROBE * 3, "{:?}", began.elapsed());
     }
 }

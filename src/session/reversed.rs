@@ -17,6 +17,7 @@ use crate::{
         Call, Id, Message, bridge,
         input::{self, Question},
         reverse::{Given, ModernServer, answered_with, refused_with},
+        spelled,
         subscription::{self, MAX_URIS, Wanted},
     },
     session::{
@@ -325,8 +326,10 @@ impl Session {
 
     /// Takes the client's answer to what a modern child has asked for.
     pub(super) fn respond_to_modern(&self, state: &mut State, call: &Call, id: &Id) {
-        state.asked.remove(id.as_json());
-        let of = |asked: &Asked| asked.id == id.as_json();
+        // Ours has one spelling, which is the one that all of its spellings have.
+        let id = spelled(id.as_json());
+        state.asked.remove(&*id);
+        let of = |asked: &Asked| *asked.id == *id;
         let waiting = state.in_flight.iter_mut().find_map(|(number, call)| {
             let again = call.again.as_deref_mut()?;
             again.questions.iter().any(of).then_some((*number, again))

@@ -9,12 +9,16 @@ use bytes::Bytes;
 use crate::{
     json::Value,
     mcp::{
-        Call, Message,
+        Call, Era, Message,
         subscription::{self, Wanted},
         task,
     },
     session::{
-        SendError, Session, calls::InFlight, conversation::State, exchange::Event, own::OwnMessage,
+        SendError, Session,
+        calls::InFlight,
+        conversation::State,
+        exchange::{Event, Failure},
+        own::OwnMessage,
     },
 };
 
@@ -85,6 +89,42 @@ impl Session {
             self.end_well(&mut state, call);
         }
         true
+    }
+
+    /// Fails the calls that are meant to stay open.
+    pub(super) fn fail_open_ended(&self, state: &mut State, failure: Failure) {
+        let open: Vec<u64> = state
+            .in_flight
+            .iter()
+            .filter(|(_, call)| call.deadline.is_none())
+            .map(|(number, _)| *number)
+            .collect();
+        for number in open {
+            let Some(call) = state.in_flight.remove(&number) else {
+                continue;
+            };
+            if self.era == Era::Modern && call.is_subscription() {
+                // Its child goes on for the calls that are answered still.
+                if call.wanted.is_none() {
+                    self.say(&OwnMessage::Cancelled {
+                        number,
+                        reason: "shutting down",
+                    });
+                }
+                self.end_well(state, call);
+            } else {
+                self.fail(state, call, failure);
+            }
+        }
+    }
+
+    /// Ends a subscription as one that its server has ended (mcp-T28).
+    pub(super) fn end_well(&self, state: &mut State, call: InFlight) {
+        let text = Bytes::from(match self.bridge.get() {
+            Some(server) => server.ended(&call.id),
+            None => subscription::ended(&call.id, b""),
+        });
+        self.finish(state, call, None, text.len(), Event::Answer(text));
     }
 
     /// Tells each subscription that wants it; `false` if there is none.

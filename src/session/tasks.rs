@@ -19,6 +19,7 @@ use crate::{
         input::{self, Abilities, Question},
         meta, method,
         reverse::refused_with,
+        spelled,
         subscription::Wanted,
         task::{self, Standing},
         tools::TaskSupport,
@@ -115,10 +116,20 @@ impl Tasks {
         self.known.contains_key(task)
     }
 
+    /// Keeps no answer for calls that have ended before the result came.
+    fn forget_who_left(&mut self, name: &str, in_flight: &HashMap<u64, InFlight>) {
+        let asked = self.known.get(name).and_then(|known| known.asked);
+        if let Some(pending) = asked.and_then(|asked| self.results.get_mut(&asked)) {
+            pending
+                .told
+                .retain(|(first, _)| in_flight.contains_key(first));
+        }
+    }
+
     /// Forgets what the child no longer wants to know.
     pub(super) fn forget_question(&mut self, id: &[u8]) {
         for known in self.known.values_mut() {
-            known.questions.retain(|asked| *asked.id != *id);
+            known.questions.retain(|asked| spelled(&asked.id) != id);
         }
     }
 }
@@ -276,6 +287,7 @@ impl Session {
                         } else if let Some(pending) = self.ask_result(state, &name, false) {
                             pending.told.push((number, message.clone()));
                             state.in_flight.insert(number, call);
+                            state.tasks.forget_who_left(&name, &state.in_flight);
                         } else {
                             self.fail(state, call, Failure::ChildEnded);
                         }
@@ -540,6 +552,27 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    /// conn-3: who asks how a task stands and leaves, again and again, leaves nothing while its result does not come.
+    #[tokio::test(start_paused = true)]
+    async fn who_leaves_before_the_result_comes_leaves_nothing() {
+        let (session, mut lines) = session();
+        let _made = ask(&session, "tools/call", r#""name":"t""#);
+        answer(&session, 1, r#"{"task":{"taskId":"k","status":"working"}}"#);
+        for number in [2].into_iter().chain(4..104) {
+            let get = ask(&session, "tasks/get", r#""taskId":"k""#);
+            answer(&session, number, r#"{"taskId":"k","status":"completed"}"#);
+            drop(get);
+            said(&mut lines);
+        }
+        let mut stays = ask(&session, "tasks/get", r#""taskId":"k""#);
+        answer(&session, 104, r#"{"taskId":"k","status":"completed"}"#);
+        let told = |pending: &Pending| pending.told.len();
+        let kept: Vec<usize> = session.state().tasks.results.values().map(told).collect();
+        assert_eq!(kept, [1]);
+        answer(&session, 3, r#"{"content":[]}"#);
+        assert!(next(&mut stays).await.contains(r#""result":{"#));
     }
 
     /// Two clients of one user ask at once how a task stands that has ended: both are told.

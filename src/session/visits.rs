@@ -11,6 +11,7 @@ use crate::{
         SendError, Session,
         calls::{Answer, InFlight},
         conversation::State,
+        load::Place,
         pending::waiting_for,
         seal::{StateError, Ticket},
     },
@@ -47,11 +48,34 @@ impl Session {
         let mut state = self.lock().map_err(|_| StateError::Lost)?;
         let waiting = waiting_for(&mut state, ticket).ok_or(StateError::Used)?;
         let input = waiting.input.as_deref();
-        let has_been = input.is_some_and(|input| input.has_been_away(call));
-        if has_been {
-            state.in_flight.remove(&ticket.number);
-        }
-        Ok(has_been)
+        Ok(input.is_some_and(|input| input.has_been_away(call)))
+    }
+}
+
+/// A call that is to be made again, in place of itself.
+pub(super) struct Away {
+    number: u64,
+    pub(super) call: InFlight,
+}
+
+impl Away {
+    /// The one that waits for who brings this: nobody else can make it again meanwhile.
+    pub(super) fn taken(state: &mut State, ticket: &Ticket) -> Result<Self, SendError> {
+        waiting_for(state, ticket).ok_or(StateError::Used)?;
+        let number = ticket.number;
+        let call = state.in_flight.remove(&number).ok_or(StateError::Used)?;
+        Ok(Self { number, call })
+    }
+
+    /// Its place among all calls.
+    pub(super) fn place(&mut self) -> Option<Place> {
+        self.call.place.take()
+    }
+
+    /// It could not be made: its client may come back once more.
+    pub(super) fn waits_on(mut self, state: &mut State, place: Option<Place>) {
+        self.call.place = place;
+        state.in_flight.insert(self.number, self.call);
     }
 }
 
@@ -65,3 +89,83 @@ fn visits(message: &Message) -> Option<Vec<Question>> {
 }
 
 const FIRST_A_VISIT: &str = "-32042";
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{
+        audit::RequestId,
+        auth::Identity,
+        session::{
+            exchange::Event, outbox::Lines, own::OwnMessage, pump, stream::Exchange,
+            testing::bridged,
+        },
+    };
+
+    fn send(session: &Arc<Session>, more: &str) -> Result<Exchange, SendError> {
+        let body = format!(
+            r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"x",{more}"_meta":{{"io.modelcontextprotocol/clientCapabilities":{{"elicitation":{{"url":{{}}}}}}}}}}}}"#
+        );
+        let call = Call::read(Bytes::from(body), true).unwrap();
+        let id = call.id().unwrap().clone();
+        let alice = Identity::example("https://a", "alice");
+        session.request(&call, &alice, id, RequestId::random())
+    }
+
+    /// A session, what its child is told, and the state that the client of a call is given to come back with.
+    async fn sent_away() -> (Arc<Session>, Lines, String) {
+        let (session, mut lines) = bridged("{}");
+        let mut asked = send(&session, "").unwrap();
+        lines.recv().await.unwrap();
+        let refusal = r#"{"id":1,"error":{"code":-32042,"message":"go","data":{"elicitations":[{"mode":"url","elicitationId":"e","url":"https://a/","message":"go"}]}}}"#;
+        assert!(pump::take(&session, refusal.into()));
+        let Some(Event::Answer(text)) = asked.next().await else {
+            panic!("nothing was asked");
+        };
+        let question = Message::parse(text).unwrap();
+        let result = question.root().get("result").unwrap();
+        let state = result.get("requestState").and_then(Value::as_str);
+        let state = state.unwrap().into_owned();
+        (session, lines, state)
+    }
+
+    /// A call that cannot be made again now can be later, and is not made again because the server says more.
+    #[tokio::test]
+    async fn a_call_that_comes_back_too_early_may_come_back_once_more() {
+        let (session, mut lines, state) = sent_away().await;
+        let back = |action: &str| {
+            format!(r#""requestState":"{state}","inputResponses":{{"e":{{"action":"{action}"}}}},"#)
+        };
+        // The server says its answer twice.
+        assert!(pump::take(&session, r#"{"id":1,"result":{}}"#.into()));
+        while session.say(&OwnMessage::Discover { number: 0 }) {}
+        let early = send(&session, &back("accept"));
+        assert_eq!(early.err(), Some(SendError::Busy));
+        while lines.try_recv().is_some() {}
+        let _made = send(&session, &back("accept")).unwrap();
+        let line = lines.try_recv().expect("it is made again");
+        assert!(line.starts_with(br#"{"jsonrpc":"2.0","id":2,"method":"tools/call""#));
+        let used = send(&session, &back("accept"));
+        assert_eq!(used.err(), Some(SendError::State(StateError::Used)));
+        assert_eq!(session.in_flight(), 1);
+    }
+
+    /// Who does not go there hears what the server has said first, whatever it says later.
+    #[tokio::test]
+    async fn a_call_is_not_made_again_for_who_has_not_been_away() {
+        let (session, mut lines, state) = sent_away().await;
+        assert!(pump::take(&session, r#"{"id":1,"result":{}}"#.into()));
+        let declined =
+            format!(r#""requestState":"{state}","inputResponses":{{"e":{{"action":"decline"}}}},"#);
+        let mut declined = send(&session, &declined).unwrap();
+        assert!(lines.try_recv().is_none(), "it is not made again");
+        let Some(Event::Answer(text)) = declined.next().await else {
+            panic!("nothing was answered");
+        };
+        assert!(String::from_utf8_lossy(&text).contains(r#""message":"go""#));
+    }
+}

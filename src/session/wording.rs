@@ -112,19 +112,10 @@ impl Session {
     }
 
     /// Tells the call's client.
-    pub(super) fn delivered(
-        &self,
-        state: &mut State,
-        mut call: InFlight,
-        answer: Answer,
-        text: Bytes,
-    ) {
+    pub(super) fn delivered(&self, state: &mut State, call: InFlight, answer: Answer, text: Bytes) {
         let failed = answer == Answer::Error;
         let reason = failed.then_some(Reason::ServerError);
         let bytes = text.len();
-        if call.opens {
-            state.reversed.opening = call.outcome.take();
-        }
         self.finish(state, call, reason, bytes, Event::Answer(text));
     }
 }

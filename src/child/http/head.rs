@@ -6,7 +6,7 @@ use http::{HeaderValue, request::Builder};
 use super::mirror::{Mirror, encoded};
 use crate::{
     json::Value,
-    mcp::{Message, version},
+    mcp::{Message, method, version},
 };
 
 /// One message towards the server, and what it is.
@@ -35,6 +35,8 @@ pub(super) enum Asks {
     Initialize,
     Discover,
     Tools,
+    /// It is meant to stay open.
+    Listen,
     Other,
 }
 
@@ -59,6 +61,7 @@ impl Outgoing {
                     "initialize" => Asks::Initialize,
                     "server/discover" => Asks::Discover,
                     "tools/list" => Asks::Tools,
+                    method::LISTEN => Asks::Listen,
                     _ => Asks::Other,
                 },
             ),

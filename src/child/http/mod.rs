@@ -16,7 +16,7 @@ mod sockets;
 mod wire;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -84,6 +84,8 @@ pub(super) struct Talk {
     idle: Mutex<Vec<Wire>>,
     /// Requests at once; the others wait.
     turns: Semaphore,
+    /// Those of them that stay open.
+    open: Semaphore,
     output: tokio::sync::Mutex<DuplexStream>,
     faults: mpsc::Sender<(u64, Fault)>,
     /// Said once when there is nothing to go on with.
@@ -114,6 +116,7 @@ impl Talk {
             known: Mutex::default(),
             idle: Mutex::new(wire.into_iter().collect()),
             turns: Semaphore::new(MAX_REQUESTS),
+            open: Semaphore::new(MAX_OPEN),
             output: tokio::sync::Mutex::new(output),
             faults,
             gone: Notify::new(),
@@ -134,12 +137,25 @@ impl Talk {
                 talk.tell(&note).await;
             }
         });
+        let mut held = Held::default();
         loop {
+            while running.len() < MAX_RUNNING
+                && let Some(message) = held.first()
+            {
+                self.pass(message, &notes, (&mut running, &mut waiting))
+                    .await;
+            }
             tokio::select! {
-                line = lines.next(), if running.len() < MAX_RUNNING => {
+                line = lines.next(), if held.has_room() => {
                     let Ok(Line::Text(line)) = line else { break };
-                    if let Some(message) = Outgoing::read(line) {
-                        self.pass(message, &notes, (&mut running, &mut waiting)).await;
+                    let Some(message) = Outgoing::read(line) else { continue };
+                    match message.kind {
+                        // What a server does not answer must not keep its own end from being heard.
+                        Kind::Cancelled(number) if held.forget(number) => {}
+                        Kind::Cancelled(_) => {
+                            self.pass(message, &notes, (&mut running, &mut waiting)).await;
+                        }
+                        _ => held.last(message),
                     }
                 }
                 Some(_) = running.join_next() => {
@@ -207,6 +223,12 @@ impl Talk {
     }
 
     async fn request(&self, number: u64, asks: Asks, message: Outgoing) {
+        // Its turn does not end: whoever subscribes keeps nobody's calls waiting for ever.
+        let open = (asks == Asks::Listen).then(|| self.open.try_acquire());
+        if let Some(Err(_)) = open {
+            let _ = self.faults.send((number, Fault::Refused)).await;
+            return;
+        }
         let Ok(_turn) = self.turns.acquire().await else {
             return;
         };
@@ -241,12 +263,50 @@ impl Talk {
     }
 }
 
+/// What waits for a task, in order.
+#[derive(Default)]
+struct Held {
+    messages: VecDeque<Outgoing>,
+    bytes: usize,
+}
+
+impl Held {
+    fn has_room(&self) -> bool {
+        self.messages.len() < MAX_HELD && self.bytes < MAX_HELD_BYTES
+    }
+
+    fn last(&mut self, message: Outgoing) {
+        self.bytes += message.bytes().len();
+        self.messages.push_back(message);
+    }
+
+    fn first(&mut self) -> Option<Outgoing> {
+        let message = self.messages.pop_front()?;
+        self.bytes -= message.bytes().len();
+        Some(message)
+    }
+
+    /// Drops the request of that number; `false` if it does not wait here.
+    fn forget(&mut self, number: u64) -> bool {
+        let is_it = |held: &Outgoing| matches!(held.kind, Kind::Request(it, _) if it == number);
+        let at = self.messages.iter().position(is_it);
+        let gone = at.and_then(|at| self.messages.remove(at));
+        self.bytes -= gone.as_ref().map_or(0, |gone| gone.bytes().len());
+        gone.is_some()
+    }
+}
+
 const SESSION_ID: &str = "mcp-session-id";
 /// Requests at once towards one server. A child in the sandbox has a few connections more:
 /// for its own stream, for notifications, and those that wait.
 const MAX_REQUESTS: usize = 32;
+/// Of those that may stay open, subscriptions; a further one is refused.
+const MAX_OPEN: usize = MAX_REQUESTS / 2;
 /// Tasks of one conversation: requests that wait included.
 const MAX_RUNNING: usize = 128;
+/// Messages that wait until there are fewer, and their bytes; then no more is read.
+const MAX_HELD: usize = 1024;
+const MAX_HELD_BYTES: usize = 8 << 20;
 /// Messages without an answer that wait for their turn.
 const MAX_NOTES: usize = 64;
 /// How long a server may take over a message that has no answer.
@@ -255,3 +315,99 @@ const TELL: Duration = Duration::from_secs(10);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long the server may take to hear of the end.
 const GOODBYE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::fd::OwnedFd};
+
+    use tempfile::TempDir;
+    use tokio::{
+        io::{AsyncWriteExt, duplex},
+        net::UnixListener,
+    };
+
+    use super::*;
+    use crate::config::InsideDoor;
+
+    /// A server that answers nothing, and a conversation with it.
+    async fn silent() -> (
+        UnixListener,
+        DuplexStream,
+        mpsc::Receiver<(u64, Fault)>,
+        (TempDir, DuplexStream, JoinSet<()>),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let server = UnixListener::bind(dir.path().join("s")).unwrap();
+        let place: OwnedFd = File::open(dir.path()).unwrap().into();
+        let door = InsideDoor::Socket("s".into());
+        let peer = Peer {
+            way: Way::Inside(Entrance::new(&door, vec![place]).unwrap()),
+            authority: "localhost".to_owned(),
+            path: "/".to_owned(),
+            shown: Showing::always(None),
+            longest: 1 << 20,
+            mirror: Arc::default(),
+        };
+        let (stdin, input) = duplex(1 << 20);
+        let (output, stdout) = duplex(1 << 10);
+        let (tell, faults) = mpsc::channel(MAX_REQUESTS);
+        let talk = Talk::new(peer, None, output, tell).await;
+        let mut work = JoinSet::new();
+        work.spawn(talk.run(input));
+        (server, stdin, faults, (dir, stdout, work))
+    }
+
+    /// Many subscriptions leave turns for calls: whose they are, a shared server's other users would wait for ever.
+    #[tokio::test]
+    async fn subscriptions_keep_no_call_waiting() {
+        let (server, mut stdin, mut faults, _rest) = silent().await;
+        let mut said = String::new();
+        for number in 1..=MAX_REQUESTS {
+            said +=
+                &format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"subscriptions/listen"}}"#);
+            said.push('\n');
+        }
+        said += r#"{"jsonrpc":"2.0","id":99,"method":"tools/call"}"#;
+        said.push('\n');
+        stdin.write_all(said.as_bytes()).await.unwrap();
+        let mut all = Vec::new();
+        let patience = Duration::from_secs(60);
+        for _ in 0..=MAX_OPEN {
+            all.push(timeout(patience, server.accept()).await.unwrap().unwrap());
+        }
+        for _ in MAX_OPEN..MAX_REQUESTS {
+            let fault = timeout(patience, faults.recv()).await.unwrap().unwrap();
+            assert!(fault.0 as usize <= MAX_REQUESTS && fault.1 == Fault::Refused);
+        }
+    }
+
+    /// A server that answers nothing is told of no more than it may have at once, and what is cancelled makes room
+    /// however many wait behind it.
+    #[tokio::test]
+    async fn what_is_cancelled_makes_room_however_many_wait() {
+        let (server, mut stdin, _faults, _rest) = silent().await;
+        let mut said = String::new();
+        for number in 1..=MAX_RUNNING * 2 {
+            said += &format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"tools/call"}}"#);
+            said.push('\n');
+        }
+        stdin.write_all(said.as_bytes()).await.unwrap();
+        let patience = Duration::from_secs(60);
+        let mut all = Vec::new();
+        for round in 0..2 {
+            for _ in 0..MAX_REQUESTS {
+                all.push(timeout(patience, server.accept()).await.unwrap().unwrap());
+            }
+            let mut said = String::new();
+            let before = round * MAX_REQUESTS;
+            for number in before + 1..=before + MAX_REQUESTS {
+                said += &format!(
+                    r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{number}}}}}"#
+                );
+                said.push('\n');
+            }
+            stdin.write_all(said.as_bytes()).await.unwrap();
+        }
+        timeout(patience, server.accept()).await.unwrap().unwrap();
+    }
+}
