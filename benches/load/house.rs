@@ -292,21 +292,16 @@ fn journal() -> Arc<Records> {
         loop {
             match socket.recv(&mut record) {
                 Ok(length) => {
-                    // Only records begin with their message and end with an empty line.
-                    let mut rest = &record[..length];
-                    while let Some(end) = rest.windows(2).position(|two| two == b"\n\n") {
-                        if let Some(message) = rest.strip_prefix(b"MESSAGE=") {
-                            let digits = message.iter().take_while(|byte| byte.is_ascii_digit());
-                            let says_loss =
-                                message[digits.count()..].starts_with(b" records dropped");
-                            let count = if says_loss {
-                                &counts.losses
-                            } else {
-                                &counts.came
-                            };
-                            count.fetch_add(1, Ordering::Relaxed);
-                        }
-                        rest = &rest[end + 2..];
+                    // Only records begin with their message.
+                    if let Some(message) = record[..length].strip_prefix(b"MESSAGE=") {
+                        let digits = message.iter().take_while(|byte| byte.is_ascii_digit());
+                        let says_loss = message[digits.count()..].starts_with(b" records dropped");
+                        let count = if says_loss {
+                            &counts.losses
+                        } else {
+                            &counts.came
+                        };
+                        count.fetch_add(1, Ordering::Relaxed);
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -10,10 +10,8 @@ use super::{
 };
 
 /// The journal's native form: `NAME=value`, or with a length where the value holds a line break.
-///
-/// An empty line ends a record. Its description speaks of one record a datagram, but journald has
-/// read any number of them since there is the protocol (`manager_process_native_message` of its
-/// journald-native.c), and the tests that have a real journald of each release would notice.
+/// A datagram has one: journald's code reads several, an empty line after each, but since
+/// systemd 253 it takes the first alone.
 pub(super) fn native(
     event: &Event,
     server: &str,
@@ -23,7 +21,6 @@ pub(super) fn native(
 ) {
     out.reserve(USUAL_SIZE);
     describe(event, server, time, number, &mut Native(out));
-    out.push(b'\n');
 }
 
 struct Native<'a>(&'a mut Vec<u8>);

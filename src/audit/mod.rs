@@ -187,20 +187,12 @@ pub fn tag(secret: &[u8]) -> String {
 struct Lines<W>(W);
 
 impl<W: Write + Send + 'static> queue::Sink for Lines<W> {
-    fn send(&mut self, records: &[u8]) -> queue::Sent {
+    fn send(&mut self, record: &[u8]) -> queue::Sent {
         // A closed stderr stays closed: waiting for it would only fill the queue.
-        // One write a line, or those of others could come between its parts.
-        for line in records.split_inclusive(|byte| *byte == b'\n') {
-            if self
-                .0
-                .write_all(line)
-                .and_then(|()| self.0.flush())
-                .is_err()
-            {
-                return queue::Sent::Never;
-            }
+        match self.0.write_all(record).and_then(|()| self.0.flush()) {
+            Ok(()) => queue::Sent::Yes,
+            Err(_) => queue::Sent::Never,
         }
-        queue::Sent::Yes
     }
 }
 
@@ -215,8 +207,6 @@ mod fixture {
     //! A journald as far as its socket goes.
 
     use std::{
-        cell::RefCell,
-        collections::VecDeque,
         io::IoSliceMut,
         os::{
             fd::{AsFd, AsRawFd},
@@ -239,8 +229,6 @@ mod fixture {
 
     pub(super) struct Journald<S = UnixDatagram> {
         socket: S,
-        /// Came with the one that was received before it.
-        rest: RefCell<VecDeque<Received>>,
         path: PathBuf,
         dir: tempfile::TempDir,
     }
@@ -257,7 +245,6 @@ mod fixture {
             let dir = tempfile::tempdir().unwrap();
             Self {
                 socket: (),
-                rest: RefCell::default(),
                 path: dir.path().join("socket"),
                 dir,
             }
@@ -270,7 +257,6 @@ mod fixture {
                 .unwrap();
             Journald {
                 socket,
-                rest: self.rest,
                 path: self.path,
                 dir: self.dir,
             }
@@ -295,7 +281,6 @@ mod fixture {
             let rest = std::iter::from_fn(|| self.try_receive()).collect();
             let away = Journald {
                 socket: (),
-                rest: RefCell::default(),
                 path: self.path,
                 dir: self.dir,
             };
@@ -304,9 +289,6 @@ mod fixture {
 
         /// Whether nothing has come that was not received.
         pub(super) fn is_empty(&self) -> bool {
-            if !self.rest.borrow().is_empty() {
-                return false;
-            }
             let mut asked = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
             poll(&mut asked, PollTimeout::ZERO).unwrap() == 0
         }
@@ -317,9 +299,6 @@ mod fixture {
         }
 
         fn try_receive(&self) -> Option<Received> {
-            if let Some(received) = self.rest.borrow_mut().pop_front() {
-                return Some(received);
-            }
             let mut buffer = vec![0; 1 << 20];
             let mut control = nix::cmsg_space!([i32; 1]);
             let (length, file) = {
@@ -344,10 +323,10 @@ mod fixture {
                 buffer = std::fs::read(format!("/proc/self/fd/{fd}")).unwrap();
                 nix::unistd::close(fd).unwrap();
             }
-            let all = parse(&buffer).into_iter();
-            let mut rest = self.rest.borrow_mut();
-            rest.extend(all.map(|fields| Received { fields, as_file }));
-            rest.pop_front()
+            Some(Received {
+                fields: parse(&buffer),
+                as_file,
+            })
         }
     }
 
@@ -360,10 +339,10 @@ mod fixture {
         }
     }
 
-    /// The native protocol, read as journald reads it: the fields of each record.
-    pub(super) fn parse(mut bytes: &[u8]) -> Vec<Vec<(String, String)>> {
+    /// The native protocol, read as journald reads it.
+    pub(super) fn parse(mut bytes: &[u8]) -> Vec<(String, String)> {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-        let (mut records, mut fields) = (Vec::new(), Vec::new());
+        let mut fields = Vec::new();
         while let Some(end) = bytes.iter().position(|byte| matches!(byte, b'=' | b'\n')) {
             let (name, length, start) = if bytes[end] == b'=' {
                 let length = bytes[end + 1..]
@@ -382,12 +361,8 @@ mod fixture {
             fields.push((name, text(&bytes[start..start + length])));
             assert_eq!(bytes[start + length], b'\n');
             bytes = &bytes[start + length + 1..];
-            if let Some(next) = bytes.strip_prefix(b"\n") {
-                records.push(std::mem::take(&mut fields));
-                bytes = next;
-            }
         }
-        assert!(bytes.is_empty() && fields.is_empty());
-        records
+        assert!(bytes.is_empty());
+        fields
     }
 }

@@ -6,7 +6,7 @@
 //! that numbers received and numbers reported missing leave no hole.
 //!
 //! To wake whoever reads the sink costs more than all else about a record, so
-//! those that wait, as those of one turn of a loop do, go together.
+//! records of one turn of a loop can go together.
 
 use std::{
     collections::VecDeque,
@@ -20,21 +20,20 @@ use super::Event;
 
 /// Where records go in the end.
 pub(super) trait Sink: Send + 'static {
-    /// Takes encoded records, one after the other: all of them or none.
-    fn send(&mut self, records: &[u8]) -> Sent;
+    fn send(&mut self, record: &[u8]) -> Sent;
 }
 
 /// Appends the record of an event, of which there are the server, the time and the number, in the
 /// form that a sink takes.
 pub(super) type Encode = fn(&Event, &str, Duration, Option<u64>, &mut Vec<u8>);
 
-/// Whether a sink took what it was given.
+/// Whether a sink took a record.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Sent {
     Yes,
-    /// Not now; try the same again later.
+    /// Not now; try the same one again later.
     Later,
-    /// Not ever: counted as dropped.
+    /// Not ever this one: counted as dropped.
     Never,
 }
 
@@ -75,12 +74,9 @@ enum Pace {
 struct State {
     /// `None` while the thread uses it, outside the lock.
     sink: Option<Box<dyn Sink>>,
-    waiting: VecDeque<Batch>,
-    /// Records and bytes of what waits.
-    count: usize,
+    waiting: VecDeque<Item>,
+    /// Bytes of what waits.
     bytes: usize,
-    /// One that was sent, for its memory.
-    spare: Batch,
     /// Records that the thread is about to send.
     in_hand: usize,
     gap: Gap,
@@ -91,12 +87,9 @@ struct State {
     closed: bool,
 }
 
-/// Records that go together, at least one of them.
-#[derive(Default)]
-struct Batch {
+struct Item {
+    number: u64,
     bytes: Vec<u8>,
-    /// The number of each, and its length in `bytes`.
-    records: VecDeque<(u64, usize)>,
 }
 
 /// Records lost since the sink was last told.
@@ -127,9 +120,7 @@ impl Queue {
         let state = State {
             sink: Some(sink),
             waiting: VecDeque::new(),
-            count: 0,
             bytes: 0,
-            spare: Batch::default(),
             in_hand: 0,
             gap: Gap::default(),
             dropped: 0,
@@ -160,17 +151,17 @@ impl Queue {
         state.numbers += 1;
         let number = state.numbers;
         // What a child says must not push out what is known about it (fault-44).
-        if matches!(event, Event::ChildStderr { .. }) && state.count >= MAX_NOISE {
+        if matches!(event, Event::ChildStderr { .. }) && state.waiting.len() >= MAX_NOISE {
             state.lose(number);
         } else {
-            state.keep(number, |bytes| {
-                (shared.encode)(event, &shared.server, time, Some(number), bytes);
-            });
+            let mut bytes = Vec::new();
+            (shared.encode)(event, &shared.server, time, Some(number), &mut bytes);
+            state.keep(Item { number, bytes });
         }
         match shared.pace {
             _ if state.is_threads => {}
             Pace::Threaded => shared.leave_to_thread(state),
-            Pace::InTurns if state.waiting.len() < 2 => {}
+            Pace::InTurns if state.waiting.len() < MAX_TURN => {}
             Pace::InTurns | Pace::AtOnce => shared.hand_on(state),
         }
     }
@@ -186,7 +177,7 @@ impl Queue {
     pub(super) fn backlog(&self) -> Backlog {
         let state = self.0.lock();
         Backlog {
-            waiting: state.count + state.in_hand,
+            waiting: state.waiting.len() + state.in_hand,
             dropped: state.dropped,
         }
     }
@@ -236,12 +227,12 @@ impl Shared {
             .sink
             .take()
             .expect("the thread has it only while what waits is its to send");
-        while let Some(batch) = state.next() {
-            match sink.send(&batch.bytes) {
-                Sent::Yes => state.spare = batch.emptied(),
-                Sent::Never => state.lose_all(&batch),
+        while let Some(item) = state.next() {
+            match sink.send(&item.bytes) {
+                Sent::Yes => {}
+                Sent::Never => state.lose(item.number),
                 Sent::Later => {
-                    state.put_back(batch);
+                    state.put_back(item);
                     break;
                 }
             }
@@ -296,8 +287,8 @@ impl Shared {
         }
     }
 
-    /// Sends until nothing waits (`true`) or the sink takes no more, and says how many batches
-    /// went. Holds the lock only between them.
+    /// Sends until nothing waits (`true`) or the sink takes no more, and says how many went.
+    /// Holds the lock only between records.
     fn drain<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
@@ -309,28 +300,28 @@ impl Shared {
             .expect("only the one thread takes the sink, and gives it back");
         let all = loop {
             let gap = std::mem::take(&mut state.gap);
-            let batch = if gap.count > 0 {
+            let item = if gap.count > 0 {
                 Some(self.report(gap))
             } else {
                 state.next()
             };
-            let Some(batch) = batch else { break true };
-            state.in_hand = batch.records.len();
+            let Some(item) = item else { break true };
+            state.in_hand = usize::from(gap.count == 0);
             drop(state);
-            let sent = sink.send(&batch.bytes);
+            let sent = sink.send(&item.bytes);
             state = self.lock();
             state.in_hand = 0;
             match (sent, gap.count > 0) {
                 (Sent::Yes, _) => count += 1,
                 (Sent::Later, false) => {
-                    state.put_back(batch);
+                    state.put_back(item);
                     break false;
                 }
                 (Sent::Later, true) => {
                     state.gap.merge(gap);
                     break false;
                 }
-                (Sent::Never, false) => state.lose_all(&batch),
+                (Sent::Never, false) => state.lose(item.number),
                 // Nobody is left to whom to report.
                 (Sent::Never, true) => {}
             }
@@ -340,7 +331,7 @@ impl Shared {
     }
 
     /// The record about lost ones. It has no number: it stands for those it names.
-    fn report(&self, gap: Gap) -> Batch {
+    fn report(&self, gap: Gap) -> Item {
         let event = Event::Dropped {
             count: gap.count,
             first: gap.first,
@@ -348,9 +339,9 @@ impl Shared {
         };
         let mut bytes = Vec::new();
         (self.encode)(&event, &self.server, now(), None, &mut bytes);
-        Batch {
+        Item {
+            number: gap.last,
             bytes,
-            records: VecDeque::new(),
         }
     }
 }
@@ -360,86 +351,35 @@ impl State {
         self.waiting.is_empty() && self.gap.count == 0
     }
 
-    /// Keeps what `encode` appends, together with those before it where they fit.
-    fn keep(&mut self, number: u64, encode: impl FnOnce(&mut Vec<u8>)) {
-        let mut batch = match self.waiting.pop_back() {
-            Some(last) if last.records.len() < MAX_TOGETHER => last,
-            full => {
-                self.waiting.extend(full);
-                std::mem::take(&mut self.spare)
-            }
-        };
-        let before = batch.bytes.len();
-        encode(&mut batch.bytes);
-        let length = batch.bytes.len() - before;
-        if before > 0 && batch.bytes.len() > MAX_BATCH {
-            let bytes = batch.bytes.split_off(before);
-            let records = VecDeque::new();
-            self.waiting
-                .push_back(std::mem::replace(&mut batch, Batch { bytes, records }));
-        }
-        batch.records.push_back((number, length));
-        self.waiting.push_back(batch);
-        self.count += 1;
-        self.bytes += length;
+    fn keep(&mut self, item: Item) {
+        self.bytes += item.bytes.len();
+        self.waiting.push_back(item);
         self.shrink();
     }
 
-    fn put_back(&mut self, batch: Batch) {
-        self.count += batch.records.len();
-        self.bytes += batch.bytes.len();
-        self.waiting.push_front(batch);
+    fn put_back(&mut self, item: Item) {
+        self.bytes += item.bytes.len();
+        self.waiting.push_front(item);
         self.shrink();
     }
 
     fn shrink(&mut self) {
-        while self.count > MAX_WAITING || (self.bytes > MAX_BYTES && self.count > 1) {
-            let oldest = self.waiting.front_mut().expect("more than one waits");
-            let (number, length) = oldest.forget_first();
-            if oldest.records.is_empty() {
-                self.waiting.pop_front();
-            }
-            self.count -= 1;
-            self.bytes -= length;
-            self.lose(number);
+        while self.waiting.len() > MAX_WAITING || (self.bytes > MAX_BYTES && self.waiting.len() > 1)
+        {
+            let oldest = self.next().expect("more than one waits");
+            self.lose(oldest.number);
         }
     }
 
-    fn next(&mut self) -> Option<Batch> {
-        let batch = self.waiting.pop_front()?;
-        self.count -= batch.records.len();
-        self.bytes -= batch.bytes.len();
-        Some(batch)
-    }
-
-    fn lose_all(&mut self, batch: &Batch) {
-        for (number, _) in &batch.records {
-            self.lose(*number);
-        }
+    fn next(&mut self) -> Option<Item> {
+        let item = self.waiting.pop_front()?;
+        self.bytes -= item.bytes.len();
+        Some(item)
     }
 
     fn lose(&mut self, number: u64) {
         self.dropped += 1;
         self.gap.add(number);
-    }
-}
-
-impl Batch {
-    /// Without its oldest record, whose number and length it was.
-    fn forget_first(&mut self) -> (u64, usize) {
-        let (number, length) = self.records.pop_front().expect("a batch has records");
-        self.bytes.drain(..length);
-        (number, length)
-    }
-
-    /// Nothing but its memory, which the next one takes if it is no more than usual.
-    fn emptied(mut self) -> Self {
-        if self.bytes.capacity() > 2 * MAX_BATCH {
-            return Self::default();
-        }
-        self.bytes.clear();
-        self.records.clear();
-        self
     }
 }
 
@@ -474,11 +414,8 @@ pub(super) fn now() -> Duration {
 
 /// Records that wait for a sink; beyond it, the oldest is dropped and counted.
 const MAX_WAITING: usize = 1024;
-/// Records that go together; those of a turn that has more are handed on at once.
-const MAX_TOGETHER: usize = 64;
-/// Their bytes, unless one alone has more: a batch is a datagram, and far smaller than systems
-/// let one be (`net.core.wmem_default`, socket(7)).
-const MAX_BATCH: usize = 16 << 10;
+/// Records of one turn; more are handed on at once.
+const MAX_TURN: usize = 64;
 /// Beyond so many, what children say is not kept any more.
 const MAX_NOISE: usize = MAX_WAITING / 2;
 /// Bytes of those records; likewise.
@@ -532,14 +469,13 @@ mod tests {
             audit.record(&Event::Ready);
         }
         let backlog = audit.backlog();
-        let most = MAX_WAITING + MAX_TOGETHER;
         assert!(
-            backlog.waiting <= most && backlog.dropped >= 3_000 - most as u64,
+            backlog.waiting <= MAX_WAITING + 1 && backlog.dropped >= 3_000 - MAX_WAITING as u64 - 1,
             "{backlog:?}"
         );
         assert!(!audit.flush(Duration::from_millis(1)));
         // What waits, what the writer had in its hands, and the reports.
-        (0..most + 8).for_each(|_| leave.send(()).unwrap());
+        (0..MAX_WAITING + 8).for_each(|_| leave.send(()).unwrap());
         assert!(audit.flush(Duration::from_secs(30)));
         let lines: Vec<_> = lines.try_iter().collect();
         let number = |value: &serde_json::Value| value.as_str().unwrap().parse::<u64>().unwrap();
