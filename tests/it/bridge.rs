@@ -76,6 +76,15 @@ fn refused(answer: &Answer, status: u16, reason: &str) {
     );
 }
 
+/// The child that serves now has heard of no call that asks.
+pub async fn was_not_called(caller: &Caller) {
+    let lines = seen(caller).await;
+    assert!(
+        !lines.iter().any(|line| line.contains("\"ask\"")),
+        "{lines:?}"
+    );
+}
+
 /// mcp-M1, mcp-M2: the call waits at its child until its client comes back with the answer.
 #[tokio::test]
 async fn a_legacy_servers_question_goes_to_a_modern_client_and_its_answer_back() {
@@ -220,12 +229,7 @@ async fn a_state_ends_with_its_time_and_with_its_child() {
     tool(&alice, "echo", json!({})).await;
     let answer = call(&alice, "ask", json!({}), accept(&state)).await;
     is_told(&house, &answer, lost, "state-lost");
-    assert!(
-        !seen(&alice)
-            .await
-            .iter()
-            .any(|line| line.contains("\"ask\""))
-    );
+    was_not_called(&alice).await;
 }
 
 /// mcp-M1, mcp-T21: a client is asked only what it says that it can answer, and hears what it lacks where nothing else helps.
