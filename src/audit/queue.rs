@@ -21,6 +21,12 @@ use super::Event;
 /// Where records go in the end.
 pub(super) trait Sink: Send + 'static {
     fn send(&mut self, record: &[u8]) -> Sent;
+
+    /// Sends several at once where that costs less, and says how many of them went: the first
+    /// ones. What is to become of the next, `send` says.
+    fn send_first(&mut self, _records: &[&[u8]]) -> usize {
+        0
+    }
 }
 
 /// Appends the record of an event, of which there are the server, the time and the number, in the
@@ -227,6 +233,12 @@ impl Shared {
             .sink
             .take()
             .expect("the thread has it only while what waits is its to send");
+        if state.waiting.len() > 1 {
+            let together = state.waiting.iter().take(MAX_TURN);
+            let together: Vec<&[u8]> = together.map(|item| &item.bytes[..]).collect();
+            let sent = sink.send_first(&together);
+            (0..sent).for_each(|_| drop(state.next()));
+        }
         while let Some(item) = state.next() {
             match sink.send(&item.bytes) {
                 Sent::Yes => {}
@@ -414,7 +426,7 @@ pub(super) fn now() -> Duration {
 
 /// Records that wait for a sink; beyond it, the oldest is dropped and counted.
 const MAX_WAITING: usize = 1024;
-/// Records of one turn; more are handed on at once.
+/// Records of one turn, and of one system call; more are handed on at once.
 const MAX_TURN: usize = 64;
 /// Beyond so many, what children say is not kept any more.
 const MAX_NOISE: usize = MAX_WAITING / 2;

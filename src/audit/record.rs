@@ -81,6 +81,10 @@ pub(super) trait Fields {
 
     fn text(&mut self, name: &'static str, value: &str);
 
+    fn number(&mut self, name: &'static str, value: u64) {
+        self.text(name, itoa::Buffer::new().format(value));
+    }
+
     /// A stranger's text, raw but capped: only ever in a field of its own.
     fn raw(&mut self, name: &'static str, value: &str) {
         self.text(name, &field(value));
@@ -105,14 +109,14 @@ pub(super) fn describe(
     let (kind, priority, message) = headline(event, server);
     out.text("MESSAGE", &message);
     out.text("MESSAGE_ID", kind.message_id());
-    out.put("PRIORITY", priority);
+    out.number("PRIORITY", priority.into());
     out.text("SYSLOG_IDENTIFIER", "thv");
     out.text("THV_EVENT", kind.name());
     out.text("THV_SERVER", server);
-    out.put("THV_TIME_USEC", micros(time));
+    out.number("THV_TIME_USEC", micros(time));
     details(event, out);
     if let Some(number) = number {
-        out.put("THV_SEQ", number);
+        out.number("THV_SEQ", number);
     }
     (kind, priority)
 }
@@ -213,9 +217,9 @@ fn details(event: &Event, out: &mut impl Fields) {
             out.raw_if("THV_PEER_ADDR", peer.as_deref());
         }
         Event::Dropped { count, first, last } => {
-            out.put("THV_DROPPED", count);
-            out.put("THV_DROPPED_FIRST", first);
-            out.put("THV_DROPPED_LAST", last);
+            out.number("THV_DROPPED", *count);
+            out.number("THV_DROPPED_FIRST", *first);
+            out.number("THV_DROPPED_LAST", *last);
         }
     }
 }
@@ -243,7 +247,7 @@ fn decided(decision: &Decision, out: &mut impl Fields) {
     }
     by_policies(&decision.policies, out);
     if let Some(status) = decision.status {
-        out.put("THV_STATUS", status);
+        out.number("THV_STATUS", status.into());
     }
     out.raw_if("THV_PEER_ADDR", decision.peer.as_deref());
     out.raw_if("THV_SESSION", decision.session.as_deref());
@@ -267,11 +271,11 @@ fn ended(outcome: &Outcome, out: &mut impl Fields) {
         out.text("THV_REASON", reason.as_str());
     }
     if let Some(status) = outcome.status {
-        out.put("THV_STATUS", status);
+        out.number("THV_STATUS", status.into());
     }
-    out.put("THV_DURATION_USEC", micros(outcome.duration));
-    out.put("THV_BYTES_IN", outcome.bytes_in);
-    out.put("THV_BYTES_OUT", outcome.bytes_out);
+    out.number("THV_DURATION_USEC", micros(outcome.duration));
+    out.number("THV_BYTES_IN", outcome.bytes_in);
+    out.number("THV_BYTES_OUT", outcome.bytes_out);
 }
 
 fn went_out(egress: &Egress, out: &mut impl Fields) {
@@ -287,9 +291,9 @@ fn went_out(egress: &Egress, out: &mut impl Fields) {
         out.put("THV_EGRESS_ADDR", address);
     }
     out.raw_if("THV_ERROR", egress.error.as_deref());
-    out.put("THV_DURATION_USEC", micros(egress.duration));
-    out.put("THV_BYTES_OUT", egress.sent);
-    out.put("THV_BYTES_IN", egress.received);
+    out.number("THV_DURATION_USEC", micros(egress.duration));
+    out.number("THV_BYTES_OUT", egress.sent);
+    out.number("THV_BYTES_IN", egress.received);
 }
 
 fn of_request(id: RequestId, out: &mut impl Fields) {
@@ -297,8 +301,8 @@ fn of_request(id: RequestId, out: &mut impl Fields) {
 }
 
 fn of_child(child: u64, pid: u32, out: &mut impl Fields) {
-    out.put("THV_CHILD", child);
-    out.put("THV_CHILD_PID", pid);
+    out.number("THV_CHILD", child);
+    out.number("THV_CHILD_PID", pid.into());
 }
 
 /// One field a policy, so that `THV_POLICY=x` finds it whatever else decided.

@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    net::SocketAddr,
+    net::{SocketAddr, SocketAddrV4},
     os::fd::{AsRawFd, OwnedFd},
 };
 
@@ -60,8 +60,23 @@ impl Peer {
             }
             _ => None,
         };
-        told.map_or_else(|| self.to_string(), |client| client.to_string())
+        match (told, self) {
+            (Some(client), _) => client.to_string(),
+            (None, Self::Tcp(SocketAddr::V4(address))) => text(address),
+            (None, _) => self.to_string(),
+        }
     }
+}
+
+/// As it is displayed: each request has this in its record, and to format it takes three times as long.
+fn text(address: SocketAddrV4) -> String {
+    let mut text = String::with_capacity("255.255.255.255:65535".len());
+    for (octet, end) in address.ip().octets().into_iter().zip(['.', '.', '.', ':']) {
+        text.push_str(itoa::Buffer::new().format(octet));
+        text.push(end);
+    }
+    text.push_str(itoa::Buffer::new().format(address.port()));
+    text
 }
 
 impl fmt::Display for Peer {
@@ -165,3 +180,22 @@ const UNHEARD: u32 = 40_000;
 
 /// One accepted connection.
 pub type Stream = Either<TcpStream, UnixStream>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_written_as_it_is_displayed() {
+        for address in [
+            "0.0.0.0:0",
+            "127.0.0.1:80",
+            "255.255.255.255:65535",
+            "10.0.200.9:49152",
+        ] {
+            let parsed: SocketAddrV4 = address.parse().unwrap();
+            assert_eq!(text(parsed), address);
+            assert_eq!(Peer::Tcp(parsed.into()).client(None, None), address);
+        }
+    }
+}
