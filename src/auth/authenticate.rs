@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use aws_lc_rs::digest;
 use http::{HeaderMap, Method};
 
 use super::{
@@ -23,6 +22,7 @@ use super::{
     jwt::Unverified,
     keys::{KeyRing, NoKey, Notices},
     local,
+    names::{Name, Names},
 };
 use crate::{
     config::{Auth, Dpop, Issuer, Resource},
@@ -36,7 +36,8 @@ pub struct Authenticator {
     clock: Clock,
     /// The latest time ever seen: a clock set back must not revive a token (tok-70).
     latest: AtomicU64,
-    verified: Mutex<HashMap<[u8; 32], Verified>>,
+    names: Names,
+    verified: Mutex<HashMap<Name, Verified>>,
 }
 
 /// How callers prove who they are.
@@ -109,6 +110,7 @@ impl Authenticator {
             way,
             clock: around.clock,
             latest: AtomicU64::new(0),
+            names: Names::new(),
             verified: Mutex::default(),
         })
     }
@@ -199,13 +201,18 @@ impl Authenticator {
         }
     }
 
+    /// Lets go of what nobody has asked for in a while; it comes back when somebody does.
+    pub fn rest(&self) {
+        self.names.forget();
+    }
+
     async fn verified(
         &self,
         tokens: &Tokens,
         token: &str,
         now: u64,
     ) -> Result<Verified, AuthError> {
-        let name = fingerprint(token);
+        let name = self.names.of(token);
         if let Some(known) = self.recall(tokens, &name, now) {
             return Ok(known);
         }
@@ -227,7 +234,7 @@ impl Authenticator {
         Ok(verified)
     }
 
-    fn recall(&self, tokens: &Tokens, name: &[u8; 32], now: u64) -> Option<Verified> {
+    fn recall(&self, tokens: &Tokens, name: &Name, now: u64) -> Option<Verified> {
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         let known = verified.get(name)?;
         let trusted = &tokens.issuers[known.issuer];
@@ -243,7 +250,7 @@ impl Authenticator {
         None
     }
 
-    fn remember(&self, name: [u8; 32], token: Verified, now: u64) {
+    fn remember(&self, name: Name, token: Verified, now: u64) {
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         if verified.len() >= MAX_VERIFIED {
             verified.retain(|_, token| now < token.claimed.identity.expires_at());
@@ -389,12 +396,6 @@ fn anonymous() -> Identity {
         groups: Texts::default(),
         expires_at: u64::MAX,
     }
-}
-
-fn fingerprint(token: &str) -> [u8; 32] {
-    let mut name = [0; 32];
-    name.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
-    name
 }
 
 #[cfg(test)]

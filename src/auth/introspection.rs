@@ -18,6 +18,7 @@ use super::{
     discovery::Discovery,
     jwt::Claims,
     keys,
+    names::Name,
 };
 use crate::{
     config::{self, Issuer, TokenKind},
@@ -40,7 +41,7 @@ pub(super) struct Introspector {
     /// When it last could not say anything: not every token waits for that again.
     failed: Mutex<Option<Instant>>,
     /// When, and why.
-    refused: Mutex<HashMap<[u8; 32], (Instant, Fault)>>,
+    refused: Mutex<HashMap<Name, (Instant, Fault)>>,
 }
 
 /// Why an introspector cannot be had.
@@ -78,7 +79,7 @@ impl Introspector {
     pub(super) async fn ask(
         &self,
         token: &str,
-        name: &[u8; 32],
+        name: &Name,
         now: u64,
     ) -> Result<Claimed, AuthError> {
         if let Some(fault) = self.was_refused(name) {
@@ -192,12 +193,12 @@ impl Introspector {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn was_refused(&self, name: &[u8; 32]) -> Option<Fault> {
+    fn was_refused(&self, name: &Name) -> Option<Fault> {
         let (when, fault) = self.refused().get(name).copied()?;
         (when.elapsed() < NEGATIVE).then_some(fault)
     }
 
-    fn remember_refusal(&self, name: [u8; 32], fault: Fault) {
+    fn remember_refusal(&self, name: Name, fault: Fault) {
         let mut refused = self.refused();
         if refused.len() >= MAX_REFUSED {
             refused.retain(|_, (when, _)| when.elapsed() < NEGATIVE);
@@ -207,7 +208,7 @@ impl Introspector {
         }
     }
 
-    fn refused(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], (Instant, Fault)>> {
+    fn refused(&self) -> std::sync::MutexGuard<'_, HashMap<Name, (Instant, Fault)>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -26,6 +26,7 @@ mod jwt;
 mod keys;
 mod local;
 mod metadata;
+mod names;
 #[cfg(any(test, fuzzing))]
 pub mod properties;
 mod shelf;

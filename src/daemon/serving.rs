@@ -88,6 +88,7 @@ pub(super) async fn serve(
                 gateway.sessions.sweep(Instant::now());
                 tls.look();
                 if pauses.begins(gateway.asked.load(Ordering::Relaxed)) {
+                    gateway.authenticator.rest();
                     memory::give_back();
                 }
                 setup.notifier.alive();
