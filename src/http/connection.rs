@@ -145,7 +145,6 @@ where
     let mut connection = http1::Builder::new()
         // What has not come whole is seen here, and hyper would set a clock for each request.
         .header_read_timeout(None)
-        .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD)
         .half_close(false)
         .serve_connection(TokioIo::new(stream), service);

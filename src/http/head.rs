@@ -223,7 +223,7 @@ fn framing(head: &[u8]) -> Result<At, Refusal> {
     let mut length = None;
     let mut chunked = false;
     for (count, line) in lines.take_while(|line| !line.is_empty()).enumerate() {
-        // The server behind this would say so as well, but leaves no record.
+        // The parser behind this allows more, and leaves no record of what it refuses.
         if count == MAX_HEADERS {
             return Err(Refusal::HeadTooLarge);
         }

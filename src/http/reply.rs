@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use memchr::memmem;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
@@ -139,6 +139,8 @@ pub fn events(events: Events) -> Response {
 fn with_status(status: StatusCode, body: Body) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = status;
+    // The table of an answer's headers serves for the next request's.
+    *response.headers_mut() = HeaderMap::with_capacity(USUAL_HEADERS);
     // Nothing here may be kept for another caller.
     response
         .headers_mut()
@@ -147,6 +149,8 @@ fn with_status(status: StatusCode, body: Body) -> Response {
 }
 
 const ERROR: &[u8] = b"\"error\"";
+/// Header lines of most requests.
+const USUAL_HEADERS: usize = 12;
 /// JSON-RPC: internal error.
 pub const INTERNAL_ERROR: i32 = -32603;
 /// How long an answer may take before the client is given a stream to wait on.
