@@ -172,6 +172,7 @@ impl Session {
             .and_then(|meta| meta.get(SUBSCRIPTION));
         if let Some(subscription) = subscription {
             let call = named(&state, subscription);
+            let call = call.filter(|call| self.may_call_hear(call, message, method));
             return call.is_some_and(|call| {
                 let id = [(subscription.span(), call.id.as_json())];
                 tell(&call.stream, message.with(&id).into())
@@ -196,6 +197,7 @@ impl Session {
                 // A modern child has chosen by itself; a legacy one says everything.
                 (self.bridge.get().is_none() || level >= Some(from)).then_some(stream)
             }),
+            Era::Legacy if !self.may_client_hear(&state, message, method) => None,
             Era::Legacy if is_about_the_server(method) => own(&state).or_else(|| newest(&state)),
             Era::Legacy => newest(&state).or_else(|| own(&state)),
         };
