@@ -159,13 +159,13 @@ mod tests {
         audit::RequestId,
         auth::Identity,
         mcp::{Call, Era, Message},
-        session::{outbox::Lines, pump, testing},
+        session::{Exchange, exchange::Failure, outbox::Lines, pump, testing},
     };
 
     /// A session of a legacy client at a modern child that tells of tools, and what that is told.
     fn session() -> (Arc<Session>, Lines) {
         let (session, lines) = testing::session(Era::Legacy);
-        let said = r#"{"id":1,"result":{"supportedVersions":["2026-07-28"],"capabilities":{"tools":{"listChanged":true},"resources":{"subscribe":true}}}}"#;
+        let said = r#"{"id":1,"result":{"supportedVersions":["2026-07-28"],"capabilities":{"tools":{"listChanged":true},"resources":{"subscribe":true},"extensions":{"io.modelcontextprotocol/tasks":{}}}}}"#;
         let said = Message::parse(said.into()).unwrap();
         let initialize = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{}}}"#;
         let initialize = Call::read(initialize.into(), false).unwrap();
@@ -186,6 +186,15 @@ mod tests {
             }
         }
         numbers
+    }
+
+    fn request(session: &Arc<Session>, text: &str) -> Exchange {
+        let call = Call::read(text.to_owned().into(), false).unwrap();
+        let id = call.id().unwrap().clone();
+        let alice = Identity::example("https://a", "alice");
+        session
+            .request(&call, &alice, id, RequestId::random())
+            .unwrap()
     }
 
     fn say(session: &Session, line: String) {
@@ -224,10 +233,46 @@ mod tests {
             pauses.push(since.elapsed().as_secs());
         }
         assert_eq!(pauses, [0, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]);
-        // One that has lasted is made again at once.
+        // One that has lasted is made again at once; so is one whose connection to the server was lost.
         tokio::time::advance(LASTING).await;
-        say(&session, ends[0].replace('@', &open[0].to_string()));
+        session.fail_one(open[0], Failure::ChildEnded);
         assert_eq!(begun(&mut lines).len(), 1);
+    }
+
+    /// The same for the tasks that calls have become, as long as there are any.
+    #[tokio::test(start_paused = true)]
+    async fn what_the_server_ends_of_tasks_is_made_again_while_they_are_followed() {
+        let (session, mut lines) = session();
+        let call = r#"{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"name":"t"}}"#;
+        let _waits = request(&session, call);
+        let task = r#"{"resultType":"task","taskId":"k","status":"working"}"#;
+        say(
+            &session,
+            format!(r#"{{"jsonrpc":"2.0","id":1,"result":{task}}}"#),
+        );
+        let open = begun(&mut lines);
+        say(
+            &session,
+            format!(r#"{{"jsonrpc":"2.0","id":{},"result":{{}}}}"#, open[0]),
+        );
+        let open = begun(&mut lines);
+        assert_eq!(open.len(), 1);
+        let cancel =
+            r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}"#;
+        let cancel = Call::read(cancel.into(), false).unwrap();
+        say(
+            &session,
+            format!(r#"{{"jsonrpc":"2.0","id":{},"result":{{}}}}"#, open[0]),
+        );
+        let permit = session.engine.decide(session.owner(), cancel).unwrap();
+        assert!(
+            session
+                .send(permit, session.owner(), RequestId::random())
+                .is_ok()
+        );
+        tokio::time::advance(LONGEST_PAUSE).await;
+        sweep(&session);
+        assert_eq!(begun(&mut lines), [0; 0], "nobody waits for it");
     }
 
     /// Who no longer wants to hear anything has nothing made again, and who wants something else has that at once.
@@ -241,14 +286,9 @@ mod tests {
             say(&session, end);
         }
         assert_eq!(begun(&mut lines), [0; 0], "it waits");
-        let alice = Identity::example("https://a", "alice");
         let subscribe =
             r#"{"jsonrpc":"2.0","id":5,"method":"resources/subscribe","params":{"uri":"a:b"}}"#;
-        let call = Call::read(subscribe.into(), false).unwrap();
-        let id = call.id().unwrap().clone();
-        let _done = session
-            .request(&call, &alice, id, RequestId::random())
-            .unwrap();
+        let _done = request(&session, subscribe);
         assert_eq!(begun(&mut lines).len(), 1);
         tokio::time::advance(LONGEST_PAUSE).await;
         sweep(&session);
