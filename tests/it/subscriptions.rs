@@ -1,7 +1,5 @@
 //! Who hears what of changes, and from when until when.
 
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -142,8 +140,8 @@ async fn subscribe(caller: &Caller, uri: &str) {
     assert_eq!(answer.json()["result"], json!({}), "{}", answer.text());
 }
 
-/// mcp-T28: what a modern server ends by itself goes on for a legacy client that has subscribed, whichever way it ends; at
-/// once, and the next time not as soon.
+/// mcp-T28: what a modern server ends by itself goes on for a legacy client that has subscribed, whichever way it ends,
+/// and as often as it does.
 #[tokio::test]
 async fn what_a_modern_server_ends_goes_on_for_a_legacy_client() {
     for (scope, by) in [
@@ -160,11 +158,9 @@ async fn what_a_modern_server_ends_goes_on_for_a_legacy_client() {
         // It says so to each subscription as it begins.
         let begins = "notifications/tools/list_changed";
         assert_eq!(own.next_request().await["method"], begins);
-        for pause in [0, 1] {
-            let since = Instant::now();
+        for _ in ["at once", "after a pause"] {
             alice.call("unlisten", json!({ "by": by })).await;
             assert_eq!(own.next_request().await["method"], begins, "{scope} {by}");
-            assert!(since.elapsed() >= Duration::from_secs(pause));
             let announce = json!({ "uri": "file:///a" });
             assert_eq!(alice.call("announce", announce).await.said(), "announced");
             assert_eq!(updated(&mut own).await, "file:///a");
