@@ -95,8 +95,10 @@ impl Session {
             if self.say(&own) {
                 ear.open = Some((number, now));
             } else {
-                // It reads nothing now.
+                // It reads nothing now: until it does, what it was asked before stays.
+                ear.open = before;
                 ear.wait(now);
+                return;
             }
         }
         // Only now: between the two nothing is missed.
@@ -293,5 +295,26 @@ mod tests {
         tokio::time::advance(LONGEST_PAUSE).await;
         sweep(&session);
         assert_eq!(begun(&mut lines), [0; 0], "it was made already");
+    }
+
+    /// What could not be replaced while the child read nothing is replaced later: nothing is told twice from then on.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_busy_child_could_not_be_told_is_told_it_later() {
+        let (session, mut lines) = session();
+        session.heard_initialized("notifications/initialized");
+        let first = begun(&mut lines)[0];
+        while session.say(&OwnMessage::Discover { number: 0 }) {}
+        let subscribe =
+            r#"{"jsonrpc":"2.0","id":5,"method":"resources/subscribe","params":{"uri":"a:b"}}"#;
+        let _done = request(&session, subscribe);
+        assert_eq!(begun(&mut lines), [0; 0]);
+        tokio::time::advance(LONGEST_PAUSE).await;
+        sweep(&session);
+        let listens = lines.try_recv().expect("it is made later");
+        assert!(listens.ends_with(b"}\n") && listens.windows(3).any(|three| three == b"a:b"));
+        let replaced = lines.try_recv().expect("and the first one ends");
+        let replaced = Message::parse(replaced).unwrap();
+        let named = replaced.root().get("params").unwrap().get("requestId");
+        assert_eq!(named.and_then(Value::as_number), Some(&*first.to_string()));
     }
 }

@@ -30,7 +30,7 @@ use crate::{
 pub(super) struct Subscription {
     wanted: Wanted,
     /// What it would have been told before it was acknowledged; `None` once it is.
-    held: Option<Vec<Message>>,
+    held: Option<Vec<Bytes>>,
 }
 
 /// The resources that a legacy child was asked to tell of.
@@ -42,6 +42,8 @@ pub(super) struct Resources {
     waiting: HashSet<String>,
     /// Those that it tells of.
     taken: HashSet<String>,
+    /// Those that nobody wants any more, which it could not be told as it read nothing.
+    untold: HashSet<String>,
 }
 
 impl Resources {
@@ -69,13 +71,18 @@ impl Subscription {
         self.wanted.uris.iter().any(|wanted| wanted == uri)
     }
 
-    /// Keeps for later what it may not be told yet: not twice, and not without bounds.
-    fn hold(held: &mut Vec<Message>, message: &Message) {
-        let bytes: usize = held.iter().map(|held| held.bytes().len()).sum();
-        let is_new = held.iter().all(|held| held.bytes() != message.bytes());
-        if is_new && held.len() < MAX_HELD && bytes + message.bytes().len() <= MAX_HELD_BYTES {
-            held.push(message.clone());
+    /// Keeps for later what it may not be told yet: not twice, and not without bounds; `false` if it is left out.
+    fn hold(held: &mut Vec<Bytes>, message: &Message) -> bool {
+        if held.contains(message.bytes()) {
+            return true;
         }
+        let bytes: usize = held.iter().map(Bytes::len).sum();
+        let fits = held.len() < MAX_HELD && bytes + message.bytes().len() <= MAX_HELD_BYTES;
+        if fits {
+            // What it was a part of is not kept with it.
+            held.push(Bytes::copy_from_slice(message.bytes()));
+        }
+        fits
     }
 }
 
@@ -115,6 +122,7 @@ impl Session {
             let number = state.next;
             self.write(OwnMessage::Subscribe { number, uri }.line())?;
             state.next += 1;
+            state.resources.untold.remove(uri);
             let deadline = Instant::now() + self.call_timeout;
             state.resources.ask(number, uri, deadline);
         }
@@ -133,8 +141,11 @@ impl Session {
 
     fn say_unsubscribe(&self, state: &mut State, uri: &str) {
         let number = state.next;
-        state.next += 1;
-        self.say(&OwnMessage::Unsubscribe { number, uri });
+        if self.say(&OwnMessage::Unsubscribe { number, uri }) {
+            state.next += 1;
+        } else if state.resources.untold.len() < MAX_ASKED {
+            state.resources.untold.insert(uri.to_owned());
+        }
     }
 
     /// Takes the child's answer to request `number`, if that asked it to tell of a resource.
@@ -160,6 +171,9 @@ impl Session {
 
     /// Waits no longer for what the child does not answer: it does not tell of that.
     pub(super) fn give_up_subscribing(&self, state: &mut State, now: Instant) {
+        for uri in std::mem::take(&mut state.resources.untold) {
+            self.say_unsubscribe(state, &uri);
+        }
         let overdue = state.resources.overdue(now);
         if overdue.is_empty() {
             return;
@@ -281,10 +295,7 @@ impl Session {
                 continue;
             };
             heard |= match &mut subscription.held {
-                Some(held) => {
-                    Subscription::hold(held, message);
-                    true
-                }
+                Some(held) => Subscription::hold(held, message),
                 None => {
                     let text = subscription::labelled(message, &call.id);
                     call.stream.tell(Event::Message(text.into()))
@@ -319,7 +330,7 @@ impl InFlight {
         };
         let text = Bytes::from(subscription.wanted.acknowledged(&self.id));
         self.stream.tell(Event::Message(text));
-        for message in held {
+        for message in held.into_iter().flat_map(Message::parse) {
             let method = message.root().get("method").and_then(Value::as_str);
             if method.is_some_and(|method| subscription.wanted.wants(&method, &message)) {
                 let text = subscription::labelled(&message, &self.id);
@@ -377,6 +388,16 @@ mod tests {
         let id = call.id().unwrap().clone();
         let alice = Identity::example("https://a", "alice");
         session.request(&call, &alice, id, RequestId::random())
+    }
+
+    fn request(session: &Arc<Session>, asks: &str) -> Exchange {
+        let body = format!(r#"{{"jsonrpc":"2.0","id":1,{asks}}}"#);
+        let call = Call::read(body.into(), true).unwrap();
+        let id = call.id().unwrap().clone();
+        let alice = Identity::example("https://a", "alice");
+        session
+            .request(&call, &alice, id, RequestId::random())
+            .unwrap()
     }
 
     fn uris(names: std::ops::Range<usize>) -> Vec<String> {
@@ -490,5 +511,92 @@ mod tests {
             back.len() == 1 && back[0].contains("unsubscribe"),
             "{back:?}"
         );
+    }
+
+    /// mcp-T28, mcp-T29: what the child logs is no part of a subscription, whatever that says it wants: nothing comes before
+    /// the acknowledgement, and who asked for log messages in a call has them there.
+    #[test]
+    fn what_the_child_logs_is_told_to_calls_alone() {
+        let (session, mut lines) = bridged(r#"{"resources":{"subscribe":true},"logging":{}}"#);
+        let meta = r#""_meta":{"progressToken":"p","io.modelcontextprotocol/logLevel":"info"}"#;
+        let mut listens = request(
+            &session,
+            &format!(
+                r#""method":"subscriptions/listen","params":{{"notifications":{{"resourceSubscriptions":["a:b"]}},{meta}}}"#
+            ),
+        );
+        let asked = said(&mut lines);
+        let asked = Message::parse(asked.last().unwrap().clone().into()).unwrap();
+        let number = asked.root().get("id").and_then(Value::as_number).unwrap();
+        let log = r#"{"method":"notifications/message","params":{"level":"error","data":"x"}}"#;
+        say(&session, log.to_owned());
+        // Nor may it guess by which number the subscription goes here.
+        for guess in 0..8 {
+            let named = [
+                format!(r#""progressToken":{guess},"progress":1"#),
+                format!(r#""_meta":{{"{}":{guess}}}"#, subscription::SUBSCRIPTION),
+            ];
+            for named in named {
+                say(
+                    &session,
+                    format!(r#"{{"method":"notifications/progress","params":{{{named}}}}}"#),
+                );
+            }
+        }
+        assert_eq!(told(&mut listens), [""; 0]);
+        say(&session, format!(r#"{{"id":{number},"result":{{}}}}"#));
+        assert_eq!(told(&mut listens).len(), 1);
+        let mut calls = request(
+            &session,
+            &format!(r#""method":"tools/call","params":{{"name":"t",{meta}}}"#),
+        );
+        say(&session, log.to_owned());
+        assert_eq!(told(&mut calls), [log]);
+        assert_eq!(told(&mut listens), [""; 0]);
+    }
+
+    /// conn-3: a child that reads nothing when somebody leaves is told so later.
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_wants_any_more_is_taken_back_when_the_child_reads_again() {
+        let (session, mut lines) = session();
+        let leaves = listen(&session, &uris(0..2)).unwrap();
+        let late = listen(&session, &uris(2..4)).unwrap();
+        said(&mut lines);
+        let answer = |number: u64| say(&session, format!(r#"{{"id":{number},"result":{{}}}}"#));
+        answer(1);
+        answer(2);
+        while session.say(&OwnMessage::Discover { number: 0 }) {}
+        drop((leaves, late));
+        answer(4);
+        let idle = Duration::from_secs(3600);
+        session.sweep(Instant::now() + session.call_timeout, idle);
+        said(&mut lines);
+        // What is wanted again meanwhile is not taken back.
+        let _back = listen(&session, &uris(0..1)).unwrap();
+        assert_eq!(said(&mut lines).len(), 1);
+        for expected in [3, 0] {
+            session.sweep(Instant::now(), idle);
+            let back = said(&mut lines);
+            let unsubscribes = |line: &String| line.contains("resources/unsubscribe");
+            assert!(back.iter().all(unsubscribes), "{back:?}");
+            assert_eq!(back.len(), expected, "{back:?}");
+        }
+    }
+
+    /// What a subscription may not be told yet keeps nothing else in memory, and what is left out for want of room is counted.
+    #[test]
+    fn what_waits_for_an_acknowledgement_keeps_only_itself() {
+        let (session, mut lines) = session();
+        let _waits = listen(&session, &uris(0..1)).unwrap();
+        said(&mut lines);
+        for number in 0..MAX_HELD + 3 {
+            let line = format!(
+                r#"{{"method":"notifications/resources/updated","params":{{"uri":"a:0000/{number}"}}}}"#
+            );
+            let line = Bytes::from(line.into_bytes());
+            assert!(pump::take(&session, line.clone()));
+            assert!(line.is_unique(), "{number}");
+        }
+        assert_eq!(session.unheard(), 3);
     }
 }
