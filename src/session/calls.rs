@@ -48,7 +48,7 @@ pub(super) struct InFlight {
     /// What it subscribes to at a legacy child, which knows nothing of it.
     pub(super) wanted: Option<Box<Subscription>>,
     /// As whom it hears of resources.
-    pub(super) hearer: Option<Box<Identity>>,
+    pub(super) hearer: Option<Arc<Identity>>,
     /// What is needed to make a legacy client's call to a modern child again.
     pub(super) again: Option<Box<Again>>,
     /// It opens the session: who opens it decides what becomes of it.

@@ -97,7 +97,7 @@ pub(super) struct State {
     pub(super) tasks: Tasks,
     pub(super) resources: Resources,
     /// As whom a legacy client hears of resources: as whoever subscribed last.
-    pub(super) hearer: Option<Box<Identity>>,
+    pub(super) hearer: Option<Arc<Identity>>,
 }
 
 impl State {

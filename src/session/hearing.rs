@@ -2,13 +2,16 @@
 //!
 //! Who subscribes to a resource hears of its parts, too, which nobody was asked about then; and a server
 //! may speak of others unasked. So a policy is asked about each, as if it were subscribed to alone, for
-//! whoever has subscribed; what is not permitted is not passed. Used where notices are passed on.
+//! whoever has subscribed; what is not permitted is not passed. Used where notices are passed on, and never
+//! while a session's state is held: a refusal takes long to work out, and a server may speak on and on.
+
+use std::sync::Arc;
 
 use crate::{
     auth::Identity,
     json::Value,
     mcp::{Call, Message, method},
-    session::{Session, calls::InFlight, conversation::State},
+    session::{Session, conversation::State},
 };
 
 impl Session {
@@ -17,34 +20,31 @@ impl Session {
         state: &mut State,
         call: &Call,
         identity: &Identity,
-    ) -> Option<Box<Identity>> {
+    ) -> Option<Arc<Identity>> {
         match call.method() {
-            method::LISTEN => Some(Box::new(identity.clone())),
+            method::LISTEN => Some(Arc::new(identity.clone())),
             "resources/subscribe" => {
-                state.hearer = Some(Box::new(identity.clone()));
+                state.hearer = Some(Arc::new(identity.clone()));
                 None
             }
             _ => None,
         }
     }
 
-    /// Whether that subscription may hear what the message says.
-    pub(super) fn may_call_hear(&self, call: &InFlight, message: &Message, method: &str) -> bool {
-        self.may_hear(call.hearer.as_deref(), message, method)
-    }
-
-    /// Whether the client of a session may.
-    pub(super) fn may_client_hear(&self, state: &State, message: &Message, method: &str) -> bool {
-        self.may_hear(state.hearer.as_deref(), message, method)
-    }
-
-    fn may_hear(&self, hearer: Option<&Identity>, message: &Message, method: &str) -> bool {
+    /// Whether that one, or else the session's owner, may hear what the message says.
+    pub(super) fn may_hear(
+        &self,
+        hearer: impl FnOnce() -> Option<Arc<Identity>>,
+        message: &Message,
+        method: &str,
+    ) -> bool {
         if method != UPDATED || !self.engine.tells_callers_apart() {
             return true;
         }
         let params = message.root().get("params");
         let uri = params.and_then(|params| params.get("uri"));
-        let hearer = hearer.unwrap_or_else(|| self.owner());
+        let hearer = hearer();
+        let hearer = hearer.as_deref().unwrap_or_else(|| self.owner());
         // Nobody can decide on what has no name.
         uri.and_then(Value::as_str)
             .is_some_and(|uri| self.engine.may_hear_of(hearer, &uri))

@@ -165,14 +165,23 @@ impl Session {
     }
 
     fn pass_on_plain(&self, message: &Message, method: &str) -> bool {
-        let state = self.state();
         let params = message.root().get("params");
         let subscription = params
             .and_then(|params| params.get("_meta"))
             .and_then(|meta| meta.get(SUBSCRIPTION));
+        let hearer = || {
+            let state = self.state();
+            match subscription {
+                Some(subscription) => named(&state, subscription)?.hearer.clone(),
+                None => state.hearer.clone(),
+            }
+        };
+        if !self.may_hear(hearer, message, method) {
+            return false;
+        }
+        let state = self.state();
         if let Some(subscription) = subscription {
             let call = named(&state, subscription);
-            let call = call.filter(|call| self.may_call_hear(call, message, method));
             return call.is_some_and(|call| {
                 let id = [(subscription.span(), call.id.as_json())];
                 tell(&call.stream, message.with(&id).into())
@@ -197,7 +206,6 @@ impl Session {
                 // A modern child has chosen by itself; a legacy one says everything.
                 (self.bridge.get().is_none() || level >= Some(from)).then_some(stream)
             }),
-            Era::Legacy if !self.may_client_hear(&state, message, method) => None,
             Era::Legacy if is_about_the_server(method) => own(&state).or_else(|| newest(&state)),
             Era::Legacy => newest(&state).or_else(|| own(&state)),
         };

@@ -5,12 +5,16 @@
 //! one's name. A subscription is acknowledged when the child has said which of its
 //! resources it tells of, and with those alone; what it tells earlier waits (mcp-T28).
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
+    auth::Identity,
     json::Value,
     mcp::{
         Call, Era, Message,
@@ -281,14 +285,21 @@ impl Session {
 
     /// Tells each subscription that wants it; `false` if there is none.
     pub(super) fn publish(&self, message: &Message, method: &str) -> bool {
+        let wants = |call: &InFlight| {
+            let subscription = call.wanted.as_deref();
+            subscription.is_some_and(|it| it.wanted.wants(method, message))
+        };
+        // Most of a session's subscriptions are one caller's, who is asked about once.
+        let mut hearers: Vec<Arc<Identity>> = Vec::new();
+        for call in self.state().in_flight.values().filter(|call| wants(call)) {
+            hearers.extend(call.hearer.clone().filter(|it| !hearers.contains(it)));
+        }
+        hearers.retain(|hearer| self.may_hear(|| Some(hearer.clone()), message, method));
         let mut state = self.state();
         let mut heard = false;
         for call in state.in_flight.values_mut() {
-            let wants = |call: &InFlight| {
-                let subscription = call.wanted.as_deref();
-                subscription.is_some_and(|it| it.wanted.wants(method, message))
-            };
-            if !wants(call) || !self.may_call_hear(call, message, method) {
+            let may = call.hearer.as_ref().is_some_and(|it| hearers.contains(it));
+            if !may || !wants(call) {
                 continue;
             }
             let Some(subscription) = call.wanted.as_deref_mut() else {
@@ -365,12 +376,11 @@ const MAX_HELD_BYTES: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::time::Duration;
 
     use super::*;
     use crate::{
         audit::RequestId,
-        auth::Identity,
         session::{Exchange, outbox::Lines, pump, testing::bridged},
     };
 
