@@ -251,6 +251,26 @@ impl Engine {
         self.caller(identity).may_call(method, target)
     }
 
+    /// Whether it may hear that a resource has changed: whether it may subscribe to that one alone.
+    pub fn may_hear_of(&self, identity: &Identity, uri: &str) -> bool {
+        let Rules::Policies { remembered, .. } = &self.rules else {
+            return true;
+        };
+        let (method, target) = (SUBSCRIBE, Target::Resource(uri));
+        let question = Question::about(identity, method, &target);
+        let known = |question: &Question| remembered.recall(question).is_some();
+        if question.as_ref().is_some_and(known) {
+            return true;
+        }
+        let Verdict::Permit(policies) = self.caller(identity).verdict(method, &target) else {
+            return false;
+        };
+        if let Some(question) = question {
+            remembered.keep(question, policies.into());
+        }
+        true
+    }
+
     /// Whether one caller may see what another may not.
     pub fn tells_callers_apart(&self) -> bool {
         matches!(self.rules, Rules::Policies { .. })
@@ -314,7 +334,7 @@ impl Caller<'_> {
             .find_map(|(index, uri)| {
                 let uri = uri.as_str().filter(|_| index < MAX_SUBSCRIBED);
                 let verdict = match uri {
-                    Some(uri) => self.verdict("resources/subscribe", &Target::Resource(&uri)),
+                    Some(uri) => self.verdict(SUBSCRIBE, &Target::Resource(&uri)),
                     // Nobody can decide on what has no name.
                     None => deny(DenyReason::Policy),
                 };
@@ -410,6 +430,8 @@ fn policy_error(policies: Vec<String>, errors: Vec<String>) -> Verdict {
 
 /// The policy name in records of what rides on a session's identity.
 const SESSION: &str = "session";
+/// The method, and action, that each resource of a subscription is decided as.
+const SUBSCRIBE: &str = "resources/subscribe";
 /// Resources of one subscription.
 const MAX_SUBSCRIBED: usize = 256;
 /// The policy name in records where `allow = "authenticated"` decided.

@@ -36,6 +36,11 @@ impl Question {
         if call.method() == method::LISTEN {
             return None;
         }
+        Self::about(identity, call.method(), &call.target())
+    }
+
+    /// `None` for a long one.
+    pub(super) fn about(identity: &Identity, method: &str, target: &Target<'_>) -> Option<Self> {
         let mut question = Self(Vec::with_capacity(MAX_QUESTION / 2));
         question.0.push(match identity.kind() {
             Kind::User => 0,
@@ -46,8 +51,8 @@ impl Question {
         question.list(identity.client().into_iter());
         question.list(identity.groups().iter());
         question.list(identity.scopes().iter());
-        question.text(call.method());
-        let (kind, name) = match call.target() {
+        question.text(method);
+        let (kind, name) = match *target {
             Target::Server => (0, ""),
             Target::Tool(name) => (1, name),
             Target::Prompt(name) => (2, name),

@@ -82,6 +82,7 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         ));
     }
     let engine = Engine::build(&config.authz, &config.server).map_err(policy_problems)?;
+    let engine = Arc::new(engine);
     let audit = setup.audit.clone();
     let notices: Notices = Arc::new(move |notice| audit.record(&keys_event(notice)));
     let around = Surroundings {
@@ -156,6 +157,7 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         longest_body: config.limits.body,
         session_idle: config.limits.session_idle,
         seal: Arc::new(seal),
+        engine: engine.clone(),
     });
     let version = config.digest.get(..VERSION).unwrap_or(&config.digest);
     let gateway = Gateway {
@@ -165,7 +167,7 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         metadata: auth::metadata(&config),
         metadata_paths: auth::metadata_paths(&config.resource).to_vec(),
         authenticator,
-        engine: Arc::new(engine),
+        engine,
         sessions,
         clients: Clients::default(),
         exchange,

@@ -243,6 +243,21 @@ pub(super) fn known(capabilities: &[u8]) -> serde_json::Value {
     known.into()
 }
 
+/// A legacy server's error with a code that modern MCP has, where it is told within something else.
+pub(super) fn modern_error(error: Value<'_>) -> Vec<u8> {
+    let code = error.get("code");
+    let modern = code.and_then(|code| modern_code(code.as_number()?));
+    let text = error.raw();
+    match (code, modern) {
+        (Some(code), Some(modern)) => {
+            let at = code.span().start - error.span().start;
+            let rest = at + code.span().len();
+            [&text[..at], modern, &text[rest..]].concat()
+        }
+        _ => text.to_vec(),
+    }
+}
+
 /// Codes that modern MCP must not see: a resource that is not there, and a visit that is needed first.
 fn modern_code(code: &str) -> Option<&'static [u8]> {
     match code {

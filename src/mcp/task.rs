@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::{
     json::{Kind, Value},
-    mcp::{Call, Era, Id, input::Question, input::member, reverse::plain},
+    mcp::{Call, Era, Id, bridge::modern_error, input::Question, input::member, reverse::plain},
 };
 
 /// The extension's name among capabilities.
@@ -114,7 +114,7 @@ fn detailed(out: &mut Vec<u8>, task: Value<'_>, standing: &Standing<'_>) {
             let (name, value) = match outcome {
                 Ok(result) if result.kind() == Kind::Object => ("result", plain(*result)),
                 Ok(result) => ("result", result.raw().to_vec()),
-                Err(error) => ("error", error.raw().to_vec()),
+                Err(error) => ("error", modern_error(*error)),
             };
             out.push(b',');
             member(out, name, &value);
@@ -205,11 +205,14 @@ mod tests {
             &Standing::Ended(Ok(result.root())),
             &format!(r#""completed",{times},"result":{{"isError":true,"n":1.0}}"#),
         );
-        let error = message(r#"{"code":-32603 ,"message":"m"}"#);
-        check(
-            &Standing::Ended(Err(error.root())),
-            &format!(r#""failed",{times},"error":{{"code":-32603 ,"message":"m"}}"#),
-        );
+        // mcp-T24: nor may they see there what modern MCP does not have.
+        for (code, modern) in [("-32603", "-32603"), ("-32042", "-32603")] {
+            let error = message(&format!(r#" {{"code":{code} ,"message":"m"}}"#));
+            check(
+                &Standing::Ended(Err(error.root())),
+                &format!(r#""failed",{times},"error":{{"code":{modern} ,"message":"m"}}"#),
+            );
+        }
     }
 
     #[test]

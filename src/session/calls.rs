@@ -12,7 +12,6 @@ use crate::{
         Call, Era, Id, Message,
         bridge::{self, LegacyServer},
         meta, method,
-        subscription::Wanted,
     },
     session::{
         SendError, Session,
@@ -25,6 +24,7 @@ use crate::{
         rewrite::{progress_token, renumbered},
         seal::{self, Binding, StateError},
         stream::{Exchange, Stream, Style},
+        subscriptions::Subscription,
         tasks::About,
         visits::Away,
     },
@@ -46,7 +46,9 @@ pub(super) struct InFlight {
     /// `None` for what the gateway itself asked, and where the client was told already.
     pub(super) outcome: Option<OutcomeOwed>,
     /// What it subscribes to at a legacy child, which knows nothing of it.
-    pub(super) wanted: Option<Box<Wanted>>,
+    pub(super) wanted: Option<Box<Subscription>>,
+    /// As whom it hears of resources.
+    pub(super) hearer: Option<Arc<Identity>>,
     /// What is needed to make a legacy client's call to a modern child again.
     pub(super) again: Option<Box<Again>>,
     /// It opens the session: who opens it decides what becomes of it.
@@ -108,7 +110,8 @@ impl Session {
             return Err(SendError::NotAsked);
         }
         let mut place = away.as_mut().and_then(Away::place);
-        let made = self.make(&mut state, call, (id, request), holder, &mut place);
+        let asks = (id, request);
+        let made = self.make(&mut state, call, (asks, identity), holder, &mut place);
         match away {
             // Who is told to try again finds it as it was.
             Some(away) if made.is_err() => away.waits_on(&mut state, place),
@@ -123,7 +126,7 @@ impl Session {
         self: &Arc<Self>,
         state: &mut State,
         call: &Call,
-        (id, request): (Id, RequestId),
+        ((id, request), identity): ((Id, RequestId), &Identity),
         holder: Option<Binding>,
         place: &mut Option<Place>,
     ) -> Result<Exchange, SendError> {
@@ -133,6 +136,8 @@ impl Session {
         }
         self.log_from(state, call)?;
         let wanted = self.subscribes(state, call);
+        let subscribes = wanted.is_some();
+        let hearer = Self::hears(state, call, identity);
         if let Some(wanted) = &wanted {
             self.subscribe(state, wanted)?;
         }
@@ -165,6 +170,7 @@ impl Session {
                 logs: logs(call),
                 outcome: Some(OutcomeOwed::new(request, call, now)),
                 wanted,
+                hearer,
                 again: InFlight::again(self, call),
                 opens: call.method() == "initialize",
                 input: holder.and_then(|holder| Input::of(call, &holder)),
@@ -172,10 +178,10 @@ impl Session {
                 place: place.take(),
             },
         );
-        if let Some(call) = state.in_flight.get(&number) {
-            call.acknowledge();
-            self.look_at_watched(state, now);
+        if subscribes {
+            self.acknowledge(state);
         }
+        self.look_at_watched(state, now);
         if let Some(text) = told
             && let Some(call) = state.in_flight.remove(&number)
         {
@@ -211,6 +217,7 @@ impl Session {
                 logs: None,
                 outcome: None,
                 wanted: None,
+                hearer: None,
                 again: None,
                 opens: false,
                 input: None,
@@ -245,6 +252,8 @@ impl Session {
         let asked = number;
         if self.result_answered(&mut state, asked, answer, message)
             || self.look_answered(&mut state, asked, answer, message)
+            || self.subscribe_answered(&mut state, asked, answer)
+            || self.listening_ended(&mut state, asked)
         {
             return Answered::Delivered;
         }
@@ -315,6 +324,11 @@ impl Session {
     pub(super) fn fail_one(&self, number: u64, failure: Failure) {
         let mut state = self.state();
         let asked = number;
+        if self.subscribe_answered(&mut state, asked, Answer::Neither)
+            || self.listening_ended(&mut state, asked)
+        {
+            return;
+        }
         let number = state.reversed.first(asked);
         let call = state.in_flight.get_mut(&number);
         let Some(call) = call.filter(|call| call.number(number) == Some(asked)) else {

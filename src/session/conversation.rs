@@ -15,7 +15,7 @@ use tokio::{sync::Notify, time::Instant};
 use crate::{
     audit::{self, Audit, RequestId},
     auth::{Identity, PrincipalKey},
-    authz::Permit,
+    authz::{Engine, Permit},
     child::stdio,
     mcp::{Call, Era, Id, Shape, bridge::LegacyServer, reverse::ModernServer, spelled, version},
     session::{
@@ -30,6 +30,7 @@ use crate::{
         room::{Room, Rooms},
         seal::{Seal, StateError},
         stream::{Exchange, Style},
+        subscriptions::Resources,
         tasks::Tasks,
         tools::Known,
     },
@@ -59,6 +60,8 @@ pub struct Session {
     pub(super) spoken: OnceLock<Arc<Spoken>>,
     /// Closes what modern clients carry from round to round.
     pub(super) seal: Arc<Seal>,
+    /// Decides who may hear of what.
+    pub(super) engine: Arc<Engine>,
     /// Lines for the child. Bounded: a child that does not read is not waited for (probe-68).
     stdin: Outbox,
     /// Bytes of those lines.
@@ -92,6 +95,9 @@ pub(super) struct State {
     pub(super) level: Option<usize>,
     pub(super) reversed: Reversed,
     pub(super) tasks: Tasks,
+    pub(super) resources: Resources,
+    /// As whom a legacy client hears of resources: as whoever subscribed last.
+    pub(super) hearer: Option<Arc<Identity>>,
 }
 
 impl State {
@@ -156,7 +162,7 @@ impl Session {
         (call_timeout, calls, rooms): (Duration, Places, &Rooms),
         era: Era,
         stdin: Outbox,
-        seal: Arc<Seal>,
+        (seal, engine): (Arc<Seal>, Arc<Engine>),
     ) -> Arc<Self> {
         let state = State {
             next: 1,
@@ -171,6 +177,8 @@ impl Session {
             level: None,
             reversed: Reversed::default(),
             tasks: Tasks::default(),
+            resources: Resources::default(),
+            hearer: None,
         };
         let principal = owner.principal_key();
         Arc::new(Self {
@@ -187,6 +195,7 @@ impl Session {
             reversed: OnceLock::new(),
             spoken: OnceLock::new(),
             seal,
+            engine,
             stdin,
             unwritten: AtomicUsize::new(0),
             state: Mutex::new(state),
@@ -349,9 +358,11 @@ impl Session {
                 self.fail(&mut state, call, Failure::Timeout);
             }
         }
+        self.listen_again(&mut state, now);
         self.look_after_tasks(&mut state, now);
         self.give_up_results(&mut state, now);
         self.look_at_watched(&mut state, now);
+        self.give_up_subscribing(&mut state, now);
         state.listening.sweep(now);
         if state.in_flight.is_empty() {
             // Thousands of sessions wait for their users most of the time.

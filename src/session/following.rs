@@ -70,7 +70,7 @@ impl Session {
     }
 
     /// Has the child say by itself how the tasks stand that calls have become.
-    fn watch_tasks(&self, state: &mut State) {
+    pub(super) fn watch_tasks(&self, state: &mut State) {
         let Some(server) = self.reversed.get() else {
             return;
         };
@@ -79,8 +79,9 @@ impl Session {
             tasks: following.map(|it| it.name.clone()).collect(),
             ..Wanted::default()
         };
-        let before = state.reversed.watching.take();
-        state.reversed.watching = self.listen_at(state, server, &wanted, before);
+        let mut ear = std::mem::take(&mut state.reversed.watching);
+        self.listen_at(state, server, &wanted, &mut ear);
+        state.reversed.watching = ear;
     }
 
     /// The child says by itself how a task stands; `false` if no call of this session has become it.
@@ -261,7 +262,7 @@ impl Session {
 
     /// Has the child end a task whose call has ended.
     pub(super) fn end_task(&self, state: &mut State, call: &InFlight) {
-        if state.reversed.watching.is_some()
+        if state.reversed.watching.is_wanted()
             && !state
                 .in_flight
                 .values()

@@ -165,11 +165,21 @@ impl Session {
     }
 
     fn pass_on_plain(&self, message: &Message, method: &str) -> bool {
-        let state = self.state();
         let params = message.root().get("params");
         let subscription = params
             .and_then(|params| params.get("_meta"))
             .and_then(|meta| meta.get(SUBSCRIPTION));
+        let hearer = || {
+            let state = self.state();
+            match subscription {
+                Some(subscription) => named(&state, subscription)?.hearer.clone(),
+                None => state.hearer.clone(),
+            }
+        };
+        if !self.may_hear(hearer, message, method) {
+            return false;
+        }
+        let state = self.state();
         if let Some(subscription) = subscription {
             let call = named(&state, subscription);
             return call.is_some_and(|call| {
@@ -228,7 +238,9 @@ impl Session {
 /// The request that the child names by the number it was given.
 fn named<'a>(state: &'a State, number: Value<'_>) -> Option<&'a InFlight> {
     let number = number.as_number()?.parse().ok()?;
-    state.in_flight.get(&state.reversed.first(number))
+    let call = state.in_flight.get(&state.reversed.first(number));
+    // A legacy child knows of no subscription.
+    call.filter(|call| call.wanted.is_none())
 }
 
 /// The stream of the latest request that somebody listens to.
@@ -247,8 +259,10 @@ fn own(state: &State) -> Option<&Arc<Stream>> {
 
 /// A log message of a modern child names no request: it is for the one that asked
 /// for any (mcp-T29), and for nobody if several did, or it might cross to another client.
+/// A subscription is about other things (mcp-T28).
 fn logging<'a>(state: &'a State, method: &str) -> Option<(&'a Arc<Stream>, usize)> {
     let calls = state.in_flight.values();
+    let calls = calls.filter(|call| !call.is_subscription());
     let mut calls = calls.filter_map(|call| Some((&call.stream, call.logs?)));
     match (method, calls.next(), calls.next()) {
         ("notifications/message", call, None) => call,

@@ -252,7 +252,7 @@ fn notification(session: &Session, message: &Message, method: &str) {
         && let Some(id) = params.and_then(|params| params.get("requestId"))
     {
         session.unask(id.raw());
-        if session.ended_by_child(id) {
+        if session.ended_by_child(id) || session.listening_cancelled(id) {
             return;
         }
     }

@@ -18,7 +18,7 @@ use crate::{
         input::{self, Question},
         reverse::{Given, ModernServer, answered_with, refused_with},
         spelled,
-        subscription::{self, MAX_URIS, Wanted},
+        subscription::{self, MAX_URIS},
     },
     session::{
         SendError, Session,
@@ -26,7 +26,7 @@ use crate::{
         conversation::State,
         exchange::{Event, Failure},
         following::Following,
-        own::OwnMessage,
+        renewing::Ear,
     },
 };
 
@@ -36,10 +36,10 @@ pub(super) struct Reversed {
     /// Numbers that calls go by which were made again, and their first ones.
     again: HashMap<u64, u64>,
     /// Resources that the client wants to hear of.
-    uris: Vec<String>,
-    /// The number of the subscription at the child, and of that to tasks.
-    listening: Option<u64>,
-    pub(super) watching: Option<u64>,
+    pub(super) uris: Vec<String>,
+    /// The subscription at the child, and that to tasks.
+    pub(super) listening: Ear,
+    pub(super) watching: Ear,
     /// The record that the client's `initialize` owes while the child is asked what it speaks.
     pub(super) opening: Option<OutcomeOwed>,
 }
@@ -164,53 +164,6 @@ impl Session {
                 Way::Child(stdio::line(text))
             }
         })
-    }
-
-    /// A notification of the client's that means something to a modern child: all others do not reach it.
-    pub(super) fn heard_initialized(&self, method: &str) {
-        if method == "notifications/initialized"
-            && let Some(server) = self.reversed.get()
-        {
-            self.listen_to_child(&mut self.state(), server);
-        }
-    }
-
-    /// Has the child tell what the client wants to hear, and of what it tells by itself.
-    fn listen_to_child(&self, state: &mut State, server: &ModernServer) {
-        let mut wanted = Wanted::all_of(server.capabilities());
-        wanted.uris.clone_from(&state.reversed.uris);
-        let before = state.reversed.listening.take();
-        state.reversed.listening = self.listen_at(state, server, &wanted, before);
-    }
-
-    /// Subscribes at the child to what is `wanted`, in place of an earlier subscription; under which number.
-    pub(super) fn listen_at(
-        &self,
-        state: &mut State,
-        server: &ModernServer,
-        wanted: &Wanted,
-        before: Option<u64>,
-    ) -> Option<u64> {
-        let mut listening = None;
-        if !wanted.is_nothing() {
-            let number = state.next;
-            state.next += 1;
-            let (wanted, meta) = (wanted.notifications().to_string(), server.own_meta());
-            let own = OwnMessage::Listen {
-                number,
-                wanted: &wanted,
-                meta: &meta,
-            };
-            listening = self.say(&own).then_some(number);
-        }
-        // Only now: between the two nothing is missed.
-        if let Some(number) = before {
-            self.say(&OwnMessage::Cancelled {
-                number,
-                reason: "replaced",
-            });
-        }
-        listening
     }
 
     /// The text of a modern child's notification as its client is to have it; `None` if not at all.

@@ -37,7 +37,7 @@ impl Sessions {
             (self.setup.call_timeout, self.calls.clone(), &self.rooms),
             era,
             stdin,
-            self.setup.seal.clone(),
+            (self.setup.seal.clone(), self.setup.engine.clone()),
         );
         if self.setup.any_tool_name {
             session.tools.show_any_name();

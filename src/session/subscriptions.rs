@@ -1,12 +1,20 @@
-//! Subscriptions of modern clients to a legacy child.
+//! Subscriptions of modern clients, and what a legacy child is told of those.
 //!
-//! The child knows nothing of them: it is told which resources matter to
-//! anybody, and what it says of changes goes to each subscription that wants
-//! it, under that one's name (mcp-T28).
+//! Such a child knows nothing of them: it is asked for the resources that matter to
+//! anybody, and what it says of changes goes to each subscription that wants it, under that
+//! one's name. A subscription is acknowledged when the child has said which of its
+//! resources it tells of, and with those alone; what it tells earlier waits (mcp-T28).
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::{
+    auth::Identity,
     json::Value,
     mcp::{
         Call, Era, Message,
@@ -15,16 +23,76 @@ use crate::{
     },
     session::{
         SendError, Session,
-        calls::InFlight,
+        calls::{Answer, InFlight},
         conversation::State,
         exchange::{Event, Failure},
         own::OwnMessage,
     },
 };
 
+/// A subscription at a legacy child.
+pub(super) struct Subscription {
+    wanted: Wanted,
+    /// What it would have been told before it was acknowledged; `None` once it is.
+    held: Option<Vec<Bytes>>,
+}
+
+/// The resources that a legacy child was asked to tell of.
+#[derive(Default)]
+pub(super) struct Resources {
+    /// Under these numbers, until then, and has not answered.
+    asked: HashMap<u64, (String, Instant)>,
+    /// The same, without what is known of them.
+    waiting: HashSet<String>,
+    /// Those that it tells of.
+    taken: HashSet<String>,
+    /// Those that nobody wants any more, which it could not be told as it read nothing.
+    untold: HashSet<String>,
+}
+
+impl Resources {
+    fn ask(&mut self, number: u64, uri: &str, deadline: Instant) {
+        self.asked.insert(number, (uri.to_owned(), deadline));
+        self.waiting.insert(uri.to_owned());
+    }
+
+    /// The resource that was asked for under that number; no longer.
+    fn answered(&mut self, number: u64) -> Option<String> {
+        let (uri, _) = self.asked.remove(&number)?;
+        self.waiting.remove(&uri);
+        Some(uri)
+    }
+
+    fn overdue(&self, now: Instant) -> Vec<u64> {
+        let all = self.asked.iter();
+        let overdue = all.filter(|(_, (_, deadline))| *deadline <= now);
+        overdue.map(|(number, _)| *number).collect()
+    }
+}
+
+impl Subscription {
+    fn wants_resource(&self, uri: &str) -> bool {
+        self.wanted.uris.iter().any(|wanted| wanted == uri)
+    }
+
+    /// Keeps for later what it may not be told yet: not twice, and not without bounds; `false` if it is left out.
+    fn hold(held: &mut Vec<Bytes>, message: &Message) -> bool {
+        if held.contains(message.bytes()) {
+            return true;
+        }
+        let bytes: usize = held.iter().map(Bytes::len).sum();
+        let fits = held.len() < MAX_HELD && bytes + message.bytes().len() <= MAX_HELD_BYTES;
+        if fits {
+            // What it was a part of is not kept with it.
+            held.push(Bytes::copy_from_slice(message.bytes()));
+        }
+        fits
+    }
+}
+
 impl Session {
     /// What the client will be told of what it wants, if this call subscribes at a legacy child.
-    pub(super) fn subscribes(&self, state: &State, call: &Call) -> Option<Box<Wanted>> {
+    pub(super) fn subscribes(&self, state: &State, call: &Call) -> Option<Box<Subscription>> {
         let server = self.bridge.get()?;
         if call.method() != crate::mcp::method::LISTEN {
             return None;
@@ -38,38 +106,120 @@ impl Session {
         wanted
             .tasks
             .retain(|task| state.tasks.known.contains_key(task));
-        Some(Box::new(wanted))
+        let held = Some(Vec::new());
+        Some(Box::new(Subscription { wanted, held }))
     }
 
-    /// Has the child tell of what nobody wanted to hear of before.
-    pub(super) fn subscribe(&self, state: &mut State, wanted: &Wanted) -> Result<(), SendError> {
-        for uri in &wanted.uris {
-            if is_wanted(state, uri) {
+    /// Asks the child to tell of what nobody wanted to hear of before.
+    pub(super) fn subscribe(
+        &self,
+        state: &mut State,
+        subscription: &Subscription,
+    ) -> Result<(), SendError> {
+        for uri in &subscription.wanted.uris {
+            if state.resources.taken.contains(uri) || state.resources.waiting.contains(uri) {
                 continue;
+            }
+            if state.resources.asked.len() >= MAX_ASKED {
+                return Err(SendError::Busy);
             }
             let number = state.next;
             self.write(OwnMessage::Subscribe { number, uri }.line())?;
-            // Its answer is not waited for, and counts as late.
             state.next += 1;
-        }
-        for task in &wanted.tasks {
-            if let Some(known) = state.tasks.known.get_mut(task) {
-                known.watched.begin();
-            }
+            state.resources.untold.remove(uri);
+            let deadline = Instant::now() + self.call_timeout;
+            state.resources.ask(number, uri, deadline);
         }
         Ok(())
     }
 
     /// Has the child no longer tell of what nobody else wants to hear of.
-    pub(super) fn unsubscribe(&self, state: &mut State, wanted: &Wanted) {
-        for uri in &wanted.uris {
-            if is_wanted(state, uri) {
-                continue;
+    pub(super) fn unsubscribe(&self, state: &mut State, subscription: &Subscription) {
+        for uri in &subscription.wanted.uris {
+            // Of what it has not answered yet it is told so when it has.
+            if !is_wanted(state, uri) && state.resources.taken.remove(uri) {
+                self.say_unsubscribe(state, uri);
             }
-            let number = state.next;
-            state.next += 1;
-            self.say(&OwnMessage::Unsubscribe { number, uri });
         }
+    }
+
+    fn say_unsubscribe(&self, state: &mut State, uri: &str) {
+        let number = state.next;
+        if self.say(&OwnMessage::Unsubscribe { number, uri }) {
+            state.next += 1;
+        } else if state.resources.untold.len() < MAX_ASKED {
+            state.resources.untold.insert(uri.to_owned());
+        }
+    }
+
+    /// Takes the child's answer to request `number`, if that asked it to tell of a resource.
+    pub(super) fn subscribe_answered(
+        &self,
+        state: &mut State,
+        number: u64,
+        answer: Answer,
+    ) -> bool {
+        let Some(uri) = state.resources.answered(number) else {
+            return false;
+        };
+        if answer != Answer::Result {
+            refuse(state, &uri);
+        } else if is_wanted(state, &uri) {
+            state.resources.taken.insert(uri);
+        } else {
+            self.say_unsubscribe(state, &uri);
+        }
+        self.acknowledge(state);
+        true
+    }
+
+    /// Waits no longer for what the child does not answer: it does not tell of that.
+    pub(super) fn give_up_subscribing(&self, state: &mut State, now: Instant) {
+        for uri in std::mem::take(&mut state.resources.untold) {
+            self.say_unsubscribe(state, &uri);
+        }
+        let overdue = state.resources.overdue(now);
+        if overdue.is_empty() {
+            return;
+        }
+        for number in overdue {
+            let Some(uri) = state.resources.answered(number) else {
+                continue;
+            };
+            self.say(&OwnMessage::Cancelled {
+                number,
+                reason: "timeout",
+            });
+            // It may have begun to all the same.
+            self.say_unsubscribe(state, &uri);
+            refuse(state, &uri);
+        }
+        self.acknowledge(state);
+    }
+
+    /// Acknowledges the subscriptions of whose resources the child has answered each.
+    pub(super) fn acknowledge(&self, state: &mut State) {
+        let mut begun = Vec::new();
+        for call in state.in_flight.values_mut() {
+            let Some(subscription) = call.wanted.as_deref() else {
+                continue;
+            };
+            let waiting = &state.resources.waiting;
+            let mut uris = subscription.wanted.uris.iter();
+            if subscription.held.is_some() && !uris.any(|uri| waiting.contains(uri)) {
+                begun.extend_from_slice(&subscription.wanted.tasks);
+                call.acknowledge();
+            }
+        }
+        if begun.is_empty() {
+            return;
+        }
+        for task in &begun {
+            if let Some(known) = state.tasks.known.get_mut(task) {
+                known.watched.begin();
+            }
+        }
+        self.look_at_watched(state, Instant::now());
     }
 
     /// The child has ended a client's subscription by naming it, as it may in place of
@@ -119,7 +269,13 @@ impl Session {
     }
 
     /// Ends a subscription as one that its server has ended (mcp-T28).
-    pub(super) fn end_well(&self, state: &mut State, call: InFlight) {
+    pub(super) fn end_well(&self, state: &mut State, mut call: InFlight) {
+        if let Some(subscription) = call.wanted.as_deref_mut() {
+            // Nothing comes before that, not even the end.
+            let taken = &state.resources.taken;
+            subscription.wanted.uris.retain(|uri| taken.contains(uri));
+            call.acknowledge();
+        }
         let text = Bytes::from(match self.bridge.get() {
             Some(server) => server.ended(&call.id),
             None => subscription::ended(&call.id, b""),
@@ -129,17 +285,33 @@ impl Session {
 
     /// Tells each subscription that wants it; `false` if there is none.
     pub(super) fn publish(&self, message: &Message, method: &str) -> bool {
-        let state = self.state();
+        let wants = |call: &InFlight| {
+            let subscription = call.wanted.as_deref();
+            subscription.is_some_and(|it| it.wanted.wants(method, message))
+        };
+        // Most of a session's subscriptions are one caller's, who is asked about once.
+        let mut hearers: Vec<Arc<Identity>> = Vec::new();
+        for call in self.state().in_flight.values().filter(|call| wants(call)) {
+            hearers.extend(call.hearer.clone().filter(|it| !hearers.contains(it)));
+        }
+        hearers.retain(|hearer| self.may_hear(|| Some(hearer.clone()), message, method));
+        let mut state = self.state();
         let mut heard = false;
-        for call in state.in_flight.values() {
-            if call
-                .wanted
-                .as_ref()
-                .is_some_and(|wanted| wanted.wants(method, message))
-            {
-                let text = subscription::labelled(message, &call.id);
-                heard |= call.stream.tell(Event::Message(text.into()));
+        for call in state.in_flight.values_mut() {
+            let may = call.hearer.as_ref().is_some_and(|it| hearers.contains(it));
+            if !may || !wants(call) {
+                continue;
             }
+            let Some(subscription) = call.wanted.as_deref_mut() else {
+                continue;
+            };
+            heard |= match &mut subscription.held {
+                Some(held) => Subscription::hold(held, message),
+                None => {
+                    let text = subscription::labelled(message, &call.id);
+                    call.stream.tell(Event::Message(text.into()))
+                }
+            };
         }
         heard
     }
@@ -151,20 +323,290 @@ impl InFlight {
         self.deadline.is_none()
     }
 
-    /// Tells a subscription's client what it will be told.
-    pub(super) fn acknowledge(&self) {
-        if let Some(wanted) = &self.wanted {
-            let text = Bytes::from(wanted.acknowledged(&self.id));
-            self.stream.tell(Event::Message(text));
+    /// Whether it is to be told how that task stands.
+    pub(super) fn wants_task(&self, name: &str) -> bool {
+        self.wanted.as_deref().is_some_and(|subscription| {
+            let mut tasks = subscription.wanted.tasks.iter();
+            subscription.held.is_none() && tasks.any(|task| task == name)
+        })
+    }
+
+    /// Tells a subscription's client what it will be told, and then what there was to tell, unless it was told.
+    fn acknowledge(&mut self) {
+        let Some(subscription) = self.wanted.as_deref_mut() else {
+            return;
+        };
+        let Some(held) = subscription.held.take() else {
+            return;
+        };
+        let text = Bytes::from(subscription.wanted.acknowledged(&self.id));
+        self.stream.tell(Event::Message(text));
+        for message in held.into_iter().flat_map(Message::parse) {
+            let method = message.root().get("method").and_then(Value::as_str);
+            if method.is_some_and(|method| subscription.wanted.wants(&method, &message)) {
+                let text = subscription::labelled(&message, &self.id);
+                self.stream.tell(Event::Message(text.into()));
+            }
         }
     }
 }
 
-fn is_wanted(state: &State, uri: &String) -> bool {
+/// The child does not tell of that resource: nobody is told that it would.
+fn refuse(state: &mut State, uri: &str) {
+    for call in state.in_flight.values_mut() {
+        if let Some(subscription) = call.wanted.as_deref_mut() {
+            subscription.wanted.uris.retain(|wanted| wanted != uri);
+        }
+    }
+}
+
+fn is_wanted(state: &State, uri: &str) -> bool {
     let mut calls = state.in_flight.values();
     calls.any(|call| {
-        call.wanted
-            .as_ref()
-            .is_some_and(|wanted| wanted.uris.contains(uri))
+        let subscription = call.wanted.as_deref();
+        subscription.is_some_and(|subscription| subscription.wants_resource(uri))
     })
+}
+
+/// Resources that a child was asked for and has not answered.
+const MAX_ASKED: usize = 1024;
+/// Messages that wait for one subscription to be acknowledged, and their bytes.
+const MAX_HELD: usize = 64;
+const MAX_HELD_BYTES: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        audit::RequestId,
+        session::{Exchange, outbox::Lines, pump, testing::bridged},
+    };
+
+    /// A session at a legacy child that tells of resources, and what that is told.
+    fn session() -> (Arc<Session>, Lines) {
+        bridged(r#"{"resources":{"subscribe":true}}"#)
+    }
+
+    fn listen(session: &Arc<Session>, uris: &[String]) -> Result<Exchange, SendError> {
+        let wanted = serde_json::json!({ "resourceSubscriptions": uris });
+        let body = format!(
+            r#"{{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{{"notifications":{wanted}}}}}"#
+        );
+        let call = Call::read(body.into(), true).unwrap();
+        let id = call.id().unwrap().clone();
+        let alice = Identity::example("https://a", "alice");
+        session.request(&call, &alice, id, RequestId::random())
+    }
+
+    fn request(session: &Arc<Session>, asks: &str) -> Exchange {
+        let body = format!(r#"{{"jsonrpc":"2.0","id":1,{asks}}}"#);
+        let call = Call::read(body.into(), true).unwrap();
+        let id = call.id().unwrap().clone();
+        let alice = Identity::example("https://a", "alice");
+        session
+            .request(&call, &alice, id, RequestId::random())
+            .unwrap()
+    }
+
+    fn uris(names: std::ops::Range<usize>) -> Vec<String> {
+        names.map(|name| format!("a:{name:04}")).collect()
+    }
+
+    fn say(session: &Session, line: String) {
+        assert!(pump::take(session, line.into()));
+    }
+
+    fn said(lines: &mut Lines) -> Vec<String> {
+        let mut said = Vec::new();
+        while let Some(line) = lines.try_recv() {
+            said.push(String::from_utf8(line.to_vec()).unwrap());
+        }
+        said
+    }
+
+    /// What has been told by now.
+    fn told(exchange: &mut Exchange) -> Vec<String> {
+        let mut told = Vec::new();
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        while let std::task::Poll::Ready(Some(event)) = exchange.poll_next(&mut context) {
+            match event {
+                Event::Message(text) | Event::Answer(text) => {
+                    told.push(String::from_utf8(text.to_vec()).unwrap());
+                }
+                Event::Failed(failure) => panic!("{failure:?}"),
+            }
+        }
+        told
+    }
+
+    /// mcp-T28: nothing comes before the acknowledgement, not the end either; and what waits for it is bounded.
+    #[test]
+    fn a_subscription_that_waits_is_acknowledged_before_anything_else() {
+        for ends in [true, false] {
+            let (session, mut lines) = session();
+            let mut events = listen(&session, &uris(0..2)).unwrap();
+            assert_eq!(said(&mut lines).len(), 2);
+            say(&session, r#"{"id":1,"result":{}}"#.to_owned());
+            for number in 0..200 {
+                let text = "x".repeat(if number < 100 { 0 } else { 60 << 10 });
+                say(
+                    &session,
+                    format!(
+                        r#"{{"method":"notifications/resources/updated","params":{{"uri":"a:0000/{number}","text":"{text}"}}}}"#
+                    ),
+                );
+            }
+            assert_eq!(told(&mut events), [""; 0]);
+            if ends {
+                session.end_streams();
+            } else {
+                say(
+                    &session,
+                    r#"{"id":2,"error":{"code":1,"message":"no"}}"#.to_owned(),
+                );
+            }
+            let told = told(&mut events);
+            assert!(told[0].contains(r#""notifications":{"resourceSubscriptions":["a:0000"]}"#));
+            assert_eq!(told.len(), 1 + MAX_HELD + usize::from(ends));
+            let last = told.last().unwrap();
+            assert_eq!(last.contains(r#""resultType":"complete""#), ends, "{last}");
+        }
+    }
+
+    /// conn-3: who subscribes and leaves, again and again, leaves nothing at a child that answers late, and no more than so
+    /// much at one that never answers.
+    #[tokio::test(start_paused = true)]
+    async fn who_subscribes_and_leaves_leaves_nothing() {
+        let (session, mut lines) = session();
+        let mut asked = Vec::new();
+        for round in 0..MAX_ASKED / 32 {
+            drop(listen(&session, &uris(round * 32..round * 32 + 32)).unwrap());
+            asked.extend(said(&mut lines));
+        }
+        assert_eq!(asked.len(), MAX_ASKED);
+        assert_eq!(
+            listen(&session, &uris(5000..5001)).err(),
+            Some(SendError::Busy)
+        );
+        // What it was asked for and has not answered is not asked for again.
+        let mut stays = listen(&session, &uris(0..1)).unwrap();
+        assert_eq!(said(&mut lines), [""; 0]);
+        for line in &asked[..32] {
+            let number = Message::parse(line.clone().into()).unwrap();
+            let number = number.root().get("id").and_then(Value::as_number);
+            say(
+                &session,
+                format!(r#"{{"id":{},"result":{{}}}}"#, number.unwrap()),
+            );
+        }
+        assert!(told(&mut stays)[0].contains("a:0000"));
+        let back = said(&mut lines);
+        assert!(back.len() == 31 && back.iter().all(|line| line.contains("unsubscribe")));
+        // The rest is given up with the time of a call.
+        let idle = Duration::from_secs(3600);
+        session.sweep(Instant::now() + session.call_timeout, idle);
+        let resources = |session: &Session| {
+            let state = session.state();
+            let all = &state.resources;
+            (all.asked.len(), all.waiting.len(), all.taken.len())
+        };
+        assert_eq!(resources(&session), (0, 0, 1));
+        said(&mut lines);
+        drop(stays);
+        assert_eq!(resources(&session), (0, 0, 0));
+        let back = said(&mut lines);
+        assert!(
+            back.len() == 1 && back[0].contains("unsubscribe"),
+            "{back:?}"
+        );
+    }
+
+    /// mcp-T28, mcp-T29: what the child logs is no part of a subscription, whatever that says it wants: nothing comes before
+    /// the acknowledgement, and who asked for log messages in a call has them there.
+    #[test]
+    fn what_the_child_logs_is_told_to_calls_alone() {
+        let (session, mut lines) = bridged(r#"{"resources":{"subscribe":true},"logging":{}}"#);
+        let meta = r#""_meta":{"progressToken":"p","io.modelcontextprotocol/logLevel":"info"}"#;
+        let mut listens = request(
+            &session,
+            &format!(
+                r#""method":"subscriptions/listen","params":{{"notifications":{{"resourceSubscriptions":["a:b"]}},{meta}}}"#
+            ),
+        );
+        let asked = said(&mut lines);
+        let asked = Message::parse(asked.last().unwrap().clone().into()).unwrap();
+        let number = asked.root().get("id").and_then(Value::as_number).unwrap();
+        let log = r#"{"method":"notifications/message","params":{"level":"error","data":"x"}}"#;
+        say(&session, log.to_owned());
+        // Nor may it guess by which number the subscription goes here.
+        for guess in 0..8 {
+            let named = [
+                format!(r#""progressToken":{guess},"progress":1"#),
+                format!(r#""_meta":{{"{}":{guess}}}"#, subscription::SUBSCRIPTION),
+            ];
+            for named in named {
+                say(
+                    &session,
+                    format!(r#"{{"method":"notifications/progress","params":{{{named}}}}}"#),
+                );
+            }
+        }
+        assert_eq!(told(&mut listens), [""; 0]);
+        say(&session, format!(r#"{{"id":{number},"result":{{}}}}"#));
+        assert_eq!(told(&mut listens).len(), 1);
+        let mut calls = request(
+            &session,
+            &format!(r#""method":"tools/call","params":{{"name":"t",{meta}}}"#),
+        );
+        say(&session, log.to_owned());
+        assert_eq!(told(&mut calls), [log]);
+        assert_eq!(told(&mut listens), [""; 0]);
+    }
+
+    /// conn-3: a child that reads nothing when somebody leaves is told so later.
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_wants_any_more_is_taken_back_when_the_child_reads_again() {
+        let (session, mut lines) = session();
+        let leaves = listen(&session, &uris(0..2)).unwrap();
+        let late = listen(&session, &uris(2..4)).unwrap();
+        said(&mut lines);
+        let answer = |number: u64| say(&session, format!(r#"{{"id":{number},"result":{{}}}}"#));
+        answer(1);
+        answer(2);
+        while session.say(&OwnMessage::Discover { number: 0 }) {}
+        drop((leaves, late));
+        answer(4);
+        let idle = Duration::from_secs(3600);
+        session.sweep(Instant::now() + session.call_timeout, idle);
+        said(&mut lines);
+        // What is wanted again meanwhile is not taken back.
+        let _back = listen(&session, &uris(0..1)).unwrap();
+        assert_eq!(said(&mut lines).len(), 1);
+        for expected in [3, 0] {
+            session.sweep(Instant::now(), idle);
+            let back = said(&mut lines);
+            let unsubscribes = |line: &String| line.contains("resources/unsubscribe");
+            assert!(back.iter().all(unsubscribes), "{back:?}");
+            assert_eq!(back.len(), expected, "{back:?}");
+        }
+    }
+
+    /// What a subscription may not be told yet keeps nothing else in memory, and what is left out for want of room is counted.
+    #[test]
+    fn what_waits_for_an_acknowledgement_keeps_only_itself() {
+        let (session, mut lines) = session();
+        let _waits = listen(&session, &uris(0..1)).unwrap();
+        said(&mut lines);
+        for number in 0..MAX_HELD + 3 {
+            let line = format!(
+                r#"{{"method":"notifications/resources/updated","params":{{"uri":"a:0000/{number}"}}}}"#
+            );
+            let line = Bytes::from(line.into_bytes());
+            assert!(pump::take(&session, line.clone()));
+            assert!(line.is_unique(), "{number}");
+        }
+        assert_eq!(session.unheard(), 3);
+    }
 }

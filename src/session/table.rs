@@ -19,7 +19,7 @@ use tokio::{
 use crate::{
     audit::{Audit, Reason, RequestId},
     auth::{Identity, PrincipalKey},
-    authz::Permit,
+    authz::{Engine, Permit},
     child::{Source, StartError, stdio::Reading},
     config::Scope,
     egress,
@@ -67,6 +67,8 @@ pub struct Setup {
     pub session_idle: Duration,
     /// Closes what modern clients of legacy children carry from round to round.
     pub seal: Arc<Seal>,
+    /// Decides who may hear of what.
+    pub engine: Arc<Engine>,
 }
 
 /// The table: session ids to sessions, and the tasks that tend them.

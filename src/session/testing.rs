@@ -11,7 +11,8 @@ use super::{
 use crate::{
     audit::Audit,
     auth::Identity,
-    config::ServerName,
+    authz::Engine,
+    config::{Authz, ServerName},
     mcp::{Era, Message, bridge::LegacyServer},
     time::Clock,
 };
@@ -24,7 +25,9 @@ pub(super) fn session(era: Era) -> (Arc<Session>, Lines) {
 
 /// A session of theirs, with its share of that memory.
 pub(super) fn session_of(owner: Identity, era: Era, rooms: &Rooms) -> (Arc<Session>, Lines) {
-    let (audit, _) = Audit::memory(&ServerName::parse("it").unwrap());
+    let server = ServerName::parse("it").unwrap();
+    let (audit, _) = Audit::memory(&server);
+    let engine = Engine::build(&Authz::Authenticated, &server).unwrap();
     let (stdin, lines) = outbox(64);
     let session = Session::new(
         "0123456789abcdef0123456789abcdef".to_owned(),
@@ -33,7 +36,7 @@ pub(super) fn session_of(owner: Identity, era: Era, rooms: &Rooms) -> (Arc<Sessi
         (Duration::from_secs(60), Places::new(64, 64), rooms),
         era,
         stdin,
-        Arc::new(Seal::fleeting(Clock::new(|| 0))),
+        (Arc::new(Seal::fleeting(Clock::new(|| 0))), Arc::new(engine)),
     );
     (session, lines)
 }

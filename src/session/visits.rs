@@ -14,6 +14,7 @@ use crate::{
         load::Place,
         pending::waiting_for,
         seal::{StateError, Ticket},
+        tasks::About,
     },
 };
 
@@ -27,7 +28,9 @@ impl Session {
         mut call: InFlight,
         (answer, message): (Answer, &Message),
     ) -> Option<InFlight> {
-        let input = call.input.as_deref_mut().filter(|_| call.task.is_none());
+        // A task has ended with it, and the client knows its id: to make the call again would make another.
+        let may = matches!(call.task, None | Some(About::Making(_)));
+        let input = call.input.as_deref_mut().filter(|_| may);
         let visits = (answer == Answer::Error).then(|| visits(message)).flatten();
         let (Some(input), Some(visits)) = (input, visits) else {
             return Some(call);

@@ -252,11 +252,7 @@ impl Session {
         text.hash(&mut hasher);
         let text = hasher.finish();
         for (number, call) in &state.in_flight {
-            let wants = |name: &str| {
-                let wanted = call.wanted.as_deref();
-                wanted.is_some_and(|wanted| wanted.tasks.iter().any(|task| task == name))
-            };
-            if wants(name) && told.insert(*number, text) != Some(text) {
+            if call.wants_task(name) && told.insert(*number, text) != Some(text) {
                 let text = subscription::labelled(&message, &call.id);
                 call.stream.tell(Event::Message(text.into()));
             }
@@ -265,11 +261,8 @@ impl Session {
 }
 
 fn is_wanted(state: &State, name: &str) -> bool {
-    let mut wanted = state
-        .in_flight
-        .values()
-        .filter_map(|call| call.wanted.as_deref());
-    wanted.any(|wanted| wanted.tasks.iter().any(|task| task == name))
+    let mut calls = state.in_flight.values();
+    calls.any(|call| call.wants_task(name))
 }
 
 fn named(task: Value<'_>) -> Option<String> {

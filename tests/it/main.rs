@@ -106,6 +106,8 @@ mod slow;
 mod start;
 /// Streams of a session, and coming back to them.
 mod streams;
+/// Who hears what of changes, and from when until when.
+mod subscriptions;
 /// Work that outlives the call that began it.
 mod tasks;
 /// TLS of the gateway's own.

@@ -535,3 +535,78 @@ async fn a_legacy_clients_call_ends_when_a_modern_server_says_that_its_task_has(
         );
     }
 }
+
+/// mcp-T24, mcp-M3: a legacy server that has the user go somewhere before it makes a task has the client asked, as before any
+/// call, and the task is made when that is done; of a task that has ended so the refusal is told, without a code that modern
+/// MCP does not have.
+#[tokio::test]
+async fn a_legacy_server_sends_a_modern_clients_user_away_before_a_task() {
+    let house = house_of(&[]).await;
+    let alice = house.caller("alice");
+    let visit = async |can: Value, more: Value| {
+        let mut params = json!({ "name": "visit" });
+        params
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let can = json!({ "elicitation": can, "extensions": { EXTENSION: {} } });
+        let more = json!({ "io.modelcontextprotocol/clientCapabilities": can });
+        let body = body(1, "tools/call", params, more);
+        let request = bytes(&alice, "tools/call", Some("visit"), &body);
+        wire::exchange(alice.address, &request).await
+    };
+    let went = |answer: &Answer, action: &str| {
+        let asks = answer.json()["result"].take();
+        assert_eq!(asks["resultType"], "input_required", "{}", answer.text());
+        assert_eq!(asks["inputRequests"]["e"]["params"]["url"], "https://e");
+        let responses = json!({ "e": { "action": action } });
+        json!({ "requestState": asks["requestState"], "inputResponses": responses })
+    };
+    let can = || json!({ "url": {} });
+    let asked = visit(can(), json!({})).await;
+    let made = visit(can(), went(&asked, "accept")).await.json();
+    let made = &made["result"];
+    assert_eq!(
+        (&made["resultType"], &made["status"]),
+        (&json!("task"), &json!("working")),
+        "{made}"
+    );
+    let task = made["taskId"].as_str().unwrap();
+    let ended = ask(&alice, "tasks/cancel", json!({ "taskId": task }), true).await;
+    assert_eq!(ended.json()["result"]["resultType"], "complete");
+    // Who does not go has the refusal.
+    let asked = visit(can(), json!({})).await;
+    let stays = visit(can(), went(&asked, "decline")).await.json();
+    assert_eq!(stays["error"]["code"], -32603, "{stays}");
+    assert_eq!(stays["error"]["message"], "go there first");
+    // Whose client cannot is told what it lacks.
+    let done = visit(can(), json!({})).await.json();
+    assert_eq!(done["result"]["resultType"], "task", "{done}");
+    let lacks = visit(json!({}), json!({})).await;
+    assert_eq!(
+        (lacks.status, &lacks.json()["error"]["code"]),
+        (400, &json!(-32021))
+    );
+
+    let astray = make(&alice, "astray").await;
+    let (mut events, _) = watch(&alice, &[&astray]).await;
+    let looked = stands(&alice, &astray).await;
+    let heard = loop {
+        let heard = told(&mut events).await;
+        if heard["status"] != "working" {
+            break heard;
+        }
+    };
+    for ended in [looked, heard] {
+        assert_eq!(
+            (&ended["status"], &ended["error"]["code"]),
+            (&json!("failed"), &json!(-32603)),
+            "{ended}"
+        );
+        // Where to go is not lost.
+        assert_eq!(
+            ended["error"]["data"]["elicitations"][0]["url"],
+            "https://e"
+        );
+    }
+}

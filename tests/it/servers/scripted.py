@@ -154,7 +154,8 @@ def call(identifier, params):
     elif name == "announce" and modern:
         for number, wanted in listening.items():
             meta = {"io.modelcontextprotocol/subscriptionId": number}
-            if arguments["uri"] in wanted.get("resourceSubscriptions", []):
+            # To who listens to `of` where that is named: it may be a part of it that has changed.
+            if arguments.get("of", arguments["uri"]) in wanted.get("resourceSubscriptions", []):
                 say(json.dumps({"jsonrpc": "2.0", "method": "notifications/resources/updated", "params": {"_meta": meta, "uri": arguments["uri"]}}))
         text(identifier, "announced")
     elif name == "announce":
@@ -279,6 +280,12 @@ def main():
             cached(identifier, {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]})
         elif method == "tools/call":
             call(identifier, message["params"])
+        elif method == "resources/subscribe" and "refused" in message["params"]["uri"]:
+            say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32002, "message": "no such resource"}}))
+        elif method == "resources/subscribe" and "mute" in message["params"]["uri"]:
+            continue
+        elif method == "resources/subscribe" and "later" in message["params"]["uri"]:
+            waiting[message["params"]["uri"]] = identifier
         elif identifier is not None and method is not None:
             answer(identifier, {})
 

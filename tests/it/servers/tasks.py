@@ -3,7 +3,8 @@
 `slow` is done when it was looked at twice, `bad` ends with an error, `asks` needs an
 answer first, `never` runs until it is cancelled, `told` until `finish` ends it, of which this server tells by
 itself. `either` is a task for whoever wants one. `early` asks before it says that it has made one, and `hasty`
-says so without waiting for the answer. `seen` tells what has reached this server.
+says so without waiting for the answer. `visit` refuses every other call until its user has been somewhere, and `astray`
+does so when it has ended. `seen` tells what has reached this server.
 """
 
 import json
@@ -11,7 +12,10 @@ import sys
 
 modern = "--modern" in sys.argv
 seen = []
+visits = []
 tasks = {}
+FIRST_A_VISIT = {"code": -32042, "message": "go there first",
+                 "data": {"elicitations": [{"mode": "url", "elicitationId": "e", "url": "https://e", "message": "go"}]}}
 listens = {}
 
 
@@ -42,7 +46,7 @@ def result(task):
 def look(task):
     task["looks"] += 1
     if task["status"] == "working" and task["looks"] > 1:
-        ends = {"slow": "completed", "either": "completed", "bad": "failed", "asks": "input_required"}
+        ends = {"slow": "completed", "either": "completed", "bad": "failed", "astray": "failed", "asks": "input_required"}
         task["status"] = ends.get(task["tool"], "working")
 
 
@@ -94,6 +98,8 @@ def outcome(identifier, task):
     if task["status"] == "completed":
         related = {"_meta": {"io.modelcontextprotocol/related-task": {"taskId": task["id"]}}}
         answer(identifier, result(task) | related)
+    elif task["status"] == "failed" and task["tool"] == "astray":
+        say({"id": identifier, "error": FIRST_A_VISIT})
     elif task["status"] == "failed":
         say({"id": identifier, "error": {"code": -32603, "message": "it went wrong"}})
     else:
@@ -145,6 +151,10 @@ def call(identifier, params):
         return complete(identifier, {"content": [{"type": "text", "text": "at once"}]})
     if not takes:
         return say({"id": identifier, "error": {"code": -32601, "message": "only as a task"}})
+    if tool == "visit":
+        visits.append(params)
+        if len(visits) % 2:
+            return say({"id": identifier, "error": FIRST_A_VISIT})
     task = {"id": "task-%d" % (len(tasks) + 1), "tool": tool, "status": "working", "looks": 0}
     tasks[task["id"]] = task
     if tool in ("early", "hasty"):
@@ -173,7 +183,7 @@ for line in sys.stdin:
         answer(identifier, {"protocolVersion": "2025-11-25", "capabilities": can, "serverInfo": server})
     elif method == "tools/list":
         names = [("slow", "required"), ("bad", "required"), ("asks", "required"), ("never", "required"), ("told", "required"),
-                 ("early", "required"), ("hasty", "required"), ("either", "optional"), ("finish", "forbidden"), ("seen", "forbidden")]
+                 ("early", "required"), ("hasty", "required"), ("visit", "required"), ("astray", "required"), ("either", "optional"), ("finish", "forbidden"), ("seen", "forbidden")]
         tools = [{"name": name, "inputSchema": {"type": "object"}} | ({} if modern else {"execution": {"taskSupport": support}})
                  for name, support in names]
         complete(identifier, {"tools": tools} | ({"ttlMs": 0, "cacheScope": "private"} if modern else {}))
