@@ -17,6 +17,7 @@ use crate::{
         SendError, Session,
         conversation::State,
         exchange::{Event, Failure},
+        line::Line,
         load::Place,
         own::OwnMessage,
         pending::{self, Input},
@@ -449,7 +450,7 @@ impl Session {
 /// What becomes of a request.
 pub(super) enum Way {
     /// This line goes to the child.
-    Child(Bytes),
+    Child(Line),
     /// It is answered here.
     Here(Vec<u8>),
     /// It stays open here.

@@ -16,6 +16,7 @@ mod faithful;
 mod following;
 mod heard;
 mod hearing;
+mod line;
 mod listening;
 mod load;
 mod opening;
