@@ -296,6 +296,11 @@ fn has_network(root: &Path, name: &ServerName) -> bool {
     matches!(said.map(str::trim), Some("no" | "false" | "off" | "0"))
 }
 
+/// Whether it is a program with its arguments, rather than a program: they may hold a secret.
+fn is_line(program: &Path) -> bool {
+    program.to_string_lossy().contains(char::is_whitespace)
+}
+
 fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
     let mut warnings = Vec::new();
     let mut warn = |key: &str, message: String, help: String| {
@@ -338,6 +343,15 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
                 ),
                 format!("run `chmod a+x {}`", program.display()),
             ),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && is_line(program) => {
+                let text = program.to_string_lossy();
+                let first = text.split_whitespace().next().unwrap_or_default();
+                warn(
+                    key,
+                    format!("there is no `{first} …`, whose name would have spaces in it"),
+                    format!("write each argument as a string of its own: [\"{first}\", \"…\"]"),
+                );
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => warn(
                 key,
                 format!("there is no `{}`", program.display()),
@@ -367,6 +381,7 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
         .read_only
         .iter()
         .map(|path| ("sandbox.read-only", path.as_path()));
+    let program = program.filter(|program| !is_line(program) || program.exists());
     for (key, path) in shown.chain(program.map(|program| (key, program))) {
         if path::is_hidden(path) && key == "image" {
             // Its unit is another, for which `thv path` does nothing.
@@ -545,6 +560,75 @@ mod tests {
         ] {
             assert!(explained.contains(line), "{explained}");
         }
+    }
+
+    /// Whatever is wrong with a file: what may be a secret in it is in none of the answers.
+    #[test]
+    fn no_answer_shows_a_secret() {
+        for text in [
+            "command = [\"/bin/sh\", s3cret]",
+            "command = [\n\"/bin/sh\",\ns3cret\n]",
+            "command = [\"/bin/sh\", \"--token\", \"s3cret\"]",
+            "command = [\"/bin/sh\", \"-c\", \"/usr/bin/none --token s3cret\"]",
+            "command = [\"/bin/sh\", \"/usr/bin/none --token s3cret\"]",
+            "command = [\"/usr/bin/none --token s3cret\"]",
+            "command = [\"/home/x/none --token s3cret\"]",
+            "command = [\"TOKEN=s3cret /bin/sh\"]",
+            "command = [\"TOKEN=s3cret\", \"/bin/sh\"]",
+            "command = [\"npx -y x --token s3cret\"]",
+            "command = \"/bin/sh --token s3cret\"",
+            "env.TOKEN = [\"s3cret\"]",
+            "env.TOKEN = [s3cret]",
+            "env.TOKEN = { s3cret = 1 }\nenv.TOKEN = { s3cret }",
+            "env.TOKEN = { credential = \"sk/s3cret\" }",
+            "env.TOKEN = { credential-file = \"s3cret==\" }",
+            "env.TOKEN = { credential = [\"s3cret\"] }",
+            "env.TOKEN = { value = \"s3cret\" }",
+            "env.TOKEN = \"s3cret\\u0000\"",
+            "env = \"TOKEN=s3cret\"",
+            "env = [\"TOKEN=s3cret\"]",
+            "url = \"https://user:s3cret@h/x\"",
+            "url = \"https://user:s3cret/more@h/x\"",
+            "url = \"user:s3cret@h/x\"",
+            "upstream.authorization = \"Bearer s3cret\"",
+            "upstream.authorization = { credential = \"Bearer s3cret\" }",
+            "upstream.token-exchange = { client-secret = \"s3cret\" }",
+            "tls.key = \"-----BEGIN PRIVATE KEY-----\\ns3cret\"",
+            "tls.key = \"\"\"-----BEGIN PRIVATE KEY-----\ns3cret\n\"\"\"",
+            "image = \"https://user:s3cret@ghcr.io/x/y\"",
+            "image = \"user:s3cret@ghcr.io/x/y\"",
+            "registry.\"ghcr.io\" = \"user:s3cret\"",
+            "registry.\"ghcr.io\".credential = \"user:s3cret\"",
+            "sandbox.egress = [\"https://user:s3cret@h\"]",
+            "sandbox.egress = [\"user:s3cret@h:443\"]",
+            "sandbox.egress = [\"user@h:s3cret\"]",
+            "sandbox.forward = [\"user:s3cret@127.0.0.1:1=h:2\"]",
+        ] {
+            let text = format!(
+                "{text}\nresource = \"https://h/x\"\nauth.mode = \"none\"\nauthz.allow = \"authenticated\"\n"
+            );
+            let root = root_with(&[("servers/x.toml", &text)]);
+            let answer = Answer {
+                servers: vec![answer(root.path(), "x")],
+                misnamed: Vec::new(),
+            };
+            let json = serde_json::to_string(&answer).unwrap();
+            for shown in [answer.text(), json] {
+                assert!(!shown.contains("s3cret"), "{text}\n{shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_program_with_its_arguments_in_one_string_is_told_apart() {
+        let text = "command = [\"/usr/bin/none --y\"]\nresource = \"https://h/x\"\n\
+                    auth.mode = \"none\"\nauthz.allow = \"authenticated\"\n";
+        let root = root_with(&[("servers/x.toml", text)]);
+        let warnings = answer(root.path(), "x").warnings;
+        assert!(
+            matches!(&warnings[..], [one] if one.message.contains("`/usr/bin/none …`") && one.help.contains("[\"/usr/bin/none\", \"…\"]")),
+            "{warnings:?}"
+        );
     }
 
     #[test]

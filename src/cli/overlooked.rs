@@ -201,35 +201,64 @@ fn arguments(config: &Config) -> Vec<Remark> {
         return Vec::new();
     }
     let shown = plan(config, &Host::look(), None, None).root;
-    let hidden = config.command.iter().skip(1).filter_map(|argument| {
-        let path = match argument.split_once('=') {
-            Some((_, path)) => path,
-            None => argument,
-        };
-        let path = Path::new(path);
-        let is_there = path.is_absolute() && path.symlink_metadata().is_ok();
-        let is_shown = path.parent().is_none() || shown.iter().any(|entry| shows(entry, path));
-        // Where the server may write, or the sandbox has its own, nothing need be there yet.
-        let of_host = shown.iter().any(|entry| is_of_host(entry, path));
-        if of_host && matches!(path.try_exists(), Ok(false)) {
-            return Some((
-                "command".to_owned(),
-                format!("there is no `{}`", path.display()),
-                "install it, or correct the path".to_owned(),
-            ));
-        }
-        (is_there && !is_shown).then(|| {
-            (
-                "command".to_owned(),
-                format!("the server does not see `{}` of this host", path.display()),
-                format!(
-                    "if it is to read it, add `\"{}\"` to `read-only` in [sandbox]",
-                    path.display()
-                ),
-            )
-        })
-    });
+    let words = config.command.iter().map(String::as_str);
+    let hidden = words
+        .clone()
+        .skip(1)
+        .zip(words)
+        .filter_map(|(argument, before)| {
+            let path = named(argument, before)?;
+            let is_there = path.is_absolute() && path.symlink_metadata().is_ok();
+            let is_shown = path.parent().is_none() || shown.iter().any(|entry| shows(entry, path));
+            // Where the server may write, or the sandbox has its own, nothing need be there yet.
+            let of_host = shown.iter().any(|entry| is_of_host(entry, path));
+            if of_host && matches!(path.try_exists(), Ok(false)) {
+                return Some((
+                    "command".to_owned(),
+                    format!("there is no `{}`", path.display()),
+                    "install it, or correct the path".to_owned(),
+                ));
+            }
+            (is_there && !is_shown).then(|| {
+                (
+                    "command".to_owned(),
+                    format!("the server does not see `{}` of this host", path.display()),
+                    format!(
+                        "if it is to read it, add `\"{}\"` to `read-only` in [sandbox]",
+                        path.display()
+                    ),
+                )
+            })
+        });
     hidden.collect()
+}
+
+/// The file that an argument names, if it names one. `before` stands before it.
+fn named<'a>(argument: &'a str, before: &str) -> Option<&'a Path> {
+    if is_script_next(before) {
+        // What it does with others is the shell's business; what it starts must be there.
+        let mut words = argument.split_ascii_whitespace();
+        let first = words.next().filter(|word| *word != "exec");
+        let program = first.or_else(|| words.next())?;
+        let is_plain = |c: char| c.is_alphanumeric() || "/._-+@,~".contains(c);
+        return program.chars().all(is_plain).then(|| Path::new(program));
+    }
+    let path = match argument.split_once('=') {
+        Some((_, path)) => path,
+        None => argument,
+    };
+    let path = Path::new(path);
+    // A text that begins with a slash is no file for that.
+    let is_text = argument.contains(char::is_whitespace) && path.symlink_metadata().is_err();
+    (!is_text).then_some(path)
+}
+
+/// Whether a shell takes what stands behind this option for a script: `-c`, `-ec`.
+fn is_script_next(option: &str) -> bool {
+    let letters = option
+        .strip_prefix('-')
+        .and_then(|rest| rest.strip_suffix('c'));
+    letters.is_some_and(|letters| letters.bytes().all(|byte| byte.is_ascii_lowercase()))
 }
 
 /// Read-only does not hold for sockets.
@@ -390,6 +419,43 @@ mod tests {
             "/etc/passwd",
         ] {
             assert_eq!(run(fine, ""), [""; 0], "{fine}");
+        }
+    }
+
+    #[test]
+    fn of_a_shells_script_the_program_is_looked_at_and_not_the_whole() {
+        let run = |arguments: &str| {
+            let text = BARE.replace("\"/bin/sh\"]", &format!("\"/bin/sh\", {arguments}]"));
+            said(&text, ("", ""))
+        };
+        for gone in [
+            r#""-c", "/usr/none/such --y s3cret""#,
+            r#""-ec", "exec /usr/none/such --y=s3cret""#,
+            r#""-c", "  /usr/none/such""#,
+        ] {
+            assert_eq!(
+                run(gone),
+                ["command: there is no `/usr/none/such`; install it, or correct the path"],
+                "{gone}"
+            );
+        }
+        let found = run(r#""-c", "/etc/shadow s3cret""#);
+        assert!(
+            matches!(&found[..], [one] if one.contains("does not see `/etc/shadow`") && !one.contains("s3cret")),
+            "{found:?}"
+        );
+        for fine in [
+            r#""-c", "/usr/bin/env --y""#,
+            r#""-c", "env /usr/none/such""#,
+            r#""-c", "/usr/none/$X""#,
+            r#""-c", "/usr/none/such;true""#,
+            r#""-c", "TOKEN=/usr/s3cret /bin/sh""#,
+            r#""-c", """#,
+            r#""-c", "exec""#,
+            r#""--greeting=/usr/none is no file""#,
+            r#""/usr/none is no file""#,
+        ] {
+            assert_eq!(run(fine), [""; 0], "{fine}");
         }
     }
 

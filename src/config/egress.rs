@@ -12,6 +12,8 @@ use std::{
 
 use ipnet::IpNet;
 
+use super::value::shown;
+
 /// A child's network.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Network {
@@ -175,10 +177,12 @@ pub(super) fn forward(text: &str) -> Result<Way, String> {
     let (from, to) = text
         .split_once('=')
         .ok_or("write \"127.0.0.1:PORT=HOST:PORT\"")?;
-    let from: SocketAddr = from
-        .trim()
-        .parse()
-        .map_err(|_| format!("{from:?} is not an address and port such as \"127.0.0.1:5432\""))?;
+    let from: SocketAddr = from.trim().parse().map_err(|_| {
+        format!(
+            "{} is not an address and port such as \"127.0.0.1:5432\"",
+            shown(from)
+        )
+    })?;
     if !from.ip().is_loopback() || from.port() == 0 {
         return Err(format!(
             "`{from}` is no loopback address with a port, and a child has nothing else"
@@ -207,15 +211,19 @@ fn any_destination(text: &str) -> Result<Destination, String> {
     let mut blocks: Vec<IpNet> = blocks?;
     if place.contains('/') {
         return Err(format!(
-            "{place:?} is not HOST:PORT such as \"api.example.com:443\": without a scheme and without a path"
+            "{} is not HOST:PORT such as \"api.example.com:443\": without a scheme and without a path",
+            shown(place)
         ));
     }
-    let (host, port) = place
-        .rsplit_once(':')
-        .ok_or_else(|| format!("{place:?} has no port: write \"{place}:443\", or another one"))?;
+    let (host, port) = place.rsplit_once(':').ok_or_else(|| {
+        format!(
+            "{} has no port: write `:443` behind it, or another one",
+            shown(place)
+        )
+    })?;
     let port = match port.parse::<u16>() {
         Ok(number) if number > 0 && number.to_string() == port => number,
-        _ => return Err(format!("{port:?} is not a port")),
+        _ => return Err("what stands behind the last `:` is not a port".to_owned()),
     };
     let bare = host
         .strip_prefix('[')
@@ -270,7 +278,8 @@ fn name(text: &str) -> Result<String, String> {
     match spelled(text) {
         Some(name) if !text.ends_with('.') => Ok(name),
         _ => Err(format!(
-            "{text:?} is not a host's name: ASCII letters, digits, `-` and dots, other scripts as `xn--`"
+            "{} is not a host's name: ASCII letters, digits, `-` and dots, other scripts as `xn--`",
+            shown(text)
         )),
     }
 }

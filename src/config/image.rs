@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{
     table::{Said, Table, Value},
     url,
-    value::{absolute_path, credential},
+    value::{absolute_path, credential, shown},
 };
 
 /// Where a server's image comes from.
@@ -107,13 +107,19 @@ fn repository(name: &str, has_digest: bool) -> Result<Repository, String> {
     let example = "write `docker.io/mcp/everything:1.0`, `oci-archive:/PATH.tar` or `docker-archive:/PATH.tar`";
     if name.contains("://") {
         return Err(format!(
-            "{name:?} has a scheme, and an image's name has none: {example}"
+            "{} has a scheme, and an image's name has none: {example}",
+            shown(name)
         ));
     }
     let (registry, rest) = name
         .split_once('/')
         .filter(|(host, _)| host.contains(['.', ':']) || *host == "localhost")
-        .ok_or_else(|| format!("{name:?} does not say of which registry it is: {example}"))?;
+        .ok_or_else(|| {
+            format!(
+                "{} does not say of which registry it is: {example}",
+                shown(name)
+            )
+        })?;
     let registry = url::host(registry)?;
     let (path, tag) = match rest.rsplit_once(':') {
         Some((path, tag)) => (path, Some(tag.to_owned())),
@@ -131,7 +137,8 @@ fn repository(name: &str, has_digest: bool) -> Result<Repository, String> {
     };
     if path.len() > MAX_PATH || !path.split('/').all(is_part) {
         return Err(format!(
-            "{path:?} is no path of a registry: lower-case words with `.`, `_` and `-` in them, and `/` between"
+            "{} is no path of a registry: lower-case words with `.`, `_` and `-` in them, and `/` between",
+            shown(path)
         ));
     }
     let is_tag = |tag: &str| {

@@ -3,7 +3,8 @@
 //! The parser goes on behind a mistake, and then takes what follows for more of the same:
 //! a list that nobody has closed makes each of the next lines an error. So the text is
 //! cut into its statements, and each is judged alone. Called by `table` for a text that
-//! the parser has refused; decides nothing about one that it takes.
+//! the parser has refused; decides nothing about one that it takes. Never shows a part of the
+//! text that is, or was meant to be, a value: what is said goes to the journal.
 
 use std::ops::Range;
 
@@ -284,8 +285,11 @@ fn explained(own: &str, error: &Error) -> Mistake {
     let is_key = !own[..span.start].contains('=');
     let trimmed = own.trim_start();
     let (message, help) = if said.starts_with("duplicate key") {
+        // Between quotes may stand what was to be a value.
+        let name = Some(found.trim()).filter(|name| name.chars().all(is_bare));
+        let name = name.map_or_else(|| "this".to_owned(), |name| format!("`{}`", shown(name)));
         (
-            format!("`{}` is said above already", shown(found.trim())),
+            format!("{name} is said above already"),
             "say it once".to_owned(),
         )
     } else if is_key && trimmed.starts_with('[') {
@@ -300,37 +304,26 @@ fn explained(own: &str, error: &Error) -> Mistake {
     } else if is_key {
         of_key(trimmed)
     } else if is_bare_text(own, error) {
+        // A value may be a secret wherever it stands, and so may what was to be one: it is shown
+        // to nobody, not even as what to type.
         let word = unquoted(rest);
-        if !is_of_config(&own[..span.start]) {
-            return Mistake::new(
-                span.start,
-                "the value has no quotes",
+        let (message, help) = match word {
+            "yes" | "on" | "Yes" | "On" | "YES" | "ON" | "True" | "TRUE" => {
+                (format!("`{word}` is no value"), "write `true`")
+            }
+            "no" | "off" | "No" | "Off" | "NO" | "OFF" | "False" | "FALSE" => {
+                (format!("`{word}` is no value"), "write `false`")
+            }
+            _ if is_pair(word) => (
+                "this is no value".to_owned(),
+                "keys and their values stand in `{` and `}`, as a value",
+            ),
+            _ => (
+                "the value has no quotes".to_owned(),
                 "text stands in quotes: write `\"…\"`",
-            );
-        }
-        // What follows may be a variable's.
-        let (name, more) = match word.split_once('=') {
-            Some((name, _)) => (name, "= …"),
-            None => (word, ""),
+            ),
         };
-        (
-            format!("`{}{more}` is no value", shown(name)),
-            match word {
-                "yes" | "on" | "Yes" | "On" | "YES" | "ON" | "True" | "TRUE" => {
-                    "write `true`".to_owned()
-                }
-                "no" | "off" | "No" | "Off" | "NO" | "OFF" | "False" | "FALSE" => {
-                    "write `false`".to_owned()
-                }
-                _ if word.contains('=') => {
-                    "keys and their values stand in `{` and `}`, as a value".to_owned()
-                }
-                _ => format!(
-                    "text stands in quotes: write `\"{}\"`",
-                    shown(word.trim_matches(['"', '\'', '“', '”', '„', '‘', '’']))
-                ),
-            },
-        )
+        (message, help.to_owned())
     } else if rest.trim_start().is_empty()
         || found.trim().is_empty() && rest.starts_with(['\r', '\n'])
     {
@@ -363,22 +356,16 @@ fn explained(own: &str, error: &Error) -> Mistake {
     Mistake::new(span.start, message, help)
 }
 
-/// What was to be a key and a value.
+/// What was to be a key and a value. It may be the second line of a secret as well.
 fn of_key(own: &str) -> (String, String) {
-    let word = own
-        .split(|c: char| !is_bare(c) && c != '.')
-        .next()
-        .unwrap_or_default();
     let help = if own.starts_with("//") || own.starts_with([';', '%']) {
-        "a comment begins with `#`".to_owned()
-    } else if word.is_empty() || word == "-" {
-        "write `KEY = VALUE`, or `[TABLE]`".to_owned()
+        "a comment begins with `#`"
     } else {
-        format!("write `{} = VALUE`, or `[{0}]` for a table", shown(word))
+        "write `KEY = VALUE`, or `[TABLE]`"
     };
     (
         "this is neither a key with its value nor a table".to_owned(),
-        help,
+        help.to_owned(),
     )
 }
 
@@ -395,15 +382,12 @@ fn is_bare_text(own: &str, error: &Error) -> bool {
         && begin.is_some_and(|c| !c.is_whitespace() && !",]}#\"'".contains(c))
 }
 
-/// Whether what ends with `KEY =` is of thv's own keys. Others, as in `[env]`, are names of
-/// variables, whose values may be secret: they are shown to nobody.
-fn is_of_config(before: &str) -> bool {
-    let key = before.trim_end().trim_end_matches('=').trim_end();
-    let name = key.rsplit(|c: char| !is_bare(c)).next().unwrap_or_default();
-    // Within a list it is no key that stands before it.
-    !before.trim_end().ends_with('=')
-        || name.starts_with(|c: char| c.is_ascii_lowercase())
-            && name.chars().all(|c| c.is_ascii_lowercase() || c == '-')
+/// Whether this is a key with a value, such as `A = "b"`; what ends with a `=` may be base64.
+fn is_pair(word: &str) -> bool {
+    let Some((name, value)) = word.split_once('=') else {
+        return false;
+    };
+    !name.is_empty() && name.trim_end().chars().all(is_bare) && !value.trim_matches('=').is_empty()
 }
 
 /// The text up to where a value ends.
@@ -489,7 +473,7 @@ mod tests {
             ),
             (
                 "env = A = \"b\" }\nresource = \"x\"\n",
-                "1:7: `A = …` is no value; keys and their values stand in `{` and `}`, as a value\n",
+                "1:7: this is no value; keys and their values stand in `{` and `}`, as a value\n",
             ),
             (
                 "a = 1\nb = \"\"\"\nc = d\n[x]\n",
@@ -501,7 +485,7 @@ mod tests {
             ),
             (
                 "command: [\"/bin/sh\"]\nx = 1\n",
-                "1:8: this is neither a key with its value nor a table; write `command = VALUE`, or `[command]` for a table\n",
+                "1:8: this is neither a key with its value nor a table; write `KEY = VALUE`, or `[TABLE]`\n",
             ),
             (
                 "{\n \"command\": \"x\",\n \"resource\": \"y\"\n}\n",
@@ -534,22 +518,92 @@ mod tests {
 
     /// Problems go to the journal, which more people read than the file.
     #[test]
-    fn the_value_of_a_variable_is_not_shown() {
+    fn no_mistake_shows_a_value() {
         for text in [
+            // Variables.
             "[env]\nTOKEN = s3cret\n",
             "[env]\ndb_password = s3cret\n",
+            "[env]\nlower = s3cret\n",
             "[env]\n\"db.word\" = s3cret\n",
             "env.TOKEN=s3cret\n",
             "env = { A = \"b\", TOKEN = s3cret }\n",
+            "env = { token = s3cret, B = \"c\" }\n",
             "env = TOKEN=s3cret\n",
             "env = TOKEN=\"s3cret\"\n",
+            "env = s3cret\n",
             "[env]\nTOKEN=s3cret more\n",
-            "TOKEN=\"a\ns3cret\"\n",
+            "[env]\nTOKEN = s3cret==\n",
             "[env]\nTOKEN = \"s3cret\n",
             "[env]\nTOKEN = “s3cret”\n",
             "[env]\nTOKEN = \"a\" s3cret\n",
+            "[env]\nTOKEN = \"s3cret\" s3cret\n",
+            "[env]\nTOKEN = \"a\\s3cret\"\n",
+            "[env]\nTOKEN = \"\\us3cret\"\n",
             "[env]\nTOKEN: s3cret\n",
+            "[env]\nTOKEN s3cret\n",
+            "[env]\ns3cret\n",
+            "[env]\ns3cret=\n",
             "[env]\nexport TOKEN=s3cret\n",
+            "TOKEN=\"a\ns3cret\"\n",
+            "[env]\nTOKEN = 1s3cret\n",
+            "[env]\nTOKEN = +s3cret\n",
+            "[env]\nTOKEN = trues3cret\n",
+            "[env]\nTOKEN = 2026-11-26s3cret\n",
+            "[env]\nTOKEN == s3cret\n",
+            // Lists.
+            "command = [\"x\", s3cret]\n",
+            "command = [s3cret]\n",
+            "command = [\"x\" s3cret]\n",
+            "command = [\"x\", --token=s3cret]\n",
+            "command = [\"x\", TOKEN=s3cret]\n",
+            "command = [\n  \"x\",\n  s3cret,\n]\n",
+            "command = [\n  \"x\",\n  s3cret = 1,\n]\n",
+            "command = [\"x\", \"--token\", 's3cret]\n",
+            "command = [\"x\", [s3cret]]\n",
+            "command = [\"x\", { TOKEN = s3cret }]\n",
+            "command = [\"x\", \"s3cret\"\n",
+            "command = \"x\", s3cret\n",
+            "command = \"x\" \"s3cret\"\n",
+            "command =\n[\"x\", \"s3cret\"]\n",
+            "command =\n[\"s3cret\"]\n[\"s3cret\"]\n",
+            "command = x s3cret\n",
+            "command = x, s3cret\n",
+            "command: [\"x\", s3cret]\n",
+            "[env]\nTOKENS = [s3cret, s3cret]\n",
+            "[env]\nTOKENS = [{ a = s3cret }]\n",
+            // Tables within a line.
+            "[env]\nTOKEN = { credential = s3cret }\n",
+            "[env]\nTOKEN = { credential s3cret }\n",
+            "[env]\nTOKEN = { s3cret }\n",
+            "[env]\nTOKEN = { \"s3cret\" }\n",
+            "[env]\nTOKEN = { credential = \"s3cret\", credential = \"s3cret\" }\n",
+            "[env]\nTOKEN = { credential = \"s3cret\"\n",
+            "[env]\nTOKEN = { credential: s3cret }\n",
+            "upstream = { authorization = Bearer s3cret }\n",
+            "url = https://h/x?token=s3cret\n",
+            // Strings over lines.
+            "[env]\nKEY = \"\"\"\nb\ns3cret\n",
+            "[env]\nKEY = '''\nb\ns3cret\n",
+            "[env]\nKEY = \"\"\"\nb\n\"\"\" s3cret\n",
+            "[env]\nKEY = \"\"\"\nb\"\"\"\ns3cret\n\"\"\"\n",
+            "[env]\nKEY = -----BEGIN KEY-----\ns3cret\n-----END KEY-----\n",
+            "[env]\nKEY = \"-----BEGIN KEY-----\ns3cret\n-----END KEY-----\"\n",
+            "[env]\nKEY = \"\"\"\n\\s3cret\n\"\"\"\n",
+            "[env]\nKEY = |\n  s3cret\n",
+            "[env]\nKEY = \"a\\\n  s3cret\"\n",
+            // What was meant to be a comment, a header or nothing.
+            "[env] TOKEN = s3cret\n",
+            "[env\nTOKEN = s3cret\n",
+            "[env s3cret]\n",
+            "[[s3cret]\n",
+            "// s3cret\n",
+            "TOKEN = \"a\" // s3cret\n",
+            "; s3cret\n",
+            "- TOKEN=s3cret\n",
+            "$TOKEN = s3cret\n",
+            "{ \"env\": { \"TOKEN\": \"s3cret\" } }\n",
+            "s3cret\r\ns3cret\r\n",
+            "\u{feff}\u{feff}s3cret\n",
         ] {
             let found = said(text);
             assert!(
@@ -565,10 +619,10 @@ mod tests {
         assert_eq!(
             said(text),
             "2:1: `a` is said above already; say it once\n\
-             3:8: `none` is no value; text stands in quotes: write `\"none\"`\n\
+             3:8: the value has no quotes; text stands in quotes: write `\"…\"`\n\
              4:3: this is no table's header: unclosed table, expected `]`; write it as `[NAME]` on a line of its own\n\
-             7:2: `y` is no value; text stands in quotes: write `\"y\"`\n\
-             8:2: `z` is no value; text stands in quotes: write `\"z\"`\n\
+             7:2: the value has no quotes; text stands in quotes: write `\"…\"`\n\
+             8:2: the value has no quotes; text stands in quotes: write `\"…\"`\n\
              10:5: `yes` is no value; write `true`\n"
         );
     }
@@ -601,13 +655,14 @@ mod tests {
     }
 
     proptest! {
-        /// What the parser refuses has a mistake, in a place that is there.
+        /// What the parser refuses has a mistake, in a place that is there, and which shows no value.
         #[test]
         fn whatever_is_no_toml_has_a_mistake(
             parts in proptest::collection::vec(
                 prop::sample::select(vec![
                     "[", "]", "{", "}", "\"", "'", "\"\"\"", "'''", "=", ",", "\n", "\r\n", "#", "\\", "\\u12",
                     "a", "b.c", " ", "1", "true", "é", "“", "a = 1\n", "[t]\n", "k = [", "\u{0}", ":", "-",
+                    "= s3cret", ", s3cret", "[s3cret", "\"s3cret",
                 ]),
                 0..24,
             )
@@ -618,6 +673,7 @@ mod tests {
                 prop_assert!(!found.is_empty(), "{text:?}");
                 for Mistake { at, message, help } in found {
                     prop_assert!(text.is_char_boundary(at), "{text:?}");
+                    prop_assert!(!message.contains("s3cret") && !help.contains("s3cret"), "{text:?}");
                     prop_assert!(!message.is_empty() && !message.contains('\n'), "{text:?}");
                     prop_assert!(!help.is_empty() && !help.contains('\n'), "{text:?}");
                 }

@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::Resource;
+use super::{Resource, value::shown};
 
 /// An absolute URL, taken apart.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -170,7 +170,7 @@ fn authority(text: &str) -> Result<(&str, Option<u16>), String> {
         None => None,
         Some(digits) => match digits.parse::<u16>() {
             Ok(port) if port > 0 && port.to_string() == digits => Some(port),
-            _ => return Err(format!("`{digits}` is not a port")),
+            _ => return Err("what stands behind the `:` of the host is not a port".to_owned()),
         },
     };
     if let Some(literal) = host
@@ -179,7 +179,7 @@ fn authority(text: &str) -> Result<(&str, Option<u16>), String> {
     {
         return match literal.parse::<Ipv6Addr>() {
             Ok(_) => Ok((host, port)),
-            Err(_) => Err(format!("`{host}` is not an IPv6 address")),
+            Err(_) => Err(format!("{} is not an IPv6 address", shown(host))),
         };
     }
     let label = |label: &str| {
@@ -192,7 +192,7 @@ fn authority(text: &str) -> Result<(&str, Option<u16>), String> {
                 .all(|c| c.is_ascii_alphanumeric() || b"-_".contains(&c))
     };
     if host.len() > MAX_HOST || !host.split('.').all(label) {
-        return Err(format!("`{host}` is not a host"));
+        return Err(format!("{} is not a host", shown(host)));
     }
     // `127.1` or `0x7f.1` would mean different hosts to different readers.
     let last = host.rsplit('.').next().unwrap_or(host);

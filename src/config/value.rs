@@ -97,7 +97,7 @@ pub(super) fn absolute_path(text: &str) -> Result<PathBuf, String> {
         .components()
         .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
     if !text.starts_with('/') {
-        Err(format!("{text:?} is not an absolute path"))
+        Err(format!("{} is not an absolute path", shown(text)))
     } else if text.contains(char::is_control) || !plain || text.split('/').any(|part| part == ".") {
         Err("a path here has no `.`, no `..` and no control character".to_owned())
     } else {
@@ -137,6 +137,17 @@ pub fn shown_path(text: &str) -> Result<PathBuf, String> {
             "it would show `{secret}`; name what is needed alone"
         )),
         None => Ok(path),
+    }
+}
+
+/// The text, where a problem may show it: what could hold a password or a key is `this`.
+pub(super) fn shown(text: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "/.:_-*,[] ".contains(c);
+    let words = text.split_whitespace().count();
+    if text.len() <= MAX_SHOWN && words <= 1 && text.chars().all(is_plain) {
+        format!("{text:?}")
+    } else {
+        "this".to_owned()
     }
 }
 
@@ -196,9 +207,8 @@ pub fn credential(text: &str) -> Result<String, String> {
     if legal {
         Ok(text.to_owned())
     } else {
-        Err(format!(
-            "{text:?} is no name of a credential: letters, digits, `-`, `_` and `.`"
-        ))
+        // Who writes the secret itself here has it in the journal else.
+        Err("this is no name of a credential: letters, digits, `-`, `_` and `.`".to_owned())
     }
 }
 
@@ -364,6 +374,8 @@ const MIN_SIZE: u64 = 1 << 10;
 const MAX_SIZE: u64 = 16 << 40;
 const MAX_START: Duration = Duration::from_secs(25);
 const MIN_OUTPUT: u64 = 64 << 10;
+/// Bytes of a text that a problem shows.
+const MAX_SHOWN: usize = 128;
 const MAX_BODY: u64 = 64 << 20;
 /// Bytes of a server's message that may always be.
 const MIN_MESSAGE: u64 = 64 << 10;
