@@ -8,6 +8,7 @@ mod batch;
 mod caught;
 mod legacy_sse;
 mod streams;
+mod undecided;
 mod upstream;
 
 use std::{
@@ -37,6 +38,7 @@ use crate::{
 
 use caught::{Panicked, caught};
 pub use legacy_sse::Clients;
+use undecided::Undecided;
 
 /// What answers requests: built once by `daemon`, from one configuration.
 pub struct Gateway {
@@ -64,21 +66,22 @@ pub struct Gateway {
 /// Answers one request and records what was decided.
 pub async fn handle(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
     gateway.asked.fetch_add(1, Ordering::Relaxed);
-    let mut record = Decision::allowed(RequestId::random(), Arc::default());
+    let mut record = Undecided::new(&gateway.audit);
     let headers = request.as_ref().map(|request| request.headers()).ok();
     record.peer = Some(peer.client(gateway.config.proxies.as_ref(), headers));
     record.version = Some(gateway.version.clone());
     let page = headers.and_then(|headers| cors::listed(headers, &gateway.config));
     let done = caught(pin!(answer(gateway, request, peer, &mut record))).await;
+    record.settle();
     let mut response = match done {
         Ok(Ok(response)) => response,
-        Ok(Err(refused)) => deny(gateway, record, refused),
+        Ok(Err(refused)) => deny(gateway, &mut record, refused),
         Err(Panicked) => {
             error!(request = %record.request_id, "the work on a request ended in a panic, the others go on");
             if record.is_on_record() {
                 failed(gateway, record.request_id, &Refusal::Internal, None)
             } else {
-                deny(gateway, record, Refusal::Internal.into())
+                deny(gateway, &mut record, Refusal::Internal.into())
             }
         }
     };
@@ -90,10 +93,10 @@ pub async fn handle(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
     response
 }
 
-fn deny(gateway: &Gateway, mut record: Decision, Refused { refusal, id }: Refused) -> Response {
+fn deny(gateway: &Gateway, record: &mut Decision, Refused { refusal, id }: Refused) -> Response {
     record.verdict = Verdict::Deny(refusal.reason());
     record.status = Some(refusal.status().as_u16());
-    gateway.audit.record(&Event::Decision(record));
+    record.put_on_record(&gateway.audit);
     refusal.response(Some(&gateway.config), id.as_ref())
 }
 
@@ -101,7 +104,7 @@ async fn answer(
     gateway: &Gateway,
     request: Asked,
     peer: Peer,
-    record: &mut Decision,
+    record: &mut Undecided<'_>,
 ) -> Result<Response, Refused> {
     let (head, body) = request?.into_parts();
     let route = route::route(&head, &gateway.config, &gateway.metadata_paths)?;
@@ -132,7 +135,7 @@ async fn answer(
         _ => Err(Refusal::MethodNotAllowed(route::MCP_METHODS))?,
     }
     let body = body::read(
-        body,
+        (head.version, body),
         gateway.config.limits.body,
         (&gateway.bodies, &identity),
     )
@@ -142,6 +145,7 @@ async fn answer(
     }
     if batch::is_one(&body) {
         upstream::make_ready(gateway, &head, &identity, Era::Legacy).await?;
+        record.settle();
         return batch::answer(gateway, &head, &identity, body, record).await;
     }
     let modern = one(&head.headers, VERSION)? == Some(version::MODERN);

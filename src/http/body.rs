@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use http::Version;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -388,27 +389,28 @@ impl AsRef<[u8]> for Held {
     }
 }
 
-/// Reads a request body whole: at most `max` bytes within `BODY_DEADLINE`.
+/// Reads the body of a request of this version whole: at most `max` bytes within `BODY_DEADLINE`.
 pub async fn read(
-    body: Incoming,
+    (version, body): (Version, Incoming),
     max: usize,
     (budget, user): (&Budget, &Identity),
 ) -> Result<Bytes, Refusal> {
     if body.size_hint().lower() > max as u64 {
         return Err(Refusal::TooLarge);
     }
-    timeout(BODY_DEADLINE, collect(body, max, (budget, user)))
+    timeout(BODY_DEADLINE, collect((version, body), max, (budget, user)))
         .await
         .unwrap_or(Err(Refusal::BodyTimeout))
 }
 
 async fn collect(
-    mut body: Incoming,
+    (version, mut body): (Version, Incoming),
     max: usize,
     (budget, user): (&Budget, &Identity),
 ) -> Result<Bytes, Refusal> {
     let mut whole = BytesMut::new();
     let mut share: Option<Share> = None;
+    let announced = body.size_hint().lower();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Refusal::BodyIncomplete)?;
         // Trailers are dropped, never merged (h1-11).
@@ -428,7 +430,17 @@ async fn collect(
                 .get_or_insert_with(|| budget.share(user))
                 .grow_to(whole.len() + data.len())?;
         }
+        if whole.len() + data.len() > LARGE_BODY {
+            // Addresses, of which no more is memory than has come: what grows is copied else, while everybody waits.
+            let rest = usize::try_from(announced).unwrap_or(max).min(max);
+            whole.reserve(rest.saturating_sub(whole.len()));
+        }
         whole.extend_from_slice(&data);
+    }
+    // The library takes the reset of a stream without an error for the end of its body (RFC 9113 §8.1): of
+    // a request it is none.
+    if version == Version::HTTP_2 && !body.is_end_stream() {
+        return Err(Refusal::BodyIncomplete);
     }
     let text = whole.freeze();
     Ok(match share {
@@ -447,6 +459,8 @@ const EVENT_END: &[u8] = b"\n\n";
 const SMALL_EVENT: usize = 64 << 10;
 /// What every connection may send without asking.
 const SMALL_BODY: usize = 64 << 10;
+/// From so many bytes on a body has a place for all that was announced.
+const LARGE_BODY: usize = 1 << 20;
 /// How long a request body may take (conn-2).
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 /// How often an open stream says that it is (sse-5).

@@ -163,6 +163,9 @@ where
         }
         First::Signal(Told::Late) => {
             debug!("a request's head has not come whole in time");
+            // Over TLS this says that it ends here, and that nobody has cut it.
+            let mut stream = connection.into_parts().io.into_inner();
+            let _ = timeout(GOING, stream.shutdown()).await;
             return None;
         }
         First::Signal(Told::Rest) => {
@@ -376,7 +379,12 @@ mod tests {
                     Ok(request) => {
                         let budget = body::Budget::new(1 << 10);
                         let user = Identity::example("https://i", "alice");
-                        body::read(request.into_body(), 1 << 10, (&budget, &user)).await
+                        body::read(
+                            (request.version(), request.into_body()),
+                            1 << 10,
+                            (&budget, &user),
+                        )
+                        .await
                     }
                     Err(refusal) => Err(refusal),
                 };

@@ -1,0 +1,56 @@
+//! The record of a request until there is an answer.
+//!
+//! Whoever takes back a request before it is decided, as an HTTP/2 client may at any time, has the
+//! work on it dropped where it stands: that is on record, too.
+
+use std::{
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
+
+use crate::audit::{Audit, Decision, Reason, RequestId, Verdict};
+
+pub(super) struct Undecided<'a> {
+    audit: &'a Audit,
+    record: Decision,
+    is_settled: bool,
+}
+
+impl<'a> Undecided<'a> {
+    pub(super) fn new(audit: &'a Audit) -> Self {
+        Self {
+            audit,
+            record: Decision::allowed(RequestId::random(), Arc::default()),
+            is_settled: false,
+        }
+    }
+
+    /// There is an answer, or what the request holds is recorded each by itself.
+    pub(super) fn settle(&mut self) {
+        self.is_settled = true;
+    }
+}
+
+impl Drop for Undecided<'_> {
+    fn drop(&mut self) {
+        if !self.is_settled && !self.is_on_record() {
+            self.record.verdict = Verdict::Deny(Reason::ClientGone);
+            self.record.put_on_record(self.audit);
+            self.audit.hand_on();
+        }
+    }
+}
+
+impl Deref for Undecided<'_> {
+    type Target = Decision;
+
+    fn deref(&self) -> &Decision {
+        &self.record
+    }
+}
+
+impl DerefMut for Undecided<'_> {
+    fn deref_mut(&mut self) -> &mut Decision {
+        &mut self.record
+    }
+}
