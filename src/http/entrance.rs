@@ -341,6 +341,28 @@ mod tests {
         }
     }
 
+    /// The same of one whose request does not come to its end: its client knows that nobody else has cut it.
+    #[tokio::test]
+    async fn a_connection_over_tls_with_half_a_head_ends_with_a_notice() {
+        for half in [&b"POST / HT"[..], b"POST / HTTP/1.1\r\nHost: x\r\nX: "] {
+            let (client, served, _drain) = enter(entrance(None)).await;
+            let mut client = over_tls(client).await;
+            client.write_all(half).await.unwrap();
+            // Our side sees it before its time begins to pass.
+            for _ in 0..60 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                tokio::time::pause();
+                tokio::time::advance(Duration::from_secs(1)).await;
+                tokio::time::resume();
+            }
+            ends(served).await;
+            let mut answer = Vec::new();
+            // Without the notice this is an error.
+            client.read_to_end(&mut answer).await.unwrap();
+            assert_eq!(answer, b"");
+        }
+    }
+
     /// What TLS keeps for a peer that reads nothing is not kept for good, however small.
     #[tokio::test]
     async fn a_peer_that_reads_nothing_over_tls_is_let_go() {
