@@ -4,7 +4,8 @@
 //! that reads no JSON gives back: so the gateway reads and writes twice as much. For each
 //! size the least of several rounds: the time to the last byte of the answer, and the
 //! gateway's own processor time, in all and for each MiB. Work that grows with the size
-//! alone has the same number in the last column of each line.
+//! alone has the same number in the fourth column of each line. The last one is how long others wait
+//! meanwhile: the longest that a ping of another session took, in the best of the rounds.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -18,6 +19,10 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -31,6 +36,7 @@ use thv::{
 
 const ROUNDS: usize = 5;
 const SIZES: [usize; 6] = [1, 2, 4, 8, 16, 32];
+const PING: &str = r#"{"jsonrpc":"2.0","id":5,"method":"ping"}"#;
 /// What a person waits for without wondering (the issue's own number).
 const GOAL: Duration = Duration::from_secs(1);
 
@@ -58,15 +64,15 @@ fn measure() {
     BufReader::new(said).read_line(&mut address).unwrap();
     let address: SocketAddr = address.trim().parse().unwrap();
     let gateway = Gateway { process };
-    let session = open(address);
+    let (session, other) = (open(address), open(address));
     println!("32 MiB in {} s or less is the goal", GOAL.as_secs());
     println!(
-        "{:>8} {:>10} {:>14} {:>14}",
-        "MiB", "ms", "CPU ms", "CPU ms/MiB"
+        "{:>8} {:>10} {:>14} {:>14} {:>14}",
+        "MiB", "ms", "CPU ms", "CPU ms/MiB", "others ms"
     );
     for size in SIZES {
         let body = call(size << 20);
-        let (mut took, mut worked) = (Duration::MAX, Duration::MAX);
+        let (mut took, mut worked, mut waited) = (Duration::MAX, Duration::MAX, Duration::MAX);
         for _ in 0..ROUNDS {
             let (before, start) = (gateway.worked(), Instant::now());
             let answer = exchange(address, Some(&session), &body);
@@ -74,12 +80,19 @@ fn measure() {
             worked = worked.min(gateway.worked() - before);
             assert!(answer.len() > size << 20, "{}", answer.len());
         }
+        // By themselves: they are work, too.
+        for _ in 0..ROUNDS {
+            let others = Others::ask(address, other.clone());
+            exchange(address, Some(&session), &body);
+            waited = waited.min(others.longest());
+        }
         let ms = |time: Duration| time.as_secs_f64() * 1000.0;
         println!(
-            "{size:>8} {:>10.1} {:>14.1} {:>14.2}{}",
+            "{size:>8} {:>10.1} {:>14.1} {:>14.2} {:>14.1}{}",
             ms(took),
             ms(worked),
             ms(worked) / size as f64,
+            ms(waited),
             if took > GOAL { "   over the goal" } else { "" }
         );
     }
@@ -87,6 +100,35 @@ fn measure() {
         "most memory of the gateway's: {} MiB",
         gateway.most_held() >> 20
     );
+}
+
+/// Whoever asks small things all the time, one after the other.
+struct Others {
+    enough: Arc<AtomicBool>,
+    asking: std::thread::JoinHandle<Duration>,
+}
+
+impl Others {
+    fn ask(address: SocketAddr, session: String) -> Self {
+        let enough = Arc::new(AtomicBool::new(false));
+        let done = enough.clone();
+        let asking = std::thread::spawn(move || {
+            let mut longest = Duration::ZERO;
+            while !done.load(Ordering::Relaxed) {
+                let start = Instant::now();
+                exchange(address, Some(&session), PING);
+                longest = longest.max(start.elapsed());
+            }
+            longest
+        });
+        Self { enough, asking }
+    }
+
+    /// The longest that an answer took.
+    fn longest(self) -> Duration {
+        self.enough.store(true, Ordering::Relaxed);
+        self.asking.join().unwrap()
+    }
 }
 
 /// The process that is measured.
@@ -176,8 +218,10 @@ fn echo() {
         let Some((_, id)) = start.split_once("\"id\":") else {
             continue;
         };
-        let id = id.split(',').next().unwrap();
-        if start.contains("\"initialize\"") {
+        let id = id.split([',', '}']).next().unwrap();
+        if start.contains("\"ping\"") {
+            writeln!(output, r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#).unwrap();
+        } else if start.contains("\"initialize\"") {
             let said = r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"large","version":"1"}}"#;
             writeln!(output, r#"{{"jsonrpc":"2.0","id":{id},"result":{said}}}"#).unwrap();
         } else {
@@ -196,7 +240,8 @@ fn echo() {
 
 /// The gateway and its runner, on loopback, until they are killed.
 fn gateway(root: &Path) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    // One loop, as the gateway has it.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();

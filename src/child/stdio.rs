@@ -112,11 +112,14 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             if let Some(pace) = &mut self.pace {
                 pace.wait().await;
             }
-            let buffer = &mut self.buffer;
+            let (buffer, max) = (&mut self.buffer, self.max);
             let read = read_some(&mut self.reader, |chunk| {
                 if buffer.capacity() - buffer.len() < chunk.len() {
-                    // Doubling keeps a long line linear.
-                    buffer.reserve(chunk.len().max(buffer.len()));
+                    // Doubling keeps a long line linear. A very long one has a place for all that it may be, of
+                    // which no more is memory than has come: to copy it is long, and everybody waits.
+                    let rest = max.saturating_sub(buffer.len()).min(LONGEST) + CHUNK;
+                    let more = if buffer.len() < LONG { 0 } else { rest };
+                    buffer.reserve(chunk.len().max(buffer.len()).max(more));
                 }
                 buffer.extend_from_slice(chunk);
                 chunk.len()
@@ -219,11 +222,16 @@ const SECOND: Duration = Duration::from_secs(1);
 const MAX_ERROR_LINE: usize = 2048;
 /// Lines of standard error kept in one second (probe-70).
 const MAX_ERROR_LINES: u32 = 100;
+/// Bytes from which on a line is a very long one, and those of the longest that is usual (`limits.message`).
+const LONG: usize = 1 << 20;
+const LONGEST: usize = 64 << 20;
 /// Bytes asked of the pipe at once.
 const CHUNK: usize = 8 << 10;
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
     use super::*;
 
     async fn lines(input: &'static [u8], max: usize) -> Vec<Line> {
@@ -284,6 +292,33 @@ mod tests {
                 Line::TooLong { part, ends: false } => assert!(part.len() <= longest),
                 other => panic!("{other:?}"),
             }
+        }
+    }
+
+    /// A very long line grows where it is: to copy it is long, and everybody waits.
+    #[tokio::test]
+    async fn a_very_long_line_has_its_place_at_once() {
+        for max in [9 << 20, usize::MAX] {
+            let (mut child, output) = tokio::io::duplex(64 << 10);
+            let mut reader = Lines::new(output, max);
+            let mut places = Vec::new();
+            let written = tokio::spawn(async move {
+                child.write_all(&vec![b'x'; 8 << 20]).await.unwrap();
+                child
+            });
+            while reader.buffer.len() < 8 << 20 {
+                tokio::select! {
+                    biased;
+                    line = reader.next() => panic!("{line:?}"),
+                    () = tokio::task::yield_now() => {}
+                }
+                if reader.buffer.len() > LONG + CHUNK {
+                    places.push(reader.buffer.as_ptr());
+                }
+            }
+            written.await.unwrap();
+            places.dedup();
+            assert_eq!(places.len(), 1, "{max}");
         }
     }
 

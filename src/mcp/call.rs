@@ -3,6 +3,7 @@
 use std::{borrow::Cow, ops::Range};
 
 use bytes::Bytes;
+use memchr::memchr2;
 
 use crate::{
     json::{self, Document, JsonError, Kind, Value},
@@ -23,13 +24,43 @@ pub enum Era {
 pub struct Message {
     bytes: Bytes,
     document: Document,
+    one_line: bool,
 }
 
 impl Message {
     /// Reads one JSON document strictly.
     pub fn parse(bytes: Bytes) -> Result<Self, JsonError> {
         let document = Document::parse(&bytes, json::MESSAGE)?;
-        Ok(Self { bytes, document })
+        Ok(Self {
+            bytes,
+            document,
+            one_line: false,
+        })
+    }
+
+    /// The same message with spaces for the line breaks between its tokens (inside strings JSON has
+    /// none). Work that grows with it, and where it has breaks a copy.
+    pub fn on_one_line(mut self) -> Self {
+        if memchr2(b'\n', b'\r', &self.bytes).is_some() {
+            let mut text = self.bytes.to_vec();
+            for byte in &mut text {
+                if matches!(byte, b'\n' | b'\r') {
+                    *byte = b' ';
+                }
+            }
+            // What counts its memory counts on.
+            self.bytes = Bytes::from_owner(OneLine {
+                text,
+                _came: self.bytes,
+            });
+        }
+        self.one_line = true;
+        self
+    }
+
+    /// Whether it is known to have no line breaks.
+    pub fn is_one_line(&self) -> bool {
+        self.one_line
     }
 
     pub fn root(&self) -> Value<'_> {
@@ -54,6 +85,18 @@ impl Message {
         }
         out.extend_from_slice(&self.bytes[at..]);
         out
+    }
+}
+
+/// A message's text, and what it was made of.
+struct OneLine {
+    text: Vec<u8>,
+    _came: Bytes,
+}
+
+impl AsRef<[u8]> for OneLine {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
     }
 }
 
@@ -153,12 +196,15 @@ impl Call {
     /// Reads a request body. `modern_header` says that the HTTP request named
     /// the modern version.
     pub fn read(body: Bytes, modern_header: bool) -> Result<Self, CallError> {
-        let message = Message::parse(body).map_err(|error| match error {
-            JsonError::Syntax(_) => CallError::NotJson,
-            JsonError::Duplicate(_) => CallError::Invalid("a member is named twice"),
-            JsonError::Depth(_) => CallError::Invalid("nested too deeply"),
-            JsonError::Nodes => CallError::Invalid("too many values"),
-        })?;
+        let message =
+            Message::parse(body)
+                .map(Message::on_one_line)
+                .map_err(|error| match error {
+                    JsonError::Syntax(_) => CallError::NotJson,
+                    JsonError::Duplicate(_) => CallError::Invalid("a member is named twice"),
+                    JsonError::Depth(_) => CallError::Invalid("nested too deeply"),
+                    JsonError::Nodes => CallError::Invalid("too many values"),
+                })?;
         let root = message.root();
         if root.kind() == Kind::Array {
             return Err(CallError::Invalid(

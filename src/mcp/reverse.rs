@@ -150,7 +150,7 @@ impl ModernServer {
         number: u64,
         level: Option<&'static str>,
         given: Option<Given<'_>>,
-    ) -> Vec<u8> {
+    ) -> Vec<Change> {
         let number = number.to_string().into_bytes();
         let root = call.root();
         let params = root.get("params");
@@ -188,7 +188,8 @@ impl ModernServer {
             let start = params.span().start + 1;
             changes.push((start..start, more));
         }
-        meta::changed(call, changes)
+        changes.sort_by_key(|(span, _)| span.start);
+        changes
     }
 
     /// Its answer, under the client's id, without what older versions do not know.
@@ -322,7 +323,11 @@ mod tests {
         let asked = message(
             r#"{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{"name":"x","arguments":{"n":1.0},"_meta":{"progressToken":"p"}}}"#,
         );
-        let text = String::from_utf8(server().request(&asked, 7, Some("info"), None)).unwrap();
+        let text = String::from_utf8(meta::changed(
+            &asked,
+            server().request(&asked, 7, Some("info"), None),
+        ))
+        .unwrap();
         let meta = r#""io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{"elicitation":{},"roots":{}},"io.modelcontextprotocol/clientInfo":{"name":"old", "version":"1"}"#;
         assert_eq!(
             text,
@@ -336,7 +341,11 @@ mod tests {
             responses: b"{}",
             state: Some(br#""s""#),
         };
-        let text = String::from_utf8(server().request(&bare, 8, None, Some(given))).unwrap();
+        let text = String::from_utf8(meta::changed(
+            &bare,
+            server().request(&bare, 8, None, Some(given)),
+        ))
+        .unwrap();
         assert_eq!(
             text,
             format!(

@@ -18,6 +18,7 @@ use crate::{
         SendError, Session,
         conversation::State,
         exchange::{Event, Failure},
+        line::Line,
         load::Place,
         own::OwnMessage,
         pending::{self, Input},
@@ -435,7 +436,7 @@ impl Session {
 /// What becomes of a request.
 pub(super) enum Way {
     /// This line goes to the child.
-    Child(Bytes),
+    Child(Line),
     /// It is answered here.
     Here(Vec<u8>),
     /// It stays open here.

@@ -16,11 +16,11 @@ use crate::{
     audit::{self, Audit, RequestId},
     auth::{Identity, PrincipalKey},
     authz::Permit,
-    child::stdio,
     mcp::{Call, Era, Id, Shape, bridge::LegacyServer, reverse::ModernServer, spelled, version},
     session::{
         calls::InFlight,
         exchange::Failure,
+        line::Line,
         listening::Listening,
         load::{Over, Places},
         outbox::{Outbox, Refused},
@@ -282,7 +282,7 @@ impl Session {
             return Ok(());
         }
         if call.method() != "notifications/cancelled" {
-            return self.write(stdio::line(call.message().bytes().to_vec()));
+            return self.write(Line::of(call.message(), &[]));
         }
         let Some(named) = call.params().and_then(|params| params.get("requestId")) else {
             return Ok(());
@@ -298,9 +298,7 @@ impl Session {
         };
         if let Some(told) = told {
             let text = told.to_string();
-            self.write(stdio::line(
-                call.message().with(&[(named.span(), text.as_bytes())]),
-            ))?;
+            self.write(Line::of(call.message(), &[(named.span(), text.as_bytes())]))?;
         }
         if let Some(cancelled) = state.in_flight.remove(&number) {
             self.fail(&mut state, cancelled, Failure::Cancelled);
@@ -319,7 +317,7 @@ impl Session {
             return Ok(());
         }
         // Only then: a client that is told to try again must find its question still there.
-        self.write(stdio::line(call.message().bytes().to_vec()))?;
+        self.write(Line::of(call.message(), &[]))?;
         state.asked.remove(&*spelled(id.as_json()));
         Ok(())
     }
@@ -434,7 +432,8 @@ impl Session {
         self.unwritten.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn write(&self, line: Bytes) -> Result<(), SendError> {
+    pub(super) fn write(&self, line: impl Into<Line>) -> Result<(), SendError> {
+        let line = line.into();
         let bytes = line.len();
         // Counted first: the writer may be done with it before this goes on.
         let before = self.unwritten.fetch_add(bytes, Ordering::Relaxed);
@@ -442,7 +441,7 @@ impl Session {
             None
         } else if before + bytes > UNCOUNTED {
             // Many children that do not read are many such queues.
-            self.room.hold_all(line)
+            line.kept(|part| self.room.hold_all(part))
         } else {
             Some(line)
         };

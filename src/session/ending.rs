@@ -19,7 +19,7 @@ use crate::{
     child::{Child, Ended, Source, StartError, Translation, stdio},
     egress,
     frames::{Caller, Signal, Status},
-    session::{Session, exchange::Failure, outbox::Lines, pump},
+    session::{Session, exchange::Failure, line::Line, outbox::Lines, pump},
 };
 
 /// What a child's whole life needs.
@@ -288,14 +288,19 @@ async fn write(
     mut stdin: impl AsyncWrite + Unpin,
     audit: Audit,
 ) {
-    while let Some(line) = lines.recv().await {
+    // Of a line that comes in parts.
+    let mut bytes = 0;
+    while let Some(part) = lines.recv().await {
         // That it was permitted is on record before the child sees it.
         audit.hand_on();
         // It has closed its input: its output tells what becomes of it.
-        if stdin.write_all(&line).await.is_err() {
+        if stdin.write_all(&part).await.is_err() {
             return;
         }
-        session.written(line.len());
+        bytes += part.len();
+        if Line::is_end(&part) {
+            session.written(std::mem::take(&mut bytes));
+        }
     }
 }
 

@@ -85,7 +85,7 @@ impl Switch {
         if let Asks::Initialize = route.kind {
             let mut out = Vec::new();
             if message.root().get("result").is_some() {
-                out.push(Out::ToChild(OwnMessage::Initialized.line()));
+                out.push(Out::ToChild(OwnMessage::Initialized.line().into()));
             }
             let waited = self.opening.opened(message, self.everybody);
             out.extend(waited.into_iter().map(|(to, text)| Out::To(to, text)));
@@ -133,7 +133,7 @@ impl Switch {
         }
         if method == "ping" {
             let pong = OwnMessage::Pong { id: id.raw() };
-            return Some(vec![Out::ToChild(pong.line())]);
+            return Some(vec![Out::ToChild(pong.line().into())]);
         }
         // What one client's roots are is no business of the others'.
         let question = Question::asked(method, id, message).filter(|_| method != "roots/list");
@@ -147,7 +147,7 @@ impl Switch {
         });
         let Some(member) = to else {
             let nobody = OwnMessage::NobodyThere { id: id.raw() };
-            return Some(vec![Out::ToChild(nobody.line())]);
+            return Some(vec![Out::ToChild(nobody.line().into())]);
         };
         let params = message.root().get("params");
         let meta = params.and_then(|params| params.get("_meta"));

@@ -15,6 +15,7 @@ mod exchange;
 mod faithful;
 mod following;
 mod heard;
+mod line;
 mod listening;
 mod load;
 mod opening;

@@ -1,4 +1,5 @@
-//! Lines that wait for a child: so many, and in no more memory than they need.
+//! Lines that wait for a child: so many, and in no more memory than they need. A large one comes
+//! out in its parts, one behind the other.
 //!
 //! A session has one for as long as it lives, and nothing waits in it most of that time. The
 //! channels of tokio keep room for 32 values and more, which was most of a session's queues.
@@ -10,6 +11,8 @@ use std::{
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+
+use super::line::Line;
 
 /// The end at which lines are put in.
 pub(super) struct Outbox(Arc<Shared>);
@@ -55,7 +58,7 @@ pub(super) fn outbox(most: usize) -> (Outbox, Lines) {
 }
 
 impl Outbox {
-    pub(super) fn try_send(&self, line: Bytes) -> Result<(), Refused> {
+    pub(super) fn try_send(&self, line: impl Into<Line>) -> Result<(), Refused> {
         let mut state = self.0.state();
         if state.closed {
             return Err(Refused::Closed);
@@ -63,14 +66,18 @@ impl Outbox {
         if state.waiting.len() >= state.most {
             return Err(Refused::Full);
         }
-        state.waiting.push_back(line);
+        match line.into() {
+            Line::Whole(text) => state.waiting.push_back(text),
+            // Together: nothing comes between them.
+            Line::Parts(parts) => state.waiting.extend(parts),
+        }
         drop(state);
         self.0.more.notify_one();
         Ok(())
     }
 
     /// The same, but waits for room; by one at a time. `false` if nobody takes it any more.
-    pub(super) async fn send(&self, line: Bytes) -> bool {
+    pub(super) async fn send(&self, line: Line) -> bool {
         loop {
             match self.try_send(line.clone()) {
                 Ok(()) => return true,
@@ -82,7 +89,7 @@ impl Outbox {
 }
 
 impl Lines {
-    /// The next line; `None` when there will be no more. Safe to drop and call again.
+    /// The next line, or part of one; `None` when there will be no more. Safe to drop and call again.
     pub(super) async fn recv(&mut self) -> Option<Bytes> {
         loop {
             let (line, closed) = {
@@ -158,7 +165,7 @@ mod tests {
         let (outbox, mut lines) = outbox(20);
         let sent = async {
             for number in 0..1000 {
-                assert!(outbox.send(line(number)).await);
+                assert!(outbox.send(line(number).into()).await);
                 if number % 7 == 0 {
                     tokio::task::yield_now().await;
                 }
@@ -194,8 +201,8 @@ mod tests {
         assert_eq!(waits.await.unwrap(), None);
 
         let (sender, lines) = outbox(1);
-        assert!(sender.send(line(1)).await);
-        let waits = tokio::spawn(async move { sender.send(line(2)).await });
+        assert!(sender.send(line(1).into()).await);
+        let waits = tokio::spawn(async move { sender.send(line(2).into()).await });
         tokio::task::yield_now().await;
         drop(lines);
         assert!(!waits.await.unwrap());

@@ -11,7 +11,6 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
-    child::stdio,
     json::{Kind, Value},
     mcp::{
         Call, Id, Message, bridge,
@@ -26,6 +25,7 @@ use crate::{
         conversation::State,
         exchange::{Event, Failure},
         following::Following,
+        line::Line,
         own::OwnMessage,
     },
 };
@@ -160,8 +160,9 @@ impl Session {
             // Those of older versions are others than the newer extension's.
             method if method.starts_with("tasks/") => none(),
             _ => {
-                let text = server.request(call.message(), state.next, level(server, state), None);
-                Way::Child(stdio::line(text))
+                let changes =
+                    server.request(call.message(), state.next, level(server, state), None);
+                Way::Child(Line::changed(call.message(), &changes))
             }
         })
     }
@@ -389,11 +390,12 @@ impl Session {
             responses: &responses,
             state: again.state.as_deref(),
         };
-        let text = server.request(&again.message, number, level, Some(given));
+        let changes = server.request(&again.message, number, level, Some(given));
+        let line = Line::changed(&again.message, &changes);
         let before = again.number.replace(number);
         call.deadline = Some(Instant::now() + self.call_timeout);
         state.renumber(first, before, number);
-        if self.write(stdio::line(text)).is_err()
+        if self.write(line).is_err()
             && let Some(call) = state.in_flight.remove(&first)
         {
             self.fail(state, call, Failure::ChildEnded);

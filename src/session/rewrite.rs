@@ -3,16 +3,27 @@
 use bytes::Bytes;
 
 use crate::{
-    child::stdio,
     json::Value,
     mcp::{Call, bridge, version},
+    session::line::Line,
 };
 
 /// The client's request under the gateway's own number, as a line; and where it
 /// is `bridged` to a legacy child, without what is newer; and where it
 /// names a version that no session can have, the newest legacy one (mcp-L9): a server
 /// that echoes what it hears would agree on what its client could then not use.
-pub(super) fn renumbered(call: &Call, number: u64, bridged: bool) -> Bytes {
+pub(super) fn renumbered(call: &Call, number: u64, bridged: bool) -> Line {
+    changed(call, number, bridged, &[])
+}
+
+/// The same as a line that asks a legacy child for a task.
+pub(super) fn as_task(call: &Call, number: u64) -> Line {
+    // A call of a tool names it, so there is a member after this one.
+    changed(call, number, true, br#""task":{},"#)
+}
+
+/// `first` stands before all other parameters.
+fn changed(call: &Call, number: u64, bridged: bool, first: &[u8]) -> Line {
     let message = call.message();
     let text = number.to_string();
     let mut changes = Vec::with_capacity(3);
@@ -33,16 +44,25 @@ pub(super) fn renumbered(call: &Call, number: u64, bridged: bool) -> Bytes {
         changes.push((version.span(), version::NEWEST_LEGACY_JSON));
     }
     // Several clients may use one token: towards the child it is the request's own number.
-    let older = bridged
+    let mut older = bridged
         .then(|| bridge::legacy_params(call, text.as_bytes()))
         .flatten();
+    if let Some(params) = call.params().filter(|_| !first.is_empty()) {
+        let inside = params.span().start + 1;
+        match &mut older {
+            Some((span, older)) if *span == params.span() => {
+                older.splice(1..1, first.iter().copied());
+            }
+            _ => changes.push((inside..inside, first)),
+        }
+    }
     if let Some((span, older)) = &older {
         changes.push((span.clone(), older.as_slice()));
     } else if let Some(token) = call.meta("progressToken") {
         changes.push((token.span(), text.as_bytes()));
     }
     changes.sort_by_key(|(span, _)| span.start);
-    stdio::line(message.with(&changes))
+    Line::of(message, &changes)
 }
 
 /// The token, as JSON, that the client's request asks progress under.

@@ -27,6 +27,7 @@ use crate::{
         blame,
         ending::{Output, Served},
         exchange::Failure,
+        line::Line,
         outbox::{Lines, Outbox, outbox},
         probe::Spoken,
         pump::{self, Hears},
@@ -116,18 +117,25 @@ impl Shared {
 
     /// Carries the session's lines to the child until the session ends.
     pub(super) async fn serve(&self, member: u64, session: Arc<Session>, mut lines: Lines) {
+        let mut parts = Vec::new();
         loop {
-            let line = tokio::select! {
+            let part = tokio::select! {
                 // What it has said before its end is said, its cancellations among it.
                 biased;
-                line = lines.recv() => line,
+                part = lines.recv() => part,
                 () = session.end.notified() => break,
             };
-            let Some(line) = line else { break };
-            let bytes = line.len();
+            let Some(part) = part else { break };
+            let ends = Line::is_end(&part);
+            parts.push(part);
+            if !ends {
+                continue;
+            }
+            let line = std::mem::take(&mut parts);
+            let bytes = line.iter().map(Bytes::len).sum();
             tokio::select! {
                 biased;
-                () = self.say(member, line) => session.written(bytes),
+                () = self.say(member, line, bytes) => session.written(bytes),
                 // Unless the child does not read: that must keep nobody from leaving.
                 () = session.end.notified() => break,
             }
@@ -142,9 +150,18 @@ impl Shared {
         self.end_if_alone();
     }
 
-    async fn say(&self, member: u64, line: Bytes) {
+    async fn say(&self, member: u64, mut parts: Vec<Bytes>, bytes: usize) {
         let turn = self.order.lock().await;
-        let Ok(message) = aside(line.len(), || Message::parse(line)).await else {
+        let read = move || {
+            let mut line = match parts.len() {
+                1 => parts.pop().unwrap_or_default(),
+                _ => parts.concat().into(),
+            };
+            // Its end is no part of the message.
+            line.truncate(line.len().saturating_sub(1));
+            Message::parse(line).map(Message::on_one_line)
+        };
+        let Ok(message) = aside(bytes, read).await else {
             return;
         };
         let out = self.state().switch.said_by(member, &message);
@@ -312,7 +329,7 @@ impl Served for Shared {
 }
 
 /// What a line takes of the room; a single longer one still goes, by itself.
-fn size(line: &Bytes) -> u32 {
+fn size(line: &Line) -> u32 {
     u32::try_from(line.len()).map_or(MAX_UNWRITTEN, |size| size.min(MAX_UNWRITTEN))
 }
 

@@ -16,6 +16,7 @@ use crate::{
     json::{Kind, Value},
     mcp::{Message, bridge, input::Abilities, meta, method, spelled},
     session::{
+        line::Line,
         opening::Opening,
         own::OwnMessage,
         words::{DONE, NO_METHOD, NO_TASK, TOO_MANY, answer, number_of, text_of, unsubscribe},
@@ -25,7 +26,7 @@ use crate::{
 /// A line and whom it is for.
 #[derive(Debug, Eq, PartialEq)]
 pub(super) enum Out {
-    ToChild(Bytes),
+    ToChild(Line),
     To(u64, Bytes),
 }
 
@@ -122,18 +123,20 @@ impl Switch {
                     number,
                     reason: "the client has gone",
                 };
-                out.push(Out::ToChild(own.line()));
+                out.push(Out::ToChild(own.line().into()));
             }
         }
         for uri in gone.subscribed {
             if !self.is_subscribed(&uri) {
                 let number = self.number(None, Asks::Call);
-                out.push(Out::ToChild(unsubscribe(number, &uri)));
+                out.push(Out::ToChild(unsubscribe(number, &uri).into()));
             }
         }
         let asked = self.asked.extract_if(|_, asked| asked.member == member);
         for (id, _) in asked {
-            out.push(Out::ToChild(OwnMessage::NobodyThere { id: &id }.line()));
+            out.push(Out::ToChild(
+                OwnMessage::NobodyThere { id: &id }.line().into(),
+            ));
         }
         out
     }
@@ -155,7 +158,7 @@ impl Switch {
                 let id = spelled(id.raw());
                 if self.asked.get(&*id).is_some_and(mine) {
                     self.asked.remove(&*id);
-                    vec![Out::ToChild(message.bytes().clone())]
+                    vec![Out::ToChild(Line::of(message, &[]))]
                 } else {
                     Vec::new()
                 }
@@ -252,7 +255,7 @@ impl Switch {
             changes.push((span.clone(), text.as_slice()));
         }
         changes.sort_by_key(|(span, _)| span.start);
-        vec![Out::ToChild(message.with(&changes).into())]
+        vec![Out::ToChild(Line::of(message, &changes))]
     }
 
     fn initialize(&mut self, member: u64, own: u64, params: Option<Value<'_>>) -> Vec<Out> {
@@ -270,7 +273,9 @@ impl Switch {
         }
         let number = self.number(None, Asks::Initialize);
         let asks = !self.everybody;
-        vec![Out::ToChild(OwnMessage::Open { number, asks }.line())]
+        vec![Out::ToChild(
+            OwnMessage::Open { number, asks }.line().into(),
+        )]
     }
 
     fn notice(&mut self, member: u64, message: &Message, method: &str) -> Vec<Out> {
@@ -286,8 +291,10 @@ impl Switch {
                 };
                 self.routes.remove(&number);
                 let text = number.to_string();
-                let line = message.with(&[(named.span(), text.as_bytes())]);
-                vec![Out::ToChild(line.into())]
+                vec![Out::ToChild(Line::of(
+                    message,
+                    &[(named.span(), text.as_bytes())],
+                ))]
             }
             "notifications/progress" => {
                 let token = params.and_then(|params| params.get("progressToken"));
@@ -296,7 +303,7 @@ impl Switch {
                     asked.member == member && token.is_some_and(same)
                 };
                 if self.asked.values().any(mine) {
-                    vec![Out::ToChild(message.bytes().clone())]
+                    vec![Out::ToChild(Line::of(message, &[]))]
                 } else {
                     Vec::new()
                 }
@@ -386,7 +393,8 @@ mod tests {
 
     fn sent(out: Vec<Out>) -> Bytes {
         match out.as_slice() {
-            [Out::ToChild(line)] => line.clone(),
+            // Without its end.
+            [Out::ToChild(Line::Whole(line))] => line.slice(..line.len() - 1),
             other => panic!("{other:?}"),
         }
     }

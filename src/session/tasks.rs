@@ -17,7 +17,7 @@ use crate::{
         Call, Id, Message, Target,
         bridge::LegacyServer,
         input::{self, Abilities, Question},
-        meta, method,
+        method,
         reverse::refused_with,
         spelled,
         subscription::Wanted,
@@ -31,7 +31,7 @@ use crate::{
         exchange::{Event, Failure},
         own::OwnMessage,
         pending::{Asked, Input},
-        rewrite::renumbered,
+        rewrite::as_task,
         watching::{Look, Watched},
     },
 };
@@ -472,21 +472,6 @@ fn done(server: &LegacyServer, id: &Id) -> Bytes {
 
 fn error_code(message: &Message) -> Option<&str> {
     message.root().get("error")?.get("code")?.as_number()
-}
-
-/// The call as a line that asks for a task.
-fn as_task(call: &Call, number: u64) -> Bytes {
-    let line = renumbered(call, number, true);
-    let Ok(message) = Message::parse(line.clone()) else {
-        return line;
-    };
-    // A call of a tool names it, so there is a member after this one.
-    let Some(params) = message.root().get("params") else {
-        return line;
-    };
-    let start = params.span().start + 1;
-    let change = (start..start, br#""task":{},"#.to_vec());
-    meta::changed(&message, vec![change]).into()
 }
 
 /// Tasks of which something is known, what one of them asks at once, and its bytes.

@@ -113,6 +113,31 @@ async fn the_largest_messages_pass_both_ways_and_leave_nothing() {
     assert!(grown < 3 * LARGE, "{held:?}");
 }
 
+/// A large message is not copied for the number that the server knows it by, and is one line all the same: also where
+/// its client wrote it in many, and where the child is shared and it is numbered twice.
+#[tokio::test]
+async fn a_large_message_in_many_lines_reaches_the_child_as_one() {
+    let _alone = ALONE.lock().await;
+    for scope in ["session", "server"] {
+        let servers = format!("{}/tests/it/servers", env!("CARGO_MANIFEST_DIR"));
+        let script = format!("{servers}/large.py");
+        let house = house()
+            .command(&["/usr/bin/python3", "-u", &script])
+            .top(&format!("scope = \"{scope}\"\n"))
+            .with("[limits]\nmemory = \"1G\"\nmessage = \"8M\"\n")
+            .open()
+            .await;
+        let alice = house.session("alice").await;
+        for (id, space) in [("1", ""), ("2", "\n"), ("\"3\"", "\r\n\t")] {
+            let arguments = format!("{{{space}\"v\":\"{}\"{space}}}", "x".repeat(2 << 20));
+            let answer = alice.post(&call(id, &arguments)).await;
+            assert_eq!(answer.status, 200);
+            let seen = arguments.replace(['\n', '\r'], " ");
+            same(&answer.body, &expected(id, &seen));
+        }
+    }
+}
+
 /// While one user's largest message is read, others are served: by the order of the records, calls that were made after
 /// its last byte had come are decided before it is. Where it kept everybody waiting there would be one at most, which
 /// had come first.

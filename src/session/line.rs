@@ -1,0 +1,146 @@
+//! A line for a child: one text, or where the message is large the parts of it, uncopied.
+//!
+//! Of a client's message little is changed. What is large is not copied for that where everybody
+//! waits: the parts between go as they came. Made by `rewrite`, `reversed`, `conversation` and
+//! `switch`; taken apart by `outbox`.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::{
+    child::stdio,
+    mcp::{Message, meta::Change},
+    session::aside::is_large,
+};
+
+/// A line with its end.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Line {
+    Whole(Bytes),
+    /// In order; the end of the last is the end of the line, and there is none in the others.
+    Parts(Vec<Bytes>),
+}
+
+impl Line {
+    /// The message with `changes` in place of the given spans, which must be in order and not overlap.
+    pub(super) fn of(message: &Message, changes: &[(Range<usize>, &[u8])]) -> Self {
+        let bytes = message.bytes();
+        if !is_large(bytes.len()) || !message.is_one_line() {
+            return Self::Whole(stdio::line(message.with(changes)));
+        }
+        let mut parts = Vec::with_capacity(2 * changes.len() + 2);
+        let mut at = 0;
+        for (span, text) in changes {
+            parts.push(bytes.slice(at..span.start));
+            parts.push(Bytes::copy_from_slice(text));
+            at = span.end;
+        }
+        parts.push(bytes.slice(at..));
+        parts.push(Bytes::from_static(b"\n"));
+        parts.retain(|part| !part.is_empty());
+        Self::Parts(parts)
+    }
+
+    /// The same for changes in texts of their own.
+    pub(super) fn changed(message: &Message, changes: &[Change]) -> Self {
+        let changes = changes.iter();
+        let changes: Vec<_> = changes
+            .map(|(span, text)| (span.clone(), text.as_slice()))
+            .collect();
+        Self::of(message, &changes)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Whole(text) => text.len(),
+            Self::Parts(parts) => parts.iter().map(Bytes::len).sum(),
+        }
+    }
+
+    /// The same where `keep` gives something for each part of it.
+    pub(super) fn kept(self, keep: impl Fn(Bytes) -> Option<Bytes>) -> Option<Self> {
+        Some(match self {
+            Self::Whole(text) => Self::Whole(keep(text)?),
+            Self::Parts(parts) => Self::Parts(parts.into_iter().map(keep).collect::<Option<_>>()?),
+        })
+    }
+
+    /// Whether these bytes end one.
+    pub(super) fn is_end(part: &[u8]) -> bool {
+        part.last() == Some(&b'\n')
+    }
+}
+
+impl From<Bytes> for Line {
+    fn from(text: Bytes) -> Self {
+        Self::Whole(text)
+    }
+}
+
+impl From<Vec<u8>> for Line {
+    fn from(text: Vec<u8>) -> Self {
+        Self::Whole(text.into())
+    }
+}
+
+impl IntoIterator for Line {
+    type IntoIter = std::vec::IntoIter<Bytes>;
+    type Item = Bytes;
+
+    fn into_iter(self) -> Self::IntoIter {
+        match self {
+            Self::Whole(text) => vec![text].into_iter(),
+            Self::Parts(parts) => parts.into_iter(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(text: &str) -> Message {
+        let message = Message::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap();
+        message.on_one_line()
+    }
+
+    /// Whether it is copied or not: the same line.
+    #[test]
+    fn a_large_line_is_what_a_small_one_would_be() {
+        for space in ["", " ", "\n", "\r\n\t"] {
+            for end in ["", "\n"] {
+                for size in [10, 2 << 20] {
+                    let long = "x".repeat(size);
+                    let text = format!("{{{space}\"id\":1,\"v\":\"{long}\"{space},\"w\":2}}{end}");
+                    let message = message(&text);
+                    let spans = ["id", "w"].map(|name| message.root().get(name).unwrap().span());
+                    let changes = spans.map(|span| (span, &b"345"[..]));
+                    for changes in [&changes[..0], &changes[..1], &changes] {
+                        let line = Line::of(&message, changes);
+                        assert_eq!(matches!(line, Line::Parts(_)), size > 10);
+                        let expected = String::from_utf8(message.with(changes)).unwrap();
+                        let expected = expected.replace(['\r', '\n'], " ") + "\n";
+                        assert_eq!(line.len(), expected.len());
+                        let parts: Vec<Bytes> = line.into_iter().collect();
+                        let (last, others) = parts.split_last().unwrap();
+                        assert!(Line::is_end(last));
+                        assert!(!others.iter().any(|part| part.contains(&b'\n')));
+                        assert!(parts.concat() == expected.as_bytes(), "{size}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// What is kept of a large one is the message as it came, and not another of its size.
+    #[test]
+    fn a_large_line_is_no_copy() {
+        let message = message(&format!("{{\"id\":1,\"v\":\"{}\"}}", "x".repeat(2 << 20)));
+        let id = message.root().get("id").unwrap().span();
+        let parts: Vec<Bytes> = Line::of(&message, &[(id, b"2")]).into_iter().collect();
+        let whole = message.bytes().as_ptr_range();
+        let longest = parts.iter().max_by_key(|part| part.len()).unwrap();
+        assert!(whole.contains(&longest.as_ptr()));
+    }
+}
