@@ -150,7 +150,8 @@ fn repository(name: &str, has_digest: bool) -> Result<Repository, String> {
     };
     if let Some(tag) = tag.as_deref().filter(|tag| !is_tag(tag)) {
         return Err(format!(
-            "{tag:?}, behind the last colon, is no tag: letters, digits, `.`, `_` and `-`"
+            "{}, behind the last colon, is no tag: letters, digits, `.`, `_` and `-`",
+            shown(tag)
         ));
     }
     // Of the official images of Docker the first part goes without saying.
@@ -213,7 +214,8 @@ fn mirror(text: &str) -> Result<String, String> {
     let (host, prefix) = text.split_once('/').unwrap_or((text, ""));
     let host = url::host(host).map_err(|_| {
         format!(
-            "{text:?} is no mirror: write `HOST[:PORT][/PREFIX]`; it is always asked over HTTPS"
+            "{} is no mirror: write `HOST[:PORT][/PREFIX]`; it is always asked over HTTPS",
+            shown(text)
         )
     })?;
     if prefix.is_empty() {
@@ -222,7 +224,7 @@ fn mirror(text: &str) -> Result<String, String> {
     let of = repository(&format!("registry.invalid/{prefix}"), true);
     match of {
         Ok(_) if !prefix.contains(':') => Ok(format!("{host}/{prefix}")),
-        _ => Err(format!("{prefix:?} is no path of a registry")),
+        _ => Err(format!("{} is no path of a registry", shown(prefix))),
     }
 }
 

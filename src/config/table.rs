@@ -450,8 +450,11 @@ pub(super) fn plain<T>(list: Vec<At<T>>) -> Vec<T> {
     list.into_iter().map(|at| at.value).collect()
 }
 
-/// A key as it may stand in a one-line message.
+/// A key as it may stand in a one-line message. With what goes into no key there may be a value in it.
 fn printable(key: &str) -> String {
+    if key.contains(|c: char| "=@".contains(c) || c.is_whitespace()) {
+        return "…".to_owned();
+    }
     key.chars()
         .take(64)
         .map(|c| if c.is_control() { '?' } else { c })

@@ -144,7 +144,10 @@ pub fn shown_path(text: &str) -> Result<PathBuf, String> {
 pub(super) fn shown(text: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "/.:_-*,[] ".contains(c);
     let words = text.split_whitespace().count();
-    if text.len() <= MAX_SHOWN && words <= 1 && text.chars().all(is_plain) {
+    // What is as long as a key may be one.
+    let is_key = |word: &str| word.len() > MAX_WORD;
+    let has_key = text.split(|c: char| !c.is_alphanumeric()).any(is_key);
+    if text.len() <= MAX_SHOWN && words <= 1 && text.chars().all(is_plain) && !has_key {
         format!("{text:?}")
     } else {
         "this".to_owned()
@@ -376,6 +379,8 @@ const MAX_START: Duration = Duration::from_secs(25);
 const MIN_OUTPUT: u64 = 64 << 10;
 /// Bytes of a text that a problem shows.
 const MAX_SHOWN: usize = 128;
+/// The same without anything between them.
+const MAX_WORD: usize = 30;
 const MAX_BODY: u64 = 64 << 20;
 /// Bytes of a server's message that may always be.
 const MIN_MESSAGE: u64 = 64 << 10;

@@ -40,6 +40,7 @@ pub(super) async fn answer(
         return Err(NONE_HERE.into());
     }
     let calls = session::aside(body.len(), move || calls(body)).await;
+    // From here on nothing waits: whoever takes it back does so before, or when all of it is on record.
     let (mut refused, mut exchanges) = (Vec::new(), Vec::new());
     for call in calls.map_err(Refusal::Call)? {
         let mut record = record.clone();

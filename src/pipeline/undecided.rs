@@ -25,7 +25,7 @@ impl<'a> Undecided<'a> {
         }
     }
 
-    /// There is an answer, or what the request holds is recorded each by itself.
+    /// There is an answer. That of a batch, whose messages are recorded each by itself, is made without a pause.
     pub(super) fn settle(&mut self) {
         self.is_settled = true;
     }

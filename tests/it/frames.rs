@@ -21,6 +21,10 @@ pub const GOAWAY: u8 = 7;
 pub const WINDOW_UPDATE: u8 = 8;
 pub const CONTINUATION: u8 = 9;
 
+/// What may be sent before there is room for more, and in one frame.
+const INITIAL_WINDOW: usize = 65_535;
+const LARGEST_FRAME: usize = 16_384;
+
 pub const ACK: u8 = 1;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
@@ -63,6 +67,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
     /// Sends bytes; a server that has hung up is for `end` to notice.
     pub async fn send(&mut self, bytes: &[u8]) {
         let _ = self.0.write_all(bytes).await;
+    }
+
+    /// The whole body of a stream, as fast as the server gives room for it; nothing else was sent before.
+    pub async fn send_body(&mut self, stream: u32, body: &[u8]) {
+        let (mut of_stream, mut of_all) = (INITIAL_WINDOW, INITIAL_WINDOW);
+        let mut parts = body.chunks(LARGEST_FRAME).peekable();
+        while let Some(part) = parts.next() {
+            while part.len() > of_stream.min(of_all) {
+                let (kind, _, of, payload) = self.next().await.expect("room for a body");
+                if kind == WINDOW_UPDATE {
+                    let more = u32::from_be_bytes(payload[..4].try_into().unwrap()) as usize;
+                    *(if of == 0 { &mut of_all } else { &mut of_stream }) += more;
+                }
+            }
+            of_stream -= part.len();
+            of_all -= part.len();
+            let end = if parts.peek().is_none() {
+                END_STREAM
+            } else {
+                0
+            };
+            self.send(&frame(DATA, end, stream, part)).await;
+        }
     }
 
     /// What becomes of the connection or of a stream, whatever comes first.

@@ -1,13 +1,17 @@
 //! HTTP/2: the same way for every request, and clients that do what no library would.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::mpsc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, client::conn::http2, header::HeaderMap};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
-use tokio::{net::TcpStream, time::timeout};
+use thv::session::aside;
+use tokio::{net::TcpStream, sync::oneshot, time::timeout};
 
 use crate::{
     frames::{
@@ -486,6 +490,47 @@ async fn a_body_that_does_not_end_reaches_no_child_and_is_on_record() {
     assert_eq!(edge.house.children_started(), 0);
     let last = frame(DATA, END_STREAM, 1, &[]);
     assert_eq!(edge.end_of(&[open, last].concat()).await, End::Status(200));
+}
+
+/// The same of a batch, whose messages are on record each by itself: until it is read there are none.
+#[tokio::test]
+async fn a_batch_that_is_taken_back_while_it_is_read_is_on_record() {
+    const CANCEL: u8 = 8;
+    let edge = Edge::of_alice().await;
+    let mut alice = edge.house.caller("alice");
+    let opened = alice.post(&initialize("2025-03-26")).await;
+    alice.session = opened.header("mcp-session-id").map(str::to_owned);
+    let session = alice.session.as_deref().unwrap();
+    // Large messages are read two at a time, and none while these two are.
+    let mut go_on = Vec::new();
+    for _ in 0..2 {
+        let ((said, began), (end, wait)) = (oneshot::channel(), mpsc::channel::<()>());
+        go_on.push(end);
+        tokio::spawn(aside(usize::MAX, move || {
+            let _ = said.send(());
+            wait.recv_timeout(PATIENCE)
+        }));
+        timeout(PATIENCE, began).await.unwrap().unwrap();
+    }
+    let text = "x".repeat(1 << 20);
+    let batch = format!("[{}]", call(1, "echo", json!({ "text": text })));
+    let head = edge.good(&[("mcp-session-id", session)]);
+    let mut client = Frames::open(edge.house.address).await;
+    client.send(&frame(HEADERS, END_HEADERS, 1, &head)).await;
+    client.send_body(1, batch.as_bytes()).await;
+    client.send(&frame(PING, 0, 0, b"12345678")).await;
+    while client.next().await.expect("a pong").0 != PING {}
+    // What came before has its turn before this is answered.
+    let ping = r#"{"jsonrpc":"2.0","id":9,"method":"ping"}"#;
+    assert_eq!(alice.post(ping).await.status, 200);
+    client
+        .send(&frame(RST_STREAM, 0, 1, &[0, 0, 0, CANCEL]))
+        .await;
+    let gone = ["THV_DECISION=deny ", "THV_REASON=client-gone "];
+    let gone = edge.house.records.wait_for_all(&gone, 1).await;
+    drop(go_on);
+    assert!(gone[0].contains("THV_SUBJECT=alice "), "{gone:?}");
+    assert!(!edge.house.records.have(&["THV_METHOD=tools/call "]));
 }
 
 /// conn-15: two names for one host are two hosts.

@@ -8,12 +8,15 @@ import socket
 import sys
 
 AT_ONCE = 100
+# Who waits longer is told so, rather than waiting for good.
+PATIENCE = 60
 
 
 def main():
     host, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     request = f"GET /mcp HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
     held = []
+    socket.setdefaulttimeout(PATIENCE)
     while len(held) < count:
         new = [
             socket.create_connection((host, port))
