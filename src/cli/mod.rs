@@ -126,7 +126,7 @@ pub(crate) enum Verb {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Give a server a secret
+    /// Give a server a secret, take one away, or list them
     #[command(subcommand)]
     Secret(Secret),
     /// Run one server from this command line, without configuration
