@@ -145,7 +145,6 @@ async fn answer(
     }
     if batch::is_one(&body) {
         upstream::make_ready(gateway, &head, &identity, Era::Legacy).await?;
-        record.settle();
         return batch::answer(gateway, &head, &identity, body, record).await;
     }
     let modern = one(&head.headers, VERSION)? == Some(version::MODERN);

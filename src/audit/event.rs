@@ -61,7 +61,7 @@ pub enum Event {
     /// One connection of a child to the outside, at its end: allowed or refused.
     Egress(Egress),
     /// A child did not start: `layer` is the layer of the sandbox that could not
-    /// be applied, or `egress`, `exec`, `limit`, `config`, `runner`.
+    /// be applied, or another of the words that thv-journal(7) lists.
     LayerFailed {
         layer: String,
         reason: String,
@@ -85,12 +85,6 @@ pub enum Event {
     /// Tools of a server's that are in nobody's list, for their names.
     ToolsHidden {
         tools: Vec<String>,
-    },
-    /// Somebody ran into a limit, which `reason` names.
-    LimitHit {
-        reason: Reason,
-        limit: u64,
-        peer: Option<String>,
     },
     /// Records were lost because a sink could not take them; made by the queue itself.
     Dropped {

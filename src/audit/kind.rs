@@ -21,12 +21,11 @@ pub enum Kind {
     KeysUnavailable,
     PolicyError,
     ToolsHidden,
-    LimitHit,
     Dropped,
 }
 
 impl Kind {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 19] = [
         Self::Ready,
         Self::Stopping,
         Self::IdleExit,
@@ -45,7 +44,6 @@ impl Kind {
         Self::KeysUnavailable,
         Self::PolicyError,
         Self::ToolsHidden,
-        Self::LimitHit,
         Self::Dropped,
     ];
 
@@ -70,7 +68,6 @@ impl Kind {
             Self::KeysUnavailable => ("keys-unavailable", "2948196264094d86a180c87366974595"),
             Self::PolicyError => ("policy-error", "eb982177257d4bea8404b1ca1642eecf"),
             Self::ToolsHidden => ("tools-hidden", "335b929535d5464eb520c8db21fd9757"),
-            Self::LimitHit => ("limit-hit", "64a425d016214e309e95e53b892229f3"),
             Self::Dropped => ("records-dropped", "06153da70e5449debddcf126b126ea53"),
         }
     }

@@ -206,11 +206,6 @@ pub(super) fn headline(event: &Event, server: &str) -> (Kind, u8, String) {
                 format!("tools are hidden for their names: {}", shown(&tools)),
             )
         }
-        Event::LimitHit { reason, limit, .. } => (
-            Kind::LimitHit,
-            NOTICE,
-            format!("limit hit: {} ({limit})", reason.as_str()),
-        ),
         Event::Dropped { count, first, last } => (
             Kind::Dropped,
             WARNING,

@@ -72,7 +72,6 @@ pub enum Reason {
     StateLost,
     InputRefused,
     // The server behind thv.
-    SandboxLayer,
     ChildStartFailed,
     ChildGone,
     ChildProtocol,
@@ -99,7 +98,6 @@ pub enum Reason {
     // thv itself.
     Misconfigured,
     Stopping,
-    AuditUnavailable,
     Internal,
 }
 
@@ -164,7 +162,6 @@ impl Reason {
         Self::StateUsed,
         Self::StateLost,
         Self::InputRefused,
-        Self::SandboxLayer,
         Self::ChildStartFailed,
         Self::ChildGone,
         Self::ChildProtocol,
@@ -188,7 +185,6 @@ impl Reason {
         Self::EgressIdle,
         Self::Misconfigured,
         Self::Stopping,
-        Self::AuditUnavailable,
         Self::Internal,
     ];
 
@@ -254,7 +250,6 @@ impl Reason {
             Self::StateUsed => "state-used",
             Self::StateLost => "state-lost",
             Self::InputRefused => "input-refused",
-            Self::SandboxLayer => "sandbox-layer",
             Self::ChildStartFailed => "child-start-failed",
             Self::ChildGone => "child-gone",
             Self::ChildProtocol => "child-protocol",
@@ -278,7 +273,6 @@ impl Reason {
             Self::EgressIdle => "egress-idle",
             Self::Misconfigured => "misconfigured",
             Self::Stopping => "stopping",
-            Self::AuditUnavailable => "audit-unavailable",
             Self::Internal => "internal",
         }
     }

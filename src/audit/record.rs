@@ -207,15 +207,6 @@ fn details(event: &Event, out: &mut impl Fields) {
                 out.raw("THV_TOOL", tool);
             }
         }
-        Event::LimitHit {
-            reason,
-            limit,
-            peer,
-        } => {
-            out.text("THV_REASON", reason.as_str());
-            out.put("THV_LIMIT", limit);
-            out.raw_if("THV_PEER_ADDR", peer.as_deref());
-        }
         Event::Dropped { count, first, last } => {
             out.number("THV_DROPPED", *count);
             out.number("THV_DROPPED_FIRST", *first);
@@ -447,11 +438,6 @@ mod tests {
             },
             Event::ToolsHidden {
                 tools: vec![text()],
-            },
-            Event::LimitHit {
-                reason: Reason::SessionLimit,
-                limit: 100,
-                peer: Some(text()),
             },
             Event::Dropped {
                 count: 1,

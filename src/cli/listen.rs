@@ -13,12 +13,17 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{Usage, print, say, unit};
-use crate::config::{self, Auth, OwnerRule, ServerName};
+use crate::config::{self, Auth, Config, OwnerRule, ServerName};
 
 pub(super) fn run(root: &Path, name: &ServerName, address: &str, public: bool) -> Result<ExitCode> {
     let address = Address::parse(address).map_err(Usage)?;
-    if address.is_public() {
-        refuse_public(root, name, &address, public)?;
+    if matches!(address, Address::Tcp(_)) {
+        // A configuration that does not load says nothing of this; the gateway asks again when it starts.
+        let config = config::load(root, name, OwnerRule::RootOrCaller).ok();
+        refuse_nameless(name, &address, config.as_ref())?;
+        if address.is_public() {
+            refuse_public(name, &address, public, config.as_ref())?;
+        }
     }
     unit::warn_of_no_server(root, name);
     let socket = format!("thv@{name}.socket");
@@ -129,10 +134,24 @@ fn unix(text: &str) -> Result<Address, String> {
     Ok(Address::Unix(path))
 }
 
-fn refuse_public(root: &Path, name: &ServerName, address: &Address, public: bool) -> Result<()> {
-    // A configuration that does not load says nothing of this; the gateway asks again when it starts.
-    let config = config::load(root, name, OwnerRule::RootOrCaller).ok();
-    let secured = config.as_ref().is_some_and(|config| config.tls.is_some());
+/// The kernel names the users of Unix sockets alone.
+fn refuse_nameless(name: &ServerName, address: &Address, config: Option<&Config>) -> Result<()> {
+    if config.is_some_and(|config| matches!(config.auth, Auth::Peer)) {
+        let message = format!(
+            "at {address} nobody says which user connects, and `{name}` asks for that (auth.mode = \"peer\"): `thv listen {name} /run/thv/{name}.sock`"
+        );
+        return Err(Usage(message).into());
+    }
+    Ok(())
+}
+
+fn refuse_public(
+    name: &ServerName,
+    address: &Address,
+    public: bool,
+    config: Option<&Config>,
+) -> Result<()> {
+    let secured = config.is_some_and(|config| config.tls.is_some());
     if !public && !secured {
         let message = format!(
             "other machines can reach {address}; add [tls] to the server's file, put a TLS reverse proxy before 127.0.0.1, or say `thv listen {name} {address} --public`"
@@ -239,6 +258,28 @@ mod tests {
                 .unwrap()
                 .ends_with("ListenStream=\nListenStream=/run/x.sock\n")
         );
+    }
+
+    #[test]
+    fn a_server_that_asks_for_the_user_who_connects_listens_at_no_port() {
+        let root = tempfile::tempdir().unwrap();
+        let name = ServerName::parse("x").unwrap();
+        let servers = root.path().join("etc/thv/servers");
+        std::fs::create_dir_all(&servers).unwrap();
+        let text = "command = [\"/bin/true\"]\nresource = \"https://h/x\"\nauth.mode = \"peer\"\nauthz.allow = \"authenticated\"\n";
+        std::fs::write(servers.join("x.toml"), text).unwrap();
+        config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
+        let file = root
+            .path()
+            .join("etc/systemd/system/thv@x.socket.d/50-listen.conf");
+        for (address, public) in [("8081", false), ("0.0.0.0:80", true)] {
+            let error = run(root.path(), &name, address, public).unwrap_err();
+            let command = "`thv listen x /run/thv/x.sock`";
+            assert!(error.to_string().contains(command), "{error:#}");
+            assert!(!file.exists());
+        }
+        run(root.path(), &name, "/run/thv/x.sock", false).unwrap();
+        assert!(file.exists());
     }
 
     #[test]

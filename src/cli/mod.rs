@@ -126,7 +126,7 @@ pub(crate) enum Verb {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Give a server a secret
+    /// Give a server a secret, take one away, or list them
     #[command(subcommand)]
     Secret(Secret),
     /// Run one server from this command line, without configuration
@@ -254,7 +254,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::RunUnit { name, address } => run::serve_in_unit(root, &name, address),
         Verb::Pull { name, into, only } => pull::run(root, &name, into, only),
         Verb::Token(Token::Explain { name, json }) => token::explain_token(root, &name, json),
-        Verb::Demo { once } => demo::run(once, &mut io::stdout()),
+        Verb::Demo { once } => demo::run(once, &mut Output(io::stdout())),
         Verb::DemoServer => {
             unless_broken_pipe(demo::server::run(io::stdin().lock(), io::stdout().lock()))?;
             Ok(ExitCode::SUCCESS)
@@ -279,8 +279,21 @@ fn fail(error: &anyhow::Error) -> ExitCode {
             print(&text).map_or(ExitCode::from(exit::IO), |()| ExitCode::SUCCESS)
         };
     }
-    say(&format!("thv: {error:#}"));
+    say(&format!("thv: {}", in_full(error)));
     ExitCode::from(code_of(error))
+}
+
+/// With its causes, but for those that it has named itself.
+fn in_full(error: &anyhow::Error) -> String {
+    let mut causes = error.chain().map(ToString::to_string);
+    let first = causes.next().unwrap_or_default();
+    causes.fold(first, |text, cause| {
+        if text.ends_with(&cause) {
+            text
+        } else {
+            format!("{text}: {cause}")
+        }
+    })
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {
@@ -293,7 +306,10 @@ fn code_of(error: &anyhow::Error) -> u8 {
             return exit::CONFIG;
         }
         if let Some(error) = cause.downcast_ref::<io::Error>() {
-            return if error.kind() == io::ErrorKind::PermissionDenied {
+            let is_output = error.get_ref().is_some_and(|inner| inner.is::<Unwritten>());
+            return if is_output {
+                exit::IO
+            } else if error.kind() == io::ErrorKind::PermissionDenied {
                 exit::NO_PERMISSION
             } else {
                 exit::OS
@@ -310,8 +326,32 @@ struct Usage(String);
 
 /// Prints data.
 fn print(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = Output(io::stdout());
     unless_broken_pipe(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// Standard output. That it cannot be written is told from all else that the system refuses.
+struct Output(io::Stdout);
+
+impl io::Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(Unwritten::of)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(Unwritten::of)
+    }
+}
+
+/// Within an [`io::Error`] of the same kind.
+#[derive(Debug, thiserror::Error)]
+#[error("standard output: {0}")]
+struct Unwritten(io::Error);
+
+impl Unwritten {
+    fn of(error: io::Error) -> io::Error {
+        io::Error::new(error.kind(), Self(error))
+    }
 }
 
 /// Talks. What cannot be said is lost: there is nobody to tell.
@@ -390,10 +430,30 @@ mod tests {
             ),
             (io(io::ErrorKind::PermissionDenied), exit::NO_PERMISSION),
             (io(io::ErrorKind::NotFound), exit::OS),
+            (
+                Unwritten::of(io::ErrorKind::StorageFull.into()).into(),
+                exit::IO,
+            ),
             (anyhow::anyhow!("else"), exit::GENERAL),
         ] {
             assert_eq!(code_of(&error), code, "{error:#}");
         }
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let missing = crate::systemd::Credentials::within("/nonexistent".into())
+            .read("sso", 1)
+            .unwrap_err();
+        let error = crate::auth::IntrospectionError::from(missing);
+        assert_eq!(
+            in_full(&anyhow::Error::from(error).context("asking")),
+            "asking: the secret of a client: `/nonexistent/sso`: No such file or directory (os error 2)"
+        );
+        assert_eq!(
+            in_full(&anyhow::anyhow!("a").context("b").context("c")),
+            "c: b: a"
+        );
     }
 
     #[test]

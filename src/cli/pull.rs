@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
-use super::{Usage, print, say, unit};
+use super::{Usage, below, print, say, unit};
 use crate::{
     config::{self, Config, OwnerRule, ServerName},
     image::{self, Progress},
@@ -59,15 +59,28 @@ pub(super) fn run(
         }
         return Ok(ExitCode::SUCCESS);
     }
+    // Systemd has mounted what is there to be executed when it starts the runner.
+    let state = below(root, RUNNERS).join(name.as_str());
+    let is_first = !Installed::store(&state).join(Installed::CURRENT).exists();
     if is_fetched {
         say(&format!("thv: fetching `{}`", image.text));
         start(&format!("thv-fetch@{name}.service"))?;
     }
     start(&format!("thv-pull@{name}.service"))?;
-    say(&format!(
-        "thv: unpacked; it counts from the next start of the runner: `systemctl try-restart thv-runner@{name}.service`"
-    ));
+    say(&unpacked(name, is_first));
     Ok(ExitCode::SUCCESS)
+}
+
+/// What comes next.
+fn unpacked(name: &ServerName, is_first: bool) -> String {
+    if is_first {
+        format!(
+            "thv: unpacked; a runner that runs already must be started again for this first image: `systemctl try-restart thv-runner@{name}.service`"
+        )
+    } else {
+        "thv: unpacked; children that start from now on have it, and those that run keep theirs"
+            .to_owned()
+    }
 }
 
 /// Starts one half and waits for it; how far it is, and why it failed, is shown here.
@@ -182,3 +195,19 @@ const REDRAW: Duration = Duration::from_millis(100);
 const LINE: Duration = Duration::from_secs(10);
 /// Bytes of a registry's credential.
 const MAX_LOGIN: usize = 16 << 10;
+/// The state directories of runners, as `ExecPaths=` of their unit has them.
+const RUNNERS: &str = "/var/lib/private/thv-runner";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_first_image_asks_for_the_runner_to_be_started_again() {
+        let name = ServerName::parse("x").unwrap();
+        assert!(unpacked(&name, true).contains("`systemctl try-restart thv-runner@x.service`"));
+        assert!(!unpacked(&name, false).contains("restart"));
+        let unit = include_str!("../../systemd/system/thv-runner@.service");
+        assert!(unit.contains(&format!("ExecPaths=-{RUNNERS}/%i/image\n")));
+    }
+}

@@ -12,9 +12,9 @@ use serde_json::json;
 use super::{Usage, exit, print, say};
 use crate::{
     audit::Reason,
-    auth::{AuthError, explain},
+    auth::{AuthError, IntrospectionError, explain},
     config::{self, Auth, Config, OwnerRule, ServerName},
-    systemd::Credentials,
+    systemd::{CredentialError, Credentials},
     time::Clock,
 };
 
@@ -53,13 +53,15 @@ pub(super) fn explain_token(root: &Path, name: &ServerName, as_json: bool) -> Re
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let explanation = runtime.block_on(explain(
-        &config.auth,
-        &config.resource,
-        &Credentials::from_environment(),
-        Clock::system(),
-        token,
-    ))?;
+    let explanation = runtime
+        .block_on(explain(
+            &config.auth,
+            &config.resource,
+            &Credentials::from_environment(),
+            Clock::system(),
+            token,
+        ))
+        .map_err(|error| unable(error, &config))?;
     let accepted = explanation.verdict.is_ok();
     let verdict = match &explanation.verdict {
         Ok(identity) => format!(
@@ -119,6 +121,29 @@ pub(super) fn explain_token(root: &Path, name: &ServerName, as_json: bool) -> Re
     })
 }
 
+/// Nothing was checked. A secret that the gateway has from its unit is to be had otherwise here.
+fn unable(error: IntrospectionError, config: &Config) -> anyhow::Error {
+    let asking = match &config.auth {
+        Auth::Oidc(issuers) => issuers.iter().find_map(|issuer| {
+            let asked = issuer.introspection.as_ref()?;
+            Some((&asked.credential, &issuer.issuer))
+        }),
+        Auth::Peer | Auth::None => None,
+    };
+    let (IntrospectionError::Credential(cause), Some((key, issuer))) = (&error, asking) else {
+        return error.into();
+    };
+    let advice = format!(
+        "asking `{issuer}` about tokens needs the credential `{key}`, as `systemd-run -qP -p LoadCredentialEncrypted={key} thv token explain {} < FILE` gives it",
+        config.server
+    );
+    match cause {
+        // It would send people to the unit.
+        CredentialError::NoDirectory => anyhow::anyhow!(advice),
+        _ => anyhow::Error::from(error).context(advice),
+    }
+}
+
 /// What is likely to help, in the server's file or at the provider.
 fn cure(reason: Reason, config: &Config) -> Option<String> {
     let file = format!("/etc/thv/servers/{}.toml", config.server);
@@ -175,6 +200,31 @@ mod tests {
                 error.is::<Usage>() && error.to_string().contains(mode),
                 "{error}"
             );
+        }
+    }
+
+    #[test]
+    fn a_secret_that_is_not_here_is_named_with_the_way_to_have_it() {
+        let root = tempfile::tempdir().unwrap();
+        let servers = root.path().join("etc/thv/servers");
+        fs::create_dir_all(&servers).unwrap();
+        let text = "command = [\"/bin/sh\"]\nresource = \"https://h/x\"\nauthz.allow = \"authenticated\"\n\
+            [[auth.issuer]]\nissuer = \"https://sso.example.com\"\naudience = \"x\"\n\
+            introspection = { client-id = \"thv\", credential = \"sso\" }\n";
+        fs::write(servers.join("x.toml"), text).unwrap();
+        let name = ServerName::parse("x").unwrap();
+        let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
+        for credentials in [
+            Credentials::default(),
+            Credentials::within("/nonexistent".into()),
+        ] {
+            let missing = credentials.read("sso", 1).unwrap_err();
+            let told = format!("{:#}", unable(missing.into(), &config));
+            assert!(
+                told.contains("`sso`, as `systemd-run -qP -p LoadCredentialEncrypted=sso thv token explain x < FILE` gives it"),
+                "{told}"
+            );
+            assert!(!told.contains("started by its unit"), "{told}");
         }
     }
 }

@@ -40,7 +40,7 @@ pub(super) fn in_cluster(
                     "`{ISSUER}` means the cluster of a pod, and `{}` is not here",
                     token_path.display()
                 ),
-                "on a host name the cluster's issuer URL, and set `ca-file`, `token-file` and `typ = \"legacy\"`",
+                "on a host write the cluster's issuer URL, `kubernetes = {…}`, and `jwks-url` and `ca-file` as this host reaches it, see thv.toml(5)",
             ));
         }
         (API_SERVER, Some(_)) => issuer.to_owned(),

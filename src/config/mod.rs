@@ -317,7 +317,7 @@ pub struct Limits {
     pub message: usize,
     /// Sessions at once.
     pub sessions: usize,
-    /// Sessions of one user at once; what `sessions` says where nothing else is said.
+    /// Sessions of one user at once; where nothing else is said half of `sessions`, and all where there is no second user.
     pub sessions_per_user: usize,
     /// Calls that wait for an answer, of all users.
     pub calls: usize,

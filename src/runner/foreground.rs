@@ -3,14 +3,14 @@
 use std::{
     fs::File,
     io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
     process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context as _, Result};
 use nix::{
-    sys::socket::{AddressFamily, SockFlag, SockType, socketpair},
+    sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair},
     unistd::{dup, pipe2},
 };
 
@@ -41,8 +41,9 @@ impl Foreground {
 
 impl Drop for Foreground {
     fn drop(&mut self) {
-        // It ends by itself when its socket closes; this is for a runner that does not.
         if let Some(process) = &mut self.process {
+            // It ends by itself then; while it is root's still, it may not be killed by whom root became.
+            let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
             let _ = process.kill();
             let _ = process.wait();
         }

@@ -1437,3 +1437,31 @@ fn few_descriptors(limit: usize) -> Running {
         .env_remove("CREDENTIALS_DIRECTORY");
     Running::ready(command, issuer, temporary)
 }
+
+/// As thv(1) has it, whether it is help or an answer.
+#[test]
+fn output_that_cannot_be_written_has_an_exit_code_of_its_own() {
+    let root = temporary();
+    let file = root.path().join("etc/thv/servers/it.toml");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    let text = "command = [\"/bin/sh\"]\nresource = \"https://h/x\"\nauth.mode = \"peer\"\nauthz.allow = \"authenticated\"\n";
+    fs::write(file, text).unwrap();
+    let root = root.path().to_str().unwrap();
+    for line in [
+        &["--help"][..],
+        &["--root", root, "check", "it"],
+        &["--root", root, "check", "--json"],
+        &["doctor"],
+        &["demo", "--once"],
+    ] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let done = thv().args(line).stdout(full).output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(74), "{line:?}: {said}");
+    }
+    // A reader that has seen enough is no failure.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let done = thv().arg("--help").stdout(writer).output().unwrap();
+    assert!(done.status.success());
+}

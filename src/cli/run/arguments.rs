@@ -31,7 +31,7 @@ pub(crate) struct Run {
     /// Where a server that speaks HTTP listens, in its own network
     #[arg(long, value_name = "PORT")]
     target_port: Option<u16>,
-    /// Listen on this port; 0 takes a free one
+    /// Listen on this port; 0 takes a free one, in the foreground
     #[arg(long, default_value_t = 8080)]
     port: u16,
     /// Listen on this address instead of loopback
