@@ -87,7 +87,7 @@ pub(super) async fn serve(
             _ = tick.tick() => {
                 gateway.sessions.sweep(Instant::now());
                 tls.look();
-                if pauses.begins(gateway.asked.load(Ordering::Relaxed)) {
+                if pauses.has_lasted(gateway.asked.load(Ordering::Relaxed)) {
                     gateway.authenticator.rest();
                     memory::give_back();
                 }
@@ -153,15 +153,17 @@ struct Pauses {
 }
 
 impl Pauses {
-    /// Whether a pause begins, where so many requests have come; asked at each tick.
-    fn begins(&mut self, asked: u64) -> bool {
+    /// Whether there is a pause, where so many requests have come, or it is twice as long as when
+    /// that was so last: what ends in a pause, as connections do, has needed something, too.
+    /// Asked at each tick.
+    fn has_lasted(&mut self, asked: u64) -> bool {
         self.ticks = if asked == self.asked {
             self.ticks.saturating_add(1)
         } else {
             0
         };
         self.asked = asked;
-        self.ticks == PAUSE
+        self.ticks.is_multiple_of(PAUSE) && (self.ticks / PAUSE).is_power_of_two()
     }
 }
 
@@ -269,12 +271,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pause_begins_once_for_each_time_that_somebody_has_asked() {
+    fn a_pause_is_told_when_it_begins_and_then_ever_more_rarely() {
         let mut pauses = Pauses::default();
-        let mut begins = |asked, ticks| (0..ticks).filter(|_| pauses.begins(asked)).count();
-        assert_eq!(begins(0, 100), 1);
-        assert_eq!(begins(1, PAUSE), 0);
-        assert_eq!(begins(2, PAUSE), 0);
-        assert_eq!(begins(2, 100), 1);
+        let mut told = |asked, ticks| -> Vec<u32> {
+            let ticks = 1..=ticks;
+            ticks.filter(|_| pauses.has_lasted(asked)).collect()
+        };
+        assert_eq!(told(0, 30), [3, 6, 12, 24]);
+        assert!(told(1, PAUSE).is_empty());
+        assert!(told(2, PAUSE).is_empty());
+        // The ticks that it had already count.
+        assert_eq!(told(2, 10), [1, 4, 10]);
     }
 }
