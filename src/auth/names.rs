@@ -1,8 +1,9 @@
 //! What a token is called in memory: its SHA-256.
 //!
 //! A client shows the same token with each request, and to hash it is the larger part of knowing
-//! it again. So the latest ones are kept as they were shown, few and not for long: what was
-//! kept is compared, and has its name already. Asked by `authenticate`; decides nothing.
+//! it again. So the latest ones are kept as they were shown, few, and none when nobody asks for a
+//! while: what was kept is compared, and has its name already. Asked by `authenticate`; decides
+//! nothing.
 
 use std::{
     hash::{BuildHasher, RandomState},

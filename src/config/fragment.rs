@@ -131,7 +131,7 @@ impl Fragment {
             }),
             arguments: top.over("arguments", lower.arguments, |value| {
                 value.own()?;
-                texts(value, 0, value::no_null)
+                value.texts(0, value::no_null)
             }),
             engine: top.over("engine", lower.engine, |value| value.parsed(image::engine)),
             digest_required: top.over("digest-required", lower.digest_required, Value::truth),
@@ -141,9 +141,9 @@ impl Fragment {
                 value.own()?;
                 value.parsed(url::resource)
             }),
-            hosts: top.over("hosts", lower.hosts, |value| texts(value, 0, url::host)),
+            hosts: top.over("hosts", lower.hosts, |value| value.texts(0, url::host)),
             origins: top.over("origins", lower.origins, |value| {
-                texts(value, 0, url::origin)
+                value.texts(0, url::origin)
             }),
             tls: top.table("tls", lower.tls, TlsFragment::read),
             http: top.table("http", lower.http, HttpFragment::read),
@@ -232,10 +232,10 @@ impl SandboxFragment {
             place: table.first().or(lower.place),
             state: table.over("state", lower.state, Value::truth),
             read_only: table.over("read-only", lower.read_only, |value| {
-                texts(value, 0, value::shown_path)
+                value.texts(0, value::shown_path)
             }),
             optional: table.over("optional", lower.optional, |value| {
-                texts(value, 0, value::layer)
+                value.texts(0, value::layer)
             }),
             egress: table.over("egress", lower.egress, |value| {
                 lines(value, egress::destination)
@@ -252,7 +252,7 @@ impl SandboxFragment {
                 value.parsed(value::profile)
             }),
             seccomp_allow: table.over("seccomp-allow", lower.seccomp_allow, |value| {
-                texts(value, 0, value::addition)
+                value.texts(0, value::addition)
             }),
         };
         table.finish(LATER_SANDBOX);
@@ -394,7 +394,7 @@ fn credential(mut table: Table<'_>) -> Option<EnvValue> {
 
 /// Lines of `egress` or `forward`.
 fn lines<T>(value: &Value<'_>, parse: impl Fn(&str) -> Result<T, String>) -> Option<Vec<T>> {
-    let lines = texts(value, 0, parse)?;
+    let lines = value.texts(0, parse)?;
     if lines.len() <= egress::MAX_LINES {
         Some(lines)
     } else {
@@ -403,16 +403,6 @@ fn lines<T>(value: &Value<'_>, parse: impl Fn(&str) -> Result<T, String>) -> Opt
             "name fewer hosts, or a `*.`",
         )
     }
-}
-
-fn texts<T>(
-    value: &Value<'_>,
-    least: usize,
-    parse: impl Fn(&str) -> Result<T, String>,
-) -> Option<Vec<T>> {
-    value
-        .list(least, |element| element.parsed(&parse))
-        .map(plain)
 }
 
 /// Descriptors of the gateway's, two for each, for every child.

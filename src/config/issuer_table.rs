@@ -13,7 +13,7 @@ use super::{
     load::Loader,
     problem::Place,
     resolve::required,
-    table::{At, Said, Table, Value, plain},
+    table::{At, Said, Table, Value},
     url,
     value::{self, ALGORITHMS},
 };
@@ -67,8 +67,8 @@ impl IssuerFragment {
             keys: keys(&mut table, &place),
             ca_file: table.take("ca-file", |value| value.parsed(value::absolute_path)),
             token_file: table.take("token-file", |value| value.parsed(value::absolute_path)),
-            allow_addresses: table.take("allow-addresses", |value| texts(value, 0, value::network)),
-            algorithms: table.take("algorithms", |value| texts(value, 1, value::algorithm)),
+            allow_addresses: table.take("allow-addresses", |value| value.texts(0, value::network)),
+            algorithms: table.take("algorithms", |value| value.texts(1, value::algorithm)),
             leeway: table.take("leeway", |value| value.parsed(value::leeway)),
             max_lifetime: table.take("max-lifetime", |value| {
                 value.parsed(value::positive_duration)
@@ -90,12 +90,12 @@ impl IssuerFragment {
                 let word = value.parsed(|text| value::word(text, &["refused", "ignored"], &[]))?;
                 Some(word == "ignored")
             }),
-            clients: table.take("clients", |value| texts(value, 1, value::not_empty)),
-            subjects: table.take("subjects", |value| texts(value, 1, pattern)),
-            revoked: table.take("revoked", |value| texts(value, 0, pattern)),
+            clients: table.take("clients", |value| value.texts(1, value::not_empty)),
+            subjects: table.take("subjects", |value| value.texts(1, pattern)),
+            revoked: table.take("revoked", |value| value.texts(0, pattern)),
             issued_after: table.take("issued-after", |value| value.parsed(value::point_in_time)),
             required_claims: table.take("required-claims", |value| value.table(required_claims)?),
-            scopes: table.take("scopes", |value| texts(value, 0, value::scope)),
+            scopes: table.take("scopes", |value| value.texts(0, value::scope)),
             implied_scopes: table.take("implied-scopes", |value| value.table(implied_scopes)?),
             kubernetes: table.take("kubernetes", |value| value.table(service_account)?),
             introspection: table.take("introspection", |value| value.table(introspection)?),
@@ -159,7 +159,7 @@ fn claim_value(value: &Value<'_>) -> Option<ClaimValue> {
 
 fn implied_scopes(mut table: Table<'_>) -> Option<Vec<(String, Vec<String>)>> {
     let scopes = table.rest(|name, value| match value::scope(name) {
-        Ok(_) => texts(value, 1, value::scope),
+        Ok(_) => value.texts(1, value::scope),
         Err(error) => value.wrong(error, ""),
     });
     table.finish(&[]);
@@ -282,17 +282,6 @@ pub(super) fn resolve(loader: &mut Loader, said: IssuerFragment) -> Option<Issue
         dpop: said.dpop.given_or(Dpop::Off),
         dpop_nonce: said.dpop_nonce.given_or(true),
     })
-}
-
-/// `least` is 1 where no list at all means anything or everybody: an empty one reads as nothing and nobody.
-fn texts<T>(
-    value: &Value<'_>,
-    least: usize,
-    parse: impl Fn(&str) -> Result<T, String>,
-) -> Option<Vec<T>> {
-    value
-        .list(least, |element| element.parsed(&parse))
-        .map(plain)
 }
 
 fn pattern(text: &str) -> Result<Pattern, String> {

@@ -335,6 +335,17 @@ impl<'a> Value<'a> {
         parse(&self.text()?).map_or_else(|error| self.wrong(error, ""), Some)
     }
 
+    /// A list of what `parse` makes of texts. `least` is 1 where no list at all means anything or
+    /// everybody: an empty one reads as nothing and nobody.
+    pub(super) fn texts<T>(
+        &self,
+        least: usize,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        self.list(least, |element| element.parsed(&parse))
+            .map(plain)
+    }
+
     /// A list of at least `least` elements, each with its place.
     pub(super) fn list<T>(
         &self,

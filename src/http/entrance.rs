@@ -341,6 +341,16 @@ mod tests {
         }
     }
 
+    /// By and by: what the peer has sent is seen meanwhile, and only then does its time begin.
+    async fn a_minute_passes() {
+        for _ in 0..60 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_secs(1)).await;
+            tokio::time::resume();
+        }
+    }
+
     /// The same of one whose request does not come to its end: its client knows that nobody else has cut it.
     #[tokio::test]
     async fn a_connection_over_tls_with_half_a_head_ends_with_a_notice() {
@@ -348,13 +358,7 @@ mod tests {
             let (client, served, _drain) = enter(entrance(None)).await;
             let mut client = over_tls(client).await;
             client.write_all(half).await.unwrap();
-            // Our side sees it before its time begins to pass.
-            for _ in 0..60 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-                tokio::time::pause();
-                tokio::time::advance(Duration::from_secs(1)).await;
-                tokio::time::resume();
-            }
+            a_minute_passes().await;
             ends(served).await;
             let mut answer = Vec::new();
             // Without the notice this is an error.
@@ -383,13 +387,7 @@ mod tests {
     async fn a_handshake_alone_does_not_keep_a_connection() {
         let (client, served, _drain) = enter(entrance(None)).await;
         let _client = over_tls(client).await;
-        // Our side may not have seen the last of the handshake: then its time has not begun.
-        for _ in 0..60 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            tokio::time::pause();
-            tokio::time::advance(Duration::from_secs(1)).await;
-            tokio::time::resume();
-        }
+        a_minute_passes().await;
         ends(served).await;
     }
 
