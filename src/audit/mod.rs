@@ -278,6 +278,8 @@ mod fixture {
         pub(super) fn restart(self) -> (Self, Vec<Received>) {
             std::fs::remove_file(&self.path).unwrap();
             self.socket.set_nonblocking(true).unwrap();
+            // What is sent from here on is refused: else it would be lost between the last reading and the end.
+            self.socket.shutdown(std::net::Shutdown::Read).unwrap();
             let rest = std::iter::from_fn(|| self.try_receive()).collect();
             let away = Journald {
                 socket: (),
