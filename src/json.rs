@@ -77,6 +77,10 @@ pub enum Kind {
     Object,
 }
 
+/// Which of a [`Document`]'s values one is: it is found again without a search.
+#[derive(Clone, Copy, Debug)]
+pub struct Place(usize);
+
 /// One value of a [`Document`], with the text it stands in.
 #[derive(Clone, Copy, Debug)]
 pub struct Value<'a> {
@@ -103,11 +107,25 @@ impl Document {
             index: 0,
         }
     }
+
+    /// The value at a place of this document's. `text` must be what was parsed.
+    pub fn at<'a>(&'a self, text: &'a [u8], place: Place) -> Value<'a> {
+        Value {
+            document: self,
+            text,
+            index: place.0,
+        }
+    }
 }
 
 impl<'a> Value<'a> {
     pub fn kind(self) -> Kind {
         self.node().kind
+    }
+
+    /// Which one it is.
+    pub fn place(self) -> Place {
+        Place(self.index)
     }
 
     /// Where the value stands in the text, quotes and brackets included.
@@ -148,10 +166,13 @@ impl<'a> Value<'a> {
 
     /// The member of that name, if this is an object that has it.
     pub fn get(self, name: &str) -> Option<Self> {
-        let nodes = &self.document.nodes[..];
-        let object = nodes[self.index];
+        let object = self.node();
+        if object.kind != Kind::Object {
+            return None;
+        }
+        let nodes = &self.document.nodes[..object.next as usize];
         let mut at = self.index + 1;
-        while object.kind == Kind::Object && at < object.next as usize {
+        while at < nodes.len() {
             let key = nodes[at];
             let found = if key.escaped {
                 unescape(&self.text[key.range()]) == name
@@ -175,6 +196,17 @@ impl<'a> Value<'a> {
 
     /// The members of an object, in order; none for any other kind.
     pub fn members(self) -> impl Iterator<Item = (Cow<'a, str>, Self)> {
+        self.named().map(|(name, value)| {
+            let name = match name {
+                Cow::Borrowed(name) => std::str::from_utf8(name).map(Cow::Borrowed).ok(),
+                Cow::Owned(name) => String::from_utf8(name).map(Cow::Owned).ok(),
+            };
+            (name.expect("the text was checked to be UTF-8"), value)
+        })
+    }
+
+    /// The same with names as bytes, for whoever looks for a few that he knows.
+    pub fn named(self) -> impl Iterator<Item = (Cow<'a, [u8]>, Self)> {
         let end = if self.kind() == Kind::Object {
             self.node().next as usize
         } else {
@@ -185,13 +217,12 @@ impl<'a> Value<'a> {
             if at >= end {
                 return None;
             }
-            let name = Value { index: at, ..self };
+            let name = said(self.text, self.document.nodes[at]);
             let value = Value {
                 index: at + 1,
                 ..self
             };
             at = value.node().next as usize;
-            let name = name.as_str().expect("a name is a string");
             Some((name, value))
         })
     }
@@ -236,6 +267,16 @@ impl<'a> Value<'a> {
 
     fn node(self) -> Node {
         self.document.nodes[self.index]
+    }
+}
+
+/// What a checked string of a text says.
+fn said(text: &[u8], string: Node) -> Cow<'_, [u8]> {
+    let raw = &text[string.range()];
+    if string.escaped {
+        Cow::Owned(unescape(raw).into_owned().into_bytes())
+    } else {
+        Cow::Borrowed(&raw[1..raw.len() - 1])
     }
 }
 

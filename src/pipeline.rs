@@ -20,7 +20,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, header::HeaderMap, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, request::Parts};
 use tracing::error;
 
 use crate::{
@@ -30,7 +30,12 @@ use crate::{
     child::StartError,
     config::Config,
     http::{
-        Peer, Refusal, Response, body, connection::Asked, cors, modern, reply, route, route::Route,
+        Peer, Refusal, Response, body,
+        connection::Asked,
+        cors, modern,
+        names::{SESSION_ID, VERSION, one},
+        reply, route,
+        route::Route,
     },
     mcp::{Call, CallError, Era, Id, Message, Target, cache, method, tools, version},
     session::{self, Exchange, OpenError, SendError, Sent, Session, Sessions},
@@ -147,7 +152,7 @@ async fn answer(
         upstream::make_ready(gateway, &head, &identity, Era::Legacy).await?;
         return batch::answer(gateway, &head, &identity, body, record).await;
     }
-    let modern = one(&head.headers, VERSION)? == Some(version::MODERN);
+    let modern = one(&head.headers, &VERSION)? == Some(version::MODERN);
     let call = read(body, modern, record).await?;
     let id = call.id().cloned();
     let decided = permitted_call(gateway, &head, &identity, call, record);
@@ -160,8 +165,14 @@ async fn answer(
     if let Err(refusal) = upstream::make_ready_for(gateway, &head, &identity, about).await {
         return Ok(failed(gateway, record.request_id, &refusal, id.as_ref()));
     }
-    let sent = (permit, place, record.request_id);
-    Ok(deliver(gateway, &identity, &head.headers, sent).await)
+    let request = record.request_id;
+    let found = found(gateway, &identity, &head.headers, (&permit, place, request)).await;
+    // What its connection has read it into is free from now on, for what comes next.
+    drop(head);
+    Ok(match found {
+        Ok(place) => deliver(gateway, &identity, (permit, place, request)).await,
+        Err(refusal) => failed(gateway, request, &refusal, id.as_ref()),
+    })
 }
 
 /// The message, and what is recorded of it.
@@ -276,14 +287,9 @@ fn permitted(
 async fn deliver(
     gateway: &Gateway,
     identity: &Arc<Identity>,
-    headers: &HeaderMap,
     (permit, place, request): (Permit, Place, RequestId),
 ) -> Response {
     let id = permit.call().id().cloned();
-    let place = match found(gateway, identity, headers, (&permit, place, request)).await {
-        Ok(place) => place,
-        Err(refusal) => return failed(gateway, request, &refusal, id.as_ref()),
-    };
     let (era, method) = (permit.call().era(), permit.call().method());
     let is_listen = method == method::LISTEN;
     let list = method::filtered_list(method);
@@ -362,7 +368,7 @@ async fn open(
             if let Some(session) =
                 session.and_then(|session| HeaderValue::from_str(session.id()).ok())
             {
-                response.headers_mut().insert(SESSION_ID, session);
+                response.headers_mut().insert(&SESSION_ID, session);
             }
             response
         }
@@ -446,7 +452,7 @@ fn outcome(request_id: RequestId, refusal: Option<&Refusal>) -> Outcome {
 
 /// A legacy request may name a version, and then one that exists.
 fn legacy_version(headers: &HeaderMap) -> Result<(), Refusal> {
-    match one(headers, VERSION)? {
+    match one(headers, &VERSION)? {
         Some(named) if named != version::MODERN && !version::LEGACY.contains(&named) => Err(
             Refusal::Version(named.chars().take(32).collect(), Era::Legacy),
         ),
@@ -463,17 +469,7 @@ fn no_method(era: Era) -> Refusal {
 }
 
 fn session_id(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
-    one(headers, SESSION_ID)
-}
-
-/// A header that may come at most once, as visible text.
-fn one<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Refusal> {
-    let mut lines = headers.get_all(name).iter();
-    match (lines.next(), lines.next()) {
-        (None, _) => Ok(None),
-        (Some(line), None) => line.to_str().map(Some).map_err(|_| Refusal::Header),
-        (Some(_), Some(_)) => Err(Refusal::Header),
-    }
+    one(headers, &SESSION_ID)
 }
 
 /// A refusal, and the id of the request that it answers, where that is known.
@@ -493,6 +489,3 @@ impl From<AuthError> for Refused {
         Refusal::Auth(error).into()
     }
 }
-
-const SESSION_ID: &str = "mcp-session-id";
-const VERSION: &str = "mcp-protocol-version";

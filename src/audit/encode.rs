@@ -2,6 +2,7 @@
 
 use std::{fmt::Display, io::Write as _, time::Duration};
 
+use memchr::memchr_iter;
 use serde_json::{Map, Value};
 
 use super::{
@@ -20,41 +21,52 @@ pub(super) fn native(
     out: &mut Vec<u8>,
 ) {
     out.reserve(USUAL_SIZE);
-    describe(event, server, time, number, &mut Native(out));
+    let start = out.len();
+    let mut fields = Native {
+        out,
+        count: 0,
+        may_break: false,
+    };
+    describe(event, server, time, number, &mut fields);
+    // A break in a value is rare, and to look for one in each costs more than all of them at once.
+    let breaks = memchr_iter(b'\n', &fields.out[start..]).count();
+    if breaks != fields.count {
+        fields.out.truncate(start);
+        fields.may_break = true;
+        describe(event, server, time, number, &mut fields);
+    }
 }
 
-struct Native<'a>(&'a mut Vec<u8>);
+struct Native<'a> {
+    out: &'a mut Vec<u8>,
+    /// Fields that were put.
+    count: usize,
+    /// Values may hold line breaks, and are looked at.
+    may_break: bool,
+}
 
 impl Fields for Native<'_> {
     fn put(&mut self, name: &'static str, value: impl Display) {
-        let start = self.0.len();
-        // Never fails: it is a Vec.
-        let _ = writeln!(self.0, "{name}={value}");
-        let value = start + name.len() + 1..self.0.len() - 1;
-        if self.0[value.clone()].contains(&b'\n') {
-            let value = self.0[value].to_vec();
-            self.0.truncate(start);
-            self.bytes(name, &value);
+        if self.may_break {
+            return self.text(name, &value.to_string());
         }
+        self.count += 1;
+        // Never fails: it is a Vec.
+        let _ = writeln!(self.out, "{name}={value}");
     }
 
     fn text(&mut self, name: &'static str, value: &str) {
-        self.bytes(name, value.as_bytes());
-    }
-}
-
-impl Native<'_> {
-    fn bytes(&mut self, name: &str, value: &[u8]) {
-        self.0.extend_from_slice(name.as_bytes());
-        if value.contains(&b'\n') {
-            self.0.push(b'\n');
-            self.0
-                .extend_from_slice(&(value.len() as u64).to_le_bytes());
+        self.count += 1;
+        let out = &mut *self.out;
+        out.extend_from_slice(name.as_bytes());
+        if self.may_break && value.contains('\n') {
+            out.push(b'\n');
+            out.extend_from_slice(&(value.len() as u64).to_le_bytes());
         } else {
-            self.0.push(b'=');
+            out.push(b'=');
         }
-        self.0.extend_from_slice(value);
-        self.0.push(b'\n');
+        out.extend_from_slice(value.as_bytes());
+        out.push(b'\n');
     }
 }
 

@@ -81,6 +81,8 @@ struct State {
     /// `None` while the thread uses it, outside the lock.
     sink: Option<Box<dyn Sink>>,
     waiting: VecDeque<Item>,
+    /// Of records that have gone, for those that come.
+    spare: Vec<Vec<u8>>,
     /// Bytes of what waits.
     bytes: usize,
     /// Records that the thread is about to send.
@@ -126,6 +128,7 @@ impl Queue {
         let state = State {
             sink: Some(sink),
             waiting: VecDeque::new(),
+            spare: Vec::new(),
             bytes: 0,
             in_hand: 0,
             gap: Gap::default(),
@@ -160,7 +163,7 @@ impl Queue {
         if matches!(event, Event::ChildStderr { .. }) && state.waiting.len() >= MAX_NOISE {
             state.lose(number);
         } else {
-            let mut bytes = Vec::new();
+            let mut bytes = state.spare.pop().unwrap_or_default();
             (shared.encode)(event, &shared.server, time, Some(number), &mut bytes);
             state.keep(Item { number, bytes });
         }
@@ -237,11 +240,15 @@ impl Shared {
             let together = state.waiting.iter().take(MAX_TURN);
             let together: Vec<&[u8]> = together.map(|item| &item.bytes[..]).collect();
             let sent = sink.send_first(&together);
-            (0..sent).for_each(|_| drop(state.next()));
+            for _ in 0..sent {
+                if let Some(gone) = state.next() {
+                    state.reuse(gone);
+                }
+            }
         }
         while let Some(item) = state.next() {
             match sink.send(&item.bytes) {
-                Sent::Yes => {}
+                Sent::Yes => state.reuse(item),
                 Sent::Never => state.lose(item.number),
                 Sent::Later => {
                     state.put_back(item);
@@ -389,6 +396,15 @@ impl State {
         Some(item)
     }
 
+    /// Keeps the memory of a record that has gone.
+    fn reuse(&mut self, item: Item) {
+        let mut bytes = item.bytes;
+        if self.spare.len() < MAX_SPARE && bytes.capacity() <= MAX_SPARE_BYTES {
+            bytes.clear();
+            self.spare.push(bytes);
+        }
+    }
+
     fn lose(&mut self, number: u64) {
         self.dropped += 1;
         self.gap.add(number);
@@ -428,6 +444,9 @@ pub(super) fn now() -> Duration {
 const MAX_WAITING: usize = 1024;
 /// Records of one turn, and of one system call; more are handed on at once.
 const MAX_TURN: usize = 64;
+/// Records whose memory is kept for others, and bytes of each.
+const MAX_SPARE: usize = 16;
+const MAX_SPARE_BYTES: usize = 4 << 10;
 /// Beyond so many, what children say is not kept any more.
 const MAX_NOISE: usize = MAX_WAITING / 2;
 /// Bytes of those records; likewise.

@@ -33,8 +33,10 @@ pub(super) fn field(text: &str) -> Cow<'_, str> {
 }
 
 fn shown_up_to(text: &str, max: usize) -> Cow<'_, str> {
-    // What most texts are, and then nothing has to be written out.
-    if text.len() <= max && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+    // What most texts are, and then nothing has to be written out. Without a way out in between, so
+    // that many bytes are looked at at once.
+    let odd = |byte: u8| u8::from(byte.wrapping_sub(b' ') > b'~' - b' ');
+    if text.len() <= max && text.bytes().fold(0, |any, byte| any | odd(byte)) == 0 {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len().min(max));

@@ -1,7 +1,6 @@
 //! From a request's headers to an [`Identity`].
 
 use std::{
-    collections::HashMap,
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
@@ -10,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use foldhash::HashMap;
 use http::{HeaderMap, Method};
 
 use super::{
@@ -143,7 +143,7 @@ impl Authenticator {
         };
         let shown = bearer::credentials(presented.headers, presented.query, &tokens.schemes)?;
         let now = self.now();
-        let verified = self.verified(tokens, shown.token, now).await?;
+        let verified = self.verified(tokens, shown, now).await?;
         tokens.check_binding(presented, shown, &verified, now)?;
         Ok(verified.claimed.identity)
     }
@@ -209,13 +209,18 @@ impl Authenticator {
     async fn verified(
         &self,
         tokens: &Tokens,
-        token: &str,
+        shown: Shown<'_>,
         now: u64,
     ) -> Result<Verified, AuthError> {
-        let name = self.names.of(token);
+        let name = match self.names.kept(shown.token) {
+            Some(name) => name,
+            // Its form first: what was kept has it.
+            None => self.names.keep(shown.checked()?),
+        };
         if let Some(known) = self.recall(tokens, &name, now) {
             return Ok(known);
         }
+        let token = shown.checked()?;
         let asked = tokens.introspecting().filter(|_| !jwt::is_jwt(token));
         let verified = match asked {
             Some((issuer, introspector)) => {
@@ -342,7 +347,7 @@ impl Tokens {
                 presented.headers,
                 &dpop::Wanted {
                     method: presented.method,
-                    token: shown.token,
+                    token: shown.checked()?,
                     bound_to,
                     nonce: self.issuers[verified.issuer].config.dpop_nonce,
                     now,

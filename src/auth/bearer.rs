@@ -4,11 +4,21 @@ use http::{HeaderMap, header};
 
 use super::{AuthError, Fault};
 
-/// A token, and how it was shown.
+/// What stands where a token should, and how it was shown.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Shown<'a> {
     pub(super) scheme: Scheme,
-    pub(super) token: &'a str,
+    pub(super) token: &'a [u8],
+}
+
+impl<'a> Shown<'a> {
+    /// The token, if it has the form of one.
+    pub(super) fn checked(self) -> Result<&'a str, AuthError> {
+        let fits = is_token68(self.token) && self.token.len() <= MAX_TOKEN;
+        let text = std::str::from_utf8(self.token).ok();
+        text.filter(|_| fits)
+            .ok_or(AuthError::Malformed(Fault::Form))
+    }
 }
 
 /// The authentication schemes that carry a token.
@@ -19,7 +29,8 @@ pub(super) enum Scheme {
     Dpop,
 }
 
-/// The one token of a request. `schemes` are those that are spoken here; others are unknown.
+/// The one token of a request, whose form is still to be checked. `schemes` are those that are
+/// spoken here; others are unknown.
 pub(super) fn credentials<'a>(
     headers: &'a HeaderMap,
     query: Option<&str>,
@@ -54,14 +65,12 @@ pub(super) fn credentials<'a>(
         return Err(AuthError::Malformed(Fault::Ambiguous));
     }
     let spaces = rest.iter().take_while(|byte| **byte == b' ').count();
-    let token = &rest[spaces..];
-    let text = std::str::from_utf8(token).unwrap_or_default();
-    if spaces == 0 || !is_token68(token) || token.len() > MAX_TOKEN {
+    if spaces == 0 {
         return Err(AuthError::Malformed(Fault::Form));
     }
     Ok(Shown {
         scheme,
-        token: text,
+        token: &rest[spaces..],
     })
 }
 
@@ -92,13 +101,14 @@ fn is_token68(token: &[u8]) -> bool {
     let padding = token.iter().rev().take_while(|byte| **byte == b'=').count();
     let body = &token[..token.len() - padding];
     // Without a way out in between and without a table, so that many are looked at at once.
-    !body.is_empty()
-        && body.iter().fold(true, |all, byte| {
-            let mark = [b'-', b'.', b'_', b'~', b'+', b'/']
-                .iter()
-                .fold(false, |any, mark| any | (byte == mark));
-            all & (byte.is_ascii_alphanumeric() | mark)
-        })
+    let wrong = |byte: u8| {
+        let marks = [b'-', b'.', b'_', b'~', b'+', b'/'];
+        let mark = marks
+            .iter()
+            .fold(0, |any, mark| any | u8::from(byte == *mark));
+        u8::from(!byte.is_ascii_alphanumeric()) & (mark ^ 1)
+    };
+    !body.is_empty() && body.iter().fold(0, |any, byte| any | wrong(*byte)) == 0
 }
 
 /// Bytes of a token (tok-13).
@@ -108,7 +118,7 @@ const MAX_TOKEN: usize = 16 << 10;
 mod tests {
     use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-    use super::{super::testing, AuthError, Fault, MAX_TOKEN, Scheme};
+    use super::{super::testing, AuthError, Fault, MAX_TOKEN, Scheme, Shown};
 
     const FORM: AuthError = AuthError::Malformed(Fault::Form);
     const AMBIGUOUS: AuthError = AuthError::Malformed(Fault::Ambiguous);
@@ -127,7 +137,9 @@ mod tests {
     fn refused(line: &[u8], wanted: &AuthError) {
         let shown = String::from_utf8_lossy(&line[..line.len().min(60)]);
         assert_eq!(
-            super::credentials(&lines(&[line]), None, &[Scheme::Bearer]).as_ref(),
+            super::credentials(&lines(&[line]), None, &[Scheme::Bearer])
+                .and_then(Shown::checked)
+                .as_ref(),
             Err(wanted),
             "{shown}"
         );

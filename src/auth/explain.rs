@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::{
     AuthError, Authenticator, Fault, Identity, IntrospectionError, Notice, Presented, Surroundings,
-    bearer::{self, Scheme},
+    bearer::{self, Scheme, Shown},
     callers, claims, jwt,
     jwt::Unverified,
 };
@@ -76,7 +76,7 @@ pub async fn explain(
         headers.insert(header::AUTHORIZATION, line);
     }
     let mut checks = Vec::new();
-    let form = bearer::credentials(&headers, None, &[scheme]);
+    let form = bearer::credentials(&headers, None, &[scheme]).and_then(Shown::checked);
     checks.push(Check {
         what: "form",
         passed: form.is_ok(),

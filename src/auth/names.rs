@@ -6,20 +6,22 @@
 //! nothing.
 
 use std::{
-    hash::{BuildHasher, RandomState},
+    hash::BuildHasher,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use aws_lc_rs::{constant_time::verify_slices_are_equal, digest};
+use foldhash::fast::RandomState;
 
 /// The name of a token.
 pub(super) type Name = [u8; 32];
 
 /// Names, and the latest tokens that were asked for.
 pub(super) struct Names {
-    kept: Mutex<Vec<Kept>>,
-    /// Nobody outside can tell which two share a place.
-    places: RandomState,
+    /// Places by rows.
+    kept: Mutex<Vec<[Kept; ROW]>>,
+    /// Nobody outside can tell which share a row.
+    rows: RandomState,
 }
 
 #[derive(Clone, Default)]
@@ -34,53 +36,70 @@ impl Names {
     pub(super) fn new() -> Self {
         Self {
             kept: Mutex::default(),
-            places: RandomState::new(),
+            rows: RandomState::default(),
         }
     }
 
-    pub(super) fn of(&self, token: &str) -> Name {
-        let token = token.as_bytes();
-        // A signature is at the end: that differs.
-        let end = &token[token.len().saturating_sub(8)..];
-        let place = self.places.hash_one(end) as usize % PLACES;
-        let mut all = self.kept();
+    /// That of a token which is kept.
+    pub(super) fn kept(&self, token: &[u8]) -> Option<Name> {
+        let mut all = self.all();
+        let row = all.get_mut(self.row(token))?;
         // An empty place is no token's: none is empty.
-        if let Some(kept) = all.get_mut(place)
-            && !token.is_empty()
-            && verify_slices_are_equal(&kept.token, token).is_ok()
-        {
-            kept.is_wanted = true;
-            return kept.name;
-        }
+        let is_it = |kept: &&mut Kept| {
+            kept.token.len() == token.len()
+                && !token.is_empty()
+                && verify_slices_are_equal(&kept.token, token).is_ok()
+        };
+        let kept = row.iter_mut().find(is_it)?;
+        kept.is_wanted = true;
+        Some(kept.name)
+    }
+
+    /// That of another, which is kept from now on if there is a place.
+    pub(super) fn keep(&self, token: &str) -> Name {
+        let token = token.as_bytes();
         let mut name = [0; 32];
         name.copy_from_slice(digest::digest(&digest::SHA256, token).as_ref());
         if token.len() <= LONGEST {
+            let mut all = self.all();
             if all.is_empty() {
-                all.resize(PLACES, Kept::default());
+                all.resize(ROWS, Default::default());
             }
-            let kept = &mut all[place];
-            // Where two want one place in turns, the first keeps it: moving costs, too.
-            if !std::mem::take(&mut kept.is_wanted) {
-                kept.token = token.into();
-                kept.name = name;
+            let row = &mut all[self.row(token)];
+            let others = row.iter_mut().filter(|kept| !kept.is_wanted);
+            match others.min_by_key(|kept| !kept.token.is_empty()) {
+                Some(kept) => {
+                    kept.token = token.into();
+                    kept.name = name;
+                }
+                // Where more want a row than it has places, those there keep them until they are not
+                // asked for any more: moving costs, too.
+                None => row.iter_mut().for_each(|kept| kept.is_wanted = false),
             }
         }
         name
     }
 
-    /// Keeps none, until they are shown again.
-    pub(super) fn forget(&self) {
-        *self.kept() = Vec::new();
+    fn row(&self, token: &[u8]) -> usize {
+        // A signature is at the end: that differs.
+        let end = token.last_chunk().copied().map_or(0, u64::from_ne_bytes);
+        self.rows.hash_one(end) as usize % ROWS
     }
 
-    fn kept(&self) -> MutexGuard<'_, Vec<Kept>> {
+    /// Keeps none, until they are shown again.
+    pub(super) fn forget(&self) {
+        *self.all() = Vec::new();
+    }
+
+    fn all(&self) -> MutexGuard<'_, Vec<[Kept; ROW]>> {
         // Each place is whole at any time.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Tokens that are kept as they were shown …
-const PLACES: usize = 64;
+/// Tokens that are kept as they were shown: so many rows of so many …
+const ROWS: usize = 32;
+const ROW: usize = 4;
 /// … if they have no more bytes than this.
 const LONGEST: usize = 4 << 10;
 
@@ -91,6 +110,12 @@ mod tests {
     fn sha256(token: &str) -> Name {
         let digest = digest::digest(&digest::SHA256, token.as_bytes());
         digest.as_ref().try_into().unwrap()
+    }
+
+    fn name(names: &Names, token: &str) -> Name {
+        names
+            .kept(token.as_bytes())
+            .unwrap_or_else(|| names.keep(token))
     }
 
     /// Many more than there are places, some alike at the end, each several times.
@@ -104,8 +129,8 @@ mod tests {
             .collect();
         for _ in 0..5 {
             for token in &tokens {
-                assert_eq!(names.of(token), sha256(token), "{token}");
-                assert_eq!(names.of(token), sha256(token), "{token}");
+                assert_eq!(name(&names, token), sha256(token), "{token}");
+                assert_eq!(name(&names, token), sha256(token), "{token}");
             }
         }
     }
@@ -114,37 +139,47 @@ mod tests {
     fn few_tokens_are_kept_and_long_ones_not_and_none_after_a_pause() {
         let names = Names::new();
         let kept = |names: &Names| -> Vec<usize> {
-            let kept = names.kept();
-            let tokens = kept.iter().filter(|kept| !kept.token.is_empty());
-            tokens.map(|kept| kept.token.len()).collect()
+            let all = names.all();
+            let tokens = all.iter().flatten().map(|kept| kept.token.len());
+            tokens.filter(|length| *length > 0).collect()
         };
-        names.of(&"x".repeat(LONGEST + 1));
+        name(&names, &"x".repeat(LONGEST + 1));
         assert!(kept(&names).is_empty());
         for n in 0..1_000 {
-            names.of(&format!("{n:0>32}"));
+            name(&names, &format!("{n:0>32}"));
         }
-        assert!((1..=PLACES).contains(&kept(&names).len()));
+        assert!((1..=ROWS * ROW).contains(&kept(&names).len()));
         names.forget();
         assert!(kept(&names).is_empty());
-        names.of(&"x".repeat(LONGEST));
+        name(&names, &"x".repeat(LONGEST));
         assert_eq!(kept(&names), [LONGEST]);
     }
 
+    /// As many as have one row find their places, and one more does not move them each time.
     #[test]
-    fn two_tokens_that_want_one_place_in_turns_do_not_move_each_time() {
+    fn tokens_that_want_one_row_in_turns_do_not_move_each_time() {
         let names = Names::new();
-        let (first, second) = ("first.same end", "second.same end");
+        let tokens: Vec<String> = (0..=ROW).map(|n| format!("{n}.same end")).collect();
+        let (last, first) = tokens.split_last().unwrap();
         let holds = |token: &str| {
-            let kept = names.kept();
-            kept.iter().any(|kept| *kept.token == *token.as_bytes())
+            let all = names.all();
+            let mut all = all.iter().flatten();
+            all.any(|kept| *kept.token == *token.as_bytes())
         };
-        for token in [first, first, second, first, second, first] {
-            names.of(token);
-            assert!(holds(first), "{token}");
+        for _ in 0..2 {
+            for token in first {
+                name(&names, token);
+            }
+        }
+        for token in [last, &first[0], &first[1], last] {
+            name(&names, token);
+            let held = first.iter().filter(|token| holds(token)).count();
+            assert!(holds(&first[0]) && held >= ROW - 1, "{token}");
         }
         // Whoever does not come any more makes way.
-        names.of(second);
-        names.of(second);
-        assert!(holds(second) && !holds(first));
+        for _ in 0..ROW {
+            name(&names, last);
+        }
+        assert!(holds(last));
     }
 }

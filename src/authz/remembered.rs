@@ -5,10 +5,9 @@
 //! change. All of it is in the key, and keys are compared whole, so that what is remembered is
 //! what would be decided (a test compares both ways). Refusals are worked out each time.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use foldhash::HashMap;
 
 use crate::{
     auth::{Identity, Kind},

@@ -1,7 +1,7 @@
 //! Request bodies, read whole and capped; answer bodies, whole or as events.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     convert::Infallible,
     future::Future,
     pin::Pin,
@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use foldhash::HashMap;
 use http::Version;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;

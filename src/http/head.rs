@@ -227,20 +227,13 @@ fn framing(head: &[u8]) -> Result<At, Refusal> {
         if count == MAX_HEADERS {
             return Err(Refusal::HeadTooLarge);
         }
-        let colon = line
-            .iter()
-            .position(|byte| *byte == b':')
-            .ok_or(Refusal::Header)?;
-        let (name, value) = (&line[..colon], &line[colon + 1..]);
         // A line that goes on the one before (obs-fold) has a space here, too.
-        if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) {
-            return Err(Refusal::Header);
-        }
-        // All of it, rather than up to the first: that is several bytes at a time.
-        if value
-            .iter()
-            .fold(false, |any, byte| any | is_control(*byte))
-        {
+        let name = line.iter().take_while(|byte| is_token(**byte)).count();
+        let (name, value) = match line.split_at(name) {
+            (name @ [_, ..], [b':', value @ ..]) => (name, value),
+            _ => return Err(Refusal::Header),
+        };
+        if has_controls(value) {
             return Err(Refusal::Header);
         }
         // Tabs and spaces: of the rest that this would take away nothing is left.
@@ -313,8 +306,12 @@ fn is_token(byte: u8) -> bool {
     TOKEN[usize::from(byte)]
 }
 
-fn is_control(byte: u8) -> bool {
-    byte.is_ascii_control() && byte != b'\t'
+/// Whether there is a control character other than a tab. Without a way out in between, so that
+/// many bytes are looked at at once.
+fn has_controls(text: &[u8]) -> bool {
+    let control =
+        |byte: u8| u8::from(byte < b' ') & u8::from(byte != b'\t') | u8::from(byte == 0x7F);
+    text.iter().fold(0, |any, byte| any | control(*byte)) != 0
 }
 
 /// What names and methods are made of (RFC 9110 §5.6.2).

@@ -25,6 +25,7 @@ pub mod tls;
 pub mod body;
 pub mod cors;
 pub mod modern;
+pub mod names;
 pub mod refusal;
 pub mod reply;
 pub mod route;

@@ -5,10 +5,13 @@
 
 use std::borrow::Cow;
 
-use http::HeaderMap;
+use http::{HeaderMap, header::AsHeaderName};
 
 use crate::{
-    http::Refusal,
+    http::{
+        Refusal,
+        names::{METHOD, NAME, VERSION},
+    },
     json::{Kind, Value},
     mcp::{Call, CallError, Era, Shape, Target, header, method, tools::Mirrored, version},
 };
@@ -25,7 +28,7 @@ pub fn agree(headers: &HeaderMap, call: &Call) -> Result<(), Refusal> {
             );
         }
     }
-    let told = value(headers, "mcp-protocol-version")?
+    let told = value(headers, &VERSION)?
         .ok_or(Refusal::HeaderMismatch("MCP-Protocol-Version is missing"))?;
     let Some(meant) = call.meta("io.modelcontextprotocol/protocolVersion") else {
         return Err(CallError::Params("_meta names no protocol version").into());
@@ -46,7 +49,7 @@ pub fn agree(headers: &HeaderMap, call: &Call) -> Result<(), Refusal> {
     if capabilities.map(Value::kind) != Some(Kind::Object) {
         return Err(CallError::Params("_meta names no client capabilities").into());
     }
-    match value(headers, "mcp-method")? {
+    match value(headers, &METHOD)? {
         Some(method) if method == call.method() => {}
         Some(_) => return Err(Refusal::HeaderMismatch("Mcp-Method")),
         None => return Err(Refusal::HeaderMismatch("Mcp-Method is missing")),
@@ -59,7 +62,7 @@ pub fn agree(headers: &HeaderMap, call: &Call) -> Result<(), Refusal> {
             None => return Ok(()),
         },
     };
-    match value(headers, "mcp-name")? {
+    match value(headers, &NAME)? {
         Some(told) if decoded(told, "Mcp-Name is not well encoded")? == name => Ok(()),
         Some(_) => Err(Refusal::HeaderMismatch("Mcp-Name")),
         None => Err(Refusal::HeaderMismatch("Mcp-Name is missing")),
@@ -134,7 +137,7 @@ fn task(call: &Call) -> Option<Cow<'_, str>> {
 }
 
 /// A header that may come at most once, as visible text, without spaces around it.
-fn value<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Refusal> {
+fn value(headers: &HeaderMap, name: impl AsHeaderName) -> Result<Option<&str>, Refusal> {
     let mut lines = headers.get_all(name).iter();
     match (lines.next(), lines.next()) {
         (None, _) => Ok(None),

@@ -74,7 +74,8 @@ fn other_method(head: &Parts, config: &Config, methods: &'static str) -> Result<
 /// A POST's own headers: exactly JSON in, JSON and events out (conn-16 … conn-18).
 pub fn post_headers(headers: &HeaderMap) -> Result<(), Refusal> {
     json_in(headers)?;
-    if accepts(headers, ["application/json", "application/*"]) && accepts(headers, EVENTS) {
+    let accepted = Accepted::of(headers);
+    if accepted.json && accepted.events {
         Ok(())
     } else {
         Err(Refusal::NotAcceptable)
@@ -106,25 +107,33 @@ pub fn message_headers(headers: &HeaderMap) -> Result<(), Refusal> {
 
 /// A GET's own headers: events out.
 pub fn get_headers(headers: &HeaderMap) -> Result<(), Refusal> {
-    if accepts(headers, EVENTS) {
+    if Accepted::of(headers).events {
         Ok(())
     } else {
         Err(Refusal::NotAcceptable)
     }
 }
 
-fn accepts(headers: &HeaderMap, names: [&str; 2]) -> bool {
-    headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-        .map(media_type)
-        .any(|kind| {
-            kind == b"*/*"
-                || names
-                    .iter()
-                    .any(|name| kind.eq_ignore_ascii_case(name.as_bytes()))
-        })
+/// What the client says that it reads, of what it may be answered with.
+#[derive(Default)]
+struct Accepted {
+    json: bool,
+    events: bool,
+}
+
+impl Accepted {
+    fn of(headers: &HeaderMap) -> Self {
+        let mut accepted = Self::default();
+        let lines = headers.get_all(header::ACCEPT).iter();
+        let kinds = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+        for kind in kinds.map(media_type) {
+            let is = |name: &str| kind.eq_ignore_ascii_case(name.as_bytes());
+            let all = is("*/*");
+            accepted.json |= all || is("application/json") || is("application/*");
+            accepted.events |= all || is("text/event-stream") || is("text/*");
+        }
+        accepted
+    }
 }
 
 /// Headers that are read are text (h1-19). What others say is nobody's business here.
@@ -218,7 +227,6 @@ pub const MCP_METHODS: &str = "POST, GET, DELETE";
 pub const MODERN_METHODS: &str = "POST";
 /// Bytes of a request's target (h1-12).
 const MAX_TARGET: usize = 8 << 10;
-const EVENTS: [&str; 2] = ["text/event-stream", "text/*"];
 /// What thv reads of any request. Authorization is judged by `auth`, which has a challenge
 /// for one that is no text (tok-14).
 const READ: &[HeaderName] = &[

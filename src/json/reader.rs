@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::HashSet};
 
-use super::{JsonError, Kind, Limits, Node, unescape};
+use super::{JsonError, Kind, Limits, Node, said};
 
 /// The nodes of a text that is UTF-8.
 pub(super) fn read(text: &[u8], limits: Limits) -> Result<Vec<Node>, JsonError> {
@@ -12,7 +12,6 @@ pub(super) fn read(text: &[u8], limits: Limits) -> Result<Vec<Node>, JsonError> 
         limits,
         // Of ordinary texts; others grow it.
         nodes: Vec::with_capacity((text.len() / 8).clamp(FEW_NODES, FIRST_NODES)),
-        names: Vec::new(),
     };
     reader.space();
     reader.value(0)?;
@@ -29,9 +28,6 @@ struct Reader<'a> {
     at: usize,
     limits: Limits,
     nodes: Vec<Node>,
-    /// The names seen so far of the objects that are open, the innermost one's last: one
-    /// list for all of them, because most are short.
-    names: Vec<Cow<'a, [u8]>>,
 }
 
 impl<'a> Reader<'a> {
@@ -54,22 +50,17 @@ impl<'a> Reader<'a> {
         if self.peek() == Some(b'}') {
             return self.close(index);
         }
-        if self.names.capacity() == 0 {
-            self.names.reserve(USUAL_NAMES);
-        }
-        let first = self.names.len();
-        let mut many = HashSet::new();
+        let (mut count, mut many) = (0, None);
         loop {
             let name = self.nodes.len();
             if self.peek() != Some(b'"') {
                 return Err(self.syntax());
             }
             self.string()?;
-            let node = self.nodes[name];
-            let raw = &self.text[node.range()];
-            if !self.is_new(raw, node.escaped, first, &mut many) {
-                return Err(JsonError::Duplicate(node.start as usize));
+            if !self.is_new((index, name, count), &mut many) {
+                return Err(JsonError::Duplicate(self.nodes[name].start as usize));
             }
+            count += 1;
             self.space();
             if self.peek() != Some(b':') {
                 return Err(self.syntax());
@@ -80,37 +71,47 @@ impl<'a> Reader<'a> {
             self.space();
             match self.peek() {
                 Some(b',') => self.at += 1,
-                Some(b'}') => {
-                    self.names.truncate(first);
-                    return self.close(index);
-                }
+                Some(b'}') => return self.close(index),
                 _ => return Err(self.syntax()),
             }
             self.space();
         }
     }
 
-    /// Whether a name, as it was written, is new in the object whose names begin at `first`;
-    /// beyond a few they move to `many`.
+    /// Whether the name at node `name` is new in the object at node `object`, which has `count` before
+    /// it; beyond a few they are looked up in `many`.
     fn is_new(
-        &mut self,
-        raw: &'a [u8],
-        escaped: bool,
-        first: usize,
-        many: &mut HashSet<Cow<'a, [u8]>>,
+        &self,
+        (object, name, count): (usize, usize, usize),
+        many: &mut Option<HashSet<Cow<'a, [u8]>>>,
     ) -> bool {
-        let name = if escaped {
-            Cow::Owned(unescape(raw).into_owned().into_bytes())
-        } else {
-            Cow::Borrowed(&raw[1..raw.len() - 1])
-        };
-        if many.is_empty() && self.names.len() - first < FEW_NAMES {
-            let new = !self.names[first..].contains(&name);
-            self.names.push(name);
-            return new;
+        let new = self.nodes[name];
+        if count < FEW_NAMES {
+            return self
+                .names_between(object, name)
+                .all(|old| !self.is_same(old, new));
         }
-        many.extend(self.names.drain(first..));
-        many.insert(name)
+        let read = |name| said(self.text, name);
+        many.get_or_insert_with(|| self.names_between(object, name).map(read).collect())
+            .insert(read(new))
+    }
+
+    /// The names of an object that is open, up to one of them.
+    fn names_between(&self, object: usize, end: usize) -> impl Iterator<Item = Node> {
+        let mut at = object + 1;
+        std::iter::from_fn(move || {
+            let name = (at < end).then(|| self.nodes[at])?;
+            at = self.nodes[at + 1].next as usize;
+            Some(name)
+        })
+    }
+
+    fn is_same(&self, one: Node, other: Node) -> bool {
+        if one.escaped || other.escaped {
+            said(self.text, one) == said(self.text, other)
+        } else {
+            self.text[one.range()] == self.text[other.range()]
+        }
     }
 
     fn array(&mut self, depth: usize) -> Result<(), JsonError> {
@@ -155,13 +156,15 @@ impl<'a> Reader<'a> {
         let mut escaped = false;
         self.at += 1;
         loop {
+            let rest = self.text[self.at..].iter();
+            let plain = rest.take_while(|byte| PLAIN[usize::from(**byte)]).count();
+            self.at += plain;
             match self.peek() {
                 Some(b'"') => break,
                 Some(b'\\') => {
                     escaped = true;
                     self.escape()?;
                 }
-                Some(0x20..) => self.at += 1,
                 _ => return Err(self.syntax()),
             }
         }
@@ -291,10 +294,20 @@ fn index_of(at: usize) -> u32 {
     u32::try_from(at).expect("parse() refuses texts over 4 GiB, and nodes are fewer than bytes")
 }
 
+/// Bytes that stand for themselves in a string (RFC 8259 §7).
+const PLAIN: [bool; 256] = {
+    let mut plain = [true; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        plain[byte] = false;
+        byte += 1;
+    }
+    plain[b'"' as usize] = false;
+    plain[b'\\' as usize] = false;
+    plain
+};
 /// Nodes that are reserved at once: a long text says nothing about how many it has.
 const FIRST_NODES: usize = 256;
 const FEW_NODES: usize = 16;
-/// Names that are reserved at once.
-const USUAL_NAMES: usize = 16;
 /// So many names are compared one by one: that is faster than hashing them.
 const FEW_NAMES: usize = 24;

@@ -1,13 +1,13 @@
 //! One message from a client, read once.
 
-use std::{borrow::Cow, ops::Range};
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use memchr::memchr2;
 
 use crate::{
-    json::{self, Document, JsonError, Kind, Value},
-    mcp::{meta, method},
+    json::{self, Document, JsonError, Kind, Place, Value},
+    mcp::{members::Members, meta, method},
 };
 
 /// Which half of MCP's history a message belongs to.
@@ -67,6 +67,11 @@ impl Message {
         self.document.root(&self.bytes)
     }
 
+    /// The value at a place of this message's.
+    pub fn at(&self, place: Place) -> Value<'_> {
+        self.document.at(&self.bytes, place)
+    }
+
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
@@ -103,11 +108,11 @@ impl AsRef<[u8]> for OneLine {
 /// A request id as the client wrote it: a string or an integer, quotes
 /// included, so that `1` and `"1"` differ and both are echoed byte for byte.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub struct Id(Bytes);
+pub struct Id(Arc<[u8]>);
 
 impl Id {
     /// The id of a message, from the value of its `id` member.
-    fn of(bytes: &Bytes, value: Value<'_>) -> Result<Self, CallError> {
+    fn of(value: Value<'_>) -> Result<Self, CallError> {
         let fits = match value.kind() {
             Kind::String => value.span().len() <= MAX_ID + 2,
             // Integers within i64, spelled as integers: 1.0 and 1e2 are refused (json-11, json-12).
@@ -117,12 +122,8 @@ impl Id {
             _ => false,
         };
         if fits {
-            // An id is kept for as long as its call: a large body is not, for its sake.
-            Ok(Self(if bytes.len() > MAX_KEPT {
-                Bytes::copy_from_slice(value.raw())
-            } else {
-                bytes.slice(value.span())
-            }))
+            // An id is kept for as long as its call: what was read with it is not, for its sake.
+            Ok(Self(value.raw().into()))
         } else {
             Err(CallError::Invalid("id"))
         }
@@ -130,7 +131,7 @@ impl Id {
 
     /// For what the gateway itself asks: no client has it.
     pub fn own() -> Self {
-        Self(Bytes::from_static(b"0"))
+        Self(b"0"[..].into())
     }
 
     /// The id as JSON.
@@ -182,6 +183,10 @@ pub struct Call {
     method: String,
     target: Named,
     era: Era,
+    /// Where these stand, and `_meta` in `params`.
+    id: Option<Place>,
+    params: Option<Place>,
+    meta: Option<Place>,
 }
 
 #[derive(Clone, Debug)]
@@ -214,30 +219,27 @@ impl Call {
         if root.kind() != Kind::Object {
             return Err(CallError::Invalid("a message is an object"));
         }
-        if root.get("jsonrpc").and_then(Value::as_str).as_deref() != Some("2.0") {
+        let members = Members::of(root);
+        if members.jsonrpc.and_then(Value::as_str).as_deref() != Some("2.0") {
             return Err(CallError::Invalid("jsonrpc is not \"2.0\""));
         }
-        let shape = shape(&message)?;
-        if meta::is_forged(root) {
+        let shape = shape(&members)?;
+        let (params, result) = (members.params, members.result);
+        if meta::is_forged(params, result) {
             return Err(CallError::Params(
                 "`_meta` names `thv/identity`, which the gateway alone may say",
             ));
         }
-        let method = root
-            .get("method")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .into_owned();
-        let params = root.get("params");
-        if params.is_some_and(is_said_twice) {
+        let method = members.method.and_then(Value::as_str);
+        let method = method.unwrap_or_default().into_owned();
+        let meta = params.and_then(|params| params.get("_meta"));
+        if params.is_some_and(|params| is_said_twice(params, meta)) {
             return Err(IN_ANOTHER_CASE);
         }
-        let modern_body = params
-            .and_then(|params| params.get("_meta"))
-            .is_some_and(|meta| {
-                meta.get("io.modelcontextprotocol/protocolVersion")
-                    .is_some()
-            });
+        let modern_body = meta.is_some_and(|meta| {
+            meta.get("io.modelcontextprotocol/protocolVersion")
+                .is_some()
+        });
         // `initialize` is legacy whatever version it names itself (mcp-L9).
         let modern = modern_body || (modern_header && method != "initialize");
         let era = if modern { Era::Modern } else { Era::Legacy };
@@ -247,12 +249,16 @@ impl Call {
         } else {
             Named::Server
         };
+        let [id, params, meta] = [members.id, params, meta].map(|value| value.map(Value::place));
         Ok(Self {
             message,
             shape,
             method,
             target,
             era,
+            id,
+            params,
+            meta,
         })
     }
 
@@ -292,12 +298,17 @@ impl Call {
 
     /// A member of `params._meta`.
     pub fn meta(&self, name: &str) -> Option<Value<'_>> {
-        self.params()?.get("_meta")?.get(name)
+        self.message.at(self.meta?).get(name)
     }
 
     /// The `params` member, where there is one.
     pub fn params(&self) -> Option<Value<'_>> {
-        self.message.root().get("params")
+        Some(self.message.at(self.params?))
+    }
+
+    /// The `id` member, where there is one.
+    pub fn id_value(&self) -> Option<Value<'_>> {
+        Some(self.message.at(self.id?))
     }
 }
 
@@ -315,26 +326,18 @@ pub enum CallError {
     Params(&'static str),
 }
 
-fn shape(message: &Message) -> Result<Shape, CallError> {
-    let root = message.root();
-    let method = root.get("method");
-    let id = root
-        .get("id")
-        .map(|id| Id::of(message.bytes(), id))
-        .transpose()?;
-    // Only these members: `Method` or `paramſ` is somebody else's parser's idea (json-7).
-    let allowed: &[&str] = if method.is_some() {
-        &["jsonrpc", "id", "method", "params"]
+fn shape(members: &Members<'_>) -> Result<Shape, CallError> {
+    let id = members.id.map(Id::of).transpose()?;
+    // A request has no answer, and an answer no parameters.
+    let misplaced = if members.method.is_some() {
+        members.result.or(members.error)
     } else {
-        &["jsonrpc", "id", "result", "error"]
+        members.params
     };
-    if root
-        .members()
-        .any(|(name, _)| !allowed.contains(&name.as_ref()))
-    {
+    if members.others || misplaced.is_some() {
         return Err(CallError::Invalid("an unknown member"));
     }
-    match method {
+    match members.method {
         Some(method) => {
             let name = method
                 .as_str()
@@ -342,8 +345,8 @@ fn shape(message: &Message) -> Result<Shape, CallError> {
             if name.is_empty() || name.len() > MAX_METHOD {
                 return Err(CallError::Invalid("method is empty or too long"));
             }
-            if root
-                .get("params")
+            if members
+                .params
                 .is_some_and(|params| params.kind() != Kind::Object)
             {
                 return Err(CallError::Params("params is not an object"));
@@ -357,7 +360,7 @@ fn shape(message: &Message) -> Result<Shape, CallError> {
             }
         }
         None => {
-            let one = root.get("result").is_some() != root.get("error").is_some();
+            let one = members.result.is_some() != members.error.is_some();
             let id = id
                 .filter(|_| one)
                 .ok_or(CallError::Invalid("neither a request nor a response"))?;
@@ -394,21 +397,31 @@ fn target(method: &str, params: Option<Value<'_>>) -> Result<Named, CallError> {
 }
 
 /// Whether something that is read, replaced or added on the way stands there in another case.
-fn is_said_twice(params: Value<'_>) -> bool {
-    let within = |name, members| {
-        let within = params.get(name);
+fn is_said_twice(params: Value<'_>, meta: Option<Value<'_>>) -> bool {
+    let within = |within: Option<Value<'_>>, members| {
         within.is_some_and(|within| has_namesake(within, members))
     };
     has_namesake(params, IN_PARAMS)
-        || within("_meta", &["progressToken", meta::CALLER])
-        || within("notifications", &["resourceSubscriptions", "taskIds"])
+        || within(meta, &["progressToken", meta::CALLER])
+        || within(
+            params.get("notifications"),
+            &["resourceSubscriptions", "taskIds"],
+        )
 }
 
 /// Whether one of these has a namesake in another case. A server whose parser ignores case
 /// (Go's encoding/json does) would read `Name` after `name`, and do what nobody has decided on.
 fn has_namesake(object: Value<'_>, members: &[&str]) -> bool {
-    object.members().any(|(name, _)| {
-        let is_namesake = |member: &&str| *name != **member && folded(&name).eq(folded(member));
+    object.named().any(|(name, _)| {
+        // What is read has names of ASCII alone.
+        let odd = (!name.is_ascii()).then(|| String::from_utf8_lossy(&name));
+        let is_namesake = |member: &&str| {
+            let is_like = match &odd {
+                Some(name) => folded(name).eq(folded(member)),
+                None => name.eq_ignore_ascii_case(member.as_bytes()),
+            };
+            is_like && *name != *member.as_bytes()
+        };
         members.iter().any(is_namesake)
     })
 }
@@ -433,8 +446,6 @@ const IN_PARAMS: &[&str] = &[
     "requestId",
     "taskId",
 ];
-/// Bytes of a message that is kept whole rather than a part of it copied.
-const MAX_KEPT: usize = 4 << 10;
 /// Bytes of a string id, without its quotes (json-12).
 const MAX_ID: usize = 256;
 /// Bytes of a method's name.
@@ -777,27 +788,21 @@ mod tests {
         );
     }
 
-    /// fault-46: the id of a call waits as long as the call does, and a large body not for it.
+    /// fault-46: the id of a call waits as long as the call does, and its body not for it.
     #[test]
-    fn an_id_keeps_no_large_body() {
-        struct Body(
-            Vec<u8>,
-            #[expect(dead_code, reason = "counted")] std::sync::Arc<()>,
-        );
+    fn an_id_keeps_no_body() {
+        struct Body(Vec<u8>, #[expect(dead_code, reason = "counted")] Arc<()>);
         impl AsRef<[u8]> for Body {
             fn as_ref(&self) -> &[u8] {
                 &self.0
             }
         }
-        let alive = std::sync::Arc::new(());
-        let text = format!(
-            r#"{{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{{"name":"x","arguments":{{"x":"{}"}}}}}}"#,
-            "y".repeat(MAX_KEPT)
-        );
+        let alive = Arc::new(());
+        let text = r#"{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{"name":"x"}}"#;
         let body = Bytes::from_owner(Body(text.into(), alive.clone()));
         let id = Call::read(body, false).unwrap().id().unwrap().clone();
         assert_eq!(id.as_json(), b"\"a\"");
-        assert_eq!(std::sync::Arc::strong_count(&alive), 1);
+        assert_eq!(Arc::strong_count(&alive), 1);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod call;
 pub mod edit;
 pub mod header;
 pub mod input;
+mod members;
 pub mod meta;
 pub mod method;
 pub mod reverse;
@@ -18,3 +19,4 @@ pub mod tools;
 pub mod version;
 
 pub use call::{Call, CallError, Era, Id, Message, Shape, Target, spelled};
+pub use members::Members;

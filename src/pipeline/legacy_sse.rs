@@ -20,8 +20,8 @@ use tokio::{
 };
 
 use super::{
-    Gateway, Refused, VERSION, failed, legacy_version, not_opened, one, only_permitted, outcome,
-    permitted, read, upstream,
+    Gateway, Refused, failed, legacy_version, not_opened, only_permitted, outcome, permitted, read,
+    upstream,
 };
 use crate::{
     audit::{Decision, Event},
@@ -30,6 +30,7 @@ use crate::{
     http::{
         Refusal, Response,
         body::{self, Events, Joining},
+        names::{VERSION, one},
         reply, route,
     },
     mcp::{CallError, Era, method, version},
@@ -101,7 +102,7 @@ pub(super) fn open(
     identity: &Identity,
     record: &mut Decision,
 ) -> Result<Response, Refused> {
-    if one(&head.headers, VERSION)? == Some(version::MODERN) {
+    if one(&head.headers, &VERSION)? == Some(version::MODERN) {
         return Err(Refusal::NotFound.into());
     }
     legacy_version(&head.headers)?;

@@ -8,11 +8,16 @@ use std::sync::Arc;
 use http::{HeaderMap, StatusCode, request::Parts};
 use tokio::time::Instant;
 
-use super::{Gateway, Refused, VERSION, legacy_version, one, only_permitted, outcome, session_id};
+use super::{Gateway, Refused, legacy_version, only_permitted, outcome, session_id};
 use crate::{
     audit::{Decision, Event},
     auth::Identity,
-    http::{Refusal, Response, body::Events, reply, route},
+    http::{
+        Refusal, Response,
+        body::Events,
+        names::{LAST_EVENT_ID, VERSION, one},
+        reply, route,
+    },
     mcp::version,
     session::{Resumed, Session},
 };
@@ -27,7 +32,7 @@ pub(super) fn open(
     legacy_only(&head.headers)?;
     route::get_headers(&head.headers)?;
     let session = entered(gateway, head, identity, record)?;
-    let Resumed { exchange, id, list } = match one(&head.headers, "last-event-id")? {
+    let Resumed { exchange, id, list } = match one(&head.headers, &LAST_EVENT_ID)? {
         Some(last) => session.resume(last).map_err(Refusal::from)?,
         None => Resumed {
             exchange: session.listen().map_err(Refusal::Send)?,
@@ -61,7 +66,7 @@ pub(super) fn end(
 /// Modern MCP has neither sessions nor streams of their own (mcp-T18); a version that
 /// nobody serves is none here either (mcp-L8).
 fn legacy_only(headers: &HeaderMap) -> Result<(), Refusal> {
-    if one(headers, VERSION)? == Some(version::MODERN) {
+    if one(headers, &VERSION)? == Some(version::MODERN) {
         return Err(Refusal::MethodNotAllowed(route::MODERN_METHODS));
     }
     legacy_version(headers)

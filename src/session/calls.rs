@@ -90,7 +90,9 @@ impl Session {
         let bridged = self.bridge.get().is_some();
         let holder = bridged.then(|| seal::holder(identity));
         let mut away = None;
-        if let (Some(holder), Some(brought)) = (&holder, seal::brought(call)) {
+        if let Some(holder) = &holder
+            && let Some(brought) = seal::brought(call)
+        {
             let ticket = pending::open(&self.seal, &brought, holder, call)?;
             if ticket.session != self.id {
                 return Err(StateError::Lost.into());

@@ -1,7 +1,7 @@
 //! One session: who owns it, what is in flight, and the way in.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use foldhash::HashMap;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
@@ -166,7 +167,7 @@ impl Session {
     ) -> Arc<Self> {
         let state = State {
             next: 1,
-            in_flight: HashMap::new(),
+            in_flight: HashMap::default(),
             asked: HashSet::new(),
             last_used: Instant::now(),
             unwanted: false,

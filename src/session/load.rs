@@ -4,10 +4,9 @@
 //! so that no way out forgets it. Counts; decides nothing else. Used by `table`
 //! for sessions and by `calls` for what is in flight.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use foldhash::HashMap;
 
 use crate::auth::PrincipalKey;
 

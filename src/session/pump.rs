@@ -14,7 +14,7 @@ use crate::{
     audit::Reason,
     child::stdio::{self, Line, Lines, Reading},
     json::{Kind, Value},
-    mcp::Message,
+    mcp::{Members, Message},
     session::{
         Session,
         aside::aside,
@@ -197,9 +197,9 @@ pub(super) fn each(batch: &Message) -> impl Iterator<Item = Option<Message>> {
 }
 
 fn take_one(session: &Session, message: &Message) -> bool {
-    let root = message.root();
-    match (root.get("method").and_then(Value::as_str), root.get("id")) {
-        (None, Some(id)) => answer(session, message, id),
+    let members = Members::of(message.root());
+    match (members.method.and_then(Value::as_str), members.id) {
+        (None, Some(id)) => answer(session, message, id, &members),
         (Some(method), Some(id)) => request(session, message, &method, id),
         (Some(method), None) => {
             notification(session, message, &method);
@@ -209,12 +209,11 @@ fn take_one(session: &Session, message: &Message) -> bool {
     }
 }
 
-fn answer(session: &Session, message: &Message, id: Value<'_>) -> bool {
+fn answer(session: &Session, message: &Message, id: Value<'_>, members: &Members<'_>) -> bool {
     let Some(number) = id.as_number().and_then(|number| number.parse().ok()) else {
         return false;
     };
-    let root = message.root();
-    let answer = match (root.get("result"), root.get("error")) {
+    let answer = match (members.result, members.error) {
         (Some(_), None) => Answer::Result,
         (None, Some(_)) => Answer::Error,
         _ => Answer::Neither,

@@ -5,9 +5,10 @@
 //! a request, and the call is made again with what the client said, as modern
 //! MCP has it (mcp-M1).
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
+use foldhash::HashMap;
 use tokio::time::Instant;
 
 use crate::{

@@ -25,9 +25,10 @@ pub(super) fn as_task(call: &Call, number: u64) -> Line {
 /// `first` stands before all other parameters.
 fn changed(call: &Call, number: u64, bridged: bool, first: &[u8]) -> Line {
     let message = call.message();
-    let text = number.to_string();
+    let mut text = itoa::Buffer::new();
+    let text = text.format(number);
     let mut changes = Vec::with_capacity(3);
-    if let Some(id) = message.root().get("id") {
+    if let Some(id) = call.id_value() {
         changes.push((id.span(), text.as_bytes()));
     }
     let version = (call.method() == "initialize")

@@ -7,15 +7,13 @@
 //! more is refused. Counts; decides nothing else. Used by `pump`, `stream`, `calls`, `pending`,
 //! `tasks` and `conversation`.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use bytes::Bytes;
+use foldhash::HashMap;
 
 use crate::auth::PrincipalKey;
 

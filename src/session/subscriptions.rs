@@ -5,12 +5,10 @@
 //! one's name. A subscription is acknowledged when the child has said which of its
 //! resources it tells of, and with those alone; what it tells earlier waits (mcp-T28).
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
+use foldhash::HashMap;
 use tokio::time::Instant;
 
 use crate::{

@@ -7,9 +7,10 @@
 //! questions that belong to nobody's call) is given to none: what the child says
 //! is in `heard`. Used by `shared`.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 
 use bytes::Bytes;
+use foldhash::HashMap;
 
 use crate::{
     auth::PrincipalKey,
@@ -85,13 +86,13 @@ impl Switch {
     pub(super) fn new(everybody: bool) -> Self {
         Self {
             everybody,
-            members: HashMap::new(),
+            members: HashMap::default(),
             next: 1,
-            routes: HashMap::new(),
-            asked: HashMap::new(),
+            routes: HashMap::default(),
+            asked: HashMap::default(),
             opening: Opening::default(),
             level: None,
-            tasks: HashMap::new(),
+            tasks: HashMap::default(),
             eldest: VecDeque::new(),
         }
     }
@@ -102,7 +103,7 @@ impl Switch {
             Member {
                 principal,
                 caller,
-                numbers: HashMap::new(),
+                numbers: HashMap::default(),
                 subscribed: HashSet::new(),
                 level: None,
                 abilities: Abilities::default(),

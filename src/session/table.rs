@@ -1,7 +1,6 @@
 //! All sessions of one gateway.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -10,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use foldhash::HashMap;
 use tokio::{
     sync::{Notify, oneshot},
     task::JoinSet,

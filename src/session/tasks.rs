@@ -6,9 +6,10 @@
 //! `tasks/update`. They belong to whom the child belongs to: another's tasks are another
 //! child's, and unknown here. Who subscribes to them is in `watching`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
+use foldhash::HashMap;
 use tokio::time::Instant;
 
 use crate::{

@@ -6,11 +6,11 @@
 //! session's own calls have become: nobody hears of another's (mcp-L11).
 
 use std::{
-    collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
     time::Duration,
 };
 
+use foldhash::HashMap;
 use tokio::time::Instant;
 
 use crate::{
@@ -49,7 +49,7 @@ impl Default for Watched {
             every: task::SHORTEST_PAUSE,
             is_wanted: false,
             is_being_asked: false,
-            told: HashMap::new(),
+            told: HashMap::default(),
         }
     }
 }

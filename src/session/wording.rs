@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use crate::{
     audit::Reason,
+    json::Value,
     mcp::{
         Era, Id, Message,
         input::{self, Need},
@@ -102,11 +103,15 @@ impl Session {
                     let meta = root.get("result")?.get("_meta")?;
                     meta.get(SUBSCRIPTION)
                 });
-                let names = [root.get("id"), named.flatten()];
-                let names = names.iter().flatten();
-                let mut own: Vec<_> = names.map(|it| (it.span(), id.as_json())).collect();
-                own.sort_by_key(|(span, _)| span.start);
-                message.with(&own)
+                let change = |name: Value<'_>| (name.span(), id.as_json());
+                match (root.get("id").map(change), named.flatten().map(change)) {
+                    (Some(first), Some(second)) => {
+                        let mut changes = [first, second];
+                        changes.sort_by_key(|(span, _)| span.start);
+                        message.with(&changes)
+                    }
+                    (first, second) => message.with(first.or(second).as_slice()),
+                }
             }
         })
     }
