@@ -34,7 +34,9 @@ use crate::{
         connection::Asked,
         cors, modern,
         names::{SESSION_ID, VERSION, one},
-        reply, route,
+        reply,
+        reply::Table,
+        route,
         route::Route,
     },
     mcp::{Call, CallError, Era, Id, Message, Target, cache, method, tools, version},
@@ -168,9 +170,9 @@ async fn answer(
     let request = record.request_id;
     let found = found(gateway, &identity, &head.headers, (&permit, place, request)).await;
     // What its connection has read it into is free from now on, for what comes next.
-    drop(head);
+    let table = Table::of(head.headers);
     Ok(match found {
-        Ok(place) => deliver(gateway, &identity, (permit, place, request)).await,
+        Ok(place) => deliver(gateway, &identity, (permit, place, request), table).await,
         Err(refusal) => failed(gateway, request, &refusal, id.as_ref()),
     })
 }
@@ -179,8 +181,8 @@ async fn answer(
 async fn read(body: Bytes, modern: bool, record: &mut Decision) -> Result<Call, Refusal> {
     let read = session::aside(body.len(), move || Call::read(body, modern)).await;
     let call = read.map_err(Refusal::Call)?;
-    record.method = Some(call.method().to_owned());
-    record.aim = (&call.target()).into();
+    record.method = Some(call.kept_method());
+    record.aim = call.aim();
     Ok(call)
 }
 
@@ -288,6 +290,7 @@ async fn deliver(
     gateway: &Gateway,
     identity: &Arc<Identity>,
     (permit, place, request): (Permit, Place, RequestId),
+    table: Table,
 ) -> Response {
     let id = permit.call().id().cloned();
     let (era, method) = (permit.call().era(), permit.call().method());
@@ -311,14 +314,14 @@ async fn deliver(
         (Ok(Sent::Exchange(exchange)), Some(id)) => match era {
             Era::Legacy => {
                 let exchange = only_permitted(gateway, identity, list, exchange);
-                reply::exchange(id, exchange).await
+                reply::exchange(id, exchange, table).await
             }
             Era::Modern => {
                 let until = is_listen
                     .then(|| gateway.authenticator.time_left(identity))
                     .flatten();
                 let exchange = only_own(gateway, identity, cacheable, exchange);
-                reply::modern_exchange(id, exchange, until).await
+                reply::modern_exchange(id, exchange, until, table).await
             }
         },
         (Ok(_), _) => {

@@ -3,7 +3,7 @@
 use std::{cell::Cell, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{Audit, Reason};
-use crate::{auth::Identity, mcp::Target, sys::random};
+use crate::{auth::Identity, mcp::Aim, sys::random};
 
 /// Something that an auditor or an operator has to be able to find later.
 #[derive(Clone, Debug)]
@@ -101,7 +101,7 @@ pub struct Decision {
     /// `None` while nobody has been authenticated.
     pub who: Option<Arc<Identity>>,
     /// The JSON-RPC method, where the body got that far.
-    pub method: Option<String>,
+    pub method: Option<Arc<str>>,
     pub aim: Aim,
     pub verdict: Verdict,
     /// The policies that decided, by name.
@@ -212,26 +212,6 @@ pub struct Egress {
     /// Bytes that left.
     pub sent: u64,
     pub received: u64,
-}
-
-/// What a request is aimed at.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Aim {
-    Server,
-    Tool(String),
-    Prompt(String),
-    Resource(String),
-}
-
-impl From<&Target<'_>> for Aim {
-    fn from(target: &Target<'_>) -> Self {
-        match *target {
-            Target::Server => Self::Server,
-            Target::Tool(name) => Self::Tool(name.to_owned()),
-            Target::Prompt(name) => Self::Prompt(name.to_owned()),
-            Target::Resource(uri) => Self::Resource(uri.to_owned()),
-        }
-    }
 }
 
 /// How a child ended.

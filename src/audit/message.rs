@@ -1,11 +1,12 @@
 //! What a person reads first: the `MESSAGE` of each event, and how urgent it is.
 
 use super::{
-    event::{Aim, Decision, Event, Verdict},
+    event::{Decision, Event, Verdict},
     kind::Kind,
     reason::Reason,
     text::{line, shown, told},
 };
+use crate::mcp::Aim;
 
 /// Kind, priority and what a person reads first. Strangers' text only as `shown`,
 /// or as `told` where thv's own words are around it.

@@ -32,7 +32,7 @@ use tokio::sync::Notify;
 
 use crate::config::ServerName;
 
-pub use event::{Aim, Decision, Egress, Event, Exit, Outcome, RequestId, Verdict};
+pub use event::{Decision, Egress, Event, Exit, Outcome, RequestId, Verdict};
 pub use kind::Kind;
 pub use queue::Backlog;
 pub use reason::Reason;

@@ -14,8 +14,8 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::{Aim, Audit, Decision, Event, JOURNAL, Reason, RequestId, fixture::server};
-use crate::{auth::Identity, sys::testing::own_run};
+use super::{Audit, Decision, Event, JOURNAL, Reason, RequestId, fixture::server};
+use crate::{auth::Identity, mcp::Aim, sys::testing::own_run};
 
 const PROGRAM: &str = "/lib/systemd/systemd-journald";
 const LONG: Duration = Duration::from_secs(30);
@@ -173,6 +173,8 @@ fn the_real_journal_takes_the_records_of_a_turn_one_by_one() {
             )));
         }
         audit.hand_on();
+        // Where journald was busy the rest went later.
+        assert!(audit.flush(LONG));
         let found = journald.find(&["THV_DECISION=allow"]);
         let came: Vec<&str> = found
             .iter()

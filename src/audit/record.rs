@@ -6,11 +6,12 @@ use std::{
 };
 
 use super::{
-    event::{Aim, Decision, Egress, Event, Outcome, RequestId, Verdict},
+    event::{Decision, Egress, Event, Outcome, RequestId, Verdict},
     kind::Kind,
     message::headline,
     text::field,
 };
+use crate::mcp::Aim;
 
 /// What is sent: names and values in order. A name may stand there more than once.
 #[derive(Clone, Debug)]
@@ -359,8 +360,8 @@ mod tests {
             },
             Event::Decision(Decision {
                 who: Some(who(&text(), &text(), &text())),
-                method: Some(text()),
-                aim: Aim::Tool(text()),
+                method: Some(text().into()),
+                aim: Aim::Tool(text().into()),
                 policies: [text(), text()].into(),
                 peer: Some(text()),
                 session: Some(text().into()),

@@ -20,7 +20,28 @@ pub struct LastAnswer;
 
 /// A JSON answer.
 pub fn json(status: StatusCode, text: impl Into<Body>) -> Response {
-    let mut response = with_status(status, text.into());
+    json_in(Table::default(), status, text)
+}
+
+/// Where an answer's headers are put: the memory of a request's, used once more. The next
+/// request of the connection has it after that.
+pub struct Table(HeaderMap);
+
+impl Table {
+    pub fn of(mut headers: HeaderMap) -> Self {
+        headers.clear();
+        Self(headers)
+    }
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self(HeaderMap::with_capacity(USUAL_HEADERS))
+    }
+}
+
+fn json_in(table: Table, status: StatusCode, text: impl Into<Body>) -> Response {
+    let mut response = with_status(table, status, text.into());
     response.headers_mut().insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/json"),
@@ -30,14 +51,14 @@ pub fn json(status: StatusCode, text: impl Into<Body>) -> Response {
 
 /// An answer without a body.
 pub fn empty(status: StatusCode) -> Response {
-    with_status(status, Body::empty())
+    with_status(Table::default(), status, Body::empty())
 }
 
 /// The answers of one exchange: JSON where the answer is all there is and it
 /// comes soon, else events.
-pub async fn exchange(id: Id, mut exchange: Exchange) -> Response {
+pub async fn exchange(id: Id, mut exchange: Exchange, table: Table) -> Response {
     match timeout(SOON, exchange.next()).await {
-        Ok(Some(Event::Answer(answer))) => json(StatusCode::OK, answer),
+        Ok(Some(Event::Answer(answer))) => json_in(table, StatusCode::OK, answer),
         Ok(Some(Event::Failed(failed))) => json(failure_status(failed), failure(Some(&id), failed)),
         Ok(None) => json(
             failure_status(Failure::ChildEnded),
@@ -50,8 +71,13 @@ pub async fn exchange(id: Id, mut exchange: Exchange) -> Response {
 
 /// The same for a modern request, whose answer's own code has a status (mcp-T10, mcp-T21).
 /// A stream that is meant to stay open ends after `until`.
-pub async fn modern_exchange(id: Id, exchange: Exchange, until: Option<Duration>) -> Response {
-    let mut response = self::exchange(id, exchange).await;
+pub async fn modern_exchange(
+    id: Id,
+    exchange: Exchange,
+    until: Option<Duration>,
+    table: Table,
+) -> Response {
+    let mut response = self::exchange(id, exchange, table).await;
     if let (Body::Events(events), Some(until)) = (response.body_mut(), until) {
         events.end_at(Instant::now() + until);
     }
@@ -126,7 +152,8 @@ pub fn error(id: Option<&Id>, code: i32, message: &str, data: serde_json::Value)
 
 /// A stream of events.
 pub fn events(events: Events) -> Response {
-    let mut response = with_status(StatusCode::OK, Body::Events(Box::new(events)));
+    let body = Body::Events(Box::new(events));
+    let mut response = with_status(Table::default(), StatusCode::OK, body);
     let headers = response.headers_mut();
     headers.insert(
         header::CONTENT_TYPE,
@@ -136,11 +163,10 @@ pub fn events(events: Events) -> Response {
     response
 }
 
-fn with_status(status: StatusCode, body: Body) -> Response {
+fn with_status(table: Table, status: StatusCode, body: Body) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    // The table of an answer's headers serves for the next request's.
-    *response.headers_mut() = HeaderMap::with_capacity(USUAL_HEADERS);
+    *response.headers_mut() = table.0;
     // Nothing here may be kept for another caller.
     response
         .headers_mut()
@@ -186,7 +212,13 @@ mod tests {
             .id()
             .unwrap()
             .clone();
-        let response = modern_exchange(id, Exchange::answered(answer.into()), None).await;
+        let response = modern_exchange(
+            id,
+            Exchange::answered(answer.into()),
+            None,
+            Table::default(),
+        )
+        .await;
         assert_eq!(response.status(), StatusCode::NOT_FOUND);
         assert!(turns.load(Ordering::Relaxed) > 0);
     }

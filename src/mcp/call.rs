@@ -180,8 +180,8 @@ pub enum Target<'a> {
 pub struct Call {
     message: Message,
     shape: Shape,
-    method: String,
-    target: Named,
+    method: Arc<str>,
+    aim: Aim,
     era: Era,
     /// Where these stand, and `_meta` in `params`.
     id: Option<Place>,
@@ -189,12 +189,13 @@ pub struct Call {
     meta: Option<Place>,
 }
 
-#[derive(Clone, Debug)]
-enum Named {
+/// A [`Target`] of its own; whoever keeps it shares the name with its call.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Aim {
     Server,
-    Tool(String),
-    Prompt(String),
-    Resource(String),
+    Tool(Arc<str>),
+    Prompt(Arc<str>),
+    Resource(Arc<str>),
 }
 
 impl Call {
@@ -231,7 +232,7 @@ impl Call {
             ));
         }
         let method = members.method.and_then(Value::as_str);
-        let method = method.unwrap_or_default().into_owned();
+        let method: Arc<str> = method.unwrap_or_default().into();
         let meta = params.and_then(|params| params.get("_meta"));
         if params.is_some_and(|params| is_said_twice(params, meta)) {
             return Err(IN_ANOTHER_CASE);
@@ -241,20 +242,20 @@ impl Call {
                 .is_some()
         });
         // `initialize` is legacy whatever version it names itself (mcp-L9).
-        let modern = modern_body || (modern_header && method != "initialize");
+        let modern = modern_body || (modern_header && *method != *"initialize");
         let era = if modern { Era::Modern } else { Era::Legacy };
         // What its era does not have is refused as that, not for what it is aimed at.
-        let target = if method::is_of(era, &method) {
-            target(&method, params)?
+        let aim = if method::is_of(era, &method) {
+            aim(&method, params)?
         } else {
-            Named::Server
+            Aim::Server
         };
         let [id, params, meta] = [members.id, params, meta].map(|value| value.map(Value::place));
         Ok(Self {
             message,
             shape,
             method,
-            target,
+            aim,
             era,
             id,
             params,
@@ -275,6 +276,11 @@ impl Call {
         &self.method
     }
 
+    /// The same, for whoever keeps it.
+    pub fn kept_method(&self) -> Arc<str> {
+        self.method.clone()
+    }
+
     pub fn era(&self) -> Era {
         self.era
     }
@@ -288,12 +294,17 @@ impl Call {
     }
 
     pub fn target(&self) -> Target<'_> {
-        match &self.target {
-            Named::Server => Target::Server,
-            Named::Tool(name) => Target::Tool(name),
-            Named::Prompt(name) => Target::Prompt(name),
-            Named::Resource(uri) => Target::Resource(uri),
+        match &self.aim {
+            Aim::Server => Target::Server,
+            Aim::Tool(name) => Target::Tool(name),
+            Aim::Prompt(name) => Target::Prompt(name),
+            Aim::Resource(uri) => Target::Resource(uri),
         }
+    }
+
+    /// The same, for whoever keeps it.
+    pub fn aim(&self) -> Aim {
+        self.aim.clone()
     }
 
     /// A member of `params._meta`.
@@ -369,7 +380,7 @@ fn shape(members: &Members<'_>) -> Result<Shape, CallError> {
     }
 }
 
-fn target(method: &str, params: Option<Value<'_>>) -> Result<Named, CallError> {
+fn aim(method: &str, params: Option<Value<'_>>) -> Result<Aim, CallError> {
     let text = |member: &'static str, error| {
         if params.is_some_and(|params| has_namesake(params, &[member])) {
             return Err(IN_ANOTHER_CASE);
@@ -377,7 +388,7 @@ fn target(method: &str, params: Option<Value<'_>>) -> Result<Named, CallError> {
         params
             .and_then(|params| params.get(member))
             .and_then(Value::as_str)
-            .map(Cow::into_owned)
+            .map(Arc::from)
             .ok_or(CallError::Params(error))
     };
     match method {
@@ -386,13 +397,13 @@ fn target(method: &str, params: Option<Value<'_>>) -> Result<Named, CallError> {
             if arguments.is_some_and(|arguments| arguments.kind() != Kind::Object) {
                 return Err(CallError::Params("arguments is not an object"));
             }
-            Ok(Named::Tool(text("name", "name is not a string")?))
+            Ok(Aim::Tool(text("name", "name is not a string")?))
         }
-        "prompts/get" => Ok(Named::Prompt(text("name", "name is not a string")?)),
+        "prompts/get" => Ok(Aim::Prompt(text("name", "name is not a string")?)),
         "resources/read" | "resources/subscribe" | "resources/unsubscribe" => {
-            Ok(Named::Resource(text("uri", "uri is not a string")?))
+            Ok(Aim::Resource(text("uri", "uri is not a string")?))
         }
-        _ => Ok(Named::Server),
+        _ => Ok(Aim::Server),
     }
 }
 

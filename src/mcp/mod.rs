@@ -18,5 +18,5 @@ pub mod task;
 pub mod tools;
 pub mod version;
 
-pub use call::{Call, CallError, Era, Id, Message, Shape, Target, spelled};
+pub use call::{Aim, Call, CallError, Era, Id, Message, Shape, Target, spelled};
 pub use members::Members;

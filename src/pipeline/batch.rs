@@ -93,8 +93,8 @@ fn one(
     record: &mut Decision,
 ) -> Result<Option<Answer>, Refused> {
     let call = call.map_err(Refusal::Call)?;
-    record.method = Some(call.method().to_owned());
-    record.aim = (&call.target()).into();
+    record.method = Some(call.kept_method());
+    record.aim = call.aim();
     let id = call.id().cloned();
     let refused = |refusal| Refused {
         refusal,

@@ -107,7 +107,7 @@ pub(super) fn open(
     }
     legacy_version(&head.headers)?;
     route::get_headers(&head.headers)?;
-    record.method = Some(head.method.to_string());
+    record.method = Some(head.method.as_str().into());
     let id = new_id();
     let (joining, inbox) = mpsc::channel(MAX_JOINING);
     let whose = identity.principal_key();

@@ -79,7 +79,7 @@ fn entered(
     record: &mut Decision,
 ) -> Result<Arc<Session>, Refusal> {
     let id = session_id(&head.headers)?.ok_or(Refusal::SessionIdMissing)?;
-    record.method = Some(head.method.to_string());
+    record.method = Some(head.method.as_str().into());
     let session = gateway
         .sessions
         .enter(identity, id)
