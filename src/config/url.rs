@@ -250,6 +250,22 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::http::route::is_host;
+
+    proptest! {
+        /// What is listed is compared with what requests name, and looked at no further there.
+        #[test]
+        fn what_is_taken_for_a_host_here_is_one_in_a_request(
+            text in r"([a-zA-Z0-9._@:/\[\]%~ é-]{0,12}|[a-z0-9.-]{1,12}(:[0-9]{0,6})?|\[[0-9a-f:.]{1,12}\](:[0-9]{0,6})?)",
+        ) {
+            if let Ok(host) = host(&text) {
+                prop_assert!(is_host(host.as_bytes()), "{text}");
+            }
+            if let Ok(resource) = resource(&format!("https://{text}/mcp")) {
+                prop_assert!(is_host(resource.authority.as_bytes()), "{text}");
+            }
+        }
+    }
 
     #[test]
     fn a_resource_is_https_or_this_machine_and_is_kept_verbatim() {

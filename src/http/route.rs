@@ -168,19 +168,21 @@ fn host(head: &Parts, config: &Config) -> Result<(), Refusal> {
         _ => return Err(Refusal::BadHost),
     };
     // Two names for one host are two hosts (h1-9, conn-15).
-    if authority.is_some_and(|authority| !authority.eq_ignore_ascii_case(host)) || !is_host(host) {
+    if authority.is_some_and(|authority| !authority.eq_ignore_ascii_case(host)) {
         return Err(Refusal::BadHost);
     }
     let mut known = config.hosts.iter();
     if known.any(|known| host.eq_ignore_ascii_case(known.as_bytes())) {
         Ok(())
-    } else {
+    } else if is_host(host) {
         Err(Refusal::HostNotAllowed)
+    } else {
+        Err(Refusal::BadHost)
     }
 }
 
 /// Whether it is a name or an address, and perhaps a port: no user, no path (RFC 9112 §3.2, h1-8).
-fn is_host(host: &[u8]) -> bool {
+pub fn is_host(host: &[u8]) -> bool {
     let Ok(authority) = Authority::try_from(host) else {
         return false;
     };
