@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::{
+    backends::inside,
     house::{Caller, house},
     modern::{self, body, seen, tool},
     wire::{Events, PATIENCE},
@@ -255,6 +256,37 @@ async fn what_a_modern_server_ends_goes_on_for_a_legacy_client() {
         assert!(!lines.iter().any(replaced), "{lines:#?}");
         house.end().await;
     }
+}
+
+/// The same at a server that speaks HTTP, where each subscription is a connection, and may end without a word.
+#[tokio::test]
+async fn what_a_modern_server_ends_goes_on_over_http() {
+    let house = inside(&["--modern", "--changes"]).open().await;
+    let alice = house.session("alice").await;
+    let mut own = own_stream(&alice).await;
+    let announce = async |uri: &str| {
+        let announced = alice.call("announce", json!({ "uri": uri })).await;
+        assert_eq!(announced.said(), "announced", "{uri}");
+    };
+    for uri in ["file:///a", "file:///b"] {
+        subscribe(&alice, uri).await;
+    }
+    let refused = asks_to_subscribe(&alice, "file:///forbidden").await;
+    assert_eq!(refused["error"]["code"], -32000, "{refused}");
+    announce("file:///b").await;
+    assert_eq!(updated(&mut own).await, "file:///b");
+    assert_eq!(alice.call("cut", json!({})).await.said(), "cut");
+    let lists = own.next_request().await;
+    assert_eq!(lists["method"], "notifications/tools/list_changed");
+    for uri in ["file:///a", "file:///b"] {
+        assert_eq!(
+            updated(&mut own).await,
+            uri,
+            "it may have changed meanwhile"
+        );
+    }
+    announce("file:///a").await;
+    assert_eq!(updated(&mut own).await, "file:///a");
 }
 
 /// Bob may subscribe to everything but what is secret.
