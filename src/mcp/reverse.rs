@@ -93,6 +93,11 @@ impl ModernServer {
         &self.capabilities
     }
 
+    /// Whether it tells when resources change that somebody subscribes to.
+    pub fn tells_of_resources(&self) -> bool {
+        self.capabilities["resources"]["subscribe"] == true
+    }
+
     /// Whether it may make tasks of calls.
     pub fn makes_tasks(&self) -> bool {
         self.tasks

@@ -108,6 +108,26 @@ impl Wanted {
         }
     }
 
+    /// The notifications, with their methods, by which all of it but tasks may have changed.
+    pub fn may_have_changed(&self) -> Vec<(&'static str, Vec<u8>)> {
+        let lists = [
+            ("notifications/tools/list_changed", self.tools),
+            ("notifications/prompts/list_changed", self.prompts),
+            ("notifications/resources/list_changed", self.resources),
+        ];
+        let lists = lists.into_iter().filter(|(_, is_wanted)| *is_wanted);
+        let lists =
+            lists.map(|(method, _)| (method, json!({ "jsonrpc": "2.0", "method": method })));
+        let updated = self.uris.iter().map(|uri| {
+            let (method, params) = ("notifications/resources/updated", json!({ "uri": uri }));
+            let text = json!({ "jsonrpc": "2.0", "method": method, "params": params });
+            (method, text)
+        });
+        let all = lists.chain(updated);
+        all.map(|(method, text)| (method, text.to_string().into_bytes()))
+            .collect()
+    }
+
     /// As `params.notifications` of the request.
     pub fn notifications(&self) -> serde_json::Value {
         let mut wanted = json!({});
@@ -128,6 +148,12 @@ impl Wanted {
         }
         wanted
     }
+}
+
+/// The number that a notification of a gateway's own subscription names it by.
+pub fn named(params: Value<'_>) -> Option<u64> {
+    let named = params.get("_meta")?.get(SUBSCRIPTION)?;
+    named.as_number()?.parse().ok()
 }
 
 /// Whether who wants to hear of the resource `wanted` wants to hear that `uri` has changed: it may be

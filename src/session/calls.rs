@@ -8,11 +8,7 @@ use tokio::time::Instant;
 use crate::{
     audit::{Event as Audited, Outcome, Reason, RequestId},
     auth::Identity,
-    mcp::{
-        Call, Era, Id, Message,
-        bridge::{self, LegacyServer},
-        meta, method,
-    },
+    mcp::{Call, Era, Id, Message, bridge, meta, method},
     session::{
         SendError, Session,
         conversation::State,
@@ -25,6 +21,7 @@ use crate::{
         rewrite::{progress_token, renumbered},
         seal::{self, Binding, StateError},
         stream::{Exchange, Stream, Style},
+        subscribing::{End, Subscribes},
         subscriptions::Subscription,
         tasks::About,
         visits::Away,
@@ -50,6 +47,8 @@ pub(super) struct InFlight {
     pub(super) wanted: Option<Box<Subscription>>,
     /// As whom it hears of resources.
     pub(super) hearer: Option<Arc<Identity>>,
+    /// What it subscribes to for a legacy client.
+    pub(super) subscribes: Option<Box<Subscribes>>,
     /// What is needed to make a legacy client's call to a modern child again.
     pub(super) again: Option<Box<Again>>,
     /// It opens the session: who opens it decides what becomes of it.
@@ -139,8 +138,9 @@ impl Session {
         }
         self.log_from(state, call)?;
         let wanted = self.subscribes(state, call);
-        let subscribes = wanted.is_some();
-        let hearer = Self::hears(state, call, identity);
+        let hearer = (call.method() == method::LISTEN).then(|| Arc::new(identity.clone()));
+        let subscribes = self.subscribes_to(state, call, identity)?;
+        let begins = (wanted.is_some(), subscribes.is_some());
         if let Some(wanted) = &wanted {
             self.subscribe(state, wanted)?;
         }
@@ -174,6 +174,7 @@ impl Session {
                 outcome: Some(OutcomeOwed::new(request, call, now)),
                 wanted,
                 hearer,
+                subscribes,
                 again: InFlight::again(self, call),
                 opens: call.method() == "initialize",
                 input: holder.and_then(|holder| Input::of(call, &holder)),
@@ -181,8 +182,11 @@ impl Session {
                 place: place.take(),
             },
         );
-        if subscribes {
+        if begins.0 {
             self.acknowledge(state);
+        }
+        if begins.1 {
+            self.ask_for_next(state);
         }
         self.look_at_watched(state, now);
         if let Some(text) = told
@@ -221,6 +225,7 @@ impl Session {
                 outcome: None,
                 wanted: None,
                 hearer: None,
+                subscribes: None,
                 again: None,
                 opens: false,
                 input: None,
@@ -256,7 +261,7 @@ impl Session {
         if self.result_answered(&mut state, asked, answer, message)
             || self.look_answered(&mut state, asked, answer, message)
             || self.subscribe_answered(&mut state, asked, answer)
-            || self.listening_ended(&mut state, asked)
+            || self.listening_ended(&mut state, asked, End::Answered(answer, message))
         {
             return Answered::Delivered;
         }
@@ -278,8 +283,11 @@ impl Session {
                 state.in_flight.insert(number, call);
                 Answered::Late
             }
-            Some(call) => {
+            Some(mut call) => {
                 state.last_used = Instant::now();
+                if answer == Answer::Result {
+                    self.has_subscribed(&mut state, &mut call);
+                }
                 let reversed = self.reversed.get().is_some() && answer == Answer::Result;
                 let call = if reversed {
                     self.asks_for_more(&mut state, number, call, message)
@@ -328,7 +336,7 @@ impl Session {
         let mut state = self.state();
         let asked = number;
         if self.subscribe_answered(&mut state, asked, Answer::Neither)
-            || self.listening_ended(&mut state, asked)
+            || self.listening_ended(&mut state, asked, End::Failed(failure))
         {
             return;
         }
@@ -378,6 +386,9 @@ impl Session {
         }
         self.settle(&mut call, reason, bytes_out);
         self.forget_again(state, &call);
+        if call.awaits_acknowledgement() {
+            self.ask_for_next(state);
+        }
         if let Some(wanted) = call.wanted.take() {
             self.unsubscribe(state, &wanted);
         }
@@ -412,28 +423,10 @@ impl Session {
 }
 
 impl Session {
-    /// Has a legacy child write what the call wants to hear, if it does not yet.
-    pub(super) fn log_from(&self, state: &mut State, call: &Call) -> Result<(), SendError> {
-        let logs = self.bridge.get().is_some_and(LegacyServer::logs);
-        let wanted = logs.then(|| self::logs(call)).flatten();
-        let Some(wanted) = wanted.filter(|wanted| state.level.is_none_or(|told| *wanted < told))
-        else {
-            return Ok(());
-        };
-        let (number, level) = (state.next, bridge::level_name(wanted));
-        self.write(OwnMessage::LogFrom { number, level }.line())?;
-        // Its answer is not waited for, and its refusal is no harm.
-        state.next += 1;
-        state.level = Some(wanted);
-        Ok(())
-    }
-}
-
-impl Session {
     /// What becomes of a client's request, which has state.next for its number.
     fn way_of(&self, state: &mut State, call: &Call, id: &Id) -> Result<Way, SendError> {
         if let Some(server) = self.reversed.get() {
-            return self.way_to_modern(state, server, call, id);
+            return Ok(self.way_to_modern(state, server, call, id));
         }
         if let Some(server) = self.bridge.get()
             && let Some(way) = self.way_of_task(state, server, call, id)?

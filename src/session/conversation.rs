@@ -31,6 +31,7 @@ use crate::{
         room::{Room, Rooms},
         seal::{Seal, StateError},
         stream::{Exchange, Style},
+        subscribing::Subscribed,
         subscriptions::Resources,
         tasks::Tasks,
         tools::Known,
@@ -97,11 +98,14 @@ pub(super) struct State {
     pub(super) reversed: Reversed,
     pub(super) tasks: Tasks,
     pub(super) resources: Resources,
-    /// As whom a legacy client hears of resources: as whoever subscribed last.
-    pub(super) hearer: Option<Arc<Identity>>,
+    pub(super) subscribed: Subscribed,
 }
 
 impl State {
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     pub(super) fn admits(&self, era: Era, id: &Id) -> Result<(), SendError> {
         // Modern requests of several clients meet in one child: only theirs is whose id is whose.
         let twice = |call: &InFlight| {
@@ -179,7 +183,7 @@ impl Session {
             reversed: Reversed::default(),
             tasks: Tasks::default(),
             resources: Resources::default(),
-            hearer: None,
+            subscribed: Subscribed::default(),
         };
         let principal = owner.principal_key();
         Arc::new(Self {
@@ -367,7 +371,12 @@ impl Session {
             // Thousands of sessions wait for their users most of the time.
             state.in_flight.shrink_to_fit();
         }
-        state.in_flight.is_empty() && now.duration_since(state.last_used) >= idle
+        let is_idle = state.in_flight.is_empty() && now.duration_since(state.last_used) >= idle;
+        if state.owes_missed(now) {
+            drop(state);
+            self.tell_missed(now);
+        }
+        is_idle
     }
 
     /// Nothing more will come: fails what is in flight.
@@ -429,7 +438,7 @@ impl Session {
     }
 
     pub(super) fn has_ended(&self) -> bool {
-        self.state().ended
+        self.state().has_ended()
     }
 
     /// How many calls wait for an answer; those that are meant to stay open are none.

@@ -75,12 +75,15 @@ impl Session {
             return;
         };
         let following = state.in_flight.values().filter_map(InFlight::following);
+        let mut tasks: Vec<String> = following.map(|it| it.name.clone()).collect();
+        // One set has one order, to be known again.
+        tasks.sort_unstable();
         let wanted = Wanted {
-            tasks: following.map(|it| it.name.clone()).collect(),
+            tasks,
             ..Wanted::default()
         };
         let mut ear = std::mem::take(&mut state.reversed.watching);
-        self.listen_at(state, server, &wanted, &mut ear);
+        self.listen_at(state, server, wanted, &mut ear);
         state.reversed.watching = ear;
     }
 

@@ -7,34 +7,13 @@
 
 use std::sync::Arc;
 
-use crate::{
-    auth::Identity,
-    json::Value,
-    mcp::{Call, Message, method},
-    session::{Session, conversation::State},
-};
+use crate::{auth::Identity, json::Value, mcp::Message, session::Session};
 
 impl Session {
-    /// As whom the client hears what it subscribes to by this call; of a legacy client's it is noted for all.
-    pub(super) fn hears(
-        state: &mut State,
-        call: &Call,
-        identity: &Identity,
-    ) -> Option<Arc<Identity>> {
-        match call.method() {
-            method::LISTEN => Some(Arc::new(identity.clone())),
-            "resources/subscribe" => {
-                state.hearer = Some(Arc::new(identity.clone()));
-                None
-            }
-            _ => None,
-        }
-    }
-
-    /// Whether that one, or else the session's owner, may hear what the message says.
+    /// Whether any of those who hear of a resource, or else the session's owner, may hear what the message says.
     pub(super) fn may_hear(
         &self,
-        hearer: impl FnOnce() -> Option<Arc<Identity>>,
+        hearers: impl FnOnce(&str) -> Vec<Arc<Identity>>,
         message: &Message,
         method: &str,
     ) -> bool {
@@ -43,13 +22,18 @@ impl Session {
         }
         let params = message.root().get("params");
         let uri = params.and_then(|params| params.get("uri"));
-        let hearer = hearer();
-        let hearer = hearer.as_deref().unwrap_or_else(|| self.owner());
         // Nobody can decide on what has no name.
-        uri.and_then(Value::as_str)
-            .is_some_and(|uri| self.engine.may_hear_of(hearer, &uri))
+        let Some(uri) = uri.and_then(Value::as_str) else {
+            return false;
+        };
+        let hearers = hearers(&uri);
+        let may = |hearer: &Identity| self.engine.may_hear_of(hearer, &uri);
+        match hearers.as_slice() {
+            [] => may(self.owner()),
+            hearers => hearers.iter().any(|hearer| may(hearer)),
+        }
     }
 }
 
 /// The notification that a resource has changed.
-const UPDATED: &str = "notifications/resources/updated";
+pub(super) const UPDATED: &str = "notifications/resources/updated";

@@ -12,12 +12,19 @@ use tokio::time::{Duration, Instant};
 
 use crate::{
     json::Value,
-    mcp::{Era, Id, Message, bridge, spelled, subscription::SUBSCRIPTION, task},
+    mcp::{
+        Call, Era, Id, Message,
+        bridge::{self, LegacyServer},
+        spelled,
+        subscription::{ACKNOWLEDGED, SUBSCRIPTION},
+        task,
+    },
     session::{
         SendError, Session,
-        calls::InFlight,
+        calls::{self, InFlight},
         conversation::State,
         exchange::{Event, Failure},
+        own::OwnMessage,
         stream::{self, Exchange, Stream},
     },
 };
@@ -153,7 +160,15 @@ impl Session {
         if self.reversed.get().is_some() && method == task::TOLD {
             return self.followed_says(message);
         }
+        if self.reversed.get().is_some() && method == ACKNOWLEDGED {
+            self.acknowledged(message);
+            return true;
+        }
         if self.reversed.get().is_some() {
+            if !self.is_for_legacy(message, method) {
+                // Nobody has asked for it.
+                return true;
+            }
             return match self.heard_from_modern(message, method) {
                 Some(text) => {
                     Message::parse(text).is_ok_and(|message| self.pass_on_plain(&message, method))
@@ -164,19 +179,20 @@ impl Session {
         self.pass_on_plain(message, method)
     }
 
-    fn pass_on_plain(&self, message: &Message, method: &str) -> bool {
+    pub(super) fn pass_on_plain(&self, message: &Message, method: &str) -> bool {
         let params = message.root().get("params");
         let subscription = params
             .and_then(|params| params.get("_meta"))
             .and_then(|meta| meta.get(SUBSCRIPTION));
-        let hearer = || {
+        let hearers = |uri: &str| {
             let state = self.state();
-            match subscription {
-                Some(subscription) => named(&state, subscription)?.hearer.clone(),
-                None => state.hearer.clone(),
-            }
+            let Some(subscription) = subscription else {
+                return state.subscribed.hearers_of(uri);
+            };
+            let call = named(&state, subscription);
+            Vec::from_iter(call.and_then(|call| call.hearer.clone()))
         };
-        if !self.may_hear(hearer, message, method) {
+        if !self.may_hear(hearers, message, method) {
             return false;
         }
         let state = self.state();
@@ -210,6 +226,22 @@ impl Session {
             Era::Legacy => newest(&state).or_else(|| own(&state)),
         };
         stream.is_some_and(|stream| tell(stream, message.bytes().clone()))
+    }
+
+    /// Has a legacy child write what the call wants to hear, if it does not yet.
+    pub(super) fn log_from(&self, state: &mut State, call: &Call) -> Result<(), SendError> {
+        let logs = self.bridge.get().is_some_and(LegacyServer::logs);
+        let wanted = logs.then(|| calls::logs(call)).flatten();
+        let Some(wanted) = wanted.filter(|wanted| state.level.is_none_or(|told| *wanted < told))
+        else {
+            return Ok(());
+        };
+        let (number, level) = (state.next, bridge::level_name(wanted));
+        self.write(OwnMessage::LogFrom { number, level }.line())?;
+        // Its answer is not waited for, and its refusal is no harm.
+        state.next += 1;
+        state.level = Some(wanted);
+        Ok(())
     }
 
     /// Gives a request of the child's to a client that can answer it.

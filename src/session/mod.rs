@@ -33,6 +33,7 @@ mod seal;
 mod shared;
 mod starting;
 mod stream;
+mod subscribing;
 mod subscriptions;
 mod switch;
 mod table;

@@ -1,8 +1,9 @@
 //! The gateway's own subscriptions at a modern child, for a legacy client that knows of none.
 //!
 //! What such a client wants to hear of is one subscription, made anew when that changes; the tasks
-//! that its calls have become are another. A server may end one whenever it likes (mcp-T28): it is
-//! made again, at once the first time and then less and less often, until one has lasted.
+//! that its calls have become are another. One that is made anew is heard when the child has acknowledged it, and the
+//! earlier one until then. A server may end one whenever it likes (mcp-T28): it is made again, at once the first
+//! time and then less and less often, until one has lasted.
 
 use std::time::Duration;
 
@@ -11,37 +12,89 @@ use tokio::time::Instant;
 use crate::{
     json::Value,
     mcp::{reverse::ModernServer, subscription::Wanted},
-    session::{Session, conversation::State, own::OwnMessage},
+    session::{
+        Session, conversation::State, own::OwnMessage, reversed::Reversed, subscribing::End,
+    },
 };
 
 /// One such subscription.
 #[derive(Default)]
 pub(super) struct Ear {
-    /// The number that the child knows it by, while it is open, and since when that is so.
-    open: Option<(u64, Instant)>,
+    /// What the child tells by now.
+    heard: Option<Open>,
+    /// What it is to tell by instead, and has not acknowledged.
+    begun: Option<Open>,
     /// When it is to be made again, if the child has ended it.
     due: Option<Instant>,
     /// How long that waits the next time.
     pause: Duration,
 }
 
+/// A subscription that is open at the child.
+struct Open {
+    /// The number that the child knows it by, and since when that is so.
+    number: u64,
+    since: Instant,
+    wanted: Wanted,
+}
+
 impl Ear {
     /// Whether anything is to be heard by it, now or when it is made again.
     pub(super) fn is_wanted(&self) -> bool {
-        self.open.is_some() || self.due.is_some()
+        self.is_open() || self.due.is_some()
     }
 
-    fn is(&self, number: u64) -> bool {
-        self.open.is_some_and(|(open, _)| open == number)
+    pub(super) fn is_open(&self) -> bool {
+        self.heard.is_some() || self.begun.is_some()
     }
 
-    /// The child has ended it.
-    fn ended(&mut self, now: Instant) {
-        let open = self.open.take();
-        if open.is_some_and(|(_, since)| now.duration_since(since) >= LASTING) {
+    /// Whether the child tells by it now.
+    pub(super) fn is_heard(&self) -> bool {
+        self.heard.is_some()
+    }
+
+    fn knows(&self, number: u64) -> bool {
+        let mut open = self.heard.iter().chain(&self.begun);
+        open.any(|open| open.number == number)
+    }
+
+    /// Whether what it tells by that one is to be heard: of two that overlap one is, and the newer only when it is
+    /// acknowledged.
+    pub(super) fn is_heard_by(&self, number: u64) -> bool {
+        let open = self.heard.as_ref().or(self.begun.as_ref());
+        open.is_some_and(|open| open.number == number)
+    }
+
+    /// What the child tells by now, if that has this number.
+    pub(super) fn heard_by(&self, number: u64) -> Option<&Wanted> {
+        let heard = self.heard.as_ref();
+        let heard = heard.filter(|heard| heard.number == number)?;
+        Some(&heard.wanted)
+    }
+
+    /// The child has acknowledged it: the number of the one that is not needed any more.
+    pub(super) fn acknowledged(&mut self, number: u64) -> Option<u64> {
+        let begun = self.begun.take_if(|begun| begun.number == number)?;
+        Some(self.heard.replace(begun)?.number)
+    }
+
+    /// The child tells nothing of that resource, which it was asked for.
+    pub(super) fn is_not_told(&mut self, uri: &str) {
+        if let Some(open) = &mut self.heard {
+            open.wanted.uris.retain(|wanted| wanted != uri);
+        }
+    }
+
+    /// The child has ended it: what it was, and whether it was heard.
+    fn ended(&mut self, number: u64, now: Instant) -> Option<(Open, bool)> {
+        let is_it = |open: &mut Open| open.number == number;
+        let begun = self.begun.take_if(is_it).map(|open| (open, false));
+        let heard = || Some((self.heard.take_if(is_it)?, true));
+        let ended = begun.or_else(heard)?;
+        if now.duration_since(ended.0.since) >= LASTING {
             self.pause = Duration::ZERO;
         }
-        self.wait(now);
+        Some(ended)
     }
 
     fn wait(&mut self, now: Instant) {
@@ -51,6 +104,14 @@ impl Ear {
 
     fn is_due(&self, now: Instant) -> bool {
         self.due.is_some_and(|due| due <= now)
+    }
+}
+
+impl Reversed {
+    /// That of which the child knows a subscription by that number.
+    pub(super) fn ear(&mut self, number: u64) -> Option<&mut Ear> {
+        let ears = [&mut self.listening, &mut self.watching];
+        ears.into_iter().find(|ear| ear.knows(number))
     }
 }
 
@@ -67,9 +128,10 @@ impl Session {
     /// Has the child tell what the client wants to hear, and of what it tells by itself.
     pub(super) fn listen_to_child(&self, state: &mut State, server: &ModernServer) {
         let mut wanted = Wanted::all_of(server.capabilities());
-        wanted.uris.clone_from(&state.reversed.uris);
+        wanted.uris.extend(state.subscribed.uris().cloned());
+        wanted.uris.extend(state.asked_for().cloned());
         let mut ear = std::mem::take(&mut state.reversed.listening);
-        self.listen_at(state, server, &wanted, &mut ear);
+        self.listen_at(state, server, wanted, &mut ear);
         state.reversed.listening = ear;
     }
 
@@ -78,31 +140,48 @@ impl Session {
         &self,
         state: &mut State,
         server: &ModernServer,
-        wanted: &Wanted,
+        wanted: Wanted,
         ear: &mut Ear,
     ) {
-        let before = ear.open.take();
         ear.due = None;
-        if !wanted.is_nothing() {
-            let (number, now) = (state.next, Instant::now());
+        let is_it = |open: &Option<Open>| open.as_ref().is_some_and(|it| it.wanted == wanted);
+        if is_it(&ear.begun) {
+            return;
+        }
+        let before = if wanted.is_nothing() {
+            [ear.heard.take(), ear.begun.take()]
+        } else if is_it(&ear.heard) {
+            [None, ear.begun.take()]
+        } else {
+            let (number, since) = (state.next, Instant::now());
             state.next += 1;
-            let (wanted, meta) = (wanted.notifications().to_string(), server.own_meta());
+            let (text, meta) = (wanted.notifications().to_string(), server.own_meta());
             let own = OwnMessage::Listen {
                 number,
-                wanted: &wanted,
+                wanted: &text,
                 meta: &meta,
             };
-            if self.say(&own) {
-                ear.open = Some((number, now));
-            } else {
+            if !self.say(&own) {
                 // It reads nothing now: until it does, what it was asked before stays.
-                ear.open = before;
-                ear.wait(now);
+                ear.wait(since);
                 return;
             }
+            // What is heard stays until this one is acknowledged: between the two nothing is missed.
+            let begun = Open {
+                number,
+                since,
+                wanted,
+            };
+            [None, ear.begun.replace(begun)]
+        };
+        for open in before.into_iter().flatten() {
+            self.replace(Some(open.number));
         }
-        // Only now: between the two nothing is missed.
-        if let Some((number, _)) = before {
+    }
+
+    /// Tells the child that what it was asked under that number is not needed any more.
+    pub(super) fn replace(&self, number: Option<u64>) {
+        if let Some(number) = number {
             self.say(&OwnMessage::Cancelled {
                 number,
                 reason: "replaced",
@@ -110,18 +189,30 @@ impl Session {
         }
     }
 
-    /// Takes the child's answer to request `number`, if that was such a subscription, which has ended with it.
-    pub(super) fn listening_ended(&self, state: &mut State, number: u64) -> bool {
-        let reversed = &mut state.reversed;
-        let ear = if reversed.listening.is(number) {
-            &mut reversed.listening
-        } else if reversed.watching.is(number) {
-            &mut reversed.watching
+    /// Takes what ends request `number`, if that was such a subscription.
+    pub(super) fn listening_ended(&self, state: &mut State, number: u64, end: End<'_>) -> bool {
+        let now = Instant::now();
+        if state.reversed.watching.ended(number, now).is_some() {
+            if !state.reversed.watching.is_open() {
+                state.reversed.watching.wait(now);
+            }
+        } else if let Some((open, was_heard)) = state.reversed.listening.ended(number, now) {
+            if was_heard {
+                state.misses();
+            }
+            // Who is told of something else already has only this refused.
+            let asked = state.take_asking(&open.wanted).filter(|_| !was_heard);
+            let ear = &mut state.reversed.listening;
+            if !ear.is_open() || (!was_heard && asked.is_none()) {
+                ear.wait(now);
+            }
+            if let Some((call, _)) = asked {
+                self.not_acknowledged(state, call, end);
+            }
+            self.ask_for_next(state);
         } else {
             return false;
-        };
-        let now = Instant::now();
-        ear.ended(now);
+        }
         self.listen_again(state, now);
         true
     }
@@ -129,7 +220,7 @@ impl Session {
     /// The same where the child names it, as it may in place of an answer.
     pub(super) fn listening_cancelled(&self, named: Value<'_>) -> bool {
         let number = named.as_number().and_then(|number| number.parse().ok());
-        number.is_some_and(|number| self.listening_ended(&mut self.state(), number))
+        number.is_some_and(|number| self.listening_ended(&mut self.state(), number, End::Named))
     }
 
     /// Makes those subscriptions again whose time has come.
@@ -160,34 +251,35 @@ mod tests {
     use crate::{
         audit::RequestId,
         auth::Identity,
-        mcp::{Call, Era, Message},
+        mcp::{Call, Message},
         session::{Exchange, exchange::Failure, outbox::Lines, pump, testing},
     };
 
     /// A session of a legacy client at a modern child that tells of tools, and what that is told.
     fn session() -> (Arc<Session>, Lines) {
-        let (session, lines) = testing::session(Era::Legacy);
-        let said = r#"{"id":1,"result":{"supportedVersions":["2026-07-28"],"capabilities":{"tools":{"listChanged":true},"resources":{"subscribe":true},"extensions":{"io.modelcontextprotocol/tasks":{}}}}}"#;
-        let said = Message::parse(said.into()).unwrap();
-        let initialize = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{}}}"#;
-        let initialize = Call::read(initialize.into(), false).unwrap();
-        let server = ModernServer::read(&said, &initialize).unwrap();
-        let _ = session.reversed.set(server);
-        (session, lines)
+        testing::reversed(
+            r#"{"tools":{"listChanged":true},"resources":{"subscribe":true},"extensions":{"io.modelcontextprotocol/tasks":{}}}"#,
+        )
     }
 
     /// The numbers of the subscriptions that the child was told of.
     fn begun(lines: &mut Lines) -> Vec<u64> {
-        let mut numbers = Vec::new();
+        ends(lines).0
+    }
+
+    /// The same, and the numbers of those that have ended.
+    fn ends(lines: &mut Lines) -> (Vec<u64>, Vec<u64>) {
+        let (mut began, mut ended) = (Vec::new(), Vec::new());
         while let Some(line) = lines.try_recv() {
-            let message = Message::parse(line).unwrap();
-            let method = message.root().get("method").and_then(Value::as_str);
-            if method.as_deref() == Some("subscriptions/listen") {
-                let id = message.root().get("id").and_then(Value::as_number);
-                numbers.push(id.unwrap().parse().unwrap());
+            let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
+            let (named, ends) = (&line["params"]["requestId"], &line["method"]);
+            match ends.as_str() {
+                Some("subscriptions/listen") => began.extend(line["id"].as_u64()),
+                Some("notifications/cancelled") => ended.extend(named.as_u64()),
+                _ => {}
             }
         }
-        numbers
+        (began, ended)
     }
 
     fn request(session: &Arc<Session>, text: &str) -> Exchange {
@@ -201,6 +293,17 @@ mod tests {
 
     fn say(session: &Session, line: String) {
         assert!(pump::take(session, line.into()));
+    }
+
+    /// The child takes all that it is asked for.
+    fn acknowledge(session: &Session, number: u64) {
+        let told = r#"{"resourceSubscriptions":["a:b"]}"#;
+        say(
+            session,
+            format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged","params":{{"notifications":{told},"_meta":{{"io.modelcontextprotocol/subscriptionId":{number}}}}}}}"#
+            ),
+        );
     }
 
     fn sweep(session: &Session) {
@@ -291,10 +394,42 @@ mod tests {
         let subscribe =
             r#"{"jsonrpc":"2.0","id":5,"method":"resources/subscribe","params":{"uri":"a:b"}}"#;
         let _done = request(&session, subscribe);
-        assert_eq!(begun(&mut lines).len(), 1);
+        let open = begun(&mut lines);
+        assert_eq!(open.len(), 1);
+        acknowledge(&session, open[0]);
         tokio::time::advance(LONGEST_PAUSE).await;
         sweep(&session);
         assert_eq!(begun(&mut lines), [0; 0], "it was made already");
+    }
+
+    /// What is heard goes on until what replaces it is acknowledged, and what was not acknowledged is not waited for; asked
+    /// for what it tells already the child is not asked again.
+    #[tokio::test(start_paused = true)]
+    async fn what_replaces_another_is_acknowledged_first() {
+        let (session, mut lines) = session();
+        let subscription = |uri: &str| {
+            let call = format!(
+                r#"{{"jsonrpc":"2.0","id":"{uri}","method":"resources/subscribe","params":{{"uri":"{uri}"}}}}"#
+            );
+            request(&session, &call)
+        };
+        session.heard_initialized("notifications/initialized");
+        let first = begun(&mut lines)[0];
+        session.heard_initialized("notifications/initialized");
+        assert!(lines.try_recv().is_none(), "it is asked that already");
+        let _done = subscription("a:b");
+        let second = first + 2;
+        assert_eq!(ends(&mut lines), (vec![second], vec![first]));
+        acknowledge(&session, second);
+        assert_eq!(ends(&mut lines), (vec![], vec![]));
+        let _again = subscription("a:c");
+        let third = second + 2;
+        assert_eq!(ends(&mut lines), (vec![third], vec![]));
+        acknowledge(&session, third);
+        assert_eq!(ends(&mut lines), (vec![], vec![second]));
+        acknowledge(&session, second);
+        let _known = subscription("a:b");
+        assert_eq!(ends(&mut lines), (vec![], vec![]));
     }
 
     /// What could not be replaced while the child read nothing is replaced later: nothing is told twice from then on.
@@ -308,7 +443,7 @@ mod tests {
             r#"{"jsonrpc":"2.0","id":5,"method":"resources/subscribe","params":{"uri":"a:b"}}"#;
         let _done = request(&session, subscribe);
         assert_eq!(begun(&mut lines), [0; 0]);
-        tokio::time::advance(LONGEST_PAUSE).await;
+        tokio::time::advance(SHORTEST_PAUSE).await;
         sweep(&session);
         let listens = lines.try_recv().expect("it is made later");
         assert!(listens.ends_with(b"}\n") && listens.windows(3).any(|three| three == b"a:b"));

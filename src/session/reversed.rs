@@ -17,17 +17,17 @@ use crate::{
         Call, Id, Message, bridge,
         input::{self, Question},
         reverse::{Given, ModernServer, answered_with, refused_with},
-        spelled,
-        subscription::{self, MAX_URIS},
+        spelled, subscription,
     },
     session::{
-        SendError, Session,
+        Session,
         calls::{InFlight, OutcomeOwed, Way},
         conversation::State,
         exchange::{Event, Failure},
         following::Following,
         line::Line,
         renewing::Ear,
+        subscribing::Missed,
     },
 };
 
@@ -36,8 +36,9 @@ use crate::{
 pub(super) struct Reversed {
     /// Numbers that calls go by which were made again, and their first ones.
     again: HashMap<u64, u64>,
-    /// Resources that the client wants to hear of.
-    pub(super) uris: Vec<String>,
+    /// The call whose resource the child was asked for last.
+    pub(super) asking: Option<u64>,
+    pub(super) missed: Missed,
     /// The subscription at the child, and that to tasks.
     pub(super) listening: Ear,
     pub(super) watching: Ear,
@@ -119,11 +120,11 @@ impl Session {
         server: &ModernServer,
         call: &Call,
         id: &Id,
-    ) -> Result<Way, SendError> {
+    ) -> Way {
         let can = |kind: &str| server.capabilities().get(kind).is_some();
         let none = || Way::Here(refused_with(id, -32601, "Method not found"));
         let done = || Way::Here(answered_with(id, "{}"));
-        Ok(match call.method() {
+        match call.method() {
             "ping" => done(),
             "logging/setLevel" if can("logging") => {
                 let level = call.params().and_then(|params| params.get("level"));
@@ -138,25 +139,9 @@ impl Session {
                     None => Way::Here(refused_with(id, -32602, "no such level")),
                 }
             }
-            method @ ("resources/subscribe" | "resources/unsubscribe")
-                if server.capabilities()["resources"]["subscribe"] == true =>
-            {
-                let uri = call.params().and_then(|params| params.get("uri"));
-                let uri = uri.and_then(Value::as_str).unwrap_or_default();
-                let uris = &mut state.reversed.uris;
-                let before = uris.len();
-                uris.retain(|known| *known != uri);
-                if method == "resources/subscribe" {
-                    if uris.len() >= MAX_URIS {
-                        return Err(SendError::Busy);
-                    }
-                    uris.push(uri.into_owned());
-                }
-                if state.reversed.uris.len() != before {
-                    self.listen_to_child(state, server);
-                }
-                done()
-            }
+            // It is answered when the child has acknowledged the resource.
+            "resources/subscribe" if server.tells_of_resources() => Way::Open,
+            "resources/unsubscribe" if server.tells_of_resources() => done(),
             "logging/setLevel" | "resources/subscribe" | "resources/unsubscribe" => none(),
             // Those of older versions are others than the newer extension's.
             method if method.starts_with("tasks/") => none(),
@@ -165,13 +150,13 @@ impl Session {
                     server.request(call.message(), state.next, level(server, state), None);
                 Way::Child(Line::changed(call.message(), &changes))
             }
-        })
+        }
     }
 
     /// The text of a modern child's notification as its client is to have it; `None` if not at all.
     pub(super) fn heard_from_modern(&self, message: &Message, method: &str) -> Option<Bytes> {
         match method {
-            subscription::ACKNOWLEDGED | "notifications/cancelled" => None,
+            "notifications/cancelled" => None,
             _ => Some(subscription::unlabelled(message).into()),
         }
     }
@@ -382,9 +367,9 @@ impl InFlight {
     }
 
     /// The number that the child knows the call by, which began as `first`; `None` if
-    /// the child waits for the call to be made again.
+    /// the child waits for the call to be made again, or knows nothing of it.
     pub(super) fn number(&self, first: u64) -> Option<u64> {
-        if self.input.as_deref().is_some_and(|input| input.away) {
+        if self.input.as_deref().is_some_and(|input| input.away) || self.awaits_acknowledgement() {
             return None;
         }
         match self.again.as_deref() {

@@ -292,7 +292,7 @@ impl Session {
         for call in self.state().in_flight.values().filter(|call| wants(call)) {
             hearers.extend(call.hearer.clone().filter(|it| !hearers.contains(it)));
         }
-        hearers.retain(|hearer| self.may_hear(|| Some(hearer.clone()), message, method));
+        hearers.retain(|hearer| self.may_hear(|_| vec![hearer.clone()], message, method));
         let mut state = self.state();
         let mut heard = false;
         for call in state.in_flight.values_mut() {

@@ -13,7 +13,7 @@ use crate::{
     auth::Identity,
     authz::Engine,
     config::{Authz, ServerName},
-    mcp::{Era, Message, bridge::LegacyServer},
+    mcp::{Call, Era, Message, bridge::LegacyServer, reverse::ModernServer},
     time::Clock,
 };
 
@@ -47,5 +47,19 @@ pub(super) fn bridged(capabilities: &str) -> (Arc<Session>, Lines) {
     let said = format!(r#"{{"id":1,"result":{{"capabilities":{capabilities}}}}}"#);
     let said = Message::parse(said.into()).unwrap();
     session.bridged(LegacyServer::read(&said).unwrap());
+    (session, lines)
+}
+
+/// A session of a legacy client before a server of the modern era that has said these capabilities.
+pub(super) fn reversed(capabilities: &str) -> (Arc<Session>, Lines) {
+    let (session, lines) = session(Era::Legacy);
+    let said = format!(
+        r#"{{"id":1,"result":{{"supportedVersions":["2026-07-28"],"capabilities":{capabilities}}}}}"#
+    );
+    let said = Message::parse(said.into()).unwrap();
+    let initialize = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{}}}"#;
+    let initialize = Call::read(initialize.into(), false).unwrap();
+    let server = ModernServer::read(&said, &initialize).unwrap();
+    let _ = session.reversed.set(server);
     (session, lines)
 }

@@ -340,9 +340,13 @@ impl Plan {
 impl House {
     /// A good token for `subject`, in the group `it`.
     pub fn token(&self, subject: &str) -> String {
-        self.issuer
-            .token(subject, &self.resource(), &["it"])
-            .unwrap()
+        self.token_in(subject, &["it"])
+    }
+
+    /// The same, in other groups.
+    pub fn token_in(&self, subject: &str, groups: &[&str]) -> String {
+        let resource = self.resource();
+        self.issuer.token(subject, &resource, groups).unwrap()
     }
 
     /// The identifier of the issuer that it trusts.

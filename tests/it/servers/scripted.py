@@ -16,6 +16,7 @@ TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "sleep", "garbage",
          "later", "together", "unlisten", "probe", "secret"]
 modern = "--modern" in sys.argv
 waiting = {}
+released = set()
 listening = {}
 
 
@@ -172,7 +173,9 @@ def call(identifier, params):
         sys.stderr.write("holding %s\n" % arguments["for"])
         sys.stderr.flush()
     elif name == "release":
-        text(waiting.pop(arguments["for"]), "released")
+        held = waiting.pop(arguments["for"])
+        released.add(arguments["for"])
+        held() if callable(held) else text(held, "released")
         text(identifier, "done")
     elif name == "later":
         # Asks when nobody is at work; in one breath, so that nobody is again before it is heard.
@@ -210,12 +213,30 @@ def need(identifier, arguments, state):
 
 
 def listen(identifier, params):
-    """The subscription stays open; what it hears comes with its name."""
+    """The subscription stays open; what it hears comes with its name.
+
+    It is refused for what is forbidden, and acknowledged without what is refused, later, or not at all.
+    """
     meta = '"_meta":{"io.modelcontextprotocol/subscriptionId":%s}' % json.dumps(identifier)
-    say('{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged","params":{%s,"notifications":%s}}'
-        % (meta, json.dumps(params["notifications"])))
-    listening[identifier] = params["notifications"]
-    say('{"jsonrpc":"2.0","method":"notifications/tools/list_changed","params":{%s}}' % meta)
+    wanted = params["notifications"]
+    uris = wanted.get("resourceSubscriptions", [])
+    takes = [uri for uri in uris if "refused" not in uri]
+
+    def begin():
+        told = {name: value for name, value in wanted.items() if name != "resourceSubscriptions"}
+        told |= {"resourceSubscriptions": takes} if takes else {}
+        say('{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged","params":{%s,"notifications":%s}}'
+            % (meta, json.dumps(told)))
+        say('{"jsonrpc":"2.0","method":"notifications/tools/list_changed","params":{%s}}' % meta)
+
+    late = [uri for uri in uris if "later" in uri and uri not in released]
+    if any("forbidden" in uri for uri in uris):
+        return say(json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": -32000, "message": "not for you"}}))
+    listening[identifier] = wanted
+    if late:
+        waiting[late[0]] = begin
+    elif not any("mute" in uri for uri in uris):
+        begin()
 
 
 def cached(identifier, result):

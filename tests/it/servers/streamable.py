@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 modern = "--modern" in sys.argv
 stateless = "--stateless" in sys.argv
 no_stream = "--no-stream" in sys.argv
-seen, sessions, answers = [], {}, {}
+seen, sessions, answers, listens = [], {}, {}, {}
 lock = threading.Lock()
 released = threading.Event()
 TOOLS = ["echo", "seen", "progress", "ask", "crash", "hang", "hold", "release", "garbage", "huge", "endless", "status", "redirect", "drop", "polls",
@@ -142,16 +142,43 @@ class Handler(BaseHTTPRequestHandler):
             return self.plain(202)
         if method == "server/discover":
             return self.answer(identifier, {"resultType": "complete", "ttlMs": 0, "cacheScope": "private", "supportedVersions": ["2026-07-28"],
-                                            "capabilities": {"tools": {}}, "serverInfo": {"name": "http", "version": "1"}})
+                                            "capabilities": {"tools": {"listChanged": True}, "resources": {"subscribe": True}} if "--changes" in sys.argv else {"tools": {}}, "serverInfo": {"name": "http", "version": "1"}})
         if method == "tools/list":
             extra = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"} if modern else {}
             marked = {"name": "marked", "inputSchema": {"type": "object", "properties": {"region": {"type": "string", "x-mcp-header": "Region"}}}}
             return self.answer(identifier, {"tools": [marked] + [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]} | extra)
         if method == "tools/call":
             return self.call(identifier, params["name"], params.get("arguments") or {}, meta)
+        if method == "subscriptions/listen" and modern:
+            return self.listen(identifier, params["notifications"])
         if modern:
             return self.error(identifier, 404, -32601)
         self.answer(identifier, {})
+
+    def listen(self, identifier, wanted):
+        uris = wanted.get("resourceSubscriptions", [])
+        if any("forbidden" in uri for uri in uris):
+            return self.error(identifier, 200, -32000)
+        changes = listens[identifier] = queue.Queue()
+        label = {"_meta": {"io.modelcontextprotocol/subscriptionId": identifier}}
+        self.events()
+        self.event({"jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": {"notifications": wanted} | label})
+        try:
+            while True:
+                try:
+                    uri = changes.get(timeout=0.05)
+                except queue.Empty:
+                    self.raw(": alive\n\n")
+                    continue
+                if uri is None:
+                    # Without an answer.
+                    self.over()
+                    break
+                if uri in uris:
+                    self.event({"jsonrpc": "2.0", "method": "notifications/resources/updated", "params": {"uri": uri} | label})
+        except OSError:
+            self.close_connection = True
+        listens.pop(identifier, None)
 
     def error(self, identifier, status, code):
         self.plain(status, json.dumps({"jsonrpc": "2.0", "id": identifier, "error": {"code": code, "message": "no"}}).encode())
@@ -194,6 +221,14 @@ class Handler(BaseHTTPRequestHandler):
             done["result"]["content"][0]["text"] = json.dumps(answers.get('"mine-1"'))
             self.event(done)
             self.over()
+        elif name == "announce" and modern:
+            for changes in list(listens.values()):
+                changes.put(arguments["uri"])
+            self.text(identifier, "announced")
+        elif name == "cut" and modern:
+            for changes in list(listens.values()):
+                changes.put(None)
+            self.text(identifier, "cut")
         elif name == "announce":
             for session in list(sessions.values()):
                 session["notes"].put({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
