@@ -31,6 +31,8 @@ pub(super) struct Activity(Arc<Shared>);
 struct Shared {
     /// Requests that have begun, ever.
     begun: AtomicU64,
+    /// Requests that have come in frames, ever: those among them that the library refuses never begin.
+    came: AtomicU64,
     /// Requests whose answer has not left.
     in_flight: AtomicUsize,
     /// Answers that wait for their reader, by number, and since when.
@@ -49,6 +51,7 @@ impl Activity {
     pub(super) fn new() -> Self {
         Self(Arc::new(Shared {
             begun: AtomicU64::new(0),
+            came: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
             waiting: Mutex::default(),
             spoken: Notify::new(),
@@ -116,6 +119,16 @@ impl Activity {
     /// How many requests have begun, ever.
     pub(super) fn begun(&self) -> u64 {
         self.0.begun.load(Ordering::Relaxed)
+    }
+
+    /// So many requests have come in frames.
+    pub(super) fn came(&self, requests: u64) {
+        self.0.came.store(requests, Ordering::Relaxed);
+    }
+
+    /// Whether one of them has not begun; asked at the end, for until then it may.
+    pub(super) fn has_unseen(&self) -> bool {
+        self.0.came.load(Ordering::Relaxed) > self.begun()
     }
 
     /// Since when it has done nothing; `None` if it does something.

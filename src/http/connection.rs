@@ -261,6 +261,7 @@ async fn serve_two<F>(
             Ok::<_, Infallible>(response.map(|body| busy.until_taken(body)))
         }
     });
+    let frames = Frames::new(activity.clone());
     let streams = Streams::default();
     let _ends = streams.until_dropped();
     let connection = http2::Builder::new(streams.clone())
@@ -273,7 +274,7 @@ async fn serve_two<F>(
         .max_send_buf_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(MAX_RESETS)
-        .serve_connection(TokioIo::new(stream.watched(Frames::new())), service);
+        .serve_connection(TokioIo::new(stream.watched(frames)), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,
