@@ -137,12 +137,15 @@ impl Activity {
         is_quiet.then(|| self.idle_since())
     }
 
-    /// Whether nobody would miss it: it asks nothing, and what it was told has left.
-    pub(super) fn may_be_shed(&self) -> bool {
+    /// Since when it has done nothing, if nobody would miss it: it asks nothing, and what it was told has left.
+    pub(super) fn may_be_shed(&self, now: Instant) -> Option<Instant> {
         let shared = &self.0;
-        let has_left =
-            shared.begun.load(Ordering::Relaxed) == 0 || self.idle_since().elapsed() >= LEAVING;
-        has_left && shared.in_flight.load(Ordering::Relaxed) == 0 && !self.is_shed()
+        if shared.in_flight.load(Ordering::Relaxed) > 0 || self.is_shed() {
+            return None;
+        }
+        let since = self.idle_since();
+        let has_left = self.begun() == 0 || now.duration_since(since) >= LEAVING;
+        has_left.then_some(since)
     }
 
     /// Since when it has done nothing, if it does nothing.
