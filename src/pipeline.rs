@@ -31,6 +31,7 @@ use crate::{
     config::Config,
     http::{
         Peer, Refusal, Response, body,
+        budget::{Budget, Lent},
         connection::Asked,
         cors, modern,
         names::{SESSION_ID, VERSION, one},
@@ -61,7 +62,7 @@ pub struct Gateway {
     /// Says that the configuration was edited and this gateway should make way.
     pub stale: tokio::sync::Notify,
     /// The memory that requests' bodies share.
-    pub bodies: body::Budget,
+    pub bodies: Budget,
     /// The beginning of the configuration's digest, for the record (fault-52).
     pub version: Arc<str>,
     pub metadata: Bytes,
@@ -139,18 +140,25 @@ async fn answer(
         Method::POST => route::post_headers(&head.headers)?,
         _ => Err(Refusal::MethodNotAllowed(route::MCP_METHODS))?,
     }
-    let body = body::read(
+    let (body, lent) = body::read(
         (head.version, body),
         gateway.config.limits.body,
         (&gateway.bodies, &identity),
     )
     .await?;
     if route == Route::Messages {
-        return Box::pin(legacy_sse::post(gateway, &head, &identity, body, record)).await;
+        return Box::pin(legacy_sse::post(
+            gateway,
+            &head,
+            &identity,
+            (body, lent),
+            record,
+        ))
+        .await;
     }
     if batch::is_one(&body) {
         upstream::make_ready(gateway, &head, &identity, Era::Legacy).await?;
-        return batch::answer(gateway, &head, &identity, body, record).await;
+        return batch::answer(gateway, &head, &identity, (body, lent), record).await;
     }
     let modern = one(&head.headers, &VERSION)? == Some(version::MODERN);
     let call = read(body, modern, record).await?;
@@ -170,7 +178,7 @@ async fn answer(
     // What its connection has read it into is free from now on, for what comes next.
     drop(head);
     Ok(match found {
-        Ok(place) => deliver(gateway, &identity, (permit, place, request)).await,
+        Ok(place) => deliver(gateway, &identity, (permit, lent, place, request)).await,
         Err(refusal) => failed(gateway, request, &refusal, id.as_ref()),
     })
 }
@@ -287,7 +295,7 @@ fn permitted(
 async fn deliver(
     gateway: &Gateway,
     identity: &Arc<Identity>,
-    (permit, place, request): (Permit, Place, RequestId),
+    (permit, lent, place, request): (Permit, Lent, Place, RequestId),
 ) -> Response {
     let id = permit.call().id().cloned();
     let (era, method) = (permit.call().era(), permit.call().method());
@@ -298,12 +306,12 @@ async fn deliver(
         // Boxed, as all that is large and rare: each request has room for the rest of its way.
         Place::New => return Box::pin(open(gateway, identity, permit, request)).await,
         Place::Session(session) => {
-            session
-                .send(permit, identity, request)
-                .map_err(|error| match era {
-                    Era::Legacy => Refusal::Send(error),
-                    Era::Modern => Refusal::of_shared(error),
-                })
+            let sent = session.send(permit, identity, request);
+            lent.handed_to(&session);
+            sent.map_err(|error| match era {
+                Era::Legacy => Refusal::Send(error),
+                Era::Modern => Refusal::of_shared(error),
+            })
         }
         Place::Shared | Place::Nowhere => Ok(Sent::Accepted),
     };

@@ -362,7 +362,9 @@ mod tests {
     use crate::{
         auth::Identity,
         http::{
-            body, reply,
+            body,
+            budget::Budget,
+            reply,
             testing::{connected, ends_after},
         },
     };
@@ -378,7 +380,7 @@ mod tests {
             |asked: Asked| async {
                 let read = match asked {
                     Ok(request) => {
-                        let budget = body::Budget::new(1 << 10);
+                        let budget = Budget::new(1 << 10);
                         let user = Identity::example("https://i", "alice");
                         body::read(
                             (request.version(), request.into_body()),
@@ -386,6 +388,7 @@ mod tests {
                             (&budget, &user),
                         )
                         .await
+                        .map(|(text, _)| text)
                     }
                     Err(refusal) => Err(refusal),
                 };
