@@ -31,6 +31,7 @@ use crate::{
     config::Config,
     http::{
         Peer, Refusal, Response, body,
+        budget::{Budget, Lent},
         connection::Asked,
         cors, modern,
         names::{SESSION_ID, VERSION, one},
@@ -63,7 +64,7 @@ pub struct Gateway {
     /// Says that the configuration was edited and this gateway should make way.
     pub stale: tokio::sync::Notify,
     /// The memory that requests' bodies share.
-    pub bodies: body::Budget,
+    pub bodies: Budget,
     /// The beginning of the configuration's digest, for the record (fault-52).
     pub version: Arc<str>,
     pub metadata: Bytes,
@@ -150,10 +151,11 @@ async fn answer(
     if route == Route::Messages {
         return Box::pin(legacy_sse::post(gateway, &head, &identity, body, record)).await;
     }
-    if batch::is_one(&body) {
+    if batch::is_one(&body.0) {
         upstream::make_ready(gateway, &head, &identity, Era::Legacy).await?;
         return batch::answer(gateway, &head, &identity, body, record).await;
     }
+    let (body, lent) = body;
     let modern = one(&head.headers, &VERSION)? == Some(version::MODERN);
     let call = read(body, modern, record).await?;
     let id = call.id().cloned();
@@ -172,7 +174,7 @@ async fn answer(
     // What its connection has read it into is free from now on, for what comes next.
     let table = Table::of(head.headers);
     Ok(match found {
-        Ok(place) => deliver(gateway, &identity, (permit, place, request), table).await,
+        Ok(place) => deliver(gateway, &identity, (permit, lent, place, request), table).await,
         Err(refusal) => failed(gateway, request, &refusal, id.as_ref()),
     })
 }
@@ -289,7 +291,7 @@ fn permitted(
 async fn deliver(
     gateway: &Gateway,
     identity: &Arc<Identity>,
-    (permit, place, request): (Permit, Place, RequestId),
+    (permit, lent, place, request): (Permit, Lent, Place, RequestId),
     table: Table,
 ) -> Response {
     let id = permit.call().id().cloned();
@@ -301,12 +303,12 @@ async fn deliver(
         // Boxed, as all that is large and rare: each request has room for the rest of its way.
         Place::New => return Box::pin(open(gateway, identity, permit, request)).await,
         Place::Session(session) => {
-            session
-                .send(permit, identity, request)
-                .map_err(|error| match era {
-                    Era::Legacy => Refusal::Send(error),
-                    Era::Modern => Refusal::of_shared(error),
-                })
+            let sent = session.send(permit, identity, request);
+            lent.handed_to(&session);
+            sent.map_err(|error| match era {
+                Era::Legacy => Refusal::Send(error),
+                Era::Modern => Refusal::of_shared(error),
+            })
         }
         Place::Shared | Place::Nowhere => Ok(Sent::Accepted),
     };

@@ -23,7 +23,7 @@ use std::{
     fmt,
     io::{self, Write},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -40,7 +40,13 @@ pub use record::Record;
 
 /// Where events go. Cheap to clone; all clones share one sequence.
 #[derive(Clone)]
-pub struct Audit(Arc<Sink>);
+pub struct Audit(Arc<Inner>);
+
+struct Inner {
+    sink: Sink,
+    /// Whether the gateway ends the requests that still run.
+    cuts: AtomicBool,
+}
 
 enum Sink {
     Queue(queue::Queue),
@@ -55,7 +61,7 @@ impl Audit {
             encode::native,
             server.as_str(),
         )?;
-        Ok(Self(Arc::new(Sink::Queue(queue))))
+        Ok(Self::to(Sink::Queue(queue)))
     }
 
     /// The same for a loop that wakes journald once for all that one turn of it has recorded:
@@ -67,14 +73,14 @@ impl Audit {
             encode::native,
             server.as_str(),
         )?;
-        Ok(Self(Arc::new(Sink::Queue(queue))))
+        Ok(Self::to(Sink::Queue(queue)))
     }
 
     /// One JSON object a line, to `out` (normally stderr), with the names and
     /// shapes of `journalctl -o json`. Written by a thread of its own.
     pub fn stderr(out: impl Write + Send + 'static, server: &ServerName) -> io::Result<Self> {
         let queue = queue::Queue::threaded(Lines(out), encode::json, server.as_str())?;
-        Ok(Self(Arc::new(Sink::Queue(queue))))
+        Ok(Self::to(Sink::Queue(queue)))
     }
 
     /// Into memory, to be read back.
@@ -84,12 +90,17 @@ impl Audit {
             memory: memory.clone(),
             server: server.to_string(),
         };
-        (Self(Arc::new(sink)), memory)
+        (Self::to(sink), memory)
+    }
+
+    fn to(sink: Sink) -> Self {
+        let cuts = AtomicBool::new(false);
+        Self(Arc::new(Inner { sink, cuts }))
     }
 
     /// Records one event. Never blocks, never fails.
     pub fn record(&self, event: &Event) {
-        match &*self.0 {
+        match &self.0.sink {
             Sink::Queue(queue) => queue.put(event),
             Sink::Memory { memory, server } => memory.put(event, server),
         }
@@ -97,7 +108,7 @@ impl Audit {
 
     /// Hands on what was recorded and waits for the end of its turn.
     pub fn hand_on(&self) {
-        match &*self.0 {
+        match &self.0.sink {
             Sink::Queue(queue) => queue.hand_on(),
             Sink::Memory { .. } => {}
         }
@@ -105,7 +116,7 @@ impl Audit {
 
     /// What waits, and what was lost so far.
     pub fn backlog(&self) -> Backlog {
-        match &*self.0 {
+        match &self.0.sink {
             Sink::Queue(queue) => queue.backlog(),
             Sink::Memory { .. } => Backlog::default(),
         }
@@ -114,7 +125,7 @@ impl Audit {
     /// Waits until nothing is queued any more, at most this long; for the end
     /// of a process. Blocks: not for the async runtime's threads.
     pub fn flush(&self, within: Duration) -> bool {
-        match &*self.0 {
+        match &self.0.sink {
             Sink::Queue(queue) => queue.flush(within),
             Sink::Memory { .. } => true,
         }

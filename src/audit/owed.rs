@@ -1,5 +1,7 @@
 //! The outcome that a permitted request owes, while there is nobody to record it.
 
+use std::sync::atomic::Ordering;
+
 use super::{Audit, Event, Outcome, Reason, RequestId};
 
 impl Audit {
@@ -11,13 +13,27 @@ impl Audit {
         std::mem::forget(owed);
         done
     }
+
+    /// From now on requests end because the gateway does, and not because their clients go.
+    pub fn cuts(&self) {
+        self.0.cuts.store(true, Ordering::Relaxed);
+    }
+
+    /// Why a request ends that nobody has answered.
+    pub fn why_unanswered(&self) -> Reason {
+        if self.0.cuts.load(Ordering::Relaxed) {
+            Reason::Stopping
+        } else {
+            Reason::ClientGone
+        }
+    }
 }
 
 struct Owed<'a>(&'a Audit, RequestId);
 
 impl Drop for Owed<'_> {
     fn drop(&mut self) {
-        let gone = Outcome::unanswered(self.1, Some(Reason::ClientGone), None);
+        let gone = Outcome::unanswered(self.1, Some(self.0.why_unanswered()), None);
         self.0.record(&Event::Outcome(gone));
     }
 }

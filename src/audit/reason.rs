@@ -9,6 +9,7 @@ use crate::auth::{AuthError, Fault};
 pub enum Reason {
     // The HTTP request.
     BadHeader,
+    Framing,
     BodyTooLarge,
     BodyTimeout,
     Overloaded,
@@ -104,6 +105,7 @@ pub enum Reason {
 impl Reason {
     pub const ALL: &[Self] = &[
         Self::BadHeader,
+        Self::Framing,
         Self::BodyTooLarge,
         Self::BodyTimeout,
         Self::Overloaded,
@@ -192,6 +194,7 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::BadHeader => "bad-header",
+            Self::Framing => "framing",
             Self::BodyTooLarge => "body-too-large",
             Self::BodyTimeout => "body-timeout",
             Self::Overloaded => "overloaded",

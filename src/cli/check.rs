@@ -633,7 +633,10 @@ mod tests {
                 misnamed: Vec::new(),
             };
             let json = serde_json::to_string(&answer).unwrap();
-            for shown in [answer.text(), json] {
+            let name = ServerName::parse("x").unwrap();
+            let config = config::load(root.path(), &name, OwnerRule::RootOrCaller);
+            let explained = config.map_or_else(|_| String::new(), |config| plan(&config));
+            for shown in [answer.text(), json, explained] {
                 assert!(!shown.contains("s3cret"), "{text}\n{shown}");
             }
         }

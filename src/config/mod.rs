@@ -44,7 +44,7 @@ pub use name::{BadName, ServerName};
 pub use owner::OwnerRule;
 pub use problem::{Problem, Problems};
 pub use sharing::IDENTITY_VARIABLES;
-pub use value::{credential, plain_path, shown_path};
+pub use value::{credential, may_be_secret, plain_path, shown_path};
 
 /// Everything that one server's configuration says, checked.
 #[derive(Clone, Debug)]

@@ -140,17 +140,22 @@ pub fn shown_path(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// The text, where a problem may show it: what could hold a password or a key is `this`.
-pub(super) fn shown(text: &str) -> String {
+/// Whether it could be a password or a key: nobody is shown it.
+pub fn may_be_secret(text: &str) -> bool {
     let is_plain = |c: char| c.is_alphanumeric() || "/.:_-*,[] ".contains(c);
     let words = text.split_whitespace().count();
     // What is as long as a key may be one.
     let is_key = |word: &str| word.len() > MAX_WORD;
     let has_key = text.split(|c: char| !c.is_alphanumeric()).any(is_key);
-    if text.len() <= MAX_SHOWN && words <= 1 && text.chars().all(is_plain) && !has_key {
-        format!("{text:?}")
-    } else {
+    text.len() > MAX_SHOWN || words > 1 || !text.chars().all(is_plain) || has_key
+}
+
+/// The text, where a problem may show it: what could hold a password or a key is `this`.
+pub(super) fn shown(text: &str) -> String {
+    if may_be_secret(text) {
         "this".to_owned()
+    } else {
+        format!("{text:?}")
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     config::{Auth, Config, Network, Problem, Problems, Transport},
     daemon::{Setup, backend, problem::problem},
     egress,
-    http::body::Budget,
+    http::budget::Budget,
     pipeline::{Clients, Gateway},
     session::{self, Seal, Sessions},
 };

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 use tokio::{
     sync::watch,
-    task::JoinSet,
+    task::{JoinSet, yield_now},
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at},
 };
 use tracing::{info, warn};
@@ -137,6 +137,16 @@ pub(super) async fn serve(
     let _ = timeout_at(Instant::now() + LAST_ANSWERS, async {
         while connections.join_next().await.is_some() {}
         late.end().await;
+    })
+    .await;
+    // What still runs now is cut, and on record as that.
+    setup.audit.cuts();
+    connections.shutdown().await;
+    // Each request has the gateway for as long as there is anything of it, also after its connection.
+    let _ = timeout_at(Instant::now() + LAST_ANSWERS, async {
+        while Arc::strong_count(&gateway) > 1 {
+            yield_now().await;
+        }
     })
     .await;
     let audit = setup.audit.clone();

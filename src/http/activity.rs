@@ -31,6 +31,8 @@ pub(super) struct Activity(Arc<Shared>);
 struct Shared {
     /// Requests that have begun, ever.
     begun: AtomicU64,
+    /// Requests that have come in frames, ever: those among them that the library refuses never begin.
+    came: AtomicU64,
     /// Requests whose answer has not left.
     in_flight: AtomicUsize,
     /// Answers that wait for their reader, by number, and since when.
@@ -49,6 +51,7 @@ impl Activity {
     pub(super) fn new() -> Self {
         Self(Arc::new(Shared {
             begun: AtomicU64::new(0),
+            came: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
             waiting: Mutex::default(),
             spoken: Notify::new(),
@@ -118,18 +121,31 @@ impl Activity {
         self.0.begun.load(Ordering::Relaxed)
     }
 
+    /// So many requests have come in frames.
+    pub(super) fn came(&self, requests: u64) {
+        self.0.came.store(requests, Ordering::Relaxed);
+    }
+
+    /// Whether one of them has not begun; asked at the end, for until then it may.
+    pub(super) fn has_unseen(&self) -> bool {
+        self.0.came.load(Ordering::Relaxed) > self.begun()
+    }
+
     /// Since when it has done nothing; `None` if it does something.
     pub(super) fn quiet_since(&self) -> Option<Instant> {
         let is_quiet = self.0.in_flight.load(Ordering::Relaxed) == 0;
         is_quiet.then(|| self.idle_since())
     }
 
-    /// Whether nobody would miss it: it asks nothing, and what it was told has left.
-    pub(super) fn may_be_shed(&self) -> bool {
+    /// Since when it has done nothing, if nobody would miss it: it asks nothing, and what it was told has left.
+    pub(super) fn may_be_shed(&self, now: Instant) -> Option<Instant> {
         let shared = &self.0;
-        let has_left =
-            shared.begun.load(Ordering::Relaxed) == 0 || self.idle_since().elapsed() >= LEAVING;
-        has_left && shared.in_flight.load(Ordering::Relaxed) == 0 && !self.is_shed()
+        if shared.in_flight.load(Ordering::Relaxed) > 0 || self.is_shed() {
+            return None;
+        }
+        let since = self.idle_since();
+        let has_left = self.begun() == 0 || now.duration_since(since) >= LEAVING;
+        has_left.then_some(since)
     }
 
     /// Since when it has done nothing, if it does nothing.

@@ -5,13 +5,11 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
-use foldhash::HashMap;
 use http::Version;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -22,8 +20,12 @@ use tokio::{
 };
 
 use crate::{
-    auth::{Identity, PrincipalKey},
-    http::{Refusal, reply},
+    auth::Identity,
+    http::{
+        Refusal,
+        budget::{Budget, Lent, Share},
+        reply,
+    },
     mcp::Id,
     session::{Event, Exchange, Style},
 };
@@ -297,105 +299,13 @@ fn data(id: Option<&str>, message: &[u8]) -> Bytes {
     event.freeze()
 }
 
-/// The memory for request bodies: one budget for all, so that the product of connections
-/// and the size of a body is not what a gateway may take (fault-46); and half of it for each
-/// user, so that nobody's bodies keep out everybody's.
-#[derive(Clone, Debug)]
-pub struct Budget(Arc<Shares>);
-
-#[derive(Debug)]
-struct Shares {
-    all: usize,
-    each: usize,
-    taken: Mutex<Taken>,
-}
-
-#[derive(Debug, Default)]
-struct Taken {
-    all: usize,
-    each: HashMap<PrincipalKey, usize>,
-}
-
-/// What one body has of it, until it is dropped.
-struct Share {
-    of: Budget,
-    user: PrincipalKey,
-    bytes: usize,
-}
-
-impl Budget {
-    /// For bodies of at most `max` bytes each.
-    pub fn new(max: usize) -> Self {
-        // Two fit in any case, or one that is held would make the server useless.
-        let all = ALL_BODIES.max(max.saturating_mul(2));
-        Self(Arc::new(Shares {
-            all,
-            each: all / 2,
-            taken: Mutex::default(),
-        }))
-    }
-
-    /// Nothing of it yet.
-    fn share(&self, identity: &Identity) -> Share {
-        Share {
-            of: self.clone(),
-            user: identity.principal_key(),
-            bytes: 0,
-        }
-    }
-
-    fn taken(&self) -> MutexGuard<'_, Taken> {
-        // No code path leaves it half changed.
-        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Share {
-    fn grow_to(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let more = bytes.saturating_sub(self.bytes);
-        let mut taken = self.of.taken();
-        let own = taken.each.get(&self.user).copied().unwrap_or_default();
-        if taken.all + more > self.of.0.all || own + more > self.of.0.each {
-            return Err(Refusal::Overloaded);
-        }
-        taken.all += more;
-        taken.each.insert(self.user, own + more);
-        self.bytes += more;
-        Ok(())
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        let mut taken = self.of.taken();
-        taken.all -= self.bytes;
-        if let Some(own) = taken.each.get_mut(&self.user) {
-            *own -= self.bytes;
-            if *own == 0 {
-                taken.each.remove(&self.user);
-            }
-        }
-    }
-}
-
-/// A large body, and its share of the budget for as long as anybody holds a part of it.
-struct Held {
-    text: Bytes,
-    _share: Share,
-}
-
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        &self.text
-    }
-}
-
-/// Reads the body of a request of this version whole: at most `max` bytes within `BODY_DEADLINE`.
+/// Reads the body of a request of this version whole: at most `max` bytes within `BODY_DEADLINE`. What it
+/// has of the budget is given back when nobody holds a part of it any more, or before.
 pub async fn read(
     (version, body): (Version, Incoming),
     max: usize,
     (budget, user): (&Budget, &Identity),
-) -> Result<Bytes, Refusal> {
+) -> Result<(Bytes, Lent), Refusal> {
     if body.size_hint().lower() > max as u64 {
         return Err(Refusal::TooLarge);
     }
@@ -408,7 +318,7 @@ async fn collect(
     (version, mut body): (Version, Incoming),
     max: usize,
     (budget, user): (&Budget, &Identity),
-) -> Result<Bytes, Refusal> {
+) -> Result<(Bytes, Lent), Refusal> {
     let mut whole = BytesMut::new();
     let mut share: Option<Share> = None;
     let announced = body.size_hint().lower();
@@ -423,7 +333,7 @@ async fn collect(
         }
         // The usual body is one frame: it is not copied.
         if whole.is_empty() && body.is_end_stream() {
-            return Ok(data);
+            return Ok((data, Lent::nothing()));
         }
         // For what has come, not for what is announced: announcing costs nothing.
         if whole.len() + data.len() > SMALL_BODY {
@@ -445,16 +355,11 @@ async fn collect(
     }
     let text = whole.freeze();
     Ok(match share {
-        Some(share) => Bytes::from_owner(Held {
-            text,
-            _share: share,
-        }),
-        None => text,
+        Some(share) => share.held(text),
+        None => (text, Lent::nothing()),
     })
 }
 
-/// Bytes of all large bodies at once; a sixth of what the unit may take (`MemoryHigh=`).
-const ALL_BODIES: usize = 128 << 20;
 const EVENT_END: &[u8] = b"\n\n";
 /// Bytes of a message that are copied into their event.
 const SMALL_EVENT: usize = 64 << 10;
@@ -477,34 +382,6 @@ mod tests {
     async fn next(events: &mut Events) -> Option<String> {
         let text = std::future::poll_fn(|context| events.poll(context)).await?;
         Some(String::from_utf8(text.to_vec()).unwrap())
-    }
-
-    /// fault-46: what one user's bodies take leaves room for another's, and comes back.
-    #[test]
-    fn nobodys_bodies_keep_out_everybodys() {
-        for max in [1 << 10, 4 << 20, 100 << 20] {
-            let budget = Budget::new(max);
-            let user = |name: &str| Identity::example("https://i", name);
-            let take = |name: &str| {
-                let mut share = budget.share(&user(name));
-                // As it comes, piece by piece.
-                share.grow_to(max / 2)?;
-                share.grow_to(max)?;
-                Ok::<_, Refusal>(share)
-            };
-            let mut greedy = Vec::new();
-            while let Ok(share) = take("greedy") {
-                greedy.push(share);
-            }
-            assert!(!greedy.is_empty(), "{max}");
-            let other = take("other");
-            assert!(other.is_ok(), "{max}");
-            greedy.pop();
-            assert!(take("greedy").is_ok());
-            drop((greedy, other));
-            let taken = budget.taken();
-            assert_eq!((taken.all, taken.each.len()), (0, 0));
-        }
     }
 
     /// A large message is one event like any other, whether or not it is the first, and none of its bytes is copied.

@@ -261,6 +261,7 @@ async fn serve_two<F>(
             Ok::<_, Infallible>(response.map(|body| busy.until_taken(body)))
         }
     });
+    let frames = Frames::new(activity.clone());
     let streams = Streams::default();
     let _ends = streams.until_dropped();
     let connection = http2::Builder::new(streams.clone())
@@ -273,7 +274,7 @@ async fn serve_two<F>(
         .max_send_buf_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(MAX_RESETS)
-        .serve_connection(TokioIo::new(stream.watched(Frames::new())), service);
+        .serve_connection(TokioIo::new(stream.watched(frames)), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,
@@ -361,7 +362,9 @@ mod tests {
     use crate::{
         auth::Identity,
         http::{
-            body, reply,
+            body,
+            budget::Budget,
+            reply,
             testing::{connected, ends_after},
         },
     };
@@ -377,7 +380,7 @@ mod tests {
             |asked: Asked| async {
                 let read = match asked {
                     Ok(request) => {
-                        let budget = body::Budget::new(1 << 10);
+                        let budget = Budget::new(1 << 10);
                         let user = Identity::example("https://i", "alice");
                         body::read(
                             (request.version(), request.into_body()),
@@ -385,6 +388,7 @@ mod tests {
                             (&budget, &user),
                         )
                         .await
+                        .map(|(text, _)| text)
                     }
                     Err(refusal) => Err(refusal),
                 };

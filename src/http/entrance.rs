@@ -53,7 +53,7 @@ impl Entrance {
     pub async fn serve<F>(
         &self,
         stream: Stream,
-        peer: Peer,
+        mut peer: Peer,
         drain: watch::Receiver<bool>,
         answer: impl Fn(Asked, Peer) -> F,
     ) where
@@ -61,28 +61,34 @@ impl Entrance {
     {
         let activity = Activity::new();
         let seat = self.roster.enter(&activity);
-        let serves = self.admit(stream, peer, &seat, &activity, drain, answer);
+        let serves = self.admit(stream, &mut peer, &seat, &activity, drain, &answer);
         // It has no request, and somebody else may have one.
         let sheds = activity.shed_while_idle();
-        if let First::Work(Err(error)) = beside(pin!(serves), pin!(sheds)).await {
+        let ended = beside(pin!(serves), pin!(sheds)).await;
+        if let First::Work(Err(error)) = ended {
             debug!(%error, "connection ended before its first request");
+        }
+        if activity.has_unseen() {
+            // Nobody is told by this, but it is on record.
+            answer(Err(Refusal::Framing), peer).await;
         }
     }
 
     async fn admit<F>(
         &self,
         stream: Stream,
-        peer: Peer,
+        peer: &mut Peer,
         seat: &Seat<'_>,
         activity: &Activity,
         drain: watch::Receiver<bool>,
-        answer: impl Fn(Asked, Peer) -> F,
+        answer: &impl Fn(Asked, Peer) -> F,
     ) -> io::Result<()>
     where
         F: Future<Output = Response> + Send + 'static,
     {
         let mut stream = Guarded::new(stream);
-        let peer = self.named(&mut stream, peer).await?;
+        *peer = self.named(&mut stream, *peer).await?;
+        let peer = *peer;
         let over = self
             .counted(peer)
             .is_some_and(|address| seat.belongs_to(address) > self.share);
@@ -230,6 +236,7 @@ mod tests {
     use crate::{
         config::{self, Pem},
         http::{
+            flood::PREFACE,
             guarded::WRITE_DEADLINE,
             reply,
             testing::{connected, ends, ends_after},
@@ -296,6 +303,46 @@ mod tests {
             let _ = client.read_to_end(&mut answer).await;
             assert!(answer.is_empty(), "{sent:?}");
         }
+    }
+
+    /// What the library refused is on record even where the connection has to make room for another.
+    #[tokio::test]
+    async fn a_connection_that_makes_room_leaves_no_request_unrecorded() {
+        let entrance = Arc::new(Entrance {
+            tls: None,
+            ..entrance(None)
+        });
+        let (mut client, stream) = connected().await;
+        let peer = Peer::Tcp(stream.peer_addr().unwrap());
+        let (_drain, draining) = watch::channel(false);
+        let (asked, mut refused) = tokio::sync::mpsc::unbounded_channel();
+        let serving = entrance.clone();
+        let served = tokio::spawn(async move {
+            let answer = |request: Asked, peer: Peer| {
+                asked.send((request.err(), peer)).unwrap();
+                std::future::ready(reply::empty(StatusCode::OK))
+            };
+            let stream = Stream::Left(stream);
+            serving.serve(stream, peer, draining, answer).await;
+        });
+        // Settings, and a head that says only how something is asked for, `:method: GET`.
+        let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        let head = [0, 0, 1, 1, 5, 0, 0, 0, 1, 0x82];
+        for part in [PREFACE, &settings, &head] {
+            client.write_all(part).await.unwrap();
+        }
+        let reset = [0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 1];
+        let mut said = Vec::new();
+        while !said.windows(reset.len()).any(|part| part == reset) {
+            assert_ne!(client.read_buf(&mut said).await.unwrap(), 0, "{said:?}");
+        }
+        assert!(refused.try_recv().is_err());
+        entrance.roster.make_room();
+        served.await.unwrap();
+        let (refusal, of) = refused.recv().await.unwrap();
+        assert!(matches!(refusal, Some(Refusal::Framing)));
+        assert_eq!(of.to_string(), peer.to_string());
+        assert!(refused.recv().await.is_none());
     }
 
     async fn over_tls(client: TcpStream) -> TlsStream<TcpStream> {

@@ -5,12 +5,17 @@
 //! CVE-2023-44487). They are counted below the library, which has limits of its
 //! own for some. Who sends too many is given to the library as one that never
 //! ends a header block: it says ENHANCE_YOUR_CALM to that, and closes.
+//!
+//! Requests are counted, too: what the library refuses by itself nobody else would know of.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::guarded::{Rest, Watch};
+use super::{
+    activity::Activity,
+    guarded::{Rest, Watch},
+};
 
 /// The watch over what an HTTP/2 client sends.
 pub(super) struct Frames {
@@ -19,15 +24,43 @@ pub(super) struct Frames {
     /// The stream whose header block is open.
     open: Option<[u8; 4]>,
     allowance: Allowance,
+    /// The last stream that was opened.
+    last: u32,
+    /// Whether the block that is open is a request's of which no second frame has come.
+    begins: bool,
+    /// Requests that have come, which is told to `activity`.
+    requests: u64,
+    activity: Activity,
 }
 
 impl Frames {
     /// Of a client whose preface is still to be read.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(activity: Activity) -> Self {
         Self {
             skip: PREFACE.len(),
             open: None,
             allowance: Allowance::new(),
+            last: 0,
+            begins: false,
+            requests: 0,
+            activity,
+        }
+    }
+
+    /// A header block begins, goes on or ends. One that opens a stream is a request, when it
+    /// has ended or goes on: the library may never see the end of one that goes on and on.
+    fn heads(&mut self, frame: &Frame) {
+        let ends = frame.flags & END_HEADERS != 0;
+        self.open = (!ends).then_some(frame.stream);
+        if frame.kind == HEADERS {
+            let stream = u32::from_be_bytes(frame.stream) & STREAM_ID;
+            self.begins = stream > self.last;
+            self.last = self.last.max(stream);
+        }
+        if self.begins && (ends || frame.kind == CONTINUATION) {
+            self.begins = false;
+            self.requests += 1;
+            self.activity.came(self.requests);
         }
     }
 }
@@ -51,7 +84,7 @@ impl Watch for Frames {
                 return (done, Rest::Gone(too_many(self.open).into()));
             }
             if matches!(frame.kind, HEADERS | CONTINUATION) {
-                self.open = (frame.flags & END_HEADERS == 0).then_some(frame.stream);
+                self.heads(&frame);
             }
             self.skip = frame.length;
             done += HEAD;
@@ -161,6 +194,8 @@ const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+/// Without the bit that means nothing.
+const STREAM_ID: u32 = u32::MAX >> 1;
 /// Frames that are for nothing, at once.
 const BURST: u32 = 256;
 /// After which another one may come.

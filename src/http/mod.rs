@@ -23,6 +23,7 @@ pub mod tls;
 
 // A request: its path and headers, its body, its answer.
 pub mod body;
+pub mod budget;
 pub mod cors;
 pub mod modern;
 pub mod names;

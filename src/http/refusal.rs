@@ -40,6 +40,9 @@ pub enum Refusal {
     Expectation,
     #[error("this port speaks TLS: use https")]
     Plaintext,
+    /// It was ended in the framing of HTTP/2, by the library's own word, before anybody saw it.
+    #[error("a request was ended by the framing of HTTP/2")]
+    Framing,
     #[error("too many connections from this address")]
     TooManyConnections,
     #[error("no such path")]
@@ -111,6 +114,7 @@ impl Refusal {
             | Self::Expectation
             | Self::Plaintext
             | Self::BodyIncomplete => Reason::BadHeader,
+            Self::Framing => Reason::Framing,
             Self::TooManyConnections => Reason::ConnectionLimit,
             Self::HostNotAllowed => Reason::HostNotAccepted,
             Self::OriginNotAllowed => Reason::OriginNotAccepted,
@@ -163,6 +167,7 @@ impl Refusal {
             Self::BadHost
             | Self::Header
             | Self::Plaintext
+            | Self::Framing
             | Self::BodyIncomplete
             | Self::Call(_)
             | Self::Version(..)

@@ -2,7 +2,8 @@
 //!
 //! One address has a share, not all there is. Where all places are taken, the
 //! address that holds most gives up what has done nothing for longest (conn-9,
-//! conn-10): who comes last is served first, and a flood pushes out itself.
+//! conn-10): who comes last is served first, and a flood pushes out itself. To look at all of them
+//! for each that comes would be the flood's work for it: several are chosen at once.
 
 use std::{
     cmp::Reverse,
@@ -10,6 +11,8 @@ use std::{
     net::{IpAddr, Ipv6Addr},
     sync::{Mutex, MutexGuard, PoisonError},
 };
+
+use tokio::time::Instant;
 
 use super::activity::Activity;
 
@@ -22,6 +25,9 @@ struct Places {
     next: u64,
     taken: HashMap<u64, Place>,
     by_address: HashMap<IpAddr, usize>,
+    /// Which are closed next, the first one last, and since when they had done nothing when that was
+    /// looked at.
+    chosen: Vec<(u64, Instant)>,
 }
 
 struct Place {
@@ -53,34 +59,67 @@ impl Roster {
 
     /// Whether some connection could be closed for a new one.
     pub fn has_room_to_make(&self) -> bool {
-        self.places()
-            .taken
-            .values()
-            .any(|place| place.activity.may_be_shed())
+        self.places().next().is_some()
     }
 
     /// Closes one for a new one.
     pub fn make_room(&self) {
-        let places = self.places();
-        let holds = |place: &Place| {
-            place
-                .address
-                .and_then(|address| places.by_address.get(&address))
-                .copied()
-                .unwrap_or(1)
-        };
-        let victim = places
-            .taken
-            .iter()
-            .filter(|(_, place)| place.activity.may_be_shed())
-            .max_by_key(|(_, place)| (holds(place), Reverse(place.activity.idle_since())));
-        if let Some((_, place)) = victim {
-            place.activity.shed();
+        let mut places = self.places();
+        if let Some(activity) = places.next() {
+            activity.shed();
+            places.chosen.pop();
         }
     }
 
     fn places(&self) -> MutexGuard<'_, Places> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Places {
+    /// The next one to be closed: of those that were chosen, where one is still there and has done nothing since.
+    fn next(&mut self) -> Option<&Activity> {
+        let now = Instant::now();
+        let taken = &self.taken;
+        let rests = |(number, since): &(u64, Instant)| {
+            let place = taken.get(number);
+            place.and_then(|place| place.activity.may_be_shed(now)) == Some(*since)
+        };
+        let last = self.chosen.iter().rposition(rests);
+        self.chosen.truncate(last.map_or(0, |last| last + 1));
+        if self.chosen.is_empty() {
+            self.choose(now);
+        }
+        let (number, _) = self.chosen.last()?;
+        self.taken.get(number).map(|place| &place.activity)
+    }
+
+    /// Chooses as if one after the other were closed: who holds most gives up one and holds one less.
+    fn choose(&mut self, now: Instant) {
+        let rests = |(number, place): (&u64, &Place)| {
+            let since = place.activity.may_be_shed(now)?;
+            Some((since, *number, place.address))
+        };
+        let mut rest: Vec<_> = self.taken.iter().filter_map(rests).collect();
+        rest.sort_unstable_by_key(|(since, number, _)| (*since, *number));
+        let mut left = self.by_address.clone();
+        let mut holds = |address: Option<IpAddr>| {
+            let left = left.get_mut(&address?)?;
+            *left -= 1;
+            Some(*left + 1)
+        };
+        let mut order: Vec<_> = rest
+            .into_iter()
+            .map(|(since, number, address)| (Reverse(holds(address).unwrap_or(1)), since, number))
+            .collect();
+        let chosen = self.taken.len().div_ceil(SHARE).min(order.len());
+        if chosen < order.len() {
+            order.select_nth_unstable(chosen);
+            order.truncate(chosen);
+        }
+        order.sort_unstable();
+        let order = order.into_iter().rev();
+        self.chosen = order.map(|(_, since, number)| (number, since)).collect();
     }
 }
 
@@ -128,8 +167,14 @@ fn client(address: IpAddr) -> IpAddr {
     }
 }
 
+/// The part of all that is chosen at once: so many are looked at for each that comes, however many
+/// there are. Who begins to take more than others is seen when that part has gone.
+const SHARE: usize = 64;
+
 #[cfg(test)]
 mod tests {
+    use std::{net::Ipv4Addr, time::Duration};
+
     use super::*;
 
     /// conn-10: a share is counted by address, and given back.
@@ -175,7 +220,82 @@ mod tests {
         assert!(many[2].1.is_shed());
         drop(busy);
         // It has just answered, and that may still be on its way.
-        assert!(!many[0].1.may_be_shed());
+        assert!(many[0].1.may_be_shed(Instant::now()).is_none());
         assert!(roster.has_room_to_make());
+    }
+
+    /// Several are chosen at once, as if it were one after the other; what has done something since is not closed.
+    #[tokio::test(start_paused = true)]
+    async fn several_are_chosen_at_once_as_one_after_the_other_would_be() {
+        let roster = Roster::new();
+        let mut all = Vec::new();
+        // Two hold more than the others, and one of them three more than the other.
+        for (address, connections) in [(2, 33), (1, 36), (3, 5 * SHARE - 69)] {
+            for of in 0..connections {
+                let address = match address {
+                    3 => Ipv4Addr::from(0x0a00_0000 + of as u32),
+                    one_of_two => Ipv4Addr::new(192, 0, 2, one_of_two),
+                };
+                let activity = Activity::new();
+                let seat = roster.enter(&activity);
+                seat.belongs_to(address.into());
+                tokio::time::advance(Duration::from_millis(1)).await;
+                all.push((seat, address.octets()[3], activity));
+            }
+        }
+        let mut gone = Vec::new();
+        for _ in 0..5 {
+            roster.make_room();
+            let at = all.iter().position(|(_, _, activity)| activity.is_shed());
+            let (_, address, _) = all.remove(at.unwrap());
+            gone.push(address);
+        }
+        assert_eq!(gone, [1, 1, 1, 2, 1]);
+        roster.make_room();
+        assert_eq!(roster.places().chosen.len(), 5 - 1);
+        // The next that was chosen asks something, and the one after it has left.
+        let next: Vec<u64> = roster
+            .places()
+            .chosen
+            .iter()
+            .rev()
+            .map(|(number, _)| *number)
+            .collect();
+        let seat = |number: u64| all.iter().position(|(seat, ..)| seat.number == number);
+        drop(all[seat(next[0]).unwrap()].2.begin());
+        tokio::time::advance(Duration::from_secs(2)).await;
+        drop(all.remove(seat(next[1]).unwrap()));
+        roster.make_room();
+        let seat = |number: u64| all.iter().find(|(seat, ..)| seat.number == number);
+        assert!(!seat(next[0]).unwrap().2.is_shed());
+        assert!(seat(next[2]).unwrap().2.is_shed());
+    }
+
+    /// conn-9: who begins to take all there is pushes out few others before himself.
+    #[tokio::test(start_paused = true)]
+    async fn a_new_flood_pushes_out_itself() {
+        let roster = Roster::new();
+        let enter = |address: u32| {
+            let activity = Activity::new();
+            let seat = roster.enter(&activity);
+            seat.belongs_to(Ipv4Addr::from(address).into());
+            (seat, activity)
+        };
+        let others = 10 * SHARE;
+        let mut all: Vec<_> = (0..others)
+            .map(|of| enter(0x0a00_0000 + of as u32))
+            .collect();
+        let mut flood = Vec::new();
+        for _ in 0..others {
+            tokio::time::advance(Duration::from_millis(1)).await;
+            roster.make_room();
+            let before = all.len() + flood.len();
+            for connections in [&mut all, &mut flood] {
+                connections.retain(|(_, activity)| !activity.is_shed());
+            }
+            assert_eq!(all.len() + flood.len(), before - 1);
+            flood.push(enter(0xc000_0201));
+        }
+        assert_eq!(flood.len(), others / SHARE + 1);
     }
 }

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     audit::{Decision, Event, RequestId, Verdict},
     auth::Identity,
-    http::{Refusal, Response, body::Events, reply},
+    http::{Refusal, Response, body::Events, budget::Lent, reply},
     json::Kind,
     mcp::{Call, CallError, Era, Id, Message, method, version},
     session::{self, Exchange, Sent},
@@ -27,7 +27,7 @@ pub(super) async fn answer(
     gateway: &Gateway,
     head: &Parts,
     identity: &Identity,
-    body: Bytes,
+    (body, lent): (Bytes, Lent),
     record: &Decision,
 ) -> Result<Response, Refused> {
     legacy_version(&head.headers)?;
@@ -57,6 +57,7 @@ pub(super) async fn answer(
             }
         }
     }
+    lent.handed_to(&session);
     if refused.is_empty() && exchanges.is_empty() {
         return Ok(reply::empty(StatusCode::ACCEPTED));
     }

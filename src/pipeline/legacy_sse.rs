@@ -30,6 +30,7 @@ use crate::{
     http::{
         Refusal, Response,
         body::{self, Events, Joining},
+        budget::Lent,
         names::{VERSION, one},
         reply, route,
     },
@@ -153,7 +154,7 @@ pub(super) async fn post(
     gateway: &Gateway,
     head: &Parts,
     identity: &Arc<Identity>,
-    body: Bytes,
+    (body, lent): (Bytes, Lent),
     record: &mut Decision,
 ) -> Result<Response, Refused> {
     let id = session_of(head.uri.query()).ok_or(Refusal::SessionIdMissing)?;
@@ -203,7 +204,9 @@ pub(super) async fn post(
         return Ok(failed(gateway, record.request_id, &refusal, id.as_ref()));
     }
     let list = method::filtered_list(permit.call().method());
-    match (session.send(permit, identity, record.request_id), id) {
+    let sent = session.send(permit, identity, record.request_id);
+    lent.handed_to(&session);
+    match (sent, id) {
         (Ok(Sent::Exchange(exchange)), Some(id)) => {
             let exchange = only_permitted(gateway, identity, list, exchange);
             place.send(Joining::Exchange(id, exchange));

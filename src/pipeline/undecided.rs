@@ -1,14 +1,14 @@
 //! The record of a request until there is an answer.
 //!
 //! Whoever takes back a request before it is decided, as an HTTP/2 client may at any time, has the
-//! work on it dropped where it stands: that is on record, too.
+//! work on it dropped where it stands: that is on record, too. So is what a gateway that stops cuts short.
 
 use std::{
     ops::{Deref, DerefMut},
     sync::Arc,
 };
 
-use crate::audit::{Audit, Decision, Reason, RequestId, Verdict};
+use crate::audit::{Audit, Decision, RequestId, Verdict};
 
 pub(super) struct Undecided<'a> {
     audit: &'a Audit,
@@ -34,7 +34,7 @@ impl<'a> Undecided<'a> {
 impl Drop for Undecided<'_> {
     fn drop(&mut self) {
         if !self.is_settled && !self.is_on_record() {
-            self.record.verdict = Verdict::Deny(Reason::ClientGone);
+            self.record.verdict = Verdict::Deny(self.audit.why_unanswered());
             self.record.put_on_record(self.audit);
             self.audit.hand_on();
         }

@@ -1,13 +1,21 @@
-//! A plan in words: what `thv check --explain` prints.
+//! A plan in words: what `thv check --explain` prints. It is read by more people than the
+//! configuration: what may be a secret in it is left out.
 
 use std::{fmt, path::Path};
 
 use super::plan::{Access, Entry, Plan};
-use crate::config::{Door, Host, InsideDoor, Layer, Network, SOCKETS};
+use crate::config::{Door, Host, InsideDoor, Layer, Network, SOCKETS, may_be_secret};
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Runs      {}", self.argv.join(" "))?;
+        let (command, is_whole) = command(&self.argv);
+        writeln!(f, "Runs      {command}")?;
+        if !is_whole {
+            writeln!(
+                f,
+                "          where `{LEFT_OUT}` is an argument that may hold a secret; one belongs in `env`, as a credential"
+            )?;
+        }
         writeln!(
             f,
             "          in `{}`, as an unprivileged user, alone on a host called `{}`",
@@ -29,9 +37,12 @@ impl fmt::Display for Plan {
                 access: Access::ReadOnly,
             } = entry
             {
+                // It was to be a program with its arguments, and is looked for as it stands.
+                let program = self.argv.first().filter(|program| !is_program(program));
+                let is_left_out = program.is_some_and(|program| at == Path::new(program));
                 line(
                     f,
-                    at,
+                    if is_left_out { Path::new(LEFT_OUT) } else { at },
                     if from == at {
                         "of this host".to_owned()
                     } else {
@@ -158,6 +169,49 @@ impl fmt::Display for Plan {
     }
 }
 
+/// The program and its arguments, and whether that is all of them.
+fn command(argv: &[String]) -> (String, bool) {
+    let mut is_whole = true;
+    let mut left_out = || {
+        is_whole = false;
+        LEFT_OUT.to_owned()
+    };
+    let mut words = Vec::with_capacity(argv.len());
+    let mut before = "";
+    for (place, argument) in argv.iter().enumerate() {
+        let (name, value) = match argument.split_once('=') {
+            // Else it is the end of something in base64.
+            Some((name, value)) if !value.trim_end_matches('=').is_empty() => (Some(name), value),
+            _ => (None, argument.as_str()),
+        };
+        let is_option = name.is_none() && value.starts_with('-');
+        // A package of a scope begins so.
+        let plain = value.strip_prefix('@').unwrap_or(value);
+        let is_left_out = match place {
+            0 => !is_program(argument),
+            _ => may_be_secret(plain) || !is_option && names_secret(name.unwrap_or(before)),
+        };
+        words.push(match name {
+            _ if !is_left_out => argument.clone(),
+            Some(name) if !may_be_secret(name) => format!("{name}={}", left_out()),
+            _ => left_out(),
+        });
+        before = if is_option { argument } else { "" };
+    }
+    (words.join(" "), is_whole)
+}
+
+/// Whether it names a program alone: where that lies says nothing, however long.
+fn is_program(argument: &str) -> bool {
+    !argument.contains(|c: char| c.is_whitespace() || c == '=')
+}
+
+/// Whether what comes behind an option of that name is likely one.
+fn names_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    NAMES.iter().any(|part| name.contains(part))
+}
+
 fn network(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     let Network::Own(ways) = &plan.network else {
         return writeln!(
@@ -196,4 +250,50 @@ fn network(f: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
 
 fn line(f: &mut fmt::Formatter<'_>, at: &Path, what: String) -> fmt::Result {
     writeln!(f, "          {:<28} {what}", at.display().to_string())
+}
+
+/// What stands for an argument that nobody is shown.
+const LEFT_OUT: &str = "…";
+/// What is in names of secrets.
+const NAMES: &[&str] = &[
+    "token", "secret", "pass", "pwd", "key", "auth", "cred", "bearer", "cookie", "header",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is written there by mistake is not what `thv check --explain` prints, and what is not one is.
+    #[test]
+    fn an_argument_that_may_be_a_secret_is_left_out() {
+        for (argv, shown) in [
+            (
+                &["/bin/x", "--token", "s3cret", "-v"][..],
+                "/bin/x --token … -v",
+            ),
+            (&["/bin/x", "--api-key=s3cret"], "/bin/x --api-key=…"),
+            (&["/bin/x", "API_KEY=s3cret"], "/bin/x API_KEY=…"),
+            (&["/bin/x", "s3cret=="], "/bin/x …"),
+            (
+                &["/bin/x", "ghp_s3cretAwBQYDK2VwBCIEIJQAwBQYDK2VwBCI"],
+                "/bin/x …",
+            ),
+            (&["/bin/x", "https://user:s3cret@h/"], "/bin/x …"),
+            (&["/bin/sh", "-c", "x --token s3cret"], "/bin/sh -c …"),
+            (&["/bin/x", "--header", "X: s3cret"], "/bin/x --header …"),
+            (&["/bin/x --token s3cret"], "…"),
+            (&["TOKEN=s3cret"], "TOKEN=…"),
+        ] {
+            let argv: Vec<String> = argv.iter().map(ToString::to_string).collect();
+            assert_eq!(command(&argv), (shown.to_owned(), false));
+        }
+        for argv in [
+            "/nix/store/0123456789abcdefghijklmnopqrstuv-python3-3.13/bin/python3 -u /srv/x.py",
+            "/usr/bin/npx -y @modelcontextprotocol/server-filesystem /srv/data --port=80",
+            "/bin/x --toolsets=repos,issues --path /srv --verbose read-only",
+        ] {
+            let words: Vec<String> = argv.split(' ').map(str::to_owned).collect();
+            assert_eq!(command(&words), (argv.to_owned(), true));
+        }
+    }
 }

@@ -249,7 +249,8 @@ impl Session {
             }
             self.withdraw(&call);
             let gone = Event::Failed(Failure::Cancelled);
-            self.finish(&mut state, call, Some(Reason::ClientGone), 0, gone);
+            let why = self.audit.why_unanswered();
+            self.finish(&mut state, call, Some(why), 0, gone);
         }
     }
 

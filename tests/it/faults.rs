@@ -29,7 +29,12 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    house::{Caller, House, call, field, house},
+    frames::{DATA, END_HEADERS, Frames, HEADERS, PING, block, frame},
+    house::{
+        Caller, House, call, field, house, in_a_process_of_its_own, initialize,
+        is_in_a_process_of_its_own,
+    },
+    lease::{self, Lease},
     modern,
     run::Running,
     wire::{self, PATIENCE},
@@ -121,6 +126,106 @@ async fn told_twice_it_stops_at_once_and_says_so() {
         1,
         "asked once, done once: {said}"
     );
+}
+
+/// fault-9: what still runs when a stop has waited long enough is cut, and the record does not say that its client went.
+#[test]
+fn what_a_stop_cuts_short_is_on_record_as_that() {
+    let this = Command::new(std::env::current_exe().unwrap());
+    in_a_process_of_its_own(this, "faults::told_to_stop_with_requests_that_do_not_end");
+}
+
+#[tokio::test]
+#[ignore = "in a process that may be told to stop, by what_a_stop_cuts_short_is_on_record_as_that"]
+async fn told_to_stop_with_requests_that_do_not_end() {
+    if !is_in_a_process_of_its_own() {
+        return;
+    }
+    let server = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/servers/crowd.py");
+    let (place, program) = lease::program(&["/usr/bin/python3", "-u", server]);
+    let house = house()
+        .command(&[program.to_str().unwrap()])
+        .readable(place.path())
+        // Longer than is waited for below.
+        .with("[limits]\nstart-timeout = \"25s\"\n")
+        .open()
+        .await;
+    house.serves("alice").await;
+    let lease = Lease::on(&program);
+    // Of two the server does not come up, two have not said all, and one goes away by itself.
+    let (bob, carol) = (house.caller("bob"), house.caller("carol"));
+    let bob_asks = bob.bytes("POST", &initialize("2025-11-25"));
+    let carol_asks = modern::body("1", "tools/list", json!({}), json!({}));
+    let carol_asks = modern::bytes(&carol, "tools/list", None, &carol_asks);
+    let dave_asks = house
+        .caller("dave")
+        .bytes("POST", &initialize("2025-11-25"));
+    let mut open = Vec::new();
+    for asks in [
+        &bob_asks[..],
+        &carol_asks,
+        &dave_asks[..dave_asks.len() - 1],
+    ] {
+        let mut client = TcpStream::connect(house.address).await.unwrap();
+        client.write_all(asks).await.unwrap();
+        open.push(client);
+    }
+    let host = house.address.to_string();
+    let bearer = format!("Bearer {}", house.token("erin"));
+    let fields = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/mcp"),
+        (":authority", host.as_str()),
+        ("content-type", "application/json"),
+        ("accept", "application/json, text/event-stream"),
+        ("authorization", bearer.as_str()),
+    ];
+    let mut frames = Frames::open(house.address).await;
+    let head = frame(HEADERS, END_HEADERS, 1, &block(&fields));
+    frames
+        .send(&[head.clone(), frame(DATA, 0, 1, b"{")].concat())
+        .await;
+    let mut gone = Frames::open(house.address).await;
+    gone.send(&[head, frame(DATA, 0, 1, b"{")].concat()).await;
+    for client in [&mut frames, &mut gone] {
+        client.send(&frame(PING, 0, 0, b"12345678")).await;
+        while client.next().await.expect("a pong").0 != PING {}
+    }
+    let records = house.records.clone();
+    let allowed = ["THV_EVENT=decision ", "THV_DECISION=allow "];
+    records.wait_for_all(&allowed, 2 + 2).await;
+    let lease = lease.asked().await;
+    nix::sys::signal::raise(Signal::SIGTERM).unwrap();
+    records.wait_for("stopping").await;
+    drop(gone);
+    let went = ["THV_DECISION=deny ", "THV_SUBJECT=erin "];
+    let went = records.wait_for_all(&went, 1).await;
+    assert!(went[0].contains("THV_REASON=bad-header "), "{went:#?}");
+    // Told twice: it does not wait until its time is over.
+    nix::sys::signal::raise(Signal::SIGTERM).unwrap();
+    assert_eq!(house.ended().await, thv::daemon::Exit::Done);
+    for (subject, event) in [
+        ("bob", "THV_OUTCOME=failed "),
+        ("carol", "THV_OUTCOME=failed "),
+        ("dave", "THV_DECISION=deny "),
+        ("erin", "THV_DECISION=deny "),
+    ] {
+        let of = format!("THV_SUBJECT={subject} ");
+        let all = records.all();
+        let decided = all.iter().rfind(|record| record.contains(&of)).unwrap();
+        let id = format!(
+            "THV_REQUEST_ID={} ",
+            field(decided, "THV_REQUEST_ID").unwrap()
+        );
+        let ended: Vec<_> = all
+            .iter()
+            .filter(|record| record.contains(&id) && record.contains(event))
+            .collect();
+        assert_eq!(ended.len(), 1, "{subject}: {all:#?}");
+        assert!(ended[0].contains("THV_REASON=stopping "), "{ended:#?}");
+    }
+    drop((lease, open, frames));
 }
 
 /// fault-9, mcp-T28: what would stay open ends with an answer when it is told to stop, under the name that its client knows,

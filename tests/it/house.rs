@@ -455,6 +455,7 @@ impl Drop for House {
 }
 
 /// What the house has recorded.
+#[derive(Clone)]
 pub struct Records(Memory);
 
 impl Records {

@@ -11,7 +11,7 @@ use hyper::{Request, client::conn::http2, header::HeaderMap};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use thv::session::aside;
-use tokio::{net::TcpStream, sync::oneshot, time::timeout};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, sync::oneshot, time::timeout};
 
 use crate::{
     frames::{
@@ -262,6 +262,17 @@ impl Edge {
         client.end().await
     }
 
+    /// So many are refused on record by now, and no more; gives the last one.
+    async fn last_refused(&self, count: usize) -> String {
+        let mut denied = self
+            .house
+            .records
+            .wait_for_all(&["THV_DECISION=deny "], count)
+            .await;
+        assert_eq!(denied.len(), count, "{denied:#?}");
+        denied.pop().unwrap()
+    }
+
     /// Somebody else is served.
     async fn serves(&self) {
         assert_eq!(self.end_of(&self.request(1, &[])).await, End::Status(401));
@@ -269,7 +280,7 @@ impl Edge {
 }
 
 /// conn-14: a request that another program on the way could read in another way is none, however good its token
-/// and its body: no server is started for it.
+/// and its body: no server is started for it, and it is on record, whoever refused it.
 #[tokio::test]
 async fn a_malformed_request_is_a_protocol_error() {
     let edge = Edge::of_alice().await;
@@ -312,6 +323,7 @@ async fn a_malformed_request_is_a_protocol_error() {
         let last = frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(more));
         [head, data, last].concat()
     };
+    let mut refused = 0;
     for (case, frames) in [
         ("line feed in a value", field("x", "a\nb")),
         ("carriage return in a value", field("x", "a\rb")),
@@ -415,6 +427,17 @@ async fn a_malformed_request_is_a_protocol_error() {
             "{case}: {end:?}"
         );
         assert_eq!(edge.house.children_started(), 0, "{case}");
+        refused += 1;
+        let record = edge.last_refused(refused).await;
+        let reasons = ["framing", "bad-header", "client-gone"];
+        assert!(
+            reasons.contains(&crate::house::field(&record, "THV_REASON").unwrap()),
+            "{case}: {record}"
+        );
+        assert!(
+            record.contains("THV_PEER_ADDR=127.0.0.1:"),
+            "{case}: {record}"
+        );
     }
     // Each of these has nothing wrong with it; what stands behind the body counts for nothing (h1-11), where a field
     // that says what is asked for is left out by the library.
@@ -423,6 +446,7 @@ async fn a_malformed_request_is_a_protocol_error() {
     for frames in [field("x", "a b"), field("te", "trailers"), fits, late] {
         assert_eq!(edge.end_of(&frames).await, End::Status(200));
     }
+    edge.last_refused(refused).await;
     let stranger = Edge::open().await;
     let head = frame(HEADERS, END_HEADERS, 1, &stranger.good(&[]));
     let late = frame(
@@ -876,6 +900,57 @@ async fn a_head_over_the_cap_is_refused_here_too() {
         ),
         "{end:?}"
     );
+    let last = edge.last_refused(3).await;
+    assert!(last.contains("THV_REASON=framing "), "{last}");
+}
+
+/// Once for each connection, however many requests there were on it; who hangs up at once is on record, too.
+#[tokio::test]
+async fn what_the_framing_refuses_is_on_record_once_a_connection() {
+    let edge = Edge::open().await;
+    let bad = |stream| edge.request(stream, &[("connection", "close")]);
+    let mut endless = frame(HEADERS, 0, 1, &edge.good(&[]));
+    for _ in 0..200 {
+        endless.extend(frame(CONTINUATION, 0, 1, &block(&[("x", "y")])));
+    }
+    let ping = frame(PING, 0, 0, b"12345678");
+    for (at, frames) in [
+        bad(1),
+        (1..21).step_by(2).flat_map(bad).collect(),
+        endless,
+        // The good one is cut off with its connection.
+        [edge.request(1, &[]), frame(PING, 0, 1, &[0; 8])].concat(),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut client = Frames::open(edge.house.address).await;
+        client.send(&frames).await;
+        client.end().await;
+        drop(client);
+        let last = edge.last_refused(at + 1).await;
+        assert!(last.contains("THV_REASON=framing "), "{at}: {last}");
+    }
+    // A good one beside it is on record as ever.
+    let mut client = Frames::open(edge.house.address).await;
+    client.send(&[bad(1), edge.request(3, &[])].concat()).await;
+    let ends = [client.end().await, client.end().await];
+    assert!(ends.contains(&End::Status(401)), "{ends:?}");
+    let last = edge.last_refused(5).await;
+    assert!(last.contains("THV_REASON=token-missing "), "{last}");
+    drop(client);
+    edge.last_refused(6).await;
+    // What is no request is none.
+    let half = frame(HEADERS, 0, 1, &edge.good(&[]));
+    for frames in [ping, frame(PING, 0, 1, &[0; 8]), half] {
+        let mut client = Frames::open(edge.house.address).await;
+        client.send(&frames).await;
+        client.0.shutdown().await.unwrap();
+        client.last_words().await;
+    }
+    edge.serves().await;
+    let last = edge.last_refused(7).await;
+    assert!(last.contains("THV_REASON=token-missing "), "{last}");
 }
 
 /// Requests at once: more than announced are refused, and come back.
@@ -905,6 +980,9 @@ async fn streams_at_once_are_limited() {
         }
     }
     assert!(refused > 0);
+    drop(client);
+    let framing = edge.house.records.wait_for_all(&["THV_REASON=framing "], 1);
+    assert_eq!(framing.await.len(), 1);
     edge.serves().await;
 }
 
