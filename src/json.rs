@@ -175,7 +175,10 @@ impl<'a> Value<'a> {
         while at < nodes.len() {
             let key = nodes[at];
             let found = if key.escaped {
-                unescape(&self.text[key.range()]) == name
+                // Of six bytes at most is one that it says: what is too long or too short need not be read.
+                let written = key.range().len() - QUOTES;
+                (name.len()..=6 * name.len()).contains(&written)
+                    && unescape(&self.text[key.range()]) == name
             } else {
                 // Length and first byte tell most names apart, without the call that comparing costs.
                 key.range().len() == name.len() + QUOTES && {
@@ -285,6 +288,8 @@ fn unescape(raw: &[u8]) -> Cow<'_, str> {
     if !raw.contains(&b'\\') {
         return Cow::Borrowed(plain(raw));
     }
+    #[cfg(test)]
+    tests::UNESCAPED.set(tests::UNESCAPED.get() + 1);
     Cow::Owned(serde_json::from_slice(raw).expect("the reader checked every escape"))
 }
 
@@ -298,6 +303,8 @@ const QUOTES: usize = 2;
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -349,6 +356,98 @@ mod tests {
             parse(&format!("{{{many}\"k7\":0}}")),
             Err(JsonError::Duplicate(_))
         ));
+    }
+
+    /// json-6: among few and among many, after values with the same names inside, and written either way.
+    #[test]
+    fn a_name_is_found_again_at_any_place_and_in_any_spelling() {
+        let spelled = |n: usize, escaped: bool| {
+            let name = format!("k{n}");
+            let escape = |byte: u8| format!("\\u{byte:04x}");
+            let written = if escaped {
+                name.bytes().map(escape).collect()
+            } else {
+                name
+            };
+            format!("\"{written}\"")
+        };
+        for many in [2, 23, 24, 25, 26, 40] {
+            let last = many - 1;
+            for (first, again) in [(0, 1), (0, last), (last / 2, last), (last - 1, last)] {
+                for (one, other) in [(false, false), (false, true), (true, false), (true, true)] {
+                    let object = |doubled: bool| {
+                        let member = |n| {
+                            let (name, escaped) = match n {
+                                _ if n == first => (first, one),
+                                _ if n == again && doubled => (first, other),
+                                _ => (n, n == again && other),
+                            };
+                            let name = spelled(name, escaped);
+                            let inner = spelled(n + 1, n % 2 == 0);
+                            format!("{name}:{{{inner}:[{{{}:0}}]}}", spelled(first, one))
+                        };
+                        format!(
+                            "{{{}}}",
+                            (0..many).map(member).collect::<Vec<_>>().join(",")
+                        )
+                    };
+                    let text = object(false);
+                    let document = parse(&text).unwrap();
+                    let root = document.root(text.as_bytes());
+                    let all = root.members().enumerate();
+                    for (n, (name, value)) in all {
+                        assert_eq!(name, format!("k{n}"));
+                        assert_eq!(root.get(&name).map(Value::span), Some(value.span()));
+                    }
+                    let twice = object(true);
+                    let found = parse(&twice).unwrap_err();
+                    assert!(matches!(found, JsonError::Duplicate(_)), "{twice}: {found}");
+                }
+            }
+        }
+    }
+
+    thread_local! {
+        /// Strings that were unescaped on this thread.
+        pub(super) static UNESCAPED: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// json-5, json-6: long names with escapes are not read again for each other name.
+    #[test]
+    fn a_name_is_unescaped_once_to_be_read_and_not_to_find_one_of_another_length() {
+        let name = |n| format!("\"{}{n:02}\"", "\\n".repeat(100));
+        let object = |count| {
+            let members: Vec<String> = (0..count).map(|n| name(n) + ":0").collect();
+            format!("{{\"a\":0,\"b\":0,{}}}", members.join(","))
+        };
+        for count in [1, 22, 60] {
+            UNESCAPED.set(0);
+            let text = object(count);
+            let document = parse(&text).unwrap();
+            assert_eq!(UNESCAPED.take(), count);
+            let root = document.root(text.as_bytes());
+            for other in ["", "b", "c", "arguments", &"n".repeat(1_000)] {
+                assert_eq!(root.get(other).is_some(), other == "b");
+            }
+            assert_eq!(UNESCAPED.take(), 0);
+        }
+    }
+
+    /// json-3
+    #[test]
+    fn every_byte_but_controls_quote_and_backslash_stands_for_itself() {
+        for byte in 0..=0x7F_u8 {
+            let text = format!("[\"ab{0}c\"]", char::from(byte));
+            match byte {
+                0..0x20 => assert_eq!(parse(&text).unwrap_err(), JsonError::Syntax(4)),
+                b'"' | b'\\' => assert!(parse(&text).is_err()),
+                _ => {
+                    let document = parse(&text).unwrap();
+                    let one = document.root(text.as_bytes()).elements().next().unwrap();
+                    assert_eq!(one.as_str().unwrap().as_bytes(), [b'a', b'b', byte, b'c']);
+                }
+            }
+        }
     }
 
     #[test]

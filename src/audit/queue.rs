@@ -523,15 +523,35 @@ mod tests {
         assert_eq!(number(&lines.last().unwrap()["THV_SEQ"]), 3_000);
     }
 
+    /// A sink that takes everything.
+    struct Taken;
+
+    impl Sink for Taken {
+        fn send(&mut self, _: &[u8]) -> Sent {
+            Sent::Yes
+        }
+    }
+
+    #[test]
+    fn of_records_that_have_gone_little_memory_is_kept_and_nothing_that_they_said() {
+        fn small_or_large(_: &Event, _: &str, _: Duration, number: Option<u64>, out: &mut Vec<u8>) {
+            assert_eq!(*out, b"");
+            let is_large = number.is_some_and(|number| number % 2 == 0);
+            out.resize(if is_large { MAX_SPARE_BYTES + 1 } else { 1 }, b'x');
+        }
+        let queue = Queue::in_turns(Taken, small_or_large, "it").unwrap();
+        for _ in 0..4 * MAX_TURN {
+            queue.put(&Event::Ready);
+        }
+        assert!(queue.flush(Duration::from_secs(10)));
+        let kept: Vec<usize> = queue.0.lock().spare.iter().map(Vec::capacity).collect();
+        assert!((1..=MAX_SPARE).contains(&kept.len()), "{kept:?}");
+        assert!(kept.iter().all(|size| *size <= MAX_SPARE_BYTES), "{kept:?}");
+    }
+
     /// What is recorded while somebody waits is not left to a turn that may not come.
     #[test]
     fn whoever_waits_for_all_to_go_does_not_wait_for_those_who_record() {
-        struct Taken;
-        impl Sink for Taken {
-            fn send(&mut self, _: &[u8]) -> Sent {
-                Sent::Yes
-            }
-        }
         let queue = Queue::in_turns(Taken, crate::audit::encode::native, "it").unwrap();
         thread::scope(|scope| {
             let records = scope.spawn(|| (0..100_000).for_each(|_| queue.put(&Event::Ready)));

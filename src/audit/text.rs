@@ -86,6 +86,11 @@ mod tests {
             r"a\u{1b}[31mb\u{a}c\u{202e}d\u{9b}\u{0}"
         );
         assert_eq!(shown("Grüße, 世界 🙂"), "Grüße, 世界 🙂");
+        for byte in 0..=0x7F_u8 {
+            let text = format!("a{}b", char::from(byte));
+            let obeyed = byte.is_ascii_control();
+            assert_eq!(shown(&text) != text, obeyed, "{byte:#x}");
+        }
         assert_eq!(line(b"ok \xff\xfe \r"), "ok \u{fffd}\u{fffd} \\u{d}");
     }
 

@@ -198,6 +198,20 @@ mod tests {
         ] {
             refused(line.as_bytes(), &FORM);
         }
+        // Every byte that a header may have, in the middle.
+        for byte in (0..=0xFF_u8).filter(|byte| HeaderValue::from_bytes(&[*byte]).is_ok()) {
+            let line = [b"Bearer ab", &[byte][..], b"c"].concat();
+            if byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte) {
+                let headers = lines(&[&line]);
+                let shown = super::credentials(&headers, None, &[Scheme::Bearer]);
+                assert_eq!(
+                    shown.and_then(Shown::checked).unwrap().as_bytes(),
+                    &line[7..]
+                );
+            } else {
+                refused(&line, &FORM);
+            }
+        }
         refused(b"Bearer ab\xe9", &FORM);
         refused(b"Bearer \xc3\xa9", &FORM);
         for byte in [b'\0', b'\r', b'\n'] {
@@ -274,7 +288,8 @@ mod tests {
                 None,
                 &[Scheme::Bearer]
             )
-            .map(|shown| shown.token.len()),
+            .and_then(Shown::checked)
+            .map(str::len),
             Ok(MAX_TOKEN)
         );
         refused(line(MAX_TOKEN + 1).as_bytes(), &FORM);

@@ -463,6 +463,26 @@ mod tests {
         check("GET /mcp#x HTTP/1.1\r\n\r\n", "", Some((0, "404"))).await;
     }
 
+    /// h1-6, h1-16: each byte, at each place of a header.
+    #[test]
+    fn a_header_has_a_token_a_colon_and_no_controls() {
+        let line = b"Xy:z \tz";
+        let colon = 2;
+        for at in 0..=line.len() {
+            for byte in (0..=0xFF_u8).filter(|byte| *byte != b'\n') {
+                let (before, after) = line.split_at(at);
+                let head = [b"GET / HTTP/1.1\r\n", before, &[byte], after, b"\r\n\r\n"].concat();
+                let token = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+                let fits = match at {
+                    0 => token,
+                    _ if at <= colon => token || byte == b':',
+                    _ => byte == b'\t' || !byte.is_ascii_control(),
+                };
+                assert_eq!(framing(&head).is_ok(), fits, "{byte:#x} at {at}");
+            }
+        }
+    }
+
     /// h1-13: a head that does not end is not kept.
     #[tokio::test]
     async fn an_endless_head_is_too_large() {

@@ -79,17 +79,19 @@ impl<'a> Reader<'a> {
     }
 
     /// Whether the name at node `name` is new in the object at node `object`, which has `count` before
-    /// it; beyond a few they are looked up in `many`.
+    /// it. A few are compared as they are written; beyond that, and from one with an escape on, they
+    /// are looked up in `many`, so that none is unescaped again for each that follows.
     fn is_new(
         &self,
         (object, name, count): (usize, usize, usize),
         many: &mut Option<HashSet<Cow<'a, [u8]>>>,
     ) -> bool {
         let new = self.nodes[name];
-        if count < FEW_NAMES {
+        if many.is_none() && count < FEW_NAMES && !new.escaped {
+            let written = |name: Node| &self.text[name.range()];
             return self
                 .names_between(object, name)
-                .all(|old| !self.is_same(old, new));
+                .all(|old| written(old) != written(new));
         }
         let read = |name| said(self.text, name);
         many.get_or_insert_with(|| self.names_between(object, name).map(read).collect())
@@ -104,14 +106,6 @@ impl<'a> Reader<'a> {
             at = self.nodes[at + 1].next as usize;
             Some(name)
         })
-    }
-
-    fn is_same(&self, one: Node, other: Node) -> bool {
-        if one.escaped || other.escaped {
-            said(self.text, one) == said(self.text, other)
-        } else {
-            self.text[one.range()] == self.text[other.range()]
-        }
     }
 
     fn array(&mut self, depth: usize) -> Result<(), JsonError> {

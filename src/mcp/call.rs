@@ -549,6 +549,11 @@ mod tests {
             r#"{"jsonrpc":"2.0","id":1,"method":"ping","Method":"tools/call"}"#,
             "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\",\"param\u{17f}\":{}}",
             r#"{"jsonrpc":"2.0","id":1,"method":"ping","result":{}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping","error":{}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping","err\u006fr":null}"#,
+            r#"{"jsonrpc":"2.0","id":1,"result":{},"params":{}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"error":{},"params":null}"#,
+            r#"{"jsonrpc":"2.0","id":1,"result":{},"":0}"#,
         ] {
             refused(body, "-32600");
         }
