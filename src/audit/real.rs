@@ -173,6 +173,8 @@ fn the_real_journal_takes_the_records_of_a_turn_one_by_one() {
             )));
         }
         audit.hand_on();
+        // A journal that is slow has the rest a little later.
+        assert!(audit.flush(LONG));
         let found = journald.find(&["THV_DECISION=allow"]);
         let came: Vec<&str> = found
             .iter()
