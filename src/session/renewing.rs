@@ -48,6 +48,11 @@ impl Ear {
         self.heard.is_some() || self.begun.is_some()
     }
 
+    /// Whether it has a pause before the child is asked for it again.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.due.is_some()
+    }
+
     /// Whether the child tells by it now.
     pub(super) fn is_heard(&self) -> bool {
         self.heard.is_some()
@@ -58,7 +63,7 @@ impl Ear {
         open.any(|open| open.number == number)
     }
 
-    /// Whether what it tells by that one is to be heard: of two that overlap one is, and the newer only when it is
+    /// Whether what it tells by that one is to be heard: of two that overlap the older is, until the newer is
     /// acknowledged.
     pub(super) fn is_heard_by(&self, number: u64) -> bool {
         let open = self.heard.as_ref().or(self.begun.as_ref());
@@ -129,7 +134,9 @@ impl Session {
     pub(super) fn listen_to_child(&self, state: &mut State, server: &ModernServer) {
         let mut wanted = Wanted::all_of(server.capabilities());
         wanted.uris.extend(state.subscribed.uris().cloned());
-        wanted.uris.extend(state.asked_for().cloned());
+        if let Some(asked) = state.asked_for().filter(|uri| !wanted.uris.contains(uri)) {
+            wanted.uris.push(asked.clone());
+        }
         let mut ear = std::mem::take(&mut state.reversed.listening);
         self.listen_at(state, server, wanted, &mut ear);
         state.reversed.listening = ear;
@@ -144,13 +151,17 @@ impl Session {
         ear: &mut Ear,
     ) {
         ear.due = None;
+        // The child's word on it is wanted, whatever it has said before.
+        let asks = state
+            .asked_for()
+            .is_some_and(|uri| wanted.uris.contains(uri));
         let is_it = |open: &Option<Open>| open.as_ref().is_some_and(|it| it.wanted == wanted);
         if is_it(&ear.begun) {
             return;
         }
         let before = if wanted.is_nothing() {
             [ear.heard.take(), ear.begun.take()]
-        } else if is_it(&ear.heard) {
+        } else if is_it(&ear.heard) && !asks {
             [None, ear.begun.take()]
         } else {
             let (number, since) = (state.next, Instant::now());
@@ -201,7 +212,11 @@ impl Session {
                 state.misses();
             }
             // Who is told of something else already has only this refused.
-            let asked = state.take_asking(&open.wanted).filter(|_| !was_heard);
+            let asked = if was_heard {
+                None
+            } else {
+                state.take_asking(&open.wanted)
+            };
             let ear = &mut state.reversed.listening;
             if !ear.is_open() || (!was_heard && asked.is_none()) {
                 ear.wait(now);

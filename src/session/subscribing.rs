@@ -5,7 +5,7 @@
 //! (mcp-T28). What may have changed while the child told nothing is told when it tells again, and not more
 //! often than a client can bear: a server may end whatever it is asked, again and again.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -48,6 +48,8 @@ struct Resource {
     hearer: Arc<Identity>,
     /// It may have changed while the child told nothing.
     missed: bool,
+    /// A modern child has acknowledged it the last time.
+    told: bool,
 }
 
 impl InFlight {
@@ -64,6 +66,11 @@ impl Subscribed {
 
     fn holds(&self, uri: &str) -> bool {
         self.uris().any(|known| known == uri)
+    }
+
+    /// Whether the child tells of it.
+    fn is_told(&self, uri: &str) -> bool {
+        self.all.iter().any(|one| one.told && one.uri == uri)
     }
 
     /// Whether a change of that resource is among what is to be heard.
@@ -89,18 +96,21 @@ impl Subscribed {
 
     /// The identity, shared with what it has subscribed to already.
     fn hearer(&mut self, identity: &Identity) -> Arc<Identity> {
-        let known = self.last.take().filter(|last| **last == *identity);
+        let all = self.all.iter().map(|one| &one.hearer);
+        let known = all.chain(&self.last).find(|known| ***known == *identity);
+        let known = known.cloned();
         let hearer = known.unwrap_or_else(|| Arc::new(identity.clone()));
         self.last.insert(hearer).clone()
     }
 
     fn add(&mut self, uri: String, hearer: Arc<Identity>) {
         match self.all.iter_mut().find(|one| one.uri == uri) {
-            Some(one) => one.hearer = hearer,
+            Some(one) => (one.hearer, one.told) = (hearer, true),
             None => self.all.push(Resource {
                 uri,
                 hearer,
                 missed: false,
+                told: true,
             }),
         }
     }
@@ -189,6 +199,12 @@ impl Session {
         let uri = call.params().and_then(|params| params.get("uri"));
         let uri = uri.and_then(Value::as_str).unwrap_or_default();
         if method == "resources/unsubscribe" {
+            // Also to what it has not subscribed to yet.
+            while let Some(waiting) = state.waiting(|waits| *waits == *uri)
+                && let Some(call) = state.in_flight.remove(&waiting)
+            {
+                self.fail(state, call, Failure::Cancelled);
+            }
             if state.subscribed.remove(&uri)
                 && let Some(server) = server
             {
@@ -226,7 +242,7 @@ impl Session {
             return;
         }
         // What it tells of already it need not be asked for.
-        while let Some(known) = state.waiting(|uri| state.subscribed.holds(uri))
+        while let Some(known) = state.waiting(|uri| state.subscribed.is_told(uri))
             && let Some(mut call) = state.in_flight.remove(&known)
         {
             self.has_subscribed(state, &mut call);
@@ -236,7 +252,9 @@ impl Session {
             return;
         }
         state.reversed.asking = state.waiting(|_| true);
-        if state.reversed.asking.is_some() || state.reversed.listening.is_open() {
+        let listening = &state.reversed.listening;
+        // What was refused has its pause, unless somebody asks for more.
+        if state.reversed.asking.is_some() || (listening.is_open() && !listening.is_waiting()) {
             self.listen_to_child(state, server);
         }
     }
@@ -257,17 +275,22 @@ impl Session {
             return;
         };
         let wanted = wanted.clone();
+        let told = params.and_then(|params| params.get("notifications"));
+        let told = told.and_then(|told| told.get("resourceSubscriptions"));
+        let told = told.iter().flat_map(|told| told.elements());
+        let told: HashSet<Cow<'_, str>> = told.filter_map(Value::as_str).collect();
+        for one in &mut state.subscribed.all {
+            one.told = told.contains(&*one.uri);
+        }
         if let Some((mut call, subscribes)) = state.take_asking(&wanted) {
-            let told = params.and_then(|params| params.get("notifications"));
-            let told = told.and_then(|told| told.get("resourceSubscriptions"));
-            let mut told = told.iter().flat_map(|told| told.elements());
-            if told.any(|uri| uri.as_str().is_some_and(|uri| uri == *subscribes.uri)) {
+            if told.contains(&*subscribes.uri) {
                 call.subscribes = Some(subscribes);
                 self.has_subscribed(&mut state, &mut call);
                 self.done(&mut state, call);
             } else {
                 // Nor is it asked for that again by what follows.
                 state.reversed.listening.is_not_told(&subscribes.uri);
+                state.subscribed.remove(&subscribes.uri);
                 self.not_told(&mut state, call);
             }
         }
@@ -576,6 +599,90 @@ mod tests {
         asked(&mut lines, &["a:a", "a:c"]);
     }
 
+    /// Who subscribes again before the child has heard that he no longer did is answered by the child, whatever it ends
+    /// meanwhile; and who no longer wants what he waits for has an end to that.
+    #[tokio::test]
+    async fn who_changes_his_mind_has_an_answer_to_each_call() {
+        let (session, mut lines) = session();
+        let mut a = subscribe(&session, "a:a");
+        let first = asked(&mut lines, &["a:a"]);
+        acknowledge(&session, first, &["a:a"]);
+        assert_eq!(heard(&mut a), ["{}"]);
+        for ends_first in [false, true] {
+            let _no = request(&session, "resources/unsubscribe", "a:a").unwrap();
+            asked(&mut lines, &[]);
+            let mut again = subscribe(&session, "a:a");
+            let asked = asked(&mut lines, &["a:a"]);
+            if ends_first {
+                ends(&session, asked - 3);
+            }
+            assert_eq!(heard(&mut again), [""; 0]);
+            acknowledge(&session, asked, &["a:a"]);
+            assert_eq!(heard(&mut again), ["{}"]);
+            said(&mut lines);
+        }
+        // One that the child ends names what is asked for again.
+        let mut b = subscribe(&session, "a:b");
+        let both = asked(&mut lines, &["a:a", "a:b"]);
+        acknowledge(&session, both, &["a:a", "a:b"]);
+        assert_eq!(heard(&mut b), ["{}"]);
+        let _no = request(&session, "resources/unsubscribe", "a:a").unwrap();
+        asked(&mut lines, &["a:b"]);
+        let mut again = subscribe(&session, "a:a");
+        let number = asked(&mut lines, &["a:b", "a:a"]);
+        ends(&session, both);
+        acknowledge(&session, number, &["a:b", "a:a"]);
+        assert_eq!(heard(&mut again), ["{}"]);
+
+        let mut c = subscribe(&session, "a:c");
+        said(&mut lines);
+        let mut no = named(&session, "no", "resources/unsubscribe", "a:c").unwrap();
+        assert_eq!(heard(&mut c), ["cancelled"]);
+        assert_eq!(heard(&mut no), ["{}"]);
+        // What is heard already is what remains.
+        assert_eq!(said(&mut lines).0, []);
+        // What it tells of no longer it is asked for, and says so.
+        ends(&session, number);
+        let renewed = asked(&mut lines, &["a:b", "a:a"]);
+        acknowledge(&session, renewed, &["a:b"]);
+        let mut gone = subscribe(&session, "a:a");
+        assert_eq!(heard(&mut gone), [""; 0]);
+        let number = asked(&mut lines, &["a:b", "a:a"]);
+        acknowledge(&session, number, &["a:b"]);
+        assert_eq!(heard(&mut gone), [NOT_TOLD]);
+        assert_eq!(heard(&mut subscribe(&session, "a:b")), ["{}"]);
+    }
+
+    /// What takes the place of another, and is refused, has its pauses as what is alone.
+    #[tokio::test(start_paused = true)]
+    async fn a_child_that_refuses_what_is_made_anew_is_not_asked_without_a_pause() {
+        let (session, mut lines) = session();
+        for (uri, all) in [("a:a", &["a:a"][..]), ("a:b", &["a:a", "a:b"])] {
+            let _done = subscribe(&session, uri);
+            acknowledge(&session, asked(&mut lines, all), all);
+        }
+        said(&mut lines);
+        let _no = request(&session, "resources/unsubscribe", "a:a").unwrap();
+        let mut number = asked(&mut lines, &["a:b"]);
+        let begin = Instant::now();
+        let mut times = Vec::new();
+        while begin.elapsed() < Duration::from_secs(120) {
+            say(&session, json!({ "id": number, "error": { "code": 7 } }));
+            while let began = said(&mut lines).0
+                && begin.elapsed() < Duration::from_secs(120)
+            {
+                if let [(next, _)] = began.as_slice() {
+                    number = *next;
+                    times.push(begin.elapsed().as_secs());
+                    break;
+                }
+                tokio::time::advance(Duration::from_secs(1)).await;
+                session.sweep(Instant::now(), Duration::MAX);
+            }
+        }
+        assert_eq!(times, [0, 1, 3, 7, 15, 31, 63]);
+    }
+
     /// Each is asked for by itself, and only its own answer is its; whose client does not wait any more is not asked for.
     #[tokio::test(start_paused = true)]
     async fn several_who_subscribe_have_their_turns() {
@@ -759,6 +866,7 @@ mod tests {
         check(&subscribed, "a:a/b/c", &[&narrow]);
         check(&subscribed, "a:a/c", &[&wide]);
         last = subscribed.hearer(&last);
-        assert_eq!(Arc::strong_count(&last), 2, "one token is kept once");
+        // Three resources, the latest, and here.
+        assert_eq!(Arc::strong_count(&last), 5, "one token is kept once");
     }
 }
