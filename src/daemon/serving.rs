@@ -142,6 +142,7 @@ pub(super) async fn serve(
     // What still runs now is cut, and on record as that.
     setup.audit.cuts();
     connections.shutdown().await;
+    late.connections.shutdown().await;
     // Each request has the gateway for as long as there is anything of it, also after its connection.
     let _ = timeout_at(Instant::now() + LAST_ANSWERS, async {
         while Arc::strong_count(&gateway) > 1 {

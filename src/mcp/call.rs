@@ -80,8 +80,9 @@ impl Message {
     /// they must be in order and must not overlap. All else stays byte for byte.
     pub fn with(&self, replacements: &[(Range<usize>, &[u8])]) -> Vec<u8> {
         let grown: usize = replacements.iter().map(|(_, text)| text.len()).sum();
+        let left_out: usize = replacements.iter().map(|(span, _)| span.len()).sum();
         // With room for the end of a line: a long message is not copied once more for it.
-        let mut out = Vec::with_capacity(self.bytes.len() + grown + 1);
+        let mut out = Vec::with_capacity(self.bytes.len() - left_out + grown + 1);
         let mut at = 0;
         for (span, text) in replacements {
             out.extend_from_slice(&self.bytes[at..span.start]);
@@ -236,6 +237,11 @@ impl Call {
         let meta = params.and_then(|params| params.get("_meta"));
         if params.is_some_and(|params| is_said_twice(params, meta)) {
             return Err(IN_ANOTHER_CASE);
+        }
+        // It is kept for as long as its call, as the id is.
+        let token = meta.and_then(|meta| meta.get("progressToken"));
+        if token.is_some_and(|token| token.span().len() > MAX_ID + 2) {
+            return Err(CallError::Params("progressToken is too long"));
         }
         let modern_body = meta.is_some_and(|meta| {
             meta.get("io.modelcontextprotocol/protocolVersion")
@@ -802,6 +808,19 @@ mod tests {
                 .era(),
             Era::Legacy
         );
+    }
+
+    /// fault-46: so does its progress token, which is as short.
+    #[test]
+    fn a_progress_token_is_no_longer_than_an_id() {
+        let with = |length| {
+            let token = "t".repeat(length);
+            format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"x","_meta":{{"progressToken":"{token}"}}}}}}"#
+            )
+        };
+        accepted(&with(MAX_ID));
+        refused(&with(MAX_ID + 1), "-32602");
     }
 
     /// fault-46: the id of a call waits as long as the call does, and its body not for it.

@@ -57,7 +57,8 @@ pub(super) async fn answer(
             }
         }
     }
-    lent.handed_to(&session);
+    // A part of it keeps all of it, which is counted for as long.
+    drop(lent);
     if refused.is_empty() && exchanges.is_empty() {
         return Ok(reply::empty(StatusCode::ACCEPTED));
     }

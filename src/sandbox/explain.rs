@@ -189,6 +189,13 @@ fn command(argv: &[String]) -> (String, bool) {
         let plain = value.strip_prefix('@').unwrap_or(value);
         let is_left_out = match place {
             0 => !is_program(argument),
+            // A header is named within its value.
+            _ if value
+                .split_once(':')
+                .is_some_and(|(name, _)| names_secret(name)) =>
+            {
+                true
+            }
             _ => may_be_secret(plain) || !is_option && names_secret(name.unwrap_or(before)),
         };
         words.push(match name {
@@ -281,6 +288,7 @@ mod tests {
             (&["/bin/x", "https://user:s3cret@h/"], "/bin/x …"),
             (&["/bin/sh", "-c", "x --token s3cret"], "/bin/sh -c …"),
             (&["/bin/x", "--header", "X: s3cret"], "/bin/x --header …"),
+            (&["/bin/x", "-H", "X-Api-Key:s3cret"], "/bin/x -H …"),
             (&["/bin/x --token s3cret"], "…"),
             (&["TOKEN=s3cret"], "TOKEN=…"),
         ] {

@@ -26,7 +26,10 @@ impl Line {
     /// The message with `changes` in place of the given spans, which must be in order and not overlap.
     pub(super) fn of(message: &Message, changes: &[(Range<usize>, &[u8])]) -> Self {
         let bytes = message.bytes();
-        if !is_large(bytes.len()) || !message.is_one_line() {
+        let left_out: usize = changes.iter().map(|(span, _)| span.len()).sum();
+        // Parts keep all that they are of, and what is left out nobody counts.
+        let is_wasted = left_out > bytes.len() / MAX_LEFT_OUT;
+        if !is_large(bytes.len()) || is_wasted || !message.is_one_line() {
             return Self::Whole(stdio::line(message.with(changes)));
         }
         let mut parts = Vec::with_capacity(2 * changes.len() + 2);
@@ -96,6 +99,9 @@ impl IntoIterator for Line {
     }
 }
 
+/// So much of a message (its bytes divided by this) may be left out of its parts.
+const MAX_LEFT_OUT: usize = 8;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,6 +135,27 @@ mod tests {
                         assert!(parts.concat() == expected.as_bytes(), "{size}");
                     }
                 }
+            }
+        }
+    }
+
+    /// probe-68: what is left out of a line is not kept with it, where that is much.
+    #[test]
+    fn a_line_keeps_little_of_what_is_left_out_of_it() {
+        let long = |size| "x".repeat(size);
+        for (left_out, stays, is_whole) in [(2 << 20, 10, true), (10, 2 << 20, false)] {
+            let text = format!(r#"{{"v":"{}","w":"{}"}}"#, long(left_out), long(stays));
+            let message = message(&text);
+            let span = message.root().get("v").unwrap().span();
+            let line = Line::of(&message, &[(span, b"0")]);
+            assert_eq!(matches!(line, Line::Whole(_)), is_whole);
+            assert_eq!(
+                line.len(),
+                format!(r#"{{"v":0,"w":"{}"}}"#, long(stays)).len() + 1
+            );
+            if let Line::Whole(text) = line {
+                let room = Vec::from(text).capacity();
+                assert!(room < 1 << 10, "{room}");
             }
         }
     }
