@@ -114,7 +114,7 @@ async fn answer(
     peer: Peer,
     record: &mut Undecided<'_>,
 ) -> Result<Response, Refused> {
-    let (head, body) = request?.into_parts();
+    let (mut head, body) = request?.into_parts();
     let route = route::route(&head, &gateway.config, &gateway.metadata_paths)?;
     if route == Route::Metadata {
         return Ok(reply::json(StatusCode::OK, gateway.metadata.clone()));
@@ -172,7 +172,8 @@ async fn answer(
     let request = record.request_id;
     let found = found(gateway, &identity, &head.headers, (&permit, place, request)).await;
     // What its connection has read it into is free from now on, for what comes next.
-    let table = Table::of(head.headers);
+    let table = Table::of(std::mem::take(&mut head.headers));
+    drop(head);
     Ok(match found {
         Ok(place) => deliver(gateway, &identity, (permit, lent, place, request), table).await,
         Err(refusal) => failed(gateway, request, &refusal, id.as_ref()),

@@ -7,7 +7,7 @@ use memchr::memchr2;
 
 use crate::{
     json::{self, Document, JsonError, Kind, Place, Value},
-    mcp::{members::Members, meta, method},
+    mcp::{members::Members, meta, method, subscription},
 };
 
 /// Which half of MCP's history a message belongs to.
@@ -406,8 +406,14 @@ fn aim(method: &str, params: Option<Value<'_>>) -> Result<Aim, CallError> {
             Ok(Aim::Tool(text("name", "name is not a string")?))
         }
         "prompts/get" => Ok(Aim::Prompt(text("name", "name is not a string")?)),
-        "resources/read" | "resources/subscribe" | "resources/unsubscribe" => {
-            Ok(Aim::Resource(text("uri", "uri is not a string")?))
+        "resources/read" => Ok(Aim::Resource(text("uri", "uri is not a string")?)),
+        "resources/subscribe" | "resources/unsubscribe" => {
+            let uri = text("uri", "uri is not a string")?;
+            // It is kept for as long as its session.
+            if uri.len() > subscription::MAX_URI {
+                return Err(CallError::Params("uri is too long"));
+            }
+            Ok(Aim::Resource(uri))
         }
         _ => Ok(Aim::Server),
     }
@@ -808,6 +814,20 @@ mod tests {
                 .era(),
             Era::Legacy
         );
+    }
+
+    /// fault-46: what a session keeps of a subscription is as short; what is only read may have any name.
+    #[test]
+    fn who_subscribes_names_no_long_resource() {
+        let with = |method, length: usize| {
+            let uri = "u".repeat(length);
+            format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{{"uri":"{uri}"}}}}"#)
+        };
+        for method in ["resources/subscribe", "resources/unsubscribe"] {
+            accepted(&with(method, subscription::MAX_URI));
+            refused(&with(method, subscription::MAX_URI + 1), "-32602");
+        }
+        accepted(&with("resources/read", subscription::MAX_URI + 1));
     }
 
     /// fault-46: so does its progress token, which is as short.

@@ -35,6 +35,7 @@ impl Wanted {
                 .iter()
                 .flat_map(|all| all.elements())
                 .filter_map(|one| one.as_str().map(String::from))
+                .filter(|one| one.len() <= MAX_URI)
                 .take(MAX_URIS)
                 .collect();
             named.sort_unstable();
@@ -211,6 +212,8 @@ pub const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
 pub const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
 /// Resources that one subscription may name, and tasks; further ones are not acknowledged.
 pub const MAX_URIS: usize = 64;
+/// Bytes of one of them: who subscribes has it kept for as long as his session or his stream.
+pub const MAX_URI: usize = 2 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -225,8 +228,11 @@ mod tests {
     /// mcp-T28
     #[test]
     fn what_is_acknowledged_is_what_was_wanted_and_can_be_told() {
+        // What is too long to be kept is no resource that anybody tells of.
+        let long = "l".repeat(MAX_URI + 1);
         let body = r#"{"jsonrpc":"2.0","id":"s","method":"subscriptions/listen","params":{"notifications":
-            {"toolsListChanged":true,"promptsListChanged":true,"resourcesListChanged":false,"resourceSubscriptions":["b","a","b"],"x":1}}}"#;
+            {"toolsListChanged":true,"promptsListChanged":true,"resourcesListChanged":false,"resourceSubscriptions":["b","a","@","b"],"x":1}}}"#;
+        let body = body.replace('@', &long);
         let call = Call::read(Bytes::from(body), true).unwrap();
         let capabilities = json!({ "tools": { "listChanged": true }, "prompts": {}, "resources": { "subscribe": true, "listChanged": true } });
         let wanted = Wanted::read(&call).told_by(&capabilities);

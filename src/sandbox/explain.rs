@@ -200,7 +200,9 @@ fn command(argv: &[String]) -> (String, bool) {
         };
         words.push(match name {
             _ if !is_left_out => argument.clone(),
-            Some(name) if !may_be_secret(name) => format!("{name}={}", left_out()),
+            Some(name) if !name.contains(':') && !may_be_secret(name) => {
+                format!("{name}={}", left_out())
+            }
             _ => left_out(),
         });
         before = if is_option { argument } else { "" };
@@ -289,6 +291,7 @@ mod tests {
             (&["/bin/sh", "-c", "x --token s3cret"], "/bin/sh -c …"),
             (&["/bin/x", "--header", "X: s3cret"], "/bin/x --header …"),
             (&["/bin/x", "-H", "X-Api-Key:s3cret"], "/bin/x -H …"),
+            (&["/bin/x", "-H", "X-Api-Key:s3cret=x"], "/bin/x -H …"),
             (&["/bin/x --token s3cret"], "…"),
             (&["TOKEN=s3cret"], "TOKEN=…"),
         ] {

@@ -174,7 +174,7 @@ impl Session {
             };
             if !self.say(&own) {
                 // It reads nothing now: until it does, what it was asked before stays.
-                ear.wait(since);
+                ear.due = Some(since + SHORTEST_PAUSE);
                 return;
             }
             // What is heard stays until this one is acknowledged: between the two nothing is missed.
