@@ -140,7 +140,7 @@ impl Session {
         let wanted = self.subscribes(state, call);
         let hearer = (call.method() == method::LISTEN).then(|| Arc::new(identity.clone()));
         let subscribes = self.subscribes_to(state, call, identity)?;
-        let begins = (wanted.is_some(), subscribes.is_some());
+        let (listens, asks_for_one) = (wanted.is_some(), subscribes.is_some());
         if let Some(wanted) = &wanted {
             self.subscribe(state, wanted)?;
         }
@@ -182,10 +182,10 @@ impl Session {
                 place: place.take(),
             },
         );
-        if begins.0 {
+        if listens {
             self.acknowledge(state);
         }
-        if begins.1 {
+        if asks_for_one {
             self.ask_for_next(state);
         }
         self.look_at_watched(state, now);

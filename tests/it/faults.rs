@@ -31,7 +31,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     frames::{DATA, END_HEADERS, Frames, HEADERS, PING, block, frame},
     house::{
-        Caller, House, call, field, house, in_a_process_of_its_own, initialize,
+        CROWD, Caller, House, call, field, house, in_a_process_of_its_own, initialize,
         is_in_a_process_of_its_own,
     },
     lease::{self, Lease},
@@ -141,8 +141,7 @@ async fn told_to_stop_with_requests_that_do_not_end() {
     if !is_in_a_process_of_its_own() {
         return;
     }
-    let server = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/servers/crowd.py");
-    let (place, program) = lease::program(&["/usr/bin/python3", "-u", server]);
+    let (place, program) = lease::program(&["/usr/bin/python3", "-u", CROWD]);
     let house = house()
         .command(&[program.to_str().unwrap()])
         .readable(place.path())

@@ -69,6 +69,9 @@ pub struct House {
     runner: Option<runner::Foreground>,
 }
 
+/// A server that many may share: who gets another's answer can tell.
+pub const CROWD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/servers/crowd.py");
+
 /// A house with the scripted server, in which everybody may do everything.
 pub fn house() -> Plan {
     Plan {

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use crate::{
-    house::{Caller, House, field, house},
+    house::{CROWD, Caller, House, field, house},
     wire::{self, Answer, PATIENCE},
 };
 
@@ -262,9 +262,8 @@ fn outcomes_of_lists(house: &House) -> usize {
 async fn large_answers_that_nobody_reads_are_not_kept_without_measure() {
     const ASKED: usize = 24;
     let _alone = ALONE.lock().await;
-    let server = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/servers/crowd.py");
     let house = house()
-        .command(&["/usr/bin/python3", "-u", server])
+        .command(&["/usr/bin/python3", "-u", CROWD])
         .with("[limits]\nmemory = \"1G\"\n")
         .open()
         .await;

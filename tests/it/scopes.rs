@@ -9,15 +9,14 @@ use tokio::{
 
 use crate::{
     bridge,
-    house::{Caller, House, Plan, call, house, initialize},
+    house::{CROWD, Caller, House, Plan, call, house, initialize},
     modern,
     wire::{self, Events, PATIENCE},
 };
 
 fn crowd(scope: &str) -> Plan {
-    let server = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/servers/crowd.py");
     house()
-        .command(&["/usr/bin/python3", "-u", server])
+        .command(&["/usr/bin/python3", "-u", CROWD])
         .top(&format!("scope = \"{scope}\"\n"))
 }
 

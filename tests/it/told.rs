@@ -3,16 +3,13 @@
 use serde_json::{Value, json};
 
 use crate::{
-    house::{Caller, House, Plan, call, house},
+    house::{CROWD, Caller, House, Plan, call, house},
     modern::{self, tool},
     wire::{self, Events},
 };
 
 fn crowd(top: &str) -> Plan {
-    let server = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/servers/crowd.py");
-    house()
-        .command(&["/usr/bin/python3", "-u", server])
-        .top(top)
+    house().command(&["/usr/bin/python3", "-u", CROWD]).top(top)
 }
 
 /// The environment of a caller's server.

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use crate::{
     house::{
-        Caller, House, Plan, field, house, in_a_process_of_its_own, is_in_a_process_of_its_own,
+        CROWD, Caller, House, Plan, field, house, in_a_process_of_its_own,
+        is_in_a_process_of_its_own,
     },
     lease::{self, Lease},
     modern::tool,
@@ -14,10 +15,7 @@ use crate::{
 };
 
 fn crowd(top: &str) -> Plan {
-    let server = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/servers/crowd.py");
-    house()
-        .command(&["/usr/bin/python3", "-u", server])
-        .top(top)
+    house().command(&["/usr/bin/python3", "-u", CROWD]).top(top)
 }
 
 /// The numbers of children that records of that kind name, with the principal.
@@ -199,8 +197,7 @@ async fn told_to_stop_while_one_hangs_in_its_start() {
     if !is_in_a_process_of_its_own() {
         return;
     }
-    let server = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/servers/crowd.py");
-    let (place, program) = lease::program(&["/usr/bin/python3", "-u", server]);
+    let (place, program) = lease::program(&["/usr/bin/python3", "-u", CROWD]);
     let house = house()
         .command(&[program.to_str().unwrap()])
         .readable(place.path())
