@@ -64,6 +64,9 @@ pub mod systemd;
 // The one reader of strangers' JSON: strict, one pass, keeps where everything stands.
 pub mod json;
 
+// Many bytes looked at at once.
+mod scan;
+
 // Clocks as values, so that tests own the time.
 pub mod time;
 

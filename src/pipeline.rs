@@ -7,6 +7,7 @@
 mod batch;
 mod caught;
 mod legacy_sse;
+mod place;
 mod streams;
 mod undecided;
 mod upstream;
@@ -20,32 +21,32 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, request::Parts};
+use http::{HeaderMap, Method, StatusCode, request::Parts};
+use hyper::body::Incoming;
 use tracing::error;
 
 use crate::{
     audit::{self, Audit, Decision, Event, Outcome, RequestId, Verdict},
     auth::{self, AuthError, Authenticator, Exchange as TokenExchange, Identity, Presented},
     authz::{DenyReason, Engine, Permit},
-    child::StartError,
     config::Config,
     http::{
         Peer, Refusal, Response, body,
         budget::{Budget, Lent},
-        connection::Asked,
         cors, modern,
         names::{SESSION_ID, VERSION, one},
         reply,
-        reply::Table,
+        reply::{Manner, Table},
         route,
         route::Route,
     },
     mcp::{Call, CallError, Era, Id, Message, Target, cache, method, tools, version},
-    session::{self, Exchange, OpenError, SendError, Sent, Session, Sessions},
+    session::{self, Exchange, SendError, Sent, Sessions},
 };
 
 use caught::{Panicked, caught};
 pub use legacy_sse::Clients;
+use place::{Place, found, open};
 use undecided::Undecided;
 
 /// What answers requests: built once by `daemon`, from one configuration.
@@ -71,15 +72,23 @@ pub struct Gateway {
     pub metadata_paths: Vec<String>,
 }
 
-/// Answers one request and records what was decided.
-pub async fn handle(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
+/// Answers one request and records what was decided. What is large stays with the caller, or has a
+/// box of its own where it is rare: all that a request keeps while it waits is copied with it.
+pub async fn handle(
+    gateway: &Gateway,
+    request: &mut Result<(Parts, Incoming), Refusal>,
+    peer: &Peer,
+) -> Response {
     gateway.asked.fetch_add(1, Ordering::Relaxed);
     let mut record = Undecided::new(&gateway.audit);
-    let headers = request.as_ref().map(|request| request.headers()).ok();
+    let headers = request.as_ref().map(|request| &request.0.headers).ok();
     record.peer = Some(peer.client(gateway.config.proxies.as_ref(), headers));
     record.version = Some(gateway.version.clone());
     let page = headers.and_then(|headers| cors::listed(headers, &gateway.config));
-    let done = caught(pin!(answer(gateway, request, peer, &mut record))).await;
+    let done = match request {
+        Ok(request) => caught(pin!(answer(gateway, request, peer, &mut record))).await,
+        Err(refusal) => Ok(Err(std::mem::replace(refusal, Refusal::Internal).into())),
+    };
     record.settle();
     let mut response = match done {
         Ok(Ok(response)) => response,
@@ -110,12 +119,11 @@ fn deny(gateway: &Gateway, record: &mut Decision, Refused { refusal, id }: Refus
 
 async fn answer(
     gateway: &Gateway,
-    request: Asked,
-    peer: Peer,
+    (head, body): &mut (Parts, Incoming),
+    peer: &Peer,
     record: &mut Undecided<'_>,
 ) -> Result<Response, Refused> {
-    let (mut head, body) = request?.into_parts();
-    let route = route::route(&head, &gateway.config, &gateway.metadata_paths)?;
+    let route = route::route(head, &gateway.config, &gateway.metadata_paths)?;
     if route == Route::Metadata {
         return Ok(reply::json(StatusCode::OK, gateway.metadata.clone()));
     }
@@ -135,10 +143,10 @@ async fn answer(
     record.who = Some(identity.clone());
     gateway.authenticator.check_scopes(&identity)?;
     match head.method {
-        _ if route == Route::Sse => return legacy_sse::open(gateway, &head, &identity, record),
+        _ if route == Route::Sse => return legacy_sse::open(gateway, head, &identity, record),
         Method::POST if route == Route::Messages => route::message_headers(&head.headers)?,
-        Method::DELETE => return streams::end(gateway, &head, &identity, record),
-        Method::GET => return streams::open(gateway, &head, &identity, record),
+        Method::DELETE => return streams::end(gateway, head, &identity, record),
+        Method::GET => return streams::open(gateway, head, &identity, record),
         Method::POST => route::post_headers(&head.headers)?,
         _ => Err(Refusal::MethodNotAllowed(route::MCP_METHODS))?,
     }
@@ -149,35 +157,51 @@ async fn answer(
     )
     .await?;
     if route == Route::Messages {
-        return Box::pin(legacy_sse::post(gateway, &head, &identity, body, record)).await;
+        return Box::pin(legacy_sse::post(gateway, head, &identity, body, record)).await;
     }
     if batch::is_one(&body.0) {
-        upstream::make_ready(gateway, &head, &identity, Era::Legacy).await?;
-        return batch::answer(gateway, &head, &identity, body, record).await;
+        upstream::make_ready(gateway, head, &identity, Era::Legacy).await?;
+        return Box::pin(batch::answer(gateway, head, &identity, body, record)).await;
     }
     let (body, lent) = body;
-    let modern = one(&head.headers, &VERSION)? == Some(version::MODERN);
-    let call = read(body, modern, record).await?;
-    let id = call.id().cloned();
-    let decided = permitted_call(gateway, &head, &identity, call, record);
-    let (permit, place) = decided.map_err(|refusal| Refused {
-        refusal,
-        id: id.clone(),
-    })?;
-    record.put_on_record(&gateway.audit);
-    let about = (permit.call().era(), record.request_id);
-    if let Err(refusal) = upstream::make_ready_for(gateway, &head, &identity, about).await {
-        return Ok(failed(gateway, record.request_id, &refusal, id.as_ref()));
-    }
     let request = record.request_id;
-    let found = found(gateway, &identity, &head.headers, (&permit, place, request)).await;
+    let (id, sent) = {
+        let (id, permit, place) = {
+            let modern = one(&head.headers, &VERSION)? == Some(version::MODERN);
+            let call = read(body, modern, record).await?;
+            let id = call.id().cloned();
+            match permitted_call(gateway, head, &identity, call, record) {
+                Ok((permit, place)) => (id, permit, place),
+                Err(refusal) => return Err(Refused { refusal, id }),
+            }
+        };
+        record.put_on_record(&gateway.audit);
+        let about = (permit.call().era(), request);
+        let place = match upstream::make_ready_for(gateway, head, &identity, about).await {
+            Ok(()) => found(gateway, &identity, &head.headers, (&permit, place, request)).await,
+            Err(refusal) => Err(refusal),
+        };
+        let sent = match place {
+            Ok(Place::New) => return Ok(Box::pin(open(gateway, &identity, permit, request)).await),
+            Ok(place) => hand_over(gateway, &identity, (permit, lent, place, request)),
+            Err(refusal) => Err(refusal),
+        };
+        (id, sent)
+    };
     // What its connection has read it into is free from now on, for what comes next.
-    let table = Table::of(std::mem::take(&mut head.headers));
-    drop(head);
-    Ok(match found {
-        Ok(place) => deliver(gateway, &identity, (permit, lent, place, request), table).await,
-        Err(refusal) => failed(gateway, request, &refusal, id.as_ref()),
-    })
+    let table = Table::of(head);
+    let (mut exchange, manner) = match sent {
+        Ok(Some(coming)) => coming,
+        Ok(None) => {
+            let accepted = outcome(request, None);
+            gateway.audit.record(&Event::Outcome(accepted));
+            return Ok(reply::empty(StatusCode::ACCEPTED));
+        }
+        Err(refusal) => return Ok(failed(gateway, request, &refusal, id.as_ref())),
+    };
+    let first = exchange.next_soon().await;
+    let code = reply::code(&first, manner.era).await;
+    Ok(reply::exchange((first, code), exchange, manner, table))
 }
 
 /// The message, and what is recorded of it.
@@ -187,17 +211,6 @@ async fn read(body: Bytes, modern: bool, record: &mut Decision) -> Result<Call, 
     record.method = Some(call.kept_method());
     record.aim = call.aim();
     Ok(call)
-}
-
-/// Where a permitted message goes.
-enum Place {
-    /// Into a session of its own, which it opens.
-    New,
-    Session(Arc<Session>),
-    /// Into the session of whoever asks without one.
-    Shared,
-    /// Nowhere: it means nothing in its era.
-    Nowhere,
 }
 
 /// Nothing is sent and nothing started here: it only says whether, and where to.
@@ -289,113 +302,37 @@ fn permitted(
     Ok(permit)
 }
 
-async fn deliver(
+/// Hands the call to its session, and says what will answer it, if anything does.
+fn hand_over(
     gateway: &Gateway,
     identity: &Arc<Identity>,
     (permit, lent, place, request): (Permit, Lent, Place, RequestId),
-    table: Table,
-) -> Response {
-    let id = permit.call().id().cloned();
+) -> Result<Option<(Exchange, Manner)>, Refusal> {
+    let Place::Session(session) = place else {
+        return Ok(None);
+    };
     let (era, method) = (permit.call().era(), permit.call().method());
+    let id = permit.call().id().cloned();
     let is_listen = method == method::LISTEN;
     let list = method::filtered_list(method);
     let cacheable = method::is_cacheable(method).then(|| method.to_owned());
-    let sent = match place {
-        // Boxed, as all that is large and rare: each request has room for the rest of its way.
-        Place::New => return Box::pin(open(gateway, identity, permit, request)).await,
-        Place::Session(session) => {
-            let sent = session.send(permit, identity, request);
-            lent.handed_to(&session);
-            sent.map_err(|error| match era {
-                Era::Legacy => Refusal::Send(error),
-                Era::Modern => Refusal::of_shared(error),
-            })
-        }
-        Place::Shared | Place::Nowhere => Ok(Sent::Accepted),
+    let sent = session.send(permit, identity, request);
+    lent.handed_to(&session);
+    let sent = sent.map_err(|error| match era {
+        Era::Legacy => Refusal::Send(error),
+        Era::Modern => Refusal::of_shared(error),
+    })?;
+    let (Sent::Exchange(exchange), Some(id)) = (sent, id) else {
+        return Ok(None);
     };
-    match (sent, id) {
-        (Ok(Sent::Exchange(exchange)), Some(id)) => match era {
-            Era::Legacy => {
-                let exchange = only_permitted(gateway, identity, list, exchange);
-                reply::exchange(id, exchange, table).await
-            }
-            Era::Modern => {
-                let until = is_listen
-                    .then(|| gateway.authenticator.time_left(identity))
-                    .flatten();
-                let exchange = only_own(gateway, identity, cacheable, exchange);
-                reply::modern_exchange(id, exchange, until, table).await
-            }
-        },
-        (Ok(_), _) => {
-            gateway
-                .audit
-                .record(&Event::Outcome(outcome(request, None)));
-            reply::empty(StatusCode::ACCEPTED)
-        }
-        (Err(refusal), id) => failed(gateway, request, &refusal, id.as_ref()),
-    }
-}
-
-/// The session of whoever asks without one, and what its server's tools have said in
-/// headers compared with the body.
-async fn found(
-    gateway: &Gateway,
-    identity: &Arc<Identity>,
-    headers: &HeaderMap,
-    (permit, place, request): (&Permit, Place, RequestId),
-) -> Result<Place, Refusal> {
-    let session = match place {
-        Place::Session(session) => session,
-        Place::Shared => {
-            let session = gateway.sessions.shared(identity, request).await;
-            session.map_err(|error| not_opened(gateway, error))?
-        }
-        place @ (Place::New | Place::Nowhere) => return Ok(place),
+    let until = is_listen
+        .then(|| gateway.authenticator.time_left(identity))
+        .flatten();
+    let exchange = match era {
+        Era::Legacy => only_permitted(gateway, identity, list, exchange),
+        Era::Modern => only_own(gateway, identity, cacheable, exchange),
     };
-    if let (Era::Modern, Target::Tool(name)) = (permit.call().era(), permit.call().target())
-        && let Some(tool) = session.tool(name, request).await
-    {
-        modern::parameters_agree(headers, permit.call(), &tool.mirrored)?;
-    }
-    Ok(Place::Session(session))
-}
-
-async fn open(
-    gateway: &Gateway,
-    identity: &Arc<Identity>,
-    permit: Permit,
-    request: RequestId,
-) -> Response {
-    let id = permit.call().id().cloned();
-    match gateway.sessions.open(identity, permit, request).await {
-        Ok((session, answer)) => {
-            let mut response = reply::json(StatusCode::OK, answer);
-            if let Some(session) =
-                session.and_then(|session| HeaderValue::from_str(session.id()).ok())
-            {
-                response.headers_mut().insert(&SESSION_ID, session);
-            }
-            response
-        }
-        // What became of a call that reached its session is recorded there.
-        Err(error @ (OpenError::Failed(_) | OpenError::NoVersion)) => {
-            Refusal::Open(error).response(Some(&gateway.config), id.as_ref())
-        }
-        Err(error) => failed(gateway, request, &not_opened(gateway, error), id.as_ref()),
-    }
-}
-
-fn not_opened(gateway: &Gateway, error: OpenError) -> Refusal {
-    // Refused: the key, the version or the configuration of this process is not the runner's.
-    if matches!(
-        error,
-        OpenError::Start(StartError::Stale | StartError::Refused(_))
-    ) {
-        gateway.stale.notify_one();
-        return Refusal::Restarting;
-    }
-    Refusal::Open(error)
+    Ok(Some((exchange, Manner { id, era, until })))
 }
 
 /// A list shows exactly what the same identity may call; any other answer is as it came.

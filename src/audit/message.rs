@@ -67,7 +67,11 @@ pub(super) fn headline(event: &Event, server: &str) -> (Kind, u8, String) {
         Event::Outcome(outcome) => {
             let millis = outcome.duration.as_millis();
             match outcome.reason {
-                None => (Kind::Outcome, INFO, format!("answered after {millis} ms")),
+                None => {
+                    let mut digits = itoa::Buffer::new();
+                    let text = ["answered after ", digits.format(millis), " ms"].concat();
+                    (Kind::Outcome, INFO, text)
+                }
                 Some(reason) => (
                     Kind::Outcome,
                     NOTICE,

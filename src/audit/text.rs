@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, fmt::Write};
 
+use crate::scan::any;
+
 /// Text for a message: control characters and what reorders or hides text are
 /// written out (`\u{1b}`), and it is cut after [`MAX_SHOWN`] characters.
 pub(super) fn shown(text: &str) -> Cow<'_, str> {
@@ -33,10 +35,9 @@ pub(super) fn field(text: &str) -> Cow<'_, str> {
 }
 
 fn shown_up_to(text: &str, max: usize) -> Cow<'_, str> {
-    // What most texts are, and then nothing has to be written out. Without a way out in between, so
-    // that many bytes are looked at at once.
-    let odd = |byte: u8| u8::from(byte.wrapping_sub(b' ') > b'~' - b' ');
-    if text.len() <= max && text.bytes().fold(0, |any, byte| any | odd(byte)) == 0 {
+    // What most texts are, and then nothing has to be written out.
+    let is_odd = |byte: u8| byte.wrapping_sub(b' ') > b'~' - b' ';
+    if text.len() <= max && !any(text.as_bytes(), is_odd) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len().min(max));

@@ -3,6 +3,7 @@
 use http::{HeaderMap, header};
 
 use super::{AuthError, Fault};
+use crate::scan::any;
 
 /// What stands where a token should, and how it was shown.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -50,19 +51,24 @@ pub(super) fn credentials<'a>(
         .position(|byte| !is_tchar(*byte))
         .unwrap_or(value.len());
     let (scheme, rest) = value.split_at(scheme_end);
-    if !value.is_ascii() {
-        return Err(AuthError::Malformed(Fault::Form));
-    }
+    // Not asked of a token that may be one: its own form is still to be checked, and says more.
+    let otherwise = |error| {
+        if value.is_ascii() {
+            error
+        } else {
+            AuthError::Malformed(Fault::Form)
+        }
+    };
     let spoken = [(&b"bearer"[..], Scheme::Bearer), (b"dpop", Scheme::Dpop)];
     let scheme = spoken
         .into_iter()
         .find(|(name, _)| scheme.eq_ignore_ascii_case(name))
         .map(|(_, scheme)| scheme)
         .filter(|scheme| schemes.contains(scheme))
-        .ok_or(AuthError::Missing)?;
+        .ok_or_else(|| otherwise(AuthError::Missing))?;
     // … and two places for one token are one too many (tok-9).
     if query.is_some_and(names_a_token) {
-        return Err(AuthError::Malformed(Fault::Ambiguous));
+        return Err(otherwise(AuthError::Malformed(Fault::Ambiguous)));
     }
     let spaces = rest.iter().take_while(|byte| **byte == b' ').count();
     if spaces == 0 {
@@ -100,15 +106,12 @@ fn is_tchar(byte: u8) -> bool {
 fn is_token68(token: &[u8]) -> bool {
     let padding = token.iter().rev().take_while(|byte| **byte == b'=').count();
     let body = &token[..token.len() - padding];
-    // Without a way out in between and without a table, so that many are looked at at once.
-    let wrong = |byte: u8| {
+    let is_wrong = |byte: u8| {
         let marks = [b'-', b'.', b'_', b'~', b'+', b'/'];
-        let mark = marks
-            .iter()
-            .fold(0, |any, mark| any | u8::from(byte == *mark));
-        u8::from(!byte.is_ascii_alphanumeric()) & (mark ^ 1)
+        !byte.is_ascii_alphanumeric()
+            && !marks.iter().fold(false, |any, mark| any | (byte == *mark))
     };
-    !body.is_empty() && body.iter().fold(0, |any, byte| any | wrong(*byte)) == 0
+    !body.is_empty() && !any(body, is_wrong)
 }
 
 /// Bytes of a token (tok-13).

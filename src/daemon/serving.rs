@@ -22,7 +22,7 @@ use crate::{
         refusing::refuse,
         reload::Trial,
     },
-    http::{Entrance, Refusal, peer::Listener},
+    http::{Entrance, Refusal, connection::Asked, peer::Listener},
     pipeline::{self, Gateway},
     sys::memory,
     systemd::Notifier,
@@ -189,10 +189,11 @@ fn take(
     let (gateway, entrance) = (gateway.clone(), entrance.clone());
     let draining = draining.clone();
     connections.spawn(async move {
-        let answer = |asked, peer| {
+        let answer = |asked: Asked, peer| {
             let gateway = gateway.clone();
+            let mut request = asked.map(http::Request::into_parts);
             // Boxed, because it is large and is handed on several times.
-            Box::pin(async move { pipeline::handle(&gateway, asked, peer).await })
+            Box::pin(async move { pipeline::handle(&gateway, &mut request, &peer).await })
         };
         entrance.serve(stream, peer, draining, answer).await;
     });

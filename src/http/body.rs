@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
-    future::Future,
+    future::{Future, poll_fn},
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -302,27 +302,46 @@ fn data(id: Option<&str>, message: &[u8]) -> Bytes {
 /// Reads the body of a request of this version whole: at most `max` bytes within `BODY_DEADLINE`. What it
 /// has of the budget is given back when nobody holds a part of it any more, or before.
 pub async fn read(
-    (version, body): (Version, Incoming),
+    (version, body): (Version, &mut Incoming),
     max: usize,
     (budget, user): (&Budget, &Identity),
 ) -> Result<(Bytes, Lent), Refusal> {
     if body.size_hint().lower() > max as u64 {
         return Err(Refusal::TooLarge);
     }
-    timeout(BODY_DEADLINE, collect((version, body), max, (budget, user)))
+    let announced = body.size_hint().lower();
+    let mut first = poll_fn(|context| Poll::Ready(Pin::new(&mut *body).poll_frame(context))).await;
+    // The usual body is one frame, and there already: it is not copied, and no clock is set for it.
+    if let Poll::Ready(Some(Ok(frame))) = &mut first
+        && body.is_end_stream()
+        && let Some(data) = frame.data_mut()
+        && data.len() <= max
+    {
+        return Ok((std::mem::take(data), Lent::nothing()));
+    }
+    let frames = (body, first, announced);
+    let all = collect((version, frames), max, (budget, user));
+    Box::pin(timeout(BODY_DEADLINE, all))
         .await
         .unwrap_or(Err(Refusal::BodyTimeout))
 }
 
+/// What a body says of its next frame.
+type Next = Poll<Option<Result<Frame<Bytes>, hyper::Error>>>;
+
 async fn collect(
-    (version, mut body): (Version, Incoming),
+    (version, (body, mut first, announced)): (Version, (&mut Incoming, Next, u64)),
     max: usize,
     (budget, user): (&Budget, &Identity),
 ) -> Result<(Bytes, Lent), Refusal> {
     let mut whole = BytesMut::new();
     let mut share: Option<Share> = None;
-    let announced = body.size_hint().lower();
-    while let Some(frame) = body.frame().await {
+    loop {
+        let next = match std::mem::replace(&mut first, Poll::Pending) {
+            Poll::Ready(next) => next,
+            Poll::Pending => body.frame().await,
+        };
+        let Some(frame) = next else { break };
         let frame = frame.map_err(|_| Refusal::BodyIncomplete)?;
         // Trailers are dropped, never merged (h1-11).
         let Ok(data) = frame.into_data() else {
@@ -380,7 +399,7 @@ mod tests {
     use crate::session::Exchange;
 
     async fn next(events: &mut Events) -> Option<String> {
-        let text = std::future::poll_fn(|context| events.poll(context)).await?;
+        let text = poll_fn(|context| events.poll(context)).await?;
         Some(String::from_utf8(text.to_vec()).unwrap())
     }
 
@@ -403,7 +422,7 @@ mod tests {
             let mut written = String::new();
             let mut same = 0;
             while !written.ends_with("\n\n") {
-                let part = std::future::poll_fn(|context| events.poll(context)).await;
+                let part = poll_fn(|context| events.poll(context)).await;
                 let part = part.unwrap();
                 same += usize::from(part.as_ptr() == large.as_ptr());
                 written += std::str::from_utf8(&part).unwrap();

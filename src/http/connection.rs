@@ -382,13 +382,10 @@ mod tests {
                     Ok(request) => {
                         let budget = Budget::new(1 << 10);
                         let user = Identity::example("https://i", "alice");
-                        body::read(
-                            (request.version(), request.into_body()),
-                            1 << 10,
-                            (&budget, &user),
-                        )
-                        .await
-                        .map(|(text, _)| text)
+                        let (version, mut body) = (request.version(), request.into_body());
+                        body::read((version, &mut body), 1 << 10, (&budget, &user))
+                            .await
+                            .map(|(text, _)| text)
                     }
                     Err(refusal) => Err(refusal),
                 };

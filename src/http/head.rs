@@ -12,20 +12,20 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use memchr::{memchr, memchr_iter};
+use memchr::memchr;
 
 use super::{
     chunked::Chunks,
     connection::MAX_HEADERS,
     guarded::{Rest, Watch},
 };
-use crate::http::Refusal;
+use crate::{http::Refusal, scan::any};
 
 /// The watch over what comes on an HTTP/1.1 connection.
 pub(super) struct Heads {
     at: At,
-    /// How much of an unfinished head was looked at.
-    looked: Looked,
+    /// What was read of a head that is not whole.
+    reading: Reading,
     /// Heads that were passed on.
     heads: u64,
     verdict: Verdict,
@@ -92,7 +92,7 @@ impl Heads {
     pub(super) fn new(verdict: Verdict, heads: u64) -> Self {
         Self {
             at: At::Head,
-            looked: Looked::default(),
+            reading: Reading::default(),
             heads,
             verdict,
         }
@@ -100,15 +100,13 @@ impl Heads {
 
     /// The length of the head that these bytes begin with, if it has come whole.
     fn head(&mut self, bytes: &[u8]) -> Result<Option<usize>, Refusal> {
-        let length = match self.looked.at(bytes) {
-            Look::Unfinished if bytes.len() <= MAX_HEAD => return Ok(None),
-            Look::Unfinished => return Err(Refusal::HeadTooLarge),
-            Look::Wrong => return Err(Refusal::Header),
-            Look::Whole(length) if length > MAX_HEAD => return Err(Refusal::HeadTooLarge),
-            Look::Whole(length) => length,
+        let (length, at) = match self.reading.on(bytes)? {
+            None if bytes.len() <= MAX_HEAD => return Ok(None),
+            Some((length, at)) if length <= MAX_HEAD => (length, at),
+            None | Some(_) => return Err(Refusal::HeadTooLarge),
         };
-        self.looked = Looked::default();
-        self.at = framing(&bytes[..length])?;
+        self.reading = Reading::default();
+        self.at = at;
         self.heads += 1;
         Ok(Some(length))
     }
@@ -165,70 +163,54 @@ impl Watch for Heads {
     }
 }
 
-/// How far an unfinished head was looked at, so that a dripped one is not read again and again.
+/// A head that is being read: none of its lines is looked at twice, however it drips.
 #[derive(Default)]
-struct Looked {
+struct Reading {
     /// Where the current line begins.
     line: usize,
     /// Up to where there is no line feed.
     until: usize,
+    /// Whether it is one of HTTP/1.0, when its first line was read.
+    old: Option<bool>,
+    headers: usize,
+    length: Option<u64>,
+    chunked: bool,
 }
 
-enum Look {
-    Unfinished,
-    /// Its length, the empty line included.
-    Whole(usize),
-    Wrong,
-}
-
-impl Looked {
-    fn at(&mut self, head: &[u8]) -> Look {
+impl Reading {
+    /// Goes on with a head of which so much has come. When it is whole, its length, the empty
+    /// line included, and what follows it.
+    fn on(&mut self, head: &[u8]) -> Result<Option<(usize, At)>, Refusal> {
         loop {
-            let from = self.until;
-            let Some(feed) = memchr(b'\n', &head[from..]) else {
+            let Some(feed) = memchr(b'\n', &head[self.until..]) else {
                 self.until = head.len();
-                return Look::Unfinished;
+                return Ok(None);
             };
-            let feed = from + feed;
+            let feed = self.until + feed;
             // RFC 9112 §2.2: a bare line feed may be taken for a line's end. By whom?
-            if feed == self.line || head[feed - 1] != b'\r' {
-                return Look::Wrong;
-            }
-            let is_empty = feed - self.line == 1;
-            // Some clients end a body with an empty line that is not part of it.
+            let line = head[self.line..feed].strip_suffix(b"\r");
+            let line = line.ok_or(Refusal::Header)?;
             let is_first = self.line == 0;
-            self.line = feed + 1;
-            self.until = feed + 1;
-            if is_empty && !is_first {
-                return if feed == 3 {
-                    Look::Wrong
-                } else {
-                    Look::Whole(feed + 1)
-                };
+            (self.line, self.until) = (feed + 1, feed + 1);
+            match (self.old, line) {
+                // Some clients end a body with an empty line that is not part of it.
+                (None, []) if is_first => {}
+                (None, _) => self.old = Some(request_line(line)?),
+                (Some(old), []) => return Ok(Some((feed + 1, self.followed_by(old)?))),
+                (Some(_), _) => self.header(line)?,
             }
         }
     }
-}
 
-/// What follows a whole head, if that can be read in one way only.
-fn framing(head: &[u8]) -> Result<At, Refusal> {
-    let head = head.strip_prefix(b"\r\n").unwrap_or(head);
-    let mut lines = memchr_iter(b'\n', head).scan(0, |begin, feed| {
-        let line = &head[*begin..feed];
-        *begin = feed + 1;
-        // Every line feed here has its carriage return.
-        Some(line.strip_suffix(b"\r").unwrap_or(line))
-    });
-    let old = request_line(lines.next().unwrap_or_default())?;
-    let mut length = None;
-    let mut chunked = false;
-    for (count, line) in lines.take_while(|line| !line.is_empty()).enumerate() {
+    fn header(&mut self, line: &[u8]) -> Result<(), Refusal> {
         // The parser behind this allows more, and leaves no record of what it refuses.
-        if count == MAX_HEADERS {
+        if self.headers == MAX_HEADERS {
             return Err(Refusal::HeadTooLarge);
         }
+        self.headers += 1;
         // A line that goes on the one before (obs-fold) has a space here, too.
-        let name = line.iter().take_while(|byte| is_token(**byte)).count();
+        let name = line.iter().position(|byte| !is_token(*byte));
+        let name = name.ok_or(Refusal::Header)?;
         let (name, value) = match line.split_at(name) {
             (name @ [_, ..], [b':', value @ ..]) => (name, value),
             _ => return Err(Refusal::Header),
@@ -236,30 +218,39 @@ fn framing(head: &[u8]) -> Result<At, Refusal> {
         if has_controls(value) {
             return Err(Refusal::Header);
         }
-        // Tabs and spaces: of the rest that this would take away nothing is left.
-        let value = value.trim_ascii();
         if name.eq_ignore_ascii_case(b"content-length") {
-            if length.is_some() {
+            if self.length.is_some() {
                 return Err(Refusal::Header);
             }
-            length = Some(number(value).ok_or(Refusal::Header)?);
+            self.length = Some(number(bare(value)).ok_or(Refusal::Header)?);
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-            if chunked || !value.eq_ignore_ascii_case(b"chunked") {
+            if self.chunked || !bare(value).eq_ignore_ascii_case(b"chunked") {
                 return Err(Refusal::Header);
             }
-            chunked = true;
+            self.chunked = true;
+        }
+        Ok(())
+    }
+
+    /// What follows it, if that can be read in one way only.
+    fn followed_by(&self, old: bool) -> Result<At, Refusal> {
+        match (self.length, self.chunked) {
+            // RFC 9112 §6.3: the two together are how requests are smuggled.
+            (Some(_), true) => Err(Refusal::Header),
+            (None, true) if old => Err(Refusal::Header),
+            (None, true) => Ok(At::Chunked(Chunks::default())),
+            (None | Some(0), false) => Ok(At::Head),
+            // The library behind this has no such numbers, and leaves no record.
+            (Some(length), false) if length > MAX_LENGTH => Err(Refusal::TooLarge),
+            (Some(length), false) => Ok(At::Body(length)),
         }
     }
-    match (length, chunked) {
-        // RFC 9112 §6.3: the two together are how requests are smuggled.
-        (Some(_), true) => Err(Refusal::Header),
-        (None, true) if old => Err(Refusal::Header),
-        (None, true) => Ok(At::Chunked(Chunks::default())),
-        (None | Some(0), false) => Ok(At::Head),
-        // The library behind this has no such numbers, and leaves no record.
-        (Some(length), false) if length > MAX_LENGTH => Err(Refusal::TooLarge),
-        (Some(length), false) => Ok(At::Body(length)),
-    }
+}
+
+/// A value without the tabs and spaces around it: of the rest that this would take away nothing
+/// is left.
+fn bare(value: &[u8]) -> &[u8] {
+    value.trim_ascii()
 }
 
 /// Whether the request is one of HTTP/1.0.
@@ -306,12 +297,11 @@ fn is_token(byte: u8) -> bool {
     TOKEN[usize::from(byte)]
 }
 
-/// Whether there is a control character other than a tab. Without a way out in between, so that
-/// many bytes are looked at at once.
+/// Whether there is a control character other than a tab.
 fn has_controls(text: &[u8]) -> bool {
-    let control =
-        |byte: u8| u8::from(byte < b' ') & u8::from(byte != b'\t') | u8::from(byte == 0x7F);
-    text.iter().fold(0, |any, byte| any | control(*byte)) != 0
+    // Even a tab is rare.
+    any(text, |byte| (byte < b' ') | (byte == 0x7F))
+        && any(text, |byte| byte.is_ascii_control() && byte != b'\t')
 }
 
 /// What names and methods are made of (RFC 9110 §5.6.2).
@@ -478,7 +468,8 @@ mod tests {
                     _ if at <= colon => token || byte == b':',
                     _ => byte == b'\t' || !byte.is_ascii_control(),
                 };
-                assert_eq!(framing(&head).is_ok(), fits, "{byte:#x} at {at}");
+                let read = Reading::default().on(&head);
+                assert_eq!(matches!(read, Ok(Some(_))), fits, "{byte:#x} at {at}");
             }
         }
     }

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, header, request::Parts};
 use memchr::memmem;
 use serde_json::json;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::{
     http::{Body, Response, body::Events},
-    mcp::{Id, Message},
-    session::{self, Event, Exchange, Failure},
+    mcp::{Era, Id, Message},
+    session::{self, Event, Exchange, Failure, Late},
 };
 
 /// Marks an answer after which its connection is closed, in every version of HTTP.
@@ -28,7 +28,10 @@ pub fn json(status: StatusCode, text: impl Into<Body>) -> Response {
 pub struct Table(HeaderMap);
 
 impl Table {
-    pub fn of(mut headers: HeaderMap) -> Self {
+    /// Of a request that needs its head no more.
+    pub fn of(head: &mut Parts) -> Self {
+        let (empty, ()) = Request::new(()).into_parts();
+        let mut headers = std::mem::replace(head, empty).headers;
         headers.clear();
         Self(headers)
     }
@@ -54,52 +57,63 @@ pub fn empty(status: StatusCode) -> Response {
     with_status(Table::default(), status, Body::empty())
 }
 
-/// The answers of one exchange: JSON where the answer is all there is and it
-/// comes soon, else events.
-pub async fn exchange(id: Id, mut exchange: Exchange, table: Table) -> Response {
-    match timeout(SOON, exchange.next()).await {
-        Ok(Some(Event::Answer(answer))) => json_in(table, StatusCode::OK, answer),
-        Ok(Some(Event::Failed(failed))) => json(failure_status(failed), failure(Some(&id), failed)),
-        Ok(None) => json(
-            failure_status(Failure::ChildEnded),
-            failure(Some(&id), Failure::ChildEnded),
-        ),
-        Ok(Some(message)) => events(Events::new(Some(id), Some(message), exchange)),
-        Err(_) => events(Events::new(Some(id), None, exchange)),
-    }
+/// How the answer to a request is told.
+pub struct Manner {
+    pub id: Id,
+    pub era: Era,
+    /// When a stream ends that is meant to stay open, from now on.
+    pub until: Option<Duration>,
 }
 
-/// The same for a modern request, whose answer's own code has a status (mcp-T10, mcp-T21).
-/// A stream that is meant to stay open ends after `until`.
-pub async fn modern_exchange(
-    id: Id,
-    exchange: Exchange,
-    until: Option<Duration>,
-    table: Table,
-) -> Response {
-    let mut response = self::exchange(id, exchange, table).await;
-    if let (Body::Events(events), Some(until)) = (response.body_mut(), until) {
-        events.end_at(Instant::now() + until);
-    }
-    if let Body::Whole(Some(text)) = response.body()
-        && response.status() == StatusCode::OK
-    {
-        let text = text.clone();
-        let code = session::aside(text.len(), move || code(&text)).await;
-        if let Some(status) = code.and_then(modern_status) {
-            *response.status_mut() = status;
+/// What an exchange had to say soon: its first event, if there is one.
+type First = Result<Option<Event>, Late>;
+
+/// The code of a modern answer that is an error.
+pub async fn code(first: &First, era: Era) -> Option<i64> {
+    match (first, era) {
+        (Ok(Some(Event::Answer(answer))), Era::Modern) => {
+            let answer = answer.clone();
+            session::aside(answer.len(), move || code_in(answer)).await
         }
+        _ => None,
     }
-    response
 }
 
-/// The code of an answer that is an error.
-fn code(answer: &Bytes) -> Option<i64> {
+fn code_in(answer: Bytes) -> Option<i64> {
     // The usual answer is none, and is not read again.
-    memmem::find(answer, ERROR)?;
-    let message = Message::parse(answer.clone()).ok()?;
+    memmem::find(&answer, ERROR)?;
+    let message = Message::parse(answer).ok()?;
     let code = message.root().get("error")?.get("code")?;
     code.as_number()?.parse().ok()
+}
+
+/// The answers of one exchange: JSON where the answer is all there is and it
+/// comes soon, else events. The code of a modern answer has a status (mcp-T10, mcp-T21).
+pub fn exchange(
+    (first, code): (First, Option<i64>),
+    exchange: Exchange,
+    Manner { id, until, .. }: Manner,
+    table: Table,
+) -> Response {
+    let message = match first {
+        Ok(Some(Event::Answer(answer))) => {
+            let status = code.and_then(modern_status).unwrap_or(StatusCode::OK);
+            return json_in(table, status, answer);
+        }
+        Ok(Some(Event::Failed(failed))) => return failed_with(&id, failed),
+        Ok(None) => return failed_with(&id, Failure::ChildEnded),
+        Ok(message) => message,
+        Err(Late) => None,
+    };
+    let mut answers = Events::new(Some(id), message, exchange);
+    if let Some(until) = until {
+        answers.end_at(Instant::now() + until);
+    }
+    events(answers)
+}
+
+fn failed_with(id: &Id, failed: Failure) -> Response {
+    json(failure_status(failed), failure(Some(id), failed))
 }
 
 fn modern_status(code: i64) -> Option<StatusCode> {
@@ -179,8 +193,6 @@ const ERROR: &[u8] = b"\"error\"";
 const USUAL_HEADERS: usize = 12;
 /// JSON-RPC: internal error.
 pub const INTERNAL_ERROR: i32 = -32603;
-/// How long an answer may take before the client is given a stream to wait on.
-const SOON: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
@@ -212,13 +224,15 @@ mod tests {
             .id()
             .unwrap()
             .clone();
-        let response = modern_exchange(
+        let manner = Manner {
             id,
-            Exchange::answered(answer.into()),
-            None,
-            Table::default(),
-        )
-        .await;
+            era: Era::Modern,
+            until: None,
+        };
+        let mut answered = Exchange::answered(answer.into());
+        let first = answered.next_soon().await;
+        let code = code(&first, manner.era).await;
+        let response = exchange((first, code), answered, manner, Table::default());
         assert_eq!(response.status(), StatusCode::NOT_FOUND);
         assert!(turns.load(Ordering::Relaxed) > 0);
     }

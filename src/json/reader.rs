@@ -163,11 +163,7 @@ impl<'a> Reader<'a> {
             }
         }
         self.at += 1;
-        self.push(Kind::String, start)?;
-        if let Some(node) = self.nodes.last_mut() {
-            node.escaped = escaped;
-        }
-        Ok(())
+        self.push_one(Kind::String, start, escaped)
     }
 
     fn escape(&mut self) -> Result<(), JsonError> {
@@ -255,6 +251,12 @@ impl<'a> Reader<'a> {
     }
 
     fn push(&mut self, kind: Kind, start: usize) -> Result<(), JsonError> {
+        self.push_one(kind, start, false)
+    }
+
+    /// Inlined, as what is done for each byte: to call them costs as much as what they do.
+    #[inline(always)]
+    fn push_one(&mut self, kind: Kind, start: usize, escaped: bool) -> Result<(), JsonError> {
         if self.nodes.len() >= self.limits.nodes {
             return Err(JsonError::Nodes);
         }
@@ -264,17 +266,19 @@ impl<'a> Reader<'a> {
             start: index_of(start),
             end: index_of(self.at),
             next,
-            escaped: false,
+            escaped,
         });
         Ok(())
     }
 
+    #[inline(always)]
     fn space(&mut self) {
         while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
             self.at += 1;
         }
     }
 
+    #[inline(always)]
     fn peek(&self) -> Option<u8> {
         self.text.get(self.at).copied()
     }

@@ -20,8 +20,8 @@ use tokio::{
 };
 
 use super::{
-    Gateway, Refused, failed, legacy_version, not_opened, only_permitted, outcome, permitted, read,
-    upstream,
+    Gateway, Refused, failed, legacy_version, only_permitted, outcome, permitted,
+    place::not_opened, read, upstream,
 };
 use crate::{
     audit::{Decision, Event},

@@ -21,11 +21,12 @@ pub(super) async fn make_ready_for(
     identity: &Identity,
     (era, request): (Era, RequestId),
 ) -> Result<(), Refusal> {
-    if gateway.exchange.is_some() {
-        // The issuer hears of the call, too.
-        gateway.audit.hand_on();
+    if gateway.exchange.is_none() {
+        return Ok(());
     }
-    let ready = make_ready(gateway, head, identity, era);
+    // The issuer hears of the call, too.
+    gateway.audit.hand_on();
+    let ready = Box::pin(make_ready(gateway, head, identity, era));
     gateway.audit.unless_gone(request, ready).await
 }
 

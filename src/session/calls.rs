@@ -78,6 +78,16 @@ impl OutcomeOwed {
     }
 }
 
+impl InFlight {
+    /// Has its client given a stream to wait on, if it has waited for long.
+    pub(super) fn tell_late(&self, now: Instant) {
+        let owed = self.outcome.as_ref();
+        if owed.is_some_and(|owed| now.duration_since(owed.started) >= SOON) {
+            self.stream.is_late();
+        }
+    }
+}
+
 impl Session {
     pub(super) fn request(
         self: &Arc<Self>,
@@ -474,6 +484,9 @@ pub(super) enum Answer {
     /// Both, or neither: no JSON-RPC answer (json-17).
     Neither,
 }
+
+/// How long an answer may take before the client is given a stream to wait on; looked at once a second.
+const SOON: Duration = Duration::from_secs(5);
 
 /// What became of an answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

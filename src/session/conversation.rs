@@ -331,6 +331,9 @@ impl Session {
                 self.fail(&mut state, call, Failure::Timeout);
             }
         }
+        for call in state.in_flight.values() {
+            call.tell_late(now);
+        }
         self.listen_again(&mut state, now);
         self.look_after_tasks(&mut state, now);
         self.give_up_results(&mut state, now);

@@ -54,5 +54,5 @@ pub use exchange::{Event, Failure, Finish};
 pub use listening::{NoStream, Resumed};
 pub use seal::{Seal, StateError};
 pub use sent::{SendError, Sent};
-pub use stream::{Exchange, Style};
+pub use stream::{Exchange, Late, Style};
 pub use table::{NoSession, OpenError, Sessions, Setup};

@@ -202,6 +202,10 @@ impl Session {
 
     /// Takes what ends request `number`, if that was such a subscription.
     pub(super) fn listening_ended(&self, state: &mut State, number: u64, end: End<'_>) -> bool {
+        // No other child was ever asked so.
+        if self.reversed.get().is_none() {
+            return false;
+        }
         let now = Instant::now();
         if state.reversed.watching.ended(number, now).is_some() {
             if !state.reversed.watching.is_open() {

@@ -59,6 +59,8 @@ struct State {
     unread: usize,
     /// Nothing more will come.
     done: bool,
+    /// It takes longer than a client waits for an answer without a stream.
+    late: bool,
     /// Which reader may read: the latest.
     reader: u64,
     attached: bool,
@@ -76,6 +78,7 @@ impl Stream {
             bytes: 0,
             unread: 0,
             done: false,
+            late: false,
             reader: 0,
             attached: false,
             known: false,
@@ -150,6 +153,15 @@ impl Stream {
         let mut state = self.state();
         state.done = true;
         state.wake();
+    }
+
+    /// Whoever waits for something soon waits no more.
+    pub(super) fn is_late(&self) {
+        let mut state = self.state();
+        if !state.late {
+            state.late = true;
+            state.wake();
+        }
     }
 
     /// Whether a client listens, or may come back and listen.
@@ -238,6 +250,10 @@ pub struct Exchange {
     records: Option<Audit>,
 }
 
+/// There is no event yet, and a client waits no longer without a stream.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Late;
+
 /// How far it is with what is done to the answer.
 enum Finishing {
     Nothing,
@@ -291,6 +307,17 @@ impl Exchange {
     /// The next event; `None` after the answer, or when another reader took over.
     pub async fn next(&mut self) -> Option<Event> {
         std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// The same, unless it takes long: whoever asks has no clock of its own, for the session has
+    /// an eye on all of them at once.
+    pub async fn next_soon(&mut self) -> Result<Option<Event>, Late> {
+        std::future::poll_fn(|context| match self.poll_next(context) {
+            Poll::Ready(event) => Poll::Ready(Ok(event)),
+            Poll::Pending if self.stream.state().late => Poll::Ready(Err(Late)),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
     }
 
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {

@@ -190,21 +190,30 @@ impl Sessions {
         identity: &Arc<Identity>,
         request: RequestId,
     ) -> Result<Arc<Session>, OpenError> {
-        let shared = self.shared_of(identity);
-        self.setup.audit.unless_gone(request, shared).await
-    }
-
-    async fn shared_of(&self, identity: &Arc<Identity>) -> Result<Arc<Session>, OpenError> {
         let place = lock(&self.shared)
             .entry(identity.principal_key())
             .or_default()
             .clone();
-        let mut place = place.lock().await;
-        if let Some(session) = place.upgrade().filter(|session| session.is_usable()) {
+        if let Ok(place) = place.try_lock()
+            && let Some(session) = usable(&place)
+        {
             return Ok(session);
         }
         // Boxed: it is once for many requests.
-        let session = Box::pin(self.opened(identity)).await?;
+        let shared = Box::pin(self.shared_in(&place, identity));
+        self.setup.audit.unless_gone(request, shared).await
+    }
+
+    async fn shared_in(
+        &self,
+        place: &Seat,
+        identity: &Arc<Identity>,
+    ) -> Result<Arc<Session>, OpenError> {
+        let mut place = place.lock().await;
+        if let Some(session) = usable(&place) {
+            return Ok(session);
+        }
+        let session = self.opened(identity).await?;
         *place = Arc::downgrade(&session);
         Ok(session)
     }
@@ -430,6 +439,11 @@ fn agreed_version(answer: &Bytes) -> Option<String> {
 pub(super) fn new_id() -> String {
     random::digits::<16>()
         .expect("the operating system gives random bytes, or nothing here is safe")
+}
+
+/// The session that stands there, if it still serves.
+fn usable(place: &Weak<Session>) -> Option<Arc<Session>> {
+    place.upgrade().filter(|session| session.is_usable())
 }
 
 pub(super) fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,0 +1,109 @@
+//! Where a permitted message goes, and how its session comes to be.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, StatusCode};
+
+use super::{Gateway, failed};
+use crate::{
+    audit::RequestId,
+    auth::Identity,
+    authz::Permit,
+    child::StartError,
+    http::{Refusal, Response, modern, names::SESSION_ID, reply},
+    mcp::{Era, Target},
+    session::{OpenError, Session},
+};
+
+/// Where a permitted message goes.
+pub(super) enum Place {
+    /// Into a session of its own, which it opens.
+    New,
+    Session(Arc<Session>),
+    /// Into the session of whoever asks without one.
+    Shared,
+    /// Nowhere: it means nothing in its era.
+    Nowhere,
+}
+
+/// Where it goes, when the session of whoever asks without one is there, and what its server's
+/// tools have said in headers is compared with the body.
+pub(super) async fn found(
+    gateway: &Gateway,
+    identity: &Arc<Identity>,
+    headers: &HeaderMap,
+    (permit, place, request): (&Permit, Place, RequestId),
+) -> Result<Place, Refusal> {
+    match (&place, permit.call().era()) {
+        (Place::New | Place::Nowhere, _) | (Place::Session(_), Era::Legacy) => Ok(place),
+        // Boxed, for what only some requests need.
+        _ => {
+            Box::pin(compared(
+                gateway,
+                identity,
+                headers,
+                (permit, place, request),
+            ))
+            .await
+        }
+    }
+}
+
+async fn compared(
+    gateway: &Gateway,
+    identity: &Arc<Identity>,
+    headers: &HeaderMap,
+    (permit, place, request): (&Permit, Place, RequestId),
+) -> Result<Place, Refusal> {
+    let session = match place {
+        Place::Session(session) => session,
+        place @ (Place::New | Place::Nowhere) => return Ok(place),
+        Place::Shared => {
+            let session = gateway.sessions.shared(identity, request).await;
+            session.map_err(|error| not_opened(gateway, error))?
+        }
+    };
+    if let Target::Tool(name) = permit.call().target()
+        && let Some(tool) = session.tool(name, request).await
+    {
+        modern::parameters_agree(headers, permit.call(), &tool.mirrored)?;
+    }
+    Ok(Place::Session(session))
+}
+
+pub(super) async fn open(
+    gateway: &Gateway,
+    identity: &Arc<Identity>,
+    permit: Permit,
+    request: RequestId,
+) -> Response {
+    let id = permit.call().id().cloned();
+    match gateway.sessions.open(identity, permit, request).await {
+        Ok((session, answer)) => {
+            let mut response = reply::json(StatusCode::OK, answer);
+            if let Some(session) =
+                session.and_then(|session| HeaderValue::from_str(session.id()).ok())
+            {
+                response.headers_mut().insert(&SESSION_ID, session);
+            }
+            response
+        }
+        // What became of a call that reached its session is recorded there.
+        Err(error @ (OpenError::Failed(_) | OpenError::NoVersion)) => {
+            Refusal::Open(error).response(Some(&gateway.config), id.as_ref())
+        }
+        Err(error) => failed(gateway, request, &not_opened(gateway, error), id.as_ref()),
+    }
+}
+
+pub(super) fn not_opened(gateway: &Gateway, error: OpenError) -> Refusal {
+    // Refused: the key, the version or the configuration of this process is not the runner's.
+    if matches!(
+        error,
+        OpenError::Start(StartError::Stale | StartError::Refused(_))
+    ) {
+        gateway.stale.notify_one();
+        return Refusal::Restarting;
+    }
+    Refusal::Open(error)
+}
