@@ -155,9 +155,8 @@ async fn answer(
         upstream::make_ready(gateway, &head, &identity, Era::Legacy).await?;
         return batch::answer(gateway, &head, &identity, body, record).await;
     }
-    let (body, lent) = body;
     let modern = one(&head.headers, &VERSION)? == Some(version::MODERN);
-    let call = read(body, modern, record).await?;
+    let (call, lent) = read(body, modern, record).await?;
     let id = call.id().cloned();
     let decided = permitted_call(gateway, &head, &identity, call, record);
     let (permit, place) = decided.map_err(|refusal| Refused {
@@ -181,12 +180,22 @@ async fn answer(
 }
 
 /// The message, and what is recorded of it.
-async fn read(body: Bytes, modern: bool, record: &mut Decision) -> Result<Call, Refusal> {
-    let read = session::aside(body.len(), move || Call::read(body, modern)).await;
-    let call = read.map_err(Refusal::Call)?;
+async fn read(
+    (body, lent): (Bytes, Lent),
+    modern: bool,
+    record: &mut Decision,
+) -> Result<(Call, Lent), Refusal> {
+    let size = body.len();
+    let read = move || {
+        let mut call = Call::read(body, modern)?;
+        // Only then: what is made of it is made in its place.
+        call.keep(|text| lent.keep(text));
+        Ok((call, lent))
+    };
+    let (call, lent) = session::aside(size, read).await.map_err(Refusal::Call)?;
     record.method = Some(call.kept_method());
     record.aim = call.aim();
-    Ok(call)
+    Ok((call, lent))
 }
 
 /// Where a permitted message goes.
