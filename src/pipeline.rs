@@ -46,7 +46,7 @@ use crate::{
 
 use caught::{Panicked, caught};
 pub use legacy_sse::Clients;
-use undecided::Undecided;
+use undecided::{Unbegun, Undecided};
 
 /// What answers requests: built once by `daemon`, from one configuration.
 pub struct Gateway {
@@ -71,8 +71,20 @@ pub struct Gateway {
     pub metadata_paths: Vec<String>,
 }
 
-/// Answers one request and records what was decided.
-pub async fn handle(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
+/// Answers one request and records what was decided: also where nobody begins to wait for that.
+pub fn handle(
+    gateway: Arc<Gateway>,
+    request: Asked,
+    peer: Peer,
+) -> impl Future<Output = Response> + Send + 'static {
+    let unbegun = Unbegun::new(gateway, peer);
+    async move {
+        let (gateway, peer) = unbegun.begin();
+        handled(&gateway, request, peer).await
+    }
+}
+
+async fn handled(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
     gateway.asked.fetch_add(1, Ordering::Relaxed);
     let mut record = Undecided::new(&gateway.audit);
     let headers = request.as_ref().map(|request| request.headers()).ok();

@@ -189,11 +189,8 @@ fn take(
     let (gateway, entrance) = (gateway.clone(), entrance.clone());
     let draining = draining.clone();
     connections.spawn(async move {
-        let answer = |asked, peer| {
-            let gateway = gateway.clone();
-            // Boxed, because it is large and is handed on several times.
-            Box::pin(async move { pipeline::handle(&gateway, asked, peer).await })
-        };
+        // Boxed, because it is large and is handed on several times.
+        let answer = |asked, peer| Box::pin(pipeline::handle(gateway.clone(), asked, peer));
         entrance.serve(stream, peer, draining, answer).await;
     });
 }

@@ -1,14 +1,19 @@
 //! The record of a request until there is an answer.
 //!
 //! Whoever takes back a request before it is decided, as an HTTP/2 client may at any time, has the
-//! work on it dropped where it stands: that is on record, too. So is what a gateway that stops cuts short.
+//! work on it dropped where it stands: that is on record, too. So is what a gateway that stops cuts short, and what it
+//! has read and not begun to work on.
 
 use std::{
     ops::{Deref, DerefMut},
     sync::Arc,
 };
 
-use crate::audit::{Audit, Decision, RequestId, Verdict};
+use super::Gateway;
+use crate::{
+    audit::{Audit, Decision, RequestId, Verdict},
+    http::Peer,
+};
 
 pub(super) struct Undecided<'a> {
     audit: &'a Audit,
@@ -37,6 +42,29 @@ impl Drop for Undecided<'_> {
             self.record.verdict = Verdict::Deny(self.audit.why_unanswered());
             self.record.put_on_record(self.audit);
             self.audit.hand_on();
+        }
+    }
+}
+
+/// A request that has come, until somebody begins to work on it.
+pub(super) struct Unbegun(Option<(Arc<Gateway>, Peer)>);
+
+impl Unbegun {
+    pub(super) fn new(gateway: Arc<Gateway>, peer: Peer) -> Self {
+        Self(Some((gateway, peer)))
+    }
+
+    pub(super) fn begin(mut self) -> (Arc<Gateway>, Peer) {
+        self.0.take().expect("it is begun once, which ends it")
+    }
+}
+
+impl Drop for Unbegun {
+    fn drop(&mut self) {
+        if let Some((gateway, peer)) = self.0.take() {
+            let mut record = Undecided::new(&gateway.audit);
+            record.peer = Some(peer.client(gateway.config.proxies.as_ref(), None));
+            record.version = Some(gateway.version.clone());
         }
     }
 }
