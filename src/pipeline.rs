@@ -7,6 +7,7 @@
 mod batch;
 mod caught;
 mod legacy_sse;
+mod reading;
 mod streams;
 mod undecided;
 mod upstream;
@@ -21,6 +22,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, request::Parts};
+use tokio::sync::watch;
 use tracing::error;
 
 use crate::{
@@ -41,12 +43,14 @@ use crate::{
         route::Route,
     },
     mcp::{Call, CallError, Era, Id, Message, Target, cache, method, tools, version},
-    session::{self, Exchange, OpenError, SendError, Sent, Session, Sessions},
+    session::{Exchange, OpenError, SendError, Sent, Session, Sessions},
 };
 
 use caught::{Panicked, caught};
 pub use legacy_sse::Clients;
-use undecided::{Unbegun, Undecided};
+use reading::read;
+use undecided::Undecided;
+pub use undecided::take;
 
 /// What answers requests: built once by `daemon`, from one configuration.
 pub struct Gateway {
@@ -69,22 +73,12 @@ pub struct Gateway {
     pub version: Arc<str>,
     pub metadata: Bytes,
     pub metadata_paths: Vec<String>,
+    /// Closed when it is gone: each request has it for as long as there is anything of that.
+    pub lasts: watch::Sender<()>,
 }
 
-/// Answers one request and records what was decided: also where nobody begins to wait for that.
-pub fn handle(
-    gateway: Arc<Gateway>,
-    request: Asked,
-    peer: Peer,
-) -> impl Future<Output = Response> + Send + 'static {
-    let unbegun = Unbegun::new(gateway, peer);
-    async move {
-        let (gateway, peer) = unbegun.begin();
-        handled(&gateway, request, peer).await
-    }
-}
-
-async fn handled(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
+/// Answers one request and records what was decided.
+async fn handle(gateway: &Gateway, request: Asked, peer: Peer) -> Response {
     gateway.asked.fetch_add(1, Ordering::Relaxed);
     let mut record = Undecided::new(&gateway.audit);
     let headers = request.as_ref().map(|request| request.headers()).ok();
@@ -189,25 +183,6 @@ async fn answer(
         Ok(place) => deliver(gateway, &identity, (permit, lent, place, request), table).await,
         Err(refusal) => failed(gateway, request, &refusal, id.as_ref()),
     })
-}
-
-/// The message, and what is recorded of it.
-async fn read(
-    (body, lent): (Bytes, Lent),
-    modern: bool,
-    record: &mut Decision,
-) -> Result<(Call, Lent), Refusal> {
-    let size = body.len();
-    let read = move || {
-        let mut call = Call::read(body, modern)?;
-        // Only then: what is made of it is made in its place.
-        call.keep(|text| lent.keep(text));
-        Ok((call, lent))
-    };
-    let (call, lent) = session::aside(size, read).await.map_err(Refusal::Call)?;
-    record.method = Some(call.kept_method());
-    record.aim = call.aim();
-    Ok((call, lent))
 }
 
 /// Where a permitted message goes.

@@ -9,10 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use super::Gateway;
+use super::{Gateway, handle};
 use crate::{
     audit::{Audit, Decision, RequestId, Verdict},
-    http::Peer,
+    http::{Peer, Response, connection::Asked},
 };
 
 pub(super) struct Undecided<'a> {
@@ -46,18 +46,21 @@ impl Drop for Undecided<'_> {
     }
 }
 
-/// A request that has come, until somebody begins to work on it.
-pub(super) struct Unbegun(Option<(Arc<Gateway>, Peer)>);
-
-impl Unbegun {
-    pub(super) fn new(gateway: Arc<Gateway>, peer: Peer) -> Self {
-        Self(Some((gateway, peer)))
-    }
-
-    pub(super) fn begin(mut self) -> (Arc<Gateway>, Peer) {
-        self.0.take().expect("it is begun once, which ends it")
+/// Answers one request, which is on record also where nobody begins to wait for that.
+pub fn take(
+    gateway: Arc<Gateway>,
+    request: Asked,
+    peer: Peer,
+) -> impl Future<Output = Response> + Send + 'static {
+    let mut unbegun = Unbegun(Some((gateway, peer)));
+    async move {
+        let (gateway, peer) = unbegun.0.take().expect("it begins once");
+        handle(&gateway, request, peer).await
     }
 }
+
+/// A request that has come, until somebody begins to work on it.
+struct Unbegun(Option<(Arc<Gateway>, Peer)>);
 
 impl Drop for Unbegun {
     fn drop(&mut self) {
