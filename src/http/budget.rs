@@ -219,6 +219,14 @@ mod tests {
         assert_eq!(budget.taken().all, 0);
     }
 
+    /// thv.toml(5), `limits.body`: what all of them may take.
+    #[test]
+    fn bodies_have_what_the_manual_says() {
+        for (max, all) in [(4, 128), (32, 128), (48, 192), (64, 256)] {
+            assert_eq!(Budget::new(max << 20).0.all, all << 20, "{max}M");
+        }
+    }
+
     /// Without more said, it is counted until the last part has gone; and no longer than it is said.
     #[test]
     fn a_body_has_its_share_until_it_is_handed_on_or_gone() {
