@@ -310,7 +310,7 @@ impl Session {
     /// the same until it reads: nobody would end it later.
     pub(super) fn say(&self, own: &OwnMessage<'_>) -> bool {
         let line = own.line();
-        if !matches!(own, OwnMessage::Cancelled { .. }) {
+        if !own.ends_something() {
             return self.write(line).is_ok();
         }
         let bytes = line.len();

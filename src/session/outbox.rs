@@ -64,7 +64,9 @@ impl Outbox {
 
     /// The same for a short line that ends something, which a full queue must not lose: so many more have a place.
     pub(super) fn try_send_end(&self, line: impl Into<Line>) -> Result<(), Refused> {
-        self.put(line, ENDS)
+        let line = line.into();
+        let beyond = if line.len() <= MAX_END { ENDS } else { 0 };
+        self.put(line, beyond)
     }
 
     fn put(&self, line: impl Into<Line>, beyond: usize) -> Result<(), Refused> {
@@ -162,6 +164,8 @@ impl Drop for Lines {
 const USUAL: usize = 8;
 /// Lines that end something and wait beyond what else may: what they end has had its place before.
 const ENDS: usize = 1024;
+/// Bytes of each of them.
+const MAX_END: usize = 1 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -201,6 +205,8 @@ mod tests {
         }
         assert_eq!(outbox.try_send_end(line(2)), Err(Refused::Full));
         assert_eq!(lines.recv().await, Some(line(1)));
+        let long = Bytes::from(vec![b'x'; MAX_END + 1]);
+        assert_eq!(outbox.try_send_end(long), Err(Refused::Full));
         for number in 0..ENDS {
             assert_eq!(outbox.try_send(line(3)), Err(Refused::Full));
             assert_eq!(lines.recv().await, Some(line(number)));

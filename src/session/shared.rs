@@ -215,7 +215,7 @@ impl Shared {
         for out in out {
             let Out::ToChild(line) = out else { continue };
             let bytes = line.len();
-            if self.try_pass(line.clone()) || bytes > MAX_END {
+            if self.try_pass(line.clone()) {
                 continue;
             }
             // Counted then: one that was written meanwhile has given back what the next one will not.
@@ -369,8 +369,6 @@ fn size(line: &Line) -> u32 {
 
 /// Bytes of lines waiting for a child that does not read.
 const MAX_UNWRITTEN: u32 = 8 << 20;
-/// Bytes of one that may wait beyond those.
-const MAX_END: usize = 512;
 
 #[cfg(test)]
 mod tests {
