@@ -5,7 +5,8 @@
 //! size the least of several rounds: the time to the last byte of the answer, and the
 //! gateway's own processor time, in all and for each MiB. Work that grows with the size
 //! alone has the same number in the fourth column of each line. The last one is how long others wait
-//! meanwhile: the longest that a ping of another session took, in the best of the rounds.
+//! meanwhile: the longest that a ping of another session took, in the best of the rounds. Then how long it takes
+//! to read one object of as many members as a message may have.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -30,6 +31,7 @@ use thv::{
     audit::Audit,
     config::ServerName,
     daemon::{self, Setup},
+    json::{Document, MESSAGE},
     runner,
     systemd::Credentials,
 };
@@ -100,6 +102,17 @@ fn measure() {
         "most memory of the gateway's: {} MiB",
         gateway.most_held() >> 20
     );
+    let members: Vec<String> = (0..MESSAGE.nodes / 2 - 2)
+        .map(|number| format!("\"a-member-of-many-{number}\":0"))
+        .collect();
+    let object = format!("{{{}}}", members.join(","));
+    let read = |_| {
+        let start = Instant::now();
+        Document::parse(object.as_bytes(), MESSAGE).unwrap();
+        start.elapsed()
+    };
+    let took = (0..ROUNDS).map(read).min().unwrap();
+    println!("{} members in one object: {took:.1?}", members.len());
 }
 
 /// Whoever asks small things all the time, one after the other.

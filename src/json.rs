@@ -407,6 +407,24 @@ mod tests {
         }
     }
 
+    /// json-6: it is said where the first of them is named again, however many are and in whichever order they hash.
+    #[test]
+    fn what_is_named_again_among_many_is_found_where_it_stands() {
+        let names: Vec<String> = (0..1_000).map(|n| format!("\"k{n}\":0")).collect();
+        for again in [
+            &["\"k7\":1"][..],
+            &["\"k999\":1", "\"k0\":1", "\"k500\":1"],
+            &["\"\\u006b3\":1", "\"k3\":2", "\"k4\":1"],
+        ] {
+            let text = format!("[{{{},{}}}]", names.join(","), again.join(","));
+            let at = text.find(again[0]).filter(|_| again[0].contains('1'));
+            let found = parse(&text).unwrap_err();
+            assert_eq!(Some(found), at.map(JsonError::Duplicate), "{again:?}");
+            let ends = format!("[{{{},\"k\":}}]", names.join(","));
+            assert!(matches!(parse(&ends), Err(JsonError::Syntax(_))));
+        }
+    }
+
     thread_local! {
         /// Strings that were unescaped on this thread.
         pub(super) static UNESCAPED: Cell<usize> = const { Cell::new(0) };

@@ -8,6 +8,7 @@ mod batch;
 mod caught;
 mod legacy_sse;
 mod place;
+mod reading;
 mod streams;
 mod undecided;
 mod upstream;
@@ -23,6 +24,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, request::Parts};
 use hyper::body::Incoming;
+use tokio::sync::watch;
 use tracing::error;
 
 use crate::{
@@ -41,13 +43,15 @@ use crate::{
         route::Route,
     },
     mcp::{Call, CallError, Era, Id, Message, Target, cache, method, tools, version},
-    session::{self, Exchange, SendError, Sent, Sessions},
+    session::{Exchange, SendError, Sent, Sessions},
 };
 
 use caught::{Panicked, caught};
 pub use legacy_sse::Clients;
 use place::{Place, found, open};
+use reading::read;
 use undecided::Undecided;
+pub use undecided::take;
 
 /// What answers requests: built once by `daemon`, from one configuration.
 pub struct Gateway {
@@ -70,11 +74,13 @@ pub struct Gateway {
     pub version: Arc<str>,
     pub metadata: Bytes,
     pub metadata_paths: Vec<String>,
+    /// Closed when it is gone: each request has it for as long as there is anything of that.
+    pub lasts: watch::Sender<()>,
 }
 
 /// Answers one request and records what was decided. What is large stays with the caller, or has a
 /// box of its own where it is rare: all that a request keeps while it waits is copied with it.
-pub async fn handle(
+async fn handle(
     gateway: &Gateway,
     request: &mut Result<(Parts, Incoming), Refusal>,
     peer: &Peer,
@@ -163,15 +169,14 @@ async fn answer(
         upstream::make_ready(gateway, head, &identity, Era::Legacy).await?;
         return Box::pin(batch::answer(gateway, head, &identity, body, record)).await;
     }
-    let (body, lent) = body;
     let request = record.request_id;
     let (id, sent) = {
-        let (id, permit, place) = {
+        let (id, permit, place, lent) = {
             let modern = one(&head.headers, &VERSION)? == Some(version::MODERN);
-            let call = read(body, modern, record).await?;
+            let (call, lent) = read(body, modern, record).await?;
             let id = call.id().cloned();
             match permitted_call(gateway, head, &identity, call, record) {
-                Ok((permit, place)) => (id, permit, place),
+                Ok((permit, place)) => (id, permit, place, lent),
                 Err(refusal) => return Err(Refused { refusal, id }),
             }
         };
@@ -202,15 +207,6 @@ async fn answer(
     let first = exchange.next_soon().await;
     let code = reply::code(&first, manner.era).await;
     Ok(reply::exchange((first, code), exchange, manner, table))
-}
-
-/// The message, and what is recorded of it.
-async fn read(body: Bytes, modern: bool, record: &mut Decision) -> Result<Call, Refusal> {
-    let read = session::aside(body.len(), move || Call::read(body, modern)).await;
-    let call = read.map_err(Refusal::Call)?;
-    record.method = Some(call.kept_method());
-    record.aim = call.aim();
-    Ok(call)
 }
 
 /// Nothing is sent and nothing started here: it only says whether, and where to.

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tracing::warn;
 
 use crate::{
@@ -173,6 +173,7 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         exchange,
         audit: setup.audit.clone(),
         stale: Notify::new(),
+        lasts: watch::Sender::new(()),
         config,
     };
     Ok((gateway, Box::pin(launching)))

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 use tokio::{
     sync::watch,
-    task::{JoinSet, yield_now},
+    task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at},
 };
 use tracing::{info, warn};
@@ -22,7 +22,7 @@ use crate::{
         refusing::refuse,
         reload::Trial,
     },
-    http::{Entrance, Refusal, connection::Asked, peer::Listener},
+    http::{Entrance, Refusal, peer::Listener},
     pipeline::{self, Gateway},
     sys::memory,
     systemd::Notifier,
@@ -143,16 +143,17 @@ pub(super) async fn serve(
     setup.audit.cuts();
     connections.shutdown().await;
     late.connections.shutdown().await;
-    // Each request has the gateway for as long as there is anything of it, also after its connection.
-    let _ = timeout_at(Instant::now() + LAST_ANSWERS, async {
-        while Arc::strong_count(&gateway) > 1 {
-            yield_now().await;
-        }
-    })
-    .await;
+    let _ = timeout_at(Instant::now() + LAST_ANSWERS, gone(gateway)).await;
     let audit = setup.audit.clone();
     tokio::task::spawn_blocking(move || audit.flush(LAST_ANSWERS)).await?;
     Ok(Exit::Done)
+}
+
+/// Waits until nothing is left of any request, which may be so only after its connection.
+async fn gone(gateway: Arc<Gateway>) {
+    let mut lasts = gateway.lasts.subscribe();
+    drop(gateway);
+    while lasts.changed().await.is_ok() {}
 }
 
 /// Finds when nobody asks anything any more: what answers have needed can be given back then.
@@ -189,12 +190,8 @@ fn take(
     let (gateway, entrance) = (gateway.clone(), entrance.clone());
     let draining = draining.clone();
     connections.spawn(async move {
-        let answer = |asked: Asked, peer| {
-            let gateway = gateway.clone();
-            let mut request = asked.map(http::Request::into_parts);
-            // Boxed, because it is large and is handed on several times.
-            Box::pin(async move { pipeline::handle(&gateway, &mut request, &peer).await })
-        };
+        // Boxed, because it is large and is handed on several times.
+        let answer = |asked, peer| Box::pin(pipeline::take(gateway.clone(), asked, peer));
         entrance.serve(stream, peer, draining, answer).await;
     });
 }
@@ -280,7 +277,123 @@ const SPARE: usize = 16;
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, net::TcpListener, path::Path};
+
+    use nix::sys::signal::{self, raise};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+        signal::unix::{SignalKind, signal},
+    };
+
     use super::*;
+    use crate::{
+        audit::{Kind, Memory},
+        child::Connection,
+        config::ServerName,
+        daemon::{build::build, edge},
+    };
+
+    /// A gateway that lets in everybody, and what it records. Its configuration is in that directory.
+    fn gateway(root: &Path, listener: TcpListener) -> (Gateway, Launching, Setup, Memory) {
+        let servers = root.join("etc/thv/servers");
+        fs::create_dir_all(&servers).unwrap();
+        let text = "command = [\"/bin/sh\"]\nresource = \"http://localhost/x\"\nauthz.allow = \"authenticated\"\nauth.mode = \"none\"\n";
+        fs::write(servers.join("it.toml"), text).unwrap();
+        let server = ServerName::parse("it").unwrap();
+        let (audit, memory) = Audit::memory(&server);
+        let nobody = (Connection::Path("/nowhere".into()), String::new());
+        let setup = Setup::alone(root, &server, listener, nobody, audit).unwrap();
+        let config = (setup.load)().unwrap();
+        let (gateway, launching) = build(config, &setup).unwrap();
+        (gateway, launching, setup, memory)
+    }
+
+    /// fault-9: what is cut is waited for until nothing is left of it, and no longer.
+    #[tokio::test]
+    async fn a_gateway_is_gone_when_the_last_request_has_let_go_of_it() {
+        let root = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (gateway, ..) = gateway(root.path(), listener);
+        let gateway = Arc::new(gateway);
+        let (go_on, wait) = tokio::sync::oneshot::channel::<()>();
+        let request = gateway.clone();
+        tokio::spawn(async move {
+            let _ = wait.await;
+            drop(request);
+        });
+        let mut gone = std::pin::pin!(gone(gateway));
+        for _ in 0..100 {
+            tokio::select! {
+                biased;
+                () = &mut gone => panic!("it is not"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        go_on.send(()).unwrap();
+        let patience = Duration::from_secs(60);
+        tokio::time::timeout(patience, gone).await.expect("it is");
+    }
+
+    /// fault-9: what is read of those who come late, and is cut with the last of the others, is on record before the end.
+    #[tokio::test]
+    async fn what_is_cut_of_those_who_come_late_is_on_record_before_the_end() {
+        let root = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (gateway, launching, setup, memory) = gateway(root.path(), listener);
+        let (entrance, _) = edge::entrance(&gateway.config, &setup);
+        // They mean nothing to other tests of this process.
+        let mut signals = Signals {
+            terminate: signal(SignalKind::user_defined1()).unwrap(),
+            interrupt: signal(SignalKind::user_defined2()).unwrap(),
+            hangup: None,
+        };
+        let stop = || raise(signal::SIGUSR1).unwrap();
+        let (gateway, entrance) = (Arc::new(gateway), Arc::new(entrance));
+        let serves = async {
+            let served = serve(gateway, entrance, launching, setup, None, &mut signals);
+            assert_eq!(served.await.unwrap(), Exit::Done);
+            // Nothing else has had a turn since.
+            memory.records()
+        };
+        let clients = async {
+            let mut busy = TcpStream::connect(address).await.unwrap();
+            let head = b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nAccept: application/json, text/event-stream\r\nContent-Length: 9\r\n\r\n{";
+            busy.write_all(head).await.unwrap();
+            stop();
+            memory
+                .until(|records| records.iter().any(|record| record.kind() == Kind::Stopping))
+                .await;
+            let mut late = TcpStream::connect(address).await.unwrap();
+            // Settings, a request whose only field is none, and a ping.
+            late.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+                .await
+                .unwrap();
+            late.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+            late.write_all(&[0, 0, 1, 1, 5, 0, 0, 0, 1, 0x82])
+                .await
+                .unwrap();
+            late.write_all(&[0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8])
+                .await
+                .unwrap();
+            let mut heard = [0; 9];
+            while heard[3] != 6 {
+                late.read_exact(&mut heard).await.unwrap();
+                let rest = u64::from(heard[2]);
+                tokio::io::copy(&mut (&mut late).take(rest), &mut tokio::io::sink())
+                    .await
+                    .unwrap();
+            }
+            stop();
+            (busy, late)
+        };
+        let (records, _open) = tokio::join!(serves, clients);
+        let unseen = records
+            .iter()
+            .filter(|record| record.field("THV_REASON") == Some("framing"));
+        assert_eq!(unseen.count(), 1, "{records:#?}");
+    }
 
     #[test]
     fn a_pause_is_told_when_it_begins_and_then_ever_more_rarely() {

@@ -299,8 +299,8 @@ fn data(id: Option<&str>, message: &[u8]) -> Bytes {
     event.freeze()
 }
 
-/// Reads the body of a request of this version whole: at most `max` bytes within `BODY_DEADLINE`. What it
-/// has of the budget is given back when nobody holds a part of it any more, or before.
+/// Reads the body of a request of this version whole: at most `max` bytes within `BODY_DEADLINE`; and what it
+/// has of the budget.
 pub async fn read(
     (version, body): (Version, &mut Incoming),
     max: usize,
@@ -373,10 +373,7 @@ async fn collect(
         return Err(Refusal::BodyIncomplete);
     }
     let text = whole.freeze();
-    Ok(match share {
-        Some(share) => share.held(text),
-        None => (text, Lent::nothing()),
-    })
+    Ok((text, share.map_or(Lent::nothing(), Share::lent)))
 }
 
 const EVENT_END: &[u8] = b"\n\n";

@@ -78,14 +78,9 @@ impl Share {
         Ok(())
     }
 
-    /// The body that has come, and what it has lent.
-    pub(super) fn held(self, text: Bytes) -> (Bytes, Lent) {
-        let share = Arc::new(Mutex::new(Some(self)));
-        let held = Held {
-            text,
-            _share: share.clone(),
-        };
-        (Bytes::from_owner(held), Lent(Some(share)))
+    /// What a body that has come has.
+    pub(super) fn lent(self) -> Lent {
+        Lent(Some(Arc::new(Mutex::new(Some(self)))))
     }
 }
 
@@ -119,8 +114,20 @@ impl AsRef<[u8]> for Held {
 pub struct Lent(Option<Arc<Mutex<Option<Share>>>>);
 
 impl Lent {
-    pub(super) fn nothing() -> Self {
+    pub fn nothing() -> Self {
         Self(None)
+    }
+
+    /// The body, or what was made of it in its place: it has its share until nobody holds a part of it any more, or this is
+    /// given back before.
+    pub fn keep(&self, text: Bytes) -> Bytes {
+        match &self.0 {
+            Some(share) => Bytes::from_owner(Held {
+                text,
+                _share: share.clone(),
+            }),
+            None => text,
+        }
     }
 
     /// Its message is the session's from now on, which counts what waits of it, unless all of it stays.
@@ -142,7 +149,10 @@ const ALL_BODIES: usize = 128 << 20;
 
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
+
     use super::*;
+    use crate::mcp::Call;
 
     /// fault-46: what one user's bodies take leaves room for others', and comes back.
     #[test]
@@ -185,6 +195,38 @@ mod tests {
         }
     }
 
+    /// A message with line breaks is made one line where it stands, and counted once for as long as that is held.
+    #[test]
+    fn a_body_of_several_lines_is_held_and_counted_once() {
+        let budget = Budget::new(4 << 20);
+        let text = "x".repeat(1 << 20);
+        let body = format!(
+            "{{\r\n\"jsonrpc\":\"2.0\",\n\"id\":1,\n\"method\":\"tools/call\",\n\"params\":{{\"name\":\"{text}\"}}\n}}\n"
+        );
+        let mut share = budget.share(&Identity::example("https://i", "alice"));
+        share.grow_to(body.len()).unwrap();
+        let lent = share.lent();
+        let one_line = body.replace(['\r', '\n'], " ");
+        let body = BytesMut::from(body.as_bytes());
+        let place = body.as_ptr();
+        let mut call = Call::read(body.freeze(), false).unwrap();
+        call.keep(|text| lent.keep(text));
+        assert_eq!(call.message().bytes(), one_line.as_bytes());
+        assert_eq!(call.message().bytes().as_ptr(), place, "nothing is copied");
+        drop(lent);
+        assert_eq!(budget.taken().all, one_line.len());
+        drop(call);
+        assert_eq!(budget.taken().all, 0);
+    }
+
+    /// thv.toml(5), `limits.body`: what all of them may take.
+    #[test]
+    fn bodies_have_what_the_manual_says() {
+        for (max, all) in [(4, 128), (32, 128), (48, 192), (64, 256)] {
+            assert_eq!(Budget::new(max << 20).0.all, all << 20, "{max}M");
+        }
+    }
+
     /// Without more said, it is counted until the last part has gone; and no longer than it is said.
     #[test]
     fn a_body_has_its_share_until_it_is_handed_on_or_gone() {
@@ -192,7 +234,8 @@ mod tests {
         let body = || {
             let mut share = budget.share(&Identity::example("https://i", "alice"));
             share.grow_to(3 << 20).unwrap();
-            share.held(vec![b'x'; 3 << 20].into())
+            let lent = share.lent();
+            (lent.keep(vec![b'x'; 3 << 20].into()), lent)
         };
         let taken = || budget.taken().all;
         let (text, lent) = body();

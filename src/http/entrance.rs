@@ -4,7 +4,12 @@
 //! Nothing here looks at a request. Who must not come in is answered by the same
 //! pipeline as everybody, with a refusal in place of the request.
 
-use std::{io, pin::pin, sync::Arc, time::Duration};
+use std::{
+    io,
+    pin::pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
@@ -53,7 +58,7 @@ impl Entrance {
     pub async fn serve<F>(
         &self,
         stream: Stream,
-        mut peer: Peer,
+        peer: Peer,
         drain: watch::Receiver<bool>,
         answer: impl Fn(Asked, Peer) -> F,
     ) where
@@ -61,23 +66,28 @@ impl Entrance {
     {
         let activity = Activity::new();
         let seat = self.roster.enter(&activity);
-        let serves = self.admit(stream, &mut peer, &seat, &activity, drain, &answer);
+        let named = OnceLock::new();
+        let mut unseen = Unseen {
+            activity: &activity,
+            told: Some(|| answer(Err(Refusal::Framing), *named.get().unwrap_or(&peer))),
+        };
+        let serves = self.admit(stream, (peer, &named), &seat, &activity, drain, &answer);
         // It has no request, and somebody else may have one.
         let sheds = activity.shed_while_idle();
         let ended = beside(pin!(serves), pin!(sheds)).await;
         if let First::Work(Err(error)) = ended {
             debug!(%error, "connection ended before its first request");
         }
-        if activity.has_unseen() {
+        if let Some(told) = unseen.take() {
             // Nobody is told by this, but it is on record.
-            answer(Err(Refusal::Framing), peer).await;
+            told().await;
         }
     }
 
     async fn admit<F>(
         &self,
         stream: Stream,
-        peer: &mut Peer,
+        (peer, named): (Peer, &OnceLock<Peer>),
         seat: &Seat<'_>,
         activity: &Activity,
         drain: watch::Receiver<bool>,
@@ -87,8 +97,8 @@ impl Entrance {
         F: Future<Output = Response> + Send + 'static,
     {
         let mut stream = Guarded::new(stream);
-        *peer = self.named(&mut stream, *peer).await?;
-        let peer = *peer;
+        let peer = self.named(&mut stream, peer).await?;
+        let _ = named.set(peer);
         let over = self
             .counted(peer)
             .is_some_and(|address| seat.belongs_to(address) > self.share);
@@ -142,6 +152,29 @@ impl Entrance {
                 (!is_proxy).then_some(address.ip())
             }
             Peer::Behind { client, .. } => Some(client.ip()),
+        }
+    }
+}
+
+/// What a connection has read of a request that nothing else has seen, in whatever way it ends.
+struct Unseen<'a, T: FnOnce() -> F, F> {
+    activity: &'a Activity,
+    /// Puts it on record, also where nobody waits for that.
+    told: Option<T>,
+}
+
+impl<T: FnOnce() -> F, F> Unseen<'_, T, F> {
+    /// The way to put it on record, if there is such.
+    fn take(&mut self) -> Option<T> {
+        self.told.take().filter(|_| self.activity.has_unseen())
+    }
+}
+
+impl<T: FnOnce() -> F, F> Drop for Unseen<'_, T, F> {
+    fn drop(&mut self) {
+        // Its connection was cut: no work is begun any more, and that there was none is recorded.
+        if let Some(told) = self.take() {
+            drop(told());
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The one pass over a text: every byte is looked at once, in order.
 
-use std::{borrow::Cow, collections::HashSet};
+use std::hash::{BuildHasher as _, RandomState};
 
 use super::{JsonError, Kind, Limits, Node, said};
 
@@ -30,7 +30,21 @@ struct Reader<'a> {
     nodes: Vec<Node>,
 }
 
-impl<'a> Reader<'a> {
+/// The names of an object that has many: what each hashes to, and its node. A million of them are sorted
+/// faster than each is looked up among those before it, for which memory is waited for.
+#[derive(Default)]
+struct Many {
+    hash: RandomState,
+    names: Vec<(u64, u32)>,
+}
+
+impl Many {
+    fn add(&mut self, name: &[u8], node: usize) {
+        self.names.push((self.hash.hash_one(name), index_of(node)));
+    }
+}
+
+impl Reader<'_> {
     fn value(&mut self, depth: usize) -> Result<(), JsonError> {
         match self.peek() {
             Some(b'{') => self.object(depth + 1),
@@ -57,7 +71,7 @@ impl<'a> Reader<'a> {
                 return Err(self.syntax());
             }
             self.string()?;
-            if !self.is_new((index, name, count), &mut many) {
+            if !self.may_be_new((index, name, count), &mut many) {
                 return Err(JsonError::Duplicate(self.nodes[name].start as usize));
             }
             count += 1;
@@ -71,38 +85,69 @@ impl<'a> Reader<'a> {
             self.space();
             match self.peek() {
                 Some(b',') => self.at += 1,
-                Some(b'}') => return self.close(index),
+                Some(b'}') => {
+                    self.differ(many)?;
+                    return self.close(index);
+                }
                 _ => return Err(self.syntax()),
             }
             self.space();
         }
     }
 
-    /// Whether the name at node `name` is new in the object at node `object`, which has `count` before
+    /// Whether the name at node `name` may be new in the object at node `object`, which has `count` before
     /// it. A few are compared as they are written; beyond that, and from one with an escape on, they
-    /// are looked up in `many`, so that none is unescaped again for each that follows.
-    fn is_new(
+    /// are kept in `many` and compared when all are there, so that none is unescaped again for each that follows.
+    fn may_be_new(
         &self,
         (object, name, count): (usize, usize, usize),
-        many: &mut Option<HashSet<Cow<'a, [u8]>>>,
+        many: &mut Option<Many>,
     ) -> bool {
         let new = self.nodes[name];
         if many.is_none() && count < FEW_NAMES && !new.escaped {
             let written = |name: Node| &self.text[name.range()];
             return self
                 .names_between(object, name)
-                .all(|old| written(old) != written(new));
+                .all(|(_, old)| written(old) != written(new));
         }
-        let read = |name| said(self.text, name);
-        many.get_or_insert_with(|| self.names_between(object, name).map(read).collect())
-            .insert(read(new))
+        let many = many.get_or_insert_with(|| {
+            let mut many = Many::default();
+            for (at, old) in self.names_between(object, name) {
+                many.add(&said(self.text, old), at);
+            }
+            many
+        });
+        many.add(&said(self.text, new), name);
+        true
     }
 
-    /// The names of an object that is open, up to one of them.
-    fn names_between(&self, object: usize, end: usize) -> impl Iterator<Item = Node> {
+    /// Whether the names of an object of many are all different: those that hash to the same are compared.
+    fn differ(&self, many: Option<Many>) -> Result<(), JsonError> {
+        let Some(Many { mut names, .. }) = many else {
+            return Ok(());
+        };
+        names.sort_unstable();
+        let read = |at: u32| said(self.text, self.nodes[at as usize]);
+        let alike = names.chunk_by(|(one, _), (other, _)| one == other);
+        // None of them is a stranger's choice, so that more than two are one name said again.
+        let twice = alike.filter_map(|alike| match alike {
+            [(_, first), (_, again), ..] if read(*first) == read(*again) => Some(*again),
+            _ => None,
+        });
+        match twice.min() {
+            Some(again) => {
+                let again = self.nodes[again as usize].start;
+                Err(JsonError::Duplicate(again as usize))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The names of an object that is open, up to one of them, and their nodes' places.
+    fn names_between(&self, object: usize, end: usize) -> impl Iterator<Item = (usize, Node)> {
         let mut at = object + 1;
         std::iter::from_fn(move || {
-            let name = (at < end).then(|| self.nodes[at])?;
+            let name = (at < end).then(|| (at, self.nodes[at]))?;
             at = self.nodes[at + 1].next as usize;
             Some(name)
         })

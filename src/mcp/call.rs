@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, ops::Range, sync::Arc};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use memchr::memchr2;
 
 use crate::{
@@ -39,23 +39,25 @@ impl Message {
     }
 
     /// The same message with spaces for the line breaks between its tokens (inside strings JSON has
-    /// none). Work that grows with it, and where it has breaks a copy.
+    /// none). Work that grows with it; where it has breaks and somebody else holds its bytes, a copy.
     pub fn on_one_line(mut self) -> Self {
         if memchr2(b'\n', b'\r', &self.bytes).is_some() {
-            let mut text = self.bytes.to_vec();
-            for byte in &mut text {
+            let text = self.bytes.try_into_mut();
+            let mut text = text.unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+            for byte in text.iter_mut() {
                 if matches!(byte, b'\n' | b'\r') {
                     *byte = b' ';
                 }
             }
-            // What counts its memory counts on.
-            self.bytes = Bytes::from_owner(OneLine {
-                text,
-                _came: self.bytes,
-            });
+            self.bytes = text.freeze();
         }
         self.one_line = true;
         self
+    }
+
+    /// Has its bytes in what `keep` makes of them: the same ones, counted.
+    pub fn keep(&mut self, keep: impl FnOnce(Bytes) -> Bytes) {
+        self.bytes = keep(std::mem::take(&mut self.bytes));
     }
 
     /// Whether it is known to have no line breaks.
@@ -91,18 +93,6 @@ impl Message {
         }
         out.extend_from_slice(&self.bytes[at..]);
         out
-    }
-}
-
-/// A message's text, and what it was made of.
-struct OneLine {
-    text: Vec<u8>,
-    _came: Bytes,
-}
-
-impl AsRef<[u8]> for OneLine {
-    fn as_ref(&self) -> &[u8] {
-        &self.text
     }
 }
 
@@ -267,6 +257,11 @@ impl Call {
             params,
             meta,
         })
+    }
+
+    /// Has its message's bytes in what `keep` makes of them.
+    pub fn keep(&mut self, keep: impl FnOnce(Bytes) -> Bytes) {
+        self.message.keep(keep);
     }
 
     pub fn message(&self) -> &Message {

@@ -39,7 +39,7 @@ pub(super) async fn answer(
     if !session.speaks(version::BATCHES) {
         return Err(NONE_HERE.into());
     }
-    let calls = session::aside(body.len(), move || calls(body)).await;
+    let calls = session::aside(body.len(), move || calls(body, &lent)).await;
     // From here on nothing waits: whoever takes it back does so before, or when all of it is on record.
     let (mut refused, mut exchanges) = (Vec::new(), Vec::new());
     for call in calls.map_err(Refusal::Call)? {
@@ -57,17 +57,18 @@ pub(super) async fn answer(
             }
         }
     }
-    // A part of it keeps all of it, which is counted for as long.
-    drop(lent);
     if refused.is_empty() && exchanges.is_empty() {
         return Ok(reply::empty(StatusCode::ACCEPTED));
     }
     Ok(reply::events(Events::batch(refused, exchanges)))
 }
 
-/// The messages of it, each read by itself.
-fn calls(body: Bytes) -> Result<Vec<Result<Call, CallError>>, CallError> {
+/// The messages of it, each read by itself. A part of it keeps all of it, which is counted for as long.
+fn calls(body: Bytes, lent: &Lent) -> Result<Vec<Result<Call, CallError>>, CallError> {
     let batch = Message::parse(body).map_err(|_| CallError::NotJson)?;
+    // All of it at once and in its place: a message of it would be copied for its line breaks.
+    let mut batch = batch.on_one_line();
+    batch.keep(|text| lent.keep(text));
     let root = batch.root();
     let messages: Vec<Bytes> = root
         .elements()
@@ -138,3 +139,25 @@ const NONE_HERE: Refusal = Refusal::Call(CallError::Invalid(
 ));
 /// Messages of one batch.
 const MAX_MESSAGES: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+
+    use super::*;
+
+    /// mcp-O2: of a batch with line breaks no message is held twice.
+    #[test]
+    fn a_batch_of_several_lines_is_one_line_where_it_stands() {
+        let ping = "{\n\"jsonrpc\":\"2.0\",\"id\":1,\r\n\"method\":\"ping\"}";
+        let body = BytesMut::from(format!("[\n{ping},\n{ping}\n]").as_bytes());
+        let place = body.as_ptr_range();
+        let calls = calls(body.freeze(), &Lent::nothing()).unwrap();
+        assert_eq!(calls.len(), 2);
+        for call in calls {
+            let text = call.unwrap().message().bytes().clone();
+            assert_eq!(text, ping.replace(['\r', '\n'], " "));
+            assert!(place.contains(&text.as_ptr()), "nothing is copied");
+        }
+    }
+}

@@ -154,7 +154,7 @@ pub(super) async fn post(
     gateway: &Gateway,
     head: &Parts,
     identity: &Arc<Identity>,
-    (body, lent): (Bytes, Lent),
+    body: (Bytes, Lent),
     record: &mut Decision,
 ) -> Result<Response, Refused> {
     let id = session_of(head.uri.query()).ok_or(Refusal::SessionIdMissing)?;
@@ -162,7 +162,7 @@ pub(super) async fn post(
         .clients
         .find(identity, id)
         .map_err(Refusal::NoSession)?;
-    let call = read(body, false, record).await?;
+    let (call, lent) = read(body, false, record).await?;
     let id = call.id().cloned();
     let refused = |refusal| Refused {
         refusal,

@@ -1,14 +1,21 @@
 //! The record of a request until there is an answer.
 //!
 //! Whoever takes back a request before it is decided, as an HTTP/2 client may at any time, has the
-//! work on it dropped where it stands: that is on record, too. So is what a gateway that stops cuts short.
+//! work on it dropped where it stands: that is on record, too. So is what a gateway that stops cuts short, and what it
+//! has read and not begun to work on.
 
 use std::{
     ops::{Deref, DerefMut},
     sync::Arc,
 };
 
-use crate::audit::{Audit, Decision, RequestId, Verdict};
+use http::Request;
+
+use super::{Gateway, handle};
+use crate::{
+    audit::{Audit, Decision, RequestId, Verdict},
+    http::{Peer, Response, connection::Asked},
+};
 
 pub(super) struct Undecided<'a> {
     audit: &'a Audit,
@@ -37,6 +44,42 @@ impl Drop for Undecided<'_> {
             self.record.verdict = Verdict::Deny(self.audit.why_unanswered());
             self.record.put_on_record(self.audit);
             self.audit.hand_on();
+        }
+    }
+}
+
+/// Answers one request, which is on record also where nobody begins to wait for that.
+pub fn take(
+    gateway: Arc<Gateway>,
+    request: Asked,
+    peer: Peer,
+) -> impl Future<Output = Response> + Send + 'static {
+    let mut taken = Taken {
+        gateway,
+        peer,
+        is_begun: false,
+    };
+    let mut request = request.map(Request::into_parts);
+    async move {
+        taken.is_begun = true;
+        handle(&taken.gateway, &mut request, &taken.peer).await
+    }
+}
+
+/// A request that has come. It is on record, or `handle` sees to that once it has begun.
+struct Taken {
+    gateway: Arc<Gateway>,
+    peer: Peer,
+    is_begun: bool,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if !self.is_begun {
+            let gateway = &self.gateway;
+            let mut record = Undecided::new(&gateway.audit);
+            record.peer = Some(self.peer.client(gateway.config.proxies.as_ref(), None));
+            record.version = Some(gateway.version.clone());
         }
     }
 }

@@ -306,8 +306,17 @@ impl Session {
         Ok(())
     }
 
+    /// Says that to the child, unless that reads nothing and its queue is full. What ends something there is kept all
+    /// the same until it reads: nobody would end it later.
     pub(super) fn say(&self, own: &OwnMessage<'_>) -> bool {
-        self.write(own.line()).is_ok()
+        let line = own.line();
+        if !own.ends_something() {
+            return self.write(line).is_ok();
+        }
+        let bytes = line.len();
+        self.unwritten.fetch_add(bytes, Ordering::Relaxed);
+        let sent = self.stdin.try_send_end(line);
+        sent.inspect_err(|_| self.written(bytes)).is_ok()
     }
 
     /// Fails what is overdue, and says whether the session itself has been idle too long.
@@ -516,6 +525,38 @@ mod tests {
         drop(read);
         assert_eq!(alice[31].0.write(line), Ok(()));
     }
+
+    /// probe-68, mcp-T28: the subscription of a client that goes while the child reads nothing ends when that reads again, and
+    /// so does the call that took too long.
+    #[tokio::test(start_paused = true)]
+    async fn what_has_ended_while_the_child_read_nothing_ends_there_when_it_reads_again() {
+        let (session, mut lines) = testing::session(Era::Modern);
+        let asks = |id: u64, method: &str| {
+            let body = format!(
+                r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{{"name":"t"}}}}"#
+            );
+            let call = Call::read(body.into(), true).unwrap();
+            let id = call.id().unwrap().clone();
+            let alice = Identity::example("https://a", "alice");
+            session
+                .request(&call, &alice, id, RequestId::random())
+                .unwrap()
+        };
+        let listens = asks(1, "subscriptions/listen");
+        let _waits = asks(2, "tools/call");
+        while session.say(&OwnMessage::Discover { number: 0 }) {}
+        drop(listens);
+        session.sweep(Instant::now() + session.call_timeout, Duration::MAX);
+        let mut ended = Vec::new();
+        while let Some(line) = lines.try_recv() {
+            session.written(line.len());
+            let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
+            ended.extend(line["params"]["requestId"].as_u64());
+        }
+        assert_eq!(ended, [1, 2]);
+        assert_eq!(session.unwritten.load(Ordering::Relaxed), 0);
+    }
+
     fn call(body: &str) -> Call {
         Call::read(Bytes::copy_from_slice(body.as_bytes()), false).unwrap()
     }

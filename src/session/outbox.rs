@@ -59,11 +59,22 @@ pub(super) fn outbox(most: usize) -> (Outbox, Lines) {
 
 impl Outbox {
     pub(super) fn try_send(&self, line: impl Into<Line>) -> Result<(), Refused> {
+        self.put(line, 0)
+    }
+
+    /// The same for a short line that ends something, which a full queue must not lose: so many more have a place.
+    pub(super) fn try_send_end(&self, line: impl Into<Line>) -> Result<(), Refused> {
+        let line = line.into();
+        let beyond = if line.len() <= MAX_END { ENDS } else { 0 };
+        self.put(line, beyond)
+    }
+
+    fn put(&self, line: impl Into<Line>, beyond: usize) -> Result<(), Refused> {
         let mut state = self.0.state();
         if state.closed {
             return Err(Refused::Closed);
         }
-        if state.waiting.len() >= state.most {
+        if state.waiting.len() >= state.most + beyond {
             return Err(Refused::Full);
         }
         match line.into() {
@@ -151,6 +162,10 @@ impl Drop for Lines {
 
 /// Lines for which room is kept when none wait.
 const USUAL: usize = 8;
+/// Lines that end something and wait beyond what else may: what they end has had its place before.
+const ENDS: usize = 1024;
+/// Bytes of each of them.
+const MAX_END: usize = 1 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -178,6 +193,25 @@ mod tests {
         };
         tokio::join!(sent, received);
         assert!(outbox.0.state().waiting.capacity() <= USUAL);
+    }
+
+    /// probe-68: what ends something has its place behind all that waits, and that has a bound, too.
+    #[tokio::test]
+    async fn what_ends_something_has_its_place_in_a_full_queue() {
+        let (outbox, mut lines) = outbox(1);
+        assert_eq!(outbox.try_send(line(1)), Ok(()));
+        for number in 0..ENDS {
+            assert_eq!(outbox.try_send_end(line(number)), Ok(()));
+        }
+        assert_eq!(outbox.try_send_end(line(2)), Err(Refused::Full));
+        assert_eq!(lines.recv().await, Some(line(1)));
+        let long = Bytes::from(vec![b'x'; MAX_END + 1]);
+        assert_eq!(outbox.try_send_end(long), Err(Refused::Full));
+        for number in 0..ENDS {
+            assert_eq!(outbox.try_send(line(3)), Err(Refused::Full));
+            assert_eq!(lines.recv().await, Some(line(number)));
+        }
+        assert_eq!(outbox.try_send(line(3)), Ok(()));
     }
 
     #[tokio::test]

@@ -71,6 +71,14 @@ pub(super) enum OwnMessage<'a> {
 }
 
 impl OwnMessage<'_> {
+    /// Whether it ends what the child does, and is said once.
+    pub(super) fn ends_something(&self) -> bool {
+        matches!(
+            self,
+            Self::Cancelled { .. } | Self::TaskOf { what: "cancel", .. }
+        )
+    }
+
     /// The message as a line for the child.
     pub(super) fn line(&self) -> Bytes {
         let text = match self {

@@ -1,15 +1,16 @@
-//! What a child speaks: asked once, when its first session begins, and remembered as long as it lives.
+//! What a child speaks: asked once, when its first session begins, and remembered as long as it lives; and for a while where
+//! to ask another one of the server's would cost much.
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::sync::OnceCell;
+use tokio::{sync::OnceCell, time::Instant};
 
 use crate::{
     json::Value,
@@ -47,9 +48,46 @@ pub(super) enum First {
 /// What came of that.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Readied {
-    Yes,
+    /// It speaks as modern clients do.
+    Modern,
+    /// It has said that it does not.
+    Legacy,
+    /// It was not asked, or has said nothing.
+    Untold,
     /// It ended when it was asked what it speaks.
     Ended,
+}
+
+/// What the children of a server were like that would not say what they speak: those that come after them are not asked,
+/// for it took a start more, or long. Not for ever: it may have been chance, and a server is replaced under the same name.
+#[derive(Default)]
+pub(super) struct Untold(Mutex<Option<Instant>>);
+
+impl Untold {
+    /// What the next one is asked first.
+    pub(super) fn first(&self, now: Instant) -> First {
+        match *self.until() {
+            Some(until) if now < until => First::Initialize,
+            _ => First::Discover,
+        }
+    }
+
+    pub(super) fn learn(&self, readied: Readied, now: Instant) {
+        match (readied, self.first(now)) {
+            (Readied::Modern, _) => self.forget(),
+            (Readied::Untold, First::Discover) => *self.until() = Some(now + WHILE),
+            _ => {}
+        }
+    }
+
+    /// What comes next is asked.
+    pub(super) fn forget(&self) {
+        *self.until() = None;
+    }
+
+    fn until(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Readies a child for modern clients: it speaks as they do, or from now on what
@@ -60,19 +98,27 @@ pub(super) async fn for_modern(
     first: First,
 ) -> Result<Readied, OpenError> {
     if first == First::Initialize && bridge(session, patience).await? {
-        return Ok(Readied::Yes);
+        return Ok(Readied::Untold);
     }
     let told = discovered(session).await;
     let is_slow = matches!(told, Err(Failure::Timeout));
     match told {
-        Ok(Some(_)) => Ok(Readied::Yes),
+        Ok(Some(_)) => Ok(Readied::Modern),
         // Whatever else it says to that, it is a legacy one (mcp-T27).
         Ok(None) | Err(Failure::Timeout) => {
             let is_asked = first == First::Discover;
-            let is_good = is_asked && bridge(session, patience).await?
-                // It had not begun to read then, and refuses what it does not know.
-                || is_slow && matches!(discovered(session).await, Ok(Some(_)));
-            is_good.then_some(Readied::Yes).ok_or(OpenError::NoVersion)
+            if is_asked && bridge(session, patience).await? {
+                return Ok(if is_slow {
+                    Readied::Untold
+                } else {
+                    Readied::Legacy
+                });
+            }
+            // It had not begun to read then, and refuses what it does not know.
+            let is_modern = is_slow && matches!(discovered(session).await, Ok(Some(_)));
+            is_modern
+                .then_some(Readied::Modern)
+                .ok_or(OpenError::NoVersion)
         }
         Err(Failure::ChildEnded) if first == First::Discover => Ok(Readied::Ended),
         Err(failure) => Err(OpenError::Failed(failure)),
@@ -141,10 +187,12 @@ pub(super) async fn for_legacy(session: &Arc<Session>, initialize: &Call) -> Opt
 
 /// How long a child may think about what it speaks before it is taken for a legacy one (mcp-T27).
 const PROBE: Duration = Duration::from_secs(10);
+/// How long it is remembered of a server's children that they do not say what they speak.
+const WHILE: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::{Instant, timeout};
+    use tokio::time::timeout;
 
     use super::*;
     use crate::{
@@ -193,12 +241,50 @@ mod tests {
             };
             let readied = timeout(patience, both).await.unwrap();
             match expected {
-                true => assert_eq!(readied.unwrap(), Readied::Yes),
+                true => assert_eq!(readied.unwrap(), Readied::Modern),
                 false => assert!(matches!(readied, Err(OpenError::NoVersion))),
             }
             assert!(session.bridge.get().is_none());
         }
     }
+    /// mcp-T27: what is not asked because others of its server said nothing, and is no legacy one, is asked then.
+    #[tokio::test]
+    async fn a_modern_server_that_is_taken_for_a_legacy_one_is_asked_when_it_refuses() {
+        let (session, mut lines) = testing::session(Era::Modern);
+        let child = async {
+            for (asked, answer) in [("\"initialize\"", REFUSED), ("server/discover", MODERN)] {
+                let (text, number) = line(&mut lines).await;
+                assert!(text.contains(asked), "{text}");
+                say(&session, number, answer);
+            }
+        };
+        let readied = for_modern(&session, PROBE, First::Initialize);
+        let (readied, ()) = tokio::join!(readied, child);
+        assert_eq!(readied.unwrap(), Readied::Modern);
+    }
+
+    /// What says nothing is remembered for an hour, however often it is so, and forgotten by the first that speaks.
+    #[test]
+    fn what_a_server_does_not_say_is_remembered_for_a_while() {
+        let (untold, now) = (Untold::default(), Instant::now());
+        let minute = Duration::from_secs(60);
+        assert_eq!(untold.first(now), First::Discover);
+        for readied in [Readied::Legacy, Readied::Modern] {
+            untold.learn(readied, now);
+            assert_eq!(untold.first(now), First::Discover);
+        }
+        for minutes in 0..60 {
+            untold.learn(Readied::Untold, now + minute * minutes);
+            untold.learn(Readied::Legacy, now + minute * minutes);
+            assert_eq!(untold.first(now + minute * minutes), First::Initialize);
+        }
+        assert_eq!(untold.first(now + minute * 60), First::Discover);
+        untold.learn(Readied::Untold, now + minute * 60);
+        assert_eq!(untold.first(now + minute * 61), First::Initialize);
+        untold.learn(Readied::Modern, now + minute * 62);
+        assert_eq!(untold.first(now + minute * 62), First::Discover);
+    }
+
     /// mcp-T27: those that share a child which never says that it does not know the question wait for it together, not
     /// one after the other.
     #[tokio::test(start_paused = true)]
@@ -233,8 +319,11 @@ mod tests {
                 }
             });
         }
+        // The first, and who has asked while it was taken for a legacy one, has heard nothing.
         let readied = all.join_all().await;
-        assert_eq!(readied, [Readied::Yes; MEMBERS]);
+        let untold = readied.iter().filter(|it| **it == Readied::Untold).count();
+        let legacy = readied.iter().filter(|it| **it == Readied::Legacy).count();
+        assert!(untold >= 1 && untold + legacy == MEMBERS, "{readied:?}");
         assert!(began.elapsed() <= PROBE * 3, "{:?}", began.elapsed());
     }
 }

@@ -399,6 +399,29 @@ mod tests {
         assert_eq!(begun(&mut lines), [0; 0], "nobody waits for it");
     }
 
+    /// The task of a call that ends while the child reads nothing is ended when it reads again.
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_a_busy_child_could_not_be_told_to_end_is_ended_later() {
+        let (session, mut lines) = session();
+        let call = r#"{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"name":"t"}}"#;
+        let _waits = request(&session, call);
+        let task = r#"{"resultType":"task","taskId":"k","status":"working"}"#;
+        say(
+            &session,
+            format!(r#"{{"jsonrpc":"2.0","id":1,"result":{task}}}"#),
+        );
+        let open = begun(&mut lines);
+        while session.say(&OwnMessage::Discover { number: 0 }) {}
+        session.sweep(Instant::now() + session.call_timeout, Duration::MAX);
+        let (mut ended, mut ends) = (Vec::new(), 0);
+        while let Some(line) = lines.try_recv() {
+            let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
+            ended.extend(line["params"]["requestId"].as_u64());
+            ends += usize::from(line["method"] == "tasks/cancel");
+        }
+        assert!(ended.ends_with(&open) && ends == 1, "{ended:?} {ends}");
+    }
+
     /// Who no longer wants to hear anything has nothing made again, and who wants something else has that at once.
     #[tokio::test(start_paused = true)]
     async fn what_is_made_again_is_what_is_wanted_then() {

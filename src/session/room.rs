@@ -176,6 +176,26 @@ mod tests {
         Identity::example("https://i", name).principal_key()
     }
 
+    /// thv.toml(5), `limits.body`: what this and the bodies of requests can come to, beside the unit's `MemoryHigh=`.
+    #[test]
+    fn the_manual_says_what_the_bounds_add_up_to() {
+        let manual = include_str!("../../man/thv.toml.5");
+        let unit = include_str!("../../systemd/system/thv@.service");
+        let high = unit
+            .lines()
+            .find_map(|line| line.strip_prefix("MemoryHigh="));
+        let high: usize = high.unwrap().strip_suffix('M').unwrap().parse().unwrap();
+        assert!(manual.contains(&format!("MemoryHigh={high}M")));
+        for (longest, fits) in [(4, true), (32, true), (48, true), (64, false)] {
+            // Those of `http::budget`, which is above this.
+            let bodies = (128 << 20).max((longest << 20) * 4);
+            let all = Rooms::new(longest << 20).0.all + bodies;
+            assert_eq!(all >> 20 < high, fits, "{longest}M: {} MiB", all >> 20);
+            let said = manual.contains(&format!("{} MiB", all >> 20));
+            assert!(said || longest == 48, "{longest}M: {} MiB", all >> 20);
+        }
+    }
+
     /// conn-3: what waits for one session leaves room for its user's others, what waits for users leaves room for
     /// one more, and what is read comes back, whoever held it last.
     #[test]

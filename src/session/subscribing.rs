@@ -394,7 +394,9 @@ mod tests {
     use super::*;
     use crate::{
         audit::RequestId,
-        session::{Exchange, outbox::Lines, own::OwnMessage, pump, testing},
+        config::{Authz, PolicyFile},
+        mcp::Era,
+        session::{Exchange, outbox::Lines, own::OwnMessage, pump, room::Rooms, testing},
     };
 
     /// A session of a legacy client at a modern child that tells of tools and resources, and what that is told.
@@ -764,6 +766,41 @@ mod tests {
         let more = request(&session, "resources/subscribe", uris[MAX_URIS]);
         assert_eq!(more.err(), Some(SendError::Busy));
         assert_eq!(heard(&mut subscribe(&session, uris[0])), ["{}"]);
+    }
+
+    /// probe-68: the same at a legacy child, where it matters who hears of what: one more is answered by 503, while one that is
+    /// known is not one more, and one that has ended leaves its place.
+    #[tokio::test]
+    async fn more_resources_than_are_kept_track_of_at_a_legacy_child_are_refused() {
+        let policy = PolicyFile {
+            path: "/etc/thv/policies/all.cedar".into(),
+            text: "permit(principal, action, resource);".to_owned(),
+        };
+        let (alice, rooms) = (Identity::example("https://a", "alice"), Rooms::new(1));
+        let policies = Authz::Policies(vec![policy]);
+        let (session, mut lines) = testing::session_under(&policies, alice, Era::Legacy, &rooms);
+        let mut answer = |exchange: Exchange| {
+            let line = lines.try_recv().expect("the child is asked");
+            let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
+            say(&session, json!({ "id": line["id"], "result": {} }));
+            drop(exchange);
+        };
+        for number in 1..MAX_SUBSCRIBED {
+            answer(subscribe(&session, &format!("a:{number}")));
+        }
+        let last = subscribe(&session, "a:last");
+        let busy = |uri: &str| request(&session, "resources/subscribe", uri).err();
+        assert_eq!(
+            busy("a:more"),
+            Some(SendError::Busy),
+            "one is not answered yet"
+        );
+        answer(last);
+        assert_eq!(busy("a:more"), Some(SendError::Busy));
+        answer(subscribe(&session, "a:1"));
+        answer(request(&session, "resources/unsubscribe", "a:1").unwrap());
+        answer(subscribe(&session, "a:more"));
+        assert_eq!(session.state().subscribed.all.len(), MAX_SUBSCRIBED);
     }
 
     /// What may have changed while the child told nothing is told when it tells again, whoever it was that ended it: not at

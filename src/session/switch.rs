@@ -189,7 +189,8 @@ impl Switch {
                 if let Some(uri) = params.and_then(|params| params.get("uri")) {
                     let uri = text_of(uri);
                     if let Some(member) = self.members.get_mut(&member) {
-                        if member.subscribed.len() >= MAX_SUBSCRIBED {
+                        let is_new = !member.subscribed.contains(&uri);
+                        if is_new && member.subscribed.len() >= MAX_SUBSCRIBED {
                             return here(TOO_MANY);
                         }
                         member.subscribed.insert(uri.clone());
@@ -540,5 +541,30 @@ mod tests {
             switch.answers(r#"{"jsonrpc":"2.0","id":2,"result":{}}"#.into()),
             Some(Vec::new())
         );
+    }
+
+    /// probe-68: a member that subscribes to one resource too many is told so, and the child is not asked; what it has
+    /// subscribed to is not one more, and another member has its own.
+    #[test]
+    fn more_resources_than_one_member_may_be_told_of_are_refused_without_the_child() {
+        let mut switch = switch(false);
+        let asks = |what: &str, uri: &str| {
+            let text = format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"resources/{what}","params":{{"uri":"{uri}"}}}}"#
+            );
+            line(text)
+        };
+        for number in 0..MAX_SUBSCRIBED {
+            sent(switch.says(0, asks("subscribe", &format!("a:{number}"))));
+        }
+        let refused = br#"{"jsonrpc":"2.0","id":1,"error":{"code":-32603,"message":"too many subscriptions"}}"#;
+        assert_eq!(
+            switch.says(0, asks("subscribe", "a:more")),
+            [Out::To(0, Bytes::from_static(refused))]
+        );
+        sent(switch.says(0, asks("subscribe", "a:1")));
+        sent(switch.says(1, asks("subscribe", "a:more")));
+        sent(switch.says(0, asks("unsubscribe", "a:1")));
+        sent(switch.says(0, asks("subscribe", "a:other")));
     }
 }

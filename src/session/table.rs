@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -29,7 +29,7 @@ use crate::{
         SendError, Sent, Session,
         exchange::{Event as Heard, Failure},
         load::{Over, Places},
-        probe::{self, First, Readied},
+        probe::{self, First, Readied, Untold},
         reversed::is_refusal,
         room::Rooms,
         seal::Seal,
@@ -85,8 +85,7 @@ pub struct Sessions {
     shared: Mutex<HashMap<PrincipalKey, Arc<Seat>>>,
     tasks: Mutex<JoinSet<()>>,
     pub(super) ended: Arc<Notify>,
-    /// The server ended when it was asked what it speaks, and not when it was not asked.
-    ends_when_probed: AtomicBool,
+    untold: Untold,
 }
 
 /// Where the session of one principal's sessionless requests is; locked while it is made.
@@ -140,7 +139,7 @@ impl Sessions {
             shared: Mutex::default(),
             tasks: Mutex::default(),
             ended: Arc::default(),
-            ends_when_probed: AtomicBool::default(),
+            untold: Untold::default(),
         }
     }
 
@@ -222,23 +221,19 @@ impl Sessions {
     /// `initialize`: what ends when it is asked what it speaks is started once more and not asked (mcp-T27).
     async fn opened(&self, identity: &Arc<Identity>) -> Result<Arc<Session>, OpenError> {
         let patience = self.setup.call_timeout;
-        let mut first = match self.ends_when_probed.load(Ordering::Relaxed) {
-            true => First::Initialize,
-            false => First::Discover,
-        };
+        let mut first = self.untold.first(Instant::now());
         loop {
             let opening = self.begin(identity, Era::Modern).await?;
-            match probe::for_modern(&opening.session, patience, first).await? {
-                Readied::Yes => {
-                    let was_not_asked = first == First::Initialize;
-                    self.ends_when_probed
-                        .store(was_not_asked, Ordering::Relaxed);
-                    return Ok(opening.keep());
-                }
+            let readied = probe::for_modern(&opening.session, patience, first).await;
+            match readied.inspect_err(|_| self.untold.forget())? {
                 Readied::Ended => {
                     first = First::Initialize;
                     // Its place is free when its child has been seen out.
                     opening.seen_out().await;
+                }
+                readied => {
+                    self.untold.learn(readied, Instant::now());
+                    return Ok(opening.keep());
                 }
             }
         }

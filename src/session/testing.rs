@@ -25,9 +25,19 @@ pub(super) fn session(era: Era) -> (Arc<Session>, Lines) {
 
 /// A session of theirs, with its share of that memory.
 pub(super) fn session_of(owner: Identity, era: Era, rooms: &Rooms) -> (Arc<Session>, Lines) {
+    session_under(&Authz::Authenticated, owner, era, rooms)
+}
+
+/// The same, where that decides what they may do and hear.
+pub(super) fn session_under(
+    authz: &Authz,
+    owner: Identity,
+    era: Era,
+    rooms: &Rooms,
+) -> (Arc<Session>, Lines) {
     let server = ServerName::parse("it").unwrap();
     let (audit, _) = Audit::memory(&server);
-    let engine = Engine::build(&Authz::Authenticated, &server).unwrap();
+    let engine = Engine::build(authz, &server).unwrap();
     let (stdin, lines) = outbox(64);
     let session = Session::new(
         "0123456789abcdef0123456789abcdef".to_owned(),

@@ -29,7 +29,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    frames::{DATA, END_HEADERS, Frames, HEADERS, PING, block, frame},
+    frames::{DATA, END_HEADERS, END_STREAM, Frames, HEADERS, PING, block, frame},
     house::{
         CROWD, Caller, House, call, field, house, in_a_process_of_its_own, initialize,
         is_in_a_process_of_its_own,
@@ -182,8 +182,11 @@ async fn told_to_stop_with_requests_that_do_not_end() {
     ];
     let mut frames = Frames::open(house.address).await;
     let head = frame(HEADERS, END_HEADERS, 1, &block(&fields));
+    // And one that the library refuses, on a connection that goes on.
+    let refused = block(&[&fields[..], &[("connection", "close")]].concat());
+    let refused = frame(HEADERS, END_HEADERS | END_STREAM, 3, &refused);
     frames
-        .send(&[head.clone(), frame(DATA, 0, 1, b"{")].concat())
+        .send(&[head.clone(), frame(DATA, 0, 1, b"{"), refused].concat())
         .await;
     let mut gone = Frames::open(house.address).await;
     gone.send(&[head, frame(DATA, 0, 1, b"{")].concat()).await;
@@ -224,6 +227,16 @@ async fn told_to_stop_with_requests_that_do_not_end() {
         assert_eq!(ended.len(), 1, "{subject}: {all:#?}");
         assert!(ended[0].contains("THV_REASON=stopping "), "{ended:#?}");
     }
+    let all = records.all();
+    let unseen = all.iter().filter(|record| {
+        let cut = [
+            "THV_DECISION=deny ",
+            "THV_REASON=stopping ",
+            "THV_PEER_ADDR=127.0.0.1:",
+        ];
+        cut.iter().all(|field| record.contains(field)) && !record.contains("THV_SUBJECT=")
+    });
+    assert_eq!(unseen.count(), 1, "{all:#?}");
     drop((lease, open, frames));
 }
 

@@ -730,5 +730,16 @@ async fn a_server_that_does_not_know_the_question_is_a_legacy_one() {
             requests.clone().nth(1).unwrap().contains("\"initialize\""),
             "{lines:?}"
         );
+        if arguments != ["--deaf"] {
+            continue;
+        }
+        // Nobody else waits for that, until it may have been replaced.
+        let bob = house.caller("bob");
+        assert_eq!(
+            tool(&bob, "echo", json!({ "n": 2 })).await.said(),
+            "{\"n\": 2}"
+        );
+        let lines = seen(&bob).await;
+        assert!(lines[0].contains("\"initialize\""), "{lines:?}");
     }
 }

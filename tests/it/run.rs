@@ -163,9 +163,14 @@ impl Running {
 
     /// Waits until it, or its server, has said this.
     pub async fn says(&self, what: &'static str) {
+        self.says_often(what, 1).await;
+    }
+
+    /// The same, so many times.
+    pub async fn says_often(&self, what: &'static str, times: usize) {
         let heard = self.heard.clone();
         let waits = tokio::task::spawn_blocking(move || {
-            let lacks = |text: &mut String| !text.contains(what);
+            let lacks = |text: &mut String| text.matches(what).count() < times;
             let text = heard.text.lock().unwrap();
             let waited = heard.more.wait_timeout_while(text, wire::PATIENCE, lacks);
             let (text, waited) = waited.unwrap();
