@@ -1,12 +1,15 @@
 //! One call, one identity → [`Permit`] or [`Denied`].
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
-use cedar_policy::{Authorizer, Context, Entities, Entity, EntityUid, Request};
+use cedar_policy::{Authorizer, Context, Entities, Entity, EntityUid, Policy, Request};
 
 use super::{
     entity, policy,
-    policy::{Named, Policies, PolicyProblem},
+    policy::{Named, PolicyProblem},
     remembered::{Question, Remembered},
     scopes::{self, Steps},
     slice::{self, Answer, Reach, Slice},
@@ -33,8 +36,10 @@ enum Rules {
         authorizer: Authorizer,
         principals: Vec<Named>,
         slices: HashMap<&'static str, Slice>,
-        /// Sets of scopes that could turn a denial, by method.
-        steps: Steps,
+        policies: Vec<Policy>,
+        /// Sets of scopes that could turn a denial, by method: found out at the first one.
+        steps: OnceLock<Steps>,
+        vetted: String,
         remembered: Box<Remembered>,
     },
 }
@@ -136,15 +141,28 @@ impl From<DenyReason> for Reason {
 impl Engine {
     /// Reads `[authz]` of a server's configuration.
     pub fn build(authz: &Authz, server: &ServerName) -> Result<Self, Vec<PolicyProblem>> {
+        Self::build_again(authz, server, None)
+    }
+
+    /// The same for one that may have been built before: `vetted` is what [`Engine::vetted`] said
+    /// then. It is as good as whoever has kept it, so that must be nobody but the gateway itself.
+    pub fn build_again(
+        authz: &Authz,
+        server: &ServerName,
+        vetted: Option<&str>,
+    ) -> Result<Self, Vec<PolicyProblem>> {
         let rules = match authz {
             Authz::Authenticated => Rules::Authenticated,
             Authz::Policies(files) => {
-                let Policies { policies, steps } = policy::read(files)?;
+                let sum = policy::vetted(files);
+                let policies = policy::read(files, vetted == Some(&sum))?;
                 Rules::Policies {
                     authorizer: Authorizer::new(),
                     principals: policy::principals(&policies),
                     slices: slice::slices(&policies),
-                    steps,
+                    policies,
+                    steps: OnceLock::new(),
+                    vetted: sum,
                     remembered: Box::default(),
                 }
             }
@@ -153,6 +171,14 @@ impl Engine {
             server: entity::server(server),
             rules,
         })
+    }
+
+    /// What says that these policies have passed, for the next time they are read.
+    pub fn vetted(&self) -> Option<&str> {
+        match &self.rules {
+            Rules::Authenticated => None,
+            Rules::Policies { vetted, .. } => Some(vetted),
+        }
     }
 
     /// Where policies could permit `method` to somebody: elsewhere than here, nobody may.
@@ -227,7 +253,10 @@ impl Engine {
     /// The scopes with which a denied call would be permitted, if those that the policies
     /// name make it so.
     fn step_up(&self, identity: &Identity, call: &Call) -> Option<Vec<String>> {
-        let Rules::Policies { steps, .. } = &self.rules else {
+        let Rules::Policies {
+            policies, steps, ..
+        } = &self.rules
+        else {
             return None;
         };
         let permits = |scopes: &[String]| {
@@ -237,6 +266,7 @@ impl Engine {
             };
             stepped_up.may_call(call.method(), &call.target())
         };
+        let steps = steps.get_or_init(|| policy::on_large_stack(|| scopes::steps(policies)));
         let sets = steps.get(call.method())?;
         let held = &identity.scopes().to_vec()[..];
         let step = sets.iter().find(|step| {

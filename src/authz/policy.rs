@@ -8,14 +8,13 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     str::FromStr,
-    thread,
 };
 
+use aws_lc_rs::digest;
 use cedar_policy::{
     EntityUid, Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator, ffi::DetailedError,
 };
 
-use super::scopes::{self, Steps};
 use crate::config::PolicyFile;
 
 /// One thing that is wrong with a policy file.
@@ -66,14 +65,6 @@ impl PolicyProblem {
     }
 }
 
-/// Policies, and what was found out about them while they were read.
-#[derive(Debug)]
-pub(super) struct Policies {
-    pub(super) policies: Vec<Policy>,
-    /// Sets of scopes that could turn a denial, by method.
-    pub(super) steps: Steps,
-}
-
 /// A principal that a policy names, whether or not there is somebody of that name.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Named {
@@ -85,51 +76,59 @@ pub struct Named {
     pub id: String,
 }
 
-/// The schema that every policy must fit.
+/// The schema that every policy must fit. Read from its JSON form, which takes half as long.
 pub(super) fn schema() -> Schema {
-    Schema::from_str(include_str!("thv.cedarschema"))
+    Schema::from_json_str(include_str!("thv.cedarschema.json"))
         .expect("the schema is a constant, and a test reads it")
 }
 
-/// Reads every file, or says everything that is wrong in any of them.
-pub(super) fn read(files: &[PolicyFile]) -> Result<Policies, Vec<PolicyProblem>> {
-    // Cedar parses, validates and writes recursively: on a stack whose size does not
-    // depend on who calls (cedar-8).
-    thread::scope(|scope| {
-        thread::Builder::new()
-            .name("policies".to_owned())
-            .stack_size(STACK)
-            .spawn_scoped(scope, || {
-                read_here(files).map(|policies| Policies {
-                    steps: scopes::steps(&policies),
-                    policies,
-                })
-            })
-            .map_err(|error| {
-                let file = files
-                    .first()
-                    .map_or_else(PathBuf::new, |file| file.path.clone());
-                vec![PolicyProblem {
-                    file,
-                    line: 1,
-                    column: 1,
-                    message: format!("no thread to read policies on: {error}"),
-                }]
-            })?
-            .join()
-            .expect("reading policies returns its errors")
-    })
+/// What says that files of these texts have passed: all that the validator's answer depends on.
+pub(super) fn vetted(files: &[PolicyFile]) -> String {
+    let mut sum = digest::Context::new(&digest::SHA256);
+    let cedar = cedar_policy::get_sdk_version().to_string();
+    let about = [VETTING, &cedar, include_str!("thv.cedarschema.json")];
+    for text in about
+        .into_iter()
+        .chain(files.iter().map(|file| file.text.as_str()))
+    {
+        // Lengths first, so that no two sets of texts give the same bytes.
+        sum.update(&(text.len() as u64).to_be_bytes());
+        sum.update(text.as_bytes());
+    }
+    let sum = sum.finish();
+    sum.as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
-fn read_here(files: &[PolicyFile]) -> Result<Vec<Policy>, Vec<PolicyProblem>> {
-    let validator = Validator::new(schema());
+/// Reads every file, or says everything that is wrong in any of them. Those that `are_vetted`
+/// have been read before, and are not validated again: that takes four times as long as the rest.
+pub(super) fn read(
+    files: &[PolicyFile],
+    are_vetted: bool,
+) -> Result<Vec<Policy>, Vec<PolicyProblem>> {
+    on_large_stack(|| read_here(files, are_vetted))
+}
+
+/// Cedar parses, validates and writes recursively: on a stack whose size does not
+/// depend on who calls (cedar-8). Not a thread's: a start would wait for two turns of the
+/// processor more.
+pub(super) fn on_large_stack<T>(work: impl FnOnce() -> T) -> T {
+    stacker::grow(STACK, work)
+}
+
+fn read_here(files: &[PolicyFile], are_vetted: bool) -> Result<Vec<Policy>, Vec<PolicyProblem>> {
+    let validator = (!are_vetted).then(|| Validator::new(schema()));
     let mut problems = Vec::new();
     let mut policies = Vec::new();
     let mut names: HashMap<String, &Path> = HashMap::new();
     for file in files {
         match parse(file) {
             Ok(set) => {
-                problems.extend(check(&validator, file, &set));
+                if let Some(validator) = &validator {
+                    problems.extend(check(validator, file, &set));
+                }
                 for policy in ordered(&set) {
                     match rename(file, policy) {
                         Ok(policy) => {
@@ -301,6 +300,8 @@ fn too_deep(text: &str) -> Option<usize> {
     None
 }
 
+/// How [`check`] asks the validator, and what it refuses; another name when that changes.
+const VETTING: &str = "strict, no warnings";
 /// Stack for Cedar's recursive parser and validator.
 const STACK: usize = 8 << 20;
 /// Bytes of one policy file.
@@ -314,18 +315,18 @@ const MAX_ID: usize = 128;
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{collections::BTreeSet, thread};
 
-    use cedar_policy::{Context, Entities, Request};
+    use cedar_policy::{Context, Entities, Request, SchemaFragment};
 
     use super::*;
     use crate::{
         auth::Kind,
         authz::{
-            entity,
-            fixture::{alice, build, engine, file},
+            Engine, entity,
+            fixture::{alice, build, engine, file, tool},
         },
-        config::ServerName,
+        config::{Authz, ServerName},
         mcp::{Target, method},
     };
 
@@ -342,6 +343,20 @@ mod tests {
             problems[0].to_string().starts_with("/p/x.cedar:"),
             "{}",
             problems[0]
+        );
+    }
+
+    #[test]
+    fn the_schema_that_is_read_is_the_one_that_is_installed() {
+        let (installed, warnings) =
+            SchemaFragment::from_cedarschema_str(include_str!("thv.cedarschema")).unwrap();
+        assert_eq!(warnings.count(), 0);
+        let read: serde_json::Value =
+            serde_json::from_str(include_str!("thv.cedarschema.json")).unwrap();
+        assert_eq!(
+            installed.to_json_value().unwrap(),
+            read,
+            "`cedar translate-schema --direction cedar-to-json` makes the one of the other"
         );
     }
 
@@ -511,6 +526,34 @@ mod tests {
     }
 
     #[test]
+    fn what_was_vetted_is_not_validated_again_and_anything_else_is() {
+        let server = ServerName::parse("github").unwrap();
+        let again = |text: &str, vetted: Option<&str>| {
+            let files = Authz::Policies(vec![file("/p/x.cedar", text)]);
+            Engine::build_again(&files, &server, vetted)
+        };
+        let good = "permit (principal, action, resource);";
+        // Valid Cedar that does not fit the schema: only the validator can tell.
+        let bad = "permit (principal, action, resource) when { principal.name == 1 };";
+        let sum = again(good, None).unwrap().vetted().unwrap().to_owned();
+        assert!(again(bad, None).is_err());
+        for vetted in ["", "x", &sum, &sum[..8]] {
+            assert!(again(bad, Some(vetted)).is_err(), "{vetted}");
+        }
+        // Were it believed, it would be for these texts alone, in this order.
+        let sum_of = |texts: &[&str]| {
+            let files: Vec<_> = texts.iter().map(|text| file("/p/x.cedar", text)).collect();
+            vetted(&files)
+        };
+        assert!(again(bad, Some(&sum_of(&[bad]))).is_ok());
+        assert_ne!(sum_of(&[bad, good]), sum_of(&[good, bad]));
+        assert_ne!(sum_of(&[bad, good]), sum_of(&[&[bad, good].concat()]));
+        // What the validator is not needed for is found all the same.
+        assert!(again("permit (", Some(&sum_of(&["permit ("]))).is_err());
+        assert!(again("", Some(&sum_of(&[""]))).is_err());
+    }
+
+    #[test]
     fn a_template_is_refused() {
         refused(
             "\npermit (principal == ?principal, action, resource);",
@@ -593,7 +636,8 @@ mod tests {
                 .spawn(move || {
                     // A warning ("always false") is as good as an answer here: it came back.
                     if let Ok(engine) = build(vec![file("/p/x.cedar", &text)]) {
-                        engine.may_call(&alice(), "tools/call", &Target::Tool("x"));
+                        // Also where it is denied, and scopes are looked for that would help.
+                        let _ = engine.decide(&alice(), tool("x"));
                     }
                 })
                 .unwrap()

@@ -223,9 +223,9 @@ mod tests {
         #[test]
         fn a_slice_answers_what_all_policies_together_answer(texts in prop::collection::vec(scope(), 1..10)) {
             // Some of these never apply, which read() refuses: keep the others.
-            let texts: Vec<_> = texts.into_iter().filter(|text| policy::read(&[file("/p/x.cedar", text)]).is_ok()).collect();
+            let texts: Vec<_> = texts.into_iter().filter(|text| policy::read(&[file("/p/x.cedar", text)], false).is_ok()).collect();
             prop_assume!(!texts.is_empty());
-            let policies = policy::read(&[file("/p/x.cedar", &texts.join("\n"))]).unwrap().policies;
+            let policies = policy::read(&[file("/p/x.cedar", &texts.join("\n"))], false).unwrap();
             let slices = slices(&policies);
             let whole = PolicySet::from_policies(policies).unwrap();
             for (method, target) in

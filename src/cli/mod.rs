@@ -212,12 +212,38 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         _ => Ok(()),
     };
     let done = typed
-        .and_then(|()| Cli::try_parse_from(args).map_err(anyhow::Error::from))
+        .and_then(|()| match of_a_unit(&args) {
+            Some(cli) => Ok(cli),
+            None => Cli::try_parse_from(args).map_err(anyhow::Error::from),
+        })
         .and_then(dispatch);
     match done {
         Ok(code) => code,
         Err(error) => fail(&error),
     }
+}
+
+/// What the units of a server type. It is understood without building the whole command line,
+/// which takes a start as long as reading its configuration; all else is clap's.
+fn of_a_unit(args: &[OsString]) -> Option<Cli> {
+    let (root, typed) = match args.get(1..)? {
+        [flag, root, typed @ ..] if flag == "--root" => (Path::new(root), typed),
+        typed => (Path::new("/"), typed),
+    };
+    let [verb, name] = typed else { return None };
+    let name = ServerName::parse(name.to_str()?).ok()?;
+    let verb = match verb.to_str()? {
+        "serve" => Verb::Serve { name },
+        "runner" => Verb::Runner {
+            name,
+            foreground: false,
+        },
+        _ => return None,
+    };
+    root.is_absolute().then(|| Cli {
+        root: root.to_owned(),
+        verb,
+    })
 }
 
 fn dispatch(cli: Cli) -> Result<ExitCode> {
@@ -398,6 +424,30 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_units_type_is_understood_as_clap_would() {
+        let args = |typed: &str| typed.split(' ').map(OsString::from).collect::<Vec<_>>();
+        for typed in ["thv serve a", "thv runner a-1", "thv --root /x serve a"] {
+            let plain = of_a_unit(&args(typed)).unwrap();
+            let clap = Cli::try_parse_from(args(typed)).unwrap();
+            assert_eq!(format!("{plain:?}"), format!("{clap:?}"), "{typed}");
+        }
+        for typed in [
+            "thv",
+            "thv serve",
+            "thv serve -h",
+            "thv serve A",
+            "thv serve a b",
+            "thv check a",
+            "thv runner a --foreground",
+            "thv --root serve a",
+            "thv --root -x serve a",
+            "thv --json serve a",
+        ] {
+            assert!(of_a_unit(&args(typed)).is_none(), "{typed}");
+        }
     }
 
     /// Whoever asks for help is told of every argument and flag, in words without markup.

@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::{Arc, Mutex},
 };
 
 use anyhow::{Context as _, Result};
@@ -12,7 +13,7 @@ use super::exit;
 use crate::{
     audit::{Audit, JOURNAL},
     child::Connection,
-    config::{self, OwnerRule, ServerName},
+    config::{self, OwnerRule, ServerName, Stamp},
     daemon::{self, Exit, Setup},
     egress::Resolver,
     frames,
@@ -56,15 +57,25 @@ pub(super) fn run(root: &Path, name: &ServerName) -> Result<ExitCode> {
     let exit = runtime.block_on(async {
         let (root, server) = (root.to_owned(), name.clone());
         let (root_again, server_again) = (root.clone(), server.clone());
-        // Before the first reading: what is edited after this is seen as a change.
-        let mut stamp = config::stamp(&root, &server);
+        // Of the files as they were before they were last read: what is edited after that is
+        // seen as a change.
+        let seen = Arc::new(Mutex::new(None));
+        let seen_again = seen.clone();
+        let see = |seen: &Mutex<Option<Stamp>>, now| {
+            let seen = seen.lock().map(|mut seen| seen.replace(now));
+            seen.ok().flatten()
+        };
         daemon::run(Setup {
             credentials,
             server: server.clone(),
-            load: Box::new(move || config::load(&root, &server, OwnerRule::Root)),
+            load: Box::new(move || {
+                let (config, stamp) = config::load_stamped(&root, &server, OwnerRule::Root);
+                see(&seen, stamp);
+                config
+            }),
             changed: Box::new(move || {
-                let now = config::stamp(&root_again, &server_again);
-                now != std::mem::replace(&mut stamp, now.clone())
+                let now = config::stamp(&root_again, &server_again, OwnerRule::Root);
+                see(&seen_again, now.clone()) != Some(now)
             }),
             listener: Listener::from_fd(socket).context("using the socket from systemd")?,
             runner: Connection::Path(PathBuf::from(format!("/run/thv/runner/{name}.sock"))),

@@ -28,13 +28,25 @@ use super::{
 /// below `root` and come out as host paths; the command and the sandbox's paths
 /// are the host's.
 pub fn load(root: &Path, name: &ServerName, owner: OwnerRule) -> Result<Config, Problems> {
+    load_stamped(root, name, owner).0
+}
+
+/// The same, and the state of the files before they were read: see [`stamp`].
+pub fn load_stamped(
+    root: &Path,
+    name: &ServerName,
+    owner: OwnerRule,
+) -> (Result<Config, Problems>, Stamp) {
     let mut loader = Loader::new(root, owner);
     let config = loader.load(name);
-    Problems::check(loader.problems)?;
-    let mut config = config.expect("what is missing from a configuration is reported");
-    config.digest = hex(loader.digest.finish().as_ref());
-    config.files = loader.looked_for;
-    Ok(config)
+    let stamp = Stamp(loader.looked_for);
+    let config = Problems::check(loader.problems).map(|()| {
+        let mut config = config.expect("what is missing from a configuration is reported");
+        config.digest = hex(loader.digest.finish().as_ref());
+        config.files = stamp.0.iter().map(|(_, path)| path.clone()).collect();
+        config
+    });
+    (config, stamp)
 }
 
 /// The servers that have a file, sorted. Files whose name is no server's name are left out: see [`misnamed`].
@@ -70,18 +82,9 @@ pub fn misnamed(root: &Path) -> Vec<Problem> {
 
 /// The state of every file that a load looks at: it differs when a new load could.
 ///
-/// Take one before `load`, and another later to see whether it is worth loading again.
-pub fn stamp(root: &Path, name: &ServerName) -> Stamp {
-    // Looking needs no right owner: a `chown` changes the stamp, too.
-    let mut loader = Loader::new(root, OwnerRule::RootOrCaller);
-    loader.load(name);
-    Stamp(
-        loader
-            .looked_for
-            .into_iter()
-            .map(|path| (Mark::of(&path), path))
-            .collect(),
-    )
+/// To compare with that of [`load_stamped`], by the same rule: it says what a load goes on to.
+pub fn stamp(root: &Path, name: &ServerName, owner: OwnerRule) -> Stamp {
+    load_stamped(root, name, owner).1
 }
 
 /// See [`stamp`].
@@ -113,7 +116,8 @@ impl Mark {
 pub(super) struct Loader {
     files: Files,
     problems: Vec<Problem>,
-    looked_for: Vec<PathBuf>,
+    /// Each as it was before it was read.
+    looked_for: Vec<(Option<Mark>, PathBuf)>,
     digest: digest::Context,
     /// A file could not be taken in, so that what seems missing may stand in it.
     blind: bool,
@@ -176,7 +180,7 @@ impl Loader {
     /// The text of one file, if it is there and can be read.
     fn layer(&mut self, path: &Path) -> Option<String> {
         let on_host = self.files.below_root(path);
-        self.looked_for.push(on_host.clone());
+        self.look_for(&on_host);
         let bytes = match self.files.read(path, MAX_TOML) {
             Ok(bytes) => bytes,
             Err(FileError::Missing) => return None,
@@ -206,7 +210,7 @@ impl Loader {
 
     fn list(&mut self, directory: &Path) -> Vec<PathBuf> {
         let on_host = self.files.below_root(directory);
-        self.looked_for.push(on_host.clone());
+        self.look_for(&on_host);
         match self.files.list(directory, "toml") {
             Ok(files) => files,
             Err(FileError::Missing) => Vec::new(),
@@ -241,6 +245,11 @@ impl Loader {
         self.named(path, place).map(|_| self.files.below_root(path))
     }
 
+    fn look_for(&mut self, on_host: &Path) {
+        self.looked_for
+            .push((Mark::of(on_host), on_host.to_owned()));
+    }
+
     /// Where a path of configuration lies on this host.
     pub(super) fn on_host(&self, path: &Path) -> PathBuf {
         self.files.below_root(path)
@@ -252,7 +261,7 @@ impl Loader {
 
     fn named(&mut self, path: &Path, place: &Place) -> Option<Vec<u8>> {
         let on_host = self.files.below_root(path);
-        self.looked_for.push(on_host.clone());
+        self.look_for(&on_host);
         self.files
             .read(path, MAX_NAMED)
             .map_err(|error| {

@@ -39,7 +39,7 @@ pub use issuer::{
     TokenFile, TokenKind,
 };
 pub use kubernetes::service_account;
-pub use load::{Stamp, load, misnamed, servers, stamp};
+pub use load::{Stamp, load, load_stamped, misnamed, servers, stamp};
 pub use name::{BadName, ServerName};
 pub use owner::OwnerRule;
 pub use problem::{Problem, Problems};

@@ -197,7 +197,7 @@ fn a_stamp_differs_when_a_file_appears_changes_or_goes() {
         "etc/thv/servers/x.toml",
         &minimal("policies = [\"/etc/thv/x.cedar\"]"),
     )]);
-    let now = || stamp(root.path(), &name("x"));
+    let now = || stamp(root.path(), &name("x"), OwnerRule::RootOrCaller);
     let mut last = now();
     assert_eq!(now(), last);
     let mut changed = |what: &str| {

@@ -15,7 +15,7 @@ use crate::{
     authz::{Engine, PolicyProblem},
     child::{Connection, Launcher, Source, stdio::Reading},
     config::{Auth, Config, Network, Problem, Problems, Transport},
-    daemon::{Setup, backend, problem::problem},
+    daemon::{Setup, backend, problem::problem, vetting},
     egress,
     http::budget::Budget,
     pipeline::{Clients, Gateway},
@@ -81,8 +81,7 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
             ),
         ));
     }
-    let engine = Engine::build(&config.authz, &config.server).map_err(policy_problems)?;
-    let engine = Arc::new(engine);
+    let engine = Arc::new(engine(&config, setup)?);
     let audit = setup.audit.clone();
     let notices: Notices = Arc::new(move |notice| audit.record(&keys_event(notice)));
     let around = Surroundings {
@@ -177,6 +176,21 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         config,
     };
     Ok((gateway, Box::pin(launching)))
+}
+
+/// The policies' engine; those that the last process has validated are not validated again.
+fn engine(config: &Config, setup: &Setup) -> Result<Engine, Problems> {
+    let state = setup.state.as_deref();
+    let vetted = state.and_then(vetting::kept);
+    let engine = Engine::build_again(&config.authz, &config.server, vetted.as_deref())
+        .map_err(policy_problems)?;
+    if let (Some(state), Some(sum)) = (state, engine.vetted())
+        && vetted.as_deref() != Some(sum)
+        && let Err(error) = vetting::keep(state, sum)
+    {
+        warn!(%error, "the next start validates the policies again");
+    }
+    Ok(engine)
 }
 
 /// Digits of the configuration's digest in a record: enough to tell versions apart.

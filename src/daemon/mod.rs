@@ -13,6 +13,7 @@ mod refusing;
 mod reload;
 mod serving;
 mod tenancy;
+mod vetting;
 
 use std::{
     io,
@@ -35,7 +36,6 @@ use crate::{
         peer::{Listener, Peer, Stream},
     },
     runner::Foreground,
-    sys::memory,
     systemd::{Credentials, Notifier},
     time::Clock,
 };
@@ -151,8 +151,6 @@ async fn run_here(mut setup: Setup) -> Result<Exit> {
         });
         match built {
             Ok((gateway, launching)) => {
-                // Reading policies takes much that serving does not.
-                memory::give_back();
                 return serving::serve(
                     Arc::new(gateway),
                     entrance,

@@ -9,7 +9,7 @@ use anyhow::Result;
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at},
+    time::{Instant, MissedTickBehavior, interval, interval_at, sleep, sleep_until, timeout_at},
 };
 use tracing::{info, warn};
 
@@ -51,8 +51,10 @@ pub(super) async fn serve(
     let mut tls = Reloading::new(&entrance, &setup.clock);
     let setup = Arc::new(setup);
     let mut trial = Trial::default();
-    let mut tick = interval(TICK);
+    // Whoever waits is answered first.
+    let mut tick = interval_at(Instant::now() + TICK, TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_new = true;
     let mut quiet_since = Instant::now();
     let mut pauses = Pauses::default();
     setup.notifier.ready();
@@ -87,10 +89,12 @@ pub(super) async fn serve(
             _ = tick.tick() => {
                 gateway.sessions.sweep(Instant::now());
                 tls.look();
-                if pauses.has_lasted(gateway.asked.load(Ordering::Relaxed)) {
+                // Reading policies takes much that serving does not.
+                if pauses.has_lasted(gateway.asked.load(Ordering::Relaxed)) || is_new {
                     gateway.authenticator.rest();
                     memory::give_back();
                 }
+                is_new = false;
                 setup.notifier.alive();
                 setup.notifier.status(&format!(
                     "connections: {}, sessions: {}, unread: {} KiB",

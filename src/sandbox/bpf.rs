@@ -48,6 +48,31 @@ pub(super) fn one_after_another(first: &[sock_filter], then: &[sock_filter]) -> 
     program
 }
 
+/// A program as it was written down: 16 hexadecimal digits an instruction, of its code, its two
+/// jumps and its value. `None` where it is not one.
+pub(super) fn read(text: &str) -> Option<BpfProgram> {
+    let instruction = |word: &str| {
+        let whole = u64::from_str_radix(word, 16).ok()?;
+        let [c1, c0, jt, jf, value @ ..] = whole.to_be_bytes();
+        Some(sock_filter {
+            code: u16::from_be_bytes([c1, c0]),
+            jt,
+            jf,
+            k: u32::from_be_bytes(value),
+        })
+    };
+    text.split_ascii_whitespace().map(instruction).collect()
+}
+
+/// Writes one down.
+#[cfg(test)]
+pub(super) fn write(program: &[sock_filter]) -> String {
+    let word =
+        |one: &sock_filter| format!("{:04x}{:02x}{:02x}{:08x}", one.code, one.jt, one.jf, one.k);
+    let line = |row: &[sock_filter]| row.iter().map(word).collect::<Vec<_>>().join(" ") + "\n";
+    program.chunks(5).map(line).collect()
+}
+
 /// What is answered to each number whatever its arguments; `None` where they matter.
 ///
 /// All numbers go through the program together, and part where it tells them apart: one

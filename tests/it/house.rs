@@ -287,11 +287,11 @@ impl Plan {
         let (audit, memory) = Audit::memory(&server);
         let records = Records(memory);
         let (root, name) = (files.path().to_owned(), server.clone());
-        let mut stamp = config::stamp(&root, &name);
+        let mut stamp = config::stamp(&root, &name, config::OwnerRule::RootOrCaller);
         let setup = Setup {
             credentials: Credentials::within(secrets),
             changed: Box::new(move || {
-                let now = config::stamp(&root, &name);
+                let now = config::stamp(&root, &name, config::OwnerRule::RootOrCaller);
                 now != std::mem::replace(&mut stamp, now.clone())
             }),
             clock: self.clock,
