@@ -275,6 +275,14 @@ impl PemError {
 
 impl TlsError {
     /// The key of the configuration that it is about.
+    /// Whether the unit's credentials lack a part of it.
+    pub fn is_of_credential(&self) -> bool {
+        matches!(
+            self,
+            Self::Certificate(PemError::Credential(_)) | Self::Key(PemError::Credential(_))
+        )
+    }
+
     pub fn key(&self) -> &'static str {
         match self {
             Self::Certificate(_) | Self::Expired => "tls.certificate",
