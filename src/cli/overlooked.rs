@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{below, secret, sockets, unit};
+use super::{below, script, secret, sockets, unit};
 use crate::{
     auth,
     authz::{Engine, Named, Reach},
@@ -24,6 +24,7 @@ pub(super) fn remarks(root: &Path, config: &Config) -> Vec<Remark> {
     for template in ["thv@", "thv-runner@", "thv-fetch@"] {
         remarks.extend(sources(root, template, &config.server));
     }
+    remarks.extend(unread(root, config));
     remarks.extend(arguments(config));
     remarks.extend(shown_sockets(config));
     remarks.extend(image(root, config));
@@ -201,6 +202,9 @@ fn arguments(config: &Config) -> Vec<Remark> {
         return Vec::new();
     }
     let shown = plan(config, &Host::look(), None, None).root;
+    let is_seen = |path: &Path| shown.iter().any(|entry| shows(entry, path));
+    let script = script::fault(Path::new(&config.command[0]), is_seen);
+    let script = script.map(|(message, help)| ("command".to_owned(), message, help));
     let words = config.command.iter().map(String::as_str);
     let hidden = words
         .clone()
@@ -209,7 +213,7 @@ fn arguments(config: &Config) -> Vec<Remark> {
         .filter_map(|(argument, before)| {
             let path = named(argument, before)?;
             let is_there = path.is_absolute() && path.symlink_metadata().is_ok();
-            let is_shown = path.parent().is_none() || shown.iter().any(|entry| shows(entry, path));
+            let is_shown = path.parent().is_none() || is_seen(path);
             // Where the server may write, or the sandbox has its own, nothing need be there yet.
             let of_host = shown.iter().any(|entry| is_of_host(entry, path));
             if of_host && matches!(path.try_exists(), Ok(false)) {
@@ -230,7 +234,37 @@ fn arguments(config: &Config) -> Vec<Remark> {
                 )
             })
         });
-    hidden.collect()
+    script.into_iter().chain(hidden).collect()
+}
+
+/// Drop-ins as systemd's are called, which are not read here.
+fn unread(root: &Path, config: &Config) -> Vec<Remark> {
+    let own = format!("/etc/thv/servers/{}", config.server);
+    let mut remarks = Vec::new();
+    if below(root, &format!("{own}.d")).is_dir() {
+        remarks.push((
+            String::new(),
+            format!("`{own}.d` is not read"),
+            format!("drop-ins are in `{own}.toml.d`: rename it"),
+        ));
+    }
+    for directory in [format!("{own}.toml.d"), "/etc/thv/thv.toml.d".to_owned()] {
+        let entries = std::fs::read_dir(below(root, &directory));
+        let names = entries
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut unread: Vec<_> = names.filter(|name| name.ends_with(".conf")).collect();
+        unread.sort();
+        remarks.extend(unread.into_iter().map(|name| {
+            (
+                String::new(),
+                format!("`{directory}/{name}` is not read"),
+                "drop-ins end with `.toml`: rename it".to_owned(),
+            )
+        }));
+    }
+    remarks
 }
 
 /// The file that an argument names, if it names one. `before` stands before it.
@@ -370,6 +404,42 @@ mod tests {
         assert!(found[0].contains("thv@x.service") && found[0].contains("`idp`"));
         let given = ("thv@x.service", "LoadCredentialEncrypted=idp");
         assert_eq!(said(text, given), [""; 0]);
+    }
+
+    #[test]
+    fn drop_ins_that_are_called_as_systemds_are_warned_of() {
+        let root = tempfile::tempdir().unwrap();
+        let servers = root.path().join("etc/thv/servers");
+        for place in [
+            "etc/thv/servers/x.d",
+            "etc/thv/servers/x.toml.d",
+            "etc/thv/thv.toml.d",
+        ] {
+            fs::create_dir_all(root.path().join(place)).unwrap();
+        }
+        let rest = "resource = \"https://h/x\"\nauthz.allow = \"authenticated\"\n";
+        fs::write(servers.join("x.toml"), format!("{rest}{BARE}")).unwrap();
+        for file in ["a.conf", "b.toml", "c.toml~", ".d.conf.swp"] {
+            fs::write(servers.join("x.toml.d").join(file), "").unwrap();
+        }
+        fs::write(root.path().join("etc/thv/thv.toml.d/limits.conf"), "").unwrap();
+        let config = config::load(
+            root.path(),
+            &ServerName::parse("x").unwrap(),
+            OwnerRule::RootOrCaller,
+        );
+        let found: Vec<String> = unread(root.path(), &config.unwrap())
+            .into_iter()
+            .map(|remark| remark.1)
+            .collect();
+        assert_eq!(
+            found,
+            [
+                "`/etc/thv/servers/x.d` is not read",
+                "`/etc/thv/servers/x.toml.d/a.conf` is not read",
+                "`/etc/thv/thv.toml.d/limits.conf` is not read",
+            ]
+        );
     }
 
     /// systemd says `Protocol error`, and not of what.
