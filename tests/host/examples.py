@@ -60,6 +60,15 @@ def of_readme():
     return found
 
 
+def of_installed(host):
+    """The commands in the comments of the installed examples, by the server's name; a drop-in stands behind its `#`."""
+    found = {}
+    for file in sorted(host.path("/usr/share/doc/thv/examples").glob("*.toml")):
+        lines = [line.lstrip("# ") for line in file.read_text().splitlines() if line.startswith("#")]
+        found[file.stem] = [line for line in lines if line.startswith(("thv check ", "systemctl ", "systemd-creds "))]
+    return found
+
+
 def plain(text):
     """Without the escapes of roff."""
     return text.replace("\\(dq", '"').replace("\\-", "-").replace("\\e", "\\").replace("\\&", "")

@@ -1,4 +1,4 @@
-"""A tired administrator: types what manual and README show, and what thv's messages say to type next."""
+"""A tired administrator: types what manual, README and examples show, and what thv's messages say to type next."""
 
 import json
 import re
@@ -200,6 +200,32 @@ def ask(token, session=None, tool=None):
         return client.request("POST", body, {"Host": "mcp.example.com"}, f"/{NAME}")
 
 
+def what_an_installed_example_says_to_type_makes_it_a_good_one(host):
+    host.write(PROGRAM, SERVER, mode=0o755)
+    host.run("sh", "-ec", "cd /usr/share/doc/thv/examples; cp *.toml /etc/thv/servers; cp *.cedar /etc/thv/policies")
+    shown = examples.of_installed(host)
+    try:
+        assert {"lemonldap", "upstream", NAME} <= {name for name, commands in shown.items() if commands}, shown
+        for name, commands in shown.items():
+            for command in commands:
+                command, _, drop_in = command.partition("  # ")
+                if drop_in:
+                    # There is nobody with an editor.
+                    header, setting = drop_in.split(" ", 1)
+                    command = f"printf '%s\\n%s\\n' '{header}' '{setting}' | {command.replace('edit', 'edit --stdin')}"
+                done = typed(host, command)
+                assert done.returncode == 0, f"{name}: {command}\n{done.stdout}{done.stderr}"
+            done = typed(host, f"thv check {name}")
+            # Other people's programs are not installed here.
+            said = [line for line in done.stdout.splitlines() if ": there is no `/" not in line]
+            assert said == [f"{name}: ok"], f"{name}: {done.stdout}"
+    finally:
+        host.run("sh", "-c", f"""
+            systemctl disable --now thv@{NAME}.socket
+            cd /etc/thv; rm -f servers/*.toml policies/*.cedar {PROGRAM} /etc/credstore.encrypted/*
+            rm -rf /etc/systemd/system/thv*@*.d; systemctl daemon-reload""")
+
+
 CHECK = f"thv check {NAME}"
 ASK = f"""curl -s -H "Authorization: Bearer $(cat token.txt)" -H 'Host: mcp.example.com' -H 'Content-Type: application/json' \\
     -H 'Accept: application/json, text/event-stream' -d @initialize.json http://127.0.0.1:{PORT}/{NAME}"""
@@ -260,6 +286,7 @@ def pair(host):
 
 
 ALL = [
+    what_an_installed_example_says_to_type_makes_it_a_good_one,
     what_a_message_says_to_type_next_mends_the_mistake,
     what_manual_and_readme_show_works_as_it_is_typed,
 ]
