@@ -23,6 +23,7 @@ pub(super) fn remarks(root: &Path, config: &Config) -> Vec<Remark> {
     let mut remarks = introspection(root, config);
     for template in ["thv@", "thv-runner@", "thv-fetch@"] {
         remarks.extend(sources(root, template, &config.server));
+        remarks.extend(late(root, template, &config.server));
     }
     remarks.extend(unread(root, config));
     remarks.extend(arguments(config));
@@ -194,6 +195,43 @@ fn sources(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
         })
     });
     missing.collect()
+}
+
+/// Credentials that a drop-in gives since the unit has started: they come with a start alone, and a
+/// reload of the gateway is refused until then.
+fn late(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
+    let service = format!("{template}{server}.service");
+    // Root alone can look, and a unit that does not run has none.
+    let Ok(given) = std::fs::read_dir(below(root, &format!("/run/credentials/{service}"))) else {
+        return Vec::new();
+    };
+    let given: Vec<_> = given
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    let texts = unit::drop_ins(root, template, server.as_str());
+    let settings = texts.iter().flat_map(|text| text.lines());
+    let late = settings.filter_map(|line| {
+        let (setting, value) = line.trim().split_once('=')?;
+        let stores: &[&str] = match setting {
+            "LoadCredential" => &["/etc/credstore", "/run/credstore"],
+            "LoadCredentialEncrypted" => &["/etc/credstore.encrypted", "/run/credstore.encrypted"],
+            _ => return None,
+        };
+        let (name, path) = value.split_once(':').unwrap_or((value, value));
+        // One that is not there would not come with a start, either; a directory is many.
+        let is_there = match path.starts_with('/') {
+            true => below(root, path).is_file(),
+            false => stores.iter().any(|store| below(root, &format!("{store}/{path}")).is_file()),
+        };
+        (is_there && !given.iter().any(|given| given == name)).then(|| {
+            (
+                String::new(),
+                format!("{service} runs since before a drop-in gave it the credential `{name}`, and does not have it"),
+                format!("run `systemctl restart {service}`"),
+            )
+        })
+    });
+    late.collect()
 }
 
 /// Files of this host that the command names and that its sandbox does not show.
@@ -404,6 +442,36 @@ mod tests {
         assert!(found[0].contains("thv@x.service") && found[0].contains("`idp`"));
         let given = ("thv@x.service", "LoadCredentialEncrypted=idp");
         assert_eq!(said(text, given), [""; 0]);
+    }
+
+    #[test]
+    fn a_credential_that_came_after_the_start_is_warned_of_while_the_unit_runs() {
+        let root = tempfile::tempdir().unwrap();
+        let name = ServerName::parse("x").unwrap();
+        let put = |path: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        };
+        let text = "[Service]\nLoadCredential=old:/etc/old\nLoadCredential=new:/etc/new\nLoadCredentialEncrypted=stored\n\
+                    LoadCredential=gone:/etc/gone\nLoadCredential=none\nSetCredential=set:x\n";
+        unit::write_drop_in(root.path(), "thv@x.service", "x.conf", text).unwrap();
+        for file in ["etc/old", "etc/new", "etc/credstore.encrypted/stored"] {
+            put(file);
+        }
+        assert_eq!(late(root.path(), "thv@", &name), []);
+        put("run/credentials/thv@x.service/old");
+        let found = late(root.path(), "thv@", &name);
+        let named: Vec<_> = found
+            .iter()
+            .map(|remark| remark.1.contains("`new`") || remark.1.contains("`stored`"))
+            .collect();
+        assert_eq!(named, [true, true], "{found:?}");
+        assert!(
+            found
+                .iter()
+                .all(|remark| remark.2 == "run `systemctl restart thv@x.service`")
+        );
     }
 
     #[test]

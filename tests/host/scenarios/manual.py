@@ -104,7 +104,7 @@ def forget(host, issuer):
         cp /root/hosts /etc/hosts; rm /usr/local/share/ca-certificates/examples.crt; update-ca-certificates --fresh
         rm -rf /etc/thv/servers/{NAME}.toml* {POLICY} /etc/thv/thv.toml.d /etc/ssl/mcp /etc/credstore.encrypted/KEY {PROGRAM} /usr/bin/notes-mcp
         rm -rf /etc/credstore.encrypted/thv.{NAME}.* /etc/systemd/system/thv*@{NAME}.*.d /root/issuer
-        rm -rf /var/lib/private/thv/{NAME} /var/lib/private/thv-runner/{NAME}
+        rm -rf /etc/credstore/late /var/lib/private/thv/{NAME} /var/lib/private/thv-runner/{NAME}
         systemctl daemon-reload; systemctl reset-failed""")
 
 
@@ -242,6 +242,8 @@ MISTAKES = [
     (f"""install -d {FILE}.d; printf '[sandbox]\\nread-only = ["/home/caller"]\\n' > {FILE}.d/home.toml""", CHECK, "hidden from the runner"),
     ("true", f"thv listen {NAME} 0.0.0.0:{PORT}", "other machines can reach"),
     (f"systemctl stop thv-runner@{NAME}.service; rm /run/thv/runner/{NAME}.sock", ASK, "the runner cannot be reached"),
+    (f"echo x > /etc/credstore/late; printf '[Service]\\nLoadCredential=late\\n' > /etc/systemd/system/thv@{NAME}.service.d/late.conf;"
+     " systemctl daemon-reload", CHECK, "runs since before"),
     (f"cp /root/drop-in-of-tls /etc/systemd/system/thv@{NAME}.service.d/tls.conf; systemctl daemon-reload; cp /root/tls.toml {FILE}.d/;"
      f" systemctl reload thv@{NAME}", SAID, "tls.certificate"),
 ]
