@@ -46,7 +46,7 @@ pub(super) fn remote(
                 problem(
                     config,
                     &format!("upstream.token-exchange: {error}"),
-                    &credential_help(&config.server),
+                    &credential_help(&config.server, &format!("`{}`", wanted.credential)),
                 )
             })?);
             exchange = Some(made.clone());
@@ -70,7 +70,7 @@ fn credential(config: &Config, name: &str, setup: &Setup) -> Result<HeaderValue,
         problem(
             config,
             &format!("upstream.authorization: {error}"),
-            &credential_help(&config.server),
+            &credential_help(&config.server, &format!("`{name}`")),
         )
     };
     let secret = setup

@@ -96,7 +96,7 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
     };
     let authenticator = Authenticator::build(&config.auth, around).map_err(|error| {
         let help = match error {
-            IntrospectionError::Credential(_) => credential_help(&config.server),
+            IntrospectionError::Credential(_) => credential_help(&config.server, "it"),
             _ => format!("`thv check {}` says what to do", config.server),
         };
         problem(&config, &error.to_string(), &help)

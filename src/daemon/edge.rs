@@ -52,7 +52,7 @@ fn load(tls: &config::Tls, config: &Config, setup: &Setup) -> Result<Tls, Proble
     };
     Tls::load(source).map_err(|error| {
         let help = match error.is_of_credential() {
-            true => credential_help(&config.server),
+            true => credential_help(&config.server, "it"),
             false => format!("`thv check {}` says what to do", config.server),
         };
         Problem {

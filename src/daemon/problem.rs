@@ -6,9 +6,9 @@ use crate::config::{Config, Problem, Problems, ServerName};
 
 /// What to do about a credential that this process was not given. One that a drop-in names since
 /// it started looks good to `thv check`, and comes with a start alone.
-pub(super) fn credential_help(server: &ServerName) -> String {
+pub(super) fn credential_help(server: &ServerName, credential: &str) -> String {
     format!(
-        "`thv check {server}` says whether a drop-in gives it; where one does, `systemctl restart thv@{server}.service`"
+        "`thv check {server}` says whether a drop-in gives {credential}; where one does, `systemctl restart thv@{server}.service`"
     )
 }
 
