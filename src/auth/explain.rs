@@ -43,6 +43,15 @@ pub struct Explanation {
     pub verdict: Result<Arc<Identity>, AuthError>,
 }
 
+impl Explanation {
+    /// Whether the token is refused for nothing but a slash at the end of its issuer.
+    pub fn is_near_miss(&self) -> bool {
+        self.checks
+            .iter()
+            .any(|check| !check.passed && check.compared.ends_with(NEAR_MISS))
+    }
+}
+
 /// Explains what a server with this `[auth]` makes of `token`.
 pub async fn explain(
     auth: &Auth,
@@ -272,13 +281,16 @@ fn of_jwt(checks: &mut Vec<Check>, auth: &Auth, token: &Unverified<'_>, now: u64
 }
 
 /// The commonest mistake with issuers, in words.
+const NEAR_MISS: &str =
+    "; only the slash at the end differs: write `issuer` exactly as the token says it";
+
 fn near_miss(named: Option<&str>, issuers: &[Issuer]) -> &'static str {
     let bare = |text: &str| text.trim_end_matches('/').to_owned();
     let differs = |issuer: &Issuer| {
         named.is_some_and(|named| named != issuer.issuer && bare(named) == bare(&issuer.issuer))
     };
     if issuers.iter().any(differs) {
-        "; only the slash at the end differs: write `issuer` exactly as the token says it"
+        NEAR_MISS
     } else {
         ""
     }
@@ -567,6 +579,8 @@ mod tests {
             let (found, compared) = failed(&bad).await;
             assert_eq!(found, what, "{compared}");
             assert!(compared.contains(word), "{compared}");
+            let is_near = explained(&bad, |_| {}).await.is_near_miss();
+            assert_eq!(is_near, word == "only the slash", "{compared}");
         }
     }
 

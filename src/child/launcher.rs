@@ -6,10 +6,11 @@
 //! the runner sees to that.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -249,9 +250,7 @@ impl Work {
             Some(Connection::Path(path)) => {
                 let socket = dial(&path);
                 self.source = Some(Connection::Path(path.clone()));
-                socket.map_err(|error| {
-                    StartError::Unreachable(format!("`{}`: {error}", path.display()))
-                })?
+                socket.map_err(|error| StartError::Unreachable(unconnected(&path, &error)))?
             }
             Some(Connection::Inherited(socket)) => socket,
             None => return Err(StartError::Unreachable("it has ended".to_owned())),
@@ -300,8 +299,9 @@ impl Work {
         let Some(Connection::Path(path)) = &self.source else {
             return text;
         };
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        format!("{text}; `systemctl status thv-runner@{name}.service` says why")
+        // Not its status: between two tries there is nothing of the last one in it.
+        let name = server_of(path);
+        format!("{text}; `journalctl -u thv-runner@{name}.service -n 20` says why")
     }
 
     async fn reply(&mut self, reply: Reply, descriptors: Vec<OwnedFd>) {
@@ -432,7 +432,21 @@ fn build(
     })
 }
 
-fn dial(path: &std::path::Path) -> io::Result<OwnedFd> {
+/// What is to be said of a runner whose socket nobody listens at: its unit was stopped, or masked for a while.
+fn unconnected(path: &Path, error: &io::Error) -> String {
+    let name = server_of(path);
+    format!(
+        "`{}`: {error}; `systemctl restart thv-runner@{name}.socket` has systemd listen there again",
+        path.display()
+    )
+}
+
+/// Whose runner listens there.
+fn server_of(socket: &Path) -> Cow<'_, str> {
+    socket.file_stem().unwrap_or_default().to_string_lossy()
+}
+
+fn dial(path: &Path) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
     socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;

@@ -356,11 +356,13 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
                 key,
                 format!("there is no `{}`", program.display()),
                 if key == "image" {
-                    "put the archive there, then run `thv pull`"
+                    format!(
+                        "put the archive there, then run `thv pull {}`",
+                        config.server
+                    )
                 } else {
-                    "install it, or correct the path"
-                }
-                .into(),
+                    "install it, or correct the path".to_owned()
+                },
             ),
             Err(error) => warn(
                 key,
@@ -461,7 +463,7 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
     }
     if let Auth::Oidc(issuers) = &config.auth {
         for issuer in issuers {
-            if let Some((message, help)) = provider::hint(issuer) {
+            if let Some((message, help)) = provider::hint(issuer, &config.server) {
                 let key = format!("auth.issuer `{}`", issuer.issuer);
                 warn(&key, message.to_owned(), help);
             }

@@ -25,7 +25,7 @@ pub(super) fn run(root: &Path, name: &ServerName, address: &str, public: bool) -
             refuse_public(name, &address, public, config.as_ref())?;
         }
     }
-    unit::warn_of_no_server(root, name);
+    let is_there = unit::warn_of_no_server(root, name);
     let socket = format!("thv@{name}.socket");
     if unit::is_host(root)
         && let Address::Tcp(wanted) = address
@@ -40,11 +40,18 @@ pub(super) fn run(root: &Path, name: &ServerName, address: &str, public: bool) -
     unit::systemctl(&["daemon-reload"])?;
     // Both in one transaction: systemd starts no socket whose service is running.
     // What is not running stays so.
-    unit::systemctl(&["try-restart", &socket, &format!("thv@{name}.service")]).with_context(
-        || format!("`journalctl -u {socket} -n 5` says why; mend it and repeat this"),
-    )?;
+    // A socket without its server's file would only be lost.
+    if is_there {
+        unit::systemctl(&["try-restart", &socket, &format!("thv@{name}.service")]).with_context(
+            || format!("`journalctl -u {socket} -n 5` says why; mend it and repeat this"),
+        )?;
+    }
+    let when = match is_there && unit::is_active(&socket) {
+        true => "now".to_owned(),
+        false => format!("when it is enabled: `systemctl enable --now {socket}`"),
+    };
     say(&format!(
-        "thv: {socket} listens on {address} when it is enabled: `systemctl enable --now {socket}`\n\
+        "thv: {socket} listens on {address} {when}\n\
          thv: to see it: `systemctl cat {socket}`; to undo it: remove the file, `systemctl daemon-reload` and `systemctl try-restart {socket} thv@{name}.service`"
     ));
     Ok(ExitCode::SUCCESS)
@@ -58,10 +65,11 @@ fn refuse_taken(socket: &str, wanted: SocketAddr) -> Result<()> {
     let port = wanted.port();
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            let holders = unit::sockets_at(&wanted.to_string());
-            if holders.iter().any(|holder| holder == socket) {
+            // Its own, at this address or at another: it is restarted.
+            if unit::listens_at(socket, port) {
                 return Ok(());
             }
+            let holders = unit::sockets_at(|address| address == wanted.to_string());
             let who = match holders.first() {
                 Some(holder) => format!("by {holder}"),
                 None => format!("`ss -ltnp 'sport = :{port}'` shows by whom"),

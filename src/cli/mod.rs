@@ -16,6 +16,7 @@ mod provider;
 mod pull;
 mod run;
 mod scratch;
+mod script;
 mod secret;
 mod serve;
 mod sockets;

@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{below, secret, sockets, unit};
+use super::{below, script, secret, sockets, unit};
 use crate::{
     auth,
     authz::{Engine, Named, Reach},
@@ -23,7 +23,9 @@ pub(super) fn remarks(root: &Path, config: &Config) -> Vec<Remark> {
     let mut remarks = introspection(root, config);
     for template in ["thv@", "thv-runner@", "thv-fetch@"] {
         remarks.extend(sources(root, template, &config.server));
+        remarks.extend(late(root, template, &config.server));
     }
+    remarks.extend(unread(root, config));
     remarks.extend(arguments(config));
     remarks.extend(shown_sockets(config));
     remarks.extend(image(root, config));
@@ -195,12 +197,52 @@ fn sources(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
     missing.collect()
 }
 
+/// Credentials that a drop-in gives since the unit has started: they come with a start alone, and a
+/// reload of the gateway is refused until then.
+fn late(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
+    let service = format!("{template}{server}.service");
+    // Root alone can look, and a unit that does not run has none.
+    let Ok(given) = std::fs::read_dir(below(root, &format!("/run/credentials/{service}"))) else {
+        return Vec::new();
+    };
+    let given: Vec<_> = given
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    let texts = unit::drop_ins(root, template, server.as_str());
+    let settings = texts.iter().flat_map(|text| text.lines());
+    let late = settings.filter_map(|line| {
+        let (setting, value) = line.trim().split_once('=')?;
+        let stores: &[&str] = match setting {
+            "LoadCredential" => &["/etc/credstore", "/run/credstore"],
+            "LoadCredentialEncrypted" => &["/etc/credstore.encrypted", "/run/credstore.encrypted"],
+            _ => return None,
+        };
+        let (name, path) = value.split_once(':').unwrap_or((value, value));
+        // One that is not there would not come with a start, either; a directory is many.
+        let is_there = match path.starts_with('/') {
+            true => below(root, path).is_file(),
+            false => stores.iter().any(|store| below(root, &format!("{store}/{path}")).is_file()),
+        };
+        (is_there && !given.iter().any(|given| given == name)).then(|| {
+            (
+                String::new(),
+                format!("{service} runs since before a drop-in gave it the credential `{name}`, and does not have it"),
+                format!("run `systemctl restart {service}`"),
+            )
+        })
+    });
+    late.collect()
+}
+
 /// Files of this host that the command names and that its sandbox does not show.
 fn arguments(config: &Config) -> Vec<Remark> {
     if config.command.is_empty() {
         return Vec::new();
     }
     let shown = plan(config, &Host::look(), None, None).root;
+    let is_seen = |path: &Path| shown.iter().any(|entry| shows(entry, path));
+    let script = script::fault(Path::new(&config.command[0]), is_seen);
+    let script = script.map(|(message, help)| ("command".to_owned(), message, help));
     let words = config.command.iter().map(String::as_str);
     let hidden = words
         .clone()
@@ -209,7 +251,7 @@ fn arguments(config: &Config) -> Vec<Remark> {
         .filter_map(|(argument, before)| {
             let path = named(argument, before)?;
             let is_there = path.is_absolute() && path.symlink_metadata().is_ok();
-            let is_shown = path.parent().is_none() || shown.iter().any(|entry| shows(entry, path));
+            let is_shown = path.parent().is_none() || is_seen(path);
             // Where the server may write, or the sandbox has its own, nothing need be there yet.
             let of_host = shown.iter().any(|entry| is_of_host(entry, path));
             if of_host && matches!(path.try_exists(), Ok(false)) {
@@ -230,7 +272,37 @@ fn arguments(config: &Config) -> Vec<Remark> {
                 )
             })
         });
-    hidden.collect()
+    script.into_iter().chain(hidden).collect()
+}
+
+/// Drop-ins as systemd's are called, which are not read here.
+fn unread(root: &Path, config: &Config) -> Vec<Remark> {
+    let own = format!("/etc/thv/servers/{}", config.server);
+    let mut remarks = Vec::new();
+    if below(root, &format!("{own}.d")).is_dir() {
+        remarks.push((
+            String::new(),
+            format!("`{own}.d` is not read"),
+            format!("drop-ins are in `{own}.toml.d`: rename it"),
+        ));
+    }
+    for directory in [format!("{own}.toml.d"), "/etc/thv/thv.toml.d".to_owned()] {
+        let entries = std::fs::read_dir(below(root, &directory));
+        let names = entries
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut unread: Vec<_> = names.filter(|name| name.ends_with(".conf")).collect();
+        unread.sort();
+        remarks.extend(unread.into_iter().map(|name| {
+            (
+                String::new(),
+                format!("`{directory}/{name}` is not read"),
+                "drop-ins end with `.toml`: rename it".to_owned(),
+            )
+        }));
+    }
+    remarks
 }
 
 /// The file that an argument names, if it names one. `before` stands before it.
@@ -370,6 +442,72 @@ mod tests {
         assert!(found[0].contains("thv@x.service") && found[0].contains("`idp`"));
         let given = ("thv@x.service", "LoadCredentialEncrypted=idp");
         assert_eq!(said(text, given), [""; 0]);
+    }
+
+    #[test]
+    fn a_credential_that_came_after_the_start_is_warned_of_while_the_unit_runs() {
+        let root = tempfile::tempdir().unwrap();
+        let name = ServerName::parse("x").unwrap();
+        let put = |path: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        };
+        let text = "[Service]\nLoadCredential=old:/etc/old\nLoadCredential=new:/etc/new\nLoadCredentialEncrypted=stored\n\
+                    LoadCredential=gone:/etc/gone\nLoadCredential=none\nSetCredential=set:x\n";
+        unit::write_drop_in(root.path(), "thv@x.service", "x.conf", text).unwrap();
+        for file in ["etc/old", "etc/new", "etc/credstore.encrypted/stored"] {
+            put(file);
+        }
+        assert_eq!(late(root.path(), "thv@", &name), []);
+        put("run/credentials/thv@x.service/old");
+        let found = late(root.path(), "thv@", &name);
+        let named: Vec<_> = found
+            .iter()
+            .map(|remark| remark.1.contains("`new`") || remark.1.contains("`stored`"))
+            .collect();
+        assert_eq!(named, [true, true], "{found:?}");
+        assert!(
+            found
+                .iter()
+                .all(|remark| remark.2 == "run `systemctl restart thv@x.service`")
+        );
+    }
+
+    #[test]
+    fn drop_ins_that_are_called_as_systemds_are_warned_of() {
+        let root = tempfile::tempdir().unwrap();
+        let servers = root.path().join("etc/thv/servers");
+        for place in [
+            "etc/thv/servers/x.d",
+            "etc/thv/servers/x.toml.d",
+            "etc/thv/thv.toml.d",
+        ] {
+            fs::create_dir_all(root.path().join(place)).unwrap();
+        }
+        let rest = "resource = \"https://h/x\"\nauthz.allow = \"authenticated\"\n";
+        fs::write(servers.join("x.toml"), format!("{rest}{BARE}")).unwrap();
+        for file in ["a.conf", "b.toml", "c.toml~", ".d.conf.swp"] {
+            fs::write(servers.join("x.toml.d").join(file), "").unwrap();
+        }
+        fs::write(root.path().join("etc/thv/thv.toml.d/limits.conf"), "").unwrap();
+        let config = config::load(
+            root.path(),
+            &ServerName::parse("x").unwrap(),
+            OwnerRule::RootOrCaller,
+        );
+        let found: Vec<String> = unread(root.path(), &config.unwrap())
+            .into_iter()
+            .map(|remark| remark.1)
+            .collect();
+        assert_eq!(
+            found,
+            [
+                "`/etc/thv/servers/x.d` is not read",
+                "`/etc/thv/servers/x.toml.d/a.conf` is not read",
+                "`/etc/thv/thv.toml.d/limits.conf` is not read",
+            ]
+        );
     }
 
     /// systemd says `Protocol error`, and not of what.

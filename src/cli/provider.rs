@@ -1,9 +1,9 @@
 //! What is known of widespread identity providers: a hint is worth an afternoon.
 
-use crate::config::{Issuer, TokenKind};
+use crate::config::{Issuer, ServerName, TokenKind};
 
 /// What will probably go wrong with the tokens of this issuer, and the line that mends it.
-pub(super) fn hint(issuer: &Issuer) -> Option<(&'static str, String)> {
+pub(super) fn hint(issuer: &Issuer, server: &ServerName) -> Option<(&'static str, String)> {
     let says = |suffix: &str| host(&issuer.issuer).is_some_and(|host| is_below(host, suffix));
     if says("accounts.google.com") {
         return (issuer.token == TokenKind::Access && issuer.introspection.is_none()).then(|| {
@@ -35,7 +35,7 @@ pub(super) fn hint(issuer: &Issuer) -> Option<(&'static str, String)> {
         (
             "access tokens of this provider mostly say `typ: JWT` or nothing, and would be refused",
             format!(
-                "for {provider} set `typ = \"legacy\"`; `thv token explain` shows what a token says"
+                "for {provider} set `typ = \"legacy\"`; `thv token explain {server}` shows what a token says"
             ),
         )
     })

@@ -57,13 +57,24 @@ pub(super) fn set(root: &Path, name: &ServerName, key: &str, pull: bool) -> Resu
         ));
         return Ok(ExitCode::SUCCESS);
     }
-    say(&format!(
-        "thv: name it in the server's file, as `VARIABLE = {{ credential = \"{key}\" }}` below [env]"
-    ));
+    if !is_named(root, name, &key) {
+        say(&format!(
+            "thv: name it in the server's file, as `VARIABLE = {{ credential = \"{key}\" }}` below [env]"
+        ));
+    }
     say(&format!(
         "thv: it counts from the next start of the runner: `systemctl try-restart {service}`"
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a variable of the server's file names it already.
+fn is_named(root: &Path, name: &ServerName, key: &str) -> bool {
+    config::load(root, name, OwnerRule::RootOrCaller).is_ok_and(|config| {
+        config.env.values().any(|value| {
+            matches!(value, EnvValue::Credential(named) | EnvValue::CredentialFile(named) if named == key)
+        })
+    })
 }
 
 pub(super) fn remove(root: &Path, name: &ServerName, key: &str) -> Result<ExitCode> {

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{Usage, exit, print, say};
 use crate::{
     audit::Reason,
-    auth::{AuthError, IntrospectionError, explain},
+    auth::{AuthError, Explanation, IntrospectionError, explain},
     config::{self, Auth, Config, OwnerRule, ServerName},
     systemd::{CredentialError, Credentials},
     time::Clock,
@@ -108,7 +108,7 @@ pub(super) fn explain_token(root: &Path, name: &ServerName, as_json: bool) -> Re
             print(&format!(
                 "In the journal: THV_REASON={}\n{}",
                 reason.as_str(),
-                cure(reason, &config)
+                cure(reason, &explanation, &config)
                     .map(|cure| format!("To do: {cure}\n"))
                     .unwrap_or_default()
             ))?;
@@ -145,9 +145,12 @@ fn unable(error: IntrospectionError, config: &Config) -> anyhow::Error {
 }
 
 /// What is likely to help, in the server's file or at the provider.
-fn cure(reason: Reason, config: &Config) -> Option<String> {
+fn cure(reason: Reason, explanation: &Explanation, config: &Config) -> Option<String> {
     let file = format!("/etc/thv/servers/{}.toml", config.server);
     Some(match reason {
+        Reason::TokenIssuer if explanation.is_near_miss() => {
+            format!("write `issuer` in {file} as the token says `iss`")
+        }
         Reason::TokenIssuer => format!(
             "ask the provider that is configured for a token, or add an `[[auth.issuer]]` to {file}"
         ),

@@ -82,11 +82,11 @@ pub(super) fn drop_ins(root: &Path, template: &str, name: &str) -> Vec<String> {
         .collect()
 }
 
-/// What is written for a server that is not there is likely to be a slip.
-pub(super) fn warn_of_no_server(root: &Path, name: &ServerName) {
+/// Whether a server is there: what is written for one that is not is likely to be a slip.
+pub(super) fn warn_of_no_server(root: &Path, name: &ServerName) -> bool {
     let own = format!("/etc/thv/servers/{name}.toml");
     if below(root, &own).exists() {
-        return;
+        return true;
     }
     let names: Vec<_> = config::servers(root)
         .iter()
@@ -100,10 +100,18 @@ pub(super) fn warn_of_no_server(root: &Path, name: &ServerName) {
             names.join(", ")
         }
     ));
+    false
 }
 
-/// The socket units that systemd listens with at `address`.
-pub(super) fn sockets_at(address: &str) -> Vec<String> {
+/// Whether this socket unit listens at the port now, at whatever address.
+pub(super) fn listens_at(socket: &str, port: u16) -> bool {
+    let port = port.to_string();
+    let has_port = |address: &str| address.rsplit_once(':').is_some_and(|(_, has)| has == port);
+    sockets_at(has_port).iter().any(|holder| holder == socket)
+}
+
+/// The socket units that systemd listens with at such an address.
+pub(super) fn sockets_at(is_meant: impl Fn(&str) -> bool) -> Vec<String> {
     let listed = Command::new("systemctl")
         .args(["list-sockets", "--no-legend", "--plain"])
         .output();
@@ -112,7 +120,7 @@ pub(super) fn sockets_at(address: &str) -> Vec<String> {
         .lines()
         .filter_map(|line| {
             let mut words = line.split_whitespace();
-            (words.next()? == address).then(|| words.next().map(ToOwned::to_owned))?
+            is_meant(words.next()?).then(|| words.next().map(ToOwned::to_owned))?
         })
         .collect()
 }
@@ -167,6 +175,13 @@ fn follow(unit: &str, pattern: &str) -> Option<Child> {
 /// Whether systemd is to be told: only about this host's own units.
 pub(super) fn is_host(root: &Path) -> bool {
     root == Path::new("/")
+}
+
+pub(super) fn is_active(unit: &str) -> bool {
+    Command::new("systemctl")
+        .args(["--quiet", "is-active", unit])
+        .status()
+        .is_ok_and(|status| status.success())
 }
 
 /// Runs `systemctl`, whose own words go to stderr.

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 
-use super::{Setup, problem::problem};
+use super::{
+    Setup,
+    problem::{credential_help, problem},
+};
 use crate::{
     auth::Exchange,
     child::{Showing, Shown, Source},
@@ -43,10 +46,7 @@ pub(super) fn remote(
                 problem(
                     config,
                     &format!("upstream.token-exchange: {error}"),
-                    &format!(
-                        "give thv@{}.service the credential `{}`, see thv.toml(5)",
-                        config.server, wanted.credential
-                    ),
+                    &credential_help(&config.server, &format!("`{}`", wanted.credential)),
                 )
             })?);
             exchange = Some(made.clone());
@@ -70,10 +70,7 @@ fn credential(config: &Config, name: &str, setup: &Setup) -> Result<HeaderValue,
         problem(
             config,
             &format!("upstream.authorization: {error}"),
-            &format!(
-                "give thv@{}.service the credential `{name}`, see thv.toml(5)",
-                config.server
-            ),
+            &credential_help(&config.server, &format!("`{name}`")),
         )
     };
     let secret = setup

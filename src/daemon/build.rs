@@ -11,11 +11,15 @@ use tracing::warn;
 
 use crate::{
     audit::Event,
-    auth::{self, Authenticator, Notice, Notices, Surroundings},
+    auth::{self, Authenticator, IntrospectionError, Notice, Notices, Surroundings},
     authz::{Engine, PolicyProblem},
     child::{Connection, Launcher, Source, stdio::Reading},
     config::{Auth, Config, Network, Problem, Problems, Transport},
-    daemon::{Setup, backend, problem::problem, vetting},
+    daemon::{
+        Setup, backend,
+        problem::{credential_help, problem},
+        vetting,
+    },
     egress,
     http::budget::Budget,
     pipeline::{Clients, Gateway},
@@ -91,11 +95,11 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         credentials: &setup.credentials,
     };
     let authenticator = Authenticator::build(&config.auth, around).map_err(|error| {
-        problem(
-            &config,
-            &error.to_string(),
-            &format!("`thv check {}` says what to do", config.server),
-        )
+        let help = match error {
+            IntrospectionError::Credential(_) => credential_help(&config.server, "it"),
+            _ => format!("`thv check {}` says what to do", config.server),
+        };
+        problem(&config, &error.to_string(), &help)
     })?;
     let authenticator = match &setup.state {
         Some(directory) => authenticator.keeping(directory),

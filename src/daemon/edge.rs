@@ -7,7 +7,10 @@ use tracing::{info, warn};
 
 use crate::{
     config::{self, Config, Problem, Problems},
-    daemon::{Setup, problem::problem_of},
+    daemon::{
+        Setup,
+        problem::{credential_help, problem_of},
+    },
     http::{
         Entrance, Roster, Tls,
         certificate::{self, DAY},
@@ -48,7 +51,10 @@ fn load(tls: &config::Tls, config: &Config, setup: &Setup) -> Result<Tls, Proble
         credentials: setup.credentials.clone(),
     };
     Tls::load(source).map_err(|error| {
-        let help = format!("`thv check {}` says what to do", config.server);
+        let help = match error.is_of_credential() {
+            true => credential_help(&config.server, "it"),
+            false => format!("`thv check {}` says what to do", config.server),
+        };
         Problem {
             key: error.key().to_owned(),
             ..problem_of(config, &error.to_string(), &help)

@@ -2,7 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{Config, Problem, Problems};
+use crate::config::{Config, Problem, Problems, ServerName};
+
+/// What to do about a credential that this process was not given. One that a drop-in names since
+/// it started looks good to `thv check`, and comes with a start alone.
+pub(super) fn credential_help(server: &ServerName, credential: &str) -> String {
+    format!(
+        "`thv check {server}` says whether a drop-in gives {credential}; where one does, `systemctl restart thv@{server}.service`"
+    )
+}
 
 /// One problem, of the server's own file.
 pub(super) fn problem(config: &Config, message: &str, help: &str) -> Problems {

@@ -274,6 +274,14 @@ impl PemError {
 }
 
 impl TlsError {
+    /// Whether the unit's credentials lack a part of it.
+    pub fn is_of_credential(&self) -> bool {
+        matches!(
+            self,
+            Self::Certificate(PemError::Credential(_)) | Self::Key(PemError::Credential(_))
+        )
+    }
+
     /// The key of the configuration that it is about.
     pub fn key(&self) -> &'static str {
         match self {

@@ -14,7 +14,7 @@ use crate::fetch::FetchError;
 pub enum ImageError {
     #[error("the server has a `command` and no `image`: there is nothing to pull")]
     NoImage,
-    #[error("`{}`: {source}{}", path.display(), readable(source))]
+    #[error("`{}`: {source}{}", path.display(), readable(path, source))]
     Archive { path: PathBuf, source: io::Error },
     #[error("the image's {what}: {why}")]
     Malformed { what: String, why: String },
@@ -55,13 +55,18 @@ pub enum ImageError {
 }
 
 /// What lets the runner's user read an archive.
-fn readable(error: &io::Error) -> &'static str {
+fn readable(path: &Path, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
-            "; the runner's user must be able to read it: put it where all may pass, such as /srv, and `chmod a+r` it"
+            format!(
+                "; the runner's user must be able to read it: put it where all may pass, such as /srv, and run `chmod a+r {}`",
+                path.display()
+            )
         }
-        io::ErrorKind::NotFound => "; nothing below /home, /root and /tmp is seen by the unit",
-        _ => "",
+        io::ErrorKind::NotFound => {
+            "; nothing below /home, /root and /tmp is seen by the unit".to_owned()
+        }
+        _ => String::new(),
     }
 }
 

@@ -274,9 +274,25 @@ fn become_server(
     Fault {
         layer: "exec".to_owned(),
         reason: format!(
-            "`{program}`: {}; the program, its interpreter and its libraries must be in /usr or in `sandbox.read-only`",
-            io::Error::from(error)
+            "`{program}`: {}; {}",
+            io::Error::from(error),
+            unexecuted(error)
         ),
+    }
+}
+
+/// What to do about a program that could not be executed.
+fn unexecuted(error: nix::errno::Errno) -> &'static str {
+    match error {
+        nix::errno::Errno::ENOEXEC => {
+            "it is neither a program for this machine nor a script, whose first line is `#!/PATH/OF/ITS/INTERPRETER`"
+        }
+        nix::errno::Errno::EACCES => {
+            "its mode, or that of its interpreter, has no x: run `chmod a+x` on it"
+        }
+        _ => {
+            "the program, its interpreter and its libraries must be in /usr or in `sandbox.read-only`"
+        }
     }
 }
 

@@ -26,7 +26,7 @@ CACHE = TOP / ".cache" / "host"
 SUITE = "trixie"
 # What thv needs, and what its servers, clients and the tests themselves run on.
 PACKAGES = [
-    "apparmor", "ca-certificates", "conmon", "crun", "curl", "dbus", "man-db", "nodejs", "podman", "procps", "python3", "rpm", "systemd",
+    "apparmor", "ca-certificates", "conmon", "crun", "curl", "dbus", "jq", "man-db", "nodejs", "podman", "procps", "python3", "rpm", "systemd",
     "systemd-sysv", "util-linux",
 ]
 

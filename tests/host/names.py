@@ -49,8 +49,9 @@ class NameServer:
 class Issuer:
     """Signs tokens with openssl; serves its key by TLS, at one address after the other."""
 
-    def __init__(self, host, name, port, place):
-        self._host, self.url, self._port, self._place = host, f"https://{name}:{port}", port, place
+    def __init__(self, host, name, port, place, path=""):
+        at = name if port == 443 else f"{name}:{port}"
+        self._host, self.url, self._port, self._place, self._path = host, f"https://{at}{path}", port, place, path
         host.run("mkdir", "-p", place)
         shell(host, f"""
             cd {place}
@@ -75,8 +76,8 @@ class Issuer:
             self._server.shutdown()
             self._server.server_close()
         documents = {
-            "/.well-known/openid-configuration": {"issuer": self.url, "jwks_uri": f"{self.url}/jwks"},
-            "/jwks": {"keys": [self._key]},
+            f"{self._path}/.well-known/openid-configuration": {"issuer": self.url, "jwks_uri": f"{self.url}/jwks"},
+            f"{self._path}/jwks": {"keys": [self._key]},
         }
         issuer = self
 
@@ -104,10 +105,11 @@ class Issuer:
             self._server.shutdown()
             self._server.server_close()
 
-    def token(self, subject, audience):
+    def token(self, subject, audience, **claims):
         now = int(time.time())
         head = {"alg": "RS256", "typ": "at+jwt", "kid": self.kid}
-        claims = {"iss": self.url, "sub": subject, "aud": audience, "client_id": subject, "iat": now, "exp": now + 3600, "jti": str(now)}
+        base = {"iss": self.url, "sub": subject, "aud": audience, "client_id": subject, "iat": now, "exp": now + 3600, "jti": str(now)}
+        claims = base | claims
         signed = ".".join(part(json.dumps(value).encode()) for value in (head, claims))
         key = self._host.path(f"{self._place}/{self.kid}.key")
         done = subprocess.run(["openssl", "dgst", "-sha256", "-sign", key], input=signed.encode(), stdout=subprocess.PIPE, check=True)

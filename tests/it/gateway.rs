@@ -1,10 +1,18 @@
 //! The gateway from the wire to the child and back.
 
+use std::{
+    fs::{self, Permissions},
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    process::{Command, Output, Stdio},
+};
+
 use serde_json::{Value, json};
 
 use crate::{
-    house::{Caller, call, house, initialize},
+    house::{Caller, House, call, house, initialize},
     identity::{self, is_exactly, last_decision},
+    signer::Signer,
     wire,
 };
 
@@ -698,6 +706,25 @@ async fn a_program_that_does_not_exist_is_an_error_with_its_name() {
     assert!(records.contains("thv-no-such-program"), "{records}");
 }
 
+/// What the kernel says of such a file names nobody and nothing: the record says what to do with it.
+#[tokio::test]
+async fn a_program_that_cannot_be_executed_is_an_error_that_says_what_it_lacks() {
+    let place = tempfile::tempdir().unwrap();
+    let program = place.path().join("server");
+    for (text, mode, word) in [
+        ("echo a script without its first line\n", 0o755, "`#!/PATH"),
+        ("#!/bin/sh\n", 0o644, "`chmod a+x`"),
+    ] {
+        fs::write(&program, text).unwrap();
+        fs::set_permissions(&program, Permissions::from_mode(mode)).unwrap();
+        let house = house().command(&[program.to_str().unwrap()]).open().await;
+        let answer = house.caller("alice").initialize().await;
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        let records = house.records.all().join("\n");
+        assert!(records.contains(word), "{word}: {records}");
+    }
+}
+
 /// tok-135: the client's token, proof and cookies reach no child, by no way.
 #[tokio::test]
 async fn the_callers_credentials_do_not_reach_the_server() {
@@ -872,7 +899,6 @@ async fn without_authentication_everybody_on_this_host_is_anonymous() {
 /// What `thv token explain` says is what the gateway does.
 #[tokio::test]
 async fn an_explained_token_is_judged_as_the_gateway_judges_it() {
-    use std::{io::Write, process::Stdio};
     let house = house().open().await;
     let foreign = house
         .issuer
@@ -880,25 +906,7 @@ async fn an_explained_token_is_judged_as_the_gateway_judges_it() {
         .unwrap();
     let (none, other) = (Value::Null, json!("token-audience"));
     for (token, accepted, reason) in [(house.token("alice"), true, none), (foreign, false, other)] {
-        let root = house.root();
-        let line = format!("Authorization: Bearer {token}\n");
-        let run = tokio::task::spawn_blocking(move || {
-            let mut thv = std::process::Command::new(env!("CARGO_BIN_EXE_thv"))
-                .arg("--root")
-                .arg(root)
-                .args(["token", "explain", "it", "--json"])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap();
-            thv.stdin
-                .take()
-                .unwrap()
-                .write_all(line.as_bytes())
-                .unwrap();
-            thv.wait_with_output().unwrap()
-        });
-        let run = run.await.unwrap();
+        let run = explained(&house, &token, &["--json"]).await;
         let said: Value = serde_json::from_slice(&run.stdout).unwrap();
         assert_eq!(
             (run.status.success(), &said["accepted"], &said["reason"]),
@@ -908,5 +916,46 @@ async fn an_explained_token_is_judged_as_the_gateway_judges_it() {
         let mut caller = house.caller("alice");
         caller.token = Some(token);
         assert_eq!(caller.initialize().await.status == 200, accepted);
+    }
+}
+
+/// `thv token explain`, given the token as an Authorization header has it.
+async fn explained(house: &House, token: &str, more: &[&str]) -> Output {
+    let mut thv = Command::new(env!("CARGO_BIN_EXE_thv"));
+    thv.arg("--root").arg(house.root());
+    thv.args(["token", "explain", "it"]).args(more);
+    let line = format!("Authorization: Bearer {token}\n");
+    let run = tokio::task::spawn_blocking(move || {
+        let mut thv = thv
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        thv.stdin
+            .take()
+            .unwrap()
+            .write_all(line.as_bytes())
+            .unwrap();
+        thv.wait_with_output().unwrap()
+    });
+    run.await.unwrap()
+}
+
+/// "Ask another provider" would send people on a journey.
+#[tokio::test]
+async fn for_a_slash_too_many_the_explanation_says_to_write_it_as_the_token_does() {
+    let house = house().open().await;
+    let signer = Signer::new("key", "ES256");
+    let slash = format!("{}/", house.issuer());
+    for (iss, word) in [
+        (slash.as_str(), "as the token says `iss`"),
+        ("https://other.example", "ask the provider"),
+    ] {
+        let claims = json!({ "iss": iss, "sub": "alice" }).to_string();
+        let token = signer.token(r#"{"typ":"at+jwt","alg":"ES256","kid":"key"}"#, claims);
+        let said = explained(&house, &token, &[]).await;
+        let said = String::from_utf8_lossy(&said.stdout);
+        let cure = said.lines().find(|line| line.starts_with("To do: "));
+        assert!(cure.is_some_and(|cure| cure.contains(word)), "{said}");
     }
 }

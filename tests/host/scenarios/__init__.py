@@ -11,11 +11,12 @@ def foundation(scenario):
     return scenario
 
 
-from . import backends, calls, demo, faults, identity, idle, images, isolation, mistakes, package, probes, rpm, run, tls, units  # noqa: E402
+from . import backends, calls, demo, faults, identity, idle, images, isolation, manual, mistakes, package, probes, rpm, run, tls, units  # noqa: E402
 
 ORDER = [
     *package.FIRST,
     *units.ALL,
+    *manual.ALL,
     *calls.ALL,
     *identity.ALL,
     *isolation.ALL,

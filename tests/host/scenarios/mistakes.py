@@ -130,7 +130,7 @@ def a_credential_whose_file_is_missing_is_named_by_check_and_by_the_gateway(host
     host.run("systemctl", "start", f"thv@{WRONG}.socket")
     with wire.Client(servers.PORTS[WRONG], wire.token("alice", servers.resource(WRONG)), timeout=60) as client:
         answer = client.initialize()
-        assert answer.status == 503 and f"systemctl status {service}".encode() in answer.body, answer
+        assert answer.status == 503 and f"journalctl -u {service}".encode() in answer.body, answer
     host.run("rm", "-r", drop_in.rpartition("/")[0])
     host.run("systemctl", "daemon-reload")
     host.run("systemctl", "stop", f"thv@{WRONG}.socket", f"thv@{WRONG}.service", service)
