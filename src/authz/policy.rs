@@ -86,7 +86,13 @@ pub(super) fn schema() -> Schema {
 pub(super) fn vetted(files: &[PolicyFile]) -> String {
     let mut sum = digest::Context::new(&digest::SHA256);
     let cedar = cedar_policy::get_sdk_version().to_string();
-    let about = [VETTING, &cedar, include_str!("thv.cedarschema.json")];
+    // This crate's version as well: what it refuses besides, and all that Cedar stands on.
+    let about = [
+        env!("CARGO_PKG_VERSION"),
+        VETTING,
+        &cedar,
+        include_str!("thv.cedarschema.json"),
+    ];
     for text in about
         .into_iter()
         .chain(files.iter().map(|file| file.text.as_str()))

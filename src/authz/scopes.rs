@@ -3,7 +3,10 @@
 //! Only what would cure is asked for: a call that no scope permits is denied for
 //! good, so that clients do not ask their users in circles (tok-91).
 
-use std::collections::HashMap;
+use std::{
+    collections::{HashMap, HashSet},
+    hash::Hash,
+};
 
 use cedar_policy::Policy;
 use serde_json::Value;
@@ -23,14 +26,12 @@ pub(super) fn steps(policies: &[Policy]) -> Steps {
         .collect();
     let of = |method: &str| {
         let action = entity::action(method);
-        let mut sets: Vec<Vec<String>> = Vec::new();
-        for (policy, named) in &named {
-            if slice::speaks_of(policy, &action) && !sets.contains(named) {
-                sets.push(named.clone());
-            }
-        }
+        let of_it = named
+            .iter()
+            .filter(|(policy, _)| slice::speaks_of(policy, &action));
+        let mut sets: Vec<Vec<String>> = distinct(of_it.map(|(_, named)| named.clone()));
         // Where several policies must agree, all that they name together.
-        let all = distinct(sets.concat());
+        let all: Vec<String> = distinct(sets.concat());
         if sets.len() > 1 && !sets.contains(&all) {
             sets.truncate(MAX_STEPS);
             sets.push(all);
@@ -70,14 +71,12 @@ pub(super) fn fewest(
     needed
 }
 
-fn distinct(scopes: Vec<String>) -> Vec<String> {
-    let mut found = Vec::new();
-    for scope in scopes {
-        if !found.contains(&scope) {
-            found.push(scope);
-        }
-    }
-    found
+/// Each once, in their order. There may be thousands, and somebody waits for the answer.
+fn distinct<T: Clone + Eq + Hash>(all: impl IntoIterator<Item = T>) -> Vec<T> {
+    let mut known = HashSet::new();
+    all.into_iter()
+        .filter(|one| known.insert(one.clone()))
+        .collect()
 }
 
 /// The scopes that a policy compares with `principal.scopes`, in its order.
@@ -93,7 +92,7 @@ fn named(policy: &Policy) -> Vec<String> {
                 .bytes()
                 .all(|byte| matches!(byte, 0x21 | 0x23..=0x5B | 0x5D..=0x7E))
     };
-    distinct(found.into_iter().filter(legal).collect())
+    distinct(found.into_iter().filter(legal))
 }
 
 /// `principal.scopes.contains("…")`, `containsAll` and `containsAny`, in Cedar's JSON form of a policy.
