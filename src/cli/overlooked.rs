@@ -239,9 +239,12 @@ fn arguments(config: &Config) -> Vec<Remark> {
     if config.command.is_empty() {
         return Vec::new();
     }
-    let shown = plan(config, &Host::look(), None, None).root;
+    let plan = plan(config, &Host::look(), None, None);
+    let shown = plan.root;
     let is_seen = |path: &Path| shown.iter().any(|entry| shows(entry, path));
-    let script = script::fault(Path::new(&config.command[0]), is_seen);
+    let path = plan.env.iter().find(|(name, _)| name == "PATH");
+    let path = path.map(|(_, path)| path.as_str());
+    let script = script::fault(Path::new(&config.command[0]), path, is_seen);
     let script = script.map(|(message, help)| ("command".to_owned(), message, help));
     let words = config.command.iter().map(String::as_str);
     let hidden = words

@@ -9,8 +9,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What is wrong with the program's first line, and what to do. `is_shown` knows the sandbox.
-pub(super) fn fault(program: &Path, is_shown: impl Fn(&Path) -> bool) -> Option<(String, String)> {
+/// What is wrong with the program's first line, and what to do. `is_shown` knows the sandbox, and
+/// `path` is its PATH, where that is known.
+pub(super) fn fault(
+    program: &Path,
+    path: Option<&str>,
+    is_shown: impl Fn(&Path) -> bool,
+) -> Option<(String, String)> {
     let mut start = Vec::new();
     File::open(program)
         .and_then(|file| file.take(MAX_LINE).read_to_end(&mut start))
@@ -42,11 +47,13 @@ pub(super) fn fault(program: &Path, is_shown: impl Fn(&Path) -> bool) -> Option<
         .filter(|word| !word.is_empty())
         .map(|word| Path::new(OsStr::from_bytes(word)));
     let interpreter = words.next()?;
+    // Whoever wrote the script need not be who reads this.
+    let shown = |path: &Path| path.to_string_lossy().escape_debug().to_string();
     if !interpreter.exists() {
         return Some((
             format!(
                 "there is no `{}`, which is to run `{file}`",
-                interpreter.display()
+                shown(interpreter)
             ),
             "install it, or correct the first line".to_owned(),
         ));
@@ -55,11 +62,11 @@ pub(super) fn fault(program: &Path, is_shown: impl Fn(&Path) -> bool) -> Option<
         return Some((
             format!(
                 "the server does not see `{}`, which is to run `{file}`",
-                interpreter.display()
+                shown(interpreter)
             ),
             format!(
                 "add the directory that it belongs to, such as `\"{}\"`, to `read-only` in [sandbox]",
-                home(interpreter).display()
+                shown(&home(interpreter))
             ),
         ));
     }
@@ -67,16 +74,18 @@ pub(super) fn fault(program: &Path, is_shown: impl Fn(&Path) -> bool) -> Option<
     let wanted = words
         .next()
         .filter(|word| interpreter.ends_with("env") && is_name(word))?;
-    let places = ["/usr/local/bin", "/usr/bin", "/bin"];
-    let is_found = places
-        .iter()
-        .any(|place| Path::new(place).join(wanted).exists());
+    let path = path?;
+    // What is in a directory that is the sandbox's alone is not known here.
+    let is_found = path
+        .split(':')
+        .map(Path::new)
+        .any(|place| place.join(wanted).exists() || !place.exists());
     (!is_found).then(|| {
         (
             format!(
                 "there is no `{}` in {}, which is to run `{file}`",
-                wanted.display(),
-                places.join(" or ")
+                shown(wanted),
+                path.replace(':', " or ")
             ),
             "install it there, or name it by its path in `command`".to_owned(),
         )
@@ -114,12 +123,13 @@ mod tests {
         let venv = directory.path().join("venv/bin/python3");
         fs::create_dir_all(venv.parent().unwrap()).unwrap();
         fs::write(&venv, "").unwrap();
-        let said = |text: &[u8]| {
+        let said_at = |path: Option<&str>, text: &[u8]| {
             fs::write(&file, text).unwrap();
-            fault(&file, |path| {
+            fault(&file, path, |path| {
                 path.starts_with("/usr") || path.starts_with("/bin")
             })
         };
+        let said = |text: &[u8]| said_at(Some("/usr/bin:/bin"), text);
         let of_venv = format!("#!{}\n", venv.display());
         for (text, message, help) in [
             (
@@ -159,6 +169,18 @@ mod tests {
         ] {
             assert_eq!(said(fine), None, "{fine:?}");
         }
-        assert_eq!(fault(Path::new("/usr/none/such"), |_| true), None);
+        // The server's own PATH counts, if it has one, and in a file of secrets nobody looks.
+        let of_env = b"#!/usr/bin/env python3-of-venv\n";
+        let own = venv.with_file_name("python3-of-venv");
+        fs::write(&own, "").unwrap();
+        let with = format!("/usr/bin:{}", own.parent().unwrap().display());
+        assert!(said(of_env).is_some());
+        for path in [Some(with.as_str()), Some("/usr/bin:/none-such/bin"), None] {
+            assert_eq!(said_at(path, of_env), None, "{path:?}");
+        }
+        let none = fault(Path::new("/usr/none/such"), None, |_| true);
+        assert_eq!(none, None);
+        let escapes = said(b"#!/bin/\x1b[31mred\n").unwrap();
+        assert!(!escapes.0.contains(char::is_control), "{escapes:?}");
     }
 }

@@ -288,7 +288,7 @@ fn unexecuted(error: nix::errno::Errno) -> &'static str {
             "it is neither a program for this machine nor a script, whose first line is `#!/PATH/OF/ITS/INTERPRETER`"
         }
         nix::errno::Errno::EACCES => {
-            "its mode, or that of its interpreter, has no x: run `chmod a+x` on it"
+            "its mode, or that of its interpreter or of a directory above, has no x: run `chmod a+x` on it; or it lies where this host executes nothing (`findmnt -o OPTIONS -T` on it says `noexec`)"
         }
         _ => {
             "the program, its interpreter and its libraries must be in /usr or in `sandbox.read-only`"
