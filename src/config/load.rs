@@ -39,11 +39,14 @@ pub fn load_stamped(
 ) -> (Result<Config, Problems>, Stamp) {
     let mut loader = Loader::new(root, owner);
     let config = loader.load(name);
-    let stamp = Stamp(loader.looked_for);
+    let stamp = Stamp {
+        files: loader.looked_for,
+        is_good: loader.problems.is_empty(),
+    };
     let config = Problems::check(loader.problems).map(|()| {
         let mut config = config.expect("what is missing from a configuration is reported");
         config.digest = hex(loader.digest.finish().as_ref());
-        config.files = stamp.0.iter().map(|(_, path)| path.clone()).collect();
+        config.files = stamp.files.iter().map(|(_, path)| path.clone()).collect();
         config
     });
     (config, stamp)
@@ -89,7 +92,11 @@ pub fn stamp(root: &Path, name: &ServerName, owner: OwnerRule) -> Stamp {
 
 /// See [`stamp`].
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Stamp(Vec<(Option<Mark>, PathBuf)>);
+pub struct Stamp {
+    files: Vec<(Option<Mark>, PathBuf)>,
+    /// What a load refuses may be a directory above, or a link, which has no mark.
+    is_good: bool,
+}
 
 /// What changes when a file is edited, replaced, re-owned or made readable.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -223,6 +223,20 @@ fn a_stamp_differs_when_a_file_appears_changes_or_goes() {
     changed("the server goes");
 }
 
+/// What is refused there may be a directory above, or a link: whoever mends it is noticed.
+#[test]
+fn a_stamp_differs_when_what_a_load_refuses_is_mended() {
+    let text = minimal("allow = \"authenticated\"");
+    let root = planted_files(&[("etc/thv/servers/x.toml", &text)]);
+    let mode = |mode| {
+        chmod(&root.path().join("etc/thv/servers"), mode);
+        stamp(root.path(), &name("x"), OwnerRule::RootOrCaller)
+    };
+    let refused = mode(0o777);
+    assert_eq!(mode(0o777), refused);
+    assert_ne!(mode(0o755), refused);
+}
+
 #[test]
 fn a_name_that_no_unit_can_have_is_reported_not_listed() {
     let root = planted_files(&[
