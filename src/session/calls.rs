@@ -486,7 +486,7 @@ pub(super) enum Answer {
 }
 
 /// How long an answer may take before the client is given a stream to wait on; looked at once a second.
-const SOON: Duration = Duration::from_secs(5);
+pub(super) const SOON: Duration = Duration::from_secs(5);
 
 /// What became of an answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -484,7 +484,7 @@ mod tests {
     use crate::{
         auth::Identity,
         mcp::Message,
-        session::{Exchange, exchange::Event, outbox::Lines, pump, room::Rooms, testing},
+        session::{Exchange, Late, exchange::Event, outbox::Lines, pump, room::Rooms, testing},
     };
 
     /// probe-68: the lines of many sessions whose children do not read are bounded together, each user's apart; what
@@ -555,6 +555,49 @@ mod tests {
         }
         assert_eq!(ended, [1, 2]);
         assert_eq!(session.unwritten.load(Ordering::Relaxed), 0);
+    }
+
+    /// Whoever has waited for five seconds is given a stream, and nobody else; who listens only then is told so at once.
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_long_waits_on_a_stream() {
+        let (session, _lines) = testing::session(Era::Legacy);
+        let asks = |id: u64| {
+            let call = call(&format!(
+                r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"t"}}}}"#
+            ));
+            let id = call.id().unwrap().clone();
+            let alice = Identity::example("https://a", "alice");
+            session
+                .request(&call, &alice, id, RequestId::random())
+                .unwrap()
+        };
+        let (mut first, mut unread) = (asks(1), asks(2));
+        let look = || session.sweep(Instant::now(), Duration::MAX);
+        tokio::time::advance(Duration::from_secs(3)).await;
+        let mut second = asks(3);
+        let looks = async {
+            look();
+            tokio::task::yield_now().await;
+            tokio::time::advance(Duration::from_secs(2)).await;
+            look();
+        };
+        tokio::select! {
+            biased;
+            late = first.next_soon() => assert!(matches!(late, Err(Late))),
+            _ = second.next_soon() => panic!("it has time"),
+            () = async {
+                looks.await;
+                tokio::time::sleep(Duration::from_secs(60)).await;
+            } => panic!("it has none"),
+        }
+        assert!(matches!(unread.next_soon().await, Err(Late)));
+        session.fail_all(Failure::ChildEnded);
+        for mut asked in [first, second, unread] {
+            assert!(matches!(
+                asked.next_soon().await,
+                Ok(Some(Event::Failed(_)))
+            ));
+        }
     }
 
     fn call(body: &str) -> Call {

@@ -72,8 +72,9 @@ impl Untold {
         }
     }
 
-    pub(super) fn learn(&self, readied: Readied, now: Instant) {
-        match (readied, self.first(now)) {
+    /// What came of asking one that first. Who was not asked has said nothing new, however long it took to begin.
+    pub(super) fn learn(&self, readied: Readied, asked: First, now: Instant) {
+        match (readied, asked) {
             (Readied::Modern, _) => self.forget(),
             (Readied::Untold, First::Discover) => *self.until() = Some(now + WHILE),
             _ => {}
@@ -270,18 +271,21 @@ mod tests {
         let minute = Duration::from_secs(60);
         assert_eq!(untold.first(now), First::Discover);
         for readied in [Readied::Legacy, Readied::Modern] {
-            untold.learn(readied, now);
+            untold.learn(readied, First::Discover, now);
             assert_eq!(untold.first(now), First::Discover);
         }
+        untold.learn(Readied::Untold, First::Discover, now);
         for minutes in 0..60 {
-            untold.learn(Readied::Untold, now + minute * minutes);
-            untold.learn(Readied::Legacy, now + minute * minutes);
-            assert_eq!(untold.first(now + minute * minutes), First::Initialize);
+            let asked = untold.first(now + minute * minutes);
+            assert_eq!(asked, First::Initialize);
+            // One that takes long to begin, too.
+            untold.learn(Readied::Untold, asked, now + minute * (minutes + 5));
+            untold.learn(Readied::Legacy, asked, now + minute * (minutes + 5));
         }
         assert_eq!(untold.first(now + minute * 60), First::Discover);
-        untold.learn(Readied::Untold, now + minute * 60);
+        untold.learn(Readied::Untold, First::Discover, now + minute * 60);
         assert_eq!(untold.first(now + minute * 61), First::Initialize);
-        untold.learn(Readied::Modern, now + minute * 62);
+        untold.learn(Readied::Modern, First::Initialize, now + minute * 62);
         assert_eq!(untold.first(now + minute * 62), First::Discover);
     }
 

@@ -13,12 +13,14 @@ use std::{
 };
 
 use bytes::Bytes;
+use tokio::time::timeout;
 
 use crate::{
     audit::Audit,
     session::{
         Session,
         aside::cut_down,
+        calls::SOON,
         exchange::{Event, Finish},
         room::Room,
     },
@@ -310,14 +312,18 @@ impl Exchange {
     }
 
     /// The same, unless it takes long: whoever asks has no clock of its own, for the session has
-    /// an eye on all of them at once.
+    /// an eye on all of them at once; but not on a list that is still to be cut down.
     pub async fn next_soon(&mut self) -> Result<Option<Event>, Late> {
-        std::future::poll_fn(|context| match self.poll_next(context) {
-            Poll::Ready(event) => Poll::Ready(Ok(event)),
-            Poll::Pending if self.stream.state().late => Poll::Ready(Err(Late)),
+        let soon = std::future::poll_fn(|context| match self.poll_next(context) {
+            Poll::Ready(event) => Poll::Ready(Some(Ok(event))),
+            Poll::Pending if self.stream.state().late => Poll::Ready(Some(Err(Late))),
+            Poll::Pending if matches!(self.finish, Finishing::Begun(_)) => Poll::Ready(None),
             Poll::Pending => Poll::Pending,
-        })
-        .await
+        });
+        match soon.await {
+            Some(soon) => soon,
+            None => Box::pin(timeout(SOON, self.next())).await.map_err(|_| Late),
+        }
     }
 
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
@@ -488,8 +494,6 @@ const UNCOUNTED: usize = 16 << 10;
 mod tests {
     use std::{os::unix::net::UnixDatagram, sync::mpsc, time::Duration};
 
-    use tokio::time::timeout;
-
     use super::*;
     use crate::{audit, auth::Identity, config::ServerName};
 
@@ -600,6 +604,23 @@ mod tests {
             answer.slice(..2)
         }));
         assert_eq!(texts(&mut reader).await, ["xx"]);
+    }
+
+    /// A list that is long in being cut down is waited for on a stream, as an answer that is long in coming is.
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_is_not_cut_down_soon_is_late() {
+        let patience = Duration::from_secs(60);
+        let stream = new(7, Style::Plain);
+        let (go_on, wait) = mpsc::channel();
+        let mut reader = stream.attach(None).finished_by(Box::new(move |answer| {
+            wait.recv_timeout(patience).unwrap();
+            answer
+        }));
+        stream.end(Event::Answer(vec![b'x'; LONG_LIST + 1].into()));
+        let (first, ()) = tokio::join!(reader.next_soon(), tokio::time::advance(SOON));
+        assert!(matches!(first, Err(Late)));
+        go_on.send(()).unwrap();
+        assert!(matches!(reader.next().await, Some(Event::Answer(_))));
     }
 
     #[tokio::test]

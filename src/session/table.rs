@@ -221,7 +221,8 @@ impl Sessions {
     /// `initialize`: what ends when it is asked what it speaks is started once more and not asked (mcp-T27).
     async fn opened(&self, identity: &Arc<Identity>) -> Result<Arc<Session>, OpenError> {
         let patience = self.setup.call_timeout;
-        let mut first = self.untold.first(Instant::now());
+        let asked = self.untold.first(Instant::now());
+        let mut first = asked;
         loop {
             let opening = self.begin(identity, Era::Modern).await?;
             let readied = probe::for_modern(&opening.session, patience, first).await;
@@ -232,7 +233,7 @@ impl Sessions {
                     opening.seen_out().await;
                 }
                 readied => {
-                    self.untold.learn(readied, Instant::now());
+                    self.untold.learn(readied, asked, Instant::now());
                     return Ok(opening.keep());
                 }
             }
