@@ -169,44 +169,33 @@ async fn answer(
         upstream::make_ready(gateway, head, &identity, Era::Legacy).await?;
         return Box::pin(batch::answer(gateway, head, &identity, body, record)).await;
     }
-    let request = record.request_id;
-    let (id, sent) = {
-        let (id, permit, place, lent) = {
-            let modern = one(&head.headers, &VERSION)? == Some(version::MODERN);
-            let (call, lent) = read(body, modern, record).await?;
-            let id = call.id().cloned();
-            match permitted_call(gateway, head, &identity, call, record) {
-                Ok((permit, place)) => (id, permit, place, lent),
-                Err(refusal) => return Err(Refused { refusal, id }),
-            }
-        };
-        record.put_on_record(&gateway.audit);
-        let about = (permit.call().era(), request);
-        let place = match upstream::make_ready_for(gateway, head, &identity, about).await {
-            Ok(()) => found(gateway, &identity, &head.headers, (&permit, place, request)).await,
-            Err(refusal) => Err(refusal),
-        };
-        let sent = match place {
-            Ok(Place::New) => return Ok(Box::pin(open(gateway, &identity, permit, request)).await),
-            Ok(place) => hand_over(gateway, &identity, (permit, lent, place, request)),
-            Err(refusal) => Err(refusal),
-        };
-        (id, sent)
+    let modern = one(&head.headers, &VERSION)? == Some(version::MODERN);
+    let (call, lent) = read(body, modern, record).await?;
+    let id = call.id().cloned();
+    let decided = permitted_call(gateway, head, &identity, call, record);
+    let (permit, place) = match decided {
+        Ok(permitted) => permitted,
+        Err(refusal) => return Err(Refused { refusal, id }),
     };
+    record.put_on_record(&gateway.audit);
+    let request = record.request_id;
+    let coming = carried_out(gateway, head, &identity, (permit, lent, place, request)).await;
     // What its connection has read it into is free from now on, for what comes next.
     let table = Table::of(head);
-    let (mut exchange, manner) = match sent {
-        Ok(Some(coming)) => coming,
-        Ok(None) => {
+    Ok(match coming {
+        Ok(Coming::Exchange(mut exchange, manner)) => {
+            let first = exchange.next_soon().await;
+            let code = reply::code(&first, manner.era).await;
+            reply::exchange((first, code), exchange, manner, table)
+        }
+        Ok(Coming::Nothing) => {
             let accepted = outcome(request, None);
             gateway.audit.record(&Event::Outcome(accepted));
-            return Ok(reply::empty(StatusCode::ACCEPTED));
+            reply::empty(StatusCode::ACCEPTED)
         }
-        Err(refusal) => return Ok(failed(gateway, request, &refusal, id.as_ref())),
-    };
-    let first = exchange.next_soon().await;
-    let code = reply::code(&first, manner.era).await;
-    Ok(reply::exchange((first, code), exchange, manner, table))
+        Ok(Coming::Opened(response)) => response,
+        Err(refusal) => failed(gateway, request, &refusal, id.as_ref()),
+    })
 }
 
 /// Nothing is sent and nothing started here: it only says whether, and where to.
@@ -298,17 +287,35 @@ fn permitted(
     Ok(permit)
 }
 
-/// Hands the call to its session, and says what will answer it, if anything does.
-fn hand_over(
+/// What comes of a call that was permitted.
+enum Coming {
+    Exchange(Exchange, Manner),
+    Nothing,
+    /// It has opened a session, or not.
+    Opened(Response),
+}
+
+/// Sees to what a permitted call needs, and hands it to its session.
+async fn carried_out(
     gateway: &Gateway,
+    head: &mut Parts,
     identity: &Arc<Identity>,
     (permit, lent, place, request): (Permit, Lent, Place, RequestId),
-) -> Result<Option<(Exchange, Manner)>, Refusal> {
-    let Place::Session(session) = place else {
-        return Ok(None);
+) -> Result<Coming, Refusal> {
+    let about = (permit.call().era(), request);
+    upstream::make_ready_for(gateway, head, identity, about).await?;
+    let session = match found(gateway, identity, &head.headers, (&permit, place, request)).await? {
+        Place::Session(session) => session,
+        Place::New => {
+            // A start may take long, and needs it no more.
+            drop(Table::of(head));
+            let opened = Box::pin(open(gateway, identity, permit, request)).await;
+            return Ok(Coming::Opened(opened));
+        }
+        Place::Shared | Place::Nowhere => return Ok(Coming::Nothing),
     };
-    let (era, method) = (permit.call().era(), permit.call().method());
-    let id = permit.call().id().cloned();
+    let (era, id) = (permit.call().era(), permit.call().id().cloned());
+    let method = permit.call().method();
     let is_listen = method == method::LISTEN;
     let list = method::filtered_list(method);
     let cacheable = method::is_cacheable(method).then(|| method.to_owned());
@@ -319,7 +326,7 @@ fn hand_over(
         Era::Modern => Refusal::of_shared(error),
     })?;
     let (Sent::Exchange(exchange), Some(id)) = (sent, id) else {
-        return Ok(None);
+        return Ok(Coming::Nothing);
     };
     let until = is_listen
         .then(|| gateway.authenticator.time_left(identity))
@@ -328,7 +335,7 @@ fn hand_over(
         Era::Legacy => only_permitted(gateway, identity, list, exchange),
         Era::Modern => only_own(gateway, identity, cacheable, exchange),
     };
-    Ok(Some((exchange, Manner { id, era, until })))
+    Ok(Coming::Exchange(exchange, Manner { id, era, until }))
 }
 
 /// A list shows exactly what the same identity may call; any other answer is as it came.

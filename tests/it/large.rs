@@ -105,7 +105,7 @@ async fn the_largest_messages_pass_both_ways_and_leave_nothing() {
         let id = format!("\"{round}\\u0041\"");
         let answer = alice.post(&call(&id, &arguments)).await;
         assert_eq!(answer.status, 200);
-        same(&answer.body, &expected(&id, &arguments));
+        same(answer.message(), &expected(&id, &arguments));
         held.push(most_held());
     }
     // Other tests run here, too; what were kept of every message would be more.
@@ -133,7 +133,7 @@ async fn a_large_message_in_many_lines_reaches_the_child_as_one() {
             let answer = alice.post(&call(id, &arguments)).await;
             assert_eq!(answer.status, 200);
             let seen = arguments.replace(['\n', '\r'], " ");
-            same(&answer.body, &expected(id, &seen));
+            same(answer.message(), &expected(id, &seen));
         }
     }
 }
@@ -169,7 +169,7 @@ async fn who_sends_a_large_message_keeps_nobody_else_waiting() {
                 small = bob.call(&after, json!({})) => assert_eq!(small.status, 200),
             }
         };
-        same(&answer.body, &expected("1", &arguments));
+        same(answer.message(), &expected("1", &arguments));
         let records = house.records.all();
         let is = |record: &&String, subject: &str, tool: &str| {
             record.contains("THV_EVENT=decision ")
@@ -350,7 +350,7 @@ async fn what_is_larger_than_its_limit_is_refused_in_both_directions() {
     let alice = house.session("alice").await;
     let fits = text(100 << 10);
     let answer = alice.post(&call("1", &fits)).await;
-    same(&answer.body, &expected("1", &fits));
+    same(answer.message(), &expected("1", &fits));
     let body = call("2", &text(256 << 10));
     assert_eq!(alice.post(&body).await.status, 413);
     // What its server would say to this is too long for a line of its.
@@ -368,7 +368,7 @@ async fn a_large_body_in_small_chunks_passes_byte_for_byte() {
     let arguments = odd(2 << 20);
     let answer = chunked(&alice, &call("7", &arguments)).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
-    same(&answer.body, &expected("7", &arguments));
+    same(answer.message(), &expected("7", &arguments));
 }
 
 async fn chunked(caller: &Caller, body: &str) -> Answer {

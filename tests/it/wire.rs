@@ -40,6 +40,14 @@ impl Answer {
         serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
+    /// The bytes of the body's message, or those of the last event's: what took long comes as one.
+    pub fn message(&self) -> &[u8] {
+        let body = self.body.trim_ascii_end();
+        let line = body.rsplit(|byte| *byte == b'\n').next();
+        line.and_then(|line| line.strip_prefix(b"data: "))
+            .unwrap_or(&self.body)
+    }
+
     /// The text of a tool's result.
     pub fn said(&self) -> String {
         self.json()["result"]["content"][0]["text"]

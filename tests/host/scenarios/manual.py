@@ -18,6 +18,7 @@ LEFT_OUT = {
     "FILE:LINE:COLUMN: KEY: what is wrong; what to do": "a shape",
     "thv run": "a mention", "thv pull": "a mention", "thv path": "a mention", "thv listen": "a mention", "thv secret set": "a mention",
     "docker save": "a mention, and another's program",
+    "systemctl edit thv@NAME.service": "an editor; what is to be written there is played",
     "skopeo copy docker://IMAGE oci-archive:PATH": "another's program, and a registry",
     "semanage port -l": "no SELinux here", "semanage port -a -t http_port_t -p tcp 8081": "no SELinux here",
     "chattr -R -p 4711 /var/lib/private/thv-runner/NAME\n"
