@@ -1,6 +1,6 @@
 //! Which policies the last process found nothing wrong with, kept in the state directory.
 //!
-//! Called by [`super::build`]. Validating takes most of a start, and says the same of the same
+//! Called by [`super::build()`]. Validating takes most of a start, and says the same of the same
 //! texts: a gateway that was idle need not do it again. The directory is the gateway's own
 //! (`StateDirectory=`, mode 0700), and the keys that it believes lie there as well.
 
