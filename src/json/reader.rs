@@ -129,10 +129,14 @@ impl Reader<'_> {
         names.sort_unstable();
         let read = |at: u32| said(self.text, self.nodes[at as usize]);
         let alike = names.chunk_by(|(one, _), (other, _)| one == other);
-        // None of them is a stranger's choice, so that more than two are one name said again.
-        let twice = alike.filter_map(|alike| match alike {
-            [(_, first), (_, again), ..] if read(*first) == read(*again) => Some(*again),
-            _ => None,
+        // No stranger can choose what hashes to the same: of those that do, the second is the first again.
+        let twice = alike.filter_map(|alike| {
+            let is_again = |at: &usize| {
+                alike[..*at]
+                    .iter()
+                    .any(|old| read(old.1) == read(alike[*at].1))
+            };
+            (1..alike.len()).find(is_again).map(|at| alike[at].1)
         });
         match twice.min() {
             Some(again) => {

@@ -34,31 +34,27 @@ pub(super) async fn found(
     headers: &HeaderMap,
     (permit, place, request): (&Permit, Place, RequestId),
 ) -> Result<Place, Refusal> {
-    match (&place, permit.call().era()) {
-        (Place::New | Place::Nowhere, _) | (Place::Session(_), Era::Legacy) => Ok(place),
-        // Boxed, for what only some requests need.
-        _ => {
-            Box::pin(compared(
-                gateway,
-                identity,
-                headers,
-                (permit, place, request),
-            ))
-            .await
-        }
-    }
+    let session = match (place, permit.call().era()) {
+        (place @ (Place::New | Place::Nowhere), _) => return Ok(place),
+        (place @ Place::Session(_), Era::Legacy) => return Ok(place),
+        (Place::Session(session), Era::Modern) => Some(session),
+        (Place::Shared, _) => None,
+    };
+    let about = (permit, session, request);
+    // Boxed, for what only some requests need.
+    let compared = Box::pin(compared(gateway, identity, headers, about)).await;
+    compared.map(Place::Session)
 }
 
 async fn compared(
     gateway: &Gateway,
     identity: &Arc<Identity>,
     headers: &HeaderMap,
-    (permit, place, request): (&Permit, Place, RequestId),
-) -> Result<Place, Refusal> {
-    let session = match place {
-        Place::Session(session) => session,
-        place @ (Place::New | Place::Nowhere) => return Ok(place),
-        Place::Shared => {
+    (permit, session, request): (&Permit, Option<Arc<Session>>, RequestId),
+) -> Result<Arc<Session>, Refusal> {
+    let session = match session {
+        Some(session) => session,
+        None => {
             let session = gateway.sessions.shared(identity, request).await;
             session.map_err(|error| not_opened(gateway, error))?
         }
@@ -68,7 +64,7 @@ async fn compared(
     {
         modern::parameters_agree(headers, permit.call(), &tool.mirrored)?;
     }
-    Ok(Place::Session(session))
+    Ok(session)
 }
 
 pub(super) async fn open(

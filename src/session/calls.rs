@@ -83,7 +83,7 @@ impl InFlight {
     pub(super) fn tell_late(&self, now: Instant) {
         let owed = self.outcome.as_ref();
         if owed.is_some_and(|owed| now.duration_since(owed.started) >= SOON) {
-            self.stream.is_late();
+            self.stream.tell_late();
         }
     }
 }

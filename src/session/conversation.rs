@@ -532,15 +532,10 @@ mod tests {
     async fn what_has_ended_while_the_child_read_nothing_ends_there_when_it_reads_again() {
         let (session, mut lines) = testing::session(Era::Modern);
         let asks = |id: u64, method: &str| {
-            let body = format!(
+            let request = format!(
                 r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{{"name":"t"}}}}"#
             );
-            let call = Call::read(body.into(), true).unwrap();
-            let id = call.id().unwrap().clone();
-            let alice = Identity::example("https://a", "alice");
-            session
-                .request(&call, &alice, id, RequestId::random())
-                .unwrap()
+            testing::asked(&session, &request)
         };
         let listens = asks(1, "subscriptions/listen");
         let _waits = asks(2, "tools/call");
@@ -562,14 +557,10 @@ mod tests {
     async fn who_waits_for_long_waits_on_a_stream() {
         let (session, _lines) = testing::session(Era::Legacy);
         let asks = |id: u64| {
-            let call = call(&format!(
+            let request = format!(
                 r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"t"}}}}"#
-            ));
-            let id = call.id().unwrap().clone();
-            let alice = Identity::example("https://a", "alice");
-            session
-                .request(&call, &alice, id, RequestId::random())
-                .unwrap()
+            );
+            testing::asked(&session, &request)
         };
         let (mut first, mut unread) = (asks(1), asks(2));
         let look = || session.sweep(Instant::now(), Duration::MAX);

@@ -269,7 +269,6 @@ mod tests {
     use super::*;
     use crate::{
         audit::RequestId,
-        auth::Identity,
         mcp::{Call, Message},
         session::{Exchange, exchange::Failure, outbox::Lines, pump, testing},
     };
@@ -301,13 +300,16 @@ mod tests {
         (began, ended)
     }
 
-    fn request(session: &Arc<Session>, text: &str) -> Exchange {
-        let call = Call::read(text.to_owned().into(), false).unwrap();
-        let id = call.id().unwrap().clone();
-        let alice = Identity::example("https://a", "alice");
-        session
-            .request(&call, &alice, id, RequestId::random())
-            .unwrap()
+    /// A call that the child has made a task, and the subscription to that.
+    fn task(session: &Arc<Session>, lines: &mut Lines) -> (Exchange, Vec<u64>) {
+        let call = r#"{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"name":"t"}}"#;
+        let waits = testing::asked(session, call);
+        let task = r#"{"resultType":"task","taskId":"k","status":"working"}"#;
+        say(
+            session,
+            format!(r#"{{"jsonrpc":"2.0","id":1,"result":{task}}}"#),
+        );
+        (waits, begun(lines))
     }
 
     fn say(session: &Session, line: String) {
@@ -367,14 +369,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_the_server_ends_of_tasks_is_made_again_while_they_are_followed() {
         let (session, mut lines) = session();
-        let call = r#"{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"name":"t"}}"#;
-        let _waits = request(&session, call);
-        let task = r#"{"resultType":"task","taskId":"k","status":"working"}"#;
-        say(
-            &session,
-            format!(r#"{{"jsonrpc":"2.0","id":1,"result":{task}}}"#),
-        );
-        let open = begun(&mut lines);
+        let (_waits, open) = task(&session, &mut lines);
         say(
             &session,
             format!(r#"{{"jsonrpc":"2.0","id":{},"result":{{}}}}"#, open[0]),
@@ -403,14 +398,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_task_that_a_busy_child_could_not_be_told_to_end_is_ended_later() {
         let (session, mut lines) = session();
-        let call = r#"{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"name":"t"}}"#;
-        let _waits = request(&session, call);
-        let task = r#"{"resultType":"task","taskId":"k","status":"working"}"#;
-        say(
-            &session,
-            format!(r#"{{"jsonrpc":"2.0","id":1,"result":{task}}}"#),
-        );
-        let open = begun(&mut lines);
+        let (_waits, open) = task(&session, &mut lines);
         while session.say(&OwnMessage::Discover { number: 0 }) {}
         session.sweep(Instant::now() + session.call_timeout, Duration::MAX);
         let (mut ended, mut ends) = (Vec::new(), 0);
@@ -435,7 +423,7 @@ mod tests {
         assert_eq!(begun(&mut lines), [0; 0], "it waits");
         let subscribe =
             r#"{"jsonrpc":"2.0","id":5,"method":"resources/subscribe","params":{"uri":"a:b"}}"#;
-        let _done = request(&session, subscribe);
+        let _done = testing::asked(&session, subscribe);
         let open = begun(&mut lines);
         assert_eq!(open.len(), 1);
         acknowledge(&session, open[0]);
@@ -453,7 +441,7 @@ mod tests {
             let call = format!(
                 r#"{{"jsonrpc":"2.0","id":"{uri}","method":"resources/subscribe","params":{{"uri":"{uri}"}}}}"#
             );
-            request(&session, &call)
+            testing::asked(&session, &call)
         };
         session.heard_initialized("notifications/initialized");
         let first = begun(&mut lines)[0];
@@ -483,7 +471,7 @@ mod tests {
         while session.say(&OwnMessage::Discover { number: 0 }) {}
         let subscribe =
             r#"{"jsonrpc":"2.0","id":5,"method":"resources/subscribe","params":{"uri":"a:b"}}"#;
-        let _done = request(&session, subscribe);
+        let _done = testing::asked(&session, subscribe);
         assert_eq!(begun(&mut lines), [0; 0]);
         tokio::time::advance(SHORTEST_PAUSE).await;
         sweep(&session);

@@ -382,9 +382,22 @@ mod tests {
         testing::session(Era::Legacy)
     }
 
-    /// The session asks something under that number.
-    fn calls(session: &Session, number: u64) {
-        assert!(session.say(&OwnMessage::Discover { number }));
+    /// Somebody who has asked two things, and leaves when the child knows of both.
+    async fn leaves_two(shared: &Arc<Shared>, first: impl FnOnce()) {
+        let (leaves, lines) = session();
+        let member = shared.join(&leaves, None).unwrap();
+        for number in 1..=2 {
+            assert!(leaves.say(&OwnMessage::Discover { number }));
+        }
+        let served = shared.serve(member, leaves.clone(), lines);
+        let leaving = async {
+            while shared.state().switch.waiting() < 2 {
+                tokio::task::yield_now().await;
+            }
+            first();
+            leaves.close();
+        };
+        tokio::join!(served, leaving);
     }
 
     /// probe-68: what a member leaves behind ends at a child that others share, also where that reads nothing when he
@@ -394,26 +407,14 @@ mod tests {
         let (shared, mut child) = Shared::new(PrincipalKey::EVERYBODY, true, 2);
         let (other, _others) = session();
         shared.join(&other, None).unwrap();
-        let (leaves, lines) = session();
-        let member = shared.join(&leaves, None).unwrap();
-        calls(&leaves, 1);
-        calls(&leaves, 2);
-        let served = shared.serve(member, leaves.clone(), lines);
-        let leaving = async {
-            while shared.state().switch.waiting() < 2 {
-                tokio::task::yield_now().await;
-            }
-            // And nothing more has room.
-            let rest = shared.room.available_permits();
-            shared
-                .room
-                .try_acquire_many(u32::try_from(rest).unwrap())
-                .unwrap()
-                .forget();
-            leaves.close();
-            rest
-        };
-        let ((), rest) = tokio::join!(served, leaving);
+        // And nothing more has room.
+        let mut rest = 0;
+        leaves_two(&shared, || {
+            rest = shared.room.available_permits();
+            let all = u32::try_from(rest).unwrap();
+            shared.room.try_acquire_many(all).unwrap().forget();
+        })
+        .await;
         let mut ended = Vec::new();
         while let Some(line) = child.try_recv() {
             shared.written(line.len());
@@ -435,19 +436,8 @@ mod tests {
         let (other, _others) = session();
         shared.join(&other, None).unwrap();
         for _ in 0..4 {
-            let (leaves, lines) = session();
-            let member = shared.join(&leaves, None).unwrap();
-            calls(&leaves, 1);
-            calls(&leaves, 2);
-            let served = shared.serve(member, leaves.clone(), lines);
-            let leaving = async {
-                // One line is in the queue, the other waits for its place there.
-                while shared.state().switch.waiting() < 2 {
-                    tokio::task::yield_now().await;
-                }
-                leaves.close();
-            };
-            tokio::join!(served, leaving);
+            // One line is in the queue, the other waits for its place there.
+            leaves_two(&shared, || {}).await;
             while let Some(line) = child.try_recv() {
                 shared.written(line.len());
             }

@@ -158,7 +158,7 @@ impl Stream {
     }
 
     /// Whoever waits for something soon waits no more.
-    pub(super) fn is_late(&self) {
+    pub(super) fn tell_late(&self) {
         let mut state = self.state();
         if !state.late {
             state.late = true;

@@ -379,7 +379,12 @@ mod tests {
     use super::*;
     use crate::{
         audit::RequestId,
-        session::{Exchange, outbox::Lines, pump, testing::bridged},
+        session::{
+            Exchange,
+            outbox::Lines,
+            pump,
+            testing::{asked, bridged},
+        },
     };
 
     /// A session at a legacy child that tells of resources, and what that is told.
@@ -399,13 +404,7 @@ mod tests {
     }
 
     fn request(session: &Arc<Session>, asks: &str) -> Exchange {
-        let body = format!(r#"{{"jsonrpc":"2.0","id":1,{asks}}}"#);
-        let call = Call::read(body.into(), true).unwrap();
-        let id = call.id().unwrap().clone();
-        let alice = Identity::example("https://a", "alice");
-        session
-            .request(&call, &alice, id, RequestId::random())
-            .unwrap()
+        asked(session, &format!(r#"{{"jsonrpc":"2.0","id":1,{asks}}}"#))
     }
 
     fn uris(names: std::ops::Range<usize>) -> Vec<String> {

@@ -3,13 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Seal, Session,
+    Exchange, Seal, Session,
     load::Places,
     outbox::{Lines, outbox},
     room::Rooms,
 };
 use crate::{
-    audit::Audit,
+    audit::{Audit, RequestId},
     auth::Identity,
     authz::Engine,
     config::{Authz, ServerName},
@@ -49,6 +49,17 @@ pub(super) fn session_under(
         (Arc::new(Seal::fleeting(Clock::new(|| 0))), Arc::new(engine)),
     );
     (session, lines)
+}
+
+/// What will answer this request of Alice's, of the session's era.
+pub(super) fn asked(session: &Arc<Session>, request: &str) -> Exchange {
+    let is_modern = session.era == Era::Modern;
+    let call = Call::read(request.to_owned().into(), is_modern).unwrap();
+    let id = call.id().unwrap().clone();
+    let alice = Identity::example("https://a", "alice");
+    session
+        .request(&call, &alice, id, RequestId::random())
+        .unwrap()
 }
 
 /// The same, before a server of the legacy era that has said these capabilities.
