@@ -139,7 +139,8 @@ impl Pace {
             if self.read < self.rate {
                 return;
             }
-            tokio::time::sleep_until(self.second + SECOND).await;
+            // Boxed: hardly anybody writes that much, and each child has this for as long as it lives.
+            Box::pin(tokio::time::sleep_until(self.second + SECOND)).await;
         }
         (self.second, self.read) = (Instant::now(), 0);
     }
@@ -162,41 +163,47 @@ async fn read_some<T>(
 
 /// Gives each line of a child's standard error to `log`, until it ends: long
 /// lines cut, and no more than so many a second; what is left out is counted.
-pub async fn log_lines(mut errors: impl AsyncRead + Unpin, mut log: impl FnMut(&[u8])) {
+pub fn log_lines(
+    mut errors: impl AsyncRead + Unpin,
+    mut log: impl FnMut(&[u8]),
+) -> impl Future<Output = ()> {
+    // Here, and not in the future: that would have room for them twice, as long as the child lives.
     let mut line = Vec::new();
-    let (mut second, mut logged, mut dropped) = (Instant::now(), 0, 0_u64);
-    loop {
-        let chunk = match read_some(&mut errors, <[u8]>::to_vec).await {
-            Ok(chunk) if !chunk.is_empty() => chunk,
-            Ok(_) | Err(_) => break,
-        };
-        for byte in &chunk {
-            if *byte != b'\n' {
-                if line.len() < MAX_ERROR_LINE {
-                    line.push(*byte);
+    async move {
+        let (mut second, mut logged, mut dropped) = (Instant::now(), 0, 0_u64);
+        loop {
+            let chunk = match read_some(&mut errors, <[u8]>::to_vec).await {
+                Ok(chunk) if !chunk.is_empty() => chunk,
+                Ok(_) | Err(_) => break,
+            };
+            for byte in &chunk {
+                if *byte != b'\n' {
+                    if line.len() < MAX_ERROR_LINE {
+                        line.push(*byte);
+                    }
+                    continue;
                 }
-                continue;
-            }
-            if second.elapsed() >= Duration::from_secs(1) {
-                if dropped > 0 {
-                    log(format!("[{dropped} lines left out]").as_bytes());
+                if second.elapsed() >= Duration::from_secs(1) {
+                    if dropped > 0 {
+                        log(format!("[{dropped} lines left out]").as_bytes());
+                    }
+                    (second, logged, dropped) = (Instant::now(), 0, 0);
                 }
-                (second, logged, dropped) = (Instant::now(), 0, 0);
+                if logged < MAX_ERROR_LINES {
+                    logged += 1;
+                    log(&line);
+                } else {
+                    dropped += 1;
+                }
+                line.clear();
             }
-            if logged < MAX_ERROR_LINES {
-                logged += 1;
-                log(&line);
-            } else {
-                dropped += 1;
-            }
-            line.clear();
         }
-    }
-    if !line.is_empty() {
-        log(&line);
-    }
-    if dropped > 0 {
-        log(format!("[{dropped} lines left out]").as_bytes());
+        if !line.is_empty() {
+            log(&line);
+        }
+        if dropped > 0 {
+            log(format!("[{dropped} lines left out]").as_bytes());
+        }
     }
 }
 

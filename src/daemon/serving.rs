@@ -191,13 +191,11 @@ fn take(
     accepted: Accepted,
 ) {
     let (stream, peer) = accepted;
-    let (gateway, entrance) = (gateway.clone(), entrance.clone());
-    let draining = draining.clone();
-    connections.spawn(async move {
-        // Boxed, because it is large and is handed on several times.
-        let answer = |asked, peer| Box::pin(pipeline::take(gateway.clone(), asked, peer));
-        entrance.serve(stream, peer, draining, answer).await;
-    });
+    let gateway = gateway.clone();
+    // Boxed, because it is large and is handed on several times.
+    let answer = move |asked, peer| Box::pin(pipeline::take(gateway.clone(), asked, peer));
+    let entrance = entrance.clone();
+    connections.spawn(entrance.serve(stream, peer, draining.clone(), answer));
 }
 
 /// Those who come to a socket that ends with this process, while it ends: nobody is there after it

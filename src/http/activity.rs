@@ -1,7 +1,7 @@
 //! What a connection is doing: requests in flight, answers that wait for their reader.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     convert::Infallible,
     future::Future,
     pin::Pin,
@@ -36,7 +36,7 @@ struct Shared {
     /// Requests whose answer has not left.
     in_flight: AtomicUsize,
     /// Answers that wait for their reader, by number, and since when.
-    waiting: Mutex<HashMap<u64, Instant>>,
+    waiting: Mutex<BTreeMap<u64, Instant>>,
     spoken: Notify,
     /// Something began, or the last has ended.
     changed: Notify,
@@ -194,7 +194,7 @@ impl Activity {
 }
 
 impl Shared {
-    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, Instant>> {
+    fn waiting(&self) -> MutexGuard<'_, BTreeMap<u64, Instant>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -43,57 +43,68 @@ pub enum Version {
 /// A request, or why it is not even looked at.
 pub type Asked = Result<Request<Incoming>, Refusal>;
 
+/// A stream between two requests. It has a box of its own, for it goes from hand to hand: what is
+/// given by value takes its room in each future that it passes, as long as that lasts.
+pub(super) type Rested<S> = Box<Guarded<S, Unwatched>>;
+
 /// Serves HTTP on `stream` until the peer leaves, a limit ends it, or `drain`
 /// says so: then what is running is answered, and no more is read.
 pub(super) async fn serve<F>(
-    mut stream: Guarded<impl AsyncRead + AsyncWrite + Send + Unpin + 'static, Unwatched>,
-    drain: watch::Receiver<bool>,
-    activity: Activity,
-    answer: impl Fn(Asked) -> F,
+    mut stream: Rested<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>,
+    drain: &watch::Receiver<bool>,
+    activity: &Activity,
+    answer: &impl Fn(Asked) -> F,
 ) where
     F: Future<Output = Response> + Send + 'static,
 {
+    // Boxed: it is over in a moment, and a connection may last for days.
+    if let Some(version) = Box::pin(version(&mut stream, drain)).await {
+        serve_version(version, stream, drain, activity, answer).await;
+    }
+}
+
+/// What is spoken; `None` if nothing is said in time.
+async fn version(
+    stream: &mut Guarded<impl AsyncRead + Unpin, Unwatched>,
+    drain: &watch::Receiver<bool>,
+) -> Option<Version> {
     let begun = stream.begins_with(&PREFACE[..1]);
-    let version = match in_time(begun, HEADER_DEADLINE, &drain, None).await {
-        Some(true) => {
-            // From here on it is a request's head, whose time runs.
-            let preface = stream.begins_with(PREFACE);
-            match in_time(preface, PREFACE_DEADLINE, &drain, None).await {
-                Some(true) => Version::Two,
-                Some(false) | None => Version::One,
-            }
-        }
-        Some(false) => Version::One,
-        None => return,
-    };
-    serve_version(version, stream, drain, activity, answer).await;
+    if !in_time(begun, HEADER_DEADLINE, drain, None).await? {
+        return Some(Version::One);
+    }
+    // From here on it is a request's head, whose time runs.
+    let preface = stream.begins_with(PREFACE);
+    match in_time(preface, PREFACE_DEADLINE, drain, None).await {
+        Some(true) => Some(Version::Two),
+        Some(false) | None => Some(Version::One),
+    }
 }
 
 /// The same, where it is known what is spoken.
 pub(super) async fn serve_version<F>(
     version: Version,
-    mut stream: Guarded<impl AsyncRead + AsyncWrite + Send + Unpin + 'static, Unwatched>,
-    drain: watch::Receiver<bool>,
-    activity: Activity,
-    answer: impl Fn(Asked) -> F,
+    mut stream: Rested<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>,
+    drain: &watch::Receiver<bool>,
+    activity: &Activity,
+    answer: &impl Fn(Asked) -> F,
 ) where
     F: Future<Output = Response> + Send + 'static,
 {
     match version {
         // Boxed: a connection pays for what it speaks, and nothing before it speaks …
         Version::One => loop {
-            let speaks = Box::pin(serve_one(stream, drain.clone(), &activity, &answer));
+            let speaks = Box::pin(serve_one(stream, drain.clone(), activity, answer));
             let Some(rested) = speaks.await else { return };
             stream = rested;
             // … nor while it is only kept open for what may come: thousands are.
-            let more = in_time(stream.more(), LEFT_AFTER_REST, &drain, Some(&activity)).await;
+            let more = in_time(stream.more(), LEFT_AFTER_REST, drain, Some(activity)).await;
             if more.is_none_or(|read| read == 0) {
                 // Over TLS this says that it ends here, and that nobody has cut it.
                 let _ = timeout(GOING, stream.shutdown()).await;
                 return;
             }
         },
-        Version::Two => Box::pin(serve_two(stream, drain, activity, answer)).await,
+        Version::Two => Box::pin(serve_two(stream, drain.clone(), activity, answer)).await,
     }
 }
 
@@ -113,11 +124,11 @@ async fn in_time<T>(
 
 /// Serves it to its end, or gives it back when it has answered and then rested for a while.
 async fn serve_one<S, F>(
-    stream: Guarded<S, Unwatched>,
+    stream: Rested<S>,
     drain: watch::Receiver<bool>,
     activity: &Activity,
     answer: &impl Fn(Asked) -> F,
-) -> Option<Guarded<S, Unwatched>>
+) -> Option<Rested<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
     F: Future<Output = Response> + Send + 'static,
@@ -172,7 +183,7 @@ where
             // All that was asked is answered, and all of that has left.
             let parts = connection.into_parts();
             let stream = parts.io.into_inner().unwatched();
-            return stream.filter(|_| parts.read_buf.is_empty());
+            return stream.filter(|_| parts.read_buf.is_empty()).map(Box::new);
         }
     };
     if let Err(error) = ended {
@@ -238,10 +249,10 @@ async fn looked_after(activity: &Activity, begun: u64, verdict: &Verdict) -> Tol
 }
 
 async fn serve_two<F>(
-    stream: Guarded<impl AsyncRead + AsyncWrite + Send + Unpin + 'static, Unwatched>,
+    stream: Rested<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>,
     drain: watch::Receiver<bool>,
-    activity: Activity,
-    answer: impl Fn(Asked) -> F,
+    activity: &Activity,
+    answer: &impl Fn(Asked) -> F,
 ) where
     F: Future<Output = Response> + Send + 'static,
 {
@@ -282,7 +293,7 @@ async fn serve_two<F>(
         () = activity.stalled(WRITE_DEADLINE) => Ok(()),
         () = async {
             tokio::select! {
-                () = told(drain, Some(&activity)) => {}
+                () = told(drain, Some(activity)) => {}
                 () = activity.idle(HEADER_DEADLINE) => {}
                 () = activity.closed() => {}
             }
@@ -318,7 +329,7 @@ pub(super) async fn told(mut drain: watch::Receiver<bool>, activity: Option<&Act
             None => pending().await,
         }
     };
-    let _ = timeout(FIRST_REQUEST, spoken).await;
+    let _ = Box::pin(timeout(FIRST_REQUEST, spoken)).await;
 }
 
 /// How long a request's head may take, and how long a connection may wait for
@@ -373,29 +384,35 @@ mod tests {
     fn connect(drain: watch::Receiver<bool>) -> (DuplexStream, tokio::task::JoinSet<()>) {
         let (client, server) = duplex(1 << 20);
         let mut serving = tokio::task::JoinSet::new();
-        serving.spawn(serve(
-            Guarded::new(server),
-            drain,
-            Activity::new(),
-            |asked: Asked| async {
-                let read = match asked {
-                    Ok(request) => {
-                        let budget = Budget::new(1 << 10);
-                        let user = Identity::example("https://i", "alice");
-                        let (version, mut body) = (request.version(), request.into_body());
-                        body::read((version, &mut body), 1 << 10, (&budget, &user))
-                            .await
-                            .map(|(text, _)| text)
-                    }
-                    Err(refusal) => Err(refusal),
-                };
-                match read {
-                    Ok(text) => reply::json(StatusCode::OK, text),
-                    Err(refusal) => refusal.response(None, None),
+        serving.spawn(serving_with(server, drain, |asked: Asked| async {
+            let read = match asked {
+                Ok(request) => {
+                    let budget = Budget::new(1 << 10);
+                    let user = Identity::example("https://i", "alice");
+                    let (version, mut body) = (request.version(), request.into_body());
+                    body::read((version, &mut body), 1 << 10, (&budget, &user))
+                        .await
+                        .map(|(text, _)| text)
                 }
-            },
-        ));
+                Err(refusal) => Err(refusal),
+            };
+            match read {
+                Ok(text) => reply::json(StatusCode::OK, text),
+                Err(refusal) => refusal.response(None, None),
+            }
+        }));
         (client, serving)
+    }
+
+    async fn serving_with<F>(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        drain: watch::Receiver<bool>,
+        answer: impl Fn(Asked) -> F,
+    ) where
+        F: Future<Output = Response> + Send + 'static,
+    {
+        let stream = Box::new(Guarded::new(stream));
+        serve(stream, &drain, &Activity::new(), &answer).await;
     }
 
     /// What serves a connection of the system's.
@@ -407,7 +424,7 @@ mod tests {
     where
         F: Future<Output = Response> + Send + 'static,
     {
-        tokio::spawn(serve(Guarded::new(stream), drain, Activity::new(), answer))
+        tokio::spawn(serving_with(stream, drain, answer))
     }
 
     async fn answer_to(parts: &[&str]) -> (String, Duration) {
@@ -446,8 +463,8 @@ mod tests {
             let (mut client, server) = duplex(1 << 10);
             let (_drain, draining) = watch::channel(false);
             let answer = |_| async { reply::empty(StatusCode::OK) };
-            let stream = Guarded::new(server);
-            let served = serve_version(Version::One, stream, draining, Activity::new(), answer);
+            let (stream, activity) = (Box::new(Guarded::new(server)), Activity::new());
+            let served = serve_version(Version::One, stream, &draining, &activity, &answer);
             client.write_all(begins).await.unwrap();
             let waited = timeout(HEADER_DEADLINE + Duration::from_secs(1), served).await;
             assert!(waited.is_ok(), "{begins:?}");
@@ -460,8 +477,7 @@ mod tests {
         let (mut client, server) = duplex(1 << 10);
         let (_drain, draining) = watch::channel(false);
         let answer = |_| async { reply::json(StatusCode::OK, vec![b' '; 64 << 10]) };
-        let stream = Guarded::new(server);
-        let _served = tokio::spawn(serve(stream, draining, Activity::new(), answer));
+        let _served = tokio::spawn(serving_with(server, draining, answer));
         let asked = b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHos";
         client.write_all(asked).await.unwrap();
         let mut answer = Vec::new();
@@ -691,7 +707,8 @@ mod tests {
         let (_drain, draining) = watch::channel(false);
         let activity = Activity::new();
         let answer = |_: Asked| async { reply::json(StatusCode::OK, b"{}".to_vec()) };
-        let rested = serve_one(Guarded::new(stream), draining, &activity, &answer).await;
+        let stream = Box::new(Guarded::new(stream));
+        let rested = serve_one(stream, draining, &activity, &answer).await;
         assert!(rested.is_some_and(|stream| stream.first().is_empty()));
     }
 

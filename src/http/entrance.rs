@@ -21,7 +21,7 @@ use tracing::{debug, warn};
 use super::{
     activity::Activity,
     beside::{First, beside},
-    connection::{self, Asked, Version},
+    connection::{self, Asked, Rested, Version},
     guarded::{Guarded, Unwatched},
     proxied,
     roster::{Roster, Seat},
@@ -54,53 +54,60 @@ impl Entrance {
         }
     }
 
-    /// Serves one connection to its end.
-    pub async fn serve<F>(
-        &self,
+    /// Serves one connection to its end. Thousands of them rest at any time: what is large is boxed,
+    /// and what is handed on is borrowed.
+    pub fn serve<F, A>(
+        self: Arc<Self>,
         stream: Stream,
         peer: Peer,
         drain: watch::Receiver<bool>,
-        answer: impl Fn(Asked, Peer) -> F,
-    ) where
+        answer: A,
+    ) -> impl Future<Output = ()> + use<F, A>
+    where
         F: Future<Output = Response> + Send + 'static,
+        A: Fn(Asked, Peer) -> F,
     {
-        let activity = Activity::new();
-        let seat = self.roster.enter(&activity);
-        let named = OnceLock::new();
-        let mut unseen = Unseen {
-            activity: &activity,
-            told: Some(|| answer(Err(Refusal::Framing), *named.get().unwrap_or(&peer))),
-        };
-        let serves = self.admit(stream, (peer, &named), &seat, &activity, drain, &answer);
-        // It has no request, and somebody else may have one.
-        let sheds = activity.shed_while_idle();
-        let ended = beside(pin!(serves), pin!(sheds)).await;
-        if let First::Work(Err(error)) = ended {
-            debug!(%error, "connection ended before its first request");
-        }
-        if let Some(told) = unseen.take() {
-            // Nobody is told by this, but it is on record.
-            told().await;
+        let (stream, whom) = (Box::new(Guarded::new(stream)), Whom::new(peer));
+        async move {
+            let activity = Activity::new();
+            let seat = self.roster.enter(&activity);
+            let mut unseen = Unseen {
+                activity: &activity,
+                told: Some(|| answer(Err(Refusal::Framing), whom.peer())),
+            };
+            let serves = self.admit(stream, &whom, &seat, &activity, &drain, &answer);
+            // It has no request, and somebody else may have one.
+            let sheds = activity.shed_while_idle();
+            let ended = beside(pin!(serves), pin!(sheds)).await;
+            if let First::Work(Err(error)) = ended {
+                debug!(%error, "connection ended before its first request");
+            }
+            if let Some(told) = unseen.take() {
+                // Nobody is told by this, but it is on record.
+                told().await;
+            }
         }
     }
 
     async fn admit<F>(
         &self,
-        stream: Stream,
-        (peer, named): (Peer, &OnceLock<Peer>),
+        mut stream: Rested<Stream>,
+        whom: &Whom,
         seat: &Seat<'_>,
         activity: &Activity,
-        drain: watch::Receiver<bool>,
+        drain: &watch::Receiver<bool>,
         answer: &impl Fn(Asked, Peer) -> F,
     ) -> io::Result<()>
     where
         F: Future<Output = Response> + Send + 'static,
     {
-        let mut stream = Guarded::new(stream);
-        let peer = self.named(&mut stream, peer).await?;
-        let _ = named.set(peer);
+        if self.proxies.as_ref().is_some_and(|proxies| {
+            proxies.told == Told::ProxyProtocol && whom.peer().is_one_of(proxies)
+        }) {
+            Box::pin(named(&mut stream, whom)).await?;
+        }
         let over = self
-            .counted(peer)
+            .counted(whom.peer())
             .is_some_and(|address| seat.belongs_to(address) > self.share);
         let answer = |asked: Asked| {
             let asked = if over {
@@ -108,35 +115,18 @@ impl Entrance {
             } else {
                 asked
             };
-            answer(asked, peer)
+            answer(asked, whom.peer())
         };
         match &self.tls {
-            None if self.lacks_tls && turned_away(&mut stream, peer, &drain).await? => {}
-            None => connection::serve(stream, drain, activity.clone(), answer).await,
-            Some(tls) => Box::pin(secured(tls, stream, activity, drain, answer)).await?,
+            None => {
+                if self.lacks_tls && Box::pin(turned_away(&mut stream, whom.peer(), drain)).await? {
+                    return Ok(());
+                }
+                connection::serve(stream, drain, activity, &answer).await;
+            }
+            Some(tls) => Box::pin(secured(tls, stream, activity, drain, &answer)).await?,
         }
         Ok(())
-    }
-
-    /// Who is at the other end, where a proxy that is trusted says it first of all.
-    async fn named(&self, stream: &mut Guarded<Stream, Unwatched>, peer: Peer) -> io::Result<Peer> {
-        let says = self
-            .proxies
-            .as_ref()
-            .is_some_and(|proxies| proxies.told == Told::ProxyProtocol && peer.is_one_of(proxies));
-        if !says {
-            return Ok(peer);
-        }
-        let client = timeout(PROXY_DEADLINE, proxied::preface(stream))
-            .await
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            .inspect_err(|error| {
-                // Whoever only looks whether the port is open says nothing.
-                if !stream.first().is_empty() {
-                    warn!(%peer, %error, "a trusted proxy does not say whom it speaks for");
-                }
-            })?;
-        Ok(client.map_or(peer, |client| peer.speaks_for(client)))
     }
 
     /// The address whose share this connection is of. This host and proxies are many in one.
@@ -153,6 +143,26 @@ impl Entrance {
             }
             Peer::Behind { client, .. } => Some(client.ip()),
         }
+    }
+}
+
+/// Who is at the other end.
+struct Whom {
+    peer: Peer,
+    /// The same and whom it speaks for, where a proxy that is trusted has said so.
+    named: OnceLock<Peer>,
+}
+
+impl Whom {
+    fn new(peer: Peer) -> Box<Self> {
+        Box::new(Self {
+            peer,
+            named: OnceLock::new(),
+        })
+    }
+
+    fn peer(&self) -> Peer {
+        *self.named.get().unwrap_or(&self.peer)
     }
 }
 
@@ -177,6 +187,23 @@ impl<T: FnOnce() -> F, F> Drop for Unseen<'_, T, F> {
             drop(told());
         }
     }
+}
+
+/// Learns whom a proxy that is trusted speaks for, which it says first of all.
+async fn named(stream: &mut Guarded<Stream, Unwatched>, whom: &Whom) -> io::Result<()> {
+    let client = timeout(PROXY_DEADLINE, proxied::preface(stream))
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .inspect_err(|error| {
+            // Whoever only looks whether the port is open says nothing.
+            if !stream.first().is_empty() {
+                warn!(peer = %whom.peer, %error, "a trusted proxy does not say whom it speaks for");
+            }
+        })?;
+    if let Some(client) = client {
+        let _ = whom.named.set(whom.peer.speaks_for(client));
+    }
+    Ok(())
 }
 
 /// Whether it is TLS that comes.
@@ -207,17 +234,17 @@ async fn turned_away(
 
 async fn secured<F>(
     tls: &Tls,
-    mut stream: Guarded<impl AsyncRead + AsyncWrite + Send + Unpin + 'static, Unwatched>,
+    mut stream: Rested<impl AsyncRead + AsyncWrite + Send + Unpin + 'static>,
     activity: &Activity,
-    drain: watch::Receiver<bool>,
-    answer: impl Fn(Asked) -> F,
+    drain: &watch::Receiver<bool>,
+    answer: &impl Fn(Asked) -> F,
 ) -> io::Result<()>
 where
     F: Future<Output = Response> + Send + 'static,
 {
     let shaken = async {
         if shakes_hands(&mut stream).await? {
-            tls.accept(stream).await.map(Ok)
+            tls.accept(*stream).await.map(Ok)
         } else {
             Ok(Err(stream))
         }
@@ -228,14 +255,14 @@ where
     };
     match shaken {
         Ok((stream, version)) => {
-            let stream = Guarded::new(stream);
-            connection::serve_version(version, stream, drain, activity.clone(), answer).await;
+            let stream = Box::new(Guarded::new(stream));
+            connection::serve_version(version, stream, drain, activity, answer).await;
         }
         // Nobody is sent away without a word, and nothing is done for whoever sent a
         // token in the clear.
         Err(stream) if !stream.first().is_empty() => {
             let answer = |asked: Asked| answer(Err(asked.err().unwrap_or(Refusal::Plaintext)));
-            connection::serve_version(Version::One, stream, drain, activity.clone(), answer).await;
+            connection::serve_version(Version::One, stream, drain, activity, &answer).await;
         }
         Err(_) => {}
     }
@@ -304,11 +331,9 @@ mod tests {
         let (client, stream) = connected().await;
         let peer = stream.peer_addr().unwrap();
         let (drain, draining) = watch::channel(false);
-        let served = tokio::spawn(async move {
-            let answer = |_, _| async { reply::empty(StatusCode::OK) };
-            let (stream, peer) = (Stream::Left(stream), Peer::Tcp(peer));
-            entrance.serve(stream, peer, draining, answer).await;
-        });
+        let answer = |_, _| async { reply::empty(StatusCode::OK) };
+        let (stream, peer) = (Stream::Left(stream), Peer::Tcp(peer));
+        let served = tokio::spawn(Arc::new(entrance).serve(stream, peer, draining, answer));
         (client, served, drain)
     }
 
@@ -483,12 +508,12 @@ mod tests {
     /// fault-37: what a connection costs while nothing is known of it.
     #[tokio::test]
     async fn the_task_of_a_connection_is_small() {
-        let entrance = entrance(None);
+        let entrance = Arc::new(entrance(None));
         let (_client, stream) = connected().await;
         let (_drain, draining) = watch::channel(false);
         let peer = Peer::Tcp(stream.peer_addr().unwrap());
         let answer = |_, _| async { reply::empty(StatusCode::OK) };
         let served = entrance.serve(Stream::Left(stream), peer, draining, answer);
-        assert!(size_of_val(&served) <= 2048, "{}", size_of_val(&served));
+        assert!(size_of_val(&served) <= 1024, "{}", size_of_val(&served));
     }
 }

@@ -5,7 +5,7 @@
 //! Pure. Used by `child` towards servers that speak HTTP, and by `session` for what
 //! clients say in headers and for tasks of another era.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use http::HeaderName;
 
@@ -77,7 +77,7 @@ pub enum TaskSupport {
 
 /// The tools of one server of which there is anything to be known.
 #[derive(Debug, Default)]
-pub struct Tools(HashMap<String, Tool>);
+pub struct Tools(BTreeMap<String, Tool>);
 
 impl Tools {
     /// Reads the result of `tools/list`, or one page of it.

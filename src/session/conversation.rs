@@ -1,7 +1,7 @@
 //! One session: who owns it, what is in flight, and the way in.
 
 use std::{
-    collections::HashSet,
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -56,9 +56,9 @@ pub struct Session {
     /// What its clients speak.
     pub(super) era: Era,
     /// Its child, where that speaks less than its clients.
-    pub(super) bridge: OnceLock<LegacyServer>,
+    pub(super) bridge: OnceLock<Box<LegacyServer>>,
     /// Its child, where that speaks nothing that its client does.
-    pub(super) reversed: OnceLock<ModernServer>,
+    pub(super) reversed: OnceLock<Box<ModernServer>>,
     /// What the child speaks, where others share it.
     pub(super) spoken: OnceLock<Arc<Spoken>>,
     /// Closes what modern clients carry from round to round.
@@ -85,7 +85,7 @@ pub(super) struct State {
     pub(super) next: u64,
     pub(super) in_flight: HashMap<u64, InFlight>,
     /// The server's own requests that a client may answer, by their id as JSON.
-    pub(super) asked: HashSet<Bytes>,
+    pub(super) asked: BTreeSet<Bytes>,
     pub(super) last_used: Instant,
     unwanted: bool,
     /// Its `initialize` was answered: its client may come in.
@@ -136,7 +136,7 @@ impl Session {
         let state = State {
             next: 1,
             in_flight: HashMap::default(),
-            asked: HashSet::new(),
+            asked: BTreeSet::new(),
             last_used: Instant::now(),
             unwanted: false,
             open: false,
@@ -386,7 +386,7 @@ impl Session {
 
     /// Its child speaks legacy MCP alone: from now on what goes between is translated.
     pub(super) fn bridged(&self, server: LegacyServer) {
-        let _ = self.bridge.set(server);
+        let _ = self.bridge.set(Box::new(server));
     }
 
     /// Its client may come in, under the version that was agreed on.
@@ -604,7 +604,7 @@ mod tests {
         let discovered = r#"{"jsonrpc":"2.0","id":1,"result":{"supportedVersions":["2026-07-28"],"capabilities":{}}}"#;
         let discovered = Message::parse(discovered.into()).unwrap();
         let server = ModernServer::read(&discovered, &initialize).unwrap();
-        assert!(session.reversed.set(server).is_ok());
+        assert!(session.reversed.set(Box::new(server)).is_ok());
         session.open("2025-11-25");
         let asks = call(r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#);
         let id = asks.id().unwrap().clone();

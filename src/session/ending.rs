@@ -7,8 +7,9 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    sync::{Notify, watch},
-    task::JoinSet,
+    net::TcpListener,
+    sync::{Notify, oneshot, watch},
+    task::{AbortHandle, JoinSet},
     time::timeout,
 };
 use tracing::{info, warn};
@@ -120,19 +121,26 @@ impl Served for Session {
         self.fail_one(number, failure);
     }
 
-    async fn hear(self: Arc<Self>, stdout: Output, reading: stdio::Reading) -> Option<Reason> {
-        pump::run(self, stdout, reading).await
+    fn hear(
+        self: Arc<Self>,
+        stdout: Output,
+        reading: stdio::Reading,
+    ) -> impl Future<Output = Option<Reason>> + Send {
+        pump::run(self, stdout, reading)
     }
 }
 
 /// Serves the session until it ends for whatever reason, then sees the child
 /// out: end of its input, SIGTERM, SIGKILL, each with its time.
-pub(super) async fn tend(
+///
+/// What serves it is begun here and not in what is returned: a future has room for all that it was
+/// given for as long as it lasts, which is as long as the session.
+pub(super) fn tend(
     session: Arc<impl Served>,
     child: Child,
     (lines, reading): (Lines, stdio::Reading),
     around: Around,
-) {
+) -> impl Future<Output = ()> + Send {
     let Around {
         source,
         egress,
@@ -146,7 +154,7 @@ pub(super) async fn tend(
         errors,
         doors,
         translation,
-        mut ended,
+        ended,
     } = child;
     let child = number;
     let mut streams = JoinSet::new();
@@ -172,91 +180,146 @@ pub(super) async fn tend(
             }
         });
     }
-
-    let owner = egress::Child {
+    let ways_out = (!doors.is_empty()).then(|| {
+        let owner = egress::Child {
+            number,
+            pid,
+            principal: session.principal(),
+        };
+        WaysOut::open(egress, owner, doors)
+    });
+    let mut tended = Tended {
+        session,
+        source,
+        audit,
         number,
         pid,
-        principal: session.principal(),
+        ended,
+        fault,
+        input,
+        _streams: streams,
+        ways_out,
     };
-    let (close_doors, closed) = watch::channel(false);
-    let mut ways_out = JoinSet::new();
-    ways_out.spawn(egress.serve(owner, doors, closed));
+    async move {
+        let status = tokio::select! {
+            () = tended.session.end().notified() => None,
+            told = &mut tended.ended => Some(told.unwrap_or(Ended::RunnerGone)),
+        };
+        // Boxed: a session lasts longer than its end.
+        Box::pin(tended.see_out(status)).await;
+    }
+}
 
-    let mut status = tokio::select! {
-        () = session.end().notified() => None,
-        told = &mut ended => Some(told.unwrap_or(Ended::RunnerGone)),
-    };
-    // Asked now: whoever is told of its end may let go of the session.
-    let expected = session.is_unwanted();
-    if status.is_some() {
-        // What it wrote before it ended is still to be read (fault-18).
-        let _ = timeout(LAST_WORDS, session.end().notified()).await;
-    } else if session.in_flight() > 0 {
-        // Its output ended: how it ended itself decides what its callers are told.
-        status = timeout(LAST_WORDS, &mut ended)
-            .await
-            .ok()
-            .map(|told| told.unwrap_or(Ended::RunnerGone));
+/// A child that is served.
+struct Tended<S> {
+    session: Arc<S>,
+    source: Arc<Source>,
+    audit: Audit,
+    number: u64,
+    pid: u32,
+    ended: oneshot::Receiver<Ended>,
+    fault: Arc<OnceLock<Reason>>,
+    /// What writes to it.
+    input: AbortHandle,
+    _streams: JoinSet<()>,
+    ways_out: Option<WaysOut>,
+}
+
+/// What a child may reach, while it lives.
+struct WaysOut {
+    close: watch::Sender<bool>,
+    serving: JoinSet<()>,
+}
+
+impl WaysOut {
+    fn open(rules: Arc<egress::Rules>, owner: egress::Child, doors: Vec<TcpListener>) -> Self {
+        let (close, closed) = watch::channel(false);
+        let mut serving = JoinSet::new();
+        serving.spawn(rules.serve(owner, doors, closed));
+        Self { close, serving }
     }
-    session.fail_all(match status {
-        Some(Ended::Exited {
-            out_of_memory: true,
-            ..
-        }) => Failure::OutOfMemory,
-        _ => Failure::ChildEnded,
-    });
-    // Closes its input.
-    input.abort();
-    if status.is_none() {
-        status = timeout(TIME_TO_LEAVE, &mut ended)
-            .await
-            .ok()
-            .map(|told| told.unwrap_or(Ended::RunnerGone));
+
+    /// Returns when all that was open is on record.
+    async fn close(mut self) {
+        let _ = self.close.send(true);
+        while self.serving.join_next().await.is_some() {}
     }
-    for signal in [Signal::Terminate, Signal::Kill] {
-        if status.is_none() {
-            source.signal(number, signal).await;
-            status = timeout(TIME_TO_OBEY, &mut ended)
-                .await
-                .ok()
-                .map(|told| told.unwrap_or(Ended::RunnerGone));
+}
+
+impl<S: Served> Tended<S> {
+    /// How the child has ended, if it does so within that time.
+    async fn ends_within(&mut self, patience: Duration) -> Option<Ended> {
+        let told = timeout(patience, &mut self.ended).await.ok()?;
+        Some(told.unwrap_or(Ended::RunnerGone))
+    }
+
+    /// From the end of the child, or what makes it end, to the record of that.
+    async fn see_out(mut self, mut status: Option<Ended>) {
+        // Asked now: whoever is told of its end may let go of the session.
+        let expected = self.session.is_unwanted();
+        if status.is_some() {
+            // What it wrote before it ended is still to be read (fault-18).
+            let _ = timeout(LAST_WORDS, self.session.end().notified()).await;
+        } else if self.session.in_flight() > 0 {
+            // Its output ended: how it ended itself decides what its callers are told.
+            status = self.ends_within(LAST_WORDS).await;
         }
-    }
-    let unheard = session.unheard();
-    if unheard > 0 {
-        info!(
+        self.session.fail_all(match status {
+            Some(Ended::Exited {
+                out_of_memory: true,
+                ..
+            }) => Failure::OutOfMemory,
+            _ => Failure::ChildEnded,
+        });
+        // Closes its input.
+        self.input.abort();
+        if status.is_none() {
+            status = self.ends_within(TIME_TO_LEAVE).await;
+        }
+        for signal in [Signal::Terminate, Signal::Kill] {
+            if status.is_none() {
+                self.source.signal(self.number, signal).await;
+                status = self.ends_within(TIME_TO_OBEY).await;
+            }
+        }
+        let (child, pid) = (self.number, self.pid);
+        let unheard = self.session.unheard();
+        if unheard > 0 {
+            info!(
+                pid,
+                unheard, "messages of the server's were dropped, because no client was listening"
+            );
+        }
+        if status.is_none() {
+            warn!(pid, "the runner did not report the end of a child");
+        }
+        // What it had open is on record before its end is.
+        if let Some(ways_out) = self.ways_out {
+            ways_out.close().await;
+        }
+        let exit = match status {
+            Some(Ended::Exited {
+                out_of_memory: true,
+                ..
+            }) => Exit::OutOfMemory,
+            Some(Ended::Exited {
+                status: Status::Code(code),
+                ..
+            }) => Exit::Code(code),
+            Some(Ended::Exited {
+                status: Status::Signal(signal),
+                ..
+            }) => Exit::Signal(signal),
+            Some(Ended::RunnerGone) | None => Exit::Unknown,
+        };
+        self.audit.record(&Event::ChildExited {
+            child,
             pid,
-            unheard, "messages of the server's were dropped, because no client was listening"
-        );
+            exit,
+            expected,
+            fault: self.fault.get().copied(),
+        });
     }
-    if status.is_none() {
-        warn!(pid, "the runner did not report the end of a child");
-    }
-    // What it had open is on record before its end is.
-    let _ = close_doors.send(true);
-    while ways_out.join_next().await.is_some() {}
-    let exit = match status {
-        Some(Ended::Exited {
-            out_of_memory: true,
-            ..
-        }) => Exit::OutOfMemory,
-        Some(Ended::Exited {
-            status: Status::Code(code),
-            ..
-        }) => Exit::Code(code),
-        Some(Ended::Exited {
-            status: Status::Signal(signal),
-            ..
-        }) => Exit::Signal(signal),
-        Some(Ended::RunnerGone) | None => Exit::Unknown,
-    };
-    audit.record(&Event::ChildExited {
-        child,
-        pid,
-        exit,
-        expected,
-        fault: fault.get().copied(),
-    });
 }
 
 /// Reads what the child says until that ends, and notes what it did wrong.
@@ -282,24 +345,26 @@ impl<S: Served> Drop for HangsUp<S> {
     }
 }
 
-async fn write(
+fn write(
     session: Arc<impl Served>,
     mut lines: Lines,
-    mut stdin: impl AsyncWrite + Unpin,
+    mut stdin: impl AsyncWrite + Send + Unpin,
     audit: Audit,
-) {
+) -> impl Future<Output = ()> + Send {
     // Of a line that comes in parts.
     let mut bytes = 0;
-    while let Some(part) = lines.recv().await {
-        // That it was permitted is on record before the child sees it.
-        audit.hand_on();
-        // It has closed its input: its output tells what becomes of it.
-        if stdin.write_all(&part).await.is_err() {
-            return;
-        }
-        bytes += part.len();
-        if Line::is_end(&part) {
-            session.written(std::mem::take(&mut bytes));
+    async move {
+        while let Some(part) = lines.recv().await {
+            // That it was permitted is on record before the child sees it.
+            audit.hand_on();
+            // It has closed its input: its output tells what becomes of it.
+            if stdin.write_all(&part).await.is_err() {
+                return;
+            }
+            bytes += part.len();
+            if Line::is_end(&part) {
+                session.written(std::mem::take(&mut bytes));
+            }
         }
     }
 }
@@ -348,5 +413,25 @@ mod tests {
         let listens = tokio::spawn(listen(session.clone(), Box::new(Panics), reading, noted));
         let ended = timeout(Duration::from_secs(10), session.end.notified()).await;
         assert!(ended.is_ok() && listens.await.unwrap_err().is_panic());
+    }
+
+    /// fault-37: what a session costs while its user does something else, as most do at any time.
+    #[tokio::test]
+    async fn what_serves_a_session_is_small() {
+        let (session, lines) = testing::session(Era::Legacy);
+        assert!(size_of::<Session>() <= 1088, "{}", size_of::<Session>());
+        let reading = stdio::Reading {
+            longest: 1 << 10,
+            rate: 1 << 10,
+        };
+        let stdout = Box::new(tokio::io::empty());
+        let listens = listen(session.clone(), stdout, reading, Arc::default());
+        assert!(size_of_val(&listens) <= 408, "{}", size_of_val(&listens));
+        let stdin: Box<dyn AsyncWrite + Send + Unpin> = Box::new(tokio::io::sink());
+        let audit = session.audit.clone();
+        let writes = write(session, lines, stdin, audit);
+        assert!(size_of_val(&writes) <= 176, "{}", size_of_val(&writes));
+        let errors = stdio::log_lines(tokio::io::empty(), |_| ());
+        assert!(size_of_val(&errors) <= 152, "{}", size_of_val(&errors));
     }
 }

@@ -13,9 +13,7 @@ use tokio::time::{Duration, Instant};
 use crate::{
     json::Value,
     mcp::{
-        Call, Era, Id, Message,
-        bridge::{self, LegacyServer},
-        spelled,
+        Call, Era, Id, Message, bridge, spelled,
         subscription::{ACKNOWLEDGED, SUBSCRIPTION},
         task,
     },
@@ -230,7 +228,7 @@ impl Session {
 
     /// Has a legacy child write what the call wants to hear, if it does not yet.
     pub(super) fn log_from(&self, state: &mut State, call: &Call) -> Result<(), SendError> {
-        let logs = self.bridge.get().is_some_and(LegacyServer::logs);
+        let logs = self.bridge.get().is_some_and(|server| server.logs());
         let wanted = logs.then(|| calls::logs(call)).flatten();
         let Some(wanted) = wanted.filter(|wanted| state.level.is_none_or(|told| *wanted < told))
         else {

@@ -103,19 +103,23 @@ impl Lines {
     /// The next line, or part of one; `None` when there will be no more. Safe to drop and call again.
     pub(super) async fn recv(&mut self) -> Option<Bytes> {
         loop {
-            let (line, closed) = {
-                let mut state = self.0.state();
-                (state.next(), state.closed)
-            };
-            if line.is_some() {
-                self.0.room.notify_one();
-                return line;
-            }
-            if closed {
-                return None;
+            if let Some(next) = self.next() {
+                return next;
             }
             self.0.more.notified().await;
         }
+    }
+
+    /// The next one, or that there will be none, if either can be said now.
+    fn next(&self) -> Option<Option<Bytes>> {
+        let mut state = self.0.state();
+        let line = state.next();
+        let is_over = line.is_some() || state.closed;
+        drop(state);
+        if line.is_some() {
+            self.0.room.notify_one();
+        }
+        is_over.then_some(line)
     }
 
     /// The next line that is there already.

@@ -182,7 +182,7 @@ pub(super) async fn for_legacy(session: &Arc<Session>, initialize: &Call) -> Opt
     let wanted = wanted.and_then(Value::as_str).unwrap_or_default();
     let version = version::LEGACY.iter().find(|version| **version == wanted);
     let text = server.initialized(initialize.id()?, version.unwrap_or(&version::LEGACY[0]));
-    session.reversed.set(server).ok()?;
+    session.reversed.set(Box::new(server)).ok()?;
     Some(text.into())
 }
 

@@ -59,97 +59,102 @@ impl Hears for Session {
 
 /// Reads until the child's output ends, or until it has broken the protocol too often.
 /// What it did wrong, if that is why nobody reads on.
-pub(super) async fn run(
+pub(super) fn run(
     hears: Arc<impl Hears>,
-    stdout: impl AsyncRead + Unpin,
+    stdout: impl AsyncRead + Send + Unpin,
     reading: Reading,
-) -> Option<Reason> {
+) -> impl Future<Output = Option<Reason>> + Send {
+    // Here, and not in the future: that would have room for it twice, as long as the child lives.
     let mut lines = Lines::new(stdout, reading.longest).paced(reading.rate);
-    let mut violations = 0_u64;
-    let mut complaints = Complaints::default();
-    let mut due = None;
-    // A line that is too long, while it comes.
-    let mut overlong: Option<Suspect> = None;
-    loop {
-        // One read may bring thousands: others have their turn between them.
-        consume_budget().await;
-        let line = match due {
-            // What is asked together is told together.
-            Some(due) => timeout_at(due, lines.next()).await,
-            None => Ok(lines.next().await),
-        };
-        let Ok(line) = line else {
-            hears.ask_clients();
-            due = None;
-            continue;
-        };
-        let kept = match line {
-            Ok(Line::Text(text)) if text.trim_ascii().is_empty() => continue,
-            Ok(Line::Text(text)) => {
-                // What comes behind a large line waits until that was read, for whomever it is: who is to have the
-                // large one is known only then, and what one client is told must keep its order. It is bounded by
-                // `limits.message`, about 5 ms a MiB; and a child that others share is read no faster for that.
-                let taker = hears.clone();
-                let kept = aside(text.len(), move || taker.take(text)).await;
-                if hears.was_asked() {
-                    due = due.or(Some(Instant::now() + GATHER));
+    async move {
+        let mut violations = 0_u64;
+        let mut complaints = Complaints::default();
+        let mut due = None;
+        // A line that is too long, while it comes.
+        let mut overlong: Option<Box<Suspect>> = None;
+        loop {
+            // One read may bring thousands: others have their turn between them.
+            consume_budget().await;
+            let line = match due {
+                None => lines.next().await,
+                // What is asked together is told together. Boxed: most children never ask anything.
+                Some(at) => match Box::pin(timeout_at(at, lines.next())).await {
+                    Ok(line) => line,
+                    Err(_) => {
+                        hears.ask_clients();
+                        due = None;
+                        continue;
+                    }
+                },
+            };
+            let kept = match line {
+                Ok(Line::Text(text)) if text.trim_ascii().is_empty() => continue,
+                Ok(Line::Text(text)) => {
+                    // What comes behind a large line waits until that was read, for whomever it is: who is to have the
+                    // large one is known only then, and what one client is told must keep its order. It is bounded by
+                    // `limits.message`, about 5 ms a MiB; and a child that others share is read no faster for that.
+                    let taker = hears.clone();
+                    let kept = aside(text.len(), move || taker.take(text)).await;
+                    if hears.was_asked() {
+                        due = due.or(Some(Instant::now() + GATHER));
+                    }
+                    kept
                 }
-                kept
-            }
-            Ok(Line::TooLong { part, ends }) if hears.bears_all() => {
-                let begins = overlong.is_none();
-                let mut suspect = overlong.take().unwrap_or_default();
-                let read = aside(part.len(), move || {
-                    suspect.read(&part);
-                    suspect
-                });
-                let mut suspect = read.await;
-                // Nobody waits for the end of what says at once whose answer it is; what says so last is
-                // believed when all of it was read.
-                let begun = suspect.begun().filter(|_| begins);
-                if let Some(number) = begun.or(suspect.whole().filter(|_| ends)) {
-                    suspect.was_told();
-                    hears.is_overlong(number);
+                Ok(Line::TooLong { part, ends }) if hears.bears_all() => {
+                    let begins = overlong.is_none();
+                    let mut suspect = overlong.take().unwrap_or_default();
+                    let read = aside(part.len(), move || {
+                        suspect.read(&part);
+                        suspect
+                    });
+                    let mut suspect = read.await;
+                    // Nobody waits for the end of what says at once whose answer it is; what says so last is
+                    // believed when all of it was read.
+                    let begun = suspect.begun().filter(|_| begins);
+                    if let Some(number) = begun.or(suspect.whole().filter(|_| ends)) {
+                        suspect.was_told();
+                        hears.is_overlong(number);
+                    }
+                    if !ends {
+                        overlong = Some(suspect);
+                    }
+                    if !begins {
+                        continue;
+                    }
+                    if complaints.may_be_said() {
+                        warn!(
+                            limit = reading.longest,
+                            "the server wrote an endless line, left out"
+                        );
+                    }
+                    false
                 }
-                if !ends {
-                    overlong = Some(suspect);
-                }
-                if !begins {
-                    continue;
-                }
-                if complaints.may_be_said() {
+                Ok(Line::TooLong { .. }) => {
                     warn!(
                         limit = reading.longest,
-                        "the server wrote an endless line, left out"
+                        "the server wrote an endless line, ending it"
                     );
+                    return Some(Reason::ChildLine);
                 }
-                false
+                Ok(Line::End) => return None,
+                Err(error) => {
+                    debug!(%error, "reading the server's output failed");
+                    return None;
+                }
+            };
+            if kept {
+                violations = 0;
+                continue;
             }
-            Ok(Line::TooLong { .. }) => {
-                warn!(
-                    limit = reading.longest,
-                    "the server wrote an endless line, ending it"
-                );
-                return Some(Reason::ChildLine);
-            }
-            Ok(Line::End) => return None,
-            Err(error) => {
-                debug!(%error, "reading the server's output failed");
-                return None;
-            }
-        };
-        if kept {
-            violations = 0;
-            continue;
-        }
-        violations += 1;
-        if violations == MAX_VIOLATIONS {
-            if !hears.bears_all() {
-                warn!(violations, "the server writes what is no MCP, ending it");
-                return Some(Reason::ChildProtocol);
-            }
-            if complaints.may_be_said() {
-                warn!(violations, "the server writes what is no MCP, left out");
+            violations += 1;
+            if violations == MAX_VIOLATIONS {
+                if !hears.bears_all() {
+                    warn!(violations, "the server writes what is no MCP, ending it");
+                    return Some(Reason::ChildProtocol);
+                }
+                if complaints.may_be_said() {
+                    warn!(violations, "the server writes what is no MCP, left out");
+                }
             }
         }
     }

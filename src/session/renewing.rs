@@ -21,9 +21,9 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Ear {
     /// What the child tells by now.
-    heard: Option<Open>,
+    heard: Option<Box<Open>>,
     /// What it is to tell by instead, and has not acknowledged.
-    begun: Option<Open>,
+    begun: Option<Box<Open>>,
     /// When it is to be made again, if the child has ended it.
     due: Option<Instant>,
     /// How long that waits the next time.
@@ -91,8 +91,8 @@ impl Ear {
     }
 
     /// The child has ended it: what it was, and whether it was heard.
-    fn ended(&mut self, number: u64, now: Instant) -> Option<(Open, bool)> {
-        let is_it = |open: &mut Open| open.number == number;
+    fn ended(&mut self, number: u64, now: Instant) -> Option<(Box<Open>, bool)> {
+        let is_it = |open: &mut Box<Open>| open.number == number;
         let begun = self.begun.take_if(is_it).map(|open| (open, false));
         let heard = || Some((self.heard.take_if(is_it)?, true));
         let ended = begun.or_else(heard)?;
@@ -155,7 +155,7 @@ impl Session {
         let asks = state
             .asked_for()
             .is_some_and(|uri| wanted.uris.contains(uri));
-        let is_it = |open: &Option<Open>| open.as_ref().is_some_and(|it| it.wanted == wanted);
+        let is_it = |open: &Option<Box<Open>>| open.as_ref().is_some_and(|it| it.wanted == wanted);
         if is_it(&ear.begun) {
             return;
         }
@@ -178,11 +178,11 @@ impl Session {
                 return;
             }
             // What is heard stays until this one is acknowledged: between the two nothing is missed.
-            let begun = Open {
+            let begun = Box::new(Open {
                 number,
                 since,
                 wanted,
-            };
+            });
             [None, ear.begun.replace(begun)]
         };
         for open in before.into_iter().flatten() {

@@ -396,7 +396,7 @@ fn server_has_tasks(session: &Session) -> bool {
     session
         .reversed
         .get()
-        .is_some_and(ModernServer::makes_tasks)
+        .is_some_and(|server| server.makes_tasks())
 }
 
 /// From which level on log messages are wanted: legacy servers log without being told to.

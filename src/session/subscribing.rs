@@ -14,7 +14,7 @@ use crate::{
     json::Value,
     mcp::{
         Call, Message,
-        reverse::{ModernServer, answered_with, refused_with},
+        reverse::{answered_with, refused_with},
         subscription::{self, MAX_URIS, Wanted},
     },
     session::{
@@ -191,7 +191,7 @@ impl Session {
             return Ok(None);
         }
         let server = self.reversed.get();
-        let waits = server.is_some_and(ModernServer::tells_of_resources);
+        let waits = server.is_some_and(|server| server.tells_of_resources());
         // Who hears what is only then of interest.
         if !waits && !self.engine.tells_callers_apart() {
             return Ok(None);

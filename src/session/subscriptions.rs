@@ -5,10 +5,12 @@
 //! one's name. A subscription is acknowledged when the child has said which of its
 //! resources it tells of, and with those alone; what it tells earlier waits (mcp-T28).
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
-use foldhash::HashMap;
 use tokio::time::Instant;
 
 use crate::{
@@ -39,13 +41,13 @@ pub(super) struct Subscription {
 #[derive(Default)]
 pub(super) struct Resources {
     /// Under these numbers, until then, and has not answered.
-    asked: HashMap<u64, (String, Instant)>,
+    asked: BTreeMap<u64, (String, Instant)>,
     /// The same, without what is known of them.
-    waiting: HashSet<String>,
+    waiting: BTreeSet<String>,
     /// Those that it tells of.
-    taken: HashSet<String>,
+    taken: BTreeSet<String>,
     /// Those that nobody wants any more, which it could not be told as it read nothing.
-    untold: HashSet<String>,
+    untold: BTreeSet<String>,
 }
 
 impl Resources {

@@ -202,7 +202,7 @@ impl Session {
         let Target::Tool(name) = call.target() else {
             return None;
         };
-        let makes = self.bridge.get().is_some_and(LegacyServer::makes_tasks);
+        let makes = self.bridge.get().is_some_and(|server| server.makes_tasks());
         makes.then(|| self.tools.get(name)?.task).flatten()
     }
 

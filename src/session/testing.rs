@@ -81,6 +81,6 @@ pub(super) fn reversed(capabilities: &str) -> (Arc<Session>, Lines) {
     let initialize = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{}}}"#;
     let initialize = Call::read(initialize.into(), false).unwrap();
     let server = ModernServer::read(&said, &initialize).unwrap();
-    let _ = session.reversed.set(server);
+    let _ = session.reversed.set(Box::new(server));
     (session, lines)
 }
