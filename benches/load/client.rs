@@ -13,6 +13,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::watch,
     time::timeout,
 };
 
@@ -28,8 +29,10 @@ pub enum Era {
 pub struct Shared {
     pub answered: AtomicU64,
     pub errors: AtomicU64,
-    /// Latencies count from here on.
+    /// Latencies count.
     pub recording: AtomicBool,
+    /// Whether they call now.
+    pub calling: watch::Sender<bool>,
     pub over: AtomicBool,
 }
 
@@ -131,7 +134,12 @@ impl Caller {
     /// Calls until the run is over; gives back what each took, in microseconds.
     pub async fn run(mut self, shared: Arc<Shared>, check: bool) -> Vec<u32> {
         let mut took = Vec::new();
-        while !shared.over.load(Ordering::Relaxed) {
+        let mut calling = shared.calling.subscribe();
+        loop {
+            let _ = calling.wait_for(|calling| *calling).await;
+            if shared.over.load(Ordering::Relaxed) {
+                return took;
+            }
             let started = Instant::now();
             let id = self.next;
             match self.call().await {
@@ -152,7 +160,6 @@ impl Caller {
                 took.push(u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX));
             }
         }
-        took
     }
 
     async fn exchange(&mut self, body: &str, status: u16) -> Result<(String, String), String> {

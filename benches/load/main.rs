@@ -142,8 +142,77 @@ struct Cell {
     all: f64,
     loaded: f64,
     errors: u64,
+    answered: u64,
     /// Records that came for each answered request.
     records: f64,
+}
+
+/// What is measured, and its callers.
+struct Subject<'a> {
+    process: &'a Ends,
+    shared: Arc<Shared>,
+    callers: JoinSet<Vec<u32>>,
+    /// While it was measured.
+    took: Duration,
+    cpu: Duration,
+    answered: u64,
+}
+
+impl<'a> Subject<'a> {
+    fn new(process: &'a Ends, callers: Vec<Caller>, shared: &Arc<Shared>, check: bool) -> Self {
+        let mut running = JoinSet::new();
+        for caller in callers {
+            running.spawn(caller.run(shared.clone(), check));
+        }
+        Self {
+            process,
+            shared: shared.clone(),
+            callers: running,
+            took: Duration::ZERO,
+            cpu: Duration::ZERO,
+            answered: 0,
+        }
+    }
+
+    /// Its callers call for a while, of which that much is measured.
+    async fn takes_its_turn(&mut self, turn: Duration) {
+        let pid = self.process.pid();
+        let now = || {
+            let answered = self.shared.answered.load(Ordering::Relaxed);
+            (Instant::now(), cpu(pid), answered)
+        };
+        self.shared.calling.send_replace(true);
+        sleep(WARM).await;
+        self.shared.recording.store(true, Ordering::Relaxed);
+        let before = now();
+        sleep(turn).await;
+        let after = now();
+        self.shared.recording.store(false, Ordering::Relaxed);
+        self.shared.calling.send_replace(false);
+        self.took += after.0 - before.0;
+        self.cpu += after.1 - before.1;
+        self.answered += after.2 - before.2;
+    }
+
+    async fn end(self) -> Cell {
+        let loaded = resident(self.process.pid()).0;
+        self.shared.over.store(true, Ordering::Relaxed);
+        self.shared.calling.send_replace(true);
+        let mut took = self.callers.join_all().await.concat();
+        took.sort_unstable();
+        let answered = self.answered as f64;
+        let millis = |hundredths| percentile(&took, hundredths).as_secs_f64() * 1e3;
+        Cell {
+            rate: answered / self.took.as_secs_f64(),
+            cpu: self.cpu.as_secs_f64() * 1e6 / answered,
+            p50: millis(50),
+            p99: millis(99),
+            loaded: loaded as f64,
+            errors: self.shared.errors.load(Ordering::Relaxed),
+            answered: self.shared.answered.load(Ordering::Relaxed),
+            ..Cell::default()
+        }
+    }
 }
 
 impl Bench {
@@ -178,9 +247,9 @@ impl Bench {
         for &sessions in &self.wanted.sessions {
             let (mut ours, mut floors) = (Vec::new(), Vec::new());
             for _ in 0..self.wanted.rounds {
-                let (cell, answer) = self.gateway(sessions, era);
+                let (cell, floor) = self.round(sessions, era);
                 ours.push(cell);
-                floors.push(self.floor(sessions, era, &answer));
+                floors.push(floor);
             }
             let of = |cells: &[Cell], field: fn(&Cell) -> f64| {
                 median(&mut cells.iter().map(field).collect::<Vec<_>>())
@@ -224,7 +293,9 @@ impl Bench {
         println!("records that say that others are lost: {losses}\n");
     }
 
-    fn gateway(&self, sessions: usize, era: Era) -> (Cell, String) {
+    /// Both are there at once and have their turns at the load, so that a machine that is slower for a
+    /// while is so for both.
+    fn round(&self, sessions: usize, era: Era) -> (Cell, Cell) {
         let _runner = self.house.runner_on_demand();
         let gateway = self.house.gateway();
         self.runtime.block_on(async {
@@ -233,37 +304,24 @@ impl Bench {
             let one = between_requests(gateway.pid()).await.0;
             let callers = self.open(address, sessions, era, &shared).await;
             let all = between_requests(gateway.pid()).await.0;
-            let came = self.house.records.came.load(Ordering::Relaxed);
-            let mut cell = self.load(&gateway, callers, &shared, true).await;
-            let came = self.house.records.came.load(Ordering::Relaxed) - came;
-            cell.records = came as f64 / shared.answered.load(Ordering::Relaxed) as f64;
-            (cell.one, cell.all) = (one as f64, all as f64);
-            cell.loaded = resident(gateway.pid()).0 as f64;
-            (cell, answer)
-        })
-    }
+            let ours = Subject::new(&gateway, callers, &shared, true);
 
-    fn floor(&self, sessions: usize, era: Era, answer: &str) -> Cell {
-        let door = TcpListener::bind("127.0.0.1:0").unwrap();
-        nix::sys::socket::listen(&door, nix::sys::socket::Backlog::new(4096).unwrap()).unwrap();
-        let address = door.local_addr().unwrap();
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command
-            .args(["floor", answer])
-            .stdin(Stdio::from(OwnedFd::from(door)));
-        let floor = Ends(command.spawn().unwrap());
-        self.runtime.block_on(async {
+            let (floor, address) = floor(&answer);
+            let (_first, _) = self.first(address, era).await;
+            let its_one = resident(floor.pid()).0;
             let shared = Arc::new(Shared::default());
-            let mut first = Caller::open(address, &self.tokens[0], 0, era)
-                .await
-                .unwrap();
-            first.call().await.unwrap();
-            let one = resident(floor.pid()).0;
             let callers = self.open(address, sessions, era, &shared).await;
-            let all = resident(floor.pid()).0;
-            let mut cell = self.load(&floor, callers, &shared, false).await;
-            (cell.one, cell.all) = (one as f64, all as f64);
-            cell
+            let its_all = resident(floor.pid()).0;
+            let its = Subject::new(&floor, callers, &shared, false);
+
+            let came = self.house.records.came.load(Ordering::Relaxed);
+            let mut cells = self.load(vec![ours, its]).await;
+            let (mut its, mut ours) = (cells.pop().unwrap(), cells.pop().unwrap());
+            let came = self.house.records.came.load(Ordering::Relaxed) - came;
+            ours.records = came as f64 / ours.answered as f64;
+            (ours.one, ours.all) = (one as f64, all as f64);
+            (its.one, its.all) = (its_one as f64, its_all as f64);
+            (ours, its)
         })
     }
 
@@ -309,43 +367,22 @@ impl Bench {
         callers
     }
 
-    /// All of them calling for a while.
-    async fn load(
-        &self,
-        subject: &Ends,
-        callers: Vec<Caller>,
-        shared: &Arc<Shared>,
-        check: bool,
-    ) -> Cell {
-        let mut running = JoinSet::new();
-        for caller in callers {
-            running.spawn(caller.run(shared.clone(), check));
+    /// All callers of all subjects calling, those of one subject after those of the other, until
+    /// each was measured for as long as is wanted.
+    async fn load(&self, mut subjects: Vec<Subject<'_>>) -> Vec<Cell> {
+        let mut left = Duration::from_secs_f64(self.wanted.seconds);
+        while !left.is_zero() {
+            let turn = TURN.min(left);
+            left -= turn;
+            for subject in &mut subjects {
+                subject.takes_its_turn(turn).await;
+            }
         }
-        sleep(WARM).await;
-        shared.recording.store(true, Ordering::Relaxed);
-        let now = || {
-            (
-                Instant::now(),
-                cpu(subject.pid()),
-                shared.answered.load(Ordering::Relaxed),
-            )
-        };
-        let before = now();
-        sleep(Duration::from_secs_f64(self.wanted.seconds)).await;
-        let after = now();
-        shared.over.store(true, Ordering::Relaxed);
-        let mut took = running.join_all().await.concat();
-        took.sort_unstable();
-        let answered = (after.2 - before.2) as f64;
-        let millis = |hundredths| percentile(&took, hundredths).as_secs_f64() * 1e3;
-        Cell {
-            rate: answered / (after.0 - before.0).as_secs_f64(),
-            cpu: (after.1 - before.1).as_secs_f64() * 1e6 / answered,
-            p50: millis(50),
-            p99: millis(99),
-            errors: shared.errors.load(Ordering::Relaxed),
-            ..Cell::default()
+        let mut cells = Vec::new();
+        for subject in subjects {
+            cells.push(subject.end().await);
         }
+        cells
     }
 
     /// As many sessions as a large house has, each answered twice.
@@ -362,15 +399,15 @@ impl Bench {
             let opened = callers.len() + 1;
             let took = began.elapsed().as_secs_f64();
             let all = between_requests(gateway.pid()).await;
-            let cell = self.load(&gateway, callers, &shared, true).await;
-            let loaded = resident(gateway.pid()).0;
+            let subject = Subject::new(&gateway, callers, &shared, true);
+            let cell = self.load(vec![subject]).await.remove(0);
             println!(
                 "{opened} of {sessions} sessions, opened in {took:.1} s; {} calls answered; {} errors; {:.0} req/s, {:.1} µs CPU a request\n\
                  resident {:.1} MiB with one, {:.1} with all ({:.1} KiB a further session, {:.1} of it anonymous), {:.1} under load\n",
-                shared.answered.load(Ordering::Relaxed), cell.errors, cell.rate, cell.cpu,
+                cell.answered, cell.errors, cell.rate, cell.cpu,
                 one.0 as f64 / 1024.0, all.0 as f64 / 1024.0,
                 (all.0 - one.0) as f64 / (opened - 1) as f64, (all.1 - one.1) as f64 / (opened - 1) as f64,
-                loaded as f64 / 1024.0,
+                cell.loaded / 1024.0,
             );
         });
     }
@@ -413,6 +450,18 @@ impl Bench {
     }
 }
 
+/// The floor, which says that to whatever it is asked.
+fn floor(answer: &str) -> (Ends, SocketAddr) {
+    let door = TcpListener::bind("127.0.0.1:0").unwrap();
+    nix::sys::socket::listen(&door, nix::sys::socket::Backlog::new(4096).unwrap()).unwrap();
+    let address = door.local_addr().unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["floor", answer])
+        .stdin(Stdio::from(OwnedFd::from(door)));
+    (Ends(command.spawn().unwrap()), address)
+}
+
 /// What is resident when nobody has asked anything for a while, sessions and their
 /// connections being open: the gateway gives back then what requests have needed.
 async fn between_requests(pid: u32) -> (u64, u64) {
@@ -427,5 +476,7 @@ const STARTS: usize = 20;
 /// its timers have touched again what they need, which is a second more: else what is read would
 /// differ by that. Shorter than a connection may idle.
 const PAUSE: Duration = Duration::from_millis(8_200);
-/// Before anything is measured.
-const WARM: Duration = Duration::from_millis(500);
+/// At the beginning of each turn, and not measured.
+const WARM: Duration = Duration::from_millis(100);
+/// So long one of those that are compared has the machine, which may be slower in the next moment.
+const TURN: Duration = Duration::from_millis(250);

@@ -2,13 +2,16 @@
 
 use std::{fs, time::Duration};
 
-/// Processor time of one process since it began, its children apart.
+/// Processor time of one process since it began, its children apart: of all its threads, as the
+/// scheduler counts it, for turns are short and a clock's ticks are long.
 pub fn cpu(pid: u32) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // The name may hold anything; what follows its last bracket is numbers, from field 3 on.
-    let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
-    let ticks = |field: usize| fields[field - 3].parse::<u32>().unwrap();
-    Duration::from_secs(1) / TICKS * (ticks(14) + ticks(15))
+    let ran = |thread: fs::DirEntry| {
+        let stat = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        stat.split(' ').next()?.parse::<u64>().ok()
+    };
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let nanoseconds = threads.filter_map(|thread| ran(thread.unwrap())).sum();
+    Duration::from_nanos(nanoseconds)
 }
 
 /// KiB of memory that is resident: all of it, and what of it is no file's.
@@ -38,6 +41,3 @@ pub fn median(values: &mut [f64]) -> f64 {
         _ => f64::midpoint(values[middle - 1], values[middle]),
     }
 }
-
-/// Of a second, in /proc/PID/stat: the same on every Linux for programs.
-const TICKS: u32 = 100;
