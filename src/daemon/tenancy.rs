@@ -6,8 +6,7 @@
 
 use std::{
     fs::{self, File},
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
+    io,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -19,7 +18,7 @@ use nix::{
 };
 use tracing::warn;
 
-use crate::audit::Event;
+use crate::{audit::Event, files};
 
 /// The directory is this process's until this is dropped.
 pub(super) struct Tenancy {
@@ -43,7 +42,9 @@ impl Tenancy {
             }
         };
         let mark = directory.join(MARK);
-        let last = fs::read_to_string(&mark).ok().map(|text| unfinished(&text));
+        let last = files::read_text(&mark, MAX_MARK)
+            .ok()
+            .map(|text| unfinished(&text));
         // Without the mark a violent end is not noticed, and nothing else is lost.
         if let Err(error) = make(&mark) {
             warn!(%error, "it will not be known whether this process comes to its end");
@@ -65,17 +66,12 @@ fn lock(directory: &Path) -> Result<Flock<File>, Errno> {
     Flock::lock(open, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error)
 }
 
-fn make(mark: &Path) -> std::io::Result<()> {
+fn make(mark: &Path) -> io::Result<()> {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(mark)?;
-    write!(file, "{} {}", std::process::id(), since.as_micros())
+    let text = format!("{} {}", std::process::id(), since.as_micros());
+    files::replace(mark, text.as_bytes())
 }
 
 /// What the mark of another process says; it may have been cut short.
@@ -89,9 +85,13 @@ fn unfinished(text: &str) -> Event {
 
 /// There while a gateway runs.
 const MARK: &str = "running";
+/// Two numbers.
+const MAX_MARK: usize = 64;
 
 #[cfg(test)]
 mod tests {
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+
     use super::*;
 
     /// fault-53: the second is told who is in its way; the directory is free when the first is gone.
@@ -138,6 +138,19 @@ mod tests {
                 since: None
             })
         ));
+    }
+
+    /// A pipe in the mark's place has no writer whom a start could wait for.
+    #[test]
+    fn a_mark_that_is_no_file_is_replaced_by_one() {
+        let directory = tempfile::tempdir().unwrap();
+        mkfifo(&directory.path().join(MARK), Mode::S_IRWXU).unwrap();
+        let begin = || Tenancy::begin(directory.path()).unwrap();
+        let (killed, last) = begin();
+        assert!(last.is_none());
+        drop(killed);
+        let (_, last) = begin();
+        assert!(matches!(last, Some(Event::Unfinished { pid: Some(_), .. })));
     }
 
     /// fault-40: a directory that cannot be written, or is not there, keeps nobody from serving.
