@@ -282,7 +282,15 @@ impl Session {
         };
         if let Some(told) = told {
             let text = told.to_string();
-            self.write(Line::of(call.message(), &[(named.span(), text.as_bytes())]))?;
+            let said = self.write(Line::of(call.message(), &[(named.span(), text.as_bytes())]));
+            // It says so once: where its own words, which may be long, have no room the gateway's have.
+            let own = OwnMessage::Cancelled {
+                number: told,
+                reason: "the client has cancelled",
+            };
+            if said.is_err() && !self.say(&own) {
+                return said;
+            }
         }
         if let Some(cancelled) = state.in_flight.remove(&number) {
             self.fail(&mut state, cancelled, Failure::Cancelled);
@@ -480,6 +488,8 @@ const UNCOUNTED: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::{
         auth::Identity,
@@ -550,6 +560,32 @@ mod tests {
         }
         assert_eq!(ended, [1, 2]);
         assert_eq!(session.unwritten.load(Ordering::Relaxed), 0);
+    }
+
+    /// A cancellation is heard, too, when the child reads again, if not in the words of whoever was long about it.
+    #[tokio::test]
+    async fn what_a_client_cancels_while_the_child_reads_nothing_is_cancelled_there_later() {
+        for reason in [10, 5000] {
+            let (session, mut lines) = testing::session(Era::Legacy);
+            let asks = r#"{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{"name":"t"}}"#;
+            let _waits = testing::asked(&session, asks);
+            while session.say(&OwnMessage::Discover { number: 0 }) {}
+            let cancels = json!({
+                "jsonrpc": "2.0", "method": "notifications/cancelled",
+                "params": { "requestId": "a", "reason": "x".repeat(reason) },
+            });
+            assert_eq!(session.notify(&call(&cancels.to_string())), Ok(()));
+            assert_eq!(session.in_flight(), 0);
+            let mut last = Bytes::new();
+            while let Some(line) = lines.try_recv() {
+                session.written(line.len());
+                last = line;
+            }
+            let last: serde_json::Value = serde_json::from_slice(&last).unwrap();
+            assert_eq!(last["method"], "notifications/cancelled");
+            assert_eq!(last["params"]["requestId"], 1);
+            assert_eq!(session.unwritten.load(Ordering::Relaxed), 0);
+        }
     }
 
     /// Whoever has waited for five seconds is given a stream, and nobody else; who listens only then is told so at once.
