@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use super::{Audit, Reason};
+use super::{Audit, Owed, Reason};
 use crate::{auth::Identity, mcp::Aim, sys::random};
 
 /// Something that an auditor or an operator has to be able to find later.
@@ -152,6 +152,12 @@ impl Decision {
         let mut rest = Self::allowed(self.request_id, Arc::default());
         rest.is_on_record = true;
         audit.record(&Event::Decision(std::mem::replace(self, rest)));
+    }
+
+    /// The same of a permission: what comes of it is owed from now on.
+    pub fn permits(&mut self, audit: &Audit) -> Owed {
+        self.put_on_record(audit);
+        audit.owes(self.request_id)
     }
 
     pub fn is_on_record(&self) -> bool {

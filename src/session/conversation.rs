@@ -14,13 +14,13 @@ use foldhash::HashMap;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    audit::{self, Audit, RequestId},
+    audit::{self, Audit, Owed},
     auth::{Identity, PrincipalKey},
     authz::{Engine, Permit},
     mcp::{Call, Era, Id, Shape, bridge::LegacyServer, reverse::ModernServer, spelled, version},
     session::{
         SendError, Sent,
-        calls::InFlight,
+        calls::{InFlight, OutcomeOwed},
         exchange::Failure,
         line::Line,
         listening::Listening,
@@ -209,18 +209,18 @@ impl Session {
         }
     }
 
-    /// Sends what a policy permitted. The request's outcome is recorded under
-    /// `request`, whether or not the client waits for it.
+    /// Sends what a policy permitted. A request's outcome is the session's to record from then
+    /// on, whether or not the client waits for it.
     pub fn send(
         self: &Arc<Self>,
         permit: Permit,
         identity: &Identity,
-        request: RequestId,
+        owed: &mut Owed,
     ) -> Result<Sent, SendError> {
         let call = permit.into_call();
         match call.shape() {
             Shape::Request(id) => self
-                .request(&call, identity, id.clone(), request)
+                .request(&call, identity, id.clone(), owed)
                 .map(Sent::Exchange),
             Shape::Notification => self.notify(&call).map(|()| Sent::Accepted),
             Shape::Response(id) => self.respond(&call, id).map(|()| Sent::Accepted),
@@ -374,7 +374,7 @@ impl Session {
         let mut state = self.state();
         state.ended = true;
         let opening = state.reversed.opening.take();
-        self.owed(opening, Some(failure.reason()), 0);
+        OutcomeOwed::settle(opening, Some(failure.reason()), 0);
         let calls: Vec<InFlight> = state.in_flight.drain().map(|(_, call)| call).collect();
         for call in calls {
             self.fail(&mut state, call, failure);
@@ -492,6 +492,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        audit::RequestId,
         auth::Identity,
         mcp::Message,
         session::{Exchange, Late, exchange::Event, outbox::Lines, pump, room::Rooms, testing},
@@ -646,7 +647,12 @@ mod tests {
         let id = asks.id().unwrap().clone();
         let alice = Identity::example("https://a", "alice");
         let asked = session
-            .request(&asks, &alice, id, RequestId::random())
+            .request(
+                &asks,
+                &alice,
+                id,
+                &mut session.audit.owes(RequestId::random()),
+            )
             .unwrap();
         lines.recv().await.unwrap();
         let question = r#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required","inputRequests":{"a":{"method":"elicitation/create","params":{"message":"?","requestedSchema":{"type":"object","properties":{}}}}}}}"#;
@@ -705,7 +711,12 @@ mod tests {
             let id = call.id().unwrap().clone();
             let alice = Identity::example("https://a", "alice");
             let mut opening = session
-                .request(&call, &alice, id, RequestId::random())
+                .request(
+                    &call,
+                    &alice,
+                    id,
+                    &mut session.audit.owes(RequestId::random()),
+                )
                 .unwrap();
             let full = (!has_room).then(|| session.room.hold_anyway(vec![0; 64 << 20].into()));
             let text = "x".repeat(UNCOUNTED);
