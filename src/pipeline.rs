@@ -120,6 +120,7 @@ async fn handle(
 fn deny(gateway: &Gateway, record: &mut Decision, Refused { refusal, id }: Refused) -> Response {
     record.verdict = Verdict::Deny(refusal.reason());
     record.status = Some(refusal.status().as_u16());
+    record.requests = refusal.requests();
     record.put_on_record(&gateway.audit);
     refusal.response(Some(&gateway.config), id.as_ref())
 }
