@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{below, say};
 use crate::{
-    config::{self, ServerName},
+    config::{self, OwnerRule, ServerName},
     files,
 };
 
@@ -178,6 +178,15 @@ fn follow(unit: &str, pattern: &str) -> Option<Child> {
 /// Whether systemd is to be told: only about this host's own units.
 pub(super) fn is_host(root: &Path) -> bool {
     root == Path::new("/")
+}
+
+/// Whose files gateway and runner accept that are started for this root: root's, where systemd does it.
+pub(super) fn owner_rule(root: &Path) -> OwnerRule {
+    if is_host(root) && Path::new("/run/systemd/system").is_dir() {
+        OwnerRule::Root
+    } else {
+        OwnerRule::RootOrCaller
+    }
 }
 
 pub(super) fn is_active(unit: &str) -> bool {
