@@ -34,6 +34,8 @@ use crate::{
 pub(super) struct Form {
     pub(super) explain: bool,
     pub(super) json: bool,
+    /// A gateway runs, which is to take it without a start.
+    pub(super) reload: bool,
 }
 
 pub(super) fn run(root: &Path, name: Option<&ServerName>, form: Form) -> Result<ExitCode> {
@@ -176,6 +178,13 @@ fn check(root: &Path, server: &ServerName, form: Form, units: OwnerRule) -> Resu
                 } else {
                     checked.warnings.push(said);
                 }
+            }
+            if form.reload {
+                let problem = |(key, message, help): overlooked::Remark| {
+                    warning(root, config.server.as_str(), &key, message, help)
+                };
+                let lacking = overlooked::lacking(root, &config);
+                checked.problems.extend(lacking.into_iter().map(problem));
             }
             checked.resource = Some(config.resource.url.clone());
             if form.explain {
@@ -704,6 +713,7 @@ mod tests {
         let form = Form {
             explain: false,
             json: false,
+            reload: false,
         };
         check(root, &ServerName::parse(name).unwrap(), form, units).unwrap()
     }
@@ -935,6 +945,7 @@ mod tests {
         let form = Form {
             explain: true,
             json: false,
+            reload: false,
         };
         let name = ServerName::parse("x").unwrap();
         let said = check(root.path(), &name, form, OwnerRule::RootOrCaller).unwrap();

@@ -7,7 +7,7 @@
 mod notify;
 mod sockets;
 
-use std::{io, path::PathBuf};
+use std::{fs, io, path::PathBuf};
 
 pub use notify::Notifier;
 pub use sockets::{SocketError, Wanted, take};
@@ -42,6 +42,15 @@ impl Credentials {
             .ok_or(CredentialError::NoDirectory)?;
         let path = directory.join(name);
         files::read(&path, max).map_err(|source| CredentialError::Unreadable { path, source })
+    }
+
+    /// What there is, by name.
+    pub fn names(&self) -> Vec<String> {
+        let entries = self.directory.iter().filter_map(|it| fs::read_dir(it).ok());
+        let names = entries
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.collect()
     }
 
     /// Where one is, if it is there.
