@@ -67,6 +67,9 @@ pub mod json;
 // Many bytes looked at at once.
 mod scan;
 
+// Files where others may have put something else: regular, bounded, never waited for.
+mod files;
+
 // Clocks as values, so that tests own the time.
 pub mod time;
 

@@ -28,7 +28,7 @@ use tokio::sync::watch;
 use tracing::error;
 
 use crate::{
-    audit::{self, Audit, Decision, Event, Outcome, RequestId, Verdict},
+    audit::{self, Audit, Decision, Event, Outcome, Owed, Verdict},
     auth::{self, AuthError, Authenticator, Exchange as TokenExchange, Identity, Presented},
     authz::{DenyReason, Engine, Permit},
     config::Config,
@@ -102,7 +102,8 @@ async fn handle(
         Err(Panicked) => {
             error!(request = %record.request_id, "the work on a request ended in a panic, the others go on");
             if record.is_on_record() {
-                failed(gateway, record.request_id, &Refusal::Internal, None)
+                // Its outcome is owed by whatever the panic has left, or recorded where that was dropped.
+                Refusal::Internal.response(Some(&gateway.config), None)
             } else {
                 deny(gateway, &mut record, Refusal::Internal.into())
             }
@@ -119,6 +120,7 @@ async fn handle(
 fn deny(gateway: &Gateway, record: &mut Decision, Refused { refusal, id }: Refused) -> Response {
     record.verdict = Verdict::Deny(refusal.reason());
     record.status = Some(refusal.status().as_u16());
+    record.requests = refusal.requests();
     record.put_on_record(&gateway.audit);
     refusal.response(Some(&gateway.config), id.as_ref())
 }
@@ -177,9 +179,8 @@ async fn answer(
         Ok(permitted) => permitted,
         Err(refusal) => return Err(Refused { refusal, id }),
     };
-    record.put_on_record(&gateway.audit);
-    let request = record.request_id;
-    let coming = carried_out(gateway, head, &identity, (permit, lent, place, request)).await;
+    let mut owed = record.permits(&gateway.audit);
+    let coming = carried_out(gateway, head, &identity, (permit, lent, place), &mut owed).await;
     // What its connection has read it into is free from now on, for what comes next.
     let table = Table::of(head);
     Ok(match coming {
@@ -189,12 +190,11 @@ async fn answer(
             reply::exchange((first, code), exchange, manner, table)
         }
         Ok(Coming::Nothing) => {
-            let accepted = outcome(request, None);
-            gateway.audit.record(&Event::Outcome(accepted));
+            accepted(&mut owed);
             reply::empty(StatusCode::ACCEPTED)
         }
         Ok(Coming::Opened(response)) => response,
-        Err(refusal) => failed(gateway, request, &refusal, id.as_ref()),
+        Err(refusal) => failed(gateway, &mut owed, &refusal, id.as_ref()),
     })
 }
 
@@ -300,16 +300,16 @@ async fn carried_out(
     gateway: &Gateway,
     head: &mut Parts,
     identity: &Arc<Identity>,
-    (permit, lent, place, request): (Permit, Lent, Place, RequestId),
+    (permit, lent, place): (Permit, Lent, Place),
+    owed: &mut Owed,
 ) -> Result<Coming, Refusal> {
-    let about = (permit.call().era(), request);
-    upstream::make_ready_for(gateway, head, identity, about).await?;
-    let session = match found(gateway, identity, &head.headers, (&permit, place, request)).await? {
+    upstream::make_ready_for(gateway, head, identity, permit.call().era()).await?;
+    let session = match found(gateway, identity, &head.headers, (&permit, place)).await? {
         Place::Session(session) => session,
         Place::New => {
             // A start may take long, and needs it no more.
             drop(Table::of(head));
-            let opened = Box::pin(open(gateway, identity, permit, request)).await;
+            let opened = Box::pin(open(gateway, identity, permit, owed)).await;
             return Ok(Coming::Opened(opened));
         }
         Place::Shared | Place::Nowhere => return Ok(Coming::Nothing),
@@ -319,7 +319,7 @@ async fn carried_out(
     let is_listen = method == method::LISTEN;
     let list = method::filtered_list(method);
     let cacheable = method::is_cacheable(method).then(|| method.to_owned());
-    let sent = session.send(permit, identity, request);
+    let sent = session.send(permit, identity, owed);
     lent.handed_to(&session);
     let sent = sent.map_err(|error| match era {
         Era::Legacy => Refusal::Send(error),
@@ -383,17 +383,20 @@ fn only_own(
 }
 
 /// The way out for what was permitted and could not be done.
-fn failed(gateway: &Gateway, request: RequestId, refusal: &Refusal, id: Option<&Id>) -> Response {
-    gateway
-        .audit
-        .record(&Event::Outcome(outcome(request, Some(refusal))));
+fn failed(gateway: &Gateway, owed: &mut Owed, refusal: &Refusal, id: Option<&Id>) -> Response {
+    settle(owed, Some(refusal));
     refusal.response(Some(&gateway.config), id)
 }
 
-/// The outcome of what no child has answered.
-fn outcome(request_id: RequestId, refusal: Option<&Refusal>) -> Outcome {
+/// What was permitted was done, and no child answers it.
+fn accepted(owed: &mut Owed) {
+    settle(owed, None);
+}
+
+/// Records the outcome of what no child has answered. What has reached its session is recorded there.
+fn settle(owed: &mut Owed, refusal: Option<&Refusal>) {
     let status = refusal.map(|refusal| refusal.status().as_u16());
-    Outcome::unanswered(request_id, refusal.map(Refusal::reason), status)
+    owed.settle(|_, request| Outcome::unanswered(request, refusal.map(Refusal::reason), status));
 }
 
 /// A legacy request may name a version, and then one that exists.

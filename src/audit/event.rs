@@ -1,8 +1,10 @@
 //! The closed set of events, with what each carries.
 
-use std::{cell::Cell, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    cell::Cell, fmt, net::SocketAddr, num::NonZeroU16, path::PathBuf, sync::Arc, time::Duration,
+};
 
-use super::{Audit, Reason};
+use super::{Audit, Owed, Reason};
 use crate::{auth::Identity, mcp::Aim, sys::random};
 
 /// Something that an auditor or an operator has to be able to find later.
@@ -108,6 +110,8 @@ pub struct Decision {
     pub policies: Arc<[String]>,
     /// The HTTP status of a refusal.
     pub status: Option<u16>,
+    /// How many requests were refused, or more, where they are on record together.
+    pub requests: Option<NonZeroU16>,
     pub peer: Option<String>,
     /// [`super::session_tag`] of the session.
     pub session: Option<Arc<str>>,
@@ -138,6 +142,7 @@ impl Decision {
             verdict: Verdict::Allow,
             policies,
             status: None,
+            requests: None,
             peer: None,
             session: None,
             token: None,
@@ -152,6 +157,12 @@ impl Decision {
         let mut rest = Self::allowed(self.request_id, Arc::default());
         rest.is_on_record = true;
         audit.record(&Event::Decision(std::mem::replace(self, rest)));
+    }
+
+    /// The same of a permission: what comes of it is owed from now on.
+    pub fn permits(&mut self, audit: &Audit) -> Owed {
+        self.put_on_record(audit);
+        audit.owes(self.request_id)
     }
 
     pub fn is_on_record(&self) -> bool {

@@ -225,6 +225,9 @@ fn decided(decision: &Decision, server: &str) -> String {
         Verdict::Allow => text.push_str("allowed"),
         Verdict::Deny(reason) => text.extend(["denied (", reason.as_str(), ")"]),
     }
+    if let Some(requests) = decision.requests {
+        text = format!("{text}: requests of one connection, {requests} in all");
+    }
     if let Some(method) = &decision.method {
         text.extend([": ", &shown(method)]);
     }

@@ -34,6 +34,7 @@ use crate::config::ServerName;
 
 pub use event::{Decision, Egress, Event, Exit, Outcome, RequestId, Verdict};
 pub use kind::Kind;
+pub use owed::Owed;
 pub use queue::Backlog;
 pub use reason::Reason;
 pub use record::Record;

@@ -1,17 +1,13 @@
-//! The outcome that a permitted request owes, while there is nobody to record it.
+//! The outcome that a permitted request owes, as a value: whoever has it records it, once.
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, thread};
 
 use super::{Audit, Event, Outcome, Reason, RequestId};
 
 impl Audit {
-    /// Does what a permitted request needs before it can be answered. Where its client goes
-    /// away meanwhile that is its outcome; else whoever handles the result records it.
-    pub async fn unless_gone<T>(&self, request: RequestId, work: impl Future<Output = T>) -> T {
-        let owed = Owed(self, request);
-        let done = work.await;
-        std::mem::forget(owed);
-        done
+    /// What a request owes that was permitted just now.
+    pub fn owes(&self, request: RequestId) -> Owed {
+        Owed(Some((self.clone(), request)))
     }
 
     /// From now on requests end because the gateway does, and not because their clients go.
@@ -21,7 +17,9 @@ impl Audit {
 
     /// Why a request ends that nobody has answered.
     pub fn why_unanswered(&self) -> Reason {
-        if self.0.cuts.load(Ordering::Relaxed) {
+        if thread::panicking() {
+            Reason::Internal
+        } else if self.0.cuts.load(Ordering::Relaxed) {
             Reason::Stopping
         } else {
             Reason::ClientGone
@@ -29,16 +27,31 @@ impl Audit {
     }
 }
 
-struct Owed<'a>(&'a Audit, RequestId);
+/// Recorded where it is dropped, too: the client has gone, the gateway stops, or a panic ends the work.
+pub struct Owed(Option<(Audit, RequestId)>);
 
-impl Drop for Owed<'_> {
-    fn drop(&mut self) {
-        // Whoever catches the panic answers the request, and records that.
-        if std::thread::panicking() {
-            return;
+impl Owed {
+    /// From now on it is owed by who takes it.
+    #[must_use]
+    pub fn take(&mut self) -> Self {
+        Self(self.0.take())
+    }
+
+    /// Records what has become of the request, if that is still to be done.
+    pub fn settle(&mut self, outcome: impl FnOnce(&Audit, RequestId) -> Outcome) {
+        if let Some((audit, request)) = self.0.take() {
+            audit.record(&Event::Outcome(outcome(&audit, request)));
         }
-        let gone = Outcome::unanswered(self.1, Some(self.0.why_unanswered()), None);
-        self.0.record(&Event::Outcome(gone));
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        self.settle(|audit, request| {
+            // The answer to a request whose work has ended in a panic.
+            let status = thread::panicking().then_some(500);
+            Outcome::unanswered(request, Some(audit.why_unanswered()), status)
+        });
     }
 }
 
@@ -49,25 +62,30 @@ mod tests {
     use super::*;
     use crate::config::ServerName;
 
-    /// fault-10: a panic before a permitted request was sent is no second outcome, for whoever catches it records one.
+    /// fault-10: one outcome, whether who owes it records it, goes, or ends in a panic, with or without it.
     #[test]
-    fn a_panic_is_recorded_by_whoever_catches_it_and_by_nobody_else() {
+    fn what_is_owed_is_recorded_once() {
         let (audit, memory) = Audit::memory(&ServerName::parse("it").unwrap());
-        let poll = |work: &mut dyn FnMut()| {
-            let works = audit.unless_gone(RequestId::random(), async { work() });
-            let mut works = Box::pin(works);
-            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-            let ended = catch_unwind(AssertUnwindSafe(|| works.as_mut().poll(&mut context)));
-            drop(works);
-            ended.is_ok()
-        };
-        assert!(!poll(&mut || panic!("on purpose")));
-        assert_eq!(memory.records().len(), 0);
-        let mut waits =
-            Box::pin(audit.unless_gone(RequestId::random(), std::future::pending::<()>()));
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        assert!(waits.as_mut().poll(&mut context).is_pending());
-        drop(waits);
-        assert_eq!(memory.records().len(), 1, "its client has gone");
+        let owes = || audit.owes(RequestId::random());
+        let mut owed = owes();
+        owed.settle(|_, request| Outcome::unanswered(request, None, None));
+        drop(owed);
+        drop(owes());
+        for keeps in [false, true] {
+            let mut owed = owes();
+            let kept = keeps.then(|| owed.take());
+            let ended = catch_unwind(AssertUnwindSafe(move || {
+                let _owed = owed;
+                panic!("on purpose");
+            }));
+            assert!(ended.is_err());
+            drop(kept);
+        }
+        audit.cuts();
+        drop(owes());
+        let records = memory.records();
+        let reasons: Vec<_> = records.iter().map(|it| it.field("THV_REASON")).collect();
+        let (gone, internal) = (Some("client-gone"), Some("internal"));
+        assert_eq!(reasons, [None, gone, internal, gone, Some("stopping")]);
     }
 }

@@ -241,6 +241,9 @@ fn decided(decision: &Decision, out: &mut impl Fields) {
     if let Some(status) = decision.status {
         out.number("THV_STATUS", status.into());
     }
+    if let Some(requests) = decision.requests {
+        out.number("THV_REQUESTS", requests.get().into());
+    }
     out.raw_if("THV_PEER_ADDR", decision.peer.as_deref());
     out.raw_if("THV_SESSION", decision.session.as_deref());
     out.raw_if("THV_TOKEN", decision.token.as_deref());

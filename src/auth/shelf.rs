@@ -5,9 +5,7 @@
 //! is what it once fetched; its age is honoured like that of any set.
 
 use std::{
-    fs, io,
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,7 +13,10 @@ use std::{
 use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Issuer, KeySource};
+use crate::{
+    config::{Issuer, KeySource},
+    files,
+};
 
 /// Where one issuer's set is kept.
 #[derive(Clone, Debug)]
@@ -61,10 +62,8 @@ impl Shelf {
     /// The set that is kept, its age and its time to live; `None` where there is
     /// none that can be used.
     pub(super) fn take_down(&self, now: u64) -> Option<(Vec<u8>, Duration, Duration)> {
-        let text = fs::read(&self.path).ok()?;
-        let kept: Kept = serde_json::from_slice(&text)
-            .ok()
-            .filter(|_| text.len() <= MAX_FILE)?;
+        let text = files::read(&self.path, MAX_FILE).ok()?;
+        let kept: Kept = serde_json::from_slice(&text).ok()?;
         // From the future: the clock was set, and its age is anybody's guess.
         let age = now.checked_sub(kept.fetched)?;
         let whole = kept.label == self.label;
@@ -85,16 +84,7 @@ impl Shelf {
             time_to_live: time_to_live.as_secs(),
             keys: String::from_utf8_lossy(keys).into_owned(),
         };
-        let new = self.path.with_extension("new");
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
-        file.write_all(&serde_json::to_vec(&kept)?)?;
-        // Whole or not at all: a reader finds one of the two.
-        fs::rename(&new, &self.path)
+        files::replace(&self.path, &serde_json::to_vec(&kept)?)
     }
 }
 
@@ -108,6 +98,8 @@ const MAX_FILE: usize = 2 << 20;
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -13,6 +13,7 @@ mod policy;
 mod remembered;
 mod scopes;
 mod slice;
+mod wording;
 
 pub use decide::{Denied, DenyReason, Engine, Permit};
 pub use policy::{Named, PolicyProblem};

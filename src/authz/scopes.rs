@@ -11,7 +11,7 @@ use std::{
 use cedar_policy::Policy;
 use serde_json::Value;
 
-use super::{entity, slice};
+use super::{entity, slice, wording};
 use crate::mcp::method;
 
 /// Sets of scopes by method; those that one policy names stay together.
@@ -81,15 +81,10 @@ fn distinct<T: Clone + Eq + Hash>(all: impl IntoIterator<Item = T>) -> Vec<T> {
 
 /// The scopes that a policy compares with `principal.scopes`, in its order.
 fn named(policy: &Policy) -> Vec<String> {
-    let mut found = Vec::new();
-    // Its JSON form takes reading it anew: not for one whose text cannot name the attribute.
-    let says_scopes =
-        |text: String| text.contains("scopes") || text.contains(r"\u") || text.contains(r"\x");
-    if policy.to_cedar().is_none_or(says_scopes)
-        && let Ok(json) = policy.to_json()
-    {
-        walk(&json, &mut found);
-    }
+    let text = policy.to_cedar();
+    let quick = text.as_deref().and_then(wording::named);
+    // Its JSON form takes reading it anew, while nobody else is answered.
+    let found = quick.unwrap_or_else(|| in_json(policy));
     // RFC 6749 §3.3: others are in no token, and fit into no header.
     let legal = |scope: &String| {
         !scope.is_empty()
@@ -100,11 +95,19 @@ fn named(policy: &Policy) -> Vec<String> {
     distinct(found.into_iter().filter(legal))
 }
 
+fn in_json(policy: &Policy) -> Vec<String> {
+    let mut found = Vec::new();
+    if let Ok(json) = policy.to_json() {
+        walk(&json, &mut found);
+    }
+    found
+}
+
 /// `principal.scopes.contains("…")`, `containsAll` and `containsAny`, in Cedar's JSON form of a policy.
 fn walk(json: &Value, found: &mut Vec<String>) {
     match json {
         Value::Object(members) => {
-            for name in ["contains", "containsAll", "containsAny"] {
+            for name in COMPARES {
                 if let Some(call) = members.get(name)
                     && is_scopes(&call["left"])
                 {
@@ -138,6 +141,8 @@ fn texts(json: &Value, found: &mut Vec<String>) {
     }
 }
 
+/// What compares them.
+pub(super) const COMPARES: [&str; 3] = ["contains", "containsAll", "containsAny"];
 /// Scopes that are tried one by one for one denied call.
 const MAX_TRIED: usize = 64;
 /// Sets that are tried for one denied call.
@@ -145,6 +150,9 @@ const MAX_STEPS: usize = 16;
 
 #[cfg(test)]
 mod tests {
+    use cedar_policy::Policy;
+
+    use super::{in_json, wording};
     use crate::{
         auth::Kind,
         authz::{
@@ -153,6 +161,39 @@ mod tests {
         },
         mcp::Call,
     };
+
+    /// What the wording says is what Cedar's own reading of it says, where it says anything at all.
+    #[test]
+    fn scopes_are_found_in_the_wording_as_cedar_finds_them() {
+        let plain = r#"principal.scopes.contains("a") // not principal.scopes.contains("z")
+            && principal has scopes && principal . scopes
+            .containsAll(["b", "c",]) || principal.scopes.containsAny([]) && resource.uri like "scopes*""#;
+        let odd = [
+            r#"principal["scopes"].contains("a")"#,
+            r#"principal["\u{73}copes"].contains("a")"#,
+            r#"(principal).scopes.contains("a")"#,
+            r#"principal.scopes.contains("\x61")"#,
+            r#"principal.scopes.contains(if true then "a" else "b")"#,
+            r#"principal.scopes.containsAll(principal.scopes)"#,
+            r#"{scopes: ["x"]}.scopes.contains("x")"#,
+            r#"context.principal.scopes.contains("x")"#,
+            r#"principal.scopes == ["a"] && "scopes" == "scopes""#,
+        ];
+        let reads = |when: &str| {
+            let text =
+                format!("@id(\"it\")\npermit (principal, action, resource) when {{ {when} }};");
+            let policy = Policy::parse(None, &text).unwrap();
+            (wording::named(&text), in_json(&policy))
+        };
+        let (quick, slow) = reads(plain);
+        assert_eq!(quick.as_ref(), Some(&slow));
+        assert_eq!(slow, ["a", "b", "c"]);
+        for when in odd {
+            let (quick, slow) = reads(when);
+            assert!(quick.is_none_or(|quick| quick == slow), "{when}");
+        }
+        assert_eq!(reads("true"), (Some(Vec::new()), Vec::new()));
+    }
 
     fn lacks(cedar: &str, call: Call) -> Option<Vec<String>> {
         let denied = engine(cedar).decide(&alice(), call).unwrap_err();

@@ -34,6 +34,8 @@ use crate::{
 pub(super) struct Form {
     pub(super) explain: bool,
     pub(super) json: bool,
+    /// A gateway runs, which is to take it without a start.
+    pub(super) reload: bool,
 }
 
 pub(super) fn run(root: &Path, name: Option<&ServerName>, form: Form) -> Result<ExitCode> {
@@ -43,7 +45,7 @@ pub(super) fn run(root: &Path, name: Option<&ServerName>, form: Form) -> Result<
     };
     let mut checks = Vec::new();
     for server in &servers {
-        checks.push(check(root, server, form)?);
+        checks.push(check(root, server, form, unit::owner_rule(root))?);
     }
     warn_of_shared_resources(root, &mut checks);
     let answer = Answer {
@@ -137,7 +139,8 @@ impl Answer {
     }
 }
 
-fn check(root: &Path, server: &ServerName, form: Form) -> Result<Checked> {
+/// What is to be said of a server whose gateway and runner ask for that of its files.
+fn check(root: &Path, server: &ServerName, form: Form, units: OwnerRule) -> Result<Checked> {
     let mut checked = Checked {
         server: server.to_string(),
         problems: Vec::new(),
@@ -158,11 +161,16 @@ fn check(root: &Path, server: &ServerName, form: Form) -> Result<Checked> {
                 let said = warning(root, config.server.as_str(), &key, message, help);
                 checked.warnings.push(said);
             }
+            // The units are stricter than this verb, which accepts the caller's own files.
+            if let Err(problems) = config::load(root, server, units) {
+                checked.problems.extend(problems.iter().cloned());
+            }
             // What is wrong with the policies of a configuration that loads.
             if let Err(found) = engine {
-                checked.problems = daemon::policy_problems(found).iter().cloned().collect();
+                let found = daemon::policy_problems(found);
+                checked.problems.extend(found.iter().cloned());
             }
-            for remark in edge::remarks(root, &config, &Clock::system()) {
+            for remark in edge::remarks(root, &config, &Clock::system(), units) {
                 let name = config.server.as_str();
                 let said = warning(root, name, remark.key, remark.message, remark.help);
                 if remark.stops {
@@ -170,6 +178,13 @@ fn check(root: &Path, server: &ServerName, form: Form) -> Result<Checked> {
                 } else {
                     checked.warnings.push(said);
                 }
+            }
+            if form.reload {
+                let problem = |(key, message, help): overlooked::Remark| {
+                    warning(root, config.server.as_str(), &key, message, help)
+                };
+                let lacking = overlooked::lacking(root, &config);
+                checked.problems.extend(lacking.into_iter().map(problem));
             }
             checked.resource = Some(config.resource.url.clone());
             if form.explain {
@@ -469,12 +484,6 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
             }
         }
     }
-    if unit::is_host(root)
-        && let Err(problems) = config::load(root, &config.server, OwnerRule::Root)
-    {
-        // The units are stricter than this verb, which accepts the caller's own files.
-        warnings.extend(problems.iter().cloned());
-    }
     warnings
 }
 
@@ -697,15 +706,44 @@ mod tests {
     }
 
     fn answer(root: &Path, name: &str) -> Checked {
-        check(
-            root,
-            &ServerName::parse(name).unwrap(),
-            Form {
-                explain: false,
-                json: false,
-            },
-        )
-        .unwrap()
+        answer_for(root, name, OwnerRule::RootOrCaller)
+    }
+
+    fn answer_for(root: &Path, name: &str, units: OwnerRule) -> Checked {
+        let form = Form {
+            explain: false,
+            json: false,
+            reload: false,
+        };
+        check(root, &ServerName::parse(name).unwrap(), form, units).unwrap()
+    }
+
+    /// What the units refuse, though it loads for whoever asks, has every request answered 503: no mere warning.
+    #[test]
+    fn a_file_that_the_units_do_not_accept_is_a_problem_where_they_run() {
+        let text = format!("{GOOD}allow = \"authenticated\"\n");
+        let root = root_with(&[("servers/x.toml", &text)]);
+        let file = root.path().join("etc/thv/servers/x.toml");
+        // Of root's it is the mode, of anybody else's the owner.
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(answer(root.path(), "x").problems, []);
+        let units = answer_for(root.path(), "x", OwnerRule::Root);
+        assert!(!units.problems.is_empty());
+        let said = Answer {
+            servers: vec![units],
+            misnamed: Vec::new(),
+        };
+        assert!(!said.is_good());
+        let text = said.text();
+        let is_root = nix::unistd::geteuid().is_root();
+        assert!(
+            text.contains(if is_root {
+                "thvg-NAME"
+            } else {
+                "belongs to uid"
+            }),
+            "{text}"
+        );
     }
 
     /// Whom a child serves is said, with what follows from it: what everybody shares is warned of.
@@ -907,8 +945,10 @@ mod tests {
         let form = Form {
             explain: true,
             json: false,
+            reload: false,
         };
-        let said = check(root.path(), &ServerName::parse("x").unwrap(), form).unwrap();
+        let name = ServerName::parse("x").unwrap();
+        let said = check(root.path(), &name, form, OwnerRule::RootOrCaller).unwrap();
         let said = said.explanation.unwrap();
         for part in [
             "api.github.com:443           by `127.77.0.1`, public addresses alone",

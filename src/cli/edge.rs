@@ -13,7 +13,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::unit;
 use crate::{
-    config::{self, Config, Pem},
+    config::{self, Config, OwnerRule, Pem},
     http::{
         Tls, TlsError,
         certificate::{self, DAY},
@@ -33,41 +33,51 @@ pub(super) struct Remark {
 }
 
 /// What is to be said of `[tls]`.
-pub(super) fn remarks(root: &Path, config: &Config, clock: &Clock) -> Vec<Remark> {
+pub(super) fn remarks(
+    root: &Path,
+    config: &Config,
+    clock: &Clock,
+    units: OwnerRule,
+) -> Vec<Remark> {
     let Some(tls) = &config.tls else {
         return Vec::new();
     };
     let drop_ins = unit::drop_ins(root, "thv@", config.server.as_str());
     let mut remarks = Vec::new();
-    let mut warn = |key, message: String, help: String| {
+    let mut remark = |key, message: String, help: String, stops| {
         remarks.push(Remark {
             key,
             message,
             help,
-            stops: false,
+            stops,
         });
     };
     if config.resource.origin.starts_with("http://") {
-        warn(
+        remark(
             "resource",
             "it begins with `http`, but this server speaks TLS".to_owned(),
             "clients are given this URL: write `https`".to_owned(),
+            false,
         );
     }
     let service = format!("thv@{}.service", config.server);
     let mut file_of = |pem: &Pem, key| match pem {
         Pem::File(path) => {
-            if key == "tls.key" && only_root_reads(path, &drop_ins) {
-                warn(
+            if key == "tls.key"
+                && let Some(is_certain) = only_root_reads(path, &drop_ins)
+            {
+                remark(
                     key,
                     format!(
-                        "the gateway is not root and cannot read `{}`",
+                        "the gateway is not root but `thvg-{}`, and cannot read `{}`",
+                        config.server,
                         path.display()
                     ),
                     format!(
                         "write `key = {{ credential = \"tls-key\" }}`, and `LoadCredential=tls-key:{}` below [Service] in `systemctl edit {service}`",
                         path.display()
                     ),
+                    is_certain && units == OwnerRule::Root,
                 );
             }
             Some(path.clone())
@@ -76,12 +86,13 @@ pub(super) fn remarks(root: &Path, config: &Config, clock: &Clock) -> Vec<Remark
             Loaded::File(path) => Some(super::below(root, &path)),
             Loaded::Otherwise => None,
             Loaded::Not => {
-                warn(
+                remark(
                     key,
                     format!("no drop-in gives the gateway the credential `{name}`"),
                     format!(
                         "`systemctl edit {service}`, and add `LoadCredential={name}:/PATH` below [Service]"
                     ),
+                    false,
                 );
                 None
             }
@@ -195,13 +206,17 @@ fn is_hidden(error: &TlsError) -> bool {
     matches!(error, PemError::Unreadable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
 }
 
-/// Whether neither others nor a group that the unit joins can read a file.
-fn only_root_reads(path: &Path, drop_ins: &[String]) -> bool {
-    let joins = drop_ins
-        .iter()
-        .flat_map(|text| text.lines())
-        .any(|line| line.trim().starts_with("SupplementaryGroups="));
-    fs::metadata(path).is_ok_and(|meta| meta.mode() & 0o040 == 0 || !joins)
+/// Whether neither others nor a group that the unit joins can read a file, and whether that is certain.
+fn only_root_reads(path: &Path, drop_ins: &[String]) -> Option<bool> {
+    let says = |setting: &str| {
+        let mut lines = drop_ins.iter().flat_map(|text| text.lines());
+        lines.any(|line| line.trim().starts_with(setting))
+    };
+    let meta = fs::metadata(path).ok()?;
+    let group = meta.mode() & 0o040 != 0;
+    // A mode without its group's bits leaves nothing to an access control list, either.
+    let is_certain = !group && meta.uid() == 0 && !says("User=");
+    (!group || !says("SupplementaryGroups=")).then_some(is_certain)
 }
 
 /// Where a unit's credential comes from.
@@ -250,8 +265,10 @@ const SOON: u64 = 14 * DAY;
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use nix::unistd::geteuid;
+
     use super::*;
-    use crate::config::{OwnerRule, ServerName};
+    use crate::config::ServerName;
 
     /// What is said where the files of tests/tls are installed, and the resource is that.
     fn said(
@@ -287,17 +304,22 @@ mod tests {
         }
         let name = ServerName::parse("x").unwrap();
         let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
-        remarks(root.path(), &config, &Clock::new(move || now))
-            .iter()
-            .map(|remark| {
-                format!(
-                    "{}{}: {}",
-                    if remark.stops { "!" } else { "" },
-                    remark.key,
-                    remark.message
-                )
-            })
-            .collect()
+        remarks(
+            root.path(),
+            &config,
+            &Clock::new(move || now),
+            OwnerRule::Root,
+        )
+        .iter()
+        .map(|remark| {
+            format!(
+                "{}{}: {}",
+                if remark.stops { "!" } else { "" },
+                remark.key,
+                remark.message
+            )
+        })
+        .collect()
     }
 
     const FILES: &str = "certificate = \"/etc/thv/tls/chain.pem\"\nkey = \"/etc/thv/tls/key.pem\"";
@@ -396,7 +418,18 @@ mod tests {
     fn what_the_gateway_will_not_have_is_warned_of() {
         let (good, url) = (["localhost.pem", "localhost.key"], "https://localhost/x");
         let found = said(url, good, 0o600, FILES, "", NOW);
+        speaks_of(&found, &["tls.key: the gateway is not root but `thvg-x`"]);
+        assert_eq!(
+            found[0].starts_with('!'),
+            geteuid().is_root(),
+            "of a key that root alone can read it is certain"
+        );
+        // A list of access control may let it in.
+        let found = said(url, good, 0o640, FILES, "", NOW);
         speaks_of(&found, &["tls.key: the gateway is not root"]);
+        assert!(!found[0].starts_with('!'), "{found:?}");
+        let joins = said(url, good, 0o640, FILES, "SupplementaryGroups=keys", NOW);
+        assert_eq!(joins, [""; 0]);
         let found = said(url, good, 0o600, CREDENTIALS, "", NOW);
         speaks_of(&found, &["credential `chain`", "credential `key`"]);
         let encrypted = "LoadCredentialEncrypted=key\nImportCredential=cha*";

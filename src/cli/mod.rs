@@ -92,6 +92,9 @@ pub(crate) enum Verb {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Say what its running gateway would refuse to take without a restart, too
+        #[arg(long, requires = "name")]
+        reload: bool,
     },
     /// Make a server listen on another address
     Listen {
@@ -265,7 +268,15 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             name,
             explain,
             json,
-        } => check::run(root, name.as_ref(), check::Form { explain, json }),
+            reload,
+        } => {
+            let form = check::Form {
+                explain,
+                json,
+                reload,
+            };
+            check::run(root, name.as_ref(), form)
+        }
         Verb::Listen {
             name,
             address,

@@ -11,8 +11,10 @@ use super::{below, script, secret, sockets, unit};
 use crate::{
     auth,
     authz::{Engine, Named, Reach},
-    config::{Auth, Config, ImageSource, ServerName},
+    config::{Auth, Config, ImageSource, Pem, ServerName, Transport, UpstreamAuthorization},
+    daemon,
     sandbox::{Access, Entry, Host, Installed, plan},
+    systemd,
 };
 
 /// One remark: the key that it is about, the message, and what to do.
@@ -232,6 +234,61 @@ fn late(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
         })
     });
     late.collect()
+}
+
+/// Credentials that the gateway is to have and that runs without: they come with a start alone, so a reload is refused.
+/// What the unit has is not shown to the commands of its reload, so the gateway has written down what it has.
+pub(super) fn lacking(root: &Path, config: &Config) -> Vec<Remark> {
+    let private = format!("/var/lib/private/thv/{}", config.server);
+    let state = systemd::state_directory().unwrap_or_else(|| below(root, &private));
+    let Some(given) = daemon::given(&state) else {
+        return Vec::new();
+    };
+    let service = format!("thv@{}.service", config.server);
+    let lacks = wanted(config)
+        .into_iter()
+        .filter(|(_, name)| !given.contains(name));
+    let remark = |(key, name)| {
+        (
+            key,
+            format!(
+                "{service} runs since before it was given the credential `{name}`, and does not have it"
+            ),
+            format!("run `systemctl restart {service}`"),
+        )
+    };
+    lacks.map(remark).collect()
+}
+
+/// The credentials of the gateway's that its configuration names, and where.
+fn wanted(config: &Config) -> Vec<(String, String)> {
+    let mut wanted = Vec::new();
+    let mut want = |key: &str, name: &String| wanted.push((key.to_owned(), name.clone()));
+    if let Some(tls) = &config.tls {
+        for (key, pem) in [("tls.certificate", &tls.certificate), ("tls.key", &tls.key)] {
+            if let Pem::Credential(name) = pem {
+                want(key, name);
+            }
+        }
+    }
+    if let Auth::Oidc(issuers) = &config.auth {
+        for issuer in issuers {
+            if let Some(asked) = &issuer.introspection {
+                let key = format!("auth.issuer `{}` introspection", issuer.issuer);
+                want(&key, &asked.credential);
+            }
+        }
+    }
+    if let Transport::Remote(upstream) = &config.transport {
+        match &upstream.authorization {
+            UpstreamAuthorization::Nothing => {}
+            UpstreamAuthorization::Credential(name) => want("upstream.authorization", name),
+            UpstreamAuthorization::Exchange(exchange) => {
+                want("upstream.token-exchange", &exchange.credential);
+            }
+        }
+    }
+    wanted
 }
 
 /// Files of this host that the command names and that its sandbox does not show.
@@ -475,6 +532,40 @@ mod tests {
                 .iter()
                 .all(|remark| remark.2 == "run `systemctl restart thv@x.service`")
         );
+    }
+
+    /// A reload brings none, and would be refused by the gateway after `systemctl reload` has said that all is well.
+    #[test]
+    fn a_credential_that_the_running_gateway_lacks_is_a_problem_of_a_reload() {
+        let root = tempfile::tempdir().unwrap();
+        let (etc, state) = (
+            root.path().join("etc/thv/servers"),
+            root.path().join("var/lib/private/thv/x"),
+        );
+        fs::create_dir_all(&etc).unwrap();
+        fs::create_dir_all(&state).unwrap();
+        let text = "resource = \"https://h/x\"\nauthz.allow = \"authenticated\"\ncommand = [\"/bin/sh\"]\n\
+                    [tls]\ncertificate = { credential = \"c\" }\nkey = { credential = \"k\" }\n\
+                    [[auth.issuer]]\nissuer = \"https://i.example\"\naudience = \"a\"\n\
+                    introspection = { client-id = \"c\", credential = \"idp\" }\n";
+        fs::write(etc.join("x.toml"), text).unwrap();
+        let name = ServerName::parse("x").unwrap();
+        let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
+        let keys = || -> Vec<String> {
+            let lacking = lacking(root.path(), &config).into_iter();
+            lacking.map(|(key, ..)| key).collect()
+        };
+        assert_eq!(keys(), [""; 0], "none runs");
+        fs::write(state.join("running"), "1 2\nrunner-key k\n").unwrap();
+        assert_eq!(
+            keys(),
+            [
+                "tls.certificate",
+                "auth.issuer `https://i.example` introspection"
+            ]
+        );
+        fs::write(state.join("running"), "1 2\nrunner-key k c idp\n").unwrap();
+        assert_eq!(keys(), [""; 0]);
     }
 
     #[test]

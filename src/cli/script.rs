@@ -3,11 +3,12 @@
 
 use std::{
     ffi::OsStr,
-    fs::File,
     io::Read as _,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
+
+use crate::files;
 
 /// What is wrong with the program's first line, and what to do. `is_shown` knows the sandbox, and
 /// `path` is its PATH, where that is known.
@@ -17,7 +18,7 @@ pub(super) fn fault(
     is_shown: impl Fn(&Path) -> bool,
 ) -> Option<(String, String)> {
     let mut start = Vec::new();
-    File::open(program)
+    files::open(program)
         .and_then(|file| file.take(MAX_LINE).read_to_end(&mut start))
         .ok()?;
     let file = program.display();

@@ -19,7 +19,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{below, say};
-use crate::config::{self, ServerName};
+use crate::{
+    config::{self, OwnerRule, ServerName},
+    files,
+};
 
 /// Writes `text` as the drop-in `file` of `unit`; gives its path.
 pub(super) fn write_drop_in(root: &Path, unit: &str, file: &str, text: &str) -> Result<PathBuf> {
@@ -78,7 +81,7 @@ pub(super) fn drop_ins(root: &Path, template: &str, name: &str) -> Vec<String> {
     }
     files
         .values()
-        .filter_map(|path| fs::read_to_string(path).ok())
+        .filter_map(|path| files::read_text(path, MAX_DROP_IN).ok())
         .collect()
 }
 
@@ -177,6 +180,15 @@ pub(super) fn is_host(root: &Path) -> bool {
     root == Path::new("/")
 }
 
+/// Whose files gateway and runner accept that are started for this root: root's, where systemd does it.
+pub(super) fn owner_rule(root: &Path) -> OwnerRule {
+    if is_host(root) && Path::new("/run/systemd/system").is_dir() {
+        OwnerRule::Root
+    } else {
+        OwnerRule::RootOrCaller
+    }
+}
+
 pub(super) fn is_active(unit: &str) -> bool {
     Command::new("systemctl")
         .args(["--quiet", "is-active", unit])
@@ -228,4 +240,6 @@ pub(super) fn write_in_one_step(
 }
 
 /// Where an administrator's units and drop-ins are.
+/// Bytes of a drop-in.
+const MAX_DROP_IN: usize = 1 << 20;
 const UNITS: &str = "/etc/systemd/system";

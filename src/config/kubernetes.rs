@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use super::{ServiceAccount, TokenFile, load::Loader};
-use crate::json::{Document, Limits, Value};
+use crate::{
+    files,
+    json::{Document, Limits, Value},
+};
 
 /// What a pod knows of its cluster.
 pub(super) struct Cluster {
@@ -25,7 +28,7 @@ pub(super) fn in_cluster(
     issuer: &str,
 ) -> Result<Option<Cluster>, (String, &'static str)> {
     let token_path = loader.on_host(Path::new(TOKEN));
-    let mounted = std::fs::read_to_string(&token_path).ok();
+    let mounted = files::read_text(&token_path, MAX_TOKEN).ok();
     let named = match (issuer, mounted) {
         (ISSUER, Some(token)) => issuer_of(token.trim()).ok_or((
             format!(
@@ -100,6 +103,8 @@ pub(super) fn name(text: &str) -> Result<String, String> {
 /// What configuration writes for the pod's own cluster.
 pub(super) const ISSUER: &str = "kubernetes";
 /// The API server's name inside a cluster.
+/// Bytes of a token.
+const MAX_TOKEN: usize = 16 << 10;
 const API_SERVER: &str = "https://kubernetes.default.svc";
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 const AUTHORITIES: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";

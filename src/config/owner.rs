@@ -224,7 +224,7 @@ pub(super) enum FileError {
     },
     #[error("`{}` can be written by others (mode {mode:04o})", name.display())]
     Writable { name: PathBuf, mode: u32 },
-    #[error("`{}` cannot be read by other users than root, such as gateway and runner", name.display())]
+    #[error("`{}` cannot be read by other users than root, such as those of gateway (thvg-NAME) and runner (thvr-NAME)", name.display())]
     Hidden { name: PathBuf },
     #[error("this is not a file")]
     NotAFile,

@@ -43,6 +43,7 @@ use crate::{
 use build::build;
 pub use build::policy_problems;
 use tenancy::Tenancy;
+pub use tenancy::given;
 
 /// What a gateway is run with: everything that surrounds it.
 pub struct Setup {
@@ -122,7 +123,7 @@ pub enum Exit {
 pub async fn run(setup: Setup) -> Result<Exit> {
     let tenancy = match &setup.state {
         Some(directory) => {
-            let (tenancy, last) = Tenancy::begin(directory)?;
+            let (tenancy, last) = Tenancy::begin(directory, &setup.credentials.names())?;
             if let Some(last) = last {
                 setup.audit.record(&last);
             }

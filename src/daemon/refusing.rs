@@ -26,6 +26,7 @@ pub(super) async fn refuse(
             refusal.reason(),
             refusal.status().as_u16(),
         );
+        record.requests = refusal.requests();
         record.peer = Some(peer.to_string());
         audit.record(&Event::Decision(record));
         // Before anybody is told.

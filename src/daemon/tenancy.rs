@@ -1,13 +1,12 @@
 //! The gateway's state directory: one process at a time, and whether the last came to its end.
 //!
-//! Called by [`super::run`] before anything else. What lies in the directory
+//! Called by [`super::run`] before anything else, and by `thv check --reload`, which is told what the process was given. What lies in the directory
 //! (keys of issuers, the key of sealed states) is others' business. A directory
 //! that cannot be written keeps nobody from serving.
 
 use std::{
     fs::{self, File},
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
+    io,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -19,7 +18,7 @@ use nix::{
 };
 use tracing::warn;
 
-use crate::audit::Event;
+use crate::{audit::Event, files};
 
 /// The directory is this process's until this is dropped.
 pub(super) struct Tenancy {
@@ -30,7 +29,8 @@ pub(super) struct Tenancy {
 
 impl Tenancy {
     /// Takes the directory, or says who cannot; and what the last process has left undone.
-    pub(super) fn begin(directory: &Path) -> Result<(Self, Option<Event>)> {
+    /// `given` are the credentials that it has.
+    pub(super) fn begin(directory: &Path, given: &[String]) -> Result<(Self, Option<Event>)> {
         let lock = match lock(directory) {
             Ok(lock) => Some(lock),
             Err(Errno::EWOULDBLOCK) => bail!(
@@ -43,9 +43,11 @@ impl Tenancy {
             }
         };
         let mark = directory.join(MARK);
-        let last = fs::read_to_string(&mark).ok().map(|text| unfinished(&text));
+        let last = files::read_text(&mark, MAX_MARK)
+            .ok()
+            .map(|text| unfinished(&text));
         // Without the mark a violent end is not noticed, and nothing else is lost.
-        if let Err(error) = make(&mark) {
+        if let Err(error) = make(&mark, given) {
             warn!(%error, "it will not be known whether this process comes to its end");
         }
         Ok((Self { mark, _lock: lock }, last))
@@ -65,22 +67,25 @@ fn lock(directory: &Path) -> Result<Flock<File>, Errno> {
     Flock::lock(open, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error)
 }
 
-fn make(mark: &Path) -> std::io::Result<()> {
+fn make(mark: &Path, given: &[String]) -> io::Result<()> {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(mark)?;
-    write!(file, "{} {}", std::process::id(), since.as_micros())
+    let (pid, since, given) = (std::process::id(), since.as_micros(), given.join(" "));
+    let text = format!("{pid} {since}\n{given}\n");
+    files::replace(mark, text.as_bytes())
+}
+
+/// The credentials that the gateway has which serves from the directory; `None` where there is none, or nobody knows.
+pub fn given(directory: &Path) -> Option<Vec<String>> {
+    let text = files::read_text(&directory.join(MARK), MAX_MARK).ok()?;
+    let given = text.strip_suffix('\n')?.lines().nth(1)?;
+    Some(given.split(' ').map(str::to_owned).collect())
 }
 
 /// What the mark of another process says; it may have been cut short.
 fn unfinished(text: &str) -> Event {
-    let mut words = text.split(' ');
+    let mut words = text.lines().next().unwrap_or_default().split(' ');
     Event::Unfinished {
         pid: words.next().and_then(|word| word.parse().ok()),
         since: words.next().and_then(|word| word.parse().ok()),
@@ -89,17 +94,21 @@ fn unfinished(text: &str) -> Event {
 
 /// There while a gateway runs.
 const MARK: &str = "running";
+/// Two numbers, and names.
+const MAX_MARK: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+
     use super::*;
 
     /// fault-53: the second is told who is in its way; the directory is free when the first is gone.
     #[test]
     fn a_state_directory_has_one_gateway() {
         let directory = tempfile::tempdir().unwrap();
-        let (first, _) = Tenancy::begin(directory.path()).unwrap();
-        let Err(error) = Tenancy::begin(directory.path()) else {
+        let (first, _) = Tenancy::begin(directory.path(), &[]).unwrap();
+        let Err(error) = Tenancy::begin(directory.path(), &[]) else {
             panic!("two gateways in one directory");
         };
         let error = error.to_string();
@@ -108,14 +117,14 @@ mod tests {
             "{error}"
         );
         first.end();
-        assert!(Tenancy::begin(directory.path()).is_ok());
+        assert!(Tenancy::begin(directory.path(), &[]).is_ok());
     }
 
     /// fault-6: whoever comes after a violent end says so once, and after an orderly one not.
     #[test]
     fn a_violent_end_is_told_by_the_next() {
         let directory = tempfile::tempdir().unwrap();
-        let begin = || Tenancy::begin(directory.path()).unwrap();
+        let begin = || Tenancy::begin(directory.path(), &[]).unwrap();
         let (killed, last) = begin();
         assert!(last.is_none());
         drop(killed);
@@ -140,13 +149,43 @@ mod tests {
         ));
     }
 
+    /// A reload asks: what a drop-in gives since comes with a start alone.
+    #[test]
+    fn which_credentials_a_gateway_has_is_known_while_it_serves() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(given(directory.path()), None);
+        let names = ["key".to_owned(), "tls".to_owned()];
+        let (gateway, _) = Tenancy::begin(directory.path(), &names).unwrap();
+        assert_eq!(given(directory.path()), Some(names.to_vec()));
+        // Of another version, or cut short.
+        for text in ["1 2", "1 2\n", "1 2\nke"] {
+            fs::write(&gateway.mark, text).unwrap();
+            assert_eq!(given(directory.path()), None, "{text}");
+        }
+        gateway.end();
+        assert_eq!(given(directory.path()), None);
+    }
+
+    /// A pipe in the mark's place has no writer whom a start could wait for.
+    #[test]
+    fn a_mark_that_is_no_file_is_replaced_by_one() {
+        let directory = tempfile::tempdir().unwrap();
+        mkfifo(&directory.path().join(MARK), Mode::S_IRWXU).unwrap();
+        let begin = || Tenancy::begin(directory.path(), &[]).unwrap();
+        let (killed, last) = begin();
+        assert!(last.is_none());
+        drop(killed);
+        let (_, last) = begin();
+        assert!(matches!(last, Some(Event::Unfinished { pid: Some(_), .. })));
+    }
+
     /// fault-40: a directory that cannot be written, or is not there, keeps nobody from serving.
     #[test]
     fn a_directory_that_cannot_be_used_is_done_without() {
-        let (tenancy, last) = Tenancy::begin(Path::new("/proc/self")).unwrap();
+        let (tenancy, last) = Tenancy::begin(Path::new("/proc/self"), &[]).unwrap();
         assert!(last.is_none());
         tenancy.end();
-        let (tenancy, _) = Tenancy::begin(Path::new("/nonexistent")).unwrap();
+        let (tenancy, _) = Tenancy::begin(Path::new("/nonexistent"), &[]).unwrap();
         tenancy.end();
     }
 }

@@ -4,39 +4,29 @@
 //! texts: a gateway that was idle need not do it again. The directory is the gateway's own
 //! (`StateDirectory=`, mode 0700), and the keys that it believes lie there as well.
 
-use std::{
-    fs::{self, File},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
-    path::Path,
-};
+use std::{io, path::Path};
 
-/// What was kept there; of no use where it is somebody else's or half a file.
+use crate::files;
+
+/// What was kept there; of no use where it is something else.
 pub(super) fn kept(directory: &Path) -> Option<String> {
-    let mut sum = String::new();
-    let file = File::open(directory.join(FILE)).ok()?;
-    file.take(MAX_SUM).read_to_string(&mut sum).ok()?;
-    Some(sum)
+    files::read_text(&directory.join(FILE), MAX_SUM).ok()
 }
 
 /// Keeps it for the next process, in place of what was kept before.
 pub(super) fn keep(directory: &Path, sum: &str) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(directory.join(FILE))?;
-    file.write_all(sum.as_bytes())
+    files::replace(&directory.join(FILE), sum.as_bytes())
 }
 
 const FILE: &str = "policies.sum";
 /// More than any has.
-const MAX_SUM: u64 = 128;
+const MAX_SUM: usize = 128;
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::{fs, net::TcpListener};
+
+    use nix::{sys::stat::Mode, unistd::mkfifo};
 
     use super::*;
     use crate::{
@@ -93,6 +83,11 @@ mod tests {
         assert_eq!(kept(directory.path()).as_deref(), Some("sum"));
         fs::write(directory.path().join(FILE), [0xff; 4]).unwrap();
         assert_eq!(kept(directory.path()), None);
+        fs::remove_file(directory.path().join(FILE)).unwrap();
+        mkfifo(&directory.path().join(FILE), Mode::S_IRWXU).unwrap();
+        assert_eq!(kept(directory.path()), None, "nobody waits for its writer");
+        keep(directory.path(), "sum").unwrap();
+        assert_eq!(kept(directory.path()).as_deref(), Some("sum"));
         assert!(keep(Path::new("/proc/self"), "sum").is_err());
     }
 }

@@ -14,7 +14,6 @@ mod transfer;
 
 use std::{
     io,
-    io::Read as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -40,6 +39,8 @@ pub use endpoint::{Endpoint, Io};
 use target::Target;
 pub use target::{is_loopback, is_public};
 pub use transfer::{Question, Transfer};
+
+use crate::files;
 
 /// Fetches documents; holds the authorities that it trusts.
 pub struct Fetcher {
@@ -352,10 +353,7 @@ async fn ask(stream: Box<dyn Io>, request: Request<Full<Bytes>>) -> Result<Answe
 }
 
 fn read_token(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    std::fs::File::open(path)?
-        .take(MAX_TOKEN)
-        .read_to_string(&mut text)?;
+    let text = files::read_text(path, MAX_TOKEN)?;
     let token = text.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(io::Error::other("it holds no token"));
@@ -388,7 +386,7 @@ fn max_age(headers: &HeaderMap) -> Option<u64> {
 }
 
 fn authorities(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let pem = std::fs::read(path)?;
+    let pem = files::read(path, MAX_PEM)?;
     let found = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<Vec<_>, _>>()
         .map_err(io::Error::other)?;
@@ -400,7 +398,9 @@ fn authorities(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
 }
 
 /// Bytes of a token file.
-const MAX_TOKEN: u64 = 16 << 10;
+const MAX_TOKEN: usize = 16 << 10;
+/// Bytes of a file of authorities; those that a distribution trusts are 220 KiB.
+const MAX_PEM: usize = 4 << 20;
 /// All of one fetch, name resolution and redirect included.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Bytes of a document.

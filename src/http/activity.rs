@@ -126,9 +126,10 @@ impl Activity {
         self.0.came.store(requests, Ordering::Relaxed);
     }
 
-    /// Whether one of them has not begun; asked at the end, for until then it may.
-    pub(super) fn has_unseen(&self) -> bool {
-        self.0.came.load(Ordering::Relaxed) > self.begun()
+    /// How many of them have not begun; asked at the end, for until then they may.
+    pub(super) fn unseen(&self) -> u64 {
+        let came = self.0.came.load(Ordering::Relaxed);
+        came.saturating_sub(self.begun())
     }
 
     /// Since when it has done nothing; `None` if it does something.

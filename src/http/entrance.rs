@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    num::NonZeroU16,
     pin::pin,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -73,7 +74,7 @@ impl Entrance {
             let seat = self.roster.enter(&activity);
             let mut unseen = Unseen {
                 activity: &activity,
-                told: Some(|| answer(Err(Refusal::Framing), whom.peer())),
+                told: Some(|requests| answer(Err(Refusal::Framing(requests)), whom.peer())),
             };
             let serves = self.admit(stream, &whom, &seat, &activity, &drain, &answer);
             // It has no request, and somebody else may have one.
@@ -82,9 +83,9 @@ impl Entrance {
             if let First::Work(Err(error)) = ended {
                 debug!(%error, "connection ended before its first request");
             }
-            if let Some(told) = unseen.take() {
+            if let Some(told) = unseen.tell() {
                 // Nobody is told by this, but it is on record.
-                told().await;
+                told.await;
             }
         }
     }
@@ -166,26 +167,26 @@ impl Whom {
     }
 }
 
-/// What a connection has read of a request that nothing else has seen, in whatever way it ends.
-struct Unseen<'a, T: FnOnce() -> F, F> {
+/// What a connection has read of requests that nothing else has seen, in whatever way it ends.
+struct Unseen<'a, T: FnOnce(NonZeroU16) -> F, F> {
     activity: &'a Activity,
-    /// Puts it on record, also where nobody waits for that.
+    /// Puts on record how many, also where nobody waits for that.
     told: Option<T>,
 }
 
-impl<T: FnOnce() -> F, F> Unseen<'_, T, F> {
-    /// The way to put it on record, if there is such.
-    fn take(&mut self) -> Option<T> {
-        self.told.take().filter(|_| self.activity.has_unseen())
+impl<T: FnOnce(NonZeroU16) -> F, F> Unseen<'_, T, F> {
+    /// Puts them on record, if there are such.
+    fn tell(&mut self) -> Option<F> {
+        let told = self.told.take()?;
+        let unseen = u16::try_from(self.activity.unseen()).unwrap_or(u16::MAX);
+        NonZeroU16::new(unseen).map(told)
     }
 }
 
-impl<T: FnOnce() -> F, F> Drop for Unseen<'_, T, F> {
+impl<T: FnOnce(NonZeroU16) -> F, F> Drop for Unseen<'_, T, F> {
     fn drop(&mut self) {
         // Its connection was cut: no work is begun any more, and that there was none is recorded.
-        if let Some(told) = self.take() {
-            drop(told());
-        }
+        drop(self.tell());
     }
 }
 
@@ -398,7 +399,7 @@ mod tests {
         entrance.roster.make_room();
         served.await.unwrap();
         let (refusal, of) = refused.recv().await.unwrap();
-        assert!(matches!(refusal, Some(Refusal::Framing)));
+        assert!(matches!(refusal, Some(Refusal::Framing(NonZeroU16::MIN))));
         assert_eq!(of.to_string(), peer.to_string());
         assert!(refused.recv().await.is_none());
     }

@@ -1,7 +1,7 @@
 //! Every way of saying no before a policy has said yes, and the one table that
 //! turns them into HTTP.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, num::NonZeroU16};
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
@@ -40,9 +40,9 @@ pub enum Refusal {
     Expectation,
     #[error("this port speaks TLS: use https")]
     Plaintext,
-    /// It was ended in the framing of HTTP/2, by the library's own word, before anybody saw it.
+    /// So many on one connection were ended in the framing of HTTP/2, by the library's own word, before anybody saw them.
     #[error("a request was ended by the framing of HTTP/2")]
-    Framing,
+    Framing(NonZeroU16),
     #[error("too many connections from this address")]
     TooManyConnections,
     #[error("no such path")]
@@ -104,6 +104,14 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// How many requests it refuses, where that is said of several at once.
+    pub fn requests(&self) -> Option<NonZeroU16> {
+        match self {
+            Self::Framing(requests) => Some(*requests),
+            _ => None,
+        }
+    }
+
     /// Why, for the record (THV_REASON).
     pub fn reason(&self) -> Reason {
         match self {
@@ -114,7 +122,7 @@ impl Refusal {
             | Self::Expectation
             | Self::Plaintext
             | Self::BodyIncomplete => Reason::BadHeader,
-            Self::Framing => Reason::Framing,
+            Self::Framing(_) => Reason::Framing,
             Self::TooManyConnections => Reason::ConnectionLimit,
             Self::HostNotAllowed => Reason::HostNotAccepted,
             Self::OriginNotAllowed => Reason::OriginNotAccepted,
@@ -167,7 +175,7 @@ impl Refusal {
             Self::BadHost
             | Self::Header
             | Self::Plaintext
-            | Self::Framing
+            | Self::Framing(_)
             | Self::BodyIncomplete
             | Self::Call(_)
             | Self::Version(..)

@@ -5,8 +5,7 @@
 //! leaves the old one in place. Connections keep what they began with.
 
 use std::{
-    fs::File,
-    io::{self, Read as _},
+    io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
@@ -31,6 +30,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use super::certificate;
 use crate::{
     config::{self, Pem},
+    files,
     http::connection::Version,
     systemd::{CredentialError, Credentials},
 };
@@ -185,7 +185,7 @@ fn file(path: &Path, secret: bool) -> Result<Vec<u8>, PemError> {
         path: path.to_owned(),
         source,
     };
-    let file = File::open(path).map_err(wrong)?;
+    let file = files::open(path).map_err(wrong)?;
     let meta = file.metadata().map_err(wrong)?;
     let (uid, mode) = (meta.uid(), meta.mode() & 0o777);
     if uid != 0 && uid != geteuid().as_raw() {
@@ -202,14 +202,7 @@ fn file(path: &Path, secret: bool) -> Result<Vec<u8>, PemError> {
             cure: if secret { "o-rwx,g-w" } else { "go-w" },
         });
     }
-    let mut text = Vec::new();
-    file.take(MAX_PEM as u64 + 1)
-        .read_to_end(&mut text)
-        .map_err(wrong)?;
-    if text.len() > MAX_PEM {
-        return Err(wrong(io::ErrorKind::FileTooLarge.into()));
-    }
-    Ok(text)
+    files::up_to(&file, MAX_PEM).map_err(wrong)
 }
 
 /// The pair that new connections are shown.

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use http::{StatusCode, request::Parts};
 
 use super::{
-    Gateway, Place, Refused, legacy_version, only_permitted, outcome, permitted_call, session_id,
+    Gateway, Place, Refused, accepted, legacy_version, only_permitted, permitted_call, session_id,
+    settle,
 };
 use crate::{
     audit::{Decision, Event, RequestId, Verdict},
@@ -112,26 +113,22 @@ fn one(
         let alone = CallError::Invalid("initialize comes alone");
         return Err(refused(Refusal::Call(alone)));
     };
-    record.put_on_record(&gateway.audit);
-    Ok(
-        match (session.send(permit, identity, record.request_id), id) {
-            (Ok(Sent::Exchange(exchange)), Some(id)) => {
-                let exchange = only_permitted(gateway, identity, list, exchange);
-                Some(Answer::Coming(id, exchange))
-            }
-            (Ok(_), _) => {
-                let outcome = outcome(record.request_id, None);
-                gateway.audit.record(&Event::Outcome(outcome));
-                None
-            }
-            (Err(error), id) => {
-                let refusal = Refusal::Send(error);
-                let outcome = outcome(record.request_id, Some(&refusal));
-                gateway.audit.record(&Event::Outcome(outcome));
-                Some(Answer::Here(refusal.rpc(id.as_ref())))
-            }
-        },
-    )
+    let mut owed = record.permits(&gateway.audit);
+    Ok(match (session.send(permit, identity, &mut owed), id) {
+        (Ok(Sent::Exchange(exchange)), Some(id)) => {
+            let exchange = only_permitted(gateway, identity, list, exchange);
+            Some(Answer::Coming(id, exchange))
+        }
+        (Ok(_), _) => {
+            accepted(&mut owed);
+            None
+        }
+        (Err(error), id) => {
+            let refusal = Refusal::Send(error);
+            settle(&mut owed, Some(&refusal));
+            Some(Answer::Here(refusal.rpc(id.as_ref())))
+        }
+    })
 }
 
 const NONE_HERE: Refusal = Refusal::Call(CallError::Invalid(

@@ -20,11 +20,11 @@ use tokio::{
 };
 
 use super::{
-    Gateway, Refused, failed, legacy_version, only_permitted, outcome, permitted,
+    Gateway, Refused, accepted, failed, legacy_version, only_permitted, permitted,
     place::not_opened, read, upstream,
 };
 use crate::{
-    audit::{Decision, Event},
+    audit::Decision,
     auth::{Identity, PrincipalKey},
     authz::Permit,
     http::{
@@ -198,26 +198,22 @@ pub(super) async fn post(
             TrySendError::Closed(()) => SendError::Gone,
         }))
     })?;
-    record.put_on_record(&gateway.audit);
-    let about = (Era::Legacy, record.request_id);
-    if let Err(refusal) = upstream::make_ready_for(gateway, head, identity, about).await {
-        return Ok(failed(gateway, record.request_id, &refusal, id.as_ref()));
+    let mut owed = record.permits(&gateway.audit);
+    if let Err(refusal) = upstream::make_ready_for(gateway, head, identity, Era::Legacy).await {
+        return Ok(failed(gateway, &mut owed, &refusal, id.as_ref()));
     }
     let list = method::filtered_list(permit.call().method());
-    let sent = session.send(permit, identity, record.request_id);
+    let sent = session.send(permit, identity, &mut owed);
     lent.handed_to(&session);
     match (sent, id) {
         (Ok(Sent::Exchange(exchange)), Some(id)) => {
             let exchange = only_permitted(gateway, identity, list, exchange);
             place.send(Joining::Exchange(id, exchange));
         }
-        (Ok(_), _) => {
-            let outcome = outcome(record.request_id, None);
-            gateway.audit.record(&Event::Outcome(outcome));
-        }
+        (Ok(_), _) => accepted(&mut owed),
         (Err(error), id) => {
             let refusal = Refusal::Send(error);
-            return Ok(failed(gateway, record.request_id, &refusal, id.as_ref()));
+            return Ok(failed(gateway, &mut owed, &refusal, id.as_ref()));
         }
     }
     Ok(reply::empty(StatusCode::ACCEPTED))
@@ -230,20 +226,17 @@ async fn initialize(
     (permit, opening): (Permit, Opening),
     record: &mut Decision,
 ) -> Response {
-    let request = record.request_id;
     let id = permit.call().id().cloned();
-    record.put_on_record(&gateway.audit);
-    let about = (Era::Legacy, request);
-    if let Err(refusal) = upstream::make_ready_for(gateway, head, identity, about).await {
-        return failed(gateway, request, &refusal, id.as_ref());
+    let mut owed = record.permits(&gateway.audit);
+    if let Err(refusal) = upstream::make_ready_for(gateway, head, identity, Era::Legacy).await {
+        return failed(gateway, &mut owed, &refusal, id.as_ref());
     }
-    let (session, answer) = match gateway.sessions.open(identity, permit, request).await {
+    let (session, answer) = match gateway.sessions.open(identity, permit, &mut owed).await {
         Ok(opened) => opened,
-        // What became of a call that reached its session is recorded there.
-        Err(error @ (OpenError::Failed(_) | OpenError::NoVersion)) => {
-            return Refusal::Open(error).response(Some(&gateway.config), id.as_ref());
+        Err(error) => {
+            let refusal = not_opened(gateway, error);
+            return failed(gateway, &mut owed, &refusal, id.as_ref());
         }
-        Err(error) => return failed(gateway, request, &not_opened(gateway, error), id.as_ref()),
     };
     let joining = opening.client.joining.clone();
     let mut told = vec![Joining::Text(answer)];

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::{Gateway, failed};
 use crate::{
-    audit::RequestId,
+    audit::Owed,
     auth::Identity,
     authz::Permit,
     child::StartError,
@@ -32,7 +32,7 @@ pub(super) async fn found(
     gateway: &Gateway,
     identity: &Arc<Identity>,
     headers: &HeaderMap,
-    (permit, place, request): (&Permit, Place, RequestId),
+    (permit, place): (&Permit, Place),
 ) -> Result<Place, Refusal> {
     let session = match (place, permit.call().era()) {
         (place @ (Place::New | Place::Nowhere), _) => return Ok(place),
@@ -40,7 +40,7 @@ pub(super) async fn found(
         (Place::Session(session), Era::Modern) => Some(session),
         (Place::Shared, _) => None,
     };
-    let about = (permit, session, request);
+    let about = (permit, session);
     // Boxed, for what only some requests need.
     let compared = Box::pin(compared(gateway, identity, headers, about)).await;
     compared.map(Place::Session)
@@ -50,17 +50,17 @@ async fn compared(
     gateway: &Gateway,
     identity: &Arc<Identity>,
     headers: &HeaderMap,
-    (permit, session, request): (&Permit, Option<Arc<Session>>, RequestId),
+    (permit, session): (&Permit, Option<Arc<Session>>),
 ) -> Result<Arc<Session>, Refusal> {
     let session = match session {
         Some(session) => session,
         None => {
-            let session = gateway.sessions.shared(identity, request).await;
+            let session = gateway.sessions.shared(identity).await;
             session.map_err(|error| not_opened(gateway, error))?
         }
     };
     if let Target::Tool(name) = permit.call().target()
-        && let Some(tool) = session.tool(name, request).await
+        && let Some(tool) = session.tool(name).await
     {
         modern::parameters_agree(headers, permit.call(), &tool.mirrored)?;
     }
@@ -71,10 +71,10 @@ pub(super) async fn open(
     gateway: &Gateway,
     identity: &Arc<Identity>,
     permit: Permit,
-    request: RequestId,
+    owed: &mut Owed,
 ) -> Response {
     let id = permit.call().id().cloned();
-    match gateway.sessions.open(identity, permit, request).await {
+    match gateway.sessions.open(identity, permit, owed).await {
         Ok((session, answer)) => {
             let mut response = reply::json(StatusCode::OK, answer);
             if let Some(session) =
@@ -84,11 +84,7 @@ pub(super) async fn open(
             }
             response
         }
-        // What became of a call that reached its session is recorded there.
-        Err(error @ (OpenError::Failed(_) | OpenError::NoVersion)) => {
-            Refusal::Open(error).response(Some(&gateway.config), id.as_ref())
-        }
-        Err(error) => failed(gateway, request, &not_opened(gateway, error), id.as_ref()),
+        Err(error) => failed(gateway, owed, &not_opened(gateway, error), id.as_ref()),
     }
 }
 

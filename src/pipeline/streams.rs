@@ -8,9 +8,9 @@ use std::sync::Arc;
 use http::{HeaderMap, StatusCode, request::Parts};
 use tokio::time::Instant;
 
-use super::{Gateway, Refused, legacy_version, only_permitted, outcome, session_id};
+use super::{Gateway, Refused, accepted, legacy_version, only_permitted, session_id};
 use crate::{
-    audit::{Decision, Event},
+    audit::Decision,
     auth::Identity,
     http::{
         Refusal, Response,
@@ -90,8 +90,5 @@ fn entered(
 
 pub(super) fn done(gateway: &Gateway, record: &mut Decision) {
     record.policies = ["session".to_owned()].into();
-    record.put_on_record(&gateway.audit);
-    gateway
-        .audit
-        .record(&Event::Outcome(outcome(record.request_id, None)));
+    accepted(&mut record.permits(&gateway.audit));
 }

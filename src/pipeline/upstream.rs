@@ -6,7 +6,6 @@ use tracing::warn;
 
 use super::Gateway;
 use crate::{
-    audit::RequestId,
     auth::{CallerToken, Identity, Owner},
     config::Scope,
     http::Refusal,
@@ -19,15 +18,14 @@ pub(super) async fn make_ready_for(
     gateway: &Gateway,
     head: &Parts,
     identity: &Identity,
-    (era, request): (Era, RequestId),
+    era: Era,
 ) -> Result<(), Refusal> {
     if gateway.exchange.is_none() {
         return Ok(());
     }
     // The issuer hears of the call, too.
     gateway.audit.hand_on();
-    let ready = Box::pin(make_ready(gateway, head, identity, era));
-    gateway.audit.unless_gone(request, ready).await
+    Box::pin(make_ready(gateway, head, identity, era)).await
 }
 
 /// The same before there is a decision.

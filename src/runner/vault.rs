@@ -7,7 +7,7 @@ use std::{collections::HashMap, fs::File, os::fd::OwnedFd};
 
 use crate::{
     config::{Config, ServerName},
-    frames,
+    files, frames,
     sandbox::{self, Fault},
     systemd,
 };
@@ -68,7 +68,7 @@ impl Vault {
             .place
             .look_for(name)
             .map_err(|error| error.to_string())?;
-        File::open(path).map_err(|error| error.to_string())
+        files::open(&path).map_err(|error| error.to_string())
     }
 }
 

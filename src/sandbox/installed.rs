@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::stage::Fault;
-use crate::config::ImageName;
+use crate::{config::ImageName, files};
 
 /// What the image itself says of how it is run, and where its root is.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -60,8 +60,8 @@ impl Installed {
             _ => fault(format!("`{}`: {error}", store.display())),
         })?;
         let record = place.join(Self::RECORD);
-        let text =
-            fs::read(&record).map_err(|error| fault(format!("`{}`: {error}", record.display())))?;
+        let text = files::read(&record, MAX_RECORD)
+            .map_err(|error| fault(format!("`{}`: {error}", record.display())))?;
         let mut installed: Self = serde_json::from_slice(&text)
             .map_err(|error| fault(format!("`{}`: {error}", record.display())))?;
         if installed.image != name.text {
@@ -74,3 +74,6 @@ impl Installed {
         Ok(installed)
     }
 }
+
+/// Bytes of a record: most of it is what the image says of itself.
+const MAX_RECORD: usize = 16 << 20;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
-    audit::{Event as Audited, Outcome, Reason, RequestId},
+    audit::{Outcome, Owed, Reason},
     auth::Identity,
     mcp::{Call, Era, Id, Message, bridge, meta, method},
     session::{
@@ -63,17 +63,30 @@ pub(super) struct InFlight {
 
 /// The record that every permitted request owes the auditors.
 pub(super) struct OutcomeOwed {
-    request: RequestId,
+    owed: Owed,
     started: Instant,
     bytes_in: usize,
 }
 
 impl OutcomeOwed {
-    pub(super) fn new(request: RequestId, call: &Call, started: Instant) -> Self {
+    pub(super) fn new(owed: Owed, call: &Call, started: Instant) -> Self {
         Self {
-            request,
+            owed,
             started,
             bytes_in: call.message().bytes().len(),
+        }
+    }
+
+    pub(super) fn settle(owed: Option<Self>, reason: Option<Reason>, bytes_out: usize) {
+        if let Some(mut owed) = owed {
+            owed.owed.settle(|_, request_id| Outcome {
+                request_id,
+                reason,
+                status: None,
+                duration: owed.started.elapsed(),
+                bytes_in: owed.bytes_in as u64,
+                bytes_out: bytes_out as u64,
+            });
         }
     }
 }
@@ -94,7 +107,7 @@ impl Session {
         call: &Call,
         identity: &Identity,
         id: Id,
-        request: RequestId,
+        owed: &mut Owed,
     ) -> Result<Exchange, SendError> {
         let bridged = self.bridge.get().is_some();
         let holder = bridged.then(|| seal::holder(identity));
@@ -107,7 +120,7 @@ impl Session {
                 return Err(StateError::Lost.into());
             }
             if !self.has_been_away(call, &ticket)? {
-                return self.go_on(call, &ticket, id, request);
+                return self.go_on(call, &ticket, id, owed);
             }
             away = Some(ticket);
         }
@@ -122,7 +135,7 @@ impl Session {
             return Err(SendError::NotAsked);
         }
         let mut place = away.as_mut().and_then(Away::place);
-        let asks = (id, request);
+        let asks = (id, owed);
         let made = self.make(&mut state, call, (asks, identity), holder, &mut place);
         match away {
             // Who is told to try again finds it as it was.
@@ -138,7 +151,7 @@ impl Session {
         self: &Arc<Self>,
         state: &mut State,
         call: &Call,
-        ((id, request), identity): ((Id, RequestId), &Identity),
+        ((id, owed), identity): ((Id, &mut Owed), &Identity),
         holder: Option<Binding>,
         place: &mut Option<Place>,
     ) -> Result<Exchange, SendError> {
@@ -181,7 +194,7 @@ impl Session {
                 list: method::filtered_list(call.method()),
                 cacheable: method::is_cacheable(call.method()),
                 logs: logs(call),
-                outcome: Some(OutcomeOwed::new(request, call, now)),
+                outcome: Some(OutcomeOwed::new(owed.take(), call, now)),
                 wanted,
                 hearer,
                 subscribes,
@@ -410,26 +423,13 @@ impl Session {
 
     /// Records what became of a request.
     pub(super) fn settle(&self, call: &mut InFlight, reason: Option<Reason>, bytes_out: usize) {
-        self.owed(call.outcome.take(), reason, bytes_out);
+        OutcomeOwed::settle(call.outcome.take(), reason, bytes_out);
     }
 
     /// Records what became of the `initialize` that a child did not know.
     pub(super) fn settle_opening(&self, reason: Option<Reason>, bytes_out: usize) {
         let opening = self.state().reversed.opening.take();
-        self.owed(opening, reason, bytes_out);
-    }
-
-    pub(super) fn owed(&self, owed: Option<OutcomeOwed>, reason: Option<Reason>, bytes_out: usize) {
-        if let Some(owed) = owed {
-            self.audit.record(&Audited::Outcome(Outcome {
-                request_id: owed.request,
-                reason,
-                status: None,
-                duration: owed.started.elapsed(),
-                bytes_in: owed.bytes_in as u64,
-                bytes_out: bytes_out as u64,
-            }));
-        }
+        OutcomeOwed::settle(opening, reason, bytes_out);
     }
 }
 

@@ -14,13 +14,13 @@ use foldhash::HashMap;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    audit::{self, Audit, RequestId},
+    audit::{self, Audit, Owed},
     auth::{Identity, PrincipalKey},
     authz::{Engine, Permit},
     mcp::{Call, Era, Id, Shape, bridge::LegacyServer, reverse::ModernServer, spelled, version},
     session::{
         SendError, Sent,
-        calls::InFlight,
+        calls::{InFlight, OutcomeOwed},
         exchange::Failure,
         line::Line,
         listening::Listening,
@@ -209,18 +209,18 @@ impl Session {
         }
     }
 
-    /// Sends what a policy permitted. The request's outcome is recorded under
-    /// `request`, whether or not the client waits for it.
+    /// Sends what a policy permitted. A request's outcome is the session's to record from then
+    /// on, whether or not the client waits for it.
     pub fn send(
         self: &Arc<Self>,
         permit: Permit,
         identity: &Identity,
-        request: RequestId,
+        owed: &mut Owed,
     ) -> Result<Sent, SendError> {
         let call = permit.into_call();
         match call.shape() {
             Shape::Request(id) => self
-                .request(&call, identity, id.clone(), request)
+                .request(&call, identity, id.clone(), owed)
                 .map(Sent::Exchange),
             Shape::Notification => self.notify(&call).map(|()| Sent::Accepted),
             Shape::Response(id) => self.respond(&call, id).map(|()| Sent::Accepted),
@@ -282,7 +282,15 @@ impl Session {
         };
         if let Some(told) = told {
             let text = told.to_string();
-            self.write(Line::of(call.message(), &[(named.span(), text.as_bytes())]))?;
+            let said = self.write(Line::of(call.message(), &[(named.span(), text.as_bytes())]));
+            // It says so once: where its own words, which may be long, have no room the gateway's have.
+            let own = OwnMessage::Cancelled {
+                number: told,
+                reason: "the client has cancelled",
+            };
+            if said.is_err() && !self.say(&own) {
+                return said;
+            }
         }
         if let Some(cancelled) = state.in_flight.remove(&number) {
             self.fail(&mut state, cancelled, Failure::Cancelled);
@@ -366,7 +374,7 @@ impl Session {
         let mut state = self.state();
         state.ended = true;
         let opening = state.reversed.opening.take();
-        self.owed(opening, Some(failure.reason()), 0);
+        OutcomeOwed::settle(opening, Some(failure.reason()), 0);
         let calls: Vec<InFlight> = state.in_flight.drain().map(|(_, call)| call).collect();
         for call in calls {
             self.fail(&mut state, call, failure);
@@ -480,8 +488,11 @@ const UNCOUNTED: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::{
+        audit::RequestId,
         auth::Identity,
         mcp::Message,
         session::{Exchange, Late, exchange::Event, outbox::Lines, pump, room::Rooms, testing},
@@ -552,6 +563,32 @@ mod tests {
         assert_eq!(session.unwritten.load(Ordering::Relaxed), 0);
     }
 
+    /// A cancellation is heard, too, when the child reads again, if not in the words of whoever was long about it.
+    #[tokio::test]
+    async fn what_a_client_cancels_while_the_child_reads_nothing_is_cancelled_there_later() {
+        for reason in [10, 5000] {
+            let (session, mut lines) = testing::session(Era::Legacy);
+            let asks = r#"{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{"name":"t"}}"#;
+            let _waits = testing::asked(&session, asks);
+            while session.say(&OwnMessage::Discover { number: 0 }) {}
+            let cancels = json!({
+                "jsonrpc": "2.0", "method": "notifications/cancelled",
+                "params": { "requestId": "a", "reason": "x".repeat(reason) },
+            });
+            assert_eq!(session.notify(&call(&cancels.to_string())), Ok(()));
+            assert_eq!(session.in_flight(), 0);
+            let mut last = Bytes::new();
+            while let Some(line) = lines.try_recv() {
+                session.written(line.len());
+                last = line;
+            }
+            let last: serde_json::Value = serde_json::from_slice(&last).unwrap();
+            assert_eq!(last["method"], "notifications/cancelled");
+            assert_eq!(last["params"]["requestId"], 1);
+            assert_eq!(session.unwritten.load(Ordering::Relaxed), 0);
+        }
+    }
+
     /// Whoever has waited for five seconds is given a stream, and nobody else; who listens only then is told so at once.
     #[tokio::test(start_paused = true)]
     async fn who_waits_for_long_waits_on_a_stream() {
@@ -610,7 +647,12 @@ mod tests {
         let id = asks.id().unwrap().clone();
         let alice = Identity::example("https://a", "alice");
         let asked = session
-            .request(&asks, &alice, id, RequestId::random())
+            .request(
+                &asks,
+                &alice,
+                id,
+                &mut session.audit.owes(RequestId::random()),
+            )
             .unwrap();
         lines.recv().await.unwrap();
         let question = r#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required","inputRequests":{"a":{"method":"elicitation/create","params":{"message":"?","requestedSchema":{"type":"object","properties":{}}}}}}}"#;
@@ -669,7 +711,12 @@ mod tests {
             let id = call.id().unwrap().clone();
             let alice = Identity::example("https://a", "alice");
             let mut opening = session
-                .request(&call, &alice, id, RequestId::random())
+                .request(
+                    &call,
+                    &alice,
+                    id,
+                    &mut session.audit.owes(RequestId::random()),
+                )
                 .unwrap();
             let full = (!has_room).then(|| session.room.hold_anyway(vec![0; 64 << 20].into()));
             let text = "x".repeat(UNCOUNTED);

@@ -34,7 +34,12 @@ fn ask(session: &Arc<Session>, text: &str) -> Exchange {
     let call = read(text).unwrap();
     let id = call.id().unwrap().clone();
     let alice = Identity::example("https://a", "alice");
-    let asked = session.request(&call, &alice, id, RequestId::random());
+    let asked = session.request(
+        &call,
+        &alice,
+        id,
+        &mut session.audit.owes(RequestId::random()),
+    );
     asked.unwrap()
 }
 
@@ -177,7 +182,7 @@ proptest! {
         let alice = Identity::example("https://a", "alice");
         let engine = Engine::build(&Authz::Authenticated, &ServerName::parse("it").unwrap()).unwrap();
         let permit = engine.decide(&alice, read(&notice).unwrap()).unwrap();
-        session.send(permit, &alice, RequestId::random()).map(drop).unwrap();
+        session.send(permit, &alice, &mut session.audit.owes(RequestId::random())).map(drop).unwrap();
         let told = lines.try_recv().unwrap();
         prop_assert_eq!(std::str::from_utf8(&told).unwrap(), flat(&notice) + "\n");
     }

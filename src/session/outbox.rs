@@ -31,6 +31,8 @@ struct Shared {
 struct State {
     waiting: VecDeque<Bytes>,
     most: usize,
+    /// Bytes of what was put in beyond that, since it was last full.
+    beyond: usize,
     /// One of the ends is gone.
     closed: bool,
 }
@@ -47,6 +49,7 @@ pub(super) fn outbox(most: usize) -> (Outbox, Lines) {
     let state = State {
         waiting: VecDeque::new(),
         most,
+        beyond: 0,
         closed: false,
     };
     let shared = Arc::new(Shared {
@@ -59,25 +62,30 @@ pub(super) fn outbox(most: usize) -> (Outbox, Lines) {
 
 impl Outbox {
     pub(super) fn try_send(&self, line: impl Into<Line>) -> Result<(), Refused> {
-        self.put(line, 0)
+        self.put(line.into(), (0, 0))
     }
 
-    /// The same for a short line that ends something, which a full queue must not lose: so many more have a place.
+    /// The same for a line that ends something, which a full queue must not lose: so many more have a place.
     pub(super) fn try_send_end(&self, line: impl Into<Line>) -> Result<(), Refused> {
-        let line = line.into();
-        let beyond = if line.len() <= MAX_END { ENDS } else { 0 };
-        self.put(line, beyond)
+        self.put(line.into(), (ENDS, MAX_ENDS))
     }
 
-    fn put(&self, line: impl Into<Line>, beyond: usize) -> Result<(), Refused> {
+    /// Puts it in, `beyond` what else may wait by so many lines and bytes.
+    fn put(&self, line: Line, beyond: (usize, usize)) -> Result<(), Refused> {
         let mut state = self.0.state();
         if state.closed {
             return Err(Refused::Closed);
         }
-        if state.waiting.len() >= state.most + beyond {
-            return Err(Refused::Full);
+        if state.waiting.len() < state.most {
+            state.beyond = 0;
+        } else {
+            let bytes = state.beyond + line.len();
+            if state.waiting.len() >= state.most + beyond.0 || bytes > beyond.1 {
+                return Err(Refused::Full);
+            }
+            state.beyond = bytes;
         }
-        match line.into() {
+        match line {
             Line::Whole(text) => state.waiting.push_back(text),
             // Together: nothing comes between them.
             Line::Parts(parts) => state.waiting.extend(parts),
@@ -168,8 +176,8 @@ impl Drop for Lines {
 const USUAL: usize = 8;
 /// Lines that end something and wait beyond what else may: what they end has had its place before.
 const ENDS: usize = 1024;
-/// Bytes of each of them.
-const MAX_END: usize = 1 << 10;
+/// Bytes of all of them: what they name may be long.
+const MAX_ENDS: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -209,13 +217,27 @@ mod tests {
         }
         assert_eq!(outbox.try_send_end(line(2)), Err(Refused::Full));
         assert_eq!(lines.recv().await, Some(line(1)));
-        let long = Bytes::from(vec![b'x'; MAX_END + 1]);
-        assert_eq!(outbox.try_send_end(long), Err(Refused::Full));
-        for number in 0..ENDS {
+        assert_eq!(outbox.try_send_end(line(3)), Ok(()));
+        for number in (0..ENDS).chain([3]) {
             assert_eq!(outbox.try_send(line(3)), Err(Refused::Full));
             assert_eq!(lines.recv().await, Some(line(number)));
         }
         assert_eq!(outbox.try_send(line(3)), Ok(()));
+    }
+
+    /// What names a task by a long id is not lost for that; all of it together has a bound, until there was room again.
+    #[tokio::test]
+    async fn what_ends_something_may_be_long_and_not_all_of_it() {
+        let (outbox, mut lines) = outbox(1);
+        let long = || Bytes::from(vec![b'x'; MAX_ENDS / 4]);
+        for _ in 0..2 {
+            assert_eq!(outbox.try_send(line(1)), Ok(()));
+            for _ in 0..4 {
+                assert_eq!(outbox.try_send_end(long()), Ok(()));
+            }
+            assert_eq!(outbox.try_send_end(line(2)), Err(Refused::Full));
+            while lines.try_recv().is_some() {}
+        }
     }
 
     #[tokio::test]

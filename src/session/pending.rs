@@ -15,7 +15,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
-    audit::RequestId,
+    audit::Owed,
     auth::Identity,
     child::stdio,
     json::Value,
@@ -258,7 +258,7 @@ impl Session {
         call: &Call,
         ticket: &Ticket,
         id: Id,
-        request: RequestId,
+        owed: &mut Owed,
     ) -> Result<Exchange, SendError> {
         let mut guard = self.lock().map_err(|_| StateError::Lost)?;
         let state = &mut *guard;
@@ -279,7 +279,7 @@ impl Session {
         self.give_answers(&mut input.questions, call)?;
         waiting.id = id;
         waiting.stream = Stream::new(ticket.number, Style::Plain, &self.room);
-        waiting.outcome = Some(OutcomeOwed::new(request, call, now));
+        waiting.outcome = Some(OutcomeOwed::new(owed.take(), call, now));
         (waiting.logs, waiting.progress_token) = (logs(call), progress_token(call));
         waiting.deadline = Some(now + self.call_timeout);
         input.waits = false;
@@ -431,7 +431,10 @@ const MAX_WAITING: usize = 16;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::{outbox::Lines, pump, testing::bridged};
+    use crate::{
+        audit::RequestId,
+        session::{outbox::Lines, pump, testing::bridged},
+    };
 
     fn message(text: &str) -> Message {
         Message::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap()
@@ -452,7 +455,12 @@ mod tests {
         let identity = Identity::example("https://a", who);
         let id = call.id().unwrap().clone();
         session
-            .request(&call, &identity, id, RequestId::random())
+            .request(
+                &call,
+                &identity,
+                id,
+                &mut session.audit.owes(RequestId::random()),
+            )
             .unwrap()
     }
 

@@ -386,7 +386,11 @@ mod tests {
         let permit = session.engine.decide(session.owner(), cancel).unwrap();
         assert!(
             session
-                .send(permit, session.owner(), RequestId::random())
+                .send(
+                    permit,
+                    session.owner(),
+                    &mut session.audit.owes(RequestId::random())
+                )
                 .is_ok()
         );
         tokio::time::advance(LONGEST_PAUSE).await;

@@ -4,12 +4,7 @@
 //! session and the call that waits there, and says for whom and for what call
 //! it was given, and until when; it is no proof of who brings it.
 
-use std::{
-    fs, io,
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
-};
+use std::{io, path::Path};
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey},
@@ -19,6 +14,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use crate::{
     auth::Identity,
+    files,
     json::{Kind, Value},
     mcp::Call,
     sys::random,
@@ -74,7 +70,9 @@ impl Seal {
     /// at least as far as its holder is told what became of it.
     pub fn kept(directory: &Path, clock: Clock) -> io::Result<Self> {
         let path = directory.join(FILE);
-        let kept = fs::read(&path).ok().and_then(|key| key.try_into().ok());
+        let kept = files::read(&path, KEY)
+            .ok()
+            .and_then(|key| key.try_into().ok());
         let key: [u8; KEY] = match kept {
             Some(key) => key,
             None => made(&path)?,
@@ -245,17 +243,7 @@ fn finished(context: digest::Context) -> Binding {
 /// A new key, kept at `path` for nobody else to read.
 fn made(path: &Path) -> io::Result<[u8; KEY]> {
     let key = random();
-    let new: PathBuf = path.with_extension("new");
-    // Whatever stands there may be another's to read.
-    let _ = fs::remove_file(&new);
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&new)?;
-    file.write_all(&key)?;
-    // Whole or not at all.
-    fs::rename(&new, path)?;
+    files::replace(path, &key)?;
     Ok(key)
 }
 
@@ -280,7 +268,7 @@ const MAX_STATE: usize = 512;
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use bytes::Bytes;
 

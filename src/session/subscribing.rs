@@ -417,7 +417,12 @@ mod tests {
         let call = Call::read(body.to_string().into(), false).unwrap();
         let id = call.id().unwrap().clone();
         let alice = Identity::example("https://a", "alice");
-        session.request(&call, &alice, id, RequestId::random())
+        session.request(
+            &call,
+            &alice,
+            id,
+            &mut session.audit.owes(RequestId::random()),
+        )
     }
 
     fn request(session: &Arc<Session>, method: &str, uri: &str) -> Result<Exchange, SendError> {
@@ -703,7 +708,11 @@ mod tests {
             r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"a:c"}}"#;
         let gone = Call::read(gone.into(), false).unwrap();
         let permit = session.engine.decide(session.owner(), gone).unwrap();
-        let told = session.send(permit, session.owner(), RequestId::random());
+        let told = session.send(
+            permit,
+            session.owner(),
+            &mut session.audit.owes(RequestId::random()),
+        );
         assert!(told.is_ok());
         assert_eq!(heard(&mut c), ["cancelled"]);
         // That it was asked for is taken back, and of the call itself the child never heard.

@@ -402,7 +402,12 @@ mod tests {
         let call = Call::read(body.into(), true).unwrap();
         let id = call.id().unwrap().clone();
         let alice = Identity::example("https://a", "alice");
-        session.request(&call, &alice, id, RequestId::random())
+        session.request(
+            &call,
+            &alice,
+            id,
+            &mut session.audit.owes(RequestId::random()),
+        )
     }
 
     fn request(session: &Arc<Session>, asks: &str) -> Exchange {

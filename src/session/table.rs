@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    audit::{Audit, Reason, RequestId},
+    audit::{Audit, Owed, Reason},
     auth::{Identity, PrincipalKey},
     authz::{Engine, Permit},
     child::{Source, StartError, stdio::Reading},
@@ -150,13 +150,12 @@ impl Sessions {
         &self,
         identity: &Arc<Identity>,
         permit: Permit,
-        request: RequestId,
+        owed: &mut Owed,
     ) -> Result<(Option<Arc<Session>>, Bytes), OpenError> {
-        let begun = self.begin(identity, Era::Legacy);
-        let opening = self.setup.audit.unless_gone(request, begun).await?;
+        let opening = self.begin(identity, Era::Legacy).await?;
         let session = &opening.session;
         let initialize = permit.call().clone();
-        let mut answer = answer_of(session.send(permit, identity, request)?)
+        let mut answer = answer_of(session.send(permit, identity, owed)?)
             .await
             .map_err(OpenError::Failed)?;
         if is_refusal(&answer) {
@@ -184,11 +183,7 @@ impl Sessions {
 
     /// The session that serves what `identity` asks without one: there is one a
     /// principal, started by the first who asks.
-    pub async fn shared(
-        &self,
-        identity: &Arc<Identity>,
-        request: RequestId,
-    ) -> Result<Arc<Session>, OpenError> {
+    pub async fn shared(&self, identity: &Arc<Identity>) -> Result<Arc<Session>, OpenError> {
         let place = lock(&self.shared)
             .entry(identity.principal_key())
             .or_default()
@@ -199,8 +194,7 @@ impl Sessions {
             return Ok(session);
         }
         // Boxed: it is once for many requests.
-        let shared = Box::pin(self.shared_in(&place, identity));
-        self.setup.audit.unless_gone(request, shared).await
+        Box::pin(self.shared_in(&place, identity)).await
     }
 
     async fn shared_in(

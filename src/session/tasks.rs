@@ -514,7 +514,12 @@ mod tests {
         let call = Call::read(body.into(), true).unwrap();
         let id = call.id().unwrap().clone();
         session
-            .request(&call, &alice(), id, RequestId::random())
+            .request(
+                &call,
+                &alice(),
+                id,
+                &mut session.audit.owes(RequestId::random()),
+            )
             .unwrap()
     }
 

@@ -58,7 +58,12 @@ pub(super) fn asked(session: &Arc<Session>, request: &str) -> Exchange {
     let id = call.id().unwrap().clone();
     let alice = Identity::example("https://a", "alice");
     session
-        .request(&call, &alice, id, RequestId::random())
+        .request(
+            &call,
+            &alice,
+            id,
+            &mut session.audit.owes(RequestId::random()),
+        )
         .unwrap()
 }
 

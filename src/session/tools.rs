@@ -17,7 +17,7 @@ use bytes::Bytes;
 use tracing::debug;
 
 use crate::{
-    audit::{Event, RequestId},
+    audit::Event,
     mcp::{
         Message,
         tools::{self, Tool, Tools},
@@ -91,12 +91,10 @@ impl Session {
         Message::parse(text.into()).ok()
     }
 
-    /// What is to be known of a tool that `request` is about to call; the child is asked if nobody has yet.
-    pub async fn tool(self: &Arc<Self>, name: &str, request: RequestId) -> Option<Tool> {
+    /// What is to be known of a tool that is about to be called; the child is asked if nobody has yet.
+    pub async fn tool(self: &Arc<Self>, name: &str) -> Option<Tool> {
         if !self.tools.seen().0 {
-            // Whoever goes away now was permitted, and owes an outcome.
-            let learnt = Box::pin(self.learn_tools());
-            self.audit.unless_gone(request, learnt).await;
+            Box::pin(self.learn_tools()).await;
         }
         self.tools.get(name)
     }

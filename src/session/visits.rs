@@ -116,7 +116,12 @@ mod tests {
         let call = Call::read(Bytes::from(body), true).unwrap();
         let id = call.id().unwrap().clone();
         let alice = Identity::example("https://a", "alice");
-        session.request(&call, &alice, id, RequestId::random())
+        session.request(
+            &call,
+            &alice,
+            id,
+            &mut session.audit.owes(RequestId::random()),
+        )
     }
 
     /// A session, what its child is told, and the state that the client of a call is given to come back with.

@@ -7,14 +7,12 @@
 mod notify;
 mod sockets;
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    path::PathBuf,
-};
+use std::{fs, io, path::PathBuf};
 
 pub use notify::Notifier;
 pub use sockets::{SocketError, Wanted, take};
+
+use crate::files;
 
 /// Where systemd put the service's credentials (systemd.exec(5), CREDENTIALS).
 #[derive(Clone, Debug, Default)]
@@ -43,18 +41,16 @@ impl Credentials {
             .as_ref()
             .ok_or(CredentialError::NoDirectory)?;
         let path = directory.join(name);
-        let mut value = Vec::new();
-        File::open(&path)
-            .and_then(|file| file.take(max as u64 + 1).read_to_end(&mut value))
-            .map_err(|source| CredentialError::Unreadable {
-                path: path.clone(),
-                source,
-            })?;
-        if value.len() > max {
-            Err(CredentialError::TooLong { path, max })
-        } else {
-            Ok(value)
-        }
+        files::read(&path, max).map_err(|source| CredentialError::Unreadable { path, source })
+    }
+
+    /// What there is, by name.
+    pub fn names(&self) -> Vec<String> {
+        let entries = self.directory.iter().filter_map(|it| fs::read_dir(it).ok());
+        let names = entries
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.collect()
     }
 
     /// Where one is, if it is there.
@@ -83,6 +79,4 @@ pub enum CredentialError {
     NoDirectory,
     #[error("`{}`: {source}", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
-    #[error("`{}` is longer than {max} bytes", path.display())]
-    TooLong { path: PathBuf, max: usize },
 }

@@ -37,7 +37,7 @@ use crate::{
     lease::{self, Lease},
     modern,
     run::Running,
-    wire::{self, PATIENCE},
+    wire::{self, Events, PATIENCE},
 };
 
 /// fault-10: a panic in the work on one request is that request's 500 and on record; its
@@ -75,6 +75,62 @@ async fn a_panic_ends_one_request_and_no_other() {
     assert_eq!(alice.call("echo", json!({})).await.status, 200);
     bob.post(&call(2, "release", json!({ "for": "bob" }))).await;
     assert_eq!(waiting.await.unwrap().said(), "released");
+}
+
+/// fault-10: wherever a panic ends the work on a request, before it was permitted or after its session has taken it,
+/// what was permitted has one outcome.
+#[tokio::test]
+async fn a_panic_leaves_one_outcome_wherever_it_comes() {
+    let fuse = Arc::new(AtomicUsize::new(0));
+    let (burns, system) = (fuse.clone(), Clock::system());
+    let clock = Clock::new(move || {
+        let burnt = |left: usize| left.checked_sub(1);
+        let left = burns.fetch_update(Ordering::SeqCst, Ordering::SeqCst, burnt);
+        assert_ne!(left, Ok(1), "on purpose");
+        system.now()
+    });
+    let house = house().clock(clock).open().await;
+    let alice = house.caller("alice");
+    modern::tool(&alice, "echo", json!({})).await;
+    let subscribes = modern::body(
+        1,
+        "subscriptions/listen",
+        json!({ "notifications": {} }),
+        json!({}),
+    );
+    let request = modern::bytes(&alice, "subscriptions/listen", None, &subscribes);
+    let mut permitted = 0;
+    for looks in 1.. {
+        let before = house.records.all().len();
+        fuse.store(looks, Ordering::SeqCst);
+        let mut answer = Events::open(house.address, &request).await;
+        let head = answer.line().await;
+        if fuse.swap(0, Ordering::SeqCst) > 0 {
+            break;
+        }
+        assert!(head.starts_with("HTTP/1.1 500 "), "{looks}: {head}");
+        let records = house.records.all().split_off(before);
+        let of = |kind: &str| {
+            let kind = format!("THV_EVENT={kind} ");
+            records
+                .iter()
+                .filter(|record| record.contains(&kind))
+                .count()
+        };
+        let allowed = records
+            .iter()
+            .any(|record| record.contains("THV_DECISION=allow"));
+        permitted += usize::from(allowed);
+        assert_eq!(
+            (of("decision"), of("outcome")),
+            (1, usize::from(allowed)),
+            "{looks}: {records:#?}"
+        );
+    }
+    assert!(
+        permitted > 0,
+        "a clock is looked at after the decision, too"
+    );
 }
 
 /// A request that needs no token.
@@ -252,7 +308,7 @@ async fn a_subscription_ends_well_when_it_stops() {
         let wanted = json!({ "notifications": { "toolsListChanged": true } });
         let listen = modern::body("\"mine\"", "subscriptions/listen", wanted, json!({}));
         let listen = modern::bytes(&caller, "subscriptions/listen", None, &listen);
-        let mut open = wire::Events::open(running.address, &listen).await;
+        let mut open = Events::open(running.address, &listen).await;
         assert_eq!(
             open.next().await["method"],
             "notifications/subscriptions/acknowledged"

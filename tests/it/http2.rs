@@ -904,7 +904,7 @@ async fn a_head_over_the_cap_is_refused_here_too() {
     assert!(last.contains("THV_REASON=framing "), "{last}");
 }
 
-/// Once for each connection, however many requests there were on it; who hangs up at once is on record, too.
+/// Once for each connection, with how many requests there were on it; who hangs up at once is on record, too.
 #[tokio::test]
 async fn what_the_framing_refuses_is_on_record_once_a_connection() {
     let edge = Edge::open().await;
@@ -914,12 +914,15 @@ async fn what_the_framing_refuses_is_on_record_once_a_connection() {
         endless.extend(frame(CONTINUATION, 0, 1, &block(&[("x", "y")])));
     }
     let ping = frame(PING, 0, 0, b"12345678");
-    for (at, frames) in [
-        bad(1),
-        (1..21).step_by(2).flat_map(bad).collect(),
-        endless,
+    for (at, (requests, frames)) in [
+        (1, bad(1)),
+        (10, (1..21).step_by(2).flat_map(bad).collect()),
+        (1, endless),
         // The good one is cut off with its connection.
-        [edge.request(1, &[]), frame(PING, 0, 1, &[0; 8])].concat(),
+        (
+            1,
+            [edge.request(1, &[]), frame(PING, 0, 1, &[0; 8])].concat(),
+        ),
     ]
     .into_iter()
     .enumerate()
@@ -930,6 +933,8 @@ async fn what_the_framing_refuses_is_on_record_once_a_connection() {
         drop(client);
         let last = edge.last_refused(at + 1).await;
         assert!(last.contains("THV_REASON=framing "), "{at}: {last}");
+        let counted = format!("THV_REQUESTS={requests} ");
+        assert!(last.contains(&counted), "{at}: {last}");
     }
     // A good one beside it is on record as ever.
     let mut client = Frames::open(edge.house.address).await;

@@ -230,7 +230,6 @@ def what_an_installed_example_says_to_type_makes_it_a_good_one(host):
 CHECK = f"thv check {NAME}"
 ASK = f"""curl -s -H "Authorization: Bearer $(cat token.txt)" -H 'Host: mcp.example.com' -H 'Content-Type: application/json' \\
     -H 'Accept: application/json, text/event-stream' -d @initialize.json http://127.0.0.1:{PORT}/{NAME}"""
-SAID = f"journalctl --sync; journalctl -u thv@{NAME}.service -o cat -n 3 THV_EVENT=config-refused"
 # How it goes wrong, what is asked then, and a word of what is said. The last command that is said mends it.
 MISTAKES = [
     (f"chmod 666 {FILE}", CHECK, "written by others"),
@@ -246,7 +245,7 @@ MISTAKES = [
     (f"echo x > /etc/credstore/late; printf '[Service]\\nLoadCredential=late\\n' > /etc/systemd/system/thv@{NAME}.service.d/late.conf;"
      " systemctl daemon-reload", CHECK, "runs since before"),
     (f"cp /root/drop-in-of-tls /etc/systemd/system/thv@{NAME}.service.d/tls.conf; systemctl daemon-reload; cp /root/tls.toml {FILE}.d/;"
-     f" systemctl reload thv@{NAME}", SAID, "tls.certificate"),
+     f" ! systemctl reload thv@{NAME}", CHECK, "runs since before"),
 ]
 
 
