@@ -24,6 +24,7 @@ use crate::{
     http::{
         Refusal,
         budget::{Budget, Lent, Share},
+        hush::hushed,
         reply,
     },
     mcp::Id,
@@ -310,7 +311,15 @@ pub async fn read(
         return Err(Refusal::TooLarge);
     }
     let announced = body.size_hint().lower();
-    let mut first = poll_fn(|context| Poll::Ready(Pin::new(&mut *body).poll_frame(context))).await;
+    let mut first = poll_fn(|context| {
+        let (first, rang) = hushed(|| Pin::new(&mut *body).poll_frame(context));
+        if rang && !body.is_end_stream() {
+            // There is room for more, which is to come.
+            context.waker().wake_by_ref();
+        }
+        Poll::Ready(first)
+    })
+    .await;
     // The usual body is one frame, and there already: it is not copied, and no clock is set for it.
     if let Poll::Ready(Some(Ok(frame))) = &mut first
         && body.is_end_stream()

@@ -30,6 +30,7 @@ use super::{
     flood::{Frames, PREFACE},
     guarded::{Guarded, Unwatched, WRITE_DEADLINE},
     head::{Heads, MAX_HEAD, Verdict},
+    hush::Hushable,
 };
 use crate::http::{Refusal, Response, reply::LastAnswer};
 
@@ -166,7 +167,8 @@ where
             told = looked_after(activity, begun, &verdict) => told,
         }
     };
-    let ended = match beside(Pin::new(&mut connection), pin!(told)).await {
+    let speaks = Hushable::new(Pin::new(&mut connection));
+    let ended = match beside(pin!(speaks), pin!(told)).await {
         First::Work(ended) => ended,
         First::Signal(Told::Drain) => {
             Pin::new(&mut connection).graceful_shutdown();
@@ -361,6 +363,14 @@ const MAX_RESETS: usize = 32;
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        future::poll_fn,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+
     use http::StatusCode;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
@@ -384,24 +394,27 @@ mod tests {
     fn connect(drain: watch::Receiver<bool>) -> (DuplexStream, tokio::task::JoinSet<()>) {
         let (client, server) = duplex(1 << 20);
         let mut serving = tokio::task::JoinSet::new();
-        serving.spawn(serving_with(server, drain, |asked: Asked| async {
-            let read = match asked {
-                Ok(request) => {
-                    let budget = Budget::new(1 << 10);
-                    let user = Identity::example("https://i", "alice");
-                    let (version, mut body) = (request.version(), request.into_body());
-                    body::read((version, &mut body), 1 << 10, (&budget, &user))
-                        .await
-                        .map(|(text, _)| text)
-                }
-                Err(refusal) => Err(refusal),
-            };
-            match read {
-                Ok(text) => reply::json(StatusCode::OK, text),
-                Err(refusal) => refusal.response(None, None),
-            }
-        }));
+        serving.spawn(serving_with(server, drain, says_it_again));
         (client, serving)
+    }
+
+    /// Answers with the body of the request.
+    async fn says_it_again(asked: Asked) -> Response {
+        let read = match asked {
+            Ok(request) => {
+                let budget = Budget::new(1 << 10);
+                let user = Identity::example("https://i", "alice");
+                let (version, mut body) = (request.version(), request.into_body());
+                body::read((version, &mut body), 1 << 10, (&budget, &user))
+                    .await
+                    .map(|(text, _)| text)
+            }
+            Err(refusal) => Err(refusal),
+        };
+        match read {
+            Ok(text) => reply::json(StatusCode::OK, text),
+            Err(refusal) => refusal.response(None, None),
+        }
     }
 
     async fn serving_with<F>(
@@ -563,6 +576,45 @@ mod tests {
             assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0);
         }
         String::from_utf8(answer).unwrap()
+    }
+
+    /// A request that comes in one piece is looked at once, and what has not come is waited for.
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_woken_by_the_end_of_a_body() {
+        let (mut client, server) = duplex(1 << 10);
+        let (_drain, draining) = watch::channel(false);
+        let polls = Arc::new(AtomicUsize::new(0));
+        let count = polls.clone();
+        let mut serves = Box::pin(serving_with(server, draining, says_it_again));
+        let _serving = tokio::spawn(poll_fn(move |context| {
+            count.fetch_add(1, Ordering::Relaxed);
+            serves.as_mut().poll(context)
+        }));
+        let length = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n";
+        let mut looks = async |parts: &[&str]| {
+            let before = polls.load(Ordering::Relaxed);
+            for part in parts {
+                client.write_all(part.as_bytes()).await.unwrap();
+                for _ in 0..3 {
+                    yield_now().await;
+                }
+            }
+            assert!(next_answer(&mut client).await.contains("HTTP/1.1 200"));
+            for _ in 0..3 {
+                yield_now().await;
+            }
+            polls.load(Ordering::Relaxed) - before
+        };
+        let whole = format!("{length}\r\n{{}}");
+        // It finds out first what is spoken.
+        looks(&[&whole]).await;
+        assert_eq!(looks(&[&whole]).await, 1);
+        assert!(looks(&[&whole[..whole.len() - 2], "{}"]).await <= 3);
+        assert!(looks(&[&whole[..whole.len() - 2], "{", "}"]).await <= 5);
+        let expects = format!("{length}Expect: 100-continue\r\n\r\n");
+        assert!(looks(&[&expects, "{}"]).await <= 4);
+        let chunked = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n";
+        assert!(looks(&[chunked]).await <= 4);
     }
 
     /// conn-1: a connection that has rested goes on where it was, and waits no longer than others.

@@ -14,6 +14,7 @@ mod chunked;
 mod flood;
 mod guarded;
 mod head;
+mod hush;
 
 // Who is at its other end, and TLS.
 pub mod certificate;
