@@ -518,7 +518,7 @@ mod tests {
             drop(busy);
             Instant::now()
         };
-        let looked = std::future::poll_fn(|context| {
+        let looked = poll_fn(|context| {
             polls += 1;
             looks.as_mut().poll(context)
         });
