@@ -3,8 +3,8 @@
 //!
 //! `cargo bench --bench load -- [--only TEXT] [--sessions 1,16,64,500] [--rounds 3]
 //! [--seconds 3] [--many 2000] [--alg RS256|ES256] [--thv PATH]`. Processor time is that of the
-//! gateway's own process; ratios in one run are what counts. This one program is load, echo
-//! server and floor.
+//! gateway's own process; ratios in one run are what counts, and both have the load in short
+//! turns. This one program is load, echo server and floor.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
