@@ -263,7 +263,7 @@ pub(super) fn write_in_one_step(
     written
 }
 
-/// Where an administrator's units and drop-ins are.
 /// Bytes of a drop-in.
 const MAX_DROP_IN: usize = 1 << 20;
+/// Where an administrator's units and drop-ins are.
 const UNITS: &str = "/etc/systemd/system";
