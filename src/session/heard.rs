@@ -15,6 +15,7 @@ use crate::{
         input::Question,
         spelled,
         subscription::{self, SUBSCRIPTION},
+        task,
     },
     session::{
         own::OwnMessage,
@@ -101,7 +102,8 @@ impl Switch {
                 member.subscribed.remove(&uri);
             }
             let principal = member.principal;
-            if let Some(task) = result.and_then(made_task) {
+            let made = result.and_then(made_task);
+            if let Some(task) = made.filter(|task| task.span().len() <= task::MAX_ID) {
                 self.remember(text_of(task), principal);
             }
         }

@@ -255,10 +255,10 @@ impl Session {
         let Some(task) = task.filter(named) else {
             return Some(call);
         };
-        let name = task
-            .get("taskId")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
+        let Some(name) = task::id(task) else {
+            self.fail(state, call, Failure::BadAnswer);
+            return None;
+        };
         let meta = server.meta_of(result);
         let text = match about {
             About::Making(abilities) => {
@@ -564,6 +564,28 @@ mod tests {
         assert_eq!(kept, [1]);
         answer(&session, 3, r#"{"content":[]}"#);
         assert!(next(&mut stays).await.contains(r#""result":{"#));
+    }
+
+    /// fault-46: a server's ids of tasks are remembered by the thousand, and each of them is short.
+    #[tokio::test]
+    async fn a_task_with_too_long_an_id_is_no_answer() {
+        for (longer, is_remembered) in [(0, true), (1, false)] {
+            let (session, _lines) = session();
+            let mut made = ask(&session, "tools/call", r#""name":"t""#);
+            let id = "k".repeat(task::MAX_ID - 2 + longer);
+            let result = format!(r#"{{"task":{{"taskId":"{id}","status":"working"}}}}"#);
+            answer(&session, 1, &result);
+            let told = made.next().await;
+            assert_eq!(
+                session.state().tasks.known.len(),
+                usize::from(is_remembered)
+            );
+            match told {
+                Some(Event::Answer(_)) if is_remembered => {}
+                Some(Event::Failed(Failure::BadAnswer)) if !is_remembered => {}
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     /// Two clients of one user ask at once how a task stands that has ended: both are told.
