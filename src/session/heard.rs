@@ -154,6 +154,10 @@ impl Switch {
         let params = message.root().get("params");
         let meta = params.and_then(|params| params.get("_meta"));
         let token = meta.and_then(|meta| meta.get("progressToken"));
+        // As long as an id may be: there are many such questions.
+        if token.is_some_and(|token| token.span().len() > MAX_ID) {
+            return None;
+        }
         let token = token.map(|token| Bytes::copy_from_slice(token.raw()));
         let id = Bytes::copy_from_slice(&spelled(id.raw()));
         self.asked.insert(id, Asked { member, token });
@@ -284,7 +288,7 @@ impl Switch {
     }
 }
 
-/// Bytes of the id of a question of the child's.
+/// Bytes of the id of a question of the child's, and of its progress token.
 const MAX_ID: usize = 256;
 /// Questions of the child's that no client has answered.
 const MAX_ASKED: usize = 256;

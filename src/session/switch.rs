@@ -465,6 +465,33 @@ mod tests {
         assert_eq!(told, [Out::To(0, status.into()), Out::To(2, status.into())]);
     }
 
+    /// fault-46: the progress token of a question is kept until that is answered, as its id is.
+    #[test]
+    fn a_question_with_too_long_a_progress_token_is_none() {
+        for (token, is_asked) in [(254, true), (255, false)] {
+            let mut switch = switch(false);
+            let can = r#"{"capabilities":{"elicitation":{}}}"#;
+            let opens =
+                format!(r#"{{"jsonrpc":"2.0","id":1,"method":"initialize","params":{can}}}"#);
+            sent(switch.says(0, line(opens)));
+            let opened = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{can}}}"#);
+            switch.answers(line(opened)).unwrap();
+            let call = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#;
+            sent(switch.says(0, call.into()));
+            let token = "t".repeat(token);
+            let asks = format!(
+                r#"{{"jsonrpc":"2.0","id":"q","method":"elicitation/create","params":{{"_meta":{{"progressToken":"{token}"}}}}}}"#
+            );
+            let out = switch.answers(line(asks));
+            assert_eq!(
+                matches!(out.as_deref(), Some([Out::To(0, _)])),
+                is_asked,
+                "{out:?}"
+            );
+            assert_eq!(switch.asked.len(), usize::from(is_asked));
+        }
+    }
+
     /// fault-46: whose such a task is nobody remembers, so it is nobody's.
     #[test]
     fn a_task_with_too_long_an_id_is_nobodys() {
