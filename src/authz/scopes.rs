@@ -168,6 +168,7 @@ mod tests {
         let plain = r#"principal.scopes.contains("a") // not principal.scopes.contains("z")
             && principal has scopes && principal . scopes
             .containsAll(["b", "c",]) || principal.scopes.containsAny([]) && resource.uri like "scopes*""#;
+        let plain = format!("{plain} || // said on an old line\rprincipal.scopes.contains(\"d\")");
         let odd = [
             r#"principal["scopes"].contains("a")"#,
             r#"principal["\u{73}copes"].contains("a")"#,
@@ -185,9 +186,9 @@ mod tests {
             let policy = Policy::parse(None, &text).unwrap();
             (wording::named(&text), in_json(&policy))
         };
-        let (quick, slow) = reads(plain);
+        let (quick, slow) = reads(&plain);
         assert_eq!(quick.as_ref(), Some(&slow));
-        assert_eq!(slow, ["a", "b", "c"]);
+        assert_eq!(slow, ["a", "b", "c", "d"]);
         for when in odd {
             let (quick, slow) = reads(when);
             assert!(quick.is_none_or(|quick| quick == slow), "{when}");

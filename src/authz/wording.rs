@@ -83,7 +83,8 @@ fn tokens(policy: &str) -> Option<Vec<Token<'_>>> {
                 tokens.push(Token::Text(text));
                 length + 2
             }
-            b'/' if rest.starts_with("//") => rest.find('\n').unwrap_or(rest.len()),
+            // Either ends a line, as Cedar has it.
+            b'/' if rest.starts_with("//") => rest.find(['\n', '\r']).unwrap_or(rest.len()),
             _ if is_word(&first) => {
                 let length = rest.bytes().take_while(is_word).count();
                 tokens.push(Token::Word(&rest[..length]));

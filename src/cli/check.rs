@@ -162,8 +162,10 @@ fn check(root: &Path, server: &ServerName, form: Form, units: OwnerRule) -> Resu
                 checked.warnings.push(said);
             }
             // The units are stricter than this verb, which accepts the caller's own files.
-            if let Err(problems) = config::load(root, server, units) {
+            if let Err(problems) = config::load(root, server, unit::certain(root, server, units)) {
                 checked.problems.extend(problems.iter().cloned());
+            } else if let Err(perhaps) = config::load(root, server, units) {
+                checked.warnings.extend(perhaps.iter().cloned());
             }
             // What is wrong with the policies of a configuration that loads.
             if let Err(found) = engine {
@@ -744,6 +746,36 @@ mod tests {
             }),
             "{text}"
         );
+    }
+
+    /// Gateway and runner look at what they can read and not at its mode, so it is not certain what root finds.
+    #[test]
+    fn a_file_that_a_group_of_the_units_reads_is_warned_of() {
+        if !nix::unistd::geteuid().is_root() {
+            return println!("skipped: only root can make a file of root's");
+        }
+        let text = format!("{GOOD}allow = \"authenticated\"\n");
+        let root = root_with(&[("servers/x.toml", &text)]);
+        let file = root.path().join("etc/thv/servers/x.toml");
+        let found = |mode| {
+            fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+            let checked = answer_for(root.path(), "x", OwnerRule::Root);
+            let hidden = |found: &[Problem]| {
+                let said = |it: &&Problem| it.message.contains("thvg-NAME");
+                found.iter().filter(said).count()
+            };
+            (hidden(&checked.problems), hidden(&checked.warnings))
+        };
+        assert_eq!(found(0o640), (1, 0), "they join none");
+        let drop_ins = root
+            .path()
+            .join("etc/systemd/system/thv-runner@x.service.d");
+        fs::create_dir_all(&drop_ins).unwrap();
+        let joins = "[Service]\nSupplementaryGroups = thv\n";
+        fs::write(drop_ins.join("group.conf"), joins).unwrap();
+        assert_eq!(found(0o640), (0, 1));
+        assert_eq!(found(0o600), (1, 0), "no group reads it");
+        assert_eq!(found(0o644), (0, 0));
     }
 
     /// Whom a child serves is said, with what follows from it: what everybody shares is warned of.

@@ -208,15 +208,11 @@ fn is_hidden(error: &TlsError) -> bool {
 
 /// Whether neither others nor a group that the unit joins can read a file, and whether that is certain.
 fn only_root_reads(path: &Path, drop_ins: &[String]) -> Option<bool> {
-    let says = |setting: &str| {
-        let mut lines = drop_ins.iter().flat_map(|text| text.lines());
-        lines.any(|line| line.trim().starts_with(setting))
-    };
     let meta = fs::metadata(path).ok()?;
     let group = meta.mode() & 0o040 != 0;
     // A mode without its group's bits leaves nothing to an access control list, either.
-    let is_certain = !group && meta.uid() == 0 && !says("User=");
-    (!group || !says("SupplementaryGroups=")).then_some(is_certain)
+    let is_certain = !group && meta.uid() == 0 && !unit::has(drop_ins, "User");
+    (!group || !unit::has(drop_ins, "SupplementaryGroups")).then_some(is_certain)
 }
 
 /// Where a unit's credential comes from.
@@ -428,7 +424,7 @@ mod tests {
         let found = said(url, good, 0o640, FILES, "", NOW);
         speaks_of(&found, &["tls.key: the gateway is not root"]);
         assert!(!found[0].starts_with('!'), "{found:?}");
-        let joins = said(url, good, 0o640, FILES, "SupplementaryGroups=keys", NOW);
+        let joins = said(url, good, 0o640, FILES, "SupplementaryGroups = keys", NOW);
         assert_eq!(joins, [""; 0]);
         let found = said(url, good, 0o600, CREDENTIALS, "", NOW);
         speaks_of(&found, &["credential `chain`", "credential `key`"]);

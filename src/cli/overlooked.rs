@@ -248,13 +248,20 @@ pub(super) fn lacking(root: &Path, config: &Config) -> Vec<Remark> {
     let lacks = wanted(config)
         .into_iter()
         .filter(|(_, name)| !given.contains(name));
-    let remark = |(key, name)| {
+    let remark = |(key, name): (String, String)| {
+        if secret::is_given(root, ("thv@", &config.server), &name) {
+            let message = format!(
+                "{service} runs since before it was given the credential `{name}`, and does not have it"
+            );
+            return (key, message, format!("run `systemctl restart {service}`"));
+        }
+        // A restart alone would end what runs well.
         (
             key,
+            format!("{service} does not have the credential `{name}`, and no drop-in gives it"),
             format!(
-                "{service} runs since before it was given the credential `{name}`, and does not have it"
+                "`systemctl edit {service}`, and add `LoadCredential={name}:/PATH` below [Service]; then `systemctl restart {service}`"
             ),
-            format!("run `systemctl restart {service}`"),
         )
     };
     lacks.map(remark).collect()
@@ -564,6 +571,15 @@ mod tests {
                 "auth.issuer `https://i.example` introspection"
             ]
         );
+        let drop_ins = root.path().join("etc/systemd/system/thv@x.service.d");
+        fs::create_dir_all(&drop_ins).unwrap();
+        let gives = "[Service]\nLoadCredential=c:/etc/c.pem\n";
+        fs::write(drop_ins.join("tls.conf"), gives).unwrap();
+        let cures = lacking(root.path(), &config).into_iter();
+        let cures: Vec<String> = cures.map(|(.., cure)| cure).collect();
+        assert_eq!(cures[0], "run `systemctl restart thv@x.service`");
+        // What nobody gives would not come with a restart, and all that runs would end.
+        assert!(cures[1].starts_with("`systemctl edit"), "{cures:?}");
         fs::write(state.join("running"), "1 2\nrunner-key k c idp\n").unwrap();
         assert_eq!(keys(), [""; 0]);
     }

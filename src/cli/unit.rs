@@ -85,6 +85,15 @@ pub(super) fn drop_ins(root: &Path, template: &str, name: &str) -> Vec<String> {
         .collect()
 }
 
+/// Whether one of these drop-ins has the setting.
+pub(super) fn has(drop_ins: &[String], setting: &str) -> bool {
+    let mut lines = drop_ins.iter().flat_map(|text| text.lines());
+    lines.any(|line| {
+        let name = line.split_once('=').map(|(name, _)| name.trim());
+        name == Some(setting)
+    })
+}
+
 /// Whether a server is there: what is written for one that is not is likely to be a slip.
 pub(super) fn warn_of_no_server(root: &Path, name: &ServerName) -> bool {
     let own = format!("/etc/thv/servers/{name}.toml");
@@ -189,6 +198,21 @@ pub(super) fn owner_rule(root: &Path) -> OwnerRule {
     }
 }
 
+/// What gateway and runner refuse for certain: a group that a drop-in has them join may let them in.
+pub(super) fn certain(root: &Path, name: &ServerName, units: OwnerRule) -> OwnerRule {
+    let joins = |template| {
+        let drop_ins = drop_ins(root, template, name.as_str());
+        ["SupplementaryGroups", "Group", "User"]
+            .iter()
+            .any(|setting| has(&drop_ins, setting))
+    };
+    if units == OwnerRule::Root && ["thv@", "thv-runner@"].into_iter().any(joins) {
+        OwnerRule::RootAndGroup
+    } else {
+        units
+    }
+}
+
 pub(super) fn is_active(unit: &str) -> bool {
     Command::new("systemctl")
         .args(["--quiet", "is-active", unit])
@@ -239,7 +263,7 @@ pub(super) fn write_in_one_step(
     written
 }
 
-/// Where an administrator's units and drop-ins are.
 /// Bytes of a drop-in.
 const MAX_DROP_IN: usize = 1 << 20;
+/// Where an administrator's units and drop-ins are.
 const UNITS: &str = "/etc/systemd/system";

@@ -102,9 +102,9 @@ pub(super) fn name(text: &str) -> Result<String, String> {
 
 /// What configuration writes for the pod's own cluster.
 pub(super) const ISSUER: &str = "kubernetes";
-/// The API server's name inside a cluster.
 /// Bytes of a token.
 const MAX_TOKEN: usize = 16 << 10;
+/// The API server's name inside a cluster.
 const API_SERVER: &str = "https://kubernetes.default.svc";
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 const AUTHORITIES: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";

@@ -29,6 +29,8 @@ use nix::{
 pub enum OwnerRule {
     /// Root alone: what `serve` and the runner ask for under systemd.
     Root,
+    /// The same where gateway and runner join a group: what a group may read is not hidden from them.
+    RootAndGroup,
     /// Root, or whoever runs this: for `check`, the demo and tests.
     RootOrCaller,
 }
@@ -172,7 +174,7 @@ impl Files {
     fn check(&self, name: &Path, stat: &FileStat, has_mode: bool) -> Result<(), FileError> {
         let (uid, gid) = self.caller;
         let (owner_ok, own_group) = match self.rule {
-            OwnerRule::Root => (stat.st_uid == 0, false),
+            OwnerRule::Root | OwnerRule::RootAndGroup => (stat.st_uid == 0, false),
             // Where each user has a group of his own, a group-writable file is his alone.
             OwnerRule::RootOrCaller => (stat.st_uid == 0 || stat.st_uid == uid, stat.st_gid == gid),
         };
@@ -191,12 +193,17 @@ impl Files {
             });
         }
         // Root reads everything, and would not notice what gateway and runner cannot.
-        let wanted = if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
+        let others = if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
             0o001
         } else {
             0o004
         };
-        if has_mode && self.rule == OwnerRule::Root && uid == 0 && stat.st_mode & wanted == 0 {
+        let wanted = match self.rule {
+            OwnerRule::Root => others,
+            OwnerRule::RootAndGroup => others | others << 3,
+            OwnerRule::RootOrCaller => !0,
+        };
+        if has_mode && uid == 0 && stat.st_mode & wanted == 0 {
             return Err(FileError::Hidden {
                 name: name.to_owned(),
             });
@@ -253,7 +260,7 @@ impl FileError {
         match self {
             Self::Owner {
                 name,
-                rule: OwnerRule::Root,
+                rule: OwnerRule::Root | OwnerRule::RootAndGroup,
                 ..
             } => format!("run `chown root: {}`", name.display()),
             Self::Owner {

@@ -48,6 +48,8 @@ impl Tenancy {
             .map(|text| unfinished(&text));
         // Without the mark a violent end is not noticed, and nothing else is lost.
         if let Err(error) = make(&mark, given) {
+            // It is the last process's, which had other credentials.
+            let _ = fs::remove_file(&mark);
             warn!(%error, "it will not be known whether this process comes to its end");
         }
         Ok((Self { mark, _lock: lock }, last))
@@ -163,6 +165,17 @@ mod tests {
             assert_eq!(given(directory.path()), None, "{text}");
         }
         gateway.end();
+        assert_eq!(given(directory.path()), None);
+    }
+
+    /// Nobody takes what the last process was given for this one's.
+    #[test]
+    fn a_mark_that_cannot_be_replaced_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(MARK), "1 2\nold\n").unwrap();
+        fs::create_dir(directory.path().join("running.new")).unwrap();
+        let (_gateway, last) = Tenancy::begin(directory.path(), &["key".to_owned()]).unwrap();
+        assert!(matches!(last, Some(Event::Unfinished { pid: Some(1), .. })));
         assert_eq!(given(directory.path()), None);
     }
 

@@ -3,7 +3,7 @@
 //!
 //! Pure. Used by `session` for children that speak another era than their clients.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use serde_json::json;
 
@@ -32,6 +32,15 @@ pub fn has_extension(capabilities: Value<'_>) -> bool {
 pub fn are_made_by(capabilities: &serde_json::Value) -> bool {
     capabilities["tasks"]["requests"]["tools"]["call"].is_object()
 }
+
+/// The id that a server has given a task; `None` where that is none, or longer than anybody remembers.
+pub fn id(task: Value<'_>) -> Option<Cow<'_, str>> {
+    let id = task.get("taskId")?;
+    (id.span().len() <= MAX_ID).then(|| id.as_str()).flatten()
+}
+
+/// Bytes of a task's id as JSON: thousands of them are remembered.
+pub const MAX_ID: usize = 2 << 10;
 
 /// The task that the message is about, as the server names it.
 pub fn related(params: Option<Value<'_>>) -> Option<String> {

@@ -87,7 +87,8 @@ impl Tools {
             .iter()
             .flat_map(|tools| tools.elements())
         {
-            let Some(name) = tool.get("name").and_then(Value::as_str) else {
+            let name = tool.get("name").and_then(Value::as_str);
+            let Some(name) = name.filter(|name| name.len() <= MAX_BYTES) else {
                 continue;
             };
             let known = Tool {
@@ -116,44 +117,55 @@ impl Tools {
     }
 }
 
-/// The parameters that a tool marks; none where two want one header, which nobody could tell apart.
+/// The parameters that a tool marks; none where two want one header, which nobody could tell apart, or where they
+/// are too much to be remembered.
 pub fn mirrored(tool: Value<'_>) -> Vec<Mirrored> {
     let mut found = Vec::new();
-    if let Some(schema) = tool.get("inputSchema") {
-        collect(schema, &mut Vec::new(), &mut found);
-    }
+    let schema = tool.get("inputSchema");
+    let collected = schema.and_then(|schema| {
+        let mut room = MAX_BYTES;
+        collect(schema, &mut Vec::new(), &mut found, &mut room)
+    });
     let mut headers = HashSet::new();
     let unique = found.iter().all(|it| headers.insert(it.header.clone()));
-    if !unique || found.len() > MAX_PARAMETERS {
+    if !unique || collected.is_none() {
         found.clear();
     }
     found
 }
 
-/// The annotations that `properties` alone lead to.
-fn collect(schema: Value<'_>, path: &mut Vec<String>, found: &mut Vec<Mirrored>) {
-    let Some(properties) = schema.get("properties") else {
-        return;
-    };
-    if properties.kind() != Kind::Object || path.len() >= MAX_DEPTH {
-        return;
-    }
-    for (name, property) in properties.members() {
-        if property.kind() != Kind::Object || found.len() > MAX_PARAMETERS {
+/// The annotations that `properties` alone lead to; `None` if they are too many, or take more than there is room.
+fn collect(
+    schema: Value<'_>,
+    path: &mut Vec<String>,
+    found: &mut Vec<Mirrored>,
+    room: &mut usize,
+) -> Option<()> {
+    let properties = schema.get("properties");
+    let object = properties.filter(|it| it.kind() == Kind::Object && path.len() < MAX_DEPTH);
+    for (name, property) in object.iter().flat_map(|properties| properties.members()) {
+        if property.kind() != Kind::Object {
             continue;
         }
         path.push(name.into_owned());
         if let Some(told) = property.get(ANNOTATION).and_then(Value::as_str)
             && let Ok(header) = HeaderName::try_from(format!("mcp-param-{told}"))
         {
+            // What several have in common each of them has for itself.
+            let bytes = told.len() + path.iter().map(String::len).sum::<usize>();
+            *room = room.checked_sub(bytes)?;
+            if found.len() == MAX_PARAMETERS {
+                return None;
+            }
             found.push(Mirrored {
                 path: path.clone(),
                 header,
             });
         }
-        collect(property, path, found);
+        collect(property, path, found, room)?;
         path.pop();
     }
+    Some(())
 }
 
 const ANNOTATION: &str = "x-mcp-header";
@@ -161,6 +173,8 @@ const ANNOTATION: &str = "x-mcp-header";
 const MAX_TOOLS: usize = 1024;
 const MAX_PARAMETERS: usize = 32;
 const MAX_DEPTH: usize = 8;
+/// Bytes of a tool's name, and of where all its parameters stand and their headers.
+const MAX_BYTES: usize = 8 << 10;
 /// Characters of a name, and names that are told of one list.
 const MAX_NAME: usize = 128;
 const MAX_TOLD: usize = 16;
@@ -252,6 +266,30 @@ mod tests {
             (text.as_str(), odd.len()),
             (r#"{"id":1,"result":{ "tools" :[],"n":1.0}}"#, 16)
         );
+    }
+
+    /// fault-46: a server cannot have more remembered of its tools than what they take.
+    #[test]
+    fn long_names_and_marks_that_have_them_in_common_are_not_remembered() {
+        let learnt = |name: usize, object: usize, marks: usize| {
+            let marks: Vec<String> = (0..marks)
+                .map(|mark| format!(r#""{mark}":{{"x-mcp-header":"{mark}"}}"#))
+                .collect();
+            let (name, object, marks) = ("t".repeat(name), "o".repeat(object), marks.join(","));
+            let list = format!(
+                r#"{{"tools":[{{"name":"{name}","inputSchema":{{"properties":{{"{object}":{{"properties":{{{marks}}}}}}}}}}}]}}"#
+            );
+            let mut tools = Tools::default();
+            tools.learn(message(&list).root());
+            tools.get(&name).map_or(0, |tool| tool.mirrored.len())
+        };
+        assert_eq!(learnt(1, 1, MAX_PARAMETERS), MAX_PARAMETERS);
+        assert_eq!(learnt(1, 1, MAX_PARAMETERS + 1), 0);
+        let most = MAX_BYTES / MAX_PARAMETERS - 4;
+        assert_eq!(learnt(1, most, MAX_PARAMETERS), MAX_PARAMETERS);
+        assert_eq!(learnt(1, MAX_BYTES / MAX_PARAMETERS, MAX_PARAMETERS), 0);
+        assert_eq!(learnt(MAX_BYTES, 1, 1), 1);
+        assert_eq!(learnt(MAX_BYTES + 1, 1, 1), 0);
     }
 
     #[test]

@@ -42,7 +42,7 @@ impl Following {
 }
 
 impl Session {
-    /// Follows the task that the child has made of a call; it is given back if it has made none.
+    /// Follows the task that the child has made of a call; it is given back if it has made none that has a usable id.
     pub(super) fn follow(
         &self,
         state: &mut State,
@@ -50,9 +50,8 @@ impl Session {
         mut call: InFlight,
         result: Value<'_>,
     ) -> Option<InFlight> {
-        let task = result.get("taskId");
-        let task = task.and_then(|task| Some((task, task.as_str()?)));
-        let (Some((task, name)), Some(again)) = (task, call.again.as_deref_mut()) else {
+        let task = (result.get("taskId"), task::id(result));
+        let ((Some(task), Some(name)), Some(again)) = (task, call.again.as_deref_mut()) else {
             return Some(call);
         };
         let mut following = Following {
@@ -310,5 +309,40 @@ fn about<'a>(
         what,
         task,
         more: members,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::{exchange::Event, pump, testing};
+
+    /// fault-46: each call that has become one keeps its task's id.
+    #[tokio::test]
+    async fn a_task_with_too_long_an_id_is_not_followed() {
+        for (longer, is_followed) in [(0, true), (1, false)] {
+            let tasks = r#"{"extensions":{"io.modelcontextprotocol/tasks":{}}}"#;
+            let (session, _lines) = testing::reversed(tasks);
+            let asks = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#;
+            let mut asked = testing::asked(&session, asks);
+            let id = "k".repeat(task::MAX_ID - 2 + longer);
+            let made = format!(
+                r#"{{"jsonrpc":"2.0","id":1,"result":{{"resultType":"task","taskId":"{id}"}}}}"#
+            );
+            assert!(pump::take(&session, made.into()));
+            let follows = session
+                .state()
+                .in_flight
+                .values()
+                .any(|it| it.following().is_some());
+            assert_eq!(follows, is_followed);
+            if !is_followed {
+                let told = asked.next().await;
+                assert!(
+                    matches!(told, Some(Event::Failed(Failure::BadAnswer))),
+                    "{told:?}"
+                );
+            }
+        }
     }
 }

@@ -15,6 +15,7 @@ use crate::{
         input::Question,
         spelled,
         subscription::{self, SUBSCRIPTION},
+        task,
     },
     session::{
         own::OwnMessage,
@@ -101,7 +102,8 @@ impl Switch {
                 member.subscribed.remove(&uri);
             }
             let principal = member.principal;
-            if let Some(task) = result.and_then(made_task) {
+            let made = result.and_then(made_task);
+            if let Some(task) = made.filter(|task| task.span().len() <= task::MAX_ID) {
                 self.remember(text_of(task), principal);
             }
         }
@@ -152,6 +154,10 @@ impl Switch {
         let params = message.root().get("params");
         let meta = params.and_then(|params| params.get("_meta"));
         let token = meta.and_then(|meta| meta.get("progressToken"));
+        // As long as an id may be: there are many such questions.
+        if token.is_some_and(|token| token.span().len() > MAX_ID) {
+            return None;
+        }
         let token = token.map(|token| Bytes::copy_from_slice(token.raw()));
         let id = Bytes::copy_from_slice(&spelled(id.raw()));
         self.asked.insert(id, Asked { member, token });
@@ -282,7 +288,7 @@ impl Switch {
     }
 }
 
-/// Bytes of the id of a question of the child's.
+/// Bytes of the id of a question of the child's, and of its progress token.
 const MAX_ID: usize = 256;
 /// Questions of the child's that no client has answered.
 const MAX_ASKED: usize = 256;

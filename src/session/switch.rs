@@ -358,7 +358,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::auth::Identity;
+    use crate::{auth::Identity, mcp::task};
 
     /// Lines as they come.
     trait Lines {
@@ -463,6 +463,53 @@ mod tests {
         let mut told: Vec<_> = switch.answers(status.into()).unwrap();
         told.sort_by_key(|out| matches!(out, Out::To(2, _)));
         assert_eq!(told, [Out::To(0, status.into()), Out::To(2, status.into())]);
+    }
+
+    /// fault-46: the progress token of a question is kept until that is answered, as its id is.
+    #[test]
+    fn a_question_with_too_long_a_progress_token_is_none() {
+        for (token, is_asked) in [(254, true), (255, false)] {
+            let mut switch = switch(false);
+            let can = r#"{"capabilities":{"elicitation":{}}}"#;
+            let opens =
+                format!(r#"{{"jsonrpc":"2.0","id":1,"method":"initialize","params":{can}}}"#);
+            sent(switch.says(0, line(opens)));
+            let opened = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{can}}}"#);
+            switch.answers(line(opened)).unwrap();
+            let call = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#;
+            sent(switch.says(0, call.into()));
+            let token = "t".repeat(token);
+            let asks = format!(
+                r#"{{"jsonrpc":"2.0","id":"q","method":"elicitation/create","params":{{"_meta":{{"progressToken":"{token}"}}}}}}"#
+            );
+            let out = switch.answers(line(asks));
+            assert_eq!(
+                matches!(out.as_deref(), Some([Out::To(0, _)])),
+                is_asked,
+                "{out:?}"
+            );
+            assert_eq!(switch.asked.len(), usize::from(is_asked));
+        }
+    }
+
+    /// fault-46: whose such a task is nobody remembers, so it is nobody's.
+    #[test]
+    fn a_task_with_too_long_an_id_is_nobodys() {
+        for (longer, is_remembered) in [(0, true), (1, false)] {
+            let mut switch = switch(true);
+            let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"task":{}}}"#;
+            sent(switch.says(0, call.into()));
+            let id = "k".repeat(task::MAX_ID - 2 + longer);
+            let made =
+                format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{"task":{{"taskId":"{id}"}}}}}}"#);
+            switch.answers(line(made)).unwrap();
+            assert_eq!(switch.tasks.len(), usize::from(is_remembered));
+            let get = format!(
+                r#"{{"jsonrpc":"2.0","id":2,"method":"tasks/get","params":{{"taskId":"{id}"}}}}"#
+            );
+            let out = switch.says(0, line(get));
+            assert_eq!(matches!(&out[..], [Out::ToChild(_)]), is_remembered);
+        }
     }
 
     #[test]

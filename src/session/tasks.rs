@@ -102,8 +102,17 @@ impl Tasks {
     /// Keeps a question of the child's for whoever asks how its task stands; `false` if nobody can be asked.
     pub(super) fn keep(&mut self, task: &str, question: Question, id: Value<'_>) -> bool {
         let id = Bytes::copy_from_slice(id.raw());
-        let known = self.known.get_mut(task);
-        known.is_some_and(|known| known.takes(Asked { question, id }).is_ok())
+        self.takes(task, Asked { question, id }).is_ok()
+    }
+
+    /// Keeps a question of a task, unless it cannot be asked.
+    fn takes(&mut self, task: &str, asked: Asked) -> Result<(), Asked> {
+        let all = self.known.values().flat_map(|known| &known.questions);
+        let bytes: usize = all.map(|it| it.question.size()).sum();
+        match self.known.get_mut(task) {
+            Some(known) if bytes + asked.question.size() <= MAX_ALL_BYTES => known.takes(asked),
+            _ => Err(asked),
+        }
     }
 
     /// The task, if its client is asked something.
@@ -255,10 +264,10 @@ impl Session {
         let Some(task) = task.filter(named) else {
             return Some(call);
         };
-        let name = task
-            .get("taskId")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
+        let Some(name) = task::id(task) else {
+            self.fail(state, call, Failure::BadAnswer);
+            return None;
+        };
         let meta = server.meta_of(result);
         let text = match about {
             About::Making(abilities) => {
@@ -267,8 +276,7 @@ impl Session {
                 let input = call.input.as_deref_mut();
                 let asked = input.map(Input::questions).unwrap_or_default();
                 for asked in asked {
-                    let known = state.tasks.known.get_mut(name.as_ref());
-                    if let Some(Err(asked)) = known.map(|known| known.takes(asked)) {
+                    if let Err(asked) = state.tasks.takes(&name, asked) {
                         self.say(&OwnMessage::NobodyThere { id: &asked.id });
                     }
                 }
@@ -475,10 +483,11 @@ fn error_code(message: &Message) -> Option<&str> {
     message.root().get("error")?.get("code")?.as_number()
 }
 
-/// Tasks of which something is known, what one of them asks at once, and its bytes.
+/// Tasks of which something is known, what one of them asks at once, its bytes, and those of all that they ask.
 const MAX_TASKS: usize = 1024;
 const MAX_QUESTIONS: usize = 16;
 const MAX_BYTES: usize = 256 << 10;
+const MAX_ALL_BYTES: usize = 4 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -564,6 +573,51 @@ mod tests {
         assert_eq!(kept, [1]);
         answer(&session, 3, r#"{"content":[]}"#);
         assert!(next(&mut stays).await.contains(r#""result":{"#));
+    }
+
+    /// fault-46: a server's ids of tasks are remembered by the thousand, and each of them is short.
+    #[tokio::test]
+    async fn a_task_with_too_long_an_id_is_no_answer() {
+        for (longer, is_remembered) in [(0, true), (1, false)] {
+            let (session, _lines) = session();
+            let mut made = ask(&session, "tools/call", r#""name":"t""#);
+            let id = "k".repeat(task::MAX_ID - 2 + longer);
+            let result = format!(r#"{{"task":{{"taskId":"{id}","status":"working"}}}}"#);
+            answer(&session, 1, &result);
+            let told = made.next().await;
+            assert_eq!(
+                session.state().tasks.known.len(),
+                usize::from(is_remembered)
+            );
+            match told {
+                Some(Event::Answer(_)) if is_remembered => {}
+                Some(Event::Failed(Failure::BadAnswer)) if !is_remembered => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// fault-46: what a server asks in its tasks waits until they are looked at, and there may be a thousand.
+    #[tokio::test]
+    async fn what_all_tasks_ask_together_has_a_bound() {
+        let (session, mut lines) = session();
+        let text = "x".repeat(MAX_BYTES - 100);
+        let fit = MAX_ALL_BYTES / MAX_BYTES;
+        for number in 1..=fit + 2 {
+            let _made = ask(&session, "tools/call", r#""name":"t""#);
+            let made = format!(r#"{{"task":{{"taskId":"k{number}","status":"working"}}}}"#);
+            answer(&session, u32::try_from(number).unwrap(), &made);
+            let meta = format!(
+                r#""_meta":{{"io.modelcontextprotocol/related-task":{{"taskId":"k{number}"}}}}"#
+            );
+            let asks = format!(
+                r#"{{"jsonrpc":"2.0","id":"q{number}","method":"roots/list","params":{{"x":"{text}",{meta}}}}}"#
+            );
+            assert!(pump::take(&session, asks.into()));
+        }
+        let said = said(&mut lines);
+        let refused = said.iter().filter(|line| line.contains(r#""error""#));
+        assert_eq!(refused.count(), 2, "they are told that nobody is there");
     }
 
     /// Two clients of one user ask at once how a task stands that has ended: both are told.
