@@ -131,7 +131,8 @@ impl Question {
     }
 
     fn new(key: String, method: &str, params: Option<Value<'_>>) -> Option<Self> {
-        if params.is_some_and(|params| params.kind() != Kind::Object) {
+        let is_long = key.len() > MAX_KEY;
+        if is_long || params.is_some_and(|params| params.kind() != Kind::Object) {
             return None;
         }
         let mode = params
@@ -306,6 +307,9 @@ fn is_of_one_era(name: &str) -> bool {
     matches!(name, "_meta" | "elicitationId" | "task")
 }
 
+/// Bytes of a question's name: it may be remembered for as long as its call lasts.
+const MAX_KEY: usize = 256;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -402,6 +406,14 @@ mod tests {
             let question = question(method, "{}").unwrap();
             assert_eq!(question.fits(message(answer).root()), fits, "{answer}");
         }
+    }
+
+    /// fault-46
+    #[test]
+    fn a_question_with_a_long_name_is_none() {
+        let asks = message(r#"{"method":"roots/list"}"#);
+        let named = |length| Question::required(&"k".repeat(length), asks.root());
+        assert!(named(MAX_KEY).is_some() && named(MAX_KEY + 1).is_none());
     }
 
     /// mcp-T21

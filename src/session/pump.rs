@@ -192,10 +192,15 @@ pub(super) fn take(session: &Session, line: Bytes) -> bool {
     }
 }
 
-/// The messages of a batch (mcp-O2); `None` for what is none.
+/// The messages of a batch (mcp-O2); `None` for what is none. A small one does not keep the memory of all.
 pub(super) fn each(batch: &Message) -> impl Iterator<Item = Option<Message>> {
     batch.root().elements().map(|one| {
-        let text = batch.bytes().slice(one.span());
+        let (all, span) = (batch.bytes(), one.span());
+        let text = if span.len() < all.len() / 2 {
+            Bytes::copy_from_slice(&all[span])
+        } else {
+            all.slice(span)
+        };
         let is_one = one.kind() == Kind::Object;
         is_one.then(|| Message::parse(text).ok()).flatten()
     })
@@ -318,6 +323,24 @@ mod tests {
         }
 
         fn ask_clients(&self) {}
+    }
+
+    /// fault-46: what is kept of a batch keeps no more than twice what it is itself.
+    #[test]
+    fn a_small_message_does_not_keep_the_memory_of_its_batch() {
+        let large = format!(
+            r#"[{{"method":"a"}},{{"method":"{}"}},1]"#,
+            "b".repeat(1000)
+        );
+        let batch = Message::parse(large.into()).unwrap();
+        let parts: Vec<_> = each(&batch).collect();
+        let within = |part: &Option<Message>| {
+            let part = part.as_ref()?.bytes();
+            let all = batch.bytes().as_ptr_range();
+            Some(all.contains(&part.as_ptr()))
+        };
+        let within: Vec<_> = parts.iter().map(within).collect();
+        assert_eq!(within, [Some(false), Some(true), None]);
     }
 
     /// A large answer is read while others are served: here it is the loop that says when it may be taken.

@@ -128,6 +128,13 @@ impl Stream {
         if !fits || state.done || !(state.attached || state.known) {
             return false;
         }
+        // It may wait for long, and must not keep what it was read with.
+        let message = match message {
+            Event::Message(text) if text.len() <= UNCOUNTED => {
+                Event::Message(Bytes::copy_from_slice(&text))
+            }
+            message => message,
+        };
         let message = match message {
             Event::Message(text) if state.bytes + bytes > UNCOUNTED => {
                 match state.room_for(text, &self.room) {
@@ -532,6 +539,19 @@ mod tests {
         assert!(journal.recv(&mut record).is_err());
         assert!(matches!(reader.next().await, Some(Event::Answer(_))));
         assert!(journal.recv(&mut record).unwrap() > 0);
+    }
+
+    /// fault-46: a server's few words do not keep the megabytes that it has written them with.
+    #[test]
+    fn what_waits_does_not_keep_what_it_was_read_with() {
+        let stream = new(1, Style::Ids);
+        let _reader = stream.attach(None);
+        let line = Bytes::from(vec![b'x'; 1 << 20]);
+        for at in 0..MAX_EVENTS / 2 {
+            let words = line.slice(at..at + 60);
+            assert!(stream.tell(Event::Message(words)));
+        }
+        assert!(line.is_unique());
     }
 
     /// mcp-L6: from the event that was seen last, and nothing else.
