@@ -77,7 +77,11 @@ pub enum TaskSupport {
 
 /// The tools of one server of which there is anything to be known.
 #[derive(Debug, Default)]
-pub struct Tools(BTreeMap<String, Tool>);
+pub struct Tools {
+    known: BTreeMap<String, Tool>,
+    /// What they take, about.
+    bytes: usize,
+}
 
 impl Tools {
     /// Reads the result of `tools/list`, or one page of it.
@@ -103,17 +107,33 @@ impl Tools {
                         _ => None,
                     }),
             };
-            if known == Tool::default() {
-                self.0.remove(name.as_ref());
-            } else if self.0.len() < MAX_TOOLS || self.0.contains_key(name.as_ref()) {
-                self.0.insert(name.into_owned(), known);
+            if let Some(before) = self.known.remove(name.as_ref()) {
+                self.bytes -= before.bytes(&name);
+            }
+            let bytes = self.bytes + known.bytes(&name);
+            if known != Tool::default() && self.known.len() < MAX_TOOLS && bytes <= MAX_ALL_BYTES {
+                self.known.insert(name.into_owned(), known);
+                self.bytes = bytes;
             }
         }
     }
 
     /// What is known of the tool, if anything is.
     pub fn get(&self, name: &str) -> Option<&Tool> {
-        self.0.get(name)
+        self.known.get(name)
+    }
+}
+
+impl Tool {
+    /// What it takes under that name, about.
+    fn bytes(&self, name: &str) -> usize {
+        let parts = self.mirrored.iter().flat_map(|it| &it.path);
+        let path: usize = parts.map(|part| part.len() + PART).sum();
+        let headers = self
+            .mirrored
+            .iter()
+            .map(|it| it.header.as_str().len() + PART);
+        name.len() + PART + path + headers.sum::<usize>()
     }
 }
 
@@ -175,6 +195,9 @@ const MAX_PARAMETERS: usize = 32;
 const MAX_DEPTH: usize = 8;
 /// Bytes of a tool's name, and of where all its parameters stand and their headers.
 const MAX_BYTES: usize = 8 << 10;
+/// Bytes of all tools of one server, and what each name, place and header takes beside its own.
+const MAX_ALL_BYTES: usize = 1 << 20;
+const PART: usize = 64;
 /// Characters of a name, and names that are told of one list.
 const MAX_NAME: usize = 128;
 const MAX_TOLD: usize = 16;
@@ -188,6 +211,36 @@ mod tests {
 
     fn message(text: &str) -> Message {
         Message::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap()
+    }
+
+    /// fault-46: many tools with much to be known of each are not all remembered, and others can take their place.
+    #[test]
+    fn what_is_remembered_of_all_tools_has_a_bound() {
+        let mut tools = Tools::default();
+        let told = |number: usize, mark: &str| {
+            let name = format!("{number}{}", "n".repeat(8000));
+            let schema = format!(r#"{{"properties":{{"a":{{"x-mcp-header":"{mark}"}}}}}}"#);
+            let text = format!(r#"{{"tools":[{{"name":"{name}","inputSchema":{schema}}}]}}"#);
+            (name, message(&text))
+        };
+        for number in 0..200 {
+            tools.learn(told(number, "A").1.root());
+        }
+        assert!(tools.known.len() < 140 && tools.bytes <= MAX_ALL_BYTES);
+        let (first, others) = told(0, "B");
+        tools.learn(others.root());
+        let header = tools.get(&first).map(|tool| &tool.mirrored[0].header);
+        assert_eq!(header.unwrap(), "mcp-param-b");
+        // One of which nothing is to be known any more.
+        tools.learn(told(0, "a b").1.root());
+        let (last, marked) = told(199, "A");
+        assert!(tools.get(&last).is_none());
+        tools.learn(marked.root());
+        assert!(tools.get(&first).is_none() && tools.get(&last).is_some());
+        for number in 0..200 {
+            tools.learn(told(number, "a b").1.root());
+        }
+        assert_eq!((tools.known.len(), tools.bytes), (0, 0));
     }
 
     /// mcp-T16

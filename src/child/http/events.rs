@@ -91,6 +91,10 @@ impl Reader {
         let end = self.scanned + end;
         self.scanned = 0;
         let mut line = self.buffer.split_to(end + 1).freeze();
+        if self.buffer.is_empty() || line.len() > LONG {
+            // What comes after a long line keeps nothing of its memory, as long as the stream may be.
+            self.buffer = BytesMut::from(&self.buffer[..]);
+        }
         self.after_return = line[end] == b'\r';
         line.truncate(end);
         if !std::mem::replace(&mut self.began, true) && line.starts_with(BOM) {
@@ -134,6 +138,8 @@ impl Reader {
 const BOM: &[u8] = b"\xef\xbb\xbf";
 /// Bytes of an event's id that are worth coming back with.
 const MAX_ID: usize = 1024;
+/// Bytes of a line that is a long one.
+const LONG: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -148,6 +154,19 @@ mod tests {
             }
         }
         seen
+    }
+
+    /// fault-46: a stream may be as old as its session, and long lines are rare.
+    #[test]
+    fn a_long_line_leaves_no_memory_behind() {
+        let mut reader = Reader::new(2 << 20);
+        let long = format!("data: {}\n\n", "x".repeat(1 << 20));
+        for rest in ["", "data: {}", "\n\n"] {
+            assert!(read(&mut reader, &[&long, rest]).len() <= 2);
+            assert!(reader.buffer.capacity() <= LONG, "{rest:?}");
+            reader.push(b"\n\n");
+            let _ = reader.next().unwrap();
+        }
     }
 
     /// sse-3: every line end counts as one, however the bytes are cut.
