@@ -20,7 +20,8 @@ pub(super) struct Opening {
 
 /// The child's answer.
 struct Kept {
-    message: Message,
+    /// Read again for each: what stands where in it may take ten times its length.
+    text: Bytes,
     /// Nothing if it is none that is served.
     version: Option<&'static str>,
     /// What its members are told that it can, where that is less than all.
@@ -69,7 +70,7 @@ impl Opening {
             let version = result.get("protocolVersion").and_then(Value::as_str);
             let capabilities = result.get("capabilities").filter(|_| everybody);
             Kept {
-                message: message.clone(),
+                text: Bytes::copy_from_slice(message.bytes()),
                 version: version.and_then(|version| version::legacy(&version)),
                 capabilities: capabilities.map(without_logging),
             }
@@ -91,7 +92,8 @@ impl Opening {
 
 impl Kept {
     fn told(&self, own: u64, asked: Option<&'static str>) -> Option<Bytes> {
-        let root = self.message.root();
+        let message = Message::parse(self.text.clone()).ok()?;
+        let root = message.root();
         let result = root.get("result")?;
         let own = own.to_string();
         let agreed = self.agreed(asked).map(|version| format!("\"{version}\""));
@@ -103,7 +105,7 @@ impl Kept {
             changes.push((all.span(), less));
         }
         changes.sort_by_key(|(span, _)| span.start);
-        Some(self.message.with(&changes).into())
+        Some(message.with(&changes).into())
     }
 
     /// The client's version, unless it is unknown or newer than the child's. Nothing where nobody serves the
@@ -148,6 +150,19 @@ mod tests {
         let text = String::from_utf8(first.to_vec()).unwrap();
         let rest = text.strip_prefix(r#"{"id":7,"result":{"protocolVersion":"#);
         rest.unwrap().strip_suffix("}}").unwrap().to_owned()
+    }
+
+    #[test]
+    fn of_the_childs_answer_its_text_is_kept_and_nothing_else_of_what_it_was_read_into() {
+        let answer = br#"{"id":1,"result":{}}"#;
+        let mut buffer = bytes::BytesMut::with_capacity(1 << 20);
+        buffer.extend_from_slice(answer);
+        let message = Message::parse(buffer.split_to(answer.len()).freeze()).unwrap();
+        let mut opening = Opening::default();
+        opening.opened(&message, false);
+        drop((message, buffer));
+        let text = opening.kept.unwrap().text;
+        assert_eq!(text.try_into_mut().unwrap().capacity(), answer.len());
     }
 
     #[test]
