@@ -22,7 +22,7 @@ use crate::{
 /// What a legacy server said of itself.
 #[derive(Debug)]
 pub struct LegacyServer {
-    /// Its `serverInfo`, as it was written.
+    /// Its `serverInfo`, as it was written where that is short.
     info: String,
     capabilities: serde_json::Value,
     /// Its tools can be called as tasks.
@@ -36,21 +36,12 @@ impl LegacyServer {
     /// Reads its answer to `initialize`; `None` if that is no result.
     pub fn read(answer: &Message) -> Option<Self> {
         let result = answer.root().get("result")?;
-        let text = |value: Value<'_>| String::from_utf8_lossy(value.raw()).into_owned();
-        let capabilities = result.get("capabilities").map(Value::raw);
+        let capabilities = result.get("capabilities");
         Some(Self {
-            info: result
-                .get("serverInfo")
-                .filter(|info| info.kind() == Kind::Object)
-                .map_or_else(|| r#"{"name":"","version":""}"#.to_owned(), text),
-            capabilities: known(capabilities.unwrap_or(b"{}")),
-            tasks: capabilities
-                .and_then(|said| serde_json::from_slice(said).ok())
-                .is_some_and(|said| task::are_made_by(&said)),
-            instructions: result
-                .get("instructions")
-                .and_then(Value::as_str)
-                .map(String::from),
+            info: info(result.get("serverInfo")),
+            capabilities: known(capabilities),
+            tasks: capabilities.is_some_and(task::are_made_by),
+            instructions: instructions(result),
             batches: result
                 .get("protocolVersion")
                 .and_then(Value::as_str)
@@ -219,28 +210,42 @@ pub fn level_name(level: usize) -> &'static str {
     LEVELS[level.min(LEVELS.len() - 1)]
 }
 
-/// The capabilities that modern MCP knows.
-pub(super) fn known(capabilities: &[u8]) -> serde_json::Value {
-    let all: Map<String, serde_json::Value> =
-        serde_json::from_slice(capabilities).unwrap_or_default();
+/// The capabilities that modern MCP knows, and of each what it tells: nothing else of what may stand
+/// there is kept with a session.
+pub(super) fn known(capabilities: Option<Value<'_>>) -> serde_json::Value {
     let mut known = Map::new();
-    for name in ["tools", "prompts", "resources"] {
-        if let Some(said) = all.get(name) {
-            let mut tells = Map::new();
-            for what in ["listChanged", "subscribe"] {
-                if said[what] == true {
-                    tells.insert(what.to_owned(), true.into());
-                }
+    for name in ["tools", "prompts", "resources", "completions", "logging"] {
+        let Some(said) = capabilities.and_then(|all| all.get(name)) else {
+            continue;
+        };
+        let mut tells = Map::new();
+        for what in ["listChanged", "subscribe"] {
+            if said.get(what).and_then(Value::as_bool) == Some(true) {
+                tells.insert(what.to_owned(), true.into());
             }
-            known.insert(name.to_owned(), tells.into());
         }
-    }
-    for name in ["completions", "logging"] {
-        if let Some(said) = all.get(name) {
-            known.insert(name.to_owned(), said.clone());
-        }
+        known.insert(name.to_owned(), tells.into());
     }
     known.into()
+}
+
+/// A `serverInfo` as it was written; one that says nothing where there is none, or more than is kept.
+pub(super) fn info(said: Option<Value<'_>>) -> String {
+    let info = said.and_then(|said| short_object(said, MAX_INFO));
+    info.unwrap_or_else(|| NAMELESS.to_owned())
+}
+
+/// A result's `instructions`. Long ones are left out: the half of a sentence may say the contrary of it.
+pub(super) fn instructions(result: Value<'_>) -> Option<String> {
+    let said = result.get("instructions")?;
+    let said = (said.span().len() <= MAX_INSTRUCTIONS).then(|| said.as_str())?;
+    said.map(String::from)
+}
+
+/// An object as it was written, if it is no longer than `most` bytes.
+pub(super) fn short_object(said: Value<'_>, most: usize) -> Option<String> {
+    let is_kept = said.kind() == Kind::Object && said.span().len() <= most;
+    is_kept.then(|| String::from_utf8_lossy(said.raw()).into_owned())
 }
 
 /// A legacy server's error with a code that modern MCP has, where it is told within something else.
@@ -270,6 +275,16 @@ fn modern_code(code: &str) -> Option<&'static [u8]> {
 /// The names in `_meta` that are the protocol's own.
 pub(super) const RESERVED: &str = "io.modelcontextprotocol/";
 pub(super) const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
+
+/// A `serverInfo` that says nothing.
+const NAMELESS: &str = r#"{"name":"","version":""}"#;
+
+/// Bytes of a `serverInfo` as JSON: it is kept with its session, and told with each answer.
+const MAX_INFO: usize = 16 << 10;
+
+/// Bytes of a server's `instructions` as JSON: they are kept with its session.
+const MAX_INSTRUCTIONS: usize = 64 << 10;
+
 const LEVELS: [&str; 8] = [
     "debug",
     "info",
@@ -313,6 +328,31 @@ mod tests {
             })
         );
         assert!(LegacyServer::read(&message(r#"{"id":1,"error":{}}"#)).is_none());
+    }
+
+    #[test]
+    fn of_what_a_server_says_of_itself_little_is_kept() {
+        let long = |size: usize| "x".repeat(size - 2);
+        let read = |logging: &str, info: &str, instructions: &str| {
+            LegacyServer::read(&message(&format!(
+                r#"{{"id":1,"result":{{"capabilities":{{"logging":{logging},"tools":{{"x":{logging},"listChanged":true}},"completions":{{}}}},
+                    "serverInfo":{info},"instructions":"{instructions}"}}}}"#
+            )))
+            .unwrap()
+        };
+        let many = format!(r#"{{"a":[{}0]}}"#, r#"{"":0},"#.repeat(100_000));
+        let info = |size| format!(r#"{{"name":"{}"}}"#, long(size - 9));
+        let most = read(&many, &info(MAX_INFO), &long(MAX_INSTRUCTIONS));
+        assert_eq!(
+            *most.capabilities(),
+            json!({ "tools": { "listChanged": true }, "completions": {}, "logging": {} })
+        );
+        assert!(most.logs());
+        assert_eq!(most.info().len(), MAX_INFO);
+        assert_eq!(most.instructions.unwrap().len(), MAX_INSTRUCTIONS - 2);
+        let more = read("{}", &info(MAX_INFO + 1), &long(MAX_INSTRUCTIONS + 1));
+        assert_eq!(more.info(), NAMELESS);
+        assert_eq!(more.instructions, None);
     }
 
     /// json-22, json-23: numbers stay as they were; the protocol's own names in `_meta` are the gateway's.

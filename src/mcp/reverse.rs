@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug)]
 pub struct ModernServer {
     capabilities: serde_json::Value,
-    /// Its `serverInfo`, as it was written.
+    /// Its `serverInfo`, as it was written where that is short.
     info: String,
     instructions: Option<String>,
     /// The client's capabilities as modern MCP has them, and its `clientInfo`, as JSON.
@@ -38,7 +38,6 @@ impl ModernServer {
     pub fn read(answer: &Message, initialize: &Call) -> Option<Self> {
         let result = answer.root().get("result")?;
         is_modern(answer).then_some(())?;
-        let text = |value: Value<'_>| String::from_utf8_lossy(value.raw()).into_owned();
         let is_object = |value: &Value<'_>| value.kind() == Kind::Object;
         let said = initialize.params();
         let said = |name| said.and_then(|said| said.get(name)).filter(is_object);
@@ -49,15 +48,19 @@ impl ModernServer {
             else {
                 continue;
             };
-            if can.len() > 1 {
-                can.push(b',');
-            }
             // There is no telling a modern server that roots have changed.
             let capability = if name == "roots" {
                 b"{}"
             } else {
                 capability.raw()
             };
+            // Left out, not emptied: an elicitation that names no mode means forms.
+            if capability.len() > MAX_SAID {
+                continue;
+            }
+            if can.len() > 1 {
+                can.push(b',');
+            }
             member(&mut can, name, capability);
         }
         let tasks = result.get("capabilities").is_some_and(task::has_extension);
@@ -72,19 +75,16 @@ impl ModernServer {
         can.push(b'}');
         Some(Self {
             tasks,
-            capabilities: bridge::known(result.get("capabilities").map_or(b"{}", Value::raw)),
-            info: result
-                .get("_meta")
-                .and_then(|meta| meta.get(bridge::SERVER_INFO))
-                .or_else(|| result.get("serverInfo"))
-                .filter(is_object)
-                .map_or_else(|| r#"{"name":"","version":""}"#.to_owned(), text),
-            instructions: result
-                .get("instructions")
-                .and_then(Value::as_str)
-                .map(String::from),
+            capabilities: bridge::known(result.get("capabilities")),
+            info: bridge::info(
+                result
+                    .get("_meta")
+                    .and_then(|meta| meta.get(bridge::SERVER_INFO))
+                    .or_else(|| result.get("serverInfo")),
+            ),
+            instructions: bridge::instructions(result),
             can: String::from_utf8_lossy(&can).into_owned(),
-            client: said("clientInfo").map(text),
+            client: said("clientInfo").and_then(|info| bridge::short_object(info, MAX_SAID)),
             abilities: Abilities::read(capabilities),
         })
     }
@@ -278,6 +278,10 @@ const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
 const CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
 const CLIENT: &str = "io.modelcontextprotocol/clientInfo";
 
+/// Bytes of a client's `clientInfo`, and of each of its capabilities, as JSON: they are kept with its
+/// session, and each request tells them.
+const MAX_SAID: usize = 16 << 10;
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -320,6 +324,44 @@ mod tests {
         let initialize = call(r#"{"jsonrpc":"2.0","id":1,"method":"initialize"}"#);
         assert!(ModernServer::read(&other, &initialize).is_none());
         assert!(ModernServer::read(&message(r#"{"id":0,"error":{}}"#), &initialize).is_none());
+    }
+
+    #[test]
+    fn of_what_server_and_client_say_of_themselves_little_is_kept() {
+        let object = |size: usize| format!(r#"{{"x":"{}"}}"#, "x".repeat(size - 8));
+        let read = |size: usize| {
+            let large = object(size);
+            let initialize = call(&format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"initialize","params":{{"clientInfo":{large},
+                    "capabilities":{{"elicitation":{large},"sampling":{{}},"roots":{{}}}}}}}}"#
+            ));
+            let discovered = message(&format!(
+                r#"{{"id":0,"result":{{"supportedVersions":["2026-07-28"],"serverInfo":{large},
+                    "capabilities":{{"logging":{large},"prompts":{{}}}},"instructions":"{}"}}}}"#,
+                "x".repeat(4 * size)
+            ));
+            ModernServer::read(&discovered, &initialize).unwrap()
+        };
+        let (most, more) = (read(MAX_SAID), read(MAX_SAID + 1));
+        let large = object(MAX_SAID);
+        assert_eq!(
+            most.can,
+            format!(r#"{{"elicitation":{large},"sampling":{{}},"roots":{{}}}}"#)
+        );
+        assert_eq!(most.client.as_ref(), Some(&large));
+        assert_eq!(most.info, large);
+        // The others are there all the same.
+        assert_eq!(more.can, r#"{"sampling":{},"roots":{}}"#);
+        assert_eq!(more.client, None);
+        let said: serde_json::Value =
+            serde_json::from_slice(&more.initialized(&Id::own(), "2025-06-18")).unwrap();
+        assert_eq!(
+            said["result"],
+            json!({
+                "protocolVersion": "2025-06-18", "capabilities": { "prompts": {}, "logging": {} },
+                "serverInfo": { "name": "", "version": "" },
+            })
+        );
     }
 
     /// mcp-T20

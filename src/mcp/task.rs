@@ -29,8 +29,12 @@ pub fn has_extension(capabilities: Value<'_>) -> bool {
 }
 
 /// Whether a legacy server's capabilities say that tools can be called as tasks.
-pub fn are_made_by(capabilities: &serde_json::Value) -> bool {
-    capabilities["tasks"]["requests"]["tools"]["call"].is_object()
+pub fn are_made_by(capabilities: Value<'_>) -> bool {
+    let path = ["tasks", "requests", "tools", "call"];
+    let call = path
+        .iter()
+        .try_fold(capabilities, |said, name| said.get(name));
+    call.is_some_and(|call| call.kind() == Kind::Object)
 }
 
 /// The id that a server has given a task; `None` where that is none, or longer than anybody remembers.
@@ -239,9 +243,11 @@ mod tests {
             r#"{"extensions":{"io.modelcontextprotocol/tasks":null}}"#
         )));
         assert!(!is_taken_by(&call("{}")));
-        assert!(are_made_by(
-            &json!({ "tasks": { "requests": { "tools": { "call": {} } } } })
-        ));
-        assert!(!are_made_by(&json!({ "tasks": { "list": {} } })));
+        let made = |capabilities: &'static str| {
+            are_made_by(Message::parse(capabilities.into()).unwrap().root())
+        };
+        assert!(made(r#"{"tasks":{"requests":{"tools":{"call":{}}}}}"#));
+        assert!(!made(r#"{"tasks":{"requests":{"tools":{"call":null}}}}"#));
+        assert!(!made(r#"{"tasks":{"list":{}}}"#));
     }
 }

@@ -14,6 +14,11 @@ pub const BATCHES: &str = "2025-03-26";
 /// The stateless version.
 pub const MODERN: &str = "2026-07-28";
 
+/// A version as a client or a server names it, if it is one with `initialize` that is served.
+pub fn legacy(named: &str) -> Option<&'static str> {
+    LEGACY.iter().copied().find(|version| *version == named)
+}
+
 /// Those that serve a request of this era.
 pub fn supported(era: Era) -> Vec<&'static str> {
     match era {

@@ -14,14 +14,16 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Opening {
     kept: Option<Kept>,
-    /// Asked, and who waits: member, its own number, its version.
-    waiting: Option<Vec<(u64, u64, String)>>,
+    /// Asked, and who waits: member, its own number, its version if that is served.
+    waiting: Option<Vec<(u64, u64, Option<&'static str>)>>,
 }
 
 /// The child's answer.
 struct Kept {
-    message: Message,
-    version: String,
+    /// Read again for each: what stands where in it may take ten times its length.
+    text: Bytes,
+    /// Nothing if it is none that is served.
+    version: Option<&'static str>,
     /// What its members are told that it can, where that is less than all.
     capabilities: Option<Vec<u8>>,
 }
@@ -29,21 +31,21 @@ struct Kept {
 impl Opening {
     /// The answer for whoever asks now, if it is known.
     pub(super) fn answer(&self, own: u64, asked: &str) -> Option<Bytes> {
-        self.kept.as_ref()?.told(own, asked)
+        self.kept.as_ref()?.told(own, version::legacy(asked))
     }
 
     /// Whether the child has agreed on this version.
     pub(super) fn speaks(&self, version: &str) -> bool {
         self.kept
             .as_ref()
-            .is_some_and(|kept| kept.version == version)
+            .is_some_and(|kept| kept.version == Some(version))
     }
 
     /// Whether the child was asked already. Notes who waits either way.
     pub(super) fn wait(&mut self, member: u64, own: u64, asked: &str) -> bool {
         let was_asked = self.waiting.is_some();
         let waiting = self.waiting.get_or_insert_default();
-        waiting.push((member, own, asked.to_owned()));
+        waiting.push((member, own, version::legacy(asked)));
         was_asked
     }
 
@@ -68,14 +70,14 @@ impl Opening {
             let version = result.get("protocolVersion").and_then(Value::as_str);
             let capabilities = result.get("capabilities").filter(|_| everybody);
             Kept {
-                message: message.clone(),
-                version: version.unwrap_or_default().into_owned(),
+                text: Bytes::copy_from_slice(message.bytes()),
+                version: version.and_then(|version| version::legacy(&version)),
                 capabilities: capabilities.map(without_logging),
             }
         });
-        let told = |(member, own, asked): (u64, u64, String)| {
+        let told = |(member, own, asked): (u64, u64, Option<&'static str>)| {
             let text = match &self.kept {
-                Some(kept) => kept.told(own, &asked)?,
+                Some(kept) => kept.told(own, asked)?,
                 None => {
                     let id = message.root().get("id")?;
                     let own = own.to_string();
@@ -89,27 +91,30 @@ impl Opening {
 }
 
 impl Kept {
-    fn told(&self, own: u64, asked: &str) -> Option<Bytes> {
-        let root = self.message.root();
+    fn told(&self, own: u64, asked: Option<&'static str>) -> Option<Bytes> {
+        let message = Message::parse(self.text.clone()).ok()?;
+        let root = message.root();
         let result = root.get("result")?;
-        let (own, agreed) = (own.to_string(), format!("\"{}\"", self.agreed(asked)));
+        let own = own.to_string();
+        let agreed = self.agreed(asked).map(|version| format!("\"{version}\""));
         let mut changes = vec![(root.get("id")?.span(), own.as_bytes())];
-        if let Some(version) = result.get("protocolVersion") {
+        if let (Some(agreed), Some(version)) = (&agreed, result.get("protocolVersion")) {
             changes.push((version.span(), agreed.as_bytes()));
         }
         if let (Some(less), Some(all)) = (&self.capabilities, result.get("capabilities")) {
             changes.push((all.span(), less));
         }
         changes.sort_by_key(|(span, _)| span.start);
-        Some(self.message.with(&changes).into())
+        Some(message.with(&changes).into())
     }
 
-    /// The client's version, unless it is unknown or newer than the child's.
-    fn agreed<'a>(&'a self, asked: &'a str) -> &'a str {
-        let age = |version: &str| version::LEGACY.iter().position(|known| *known == version);
-        match (age(asked), age(&self.version)) {
+    /// The client's version, unless it is unknown or newer than the child's. Nothing where nobody serves the
+    /// child's: that stays as it was written.
+    fn agreed(&self, asked: Option<&'static str>) -> Option<&'static str> {
+        let age = |version| version::LEGACY.iter().position(|known| *known == version);
+        match (asked.and_then(age), self.version.and_then(age)) {
             (Some(asks), Some(has)) if asks >= has => asked,
-            _ => &self.version,
+            _ => self.version,
         }
     }
 }
@@ -127,4 +132,47 @@ fn without_logging(capabilities: Value<'_>) -> Vec<u8> {
     }
     out.push(b'}');
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What one that asked for `asked` is told of a child's version, as JSON.
+    fn told(asked: &str, version: &str) -> String {
+        let answer = format!(r#"{{"id":1,"result":{{"protocolVersion":{version}}}}}"#);
+        let mut opening = Opening::default();
+        opening.wait(3, 7, asked);
+        let waited = opening.opened(&Message::parse(answer.into()).unwrap(), false);
+        let (member, first) = waited.into_iter().next().unwrap();
+        assert_eq!(member, 3);
+        assert_eq!(opening.answer(7, asked), Some(first.clone()));
+        let text = String::from_utf8(first.to_vec()).unwrap();
+        let rest = text.strip_prefix(r#"{"id":7,"result":{"protocolVersion":"#);
+        rest.unwrap().strip_suffix("}}").unwrap().to_owned()
+    }
+
+    #[test]
+    fn of_the_childs_answer_its_text_is_kept_and_nothing_else_of_what_it_was_read_into() {
+        let answer = br#"{"id":1,"result":{}}"#;
+        let mut buffer = bytes::BytesMut::with_capacity(1 << 20);
+        buffer.extend_from_slice(answer);
+        let message = Message::parse(buffer.split_to(answer.len()).freeze()).unwrap();
+        let mut opening = Opening::default();
+        opening.opened(&message, false);
+        drop((message, buffer));
+        let text = opening.kept.unwrap().text;
+        assert_eq!(text.try_into_mut().unwrap().capacity(), answer.len());
+    }
+
+    #[test]
+    fn each_is_told_a_version_of_its_own_and_one_that_nobody_serves_stays_as_it_was_written() {
+        let newest = r#""2025-11-25""#;
+        assert_eq!(told("2025-06-18", newest), r#""2025-06-18""#);
+        assert_eq!(told("2025-11-25", r#""2025-06-18""#), r#""2025-06-18""#);
+        assert_eq!(told(&"9".repeat(1 << 20), newest), newest);
+        for odd in [r#""2030-01-01""#, r#""1\",\"x\":\"""#, "7"] {
+            assert_eq!(told("2025-06-18", odd), odd);
+        }
+    }
 }

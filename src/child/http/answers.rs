@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     json::{Kind as Json, Value},
-    mcp::Message,
+    mcp::{Message, version},
 };
 
 /// From where on a stream is taken up again, and when.
@@ -244,11 +244,7 @@ impl Talk {
             return false;
         }
         if asks == Asks::Initialize {
-            let version = root
-                .get("result")
-                .and_then(|result| result.get("protocolVersion"));
-            let version = version.and_then(Value::as_str);
-            self.lock().version = version.and_then(|version| HeaderValue::from_str(&version).ok());
+            self.lock().version = root.get("result").and_then(agreed_version);
         }
         if let (Asks::Tools, Some(result)) = (asks, root.get("result")) {
             self.peer.mirror.learn(result);
@@ -290,6 +286,16 @@ impl Place {
     }
 }
 
+/// The version that a result of `initialize` names, for each request that follows; nothing if it is none
+/// that there is, which could be of any length.
+fn agreed_version(result: Value<'_>) -> Option<HeaderValue> {
+    let named = result.get("protocolVersion")?.as_str()?;
+    let modern = (named == version::MODERN).then_some(version::MODERN);
+    version::legacy(&named)
+        .or(modern)
+        .map(HeaderValue::from_static)
+}
+
 /// The two forms that an answer may have, not encoded.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Media {
@@ -326,3 +332,23 @@ const MIN_RETRY: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// How often a request's stream is taken up again without anything on it.
 const MAX_VAIN: u32 = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_kept_if_it_is_one_that_is_served() {
+        let agreed = |version: &str| {
+            let result = format!(r#"{{"protocolVersion":{version}}}"#);
+            agreed_version(Message::parse(result.into()).unwrap().root())
+        };
+        for served in ["2025-06-18", "2026-07-28"] {
+            assert_eq!(agreed(&format!(r#""{served}""#)).unwrap(), served);
+        }
+        let long = format!(r#""{}""#, "9".repeat(1 << 20));
+        for other in [&long, r#""2030-01-01""#, r#""""#, "7"] {
+            assert_eq!(agreed(other), None);
+        }
+    }
+}
