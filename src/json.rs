@@ -99,6 +99,20 @@ impl Document {
         Ok(Self { nodes })
     }
 
+    /// The same of the outermost object and what it has under these names, a list for each depth; of what is not named
+    /// there is one member of each such object, so that it is not taken for empty. `text` must be what was parsed.
+    pub fn outline(&self, text: &[u8], names: &[&[&str]]) -> Self {
+        let mut nodes = Vec::new();
+        self.root(text).outlined(names, &mut nodes);
+        nodes.shrink_to_fit();
+        Self { nodes }
+    }
+
+    /// Bytes of memory that it takes beside its text.
+    pub fn size(&self) -> usize {
+        self.nodes.capacity() * size_of::<Node>()
+    }
+
     /// The outermost value. `text` must be what was parsed.
     pub fn root<'a>(&'a self, text: &'a [u8]) -> Value<'a> {
         Value {
@@ -266,6 +280,22 @@ impl<'a> Value<'a> {
             at = value.node().next as usize;
             Some(value)
         })
+    }
+
+    fn outlined(self, names: &[&[&str]], nodes: &mut Vec<Node>) {
+        let at = nodes.len();
+        nodes.push(self.node());
+        if let [names, deeper @ ..] = names {
+            let first = self.named().next().map(|(_, first)| first);
+            let is_first = |value: &Self| first.is_some_and(|first| first.index == value.index);
+            let named = names.iter().filter_map(|name| self.get(name));
+            for value in first.into_iter().chain(named.filter(|it| !is_first(it))) {
+                nodes.push(self.document.nodes[value.index - 1]);
+                value.outlined(deeper, nodes);
+            }
+        }
+        // No more of them than before.
+        nodes[at].next = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
     }
 
     fn node(self) -> Node {

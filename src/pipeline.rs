@@ -172,7 +172,7 @@ async fn answer(
         return Box::pin(batch::answer(gateway, head, &identity, body, record)).await;
     }
     let modern = one(&head.headers, &VERSION)? == Some(version::MODERN);
-    let (call, lent) = read(body, modern, record).await?;
+    let (call, lent) = read(body, modern, (&gateway.bodies, &identity), record).await?;
     let id = call.id().cloned();
     let decided = permitted_call(gateway, head, &identity, call, record);
     let (permit, place) = match decided {

@@ -80,7 +80,10 @@ impl Share {
 
     /// What a body that has come has.
     pub(super) fn lent(self) -> Lent {
-        Lent(Some(Arc::new(Mutex::new(Some(self)))))
+        Lent {
+            text: Some(Arc::new(Mutex::new(Some(self)))),
+            document: None,
+        }
     }
 }
 
@@ -110,18 +113,37 @@ impl AsRef<[u8]> for Held {
 }
 
 /// What a body has of the budget while it is read and judged.
-#[derive(Debug)]
-pub struct Lent(Option<Arc<Mutex<Option<Share>>>>);
+#[derive(Debug, Default)]
+pub struct Lent {
+    text: Option<Arc<Mutex<Option<Share>>>>,
+    /// What is known of where its values stand: it goes before its text does.
+    document: Option<Box<Share>>,
+}
 
 impl Lent {
     pub fn nothing() -> Self {
-        Self(None)
+        Self::default()
+    }
+
+    /// Counts that it takes so many bytes to know what stands where in it: one of many small values takes sixteen
+    /// times its text. Until this is given back.
+    pub fn count_document(
+        &mut self,
+        bytes: usize,
+        (budget, user): (&Budget, &Identity),
+    ) -> Result<(), Refusal> {
+        if bytes > SMALL_DOCUMENT {
+            let mut share = budget.share(user);
+            share.grow_to(bytes)?;
+            self.document = Some(Box::new(share));
+        }
+        Ok(())
     }
 
     /// The body, or what was made of it in its place: it has its share until nobody holds a part of it any more, or this is
     /// given back before.
     pub fn keep(&self, text: Bytes) -> Bytes {
-        match &self.0 {
+        match &self.text {
             Some(share) => Bytes::from_owner(Held {
                 text,
                 _share: share.clone(),
@@ -138,7 +160,7 @@ impl Lent {
     }
 
     fn give_back(self) {
-        if let Some(share) = self.0 {
+        if let Some(share) = self.text {
             drop(share.lock().unwrap_or_else(PoisonError::into_inner).take());
         }
     }
@@ -146,6 +168,8 @@ impl Lent {
 
 /// Bytes of all large bodies at once; a sixth of what the unit may take (`MemoryHigh=`).
 const ALL_BODIES: usize = 128 << 20;
+/// Bytes that an ordinary message takes beside its text: they are not counted.
+const SMALL_DOCUMENT: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -217,6 +241,52 @@ mod tests {
         assert_eq!(budget.taken().all, one_line.len());
         drop(call);
         assert_eq!(budget.taken().all, 0);
+    }
+
+    /// fault-46: what many small values take beside their text is counted until the call is handed on, also of a body that
+    /// has no share itself; where there is no room, it is refused.
+    #[test]
+    fn what_many_values_take_beside_their_text_is_counted() {
+        let budget = Budget::new(4 << 20);
+        let alice = Identity::example("https://i", "alice");
+        let taken = || budget.taken().all;
+        let body = |count: usize| {
+            let many = "0,".repeat(count);
+            format!(r#"{{"jsonrpc":"2.0","id":1,"method":"ping","params":{{"v":[{many}0]}}}}"#)
+        };
+        let mut all = Vec::new();
+        for (count, is_counted) in [(1000, false), (20_000, true), (1 << 20, true)] {
+            let call = Call::read(body(count).into(), false).unwrap();
+            for has_share in [false, true] {
+                let mut share = budget.share(&alice);
+                let mut lent = Lent::nothing();
+                if has_share {
+                    share.grow_to(1000).unwrap();
+                    lent = share.lent();
+                }
+                let text = lent.keep(call.message().bytes().clone());
+                let size = call.message().document_size();
+                lent.count_document(size, (&budget, &alice)).unwrap();
+                let of_text = if has_share { 1000 } else { 0 };
+                assert!(size >= count * 16);
+                assert_eq!(taken(), of_text + if is_counted { size } else { 0 });
+                // Its session keeps the text alone.
+                drop(lent);
+                assert_eq!(taken(), of_text);
+                drop(text);
+                assert_eq!(taken(), 0);
+            }
+            let refused = |_| {
+                let mut lent = Lent::nothing();
+                let size = call.message().document_size();
+                let counted = lent.count_document(size, (&budget, &alice));
+                all.push(lent);
+                counted.err()
+            };
+            let refusal = (0..1000).find_map(refused);
+            assert_eq!(matches!(refusal, Some(Refusal::Overloaded)), is_counted);
+            all.clear();
+        }
     }
 
     /// thv.toml(5), `limits.body`: what all of them may take.

@@ -60,6 +60,20 @@ impl Message {
         self.bytes = keep(std::mem::take(&mut self.bytes));
     }
 
+    /// The same text, of which it is known only where these members stand, a list of names for each depth.
+    pub fn outline(&self, names: &[&[&str]]) -> Self {
+        Self {
+            bytes: self.bytes.clone(),
+            document: self.document.outline(&self.bytes, names),
+            one_line: self.one_line,
+        }
+    }
+
+    /// Bytes of memory that it takes to know what stands where in its text.
+    pub fn document_size(&self) -> usize {
+        self.document.size()
+    }
+
     /// Whether it is known to have no line breaks.
     pub fn is_one_line(&self) -> bool {
         self.one_line

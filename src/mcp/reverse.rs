@@ -197,6 +197,21 @@ impl ModernServer {
         changes
     }
 
+    /// What [`Self::request`] needs of a call: one of many small values takes sixteen times its text otherwise.
+    pub fn outline(call: &Message) -> Message {
+        call.outline(&[
+            &["id", "params"],
+            &["_meta", "inputResponses", "requestState"],
+            &[
+                "progressToken",
+                VERSION,
+                CAPABILITIES,
+                CLIENT,
+                meta::LOG_LEVEL,
+            ],
+        ])
+    }
+
     /// Its answer, under the client's id, without what older versions do not know.
     pub fn answered(&self, answer: &Message, id: &Id) -> Vec<u8> {
         let root = answer.root();
@@ -362,6 +377,40 @@ mod tests {
                 "serverInfo": { "name": "", "version": "" },
             })
         );
+    }
+
+    /// mcp-M1: whatever stands there, and wherever.
+    #[test]
+    fn a_call_is_made_again_of_its_outline_as_of_itself() {
+        let given = Given {
+            responses: b"{\"a\":1}",
+            state: Some(b"\"s\""),
+        };
+        for meta in [
+            "",
+            r#","_meta":{}"#,
+            r#","_meta":{"other":{"progressToken":1}}"#,
+            r#","_meta":{"x\u0041":[1],"progressToken":"p","io.modelcontextprotocol/clientInfo":{"name":"x"}}"#,
+            r#","_meta":[1,2]"#,
+            r#","inputResponses":{"b":[2]},"_meta":{"io.modelcontextprotocol/logLevel":"error"},"requestState":[[]]"#,
+        ] {
+            for text in [
+                format!(
+                    r#"{{"id":1,"params":{{"name":"x","arguments":{{"id":[1,{{}}]}}{meta}}}}}"#
+                ),
+                format!(
+                    r#"{{"params":{{"arguments":[1,2]{meta}}},"method":"tools/call","id":"a"}}"#
+                ),
+            ] {
+                let call = message(&text);
+                let outline = ModernServer::outline(&call);
+                for (level, given) in [(None, None), (Some("info"), Some(given))] {
+                    let [made, expected] = [&outline, &call]
+                        .map(|call| meta::changed(call, server().request(call, 7, level, given)));
+                    assert_eq!(String::from_utf8(made), String::from_utf8(expected));
+                }
+            }
+        }
     }
 
     /// mcp-T20

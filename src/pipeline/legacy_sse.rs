@@ -162,7 +162,7 @@ pub(super) async fn post(
         .clients
         .find(identity, id)
         .map_err(Refusal::NoSession)?;
-    let (call, lent) = read(body, false, record).await?;
+    let (call, lent) = read(body, false, (&gateway.bodies, identity), record).await?;
     let id = call.id().cloned();
     let refused = |refusal| Refused {
         refusal,

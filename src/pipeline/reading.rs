@@ -4,7 +4,11 @@ use bytes::Bytes;
 
 use crate::{
     audit::Decision,
-    http::{Refusal, budget::Lent},
+    auth::Identity,
+    http::{
+        Refusal,
+        budget::{Budget, Lent},
+    },
     mcp::Call,
     session,
 };
@@ -13,6 +17,7 @@ use crate::{
 pub(super) async fn read(
     (body, lent): (Bytes, Lent),
     modern: bool,
+    (bodies, user): (&Budget, &Identity),
     record: &mut Decision,
 ) -> Result<(Call, Lent), Refusal> {
     let size = body.len();
@@ -22,8 +27,9 @@ pub(super) async fn read(
         call.keep(|text| lent.keep(text));
         Ok((call, lent))
     };
-    let (call, lent) = session::aside(size, read).await.map_err(Refusal::Call)?;
+    let (call, mut lent) = session::aside(size, read).await.map_err(Refusal::Call)?;
     record.method = Some(call.kept_method());
     record.aim = call.aim();
+    lent.count_document(call.message().document_size(), (bodies, user))?;
     Ok((call, lent))
 }

@@ -22,6 +22,7 @@ use crate::{
     },
     session::{
         Sent, Session,
+        aside::aside,
         exchange::Failure,
         own::OwnMessage,
         table::{OpenError, answer_of},
@@ -173,9 +174,12 @@ async fn bridge(session: &Arc<Session>, patience: Duration) -> Result<bool, Open
 
 /// Has a child that refused `initialize` serve its legacy client all the same, if it
 /// speaks modern MCP (mcp-T18): what it would have answered.
-pub(super) async fn for_legacy(session: &Arc<Session>, initialize: &Call) -> Option<Bytes> {
+pub(super) async fn for_legacy(session: &Arc<Session>, initialize: Bytes) -> Option<Bytes> {
     let answer = discovered(session).await.ok()??;
-    let server = ModernServer::read(&answer, initialize)?;
+    let size = initialize.len();
+    let read = move || Call::read(initialize, false);
+    let initialize = aside(size, read).await.ok()?;
+    let server = ModernServer::read(&answer, &initialize)?;
     let wanted = initialize
         .params()
         .and_then(|params| params.get("protocolVersion"));

@@ -55,6 +55,7 @@ impl Reversed {
 
 /// A legacy client's call, to be made again with what the server asks for.
 pub(super) struct Again {
+    /// No more of it than that takes: people may think about it for long.
     message: Message,
     /// The number that the child knows it by, if it was made again.
     pub(super) number: Option<u64>,
@@ -356,7 +357,7 @@ impl InFlight {
         let asks = session.reversed.get().is_some() && input::may_ask(call.method());
         asks.then(|| {
             Box::new(Again {
-                message: call.message().clone(),
+                message: ModernServer::outline(call.message()),
                 number: None,
                 rounds: 0,
                 task: None,
@@ -427,3 +428,25 @@ const MAX_QUESTIONS: usize = 16;
 const MAX_ASKED_BYTES: usize = 1 << 20;
 /// Bytes of what a client answers in one round; more is none.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::testing;
+
+    /// fault-46: where each of many values stands is not kept for as long as a call waits, only their text.
+    #[test]
+    fn a_call_that_may_be_made_again_keeps_little_but_its_text() {
+        let (session, _lines) = testing::reversed(r#"{"tools":{}}"#);
+        let many = "0,".repeat(100_000);
+        let text = format!(
+            r#"{{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{{"name":"x","arguments":{{"v":[{many}0]}}}}}}"#
+        );
+        let call = Call::read(text.into(), false).unwrap();
+        let again = InFlight::again(&session, &call).unwrap();
+        assert_eq!(again.message.bytes(), call.message().bytes());
+        assert!(call.message().document_size() > 1 << 20);
+        let kept = again.message.document_size();
+        assert!(kept < 1 << 10, "{kept}");
+    }
+}

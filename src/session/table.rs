@@ -154,13 +154,14 @@ impl Sessions {
     ) -> Result<(Option<Arc<Session>>, Bytes), OpenError> {
         let opening = self.begin(identity, Era::Legacy).await?;
         let session = &opening.session;
-        let initialize = permit.call().clone();
+        // The text alone: nobody counts what else is known of it while its child starts to speak.
+        let initialize = permit.call().message().bytes().clone();
         let mut answer = answer_of(session.send(permit, identity, owed)?)
             .await
             .map_err(OpenError::Failed)?;
         if is_refusal(&answer) {
             // Perhaps it speaks nothing that has this request (mcp-T18).
-            answer = probe::for_legacy(session, &initialize)
+            answer = probe::for_legacy(session, initialize)
                 .await
                 .unwrap_or(answer);
         }

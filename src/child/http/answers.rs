@@ -42,7 +42,7 @@ impl Talk {
         &self,
         number: u64,
         asks: Asks,
-        message: &Outgoing,
+        message: Outgoing,
     ) -> Result<(), Fault> {
         let mut answer = self.post(message).await?;
         let status = answer.head.status;

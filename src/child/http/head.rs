@@ -1,7 +1,7 @@
 //! What of a message its HTTP headers must say (mcp-T8, mcp-T12 … T15).
 
 use bytes::Bytes;
-use http::{HeaderValue, request::Builder};
+use http::{HeaderName, HeaderValue, request::Builder};
 
 use super::mirror::{Mirror, encoded};
 use crate::{
@@ -11,7 +11,8 @@ use crate::{
 
 /// One message towards the server, and what it is.
 pub(super) struct Outgoing {
-    message: Message,
+    /// Nothing else is kept of it: what stands where takes more than the text, and there may be many that wait.
+    text: Bytes,
     pub(super) kind: Kind,
     /// What a stateless request says in its headers, too.
     modern: Option<Modern>,
@@ -43,12 +44,13 @@ pub(super) enum Asks {
 struct Modern {
     method: HeaderValue,
     name: Option<HeaderValue>,
+    mirrored: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Outgoing {
     /// Reads a message of the session's; `None` for what is none.
-    pub(super) fn read(bytes: Bytes) -> Option<Self> {
-        let message = Message::parse(bytes).ok()?;
+    pub(super) fn read(text: Bytes, mirror: &Mirror) -> Option<Self> {
+        let message = Message::parse(text.clone()).ok()?;
         let root = message.root();
         let params = root.get("params");
         let member = |name| params.and_then(|params| params.get(name));
@@ -82,22 +84,28 @@ impl Outgoing {
                     _ => None,
                 };
                 let name = name.and_then(Value::as_str);
+                let mirrored = match (method, &name) {
+                    ("tools/call", Some(tool)) => mirror.headers(tool, member("arguments")),
+                    _ => Vec::new(),
+                };
                 Some(Modern {
                     method: HeaderValue::from_str(method).ok()?,
                     name: name.and_then(|name| encoded(&name)),
+                    mirrored,
                 })
             }
             None => None,
         };
-        Some(Self {
-            message,
-            kind,
-            modern,
-        })
+        Some(Self { text, kind, modern })
     }
 
-    pub(super) fn bytes(&self) -> Bytes {
-        self.message.bytes().clone()
+    /// Bytes of memory that it takes.
+    pub(super) fn size(&self) -> usize {
+        let modern = self.modern.as_ref();
+        let name = modern.and_then(|modern| modern.name.as_ref());
+        let mirrored = modern.iter().flat_map(|modern| &modern.mirrored);
+        let values = name.into_iter().chain(mirrored.map(|(_, value)| value));
+        self.text.len() + values.map(HeaderValue::len).sum::<usize>()
     }
 
     /// Whether it is of the stateless version: there is no session then.
@@ -105,26 +113,21 @@ impl Outgoing {
         self.modern.is_some()
     }
 
-    /// The headers that go with it.
-    pub(super) fn headers(&self, mirror: &Mirror, request: Builder) -> Builder {
-        let Some(modern) = &self.modern else {
-            return request;
+    /// The headers that go with it, and its text.
+    pub(super) fn into_parts(self, request: Builder) -> (Builder, Bytes) {
+        let Some(modern) = self.modern else {
+            return (request, self.text);
         };
         let mut request = request
             .header("mcp-protocol-version", version::MODERN)
-            .header("mcp-method", &modern.method);
-        if let Some(name) = &modern.name {
+            .header("mcp-method", modern.method);
+        if let Some(name) = modern.name {
             request = request.header("mcp-name", name);
         }
-        let params = self.message.root().get("params");
-        let tool = params.and_then(|params| params.get("name")?.as_str());
-        if let (b"tools/call", Some(tool)) = (modern.method.as_bytes(), tool) {
-            let arguments = params.and_then(|params| params.get("arguments"));
-            for (name, value) in mirror.headers(&tool, arguments) {
-                request = request.header(name, value);
-            }
+        for (name, value) in modern.mirrored {
+            request = request.header(name, value);
         }
-        request
+        (request, self.text)
     }
 }
 
@@ -135,12 +138,12 @@ mod tests {
     use super::*;
 
     fn headers(text: &str) -> Vec<(String, String)> {
-        let outgoing = Outgoing::read(Bytes::copy_from_slice(text.as_bytes())).unwrap();
-        let request = outgoing
-            .headers(&Mirror::default(), http::Request::builder())
-            .body(())
-            .unwrap();
-        let text = |(name, value): (&http::HeaderName, &HeaderValue)| {
+        let text = Bytes::copy_from_slice(text.as_bytes());
+        let outgoing = Outgoing::read(text.clone(), &Mirror::default()).unwrap();
+        let (request, sent) = outgoing.into_parts(http::Request::builder());
+        assert_eq!(sent, text);
+        let request = request.body(()).unwrap();
+        let text = |(name, value): (&HeaderName, &HeaderValue)| {
             (name.to_string(), value.to_str().unwrap().to_owned())
         };
         request.headers().iter().map(text).collect()
@@ -172,7 +175,8 @@ mod tests {
     #[test]
     fn messages_are_told_apart() {
         let kind = |text: &'static str| {
-            Outgoing::read(Bytes::from_static(text.as_bytes())).map(|it| it.kind)
+            let text = Bytes::from_static(text.as_bytes());
+            Outgoing::read(text, &Mirror::default()).map(|it| it.kind)
         };
         assert_eq!(
             kind(r#"{"id":7,"method":"initialize"}"#),

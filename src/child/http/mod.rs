@@ -134,7 +134,7 @@ impl Talk {
         let talk = self.clone();
         running.spawn(async move {
             while let Some(note) = noted.recv().await {
-                talk.tell(&note).await;
+                talk.tell(note).await;
             }
         });
         let mut held = Held::default();
@@ -148,7 +148,7 @@ impl Talk {
             tokio::select! {
                 line = lines.next(), if held.has_room() => {
                     let Ok(Line::Text(line)) = line else { break };
-                    let Some(message) = Outgoing::read(line) else { continue };
+                    let Some(message) = Outgoing::read(line, &self.peer.mirror) else { continue };
                     match message.kind {
                         // What a server does not answer must not keep its own end from being heard.
                         Kind::Cancelled(number) if held.forget(number) => {}
@@ -193,7 +193,7 @@ impl Talk {
             }
             Kind::Initialized => {
                 // Before anything else: some servers answer nothing earlier.
-                self.tell(&message).await;
+                self.tell(message).await;
                 let talk = self.clone();
                 running.spawn(async move { talk.listen().await });
             }
@@ -203,7 +203,7 @@ impl Talk {
     }
 
     /// Sends what has no answer.
-    async fn tell(&self, message: &Outgoing) {
+    async fn tell(&self, message: Outgoing) {
         let told = async {
             let mut answer = self.post(message).await?;
             self.check_session(answer.head.status)?;
@@ -232,7 +232,7 @@ impl Talk {
         let Ok(_turn) = self.turns.acquire().await else {
             return;
         };
-        if let Err(fault) = self.ask(number, asks, &message).await {
+        if let Err(fault) = self.ask(number, asks, message).await {
             // The end of its process says more than the end of its connection.
             if fault == Fault::Lost && matches!(self.peer.way, Way::Inside(_)) {
                 sleep(LAST_WORDS).await;
@@ -276,13 +276,13 @@ impl Held {
     }
 
     fn last(&mut self, message: Outgoing) {
-        self.bytes += message.bytes().len();
+        self.bytes += message.size();
         self.messages.push_back(message);
     }
 
     fn first(&mut self) -> Option<Outgoing> {
         let message = self.messages.pop_front()?;
-        self.bytes -= message.bytes().len();
+        self.bytes -= message.size();
         Some(message)
     }
 
@@ -291,7 +291,7 @@ impl Held {
         let is_it = |held: &Outgoing| matches!(held.kind, Kind::Request(it, _) if it == number);
         let at = self.messages.iter().position(is_it);
         let gone = at.and_then(|at| self.messages.remove(at));
-        self.bytes -= gone.as_ref().map_or(0, |gone| gone.bytes().len());
+        self.bytes -= gone.as_ref().map_or(0, |gone| gone.size());
         gone.is_some()
     }
 }
@@ -324,18 +324,14 @@ mod tests {
     use tokio::{
         io::{AsyncWriteExt, duplex},
         net::UnixListener,
+        sync::oneshot,
     };
 
     use super::*;
     use crate::config::InsideDoor;
 
-    /// A server that answers nothing, and a conversation with it.
-    async fn silent() -> (
-        UnixListener,
-        DuplexStream,
-        mpsc::Receiver<(u64, Fault)>,
-        (TempDir, DuplexStream, JoinSet<()>),
-    ) {
+    /// Where a server can be reached in a directory.
+    fn peer() -> (UnixListener, Peer, TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let server = UnixListener::bind(dir.path().join("s")).unwrap();
         let place: OwnedFd = File::open(dir.path()).unwrap().into();
@@ -348,6 +344,17 @@ mod tests {
             longest: 1 << 20,
             mirror: Arc::default(),
         };
+        (server, peer, dir)
+    }
+
+    /// A server that answers nothing, and a conversation with it.
+    async fn silent() -> (
+        UnixListener,
+        DuplexStream,
+        mpsc::Receiver<(u64, Fault)>,
+        (TempDir, DuplexStream, JoinSet<()>),
+    ) {
+        let (server, peer, dir) = peer();
         let (stdin, input) = duplex(1 << 20);
         let (output, stdout) = duplex(1 << 10);
         let (tell, faults) = mpsc::channel(MAX_REQUESTS);
@@ -355,6 +362,47 @@ mod tests {
         let mut work = JoinSet::new();
         work.spawn(talk.run(input));
         (server, stdin, faults, (dir, stdout, work))
+    }
+
+    /// fault-46: many long calls of a server that thinks about them are no memory of the gateway's.
+    #[tokio::test]
+    async fn a_message_that_was_sent_is_not_kept_until_its_answer() {
+        struct Told(
+            String,
+            #[expect(dead_code, reason = "it tells")] oneshot::Sender<()>,
+        );
+        impl AsRef<[u8]> for Told {
+            fn as_ref(&self) -> &[u8] {
+                self.0.as_bytes()
+            }
+        }
+        for meta in [
+            "",
+            r#","_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}"#,
+        ] {
+            let (server, peer, _dir) = peer();
+            let (output, _stdout) = duplex(1 << 10);
+            let (tell, _faults) = mpsc::channel(1);
+            let talk = Talk::new(peer, None, output, tell).await;
+            let many = "0,".repeat(1 << 20);
+            let (is_kept, gone) = oneshot::channel();
+            let text = format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"x","arguments":[{many}0]{meta}}}}}"#
+            );
+            let text = Bytes::from_owner(Told(text, is_kept));
+            let message = Outgoing::read(text, &talk.peer.mirror).unwrap();
+            assert_eq!(message.is_modern(), !meta.is_empty());
+            let reads = async {
+                let (mut io, _) = server.accept().await.unwrap();
+                tokio::io::copy(&mut io, &mut tokio::io::sink()).await
+            };
+            let patience = Duration::from_secs(60);
+            tokio::select! {
+                _ = talk.request(1, Asks::Other, message) => panic!("nothing was answered"),
+                _ = reads => panic!("the connection stays"),
+                gone = timeout(patience, gone) => assert!(gone.is_ok(), "it is kept"),
+            }
+        }
     }
 
     /// Many subscriptions leave turns for calls: whose they are, a shared server's other users would wait for ever.

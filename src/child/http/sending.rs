@@ -14,16 +14,18 @@ use super::{
 use crate::fetch::Io;
 
 impl Talk {
-    pub(super) async fn post(&self, message: &Outgoing) -> Result<Answer, Fault> {
+    pub(super) async fn post(&self, message: Outgoing) -> Result<Answer, Fault> {
         let request = if message.is_modern() {
-            message.headers(&self.peer.mirror, self.bare_head(Method::POST))
+            self.bare_head(Method::POST)
         } else {
             self.request_head(Method::POST)
         };
+        // Gone with its last byte, not with its answer.
+        let (request, text) = message.into_parts(request);
         let request = request
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::ACCEPT, "application/json, text/event-stream")
-            .body(message.bytes().into())
+            .body(text.into())
             .map_err(|_| Fault::BadAnswer)?;
         self.send(request).await
     }
