@@ -33,3 +33,43 @@ pub(super) async fn read(
     lent.count_document(call.message().document_size(), (bodies, user))?;
     Ok((call, lent))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::audit::RequestId;
+
+    /// fault-46: a message of many small values is refused where what is made of it has no room, and says on record what it was.
+    #[tokio::test]
+    async fn a_message_that_takes_more_than_there_is_room_is_refused() {
+        let (bodies, user) = (
+            Budget::new(1 << 20),
+            Identity::example("https://i", "alice"),
+        );
+        let many = "0,".repeat(1 << 20);
+        let dense =
+            format!(r#"{{"jsonrpc":"2.0","id":1,"method":"ping","params":{{"v":[{many}0]}}}}"#);
+        let small = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+        let ask = async |text: &str| {
+            let mut record = Decision::allowed(RequestId::random(), Arc::default());
+            let body = (Bytes::copy_from_slice(text.as_bytes()), Lent::nothing());
+            let read = read(body, false, (&bodies, &user), &mut record).await;
+            assert_eq!(record.method.as_deref(), Some("ping"));
+            read
+        };
+        let mut held = vec![ask(&dense).await.unwrap()];
+        let refusal = loop {
+            assert!(held.len() < 100);
+            match ask(&dense).await {
+                Ok(read) => held.push(read),
+                Err(refusal) => break refusal,
+            }
+        };
+        assert!(matches!(refusal, Refusal::Overloaded));
+        assert!(ask(small).await.is_ok());
+        held.clear();
+        assert!(ask(&dense).await.is_ok());
+    }
+}
