@@ -28,7 +28,7 @@ use crate::{
         reply,
     },
     mcp::Id,
-    session::{Event, Exchange, Style},
+    session::{Event, Exchange, Style, UNCOUNTED},
 };
 
 /// The body of an answer.
@@ -272,7 +272,7 @@ impl Open {
             Event::Message(text) | Event::Answer(text) => text,
             Event::Failed(failure) => reply::failure(self.id.as_ref(), failure),
         };
-        if text.len() <= SMALL_EVENT {
+        if text.len() <= UNCOUNTED {
             return data(place.as_deref(), &text);
         }
         // Not copied: who writes it holds what its session has counted.
@@ -325,6 +325,7 @@ pub async fn read(
         && body.is_end_stream()
         && let Some(data) = frame.data_mut()
         && data.len() <= max
+        && data.len() <= uncounted(version)
     {
         return Ok((std::mem::take(data), Lent::nothing()));
     }
@@ -359,15 +360,16 @@ async fn collect(
         if whole.len() + data.len() > max {
             return Err(Refusal::TooLarge);
         }
-        // The usual body is one frame: it is not copied.
-        if whole.is_empty() && body.is_end_stream() {
-            return Ok((data, Lent::nothing()));
-        }
+        let is_whole = whole.is_empty() && body.is_end_stream();
         // For what has come, not for what is announced: announcing costs nothing.
-        if whole.len() + data.len() > SMALL_BODY {
+        if whole.len() + data.len() > uncounted(version) {
             share
                 .get_or_insert_with(|| budget.share(user))
                 .grow_to(whole.len() + data.len())?;
+        }
+        // The usual body is one frame: it is not copied.
+        if is_whole {
+            return Ok((data, share.map_or(Lent::nothing(), Share::lent)));
         }
         if whole.len() + data.len() > LARGE_BODY {
             // Addresses, of which no more is memory than has come: what grows is copied else, while everybody waits.
@@ -385,10 +387,17 @@ async fn collect(
     Ok((text, share.map_or(Lent::nothing(), Share::lent)))
 }
 
+/// Bytes of a body that are not counted: of HTTP/2 there are many on one connection.
+fn uncounted(version: Version) -> usize {
+    if version == Version::HTTP_2 {
+        UNCOUNTED
+    } else {
+        SMALL_BODY
+    }
+}
+
 const EVENT_END: &[u8] = b"\n\n";
-/// Bytes of a message that are copied into their event.
-const SMALL_EVENT: usize = 64 << 10;
-/// What every connection may send without asking.
+/// What every connection of HTTP/1 may send without asking.
 const SMALL_BODY: usize = 64 << 10;
 /// From so many bytes on a body has a place for all that was announced.
 const LARGE_BODY: usize = 1 << 20;
@@ -412,7 +421,7 @@ mod tests {
     /// A large message is one event like any other, whether or not it is the first, and none of its bytes is copied.
     #[tokio::test]
     async fn a_large_message_is_one_event_of_the_same_bytes() {
-        let large = Bytes::from(vec![b'x'; SMALL_EVENT + 1]);
+        let large = Bytes::from(vec![b'x'; UNCOUNTED + 1]);
         let whole = String::from_utf8(data(Some("0-1"), &large).to_vec()).unwrap();
         for is_first in [true, false] {
             let (_stream, exchange) = Exchange::example_with(&large);

@@ -8,7 +8,7 @@ use foldhash::HashMap;
 use crate::{
     auth::{Identity, PrincipalKey},
     http::Refusal,
-    session::Session,
+    session::{Session, UNCOUNTED},
 };
 
 /// The memory for request bodies: one budget for all, so that the product of connections
@@ -55,6 +55,12 @@ impl Budget {
             user: identity.principal_key(),
             bytes: 0,
         }
+    }
+
+    /// Bytes that are taken.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.taken().all
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
@@ -132,7 +138,7 @@ impl Lent {
         bytes: usize,
         (budget, user): (&Budget, &Identity),
     ) -> Result<(), Refusal> {
-        if bytes > SMALL_DOCUMENT {
+        if bytes > UNCOUNTED {
             let mut share = budget.share(user);
             share.grow_to(bytes)?;
             self.document = Some(Box::new(share));
@@ -168,8 +174,6 @@ impl Lent {
 
 /// Bytes of all large bodies at once; a sixth of what the unit may take (`MemoryHigh=`).
 const ALL_BODIES: usize = 128 << 20;
-/// Bytes that an ordinary message takes beside its text: they are not counted.
-const SMALL_DOCUMENT: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -255,7 +259,7 @@ mod tests {
             format!(r#"{{"jsonrpc":"2.0","id":1,"method":"ping","params":{{"v":[{many}0]}}}}"#)
         };
         let mut all = Vec::new();
-        for (count, is_counted) in [(1000, false), (20_000, true), (1 << 20, true)] {
+        for (count, is_counted) in [(200, false), (1000, true), (1 << 20, true)] {
             let call = Call::read(body(count).into(), false).unwrap();
             for has_share in [false, true] {
                 let mut share = budget.share(&alice);
@@ -283,7 +287,7 @@ mod tests {
                 all.push(lent);
                 counted.err()
             };
-            let refusal = (0..1000).find_map(refused);
+            let refusal = (0..10_000).find_map(refused);
             assert_eq!(matches!(refusal, Some(Refusal::Overloaded)), is_counted);
             all.clear();
         }

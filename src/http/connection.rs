@@ -5,6 +5,10 @@ use std::{
     future::{Future, pending},
     io,
     pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -258,11 +262,17 @@ async fn serve_two<F>(
 ) where
     F: Future<Output = Response> + Send + 'static,
 {
-    let service = service_fn(|request: Request<Incoming>| {
+    let heads = Arc::new(AtomicUsize::new(0));
+    let service = service_fn(|mut request: Request<Incoming>| {
         let (_, busy) = activity.begin();
+        let kept = KeptHead::of(&request, &heads);
         let response = answer(if request.headers().len() > MAX_HEADERS {
             Err(Refusal::HeadTooLarge)
+        } else if kept.is_too_much() {
+            Err(Refusal::Overloaded)
         } else {
+            // For as long as there is anything of its head.
+            request.extensions_mut().insert(Arc::new(kept));
             Ok(request)
         });
         let activity = activity.clone();
@@ -315,6 +325,36 @@ async fn serve_two<F>(
     }
 }
 
+/// What the head of one request takes, of all that a connection of HTTP/2 keeps at once.
+struct KeptHead {
+    bytes: usize,
+    all: Arc<AtomicUsize>,
+}
+
+impl KeptHead {
+    fn of<B>(request: &Request<B>, all: &Arc<AtomicUsize>) -> Self {
+        let target = request.uri().path_and_query();
+        let lines = request.headers().iter().map(|(name, value)| {
+            // As RFC 9113 §6.5.2 counts them: what a line takes besides is about that.
+            name.as_str().len() + value.len() + 32
+        });
+        let bytes = target.map_or(0, |target| target.as_str().len()) + lines.sum::<usize>();
+        all.fetch_add(bytes, Ordering::Relaxed);
+        let all = all.clone();
+        Self { bytes, all }
+    }
+
+    fn is_too_much(&self) -> bool {
+        self.all.load(Ordering::Relaxed) > MAX_HEADS
+    }
+}
+
+impl Drop for KeptHead {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// Waits until the connection is to be drained and its first request, which may have
 /// been on its way, had its time. Whoever waits for this looks first at what has come.
 pub(super) async fn told(mut drain: watch::Receiver<bool>, activity: Option<&Activity>) {
@@ -351,9 +391,11 @@ const FIRST_REQUEST: Duration = Duration::from_secs(1);
 const GOING: Duration = Duration::from_secs(1);
 /// Requests at once on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 64;
+/// Bytes of their heads: of each of them 8 KiB, or of some the 32 that a head may have.
+const MAX_HEADS: usize = 512 << 10;
 /// Bytes of bodies that a client may send before anybody reads them: of one request, of all.
 const STREAM_WINDOW: u32 = 64 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 256 << 10;
 const MAX_FRAME: u32 = 16 << 10;
 /// Bytes of one answer that wait for the client.
 const SEND_BUFFER: usize = 64 << 10;
@@ -371,11 +413,14 @@ mod tests {
         },
     };
 
+    use bytes::Bytes;
     use http::StatusCode;
+    use http_body_util::Full;
+    use hyper::client;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
         net::TcpStream,
-        task::JoinHandle,
+        task::{JoinHandle, JoinSet},
         time::sleep,
     };
 
@@ -388,12 +433,13 @@ mod tests {
             reply,
             testing::{connected, ends_after},
         },
+        session::UNCOUNTED,
     };
 
     /// A served connection; time stands still but for what is waited for.
-    fn connect(drain: watch::Receiver<bool>) -> (DuplexStream, tokio::task::JoinSet<()>) {
+    fn connect(drain: watch::Receiver<bool>) -> (DuplexStream, JoinSet<()>) {
         let (client, server) = duplex(1 << 20);
-        let mut serving = tokio::task::JoinSet::new();
+        let mut serving = JoinSet::new();
         serving.spawn(serving_with(server, drain, says_it_again));
         (client, serving)
     }
@@ -880,5 +926,62 @@ mod tests {
         client.read_to_end(&mut answer).await.unwrap();
         assert!(answer.windows(10).any(|part| part == b"{\"mine\":1}"));
         serving.join_next().await.unwrap().unwrap();
+    }
+
+    /// Asks once, with so large a body.
+    async fn asks(version: Version, client: DuplexStream, size: usize) -> StatusCode {
+        let body = Full::new(Bytes::from(vec![b'x'; size]));
+        let request = Request::post("http://x/").header(header::HOST, "x");
+        let (request, client) = (request.body(body).unwrap(), TokioIo::new(client));
+        let mut others = JoinSet::new();
+        let response = match version {
+            Version::One => {
+                let (mut sender, connection) =
+                    client::conn::http1::handshake(client).await.unwrap();
+                others.spawn(connection);
+                sender.send_request(request).await
+            }
+            Version::Two => {
+                let executor = hyper_util::rt::TokioExecutor::new();
+                let handshake = client::conn::http2::handshake(executor, client);
+                let (mut sender, connection) = handshake.await.unwrap();
+                others.spawn(connection);
+                sender.send_request(request).await
+            }
+        };
+        response.unwrap().status()
+    }
+
+    /// fault-46, conn-13: there are many requests on a connection of HTTP/2, and the small body of each counts.
+    #[tokio::test]
+    async fn small_bodies_count_where_many_come_on_one_connection() {
+        for (version, size, is_counted) in [
+            (Version::Two, 100, false),
+            (Version::Two, UNCOUNTED, false),
+            (Version::Two, UNCOUNTED + 1, true),
+            (Version::Two, 60 << 10, true),
+            (Version::One, 60 << 10, false),
+            (Version::One, 70 << 10, true),
+        ] {
+            let budget = Budget::new(1 << 20);
+            let (all, held) = (budget.clone(), Arc::new(std::sync::Mutex::new(Vec::new())));
+            let answer = move |asked: Asked| {
+                let (all, held) = (all.clone(), held.clone());
+                async move {
+                    let (head, mut body) = asked.unwrap().into_parts();
+                    let user = Identity::example("https://i", "alice");
+                    let read = body::read((head.version, &mut body), 1 << 20, (&all, &user));
+                    let read = read.await.unwrap();
+                    held.lock().unwrap().push(read);
+                    reply::empty(StatusCode::ACCEPTED)
+                }
+            };
+            let (client, server) = duplex(1 << 20);
+            let (_drain, draining) = watch::channel(false);
+            let _serving = tokio::spawn(serving_with(server, draining, answer.clone()));
+            assert_eq!(asks(version, client, size).await, StatusCode::ACCEPTED);
+            let counted = if is_counted { size } else { 0 };
+            assert_eq!(budget.bytes(), counted, "{version:?} {size}");
+        }
     }
 }

@@ -52,6 +52,7 @@ pub use aside::aside;
 pub use conversation::Session;
 pub use exchange::{Event, Failure, Finish};
 pub use listening::{NoStream, Resumed};
+pub use room::UNCOUNTED;
 pub use seal::{Seal, StateError};
 pub use sent::{SendError, Sent};
 pub use stream::{Exchange, Late, Style};

@@ -86,7 +86,7 @@ impl Rooms {
 impl Room {
     /// The text, counted if it is large; `None` if there is no room for it.
     pub(super) fn hold(self: &Arc<Self>, text: Bytes) -> Option<Bytes> {
-        if text.len() <= SMALL {
+        if text.len() <= UNCOUNTED {
             return Some(text);
         }
         self.hold_all(text)
@@ -99,7 +99,7 @@ impl Room {
 
     /// The text, counted if it is large, whether or not there is room: it is there already.
     pub(super) fn hold_anyway(self: &Arc<Self>, text: Bytes) -> Bytes {
-        if text.len() <= SMALL {
+        if text.len() <= UNCOUNTED {
             return text;
         }
         self.take(text.len(), true);
@@ -164,8 +164,8 @@ impl Drop for Held {
 /// More where messages are larger.
 const SESSION: usize = 16 << 20;
 const SERVER: usize = 128 << 20;
-/// What is not counted: every call may have such an answer.
-const SMALL: usize = 64 << 10;
+/// Bytes of a text that are not counted: there are thousands of calls, and each may have such an answer.
+pub const UNCOUNTED: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -22,7 +22,7 @@ use crate::{
         aside::cut_down,
         calls::SOON,
         exchange::{Event, Finish},
-        room::Room,
+        room::{Room, UNCOUNTED},
     },
 };
 
@@ -494,8 +494,6 @@ const MAX_EVENTS: usize = 256;
 const MAX_UNREAD: usize = 1 << 20;
 /// Bytes of what is kept of a stream although it was read.
 const MAX_READ: usize = 256 << 10;
-/// Bytes in one stream that are not counted as its session's; an answer is where it is large.
-const UNCOUNTED: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -218,7 +218,12 @@ async fn a_call_that_waits_holds_no_head() {
                 ("x-filler", &filler),
             ]);
             let mut frames = Frames::open(running.address).await;
-            for (stream, body) in (1..).step_by(2).zip(bodies) {
+            for (number, (stream, body)) in (1..).step_by(2).zip(bodies).enumerate() {
+                if number == CALLS / 2 {
+                    // More heads at once are more than one connection may have.
+                    let before = (twos.len() * CALLS) + number;
+                    running.says_often("holding ", before).await;
+                }
                 let head = frame(HEADERS, END_HEADERS, stream, &head);
                 let body = frame(DATA, END_STREAM, stream, body.as_bytes());
                 frames.send(&[head, body].concat()).await;

@@ -179,8 +179,10 @@ fn length(block: &mut Vec<u8>, length: usize) {
 }
 
 /// The status that a header block begins with; each connection's first one only,
-/// since later ones may be in the table.
-fn status(block: &[u8]) -> u16 {
+/// since later ones may be in the table, unless the client wants none.
+pub fn status(block: &[u8]) -> u16 {
+    // The table is empty from here on.
+    let block = block.strip_prefix(&[0x20]).unwrap_or(block);
     match block[0] {
         0x88 => 200,
         0x89 => 204,
@@ -190,13 +192,15 @@ fn status(block: &[u8]) -> u16 {
         0x8d => 404,
         0x8e => 500,
         // `:status`, and digits in the code of RFC 7541 Appendix B.
-        0x48 if block[1] & 0x80 != 0 => {
+        0x08 | 0x48 if block[1] & 0x80 != 0 => {
             let length = usize::from(block[1] & 0x7f);
             let mut bits = [0xff; 4];
             bits[..length].copy_from_slice(&block[2..2 + length]);
             digits(u32::from_be_bytes(bits))
         }
-        0x48 if block[1] == 0x03 => std::str::from_utf8(&block[2..5]).unwrap().parse().unwrap(),
+        0x08 | 0x48 if block[1] == 0x03 => {
+            std::str::from_utf8(&block[2..5]).unwrap().parse().unwrap()
+        }
         other => panic!("no status: {other:#x} in {block:x?}"),
     }
 }

@@ -18,7 +18,7 @@ use crate::{
         ACK, COMPRESSION_ERROR, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM,
         End, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, Frames, GOAWAY, HEADERS, PING, PRIORITY,
         PROTOCOL_ERROR, PUSH_PROMISE, RST_STREAM, SETTINGS, STREAM_CLOSED, WINDOW_UPDATE, block,
-        frame,
+        frame, status,
     },
     house::{Caller, House, call, house, initialize},
     modern,
@@ -989,6 +989,74 @@ async fn streams_at_once_are_limited() {
     let framing = edge.house.records.wait_for_all(&["THV_REASON=framing "], 1);
     assert_eq!(framing.await.len(), 1);
     edge.serves().await;
+}
+
+/// conn-13, h1-13: the heads of the requests that wait on one connection have a bound of their own; one more is told
+/// to come back, reaches nobody, and is served when there is room.
+#[tokio::test]
+async fn heads_at_once_are_limited() {
+    let edge = Edge::of_alice().await;
+    let value = "y".repeat(6000);
+    let head = |stream, length| {
+        let more = [
+            ("x", value.as_str()),
+            ("z", &value),
+            ("content-length", length),
+        ];
+        frame(HEADERS, END_HEADERS, stream, &edge.good(&more))
+    };
+    let mut client = Frames::open(edge.house.address).await;
+    // SETTINGS_HEADER_TABLE_SIZE = 0: each answer is spelled by itself.
+    client
+        .send(&frame(SETTINGS, 0, 0, &[0, 1, 0, 0, 0, 0]))
+        .await;
+    // Each waits for a body that is still to come.
+    let waiting: Vec<u32> = (1..120).step_by(2).collect();
+    for stream in &waiting {
+        client.send(&head(*stream, "3")).await;
+    }
+    // As RFC 9113 §6.5.2 counts them, without those that make the target.
+    let lines = [
+        ("content-type", "application/json"),
+        ("accept", "application/json, text/event-stream"),
+        ("authorization", edge.bearer.as_ref().unwrap()),
+        ("x", &value),
+        ("z", &value),
+        ("content-length", "3"),
+    ];
+    let size: usize = lines
+        .iter()
+        .map(|(name, value)| name.len() + value.len() + 32)
+        .sum();
+    let fit = (512 << 10) / (size + "/mcp".len());
+    let mut told = Vec::new();
+    while told.len() < waiting.len() - fit {
+        let (kind, _, stream, payload) = client.next().await.expect("an answer");
+        if kind == HEADERS {
+            assert_eq!(status(&payload), 503, "{stream}");
+            told.push(stream);
+        }
+    }
+    // Those that had come before them are not concerned.
+    assert_eq!(told, waiting[fit..]);
+    let denied = edge.last_refused(told.len()).await;
+    assert!(denied.contains("THV_REASON=overloaded "), "{denied}");
+    for stream in waiting.iter().filter(|stream| !told.contains(stream)) {
+        client
+            .send(&frame(DATA, END_STREAM, *stream, b"{}\n"))
+            .await;
+        loop {
+            let (kind, _, of, payload) = client.next().await.expect("an answer");
+            if kind == HEADERS {
+                assert_eq!((status(&payload), of), (400, *stream));
+                break;
+            }
+        }
+    }
+    client.send(&head(121, "3")).await;
+    client.send(&frame(DATA, END_STREAM, 121, b"{}\n")).await;
+    assert_eq!(client.end().await, End::Status(400));
+    assert_eq!(edge.house.children_started(), 0);
 }
 
 /// Mended files are found by who comes next: nobody stays with the mode that says 503.
