@@ -397,7 +397,7 @@ impl Session {
         mut event: Event,
     ) {
         if let Event::Answer(text) = event {
-            event = match self.room.hold(text) {
+            event = match self.hold(state, text) {
                 Some(text) => Event::Answer(text),
                 None => {
                     (reason, bytes_out) = (Some(Failure::NoRoom.reason()), 0);

@@ -357,6 +357,7 @@ impl Session {
         self.look_at_watched(&mut state, now);
         self.give_up_subscribing(&mut state, now);
         state.listening.sweep(now);
+        self.forget_read_if_scarce(&mut state);
         if state.in_flight.is_empty() {
             // Thousands of sessions wait for their users most of the time.
             state.in_flight.shrink_to_fit();

@@ -86,6 +86,14 @@ impl Listening {
             .retain(|kept| now.duration_since(kept.since) < KEPT_FOR);
     }
 
+    /// Keeps nothing that was read.
+    fn forget_read(&mut self) {
+        self.kept.retain(|kept| !kept.stream.is_read());
+        if let Some(own) = &self.own {
+            own.forget_read();
+        }
+    }
+
     /// Tells the session's own stream, if somebody listens to it.
     pub(super) fn tell(&self, event: Event) -> bool {
         let own = self.own.as_ref().filter(|own| own.is_heard());
@@ -101,6 +109,22 @@ impl Listening {
 }
 
 impl Session {
+    /// The text, counted if it is large, in place of what was read where there is no other; `None` if there is no
+    /// room for it.
+    pub(super) fn hold(&self, state: &mut State, text: Bytes) -> Option<Bytes> {
+        self.room.hold(text.clone()).or_else(|| {
+            state.forget_read();
+            self.room.hold(text)
+        })
+    }
+
+    /// What was read is kept for those who come back, but not where what is to be read needs its room.
+    pub(super) fn forget_read_if_scarce(&self, state: &mut State) {
+        if self.room.is_scarce() {
+            state.forget_read();
+        }
+    }
+
     /// Opens the session's own stream; whoever listened to it before hears no more.
     pub fn listen(&self) -> Result<Exchange, SendError> {
         let mut state = self.lock()?;
@@ -300,6 +324,15 @@ fn logging<'a>(state: &'a State, method: &str) -> Option<(&'a Arc<Stream>, usize
     }
 }
 
+impl State {
+    fn forget_read(&mut self) {
+        self.listening.forget_read();
+        for call in self.in_flight.values() {
+            call.stream.forget_read();
+        }
+    }
+}
+
 fn is_about_the_server(method: &str) -> bool {
     method.ends_with("/list_changed") || method == "notifications/resources/updated"
 }
@@ -314,3 +347,87 @@ const MAX_ASKED: usize = 64;
 const MAX_KEPT: usize = 16;
 const MAX_KEPT_BYTES: usize = 2 << 20;
 const KEPT_FOR: Duration = Duration::from_secs(120);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        auth::Identity,
+        session::{pump, room::Rooms, testing},
+    };
+
+    const ASKS: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","_meta":{"progressToken":1}}}"#;
+
+    /// A step of the first request's, or the answer to the request of that number, of so many bytes.
+    fn step(bytes: usize) -> Bytes {
+        let text = "x".repeat(bytes);
+        format!(r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken":1,"progress":1,"message":"{text}"}}}}"#).into()
+    }
+
+    fn answer(number: u64, bytes: usize) -> Bytes {
+        let text = "x".repeat(bytes);
+        format!(r#"{{"jsonrpc":"2.0","id":{number},"result":{{"text":"{text}"}}}}"#).into()
+    }
+
+    /// conn-3, mcp-L6: what is kept of streams for who comes back makes room for what nobody has read yet.
+    #[tokio::test]
+    async fn what_was_read_makes_room_for_an_answer() {
+        let (session, _lines) = testing::session(Era::Legacy);
+        let mut asked = testing::asked(&session, ASKS);
+        asked.as_events();
+        for _ in 0..2 {
+            assert!(pump::take(&session, step(100 << 10)));
+            assert!(matches!(asked.next().await, Some(Event::Message(_))));
+        }
+        let others = session
+            .room
+            .hold_anyway(vec![0; (16 << 20) - (300 << 10)].into());
+        let second = ASKS.replace(r#""id":1"#, r#""id":2"#);
+        let mut second = testing::asked(&session, &second);
+        assert!(pump::take(&session, answer(2, 90 << 10)));
+        assert!(matches!(second.next().await, Some(Event::Answer(_))));
+        // Where nothing more was read, there is no room.
+        drop(second);
+        let third = ASKS.replace(r#""id":1"#, r#""id":3"#);
+        let mut third = testing::asked(&session, &third);
+        assert!(pump::take(&session, answer(3, 400 << 10)));
+        let told = third.next().await;
+        assert!(
+            matches!(told, Some(Event::Failed(Failure::NoRoom))),
+            "{told:?}"
+        );
+        drop(others);
+    }
+
+    /// mcp-L6: an answer that was read is kept for who comes back; not where its user has much that is not read,
+    /// whichever session it is in.
+    #[tokio::test]
+    async fn what_was_read_is_not_kept_where_its_user_has_much_to_read() {
+        let rooms = Rooms::new(1);
+        let alice = || Identity::example("https://a", "alice");
+        let (session, _lines) = testing::session_of(alice(), Era::Legacy, &rooms);
+        let mut asked = testing::asked(&session, ASKS);
+        asked.as_events();
+        assert!(pump::take(&session, step(10)));
+        assert!(pump::take(&session, answer(1, 1 << 20)));
+        let resumes = || session.resume("1-1").is_ok();
+        let idle = Duration::from_secs(600);
+        session.sweep(Instant::now(), idle);
+        assert!(resumes() && rooms.taken() > 1 << 20);
+        let (other, _others) = testing::session_of(alice(), Era::Legacy, &rooms);
+        let much = other.room.hold_anyway(vec![0; 40 << 20].into());
+        session.sweep(Instant::now(), idle);
+        assert!(resumes(), "it is not read yet");
+        while asked.next().await.is_some() {}
+        drop(much);
+        session.sweep(Instant::now(), idle);
+        assert!(resumes());
+        let mut again = session.resume("1-1").unwrap().exchange;
+        while again.next().await.is_some() {}
+        drop((again, asked));
+        let _much = other.room.hold_anyway(vec![0; 40 << 20].into());
+        session.sweep(Instant::now(), idle);
+        assert!(!resumes());
+        assert_eq!(rooms.taken(), 40 << 20);
+    }
+}

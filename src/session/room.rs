@@ -112,6 +112,13 @@ impl Room {
         !self.fits(&taken, 0)
     }
 
+    /// Whether its user has more than half of what he may: then nothing is kept that was read.
+    pub(super) fn is_scarce(&self) -> bool {
+        let taken = self.of.lock();
+        let user = taken.users.get(&self.user).copied().unwrap_or_default();
+        user > self.of.0.may_have(&taken, user) / 2
+    }
+
     fn held(self: &Arc<Self>, text: Bytes) -> Bytes {
         let room = self.clone();
         Bytes::from_owner(Held { text, room })
@@ -133,9 +140,16 @@ impl Room {
         let user = taken.users.get(&self.user).copied().unwrap_or_default();
         // Changed under the same lock alone.
         let session = self.taken.load(Ordering::Relaxed);
+        user + more <= bounds.may_have(taken, user) && session + more <= bounds.session
+    }
+}
+
+impl Inner {
+    /// Bytes that one may have in all who has so many now.
+    fn may_have(&self, taken: &Taken, user: usize) -> usize {
         // Whoever takes leaves as much as he has to those who come later.
-        let left_by_others = bounds.all.saturating_sub(taken.all - user);
-        user + more <= bounds.user.min(left_by_others / 2) && session + more <= bounds.session
+        let left_by_others = self.all.saturating_sub(taken.all - user);
+        self.user.min(left_by_others / 2)
     }
 }
 

@@ -179,6 +179,19 @@ impl Stream {
         !state.done && (state.attached || state.known)
     }
 
+    /// Keeps nothing that was read.
+    pub(super) fn forget_read(&self) {
+        let mut state = self.state();
+        while state.first < state.next {
+            state.forget_first();
+        }
+    }
+
+    /// Whether all of it was read.
+    pub(super) fn is_read(&self) -> bool {
+        self.state().unread_events() == 0
+    }
+
     /// Whether a client may come back for it.
     pub(super) fn is_known(&self) -> bool {
         let state = self.state();
