@@ -23,7 +23,7 @@ use crate::{
     mcp::{Message, version},
     session::{
         Session,
-        aside::aside,
+        aside::{aside, is_large},
         blame,
         ending::{Output, Served},
         exchange::Failure,
@@ -45,6 +45,8 @@ pub(super) struct Shared {
     /// Bytes of those that wait beyond that.
     beyond: AtomicUsize,
     state: Mutex<State>,
+    /// Bytes of large messages that may still be read.
+    reads: Semaphore,
     /// Lines of members enter the child in the order in which they were switched.
     order: tokio::sync::Mutex<()>,
     unheard: AtomicU64,
@@ -82,6 +84,7 @@ impl Shared {
             principal,
             stdin,
             room: Semaphore::new(MAX_UNWRITTEN as usize),
+            reads: Semaphore::new(MAX_READ as usize),
             beyond: AtomicUsize::new(0),
             state: Mutex::new(state),
             order: tokio::sync::Mutex::default(),
@@ -154,7 +157,13 @@ impl Shared {
     }
 
     async fn say(&self, member: u64, mut parts: Vec<Bytes>, bytes: usize) {
-        let turn = self.order.lock().await;
+        // Others go on while it is read, and what is known of large ones is memory, too, until it is its turn.
+        let counted = u32::try_from(bytes).map_or(MAX_READ, |bytes| bytes.min(MAX_READ));
+        let place = if is_large(bytes) {
+            Some(self.reads.acquire_many(counted).await)
+        } else {
+            None
+        };
         let read = move || {
             let mut line = match parts.len() {
                 1 => parts.pop().unwrap_or_default(),
@@ -167,7 +176,9 @@ impl Shared {
         let Ok(message) = aside(bytes, read).await else {
             return;
         };
+        let turn = self.order.lock().await;
         let out = self.state().switch.said_by(member, &message);
+        drop((message, place));
         for out in out {
             match out {
                 Out::ToChild(line) => {
@@ -369,9 +380,15 @@ fn size(line: &Line) -> u32 {
 
 /// Bytes of lines waiting for a child that does not read.
 const MAX_UNWRITTEN: u32 = 8 << 20;
+/// Bytes of large messages that are read at once; a single longer one still is.
+const MAX_READ: u32 = 4 << 20;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::{task::JoinSet, time::timeout};
+
     use super::*;
     use crate::{
         mcp::Era,
@@ -398,6 +415,54 @@ mod tests {
             leaves.close();
         };
         tokio::join!(served, leaving);
+    }
+
+    /// probe-68: a large message of one member's is read beside what the others say.
+    #[tokio::test]
+    async fn a_large_message_holds_up_no_other_member() {
+        let (shared, mut child) = Shared::new(PrincipalKey::EVERYBODY, true, 8);
+        // No other is read meanwhile, wherever it is.
+        let mut goes_on = Vec::new();
+        let mut all = JoinSet::new();
+        for _ in 0..2 {
+            let (go_on, wait) = std::sync::mpsc::channel::<()>();
+            goes_on.push(go_on);
+            all.spawn(aside(1 << 20, move || wait.recv().is_err()));
+        }
+        let large = format!(
+            r#"{{"id":1,"method":"ping","params":{{"v":"{}"}}}}"#,
+            "x".repeat(1 << 20)
+        );
+        let small = r#"{"id":1,"method":"ping"}"#;
+        let mut members = Vec::new();
+        for text in [&large, small] {
+            let (session, lines) = session();
+            let member = shared.join(&session, None).unwrap();
+            session
+                .write(Line::Whole(format!("{text}\n").into()))
+                .unwrap();
+            members.push(session.clone());
+            let shared = shared.clone();
+            all.spawn(async move {
+                shared.serve(member, session, lines).await;
+                true
+            });
+            tokio::task::yield_now().await;
+        }
+        let first = timeout(Duration::from_secs(60), child.recv())
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(first.len() < 100, "{}", first.len());
+        drop(goes_on);
+        let mut second = 0;
+        while second <= large.len() {
+            second += child.recv().await.unwrap().len();
+        }
+        for session in members {
+            session.close();
+        }
+        assert!(all.join_all().await.into_iter().all(|told| told));
     }
 
     /// probe-68: what a member leaves behind ends at a child that others share, also where that reads nothing when he

@@ -498,9 +498,9 @@ fn waiting(event: &Event) -> usize {
     }
 }
 
-/// Bytes of a list that is cut down where everybody waits: a millisecond of decisions, and of the
-/// shortest names there are some twenty.
-const LONG_LIST: usize = 32 << 10;
+/// Bytes of a list that is cut down where everybody waits: of the shortest names there are three hundred, which are
+/// some milliseconds of decisions.
+const LONG_LIST: usize = 4 << 10;
 /// Events of one stream: unread ones, beyond which messages are left out, and kept ones.
 const MAX_EVENTS: usize = 256;
 /// Bytes of messages waiting for one client, and of what is kept; a single longer one still goes (conn-3).
