@@ -42,7 +42,7 @@ use crate::{
         route,
         route::Route,
     },
-    mcp::{Call, CallError, Era, Id, Message, Target, cache, method, tools, version},
+    mcp::{Call, CallError, Era, Id, Message, NoCall, Target, cache, method, tools, version},
     session::{Exchange, SendError, Sent, Sessions},
 };
 
@@ -259,7 +259,7 @@ fn permitted(
     if let Target::Tool(name) = call.target()
         && !(gateway.config.any_tool_name || tools::is_plain(name))
     {
-        return Err(CallError::Params("no tool has such a name").into());
+        return Err(Refusal::NoTool);
     }
     let permit = gateway.engine.decide(identity, call).map_err(|denied| {
         record.policies = denied.policies.into();
@@ -422,6 +422,7 @@ fn session_id(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
 }
 
 /// A refusal, and the id of the request that it answers, where that is known.
+#[derive(Debug)]
 struct Refused {
     refusal: Refusal,
     id: Option<Id>,
@@ -430,6 +431,13 @@ struct Refused {
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
         Self { refusal, id: None }
+    }
+}
+
+impl From<NoCall> for Refused {
+    fn from(NoCall { error, id }: NoCall) -> Self {
+        let refusal = error.into();
+        Self { refusal, id }
     }
 }
 

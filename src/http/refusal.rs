@@ -71,6 +71,9 @@ pub enum Refusal {
     /// A method that modern MCP does not have, or nobody may call.
     #[error("method not found")]
     NoMethod,
+    /// A tool with a name that none has here.
+    #[error("wrong parameters: no tool has such a name")]
+    NoTool,
     #[error("not permitted")]
     Denied(DenyReason),
     /// A policy would permit it to a token with these scopes.
@@ -135,7 +138,7 @@ impl Refusal {
             Self::Auth(error) => Reason::from(error),
             Self::Call(CallError::NotJson) => Reason::NotJson,
             Self::Call(CallError::Invalid(_)) => Reason::NotJsonRpc,
-            Self::Call(CallError::Params(_)) => Reason::BadParameters,
+            Self::Call(CallError::Params(_)) | Self::NoTool => Reason::BadParameters,
             Self::Version(..) => Reason::VersionUnsupported,
             Self::Denied(DenyReason::Policy) => Reason::Policy,
             Self::Denied(DenyReason::PolicyError) => Reason::PolicyError,
@@ -204,8 +207,9 @@ impl Refusal {
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::Expectation => StatusCode::EXPECTATION_FAILED,
             Self::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            // Legacy MCP names no status for it; its SDKs read 200 (tok-125).
-            Self::Denied(DenyReason::Method) => StatusCode::OK,
+            // Legacy MCP names no status for it; its SDKs read 200 (tok-125), as is said of any other tool that there is
+            // not, and some of them ask nothing more after another one.
+            Self::Denied(DenyReason::Method) | Self::NoTool => StatusCode::OK,
             Self::Open(OpenError::Full | OpenError::Start(_))
             | Self::Auth(AuthError::IssuerDown { .. })
             | Self::Exchange(ExchangeError::Down(_))
@@ -296,7 +300,7 @@ impl Refusal {
                 (-32602, reason(Reason::StateInvalid.as_str()))
             }
             Self::Send(SendError::State(_)) => (-32602, reason(self.reason().as_str())),
-            Self::Call(CallError::Params(_)) => (-32602, reason("bad-parameters")),
+            Self::Call(CallError::Params(_)) | Self::NoTool => (-32602, reason("bad-parameters")),
             Self::Denied(DenyReason::Method) | Self::NoMethod => (-32601, reason("method-unknown")),
             Self::HeaderMismatch(_) => (-32020, reason("header-mismatch")),
             Self::Version(requested, era) => (
@@ -331,6 +335,7 @@ impl Refusal {
                 | Self::Version(..)
                 | Self::HeaderMismatch(_)
                 | Self::NoMethod
+                | Self::NoTool
                 | Self::NoEvent
                 | Self::Denied(_)
                 | Self::Scope(_)

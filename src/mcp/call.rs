@@ -1,13 +1,12 @@
 //! One message from a client, read once.
 
-use std::{borrow::Cow, ops::Range, sync::Arc};
+use std::{borrow::Cow, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
-use memchr::memchr2;
+use bytes::Bytes;
 
 use crate::{
-    json::{self, Document, JsonError, Kind, Place, Value},
-    mcp::{members::Members, meta, method, subscription},
+    json::{JsonError, Kind, Place, Value},
+    mcp::{Message, members::Members, meta, method, subscription},
 };
 
 /// Which half of MCP's history a message belongs to.
@@ -17,97 +16,6 @@ pub enum Era {
     Legacy,
     /// 2026-07-28: stateless, per-request `_meta`.
     Modern,
-}
-
-/// A JSON-RPC message: its bytes, and what stands where in them.
-#[derive(Clone, Debug)]
-pub struct Message {
-    bytes: Bytes,
-    document: Document,
-    one_line: bool,
-}
-
-impl Message {
-    /// Reads one JSON document strictly.
-    pub fn parse(bytes: Bytes) -> Result<Self, JsonError> {
-        let document = Document::parse(&bytes, json::MESSAGE)?;
-        Ok(Self {
-            bytes,
-            document,
-            one_line: false,
-        })
-    }
-
-    /// The same message with spaces for the line breaks between its tokens (inside strings JSON has
-    /// none). Work that grows with it; where it has breaks and somebody else holds its bytes, a copy.
-    pub fn on_one_line(mut self) -> Self {
-        if memchr2(b'\n', b'\r', &self.bytes).is_some() {
-            let text = self.bytes.try_into_mut();
-            let mut text = text.unwrap_or_else(|shared| BytesMut::from(&shared[..]));
-            for byte in text.iter_mut() {
-                if matches!(byte, b'\n' | b'\r') {
-                    *byte = b' ';
-                }
-            }
-            self.bytes = text.freeze();
-        }
-        self.one_line = true;
-        self
-    }
-
-    /// Has its bytes in what `keep` makes of them: the same ones, counted.
-    pub fn keep(&mut self, keep: impl FnOnce(Bytes) -> Bytes) {
-        self.bytes = keep(std::mem::take(&mut self.bytes));
-    }
-
-    /// The same text, of which it is known only where these members stand, a list of names for each depth.
-    pub fn outline(&self, names: &[&[&str]]) -> Self {
-        Self {
-            bytes: self.bytes.clone(),
-            document: self.document.outline(&self.bytes, names),
-            one_line: self.one_line,
-        }
-    }
-
-    /// Bytes of memory that it takes to know what stands where in its text.
-    pub fn document_size(&self) -> usize {
-        self.document.size()
-    }
-
-    /// Whether it is known to have no line breaks.
-    pub fn is_one_line(&self) -> bool {
-        self.one_line
-    }
-
-    pub fn root(&self) -> Value<'_> {
-        self.document.root(&self.bytes)
-    }
-
-    /// The value at a place of this message's.
-    pub fn at(&self, place: Place) -> Value<'_> {
-        self.document.at(&self.bytes, place)
-    }
-
-    pub fn bytes(&self) -> &Bytes {
-        &self.bytes
-    }
-
-    /// The message's text with `replacements` in place of the given spans;
-    /// they must be in order and must not overlap. All else stays byte for byte.
-    pub fn with(&self, replacements: &[(Range<usize>, &[u8])]) -> Vec<u8> {
-        let grown: usize = replacements.iter().map(|(_, text)| text.len()).sum();
-        let left_out: usize = replacements.iter().map(|(span, _)| span.len()).sum();
-        // With room for the end of a line: a long message is not copied once more for it.
-        let mut out = Vec::with_capacity(self.bytes.len() - left_out + grown + 1);
-        let mut at = 0;
-        for (span, text) in replacements {
-            out.extend_from_slice(&self.bytes[at..span.start]);
-            out.extend_from_slice(text);
-            at = span.end;
-        }
-        out.extend_from_slice(&self.bytes[at..]);
-        out
-    }
 }
 
 /// A request id as the client wrote it: a string or an integer, quotes
@@ -206,7 +114,7 @@ pub enum Aim {
 impl Call {
     /// Reads a request body. `modern_header` says that the HTTP request named
     /// the modern version.
-    pub fn read(body: Bytes, modern_header: bool) -> Result<Self, CallError> {
+    pub fn read(body: Bytes, modern_header: bool) -> Result<Self, NoCall> {
         let message =
             Message::parse(body)
                 .map(Message::on_one_line)
@@ -218,18 +126,47 @@ impl Call {
                 })?;
         let root = message.root();
         if root.kind() == Kind::Array {
-            return Err(CallError::Invalid(
-                "batches are not part of this protocol version",
-            ));
+            return Err(CallError::Invalid("batches are not part of this protocol version").into());
         }
         if root.kind() != Kind::Object {
-            return Err(CallError::Invalid("a message is an object"));
+            return Err(CallError::Invalid("a message is an object").into());
         }
         let members = Members::of(root);
+        let found = Self::found(&members, modern_header);
+        let Found {
+            shape,
+            method,
+            aim,
+            era,
+            meta,
+        } = found.map_err(|error| NoCall {
+            error,
+            // Of what may have been a request (JSON-RPC 2.0, section 5).
+            id: members
+                .method
+                .and(members.id)
+                .and_then(|id| Id::of(id).ok()),
+        })?;
+        let [id, params, meta] =
+            [members.id, members.params, meta].map(|value| value.map(Value::place));
+        Ok(Self {
+            message,
+            shape,
+            method,
+            aim,
+            era,
+            id,
+            params,
+            meta,
+        })
+    }
+
+    /// What its members say.
+    fn found<'a>(members: &Members<'a>, modern_header: bool) -> Result<Found<'a>, CallError> {
         if members.jsonrpc.and_then(Value::as_str).as_deref() != Some("2.0") {
             return Err(CallError::Invalid("jsonrpc is not \"2.0\""));
         }
-        let shape = shape(&members)?;
+        let shape = shape(members)?;
         let (params, result) = (members.params, members.result);
         if meta::is_forged(params, result) {
             return Err(CallError::Params(
@@ -260,15 +197,11 @@ impl Call {
         } else {
             Aim::Server
         };
-        let [id, params, meta] = [members.id, params, meta].map(|value| value.map(Value::place));
-        Ok(Self {
-            message,
+        Ok(Found {
             shape,
             method,
             aim,
             era,
-            id,
-            params,
             meta,
         })
     }
@@ -338,6 +271,15 @@ impl Call {
     }
 }
 
+/// What the members of a call say.
+struct Found<'a> {
+    shape: Shape,
+    method: Arc<str>,
+    aim: Aim,
+    era: Era,
+    meta: Option<Value<'a>>,
+}
+
 /// Why a body is no call: the client's fault.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum CallError {
@@ -350,6 +292,20 @@ pub enum CallError {
     /// JSON-RPC `-32602`.
     #[error("wrong parameters: {0}")]
     Params(&'static str),
+}
+
+/// A body that is no call, and the id of the request that it may have been.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct NoCall {
+    pub error: CallError,
+    pub id: Option<Id>,
+}
+
+impl From<CallError> for NoCall {
+    fn from(error: CallError) -> Self {
+        Self { error, id: None }
+    }
 }
 
 fn shape(members: &Members<'_>) -> Result<Shape, CallError> {
@@ -488,7 +444,7 @@ mod tests {
     use super::*;
 
     fn read(body: &str) -> Result<Call, CallError> {
-        Call::read(Bytes::copy_from_slice(body.as_bytes()), false)
+        Call::read(Bytes::copy_from_slice(body.as_bytes()), false).map_err(|none| none.error)
     }
 
     #[track_caller]
@@ -529,12 +485,14 @@ mod tests {
         refused(&format!("{PING} {PING}"), "-32700");
         refused(&format!("{PING}x"), "-32700");
         assert_eq!(
-            Call::read(Bytes::from_static(b"{\"a\":\"\xff\"}"), false).unwrap_err(),
+            Call::read(Bytes::from_static(b"{\"a\":\"\xff\"}"), false)
+                .unwrap_err()
+                .error,
             CallError::NotJson
         );
         let utf16: Vec<u8> = PING.encode_utf16().flat_map(u16::to_le_bytes).collect();
         assert_eq!(
-            Call::read(utf16.into(), false).unwrap_err(),
+            Call::read(utf16.into(), false).unwrap_err().error,
             CallError::NotJson
         );
     }
@@ -823,6 +781,33 @@ mod tests {
                 .era(),
             Era::Legacy
         );
+    }
+
+    /// JSON-RPC 2.0, section 5: a request that is refused is told so under its id, wherever that can be read.
+    #[test]
+    fn a_request_that_is_refused_keeps_its_id() {
+        for (body, id) in [
+            (
+                r#"{"jsonrpc":"2.0","id":7,"method":"ping","params":null}"#,
+                Some("7"),
+            ),
+            (
+                r#"{"jsonrpc":"2.0","method":"tools/call","params":{"name":"a","arguments":null},"id":"x"}"#,
+                Some("\"x\""),
+            ),
+            (r#"{"id":7,"method":"ping"}"#, Some("7")),
+            (r#"{"jsonrpc":"2.0","id":7,"method":1}"#, Some("7")),
+            (r#"{"jsonrpc":"2.0","id":1.5,"method":"ping"}"#, None),
+            (r#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#, None),
+            (r#"{"jsonrpc":"2.0","method":"ping"}"#, None),
+            (r#"{"jsonrpc":"2.0","id":7,"result":1,"error":1}"#, None),
+            (r#"[{"jsonrpc":"2.0","id":7,"method":"ping"}]"#, None),
+            ("{", None),
+        ] {
+            let none = Call::read(Bytes::from_static(body.as_bytes()), false).unwrap_err();
+            let found = none.id.as_ref().map(Id::as_json);
+            assert_eq!(found, id.map(str::as_bytes), "{body}");
+        }
     }
 
     /// fault-46: what a session keeps of a subscription is as short; what is only read may have any name.

@@ -10,6 +10,7 @@ pub mod edit;
 pub mod header;
 pub mod input;
 mod members;
+mod message;
 pub mod meta;
 pub mod method;
 pub mod reverse;
@@ -18,5 +19,6 @@ pub mod task;
 pub mod tools;
 pub mod version;
 
-pub use call::{Aim, Call, CallError, Era, Id, Message, Shape, Target, spelled};
+pub use call::{Aim, Call, CallError, Era, Id, NoCall, Shape, Target, spelled};
 pub use members::Members;
+pub use message::Message;

@@ -15,7 +15,7 @@ use crate::{
     auth::Identity,
     http::{Refusal, Response, body::Events, budget::Lent, reply},
     json::Kind,
-    mcp::{Call, CallError, Era, Id, Message, method, version},
+    mcp::{Call, CallError, Era, Id, Message, NoCall, method, version},
     session::{self, Exchange, Sent},
 };
 
@@ -65,7 +65,7 @@ pub(super) async fn answer(
 }
 
 /// The messages of it, each read by itself. A part of it keeps all of it, which is counted for as long.
-fn calls(body: Bytes, lent: &Lent) -> Result<Vec<Result<Call, CallError>>, CallError> {
+fn calls(body: Bytes, lent: &Lent) -> Result<Vec<Result<Call, NoCall>>, CallError> {
     let batch = Message::parse(body).map_err(|_| CallError::NotJson)?;
     // All of it at once and in its place: a message of it would be copied for its line breaks.
     let mut batch = batch.on_one_line();
@@ -95,10 +95,10 @@ fn one(
     gateway: &Gateway,
     head: &Parts,
     identity: &Identity,
-    call: Result<Call, CallError>,
+    call: Result<Call, NoCall>,
     record: &mut Decision,
 ) -> Result<Option<Answer>, Refused> {
-    let call = call.map_err(Refusal::Call)?;
+    let call = call?;
     record.method = Some(call.kept_method());
     record.aim = call.aim();
     let id = call.id().cloned();

@@ -2,14 +2,12 @@
 
 use bytes::Bytes;
 
+use super::Refused;
 use crate::{
     audit::Decision,
     auth::Identity,
-    http::{
-        Refusal,
-        budget::{Budget, Lent},
-    },
-    mcp::Call,
+    http::budget::{Budget, Lent},
+    mcp::{Call, NoCall},
     session,
 };
 
@@ -19,18 +17,22 @@ pub(super) async fn read(
     modern: bool,
     (bodies, user): (&Budget, &Identity),
     record: &mut Decision,
-) -> Result<(Call, Lent), Refusal> {
+) -> Result<(Call, Lent), Refused> {
     let size = body.len();
     let read = move || {
         let mut call = Call::read(body, modern)?;
         // Only then: what is made of it is made in its place.
         call.keep(|text| lent.keep(text));
-        Ok((call, lent))
+        Ok::<_, NoCall>((call, lent))
     };
-    let (call, mut lent) = session::aside(size, read).await.map_err(Refusal::Call)?;
+    let (call, mut lent) = session::aside(size, read).await?;
     record.method = Some(call.kept_method());
     record.aim = call.aim();
-    lent.count_document(call.message().document_size(), (bodies, user))?;
+    let counted = lent.count_document(call.message().document_size(), (bodies, user));
+    counted.map_err(|refusal| Refused {
+        refusal,
+        id: call.id().cloned(),
+    })?;
     Ok((call, lent))
 }
 
@@ -39,7 +41,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::audit::RequestId;
+    use crate::{audit::RequestId, http::Refusal};
 
     /// fault-46: a message of many small values is refused where what is made of it has no room, and says on record what it was.
     #[tokio::test]
@@ -60,14 +62,15 @@ mod tests {
             read
         };
         let mut held = vec![ask(&dense).await.unwrap()];
-        let refusal = loop {
+        let refused = loop {
             assert!(held.len() < 100);
             match ask(&dense).await {
                 Ok(read) => held.push(read),
-                Err(refusal) => break refusal,
+                Err(refused) => break refused,
             }
         };
-        assert!(matches!(refusal, Refusal::Overloaded));
+        assert!(matches!(refused.refusal, Refusal::Overloaded));
+        assert!(refused.id.is_some());
         assert!(ask(small).await.is_ok());
         held.clear();
         assert!(ask(&dense).await.is_ok());

@@ -27,7 +27,7 @@ fn session(era: Era, bridged: bool) -> (Arc<Session>, Lines) {
 }
 
 fn read(text: &str) -> Result<Call, CallError> {
-    Call::read(Bytes::copy_from_slice(text.as_bytes()), false)
+    Call::read(Bytes::copy_from_slice(text.as_bytes()), false).map_err(|none| none.error)
 }
 
 fn ask(session: &Arc<Session>, text: &str) -> Exchange {

@@ -154,6 +154,31 @@ async fn a_batch_is_of_its_version_alone() {
     );
 }
 
+/// mcp-O2: what is refused of a batch is told so under its own id, beside what is answered: its client waits for that.
+#[tokio::test]
+async fn what_is_refused_of_a_batch_keeps_its_id() {
+    let house = house().open().await;
+    let alice = session_of(&house, "2025-03-26").await;
+    let bad = r#"{"jsonrpc":"2.0","id":"two","method":"ping","params":null}"#;
+    let good = call(1, "echo", json!({}));
+    let answer = alice.post(&format!("[{good},{bad}]")).await;
+    assert_eq!(answer.status, 200);
+    let text = answer.text();
+    let told = text.lines().filter_map(|line| line.strip_prefix("data: "));
+    let messages: Vec<Value> = told
+        .filter_map(|told| serde_json::from_str(told).ok())
+        .collect();
+    let of = |id: Value| messages.iter().find(|message| message["id"] == id);
+    assert!(
+        of(json!(1)).is_some_and(|answer| answer["result"].is_object()),
+        "{messages:?}"
+    );
+    assert!(
+        of(json!("two")).is_some_and(|answer| answer["error"]["code"] == -32602),
+        "{messages:?}"
+    );
+}
+
 /// mcp-O2: what a server says at once is heard where that version was agreed on, message by message, and else is no message.
 #[tokio::test]
 async fn a_servers_batch_is_heard_where_there_are_batches() {

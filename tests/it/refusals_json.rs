@@ -2,7 +2,7 @@
 //! the status, the body, the record, that its server has not heard of it, and that a call
 //! of somebody else's goes on beside it all.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -177,6 +177,19 @@ fn bytes(caller: &Caller, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// The id of the request that a body may have been (JSON-RPC 2.0, section 5), if all of it could be read.
+fn id_of(body: &[u8], told: &str) -> Option<Value> {
+    let is_unread = ["named twice", "nested", "too many"];
+    if is_unread.iter().any(|words| told.contains(words)) {
+        return None;
+    }
+    let body: Value = serde_json::from_slice(body).ok()?;
+    let id = body.get("method").and(body.get("id"))?;
+    let short = id.as_str().is_some_and(|id| id.len() <= 256);
+    let is_id = id.is_i64() || short;
+    is_id.then(|| id.clone())
+}
+
 /// json-1, json-2, json-3, json-4, json-5, json-6, json-7, json-8, json-9, json-10, json-11, json-12, json-15, json-20, mcp-T3:
 /// what is no message is told so, in either era and before it is decided on, is on record, reaches no server and costs
 /// nobody else anything.
@@ -211,9 +224,12 @@ async fn what_is_no_message_reaches_no_server() {
                 "{} {shown:.200}: {answer:?}",
                 case.name
             );
-            let body = json!({ "jsonrpc": "2.0", "error": {
+            let mut body = json!({ "jsonrpc": "2.0", "error": {
                 "code": case.code, "message": told, "data": { "reason": reason },
             } });
+            if let Some(id) = id_of(&case.body, told) {
+                body["id"] = id;
+            }
             is_exactly(&house, &answer, (400, None), &body, reason);
         }
     }
@@ -325,7 +341,7 @@ async fn each_method_is_permitted_by_its_own_name() {
         ("tasks/result", json!({ "taskId": "t" })),
         ("tasks/cancel", json!({ "taskId": "t" })),
     ];
-    let body = |method: &str, params: &serde_json::Value| {
+    let body = |method: &str, params: &Value| {
         json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string()
     };
     let strict = house().policy(&permits(basic)).open().await;
