@@ -229,10 +229,29 @@ pub(super) fn known(capabilities: Option<Value<'_>>) -> serde_json::Value {
     known.into()
 }
 
-/// A `serverInfo` as it was written; one that says nothing where there is none, or more than is kept.
+/// A `serverInfo` as it was written; of a longer one, which has pictures in it, what it is called, and one that says
+/// nothing where there is none.
 pub(super) fn info(said: Option<Value<'_>>) -> String {
-    let info = said.and_then(|said| short_object(said, MAX_INFO));
+    let info = said.and_then(|said| short_object(said, MAX_INFO).or_else(|| called(said)));
     info.unwrap_or_else(|| NAMELESS.to_owned())
+}
+
+/// What somebody is called, as it was written.
+pub(super) fn called(info: Value<'_>) -> Option<String> {
+    if info.kind() != Kind::Object {
+        return None;
+    }
+    let said = |name| {
+        let value = info
+            .get(name)
+            .filter(|value| value.span().len() <= MAX_NAME);
+        value.map(|value| String::from_utf8_lossy(value.raw()))
+    };
+    // The first two are not left out (2025-11-25, `Implementation`).
+    let [name, version] = ["name", "version"].map(|name| said(name).unwrap_or("\"\"".into()));
+    let title = said("title").map(|title| format!(r#","title":{title}"#));
+    let title = title.unwrap_or_default();
+    Some(format!(r#"{{"name":{name},"version":{version}{title}}}"#))
 }
 
 /// A result's `instructions`. Long ones are left out: the half of a sentence may say the contrary of it.
@@ -281,6 +300,9 @@ const NAMELESS: &str = r#"{"name":"","version":""}"#;
 
 /// Bytes of a `serverInfo` as JSON: it is kept with its session, and told with each answer.
 const MAX_INFO: usize = 16 << 10;
+
+/// Bytes of each part of what somebody is called, where all that is said of it is too long.
+const MAX_NAME: usize = 1 << 10;
 
 /// Bytes of a server's `instructions` as JSON: they are kept with its session.
 const MAX_INSTRUCTIONS: usize = 64 << 10;
@@ -353,6 +375,14 @@ mod tests {
         let more = read("{}", &info(MAX_INFO + 1), &long(MAX_INSTRUCTIONS + 1));
         assert_eq!(more.info(), NAMELESS);
         assert_eq!(more.instructions, None);
+        // A picture is no reason to forget a name.
+        let named = r#"{"name":"\u0061","title":"A"}"#;
+        let picture = named.replace(
+            '}',
+            &format!(r#","icons":[{{"src":"{}"}}]}}"#, long(MAX_INFO)),
+        );
+        let more = read("{}", &picture, "");
+        assert_eq!(more.info(), r#"{"name":"\u0061","version":"","title":"A"}"#);
     }
 
     /// json-22, json-23: numbers stay as they were; the protocol's own names in `_meta` are the gateway's.

@@ -84,7 +84,9 @@ impl ModernServer {
             ),
             instructions: bridge::instructions(result),
             can: String::from_utf8_lossy(&can).into_owned(),
-            client: said("clientInfo").and_then(|info| bridge::short_object(info, MAX_SAID)),
+            client: said("clientInfo").and_then(|info| {
+                bridge::short_object(info, MAX_SAID).or_else(|| bridge::called(info))
+            }),
             abilities: Abilities::read(capabilities),
         })
     }
@@ -367,7 +369,7 @@ mod tests {
         assert_eq!(most.info, large);
         // The others are there all the same.
         assert_eq!(more.can, r#"{"sampling":{},"roots":{}}"#);
-        assert_eq!(more.client, None);
+        assert_eq!(more.client.as_deref(), Some(r#"{"name":"","version":""}"#));
         let said: serde_json::Value =
             serde_json::from_slice(&more.initialized(&Id::own(), "2025-06-18")).unwrap();
         assert_eq!(
