@@ -15,10 +15,17 @@ use crate::{
 /// and the size of a body is not what a gateway may take (fault-46); and half of what the others
 /// leave for each user, so that nobody's bodies keep out everybody's.
 #[derive(Clone, Debug)]
-pub struct Budget(Arc<Shares>);
+pub struct Budget {
+    texts: Shares,
+    /// What is known of where values stand in them, which can be many times as much.
+    documents: Shares,
+}
+
+#[derive(Clone, Debug)]
+struct Shares(Arc<Inner>);
 
 #[derive(Debug)]
-struct Shares {
+struct Inner {
     all: usize,
     taken: Mutex<Taken>,
 }
@@ -32,7 +39,7 @@ struct Taken {
 /// What one body has of it, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Share {
-    of: Budget,
+    of: Shares,
     user: PrincipalKey,
     bytes: usize,
 }
@@ -41,26 +48,38 @@ impl Budget {
     /// For bodies of at most `max` bytes each.
     pub fn new(max: usize) -> Self {
         // Beside all that one user can have one of another's fits in any case, or the server would be useless.
-        let all = ALL_BODIES.max(max.saturating_mul(4));
-        Self(Arc::new(Shares {
-            all,
-            taken: Mutex::default(),
-        }))
+        Self {
+            texts: Shares::of(ALL_BODIES.max(max.saturating_mul(4))),
+            documents: Shares::of(ALL_DOCUMENTS),
+        }
     }
 
     /// Nothing of it yet.
     pub(super) fn share(&self, identity: &Identity) -> Share {
-        Share {
-            of: self.clone(),
-            user: identity.principal_key(),
-            bytes: 0,
-        }
+        self.texts.share(identity)
     }
 
     /// Bytes that are taken.
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
-        self.taken().all
+        self.texts.taken().all + self.documents.taken().all
+    }
+}
+
+impl Shares {
+    fn of(all: usize) -> Self {
+        Self(Arc::new(Inner {
+            all,
+            taken: Mutex::default(),
+        }))
+    }
+
+    fn share(&self, identity: &Identity) -> Share {
+        Share {
+            of: self.clone(),
+            user: identity.principal_key(),
+            bytes: 0,
+        }
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
@@ -139,7 +158,7 @@ impl Lent {
         (budget, user): (&Budget, &Identity),
     ) -> Result<(), Refusal> {
         if bytes > UNCOUNTED {
-            let mut share = budget.share(user);
+            let mut share = budget.documents.share(user);
             share.grow_to(bytes)?;
             self.document = Some(Box::new(share));
         }
@@ -174,6 +193,9 @@ impl Lent {
 
 /// Bytes of all large bodies at once; a sixth of what the unit may take (`MemoryHigh=`).
 const ALL_BODIES: usize = 128 << 20;
+/// Bytes of all that is known of them at once: four times as much as of one with as many values as one may have
+/// ([`crate::json::MESSAGE`]), whatever its length.
+const ALL_DOCUMENTS: usize = 128 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -218,7 +240,7 @@ mod tests {
             greedy.truncate(greedy.len() - 2);
             assert!(take("greedy").is_ok());
             drop(greedy);
-            let taken = budget.taken();
+            let taken = budget.texts.taken();
             assert_eq!((taken.all, taken.each.len()), (0, 0));
         }
     }
@@ -242,9 +264,9 @@ mod tests {
         assert_eq!(call.message().bytes(), one_line.as_bytes());
         assert_eq!(call.message().bytes().as_ptr(), place, "nothing is copied");
         drop(lent);
-        assert_eq!(budget.taken().all, one_line.len());
+        assert_eq!(budget.bytes(), one_line.len());
         drop(call);
-        assert_eq!(budget.taken().all, 0);
+        assert_eq!(budget.bytes(), 0);
     }
 
     /// fault-46: what many small values take beside their text is counted until the call is handed on, also of a body that
@@ -253,7 +275,7 @@ mod tests {
     fn what_many_values_take_beside_their_text_is_counted() {
         let budget = Budget::new(4 << 20);
         let alice = Identity::example("https://i", "alice");
-        let taken = || budget.taken().all;
+        let taken = || budget.bytes();
         let body = |count: usize| {
             let many = "0,".repeat(count);
             format!(r#"{{"jsonrpc":"2.0","id":1,"method":"ping","params":{{"v":[{many}0]}}}}"#)
@@ -293,11 +315,36 @@ mod tests {
         }
     }
 
+    /// fault-46: beside all that a greedy user's densest messages take there is room for another's, however dense, and for
+    /// what is ordinary of others.
+    #[test]
+    fn the_densest_message_of_one_leaves_room_for_the_densest_of_another() {
+        let budget = Budget::new(4 << 20);
+        let user = |name: &str| Identity::example("https://i", name);
+        let many = "0,".repeat(1_999_980);
+        let densest =
+            format!(r#"{{"jsonrpc":"2.0","id":1,"method":"ping","params":{{"v":[{many}0]}}}}"#);
+        let call = Call::read(densest.into(), false).unwrap();
+        let counted = |name: &str, size| {
+            let mut lent = Lent::nothing();
+            let counted = lent.count_document(size, (&budget, &user(name)));
+            counted.map(|()| lent).ok()
+        };
+        let size = call.message().document_size();
+        let greedy: Vec<_> = std::iter::from_fn(|| counted("greedy", size)).collect();
+        assert!(!greedy.is_empty() && greedy.len() < 10);
+        let other = counted("other", size);
+        let third = counted("third", size / 4);
+        assert!(other.is_some() && third.is_some());
+        drop((greedy, other, third));
+        assert_eq!(budget.bytes(), 0);
+    }
+
     /// thv.toml(5), `limits.body`: what all of them may take.
     #[test]
     fn bodies_have_what_the_manual_says() {
         for (max, all) in [(4, 128), (32, 128), (48, 192), (64, 256)] {
-            assert_eq!(Budget::new(max << 20).0.all, all << 20, "{max}M");
+            assert_eq!(Budget::new(max << 20).texts.0.all, all << 20, "{max}M");
         }
     }
 
@@ -311,7 +358,7 @@ mod tests {
             let lent = share.lent();
             (lent.keep(vec![b'x'; 3 << 20].into()), lent)
         };
-        let taken = || budget.taken().all;
+        let taken = || budget.bytes();
         let (text, lent) = body();
         let part = text.slice(1..2);
         drop((text, lent));
