@@ -160,7 +160,7 @@ impl Session {
             *place = Some(self.calls.take(self.principal())?);
         }
         self.log_from(state, call)?;
-        let wanted = self.subscribes(state, call);
+        let wanted = self.subscribes(state, call)?;
         let hearer = (call.method() == method::LISTEN).then(|| Arc::new(identity.clone()));
         let subscribes = self.subscribes_to(state, call, identity)?;
         let (listens, asks_for_one) = (wanted.is_some(), subscribes.is_some());

@@ -5,7 +5,7 @@
 //! what it asks meanwhile goes to the client as a request; and the call's end, whoever makes
 //! it, is the task's.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -27,7 +27,7 @@ use crate::{
 pub(super) struct Following {
     /// Its id, as JSON and as it reads.
     task: Bytes,
-    name: String,
+    name: Arc<str>,
     /// When the child is asked next; never while it is being asked.
     due: Option<Instant>,
     every: Duration,
@@ -52,11 +52,14 @@ impl Session {
     ) -> Option<InFlight> {
         let task = (result.get("taskId"), task::id(result));
         let ((Some(task), Some(name)), Some(again)) = (task, call.again.as_deref_mut()) else {
+            if let Some(server) = self.reversed.get() {
+                self.has_it_ended(state, result, with_meta(server, b""));
+            }
             return Some(call);
         };
         let mut following = Following {
             task: Bytes::copy_from_slice(task.raw()),
-            name: name.into_owned(),
+            name: name.into(),
             due: None,
             every: task::pause(result, Era::Modern),
             answered: HashSet::new(),
@@ -74,7 +77,7 @@ impl Session {
             return;
         };
         let following = state.in_flight.values().filter_map(InFlight::following);
-        let mut tasks: Vec<String> = following.map(|it| it.name.clone()).collect();
+        let mut tasks: Vec<Arc<str>> = following.map(|it| it.name.clone()).collect();
         // One set has one order, to be known again.
         tasks.sort_unstable();
         let wanted = Wanted {
@@ -96,7 +99,7 @@ impl Session {
         };
         let mut state = self.state();
         let mut calls = state.in_flight.iter();
-        let found = calls.find(|(_, call)| call.following().is_some_and(|it| it.name == name));
+        let found = calls.find(|(_, call)| call.following().is_some_and(|it| *it.name == *name));
         let Some((number, _)) = found.map(|(number, call)| (*number, call)) else {
             return false;
         };
@@ -301,15 +304,20 @@ fn about<'a>(
     task: &'a [u8],
     more: &[u8],
 ) -> OwnMessage<'a> {
-    let mut members = more.to_vec();
-    members.push(b',');
-    input::member(&mut members, "_meta", server.own_meta().as_bytes());
     OwnMessage::TaskOf {
         number,
         what,
         task,
-        more: members,
+        more: with_meta(server, more),
     }
+}
+
+/// These members of a request and what each says to a modern child.
+fn with_meta(server: &ModernServer, more: &[u8]) -> Vec<u8> {
+    let mut members = more.to_vec();
+    members.push(b',');
+    input::member(&mut members, "_meta", server.own_meta().as_bytes());
+    members
 }
 
 #[cfg(test)]
@@ -317,12 +325,12 @@ mod tests {
     use super::*;
     use crate::session::{exchange::Event, pump, testing};
 
-    /// fault-46: each call that has become one keeps its task's id.
+    /// fault-46: each call that has become one keeps its task's id; the child is told to end one that is not kept.
     #[tokio::test]
-    async fn a_task_with_too_long_an_id_is_not_followed() {
+    async fn a_task_with_too_long_an_id_is_not_followed_and_ends() {
         for (longer, is_followed) in [(0, true), (1, false)] {
             let tasks = r#"{"extensions":{"io.modelcontextprotocol/tasks":{}}}"#;
-            let (session, _lines) = testing::reversed(tasks);
+            let (session, mut lines) = testing::reversed(tasks);
             let asks = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#;
             let mut asked = testing::asked(&session, asks);
             let id = "k".repeat(task::MAX_ID - 2 + longer);
@@ -336,6 +344,14 @@ mod tests {
                 .values()
                 .any(|it| it.following().is_some());
             assert_eq!(follows, is_followed);
+            let cancels =
+                format!(r#""method":"tasks/cancel","params":{{"taskId":"{id}","_meta":{{"#);
+            let mut said = Vec::new();
+            while let Some(line) = lines.try_recv() {
+                said.push(String::from_utf8(line.to_vec()).unwrap());
+            }
+            let is_cancelled = said.iter().any(|line| line.contains(&cancels));
+            assert_eq!(is_cancelled, !is_followed, "{said:?}");
             if !is_followed {
                 let told = asked.next().await;
                 assert!(

@@ -5,8 +5,9 @@
 //! included. Where there is no room for more a message is left out, as for any client that does
 //! not keep up, and a call fails. A child may be slow, too: then what waits for it is counted, and
 //! more is refused. What one user may have is half of what the others leave: however many are greedy,
-//! there is room for one more. Counts; decides nothing else. Used by `pump`, `stream`, `calls`, `pending`,
-//! `tasks` and `conversation`.
+//! there is room for one more. What is remembered of tasks, resources and questions counts with it.
+//! Counts; decides nothing else. Used by `pump`, `stream`, `calls`, `pending`, `tasks`, `subscriptions`,
+//! `switch` and `conversation`.
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -42,10 +43,16 @@ pub(super) struct Room {
     taken: AtomicUsize,
 }
 
+/// So many bytes of a session's, until this is gone.
+pub(super) struct Claim {
+    room: Arc<Room>,
+    bytes: usize,
+}
+
 /// A text, and what it takes for as long as anybody holds a part of it.
 struct Held {
     text: Bytes,
-    room: Arc<Room>,
+    _claim: Claim,
 }
 
 impl Rooms {
@@ -94,7 +101,16 @@ impl Room {
 
     /// The same of one of many, which are large together.
     pub(super) fn hold_all(self: &Arc<Self>, text: Bytes) -> Option<Bytes> {
-        self.take(text.len(), false).then(|| self.held(text))
+        let claim = self.claim(text.len())?;
+        Some(claim.of(text))
+    }
+
+    /// Room for so many bytes; `None` if there is not as much.
+    pub(super) fn claim(self: &Arc<Self>, bytes: usize) -> Option<Claim> {
+        self.take(bytes, false).then(|| {
+            let room = self.clone();
+            Claim { room, bytes }
+        })
     }
 
     /// The text, counted if it is large, whether or not there is room: it is there already.
@@ -103,18 +119,14 @@ impl Room {
             return text;
         }
         self.take(text.len(), true);
-        self.held(text)
+        let (room, bytes) = (self.clone(), text.len());
+        Claim { room, bytes }.of(text)
     }
 
     /// Whether more is held than may be.
     pub(super) fn is_full(&self) -> bool {
         let taken = self.of.lock();
         !self.fits(&taken, 0)
-    }
-
-    fn held(self: &Arc<Self>, text: Bytes) -> Bytes {
-        let room = self.clone();
-        Bytes::from_owner(Held { text, room })
     }
 
     fn take(&self, bytes: usize, anyway: bool) -> bool {
@@ -139,15 +151,22 @@ impl Room {
     }
 }
 
+impl Claim {
+    /// The text for which it is.
+    fn of(self, text: Bytes) -> Bytes {
+        Bytes::from_owner(Held { text, _claim: self })
+    }
+}
+
 impl AsRef<[u8]> for Held {
     fn as_ref(&self) -> &[u8] {
         &self.text
     }
 }
 
-impl Drop for Held {
+impl Drop for Claim {
     fn drop(&mut self) {
-        let bytes = self.text.len();
+        let bytes = self.bytes;
         let mut taken = self.room.of.lock();
         taken.all -= bytes;
         self.room.taken.fetch_sub(bytes, Ordering::Relaxed);

@@ -69,7 +69,13 @@ pub(super) fn asked(session: &Arc<Session>, request: &str) -> Exchange {
 
 /// The same, before a server of the legacy era that has said these capabilities.
 pub(super) fn bridged(capabilities: &str) -> (Arc<Session>, Lines) {
-    let (session, lines) = session(Era::Modern);
+    bridged_in(capabilities, &Rooms::new(1))
+}
+
+/// The same, with its share of that memory.
+pub(super) fn bridged_in(capabilities: &str, rooms: &Rooms) -> (Arc<Session>, Lines) {
+    let alice = Identity::example("https://a", "alice");
+    let (session, lines) = session_of(alice, Era::Modern, rooms);
     let said = format!(r#"{{"id":1,"result":{{"capabilities":{capabilities}}}}}"#);
     let said = Message::parse(said.into()).unwrap();
     session.bridged(LegacyServer::read(&said).unwrap());
@@ -78,7 +84,13 @@ pub(super) fn bridged(capabilities: &str) -> (Arc<Session>, Lines) {
 
 /// A session of a legacy client before a server of the modern era that has said these capabilities.
 pub(super) fn reversed(capabilities: &str) -> (Arc<Session>, Lines) {
-    let (session, lines) = session(Era::Legacy);
+    reversed_in(capabilities, &Rooms::new(1))
+}
+
+/// The same, with its share of that memory.
+pub(super) fn reversed_in(capabilities: &str, rooms: &Rooms) -> (Arc<Session>, Lines) {
+    let alice = Identity::example("https://a", "alice");
+    let (session, lines) = session_of(alice, Era::Legacy, rooms);
     let said = format!(
         r#"{{"id":1,"result":{{"supportedVersions":["2026-07-28"],"capabilities":{capabilities}}}}}"#
     );
