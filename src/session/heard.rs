@@ -103,8 +103,11 @@ impl Switch {
             }
             let principal = member.principal;
             let made = result.and_then(made_task);
-            if let Some(task) = made.filter(|task| task.span().len() <= task::MAX_ID) {
-                self.remember(text_of(task), principal);
+            // Where there is no room for its id it is nobody's, too.
+            let is_short = |task: &Value<'_>| task.span().len() <= task::MAX_ID;
+            let task = made.filter(is_short).map(text_of);
+            if let Some(task) = task.and_then(|task| member.room.hold_all(task)) {
+                self.remember(task, principal);
             }
         }
         Some(Heard::Answer { to, own })

@@ -104,7 +104,8 @@ impl Shared {
         state.next += 1;
         let _ = session.spoken.set(self.spoken.clone());
         let principal = session.principal();
-        state.switch.join(member, principal, caller);
+        let room = session.room.clone();
+        state.switch.join(member, principal, caller, room);
         state.sessions.insert(member, session.clone());
         Some(member)
     }
