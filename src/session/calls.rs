@@ -296,8 +296,8 @@ impl Session {
         if let Some(call) = waits.filter(keeps) {
             let goes_on = call.makes_task() && answer == Answer::Result;
             if let Some(input) = call.input.as_deref_mut() {
-                let kept = (!self.room.is_full()).then_some((answer, message));
-                input.keep(kept, goes_on);
+                let kept = self.room.keep(message);
+                input.keep(kept.map(|message| (answer, message)), goes_on);
             }
             return Answered::Delivered;
         }

@@ -298,15 +298,14 @@ impl Session {
         Ok(())
     }
 
-    fn respond(&self, call: &Call, id: &Id) -> Result<(), SendError> {
+    pub(super) fn respond(&self, call: &Call, id: &Id) -> Result<(), SendError> {
         let mut state = self.lock()?;
         state.last_used = Instant::now();
         if !state.asked.contains(&*spelled(id.as_json())) {
             return Err(SendError::NotAsked);
         }
         if self.reversed.get().is_some() {
-            self.respond_to_modern(&mut state, call, id);
-            return Ok(());
+            return self.respond_to_modern(&mut state, call, id);
         }
         // Only then: a client that is told to try again must find its question still there.
         self.write(Line::of(call.message(), &[]))?;

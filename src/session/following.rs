@@ -5,7 +5,12 @@
 //! what it asks meanwhile goes to the client as a request; and the call's end, whoever makes
 //! it, is the task's.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -31,8 +36,9 @@ pub(super) struct Following {
     /// When the child is asked next; never while it is being asked.
     due: Option<Instant>,
     every: Duration,
-    /// The questions that were answered: a server may name them for a while.
-    answered: HashSet<String>,
+    /// The questions that were answered, by what their names hash to: a server may name them for a while, and there may
+    /// be many.
+    answered: HashSet<u64>,
 }
 
 impl Following {
@@ -204,16 +210,17 @@ impl Session {
 
     /// Asks the client what a task asks, as far as it was not asked already.
     fn task_asks(&self, state: &mut State, number: u64, mut call: InFlight, result: Value<'_>) {
-        let asked = call.again.as_deref_mut().and_then(|again| {
-            let questions = self.questions_of(result, number, again.rounds + 1)?;
-            again.rounds += 1;
-            again.may_ask_more().then_some((again, questions))
-        });
-        let Some((again, mut questions)) = asked else {
+        let Some(again) = call.again.as_deref_mut() else {
             return self.fail(state, call, Failure::NoInput);
         };
+        again.rounds += 1;
+        let mut questions = match self.questions_of(result, number, again.rounds) {
+            Ok(questions) if again.may_ask_more() => questions,
+            Err(Failure::NoRoom) => return self.fail(state, call, Failure::NoRoom),
+            _ => return self.fail(state, call, Failure::NoInput),
+        };
         if let Some(following) = &mut again.task {
-            questions.retain(|asked| !following.answered.contains(asked.key()));
+            questions.retain(|asked| !following.answered.contains(&hashed(asked.key())));
             following.rest();
         }
         if questions.is_empty() {
@@ -250,7 +257,7 @@ impl Session {
                 responses.push(b',');
             }
             input::member(&mut responses, &key, &answer);
-            following.answered.insert(key);
+            following.answered.insert(hashed(&key));
         }
         responses.push(b'}');
         input::member(&mut more, "inputResponses", &responses);
@@ -295,6 +302,12 @@ impl InFlight {
     fn following(&self) -> Option<&Following> {
         self.again.as_deref()?.task.as_ref()
     }
+}
+
+fn hashed(key: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn about<'a>(

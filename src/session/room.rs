@@ -17,7 +17,7 @@ use std::sync::{
 use bytes::Bytes;
 use foldhash::HashMap;
 
-use crate::auth::PrincipalKey;
+use crate::{auth::PrincipalKey, mcp::Message};
 
 /// That of a server.
 #[derive(Clone)]
@@ -52,6 +52,12 @@ pub(super) struct Claim {
 /// A text, and what it takes for as long as anybody holds a part of it.
 struct Held {
     text: Bytes,
+    _claim: Claim,
+}
+
+/// A message that waits for long, with all that is known of it.
+pub(super) struct Kept {
+    pub(super) message: Message,
     _claim: Claim,
 }
 
@@ -113,6 +119,19 @@ impl Room {
         })
     }
 
+    /// The message of a child's, counted with what it takes to know what stands where in it: of many small values that is
+    /// more than their text. `None` if there is no room for it.
+    pub(super) fn keep(self: &Arc<Self>, message: &Message) -> Option<Kept> {
+        // What is large is held as it came.
+        let text = message.bytes().len();
+        let text = if text <= SMALL { text } else { 0 };
+        let claim = self.claim(text + message.document_size())?;
+        Some(Kept {
+            message: message.clone(),
+            _claim: claim,
+        })
+    }
+
     /// The text, counted if it is large, whether or not there is room: it is there already.
     pub(super) fn hold_anyway(self: &Arc<Self>, text: Bytes) -> Bytes {
         if text.len() <= SMALL {
@@ -121,12 +140,6 @@ impl Room {
         self.take(text.len(), true);
         let (room, bytes) = (self.clone(), text.len());
         Claim { room, bytes }.of(text)
-    }
-
-    /// Whether more is held than may be.
-    pub(super) fn is_full(&self) -> bool {
-        let taken = self.of.lock();
-        !self.fits(&taken, 0)
     }
 
     fn take(&self, bytes: usize, anyway: bool) -> bool {
@@ -278,9 +291,9 @@ mod tests {
         let text = Bytes::from(vec![b'x'; SESSION]);
         let held = [room.hold_anyway(text.clone()), room.hold_anyway(text)];
         assert_eq!(rooms.taken(), 2 * SESSION);
-        assert!(room.is_full() && !rooms.room(user("alice")).is_full());
         let one = Bytes::from_static(b"x");
         assert!(room.hold_all(one.clone()).is_none());
+        assert!(rooms.room(user("alice")).hold_all(one.clone()).is_some());
         drop(held);
         let one = room.hold_all(one).unwrap();
         assert_eq!((rooms.taken(), &one[..]), (1, &b"x"[..]));

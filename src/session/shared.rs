@@ -270,7 +270,7 @@ impl Hears for Shared {
         {
             let takes = self.state().switch.opening.speaks(version::BATCHES);
             return takes
-                && pump::each(batch)
+                && pump::each(batch, |text| text)
                     .map(|message| self.take_one(message.as_ref()))
                     .reduce(|all, one| all && one)
                     .unwrap_or(false);

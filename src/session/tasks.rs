@@ -529,7 +529,8 @@ mod tests {
     /// fault-46: what a server asks in its tasks waits until they are looked at, and there may be a thousand.
     #[tokio::test]
     async fn what_all_tasks_ask_together_has_a_bound() {
-        let (session, mut lines) = session();
+        let rooms = Rooms::new(1);
+        let (session, mut lines) = session_in(&rooms);
         let text = "x".repeat(MAX_BYTES - 100);
         let fit = MAX_ALL_BYTES / MAX_BYTES;
         for number in 1..=fit + 2 {
@@ -547,6 +548,7 @@ mod tests {
         let said = said(&mut lines);
         let refused = said.iter().filter(|line| line.contains(r#""error""#));
         assert_eq!(refused.count(), 2, "they are told that nobody is there");
+        assert!((fit * text.len()..MAX_ALL_BYTES).contains(&rooms.taken()));
     }
 
     /// Two clients of one user ask at once how a task stands that has ended: both are told.

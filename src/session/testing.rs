@@ -95,7 +95,7 @@ pub(super) fn reversed_in(capabilities: &str, rooms: &Rooms) -> (Arc<Session>, L
         r#"{{"id":1,"result":{{"supportedVersions":["2026-07-28"],"capabilities":{capabilities}}}}}"#
     );
     let said = Message::parse(said.into()).unwrap();
-    let initialize = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{}}}"#;
+    let initialize = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{"elicitation":{}}}}"#;
     let initialize = Call::read(initialize.into(), false).unwrap();
     let server = ModernServer::read(&said, &initialize).unwrap();
     let _ = session.reversed.set(Box::new(server));
