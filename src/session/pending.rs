@@ -586,6 +586,25 @@ mod tests {
         assert_eq!(rooms.taken(), 0);
     }
 
+    /// A child that asks under an id that is too long to be kept waits for an answer all the same.
+    #[tokio::test]
+    async fn a_question_with_too_long_an_id_is_answered_here() {
+        for (length, is_asked) in [(254, true), (255, false), (20_000, false)] {
+            let (session, mut lines) = session();
+            let _alice = call(&session, "alice");
+            lines.recv().await.unwrap();
+            let id = "q".repeat(length);
+            let asks = format!(
+                r#"{{"id":"{id}","method":"elicitation/create","params":{{"message":"?"}}}}"#
+            );
+            assert!(pump::take(&session, asks.into()));
+            let nobody = format!(r#"{{"jsonrpc":"2.0","id":"{id}","error":{{"code":-32601,"#);
+            let told = lines.try_recv();
+            assert_eq!(told.is_none(), is_asked);
+            assert!(told.is_none_or(|told| told.starts_with(nobody.as_bytes())));
+        }
+    }
+
     #[tokio::test]
     async fn what_is_asked_at_once_has_a_size() {
         let (session, _lines) = session();

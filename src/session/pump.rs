@@ -239,14 +239,15 @@ fn answer(session: &Session, message: &Message, id: Value<'_>, members: &Members
 }
 
 fn request(session: &Session, message: &Message, method: &str, id: Value<'_>) -> bool {
-    if !matches!(id.kind(), Kind::String | Kind::Number) || id.span().len() > MAX_SERVER_ID {
+    let length = id.span().len();
+    if !matches!(id.kind(), Kind::String | Kind::Number) || length > MAX_ANSWERED_ID {
         return false;
     }
     if method == "ping" {
         return session.say(&OwnMessage::Pong { id: id.raw() });
     }
-    let asked = if session.reversed.get().is_some() {
-        // A modern server asks by its answers alone (sse-6).
+    let asked = if session.reversed.get().is_some() || length > MAX_SERVER_ID {
+        // A modern server asks by its answers alone (sse-6). And a question's id is kept until it is answered.
         false
     } else if session.bridge.get().is_some() {
         session.question(message, method, id)
@@ -298,8 +299,9 @@ fn read(session: &Session, line: &Bytes) -> Option<Message> {
 const MAX_VIOLATIONS: u64 = 100;
 /// Time between complaints about a server that goes on all the same.
 const BETWEEN: Duration = Duration::from_secs(60);
-/// Bytes of the id of a request of the server's.
+/// Bytes of the id of a request of the server's that a client may be asked; and of one that is answered at all.
 const MAX_SERVER_ID: usize = 256;
+pub(super) const MAX_ANSWERED_ID: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {

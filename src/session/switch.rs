@@ -524,10 +524,16 @@ mod tests {
         assert_eq!(told, [Out::To(0, status.into()), Out::To(2, status.into())]);
     }
 
-    /// fault-46: the progress token of a question is kept until that is answered, as its id is.
+    /// fault-46: the progress token of a question is kept until that is answered, as its id is: with longer ones nobody is
+    /// asked, and the child is told so, for it waits.
     #[test]
-    fn a_question_with_too_long_a_progress_token_is_none() {
-        for (token, is_asked) in [(254, true), (255, false)] {
+    fn a_question_with_too_long_an_id_or_progress_token_is_answered_here() {
+        for (id, token, is_asked) in [
+            (254, 254, true),
+            (1, 255, false),
+            (255, 1, false),
+            (20_000, 1, false),
+        ] {
             let mut switch = switch(false);
             let can = r#"{"capabilities":{"elicitation":{}}}"#;
             let opens =
@@ -537,31 +543,48 @@ mod tests {
             switch.answers(line(opened)).unwrap();
             let call = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#;
             sent(switch.says(0, call.into()));
-            let token = "t".repeat(token);
+            let (id, token) = ("q".repeat(id), "t".repeat(token));
             let asks = format!(
-                r#"{{"jsonrpc":"2.0","id":"q","method":"elicitation/create","params":{{"_meta":{{"progressToken":"{token}"}}}}}}"#
+                r#"{{"jsonrpc":"2.0","id":"{id}","method":"elicitation/create","params":{{"_meta":{{"progressToken":"{token}"}}}}}}"#
             );
-            let out = switch.answers(line(asks));
-            assert_eq!(
-                matches!(out.as_deref(), Some([Out::To(0, _)])),
-                is_asked,
-                "{out:?}"
-            );
+            let out = switch.answers(line(asks)).unwrap();
+            if is_asked {
+                assert!(matches!(out[..], [Out::To(0, _)]), "{out:?}");
+            } else {
+                let told = String::from_utf8(sent(out).to_vec()).unwrap();
+                let nobody = format!(r#"{{"jsonrpc":"2.0","id":"{id}","error":{{"code":-32601,"#);
+                assert!(told.starts_with(&nobody), "{told}");
+            }
             assert_eq!(switch.asked.len(), usize::from(is_asked));
         }
     }
 
-    /// fault-46: whose such a task is nobody remembers, so it is nobody's.
+    /// fault-46: whose such a task is nobody remembers, so it is nobody's; the child is told to end it, in its own era's words.
     #[test]
-    fn a_task_with_too_long_an_id_is_nobodys() {
-        for (longer, is_remembered) in [(0, true), (1, false)] {
+    fn a_task_with_too_long_an_id_is_nobodys_and_ends() {
+        for (longer, more, is_remembered) in [
+            (0, "", true),
+            (1, "", false),
+            (1, r#""resultType":"task","#, false),
+            (1 << 20, "", false),
+        ] {
             let mut switch = switch(true);
             let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"task":{}}}"#;
             sent(switch.says(0, call.into()));
             let id = "k".repeat(task::MAX_ID - 2 + longer);
-            let made =
-                format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{"task":{{"taskId":"{id}"}}}}}}"#);
-            switch.answers(line(made)).unwrap();
+            let made = format!(
+                r#"{{"jsonrpc":"2.0","id":1,"result":{{{more}"task":{{"taskId":"{id}"}}}}}}"#
+            );
+            let out = switch.answers(line(made)).unwrap();
+            // As long as can be told.
+            let ends = !is_remembered && longer == 1;
+            assert_eq!(out.len(), 1 + usize::from(ends));
+            if let [Out::ToChild(Line::Whole(told)), _] = &out[..] {
+                let told: serde_json::Value = serde_json::from_slice(told).unwrap();
+                assert_eq!(told["method"], "tasks/cancel");
+                assert_eq!(told["params"]["taskId"], *id);
+                assert_eq!(told["params"].get("_meta").is_some(), !more.is_empty());
+            }
             assert_eq!(switch.tasks.len(), usize::from(is_remembered));
             let get = format!(
                 r#"{{"jsonrpc":"2.0","id":2,"method":"tasks/get","params":{{"taskId":"{id}"}}}}"#
