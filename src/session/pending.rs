@@ -443,7 +443,7 @@ mod tests {
         audit::RequestId,
         session::{
             outbox::Lines,
-            pump,
+            pump::{self, MAX_ANSWERED_ID},
             room::Rooms,
             testing::{bridged, bridged_in},
         },
@@ -589,7 +589,7 @@ mod tests {
     /// A child that asks under an id that is too long to be kept waits for an answer all the same.
     #[tokio::test]
     async fn a_question_with_too_long_an_id_is_answered_here() {
-        for (length, is_asked) in [(254, true), (255, false), (20_000, false)] {
+        for (length, is_asked) in [(254, true), (255, false), (MAX_ANSWERED_ID - 2, false)] {
             let (session, mut lines) = session();
             let _alice = call(&session, "alice");
             lines.recv().await.unwrap();
@@ -597,11 +597,13 @@ mod tests {
             let asks = format!(
                 r#"{{"id":"{id}","method":"elicitation/create","params":{{"message":"?"}}}}"#
             );
-            assert!(pump::take(&session, asks.into()));
+            assert!(pump::take(&session, asks.clone().into()));
             let nobody = format!(r#"{{"jsonrpc":"2.0","id":"{id}","error":{{"code":-32601,"#);
             let told = lines.try_recv();
             assert_eq!(told.is_none(), is_asked);
             assert!(told.is_none_or(|told| told.starts_with(nobody.as_bytes())));
+            let more = "q".repeat(MAX_ANSWERED_ID);
+            assert!(!pump::take(&session, asks.replace(&id, &more).into()));
         }
     }
 

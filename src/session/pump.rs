@@ -299,9 +299,10 @@ fn read(session: &Session, line: &Bytes) -> Option<Message> {
 const MAX_VIOLATIONS: u64 = 100;
 /// Time between complaints about a server that goes on all the same.
 const BETWEEN: Duration = Duration::from_secs(60);
-/// Bytes of the id of a request of the server's that a client may be asked; and of one that is answered at all.
+/// Bytes of the id of a request of the server's that a client may be asked; and of one that is answered at all:
+/// answers wait, too, where the server does not read.
 const MAX_SERVER_ID: usize = 256;
-pub(super) const MAX_ANSWERED_ID: usize = 64 << 10;
+pub(super) const MAX_ANSWERED_ID: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {

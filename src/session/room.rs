@@ -166,7 +166,7 @@ impl Room {
 
 impl Claim {
     /// The text for which it is.
-    fn of(self, text: Bytes) -> Bytes {
+    pub(super) fn of(self, text: Bytes) -> Bytes {
         Bytes::from_owner(Held { text, _claim: self })
     }
 }

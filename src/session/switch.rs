@@ -532,7 +532,7 @@ mod tests {
             (254, 254, true),
             (1, 255, false),
             (255, 1, false),
-            (20_000, 1, false),
+            (3000, 1, false),
         ] {
             let mut switch = switch(false);
             let can = r#"{"capabilities":{"elicitation":{}}}"#;
