@@ -25,6 +25,8 @@ pub struct ModernServer {
     /// Its `serverInfo`, as it was written where that is short.
     info: String,
     instructions: Option<String>,
+    /// The version that it is spoken to in, as JSON.
+    version: String,
     /// The client's capabilities as modern MCP has them, and its `clientInfo`, as JSON.
     can: String,
     client: Option<String>,
@@ -75,6 +77,7 @@ impl ModernServer {
         can.push(b'}');
         Some(Self {
             tasks,
+            version: json!(version::MODERN).to_string(),
             capabilities: bridge::known(result.get("capabilities")),
             info: bridge::info(
                 result
@@ -119,19 +122,19 @@ impl ModernServer {
         answered_with(id, &format!(r#"{result},"serverInfo":{}}}"#, self.info))
     }
 
-    /// What each request says in `_meta`, as members; log messages from `level` on are wanted.
-    fn meta(&self, level: Option<&'static str>) -> Vec<(&'static str, Vec<u8>)> {
-        let mut members = vec![
-            (VERSION, json!(version::MODERN).to_string().into_bytes()),
-            (CAPABILITIES, self.can.clone().into_bytes()),
+    /// What each request says in `_meta`, as members; log messages from `level` (JSON) on are wanted.
+    fn meta<'a>(
+        &'a self,
+        level: Option<&'a str>,
+    ) -> impl Iterator<Item = (&'static str, &'a [u8])> {
+        let members = [
+            (VERSION, Some(&*self.version)),
+            (CAPABILITIES, Some(&*self.can)),
+            (CLIENT, self.client.as_deref()),
+            (meta::LOG_LEVEL, level),
         ];
-        members.extend(
-            self.client
-                .clone()
-                .map(|client| (CLIENT, client.into_bytes())),
-        );
-        members.extend(level.map(|level| (meta::LOG_LEVEL, json!(level).to_string().into_bytes())));
-        members
+        let members = members.into_iter();
+        members.filter_map(|(name, value)| Some((name, value?.as_bytes())))
     }
 
     /// The same, as an object.
@@ -141,7 +144,7 @@ impl ModernServer {
             if text.len() > 1 {
                 text.push(b',');
             }
-            member(&mut text, name, &value);
+            member(&mut text, name, value);
         }
         text.push(b'}');
         String::from_utf8_lossy(&text).into_owned()
@@ -167,11 +170,8 @@ impl ModernServer {
             .flatten()
             .map(|value| (value.span(), number.clone()))
             .collect();
-        let members = self.meta(level);
-        let members: Vec<(&str, &[u8])> = members
-            .iter()
-            .map(|(name, value)| (*name, value.as_slice()))
-            .collect();
+        let level = level.map(|level| format!("\"{level}\""));
+        let members: Vec<(&str, &[u8])> = self.meta(level.as_deref()).collect();
         changes.extend(meta::added(call, &members));
         if let (Some(given), Some(params)) = (given, params) {
             let mut more = Vec::new();
