@@ -493,7 +493,7 @@ mod tests {
     use crate::{
         audit::RequestId,
         auth::Identity,
-        mcp::Message,
+        mcp::{Message, reverse::Discovered},
         session::{Exchange, Late, exchange::Event, outbox::Lines, pump, room::Rooms, testing},
     };
 
@@ -639,7 +639,7 @@ mod tests {
         );
         let discovered = r#"{"jsonrpc":"2.0","id":1,"result":{"supportedVersions":["2026-07-28"],"capabilities":{}}}"#;
         let discovered = Message::parse(discovered.into()).unwrap();
-        let server = ModernServer::read(&discovered, &initialize).unwrap();
+        let server = ModernServer::new(Discovered::read(&discovered).unwrap(), &initialize);
         assert!(session.reversed.set(Box::new(server)).is_ok());
         session.open("2025-11-25");
         let asks = call(r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#);

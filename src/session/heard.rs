@@ -96,7 +96,15 @@ impl Switch {
             if message.root().get("result").is_some() {
                 out.push(Out::ToChild(OwnMessage::Initialized.line().into()));
             }
-            let waited = self.opening.opened(message, self.everybody);
+            // What is kept of it is the first one's, of whose user the others often are, too.
+            let first = self.opening.first();
+            let first = first.or_else(|| self.members.keys().next().copied());
+            let first = first.and_then(|first| self.members.get(&first));
+            let keep = |text| match first {
+                Some(first) => first.room.hold_anyway(text),
+                None => text,
+            };
+            let waited = self.opening.opened(message, self.everybody, keep);
             out.extend(waited.into_iter().map(|(to, text)| Out::To(to, text)));
             return Some(Heard::Lines(out));
         }

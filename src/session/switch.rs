@@ -743,6 +743,31 @@ mod tests {
         }
     }
 
+    /// conn-3: what the child has said to `initialize` is kept for those that come later, counted as the first one's as
+    /// long as the child lives.
+    #[test]
+    fn what_a_shared_child_has_said_of_itself_is_counted() {
+        let rooms = Rooms::new(1);
+        let mut switch = switch_in(true, &rooms);
+        let opens = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#;
+        sent(switch.says(0, opens.into()));
+        let size = 100 << 10;
+        let text = "x".repeat(size);
+        let said = format!(
+            r#"{{"jsonrpc":"2.0","id":1,"result":{{"capabilities":{{"tools":{{"x":"{text}"}}}},"instructions":"{text}"}}}}"#
+        );
+        switch.answers(line(said.clone())).unwrap();
+        let taken = rooms.taken();
+        assert!(
+            (said.len() + size..said.len() + size + 100).contains(&taken),
+            "{taken}"
+        );
+        switch.leave(0);
+        assert_eq!(rooms.taken(), taken);
+        drop(switch);
+        assert_eq!(rooms.taken(), 0);
+    }
+
     /// conn-3: what is kept here by name, what a member has subscribed to and which tasks are its user's, is counted as
     /// its session's, and is no more than there is room for.
     #[test]

@@ -13,7 +13,11 @@ use crate::{
     auth::Identity,
     authz::Engine,
     config::{Authz, ServerName},
-    mcp::{Call, Era, Message, bridge::LegacyServer, reverse::ModernServer},
+    mcp::{
+        Call, Era, Message,
+        bridge::LegacyServer,
+        reverse::{Discovered, ModernServer},
+    },
     time::Clock,
 };
 
@@ -97,7 +101,7 @@ pub(super) fn reversed_in(capabilities: &str, rooms: &Rooms) -> (Arc<Session>, L
     let said = Message::parse(said.into()).unwrap();
     let initialize = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{"elicitation":{}}}}"#;
     let initialize = Call::read(initialize.into(), false).unwrap();
-    let server = ModernServer::read(&said, &initialize).unwrap();
+    let server = ModernServer::new(Discovered::read(&said).unwrap(), &initialize);
     let _ = session.reversed.set(Box::new(server));
     (session, lines)
 }
