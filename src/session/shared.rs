@@ -222,7 +222,7 @@ impl Shared {
             self.awaited.store(true, Ordering::Relaxed);
             let claim = session.room.claim(bytes);
             // One always goes, or nothing would be read.
-            if claim.is_some() || self.waiting() == 0 {
+            if claim.is_some() || !self.is_behind(bytes) || self.waiting() == 0 {
                 return claim;
             }
             read.await;
@@ -542,6 +542,14 @@ mod tests {
             }
             reads().await;
             assert_eq!(asked(), 14);
+            // Nor does she need any where the queue has become short.
+            bob.write(asks(2)).unwrap();
+            settles().await;
+            assert!(alice.say(&OwnMessage::Discover { number: 14 }));
+            settles().await;
+            assert_eq!(asked(), 15);
+            reads().await;
+            assert_eq!(asked(), 16);
             drop(rest);
             alice.close();
             bob.close();
