@@ -97,7 +97,7 @@ pub struct Question {
     method: Method,
     need: Need,
     /// As JSON.
-    params: Vec<u8>,
+    params: Bytes,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -161,8 +161,14 @@ impl Question {
             key,
             method,
             need,
-            params: text,
+            params: text.into(),
         })
+    }
+
+    /// The same with what `keep` makes of what is asked: that is kept until it is answered. `None` if it makes nothing.
+    pub fn kept(mut self, keep: impl FnOnce(Bytes) -> Option<Bytes>) -> Option<Self> {
+        self.params = keep(self.params)?;
+        Some(self)
     }
 
     /// What a client lacks to be asked this.

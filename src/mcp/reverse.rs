@@ -18,26 +18,54 @@ use crate::{
     },
 };
 
-/// What a modern server said of itself, and what its client did.
-#[derive(Debug)]
-pub struct ModernServer {
+/// What a modern server has said of itself to `server/discover`: as much as is kept of that.
+#[derive(Clone, Debug)]
+pub struct Discovered {
     capabilities: serde_json::Value,
     /// Its `serverInfo`, as it was written where that is short.
     info: String,
     instructions: Option<String>,
+    /// It may make tasks of calls.
+    tasks: bool,
+}
+
+impl Discovered {
+    /// Reads its answer; `None` if that is none of a server that speaks modern MCP.
+    pub fn read(answer: &Message) -> Option<Self> {
+        let result = answer.root().get("result")?;
+        let modern = |version: Value<'_>| version.as_str().as_deref() == Some(version::MODERN);
+        let versions = result.get("supportedVersions")?;
+        versions.elements().any(modern).then_some(())?;
+        Some(Self {
+            tasks: result.get("capabilities").is_some_and(task::has_extension),
+            capabilities: bridge::known(result.get("capabilities")),
+            info: bridge::info(
+                result
+                    .get("_meta")
+                    .and_then(|meta| meta.get(bridge::SERVER_INFO))
+                    .or_else(|| result.get("serverInfo")),
+            ),
+            instructions: bridge::instructions(result),
+        })
+    }
+}
+
+/// What a modern server said of itself, and what its client did.
+#[derive(Debug)]
+pub struct ModernServer {
+    said: Discovered,
+    /// The version that it is spoken to in, as JSON.
+    version: String,
     /// The client's capabilities as modern MCP has them, and its `clientInfo`, as JSON.
     can: String,
     client: Option<String>,
     abilities: Abilities,
-    tasks: bool,
 }
 
 impl ModernServer {
-    /// Reads the answer to `server/discover` and the client's `initialize`; `None` if
-    /// that is no answer of a server that speaks modern MCP.
-    pub fn read(answer: &Message, initialize: &Call) -> Option<Self> {
-        let result = answer.root().get("result")?;
-        is_modern(answer).then_some(())?;
+    /// One that has said that, for the client that says `initialize`.
+    pub fn new(said: Discovered, initialize: &Call) -> Self {
+        let server = said;
         let is_object = |value: &Value<'_>| value.kind() == Kind::Object;
         let said = initialize.params();
         let said = |name| said.and_then(|said| said.get(name)).filter(is_object);
@@ -63,8 +91,7 @@ impl ModernServer {
             }
             member(&mut can, name, capability);
         }
-        let tasks = result.get("capabilities").is_some_and(task::has_extension);
-        if tasks {
+        if server.tasks {
             // Who waits for its call has it followed here.
             if can.len() > 1 {
                 can.push(b',');
@@ -73,36 +100,29 @@ impl ModernServer {
             member(&mut can, "extensions", extensions.as_bytes());
         }
         can.push(b'}');
-        Some(Self {
-            tasks,
-            capabilities: bridge::known(result.get("capabilities")),
-            info: bridge::info(
-                result
-                    .get("_meta")
-                    .and_then(|meta| meta.get(bridge::SERVER_INFO))
-                    .or_else(|| result.get("serverInfo")),
-            ),
-            instructions: bridge::instructions(result),
+        Self {
+            said: server,
+            version: json!(version::MODERN).to_string(),
             can: String::from_utf8_lossy(&can).into_owned(),
             client: said("clientInfo").and_then(|info| {
                 bridge::short_object(info, MAX_SAID).or_else(|| bridge::called(info))
             }),
             abilities: Abilities::read(capabilities),
-        })
+        }
     }
 
     pub fn capabilities(&self) -> &serde_json::Value {
-        &self.capabilities
+        &self.said.capabilities
     }
 
     /// Whether it tells when resources change that somebody subscribes to.
     pub fn tells_of_resources(&self) -> bool {
-        self.capabilities["resources"]["subscribe"] == true
+        self.said.capabilities["resources"]["subscribe"] == true
     }
 
     /// Whether it may make tasks of calls.
     pub fn makes_tasks(&self) -> bool {
-        self.tasks
+        self.said.tasks
     }
 
     /// What its client can be asked.
@@ -112,28 +132,32 @@ impl ModernServer {
 
     /// The answer to `initialize`.
     pub fn initialized(&self, id: &Id, version: &str) -> Vec<u8> {
-        let mut result = json!({ "protocolVersion": version, "capabilities": self.capabilities });
-        if let Some(instructions) = &self.instructions {
+        let mut result =
+            json!({ "protocolVersion": version, "capabilities": self.said.capabilities });
+        if let Some(instructions) = &self.said.instructions {
             result["instructions"] = instructions.as_str().into();
         }
         let mut result = result.to_string();
         result.pop();
-        answered_with(id, &format!(r#"{result},"serverInfo":{}}}"#, self.info))
+        answered_with(
+            id,
+            &format!(r#"{result},"serverInfo":{}}}"#, self.said.info),
+        )
     }
 
-    /// What each request says in `_meta`, as members; log messages from `level` on are wanted.
-    fn meta(&self, level: Option<&'static str>) -> Vec<(&'static str, Vec<u8>)> {
-        let mut members = vec![
-            (VERSION, json!(version::MODERN).to_string().into_bytes()),
-            (CAPABILITIES, self.can.clone().into_bytes()),
+    /// What each request says in `_meta`, as members; log messages from `level` (JSON) on are wanted.
+    fn meta<'a>(
+        &'a self,
+        level: Option<&'a str>,
+    ) -> impl Iterator<Item = (&'static str, &'a [u8])> {
+        let members = [
+            (VERSION, Some(&*self.version)),
+            (CAPABILITIES, Some(&*self.can)),
+            (CLIENT, self.client.as_deref()),
+            (meta::LOG_LEVEL, level),
         ];
-        members.extend(
-            self.client
-                .clone()
-                .map(|client| (CLIENT, client.into_bytes())),
-        );
-        members.extend(level.map(|level| (meta::LOG_LEVEL, json!(level).to_string().into_bytes())));
-        members
+        let members = members.into_iter();
+        members.filter_map(|(name, value)| Some((name, value?.as_bytes())))
     }
 
     /// The same, as an object.
@@ -143,7 +167,7 @@ impl ModernServer {
             if text.len() > 1 {
                 text.push(b',');
             }
-            member(&mut text, name, &value);
+            member(&mut text, name, value);
         }
         text.push(b'}');
         String::from_utf8_lossy(&text).into_owned()
@@ -169,11 +193,8 @@ impl ModernServer {
             .flatten()
             .map(|value| (value.span(), number.clone()))
             .collect();
-        let members = self.meta(level);
-        let members: Vec<(&str, &[u8])> = members
-            .iter()
-            .map(|(name, value)| (*name, value.as_slice()))
-            .collect();
+        let level = level.map(|level| format!("\"{level}\""));
+        let members: Vec<(&str, &[u8])> = self.meta(level.as_deref()).collect();
         changes.extend(meta::added(call, &members));
         if let (Some(given), Some(params)) = (given, params) {
             let mut more = Vec::new();
@@ -229,16 +250,6 @@ impl ModernServer {
         }
         meta::changed(answer, changes)
     }
-}
-
-/// Whether an answer to `server/discover` is one of a server that speaks modern MCP.
-pub fn is_modern(answer: &Message) -> bool {
-    let modern = |version: Value<'_>| version.as_str().as_deref() == Some(version::MODERN);
-    answer
-        .root()
-        .get("result")
-        .and_then(|result| result.get("supportedVersions"))
-        .is_some_and(|versions| versions.elements().any(modern))
 }
 
 /// What a call was asked for, and the state that it goes on from.
@@ -322,7 +333,7 @@ mod tests {
             r#"{"id":0,"result":{"supportedVersions":["2026-07-28"],"capabilities":{"tools":{"listChanged":true},"extensions":{}},
                 "instructions":"be kind","_meta":{"io.modelcontextprotocol/serverInfo":{"name":"new","version":"2"}}}}"#,
         );
-        ModernServer::read(&discovered, &initialize).unwrap()
+        ModernServer::new(Discovered::read(&discovered).unwrap(), &initialize)
     }
 
     #[test]
@@ -338,9 +349,8 @@ mod tests {
             } })
         );
         let other = message(r#"{"id":0,"result":{"supportedVersions":["2027-01-01"]}}"#);
-        let initialize = call(r#"{"jsonrpc":"2.0","id":1,"method":"initialize"}"#);
-        assert!(ModernServer::read(&other, &initialize).is_none());
-        assert!(ModernServer::read(&message(r#"{"id":0,"error":{}}"#), &initialize).is_none());
+        assert!(Discovered::read(&other).is_none());
+        assert!(Discovered::read(&message(r#"{"id":0,"error":{}}"#)).is_none());
     }
 
     #[test]
@@ -357,7 +367,7 @@ mod tests {
                     "capabilities":{{"logging":{large},"prompts":{{}}}},"instructions":"{}"}}}}"#,
                 "x".repeat(4 * size)
             ));
-            ModernServer::read(&discovered, &initialize).unwrap()
+            ModernServer::new(Discovered::read(&discovered).unwrap(), &initialize)
         };
         let (most, more) = (read(MAX_SAID), read(MAX_SAID + 1));
         let large = object(MAX_SAID);
@@ -366,7 +376,7 @@ mod tests {
             format!(r#"{{"elicitation":{large},"sampling":{{}},"roots":{{}}}}"#)
         );
         assert_eq!(most.client.as_ref(), Some(&large));
-        assert_eq!(most.info, large);
+        assert_eq!(most.said.info, large);
         // The others are there all the same.
         assert_eq!(more.can, r#"{"sampling":{},"roots":{}}"#);
         assert_eq!(more.client.as_deref(), Some(r#"{"name":"","version":""}"#));

@@ -2,6 +2,14 @@
 //!
 //! Pure. Used by `session` where server and client do not both speak modern MCP.
 
+use std::{
+    borrow::Borrow,
+    fmt,
+    hash::{Hash, Hasher},
+    ops::Deref,
+    sync::Arc,
+};
+
 use serde_json::json;
 
 use crate::{
@@ -16,9 +24,81 @@ pub struct Wanted {
     pub prompts: bool,
     pub resources: bool,
     /// URIs of resources whose changes are of interest.
-    pub uris: Vec<String>,
+    pub uris: Vec<Uri>,
     /// Ids of tasks whose standing is.
-    pub tasks: Vec<String>,
+    pub tasks: Vec<Arc<str>>,
+}
+
+/// The URI of a resource: however many know it have one text of it.
+#[derive(Clone)]
+pub struct Uri(Arc<Text>);
+
+struct Text {
+    text: Box<str>,
+    /// What whoever counts it has for it.
+    _claim: Box<dyn Send + Sync>,
+}
+
+impl Uri {
+    /// With a claim that lasts as long as it does.
+    pub fn claimed(text: &str, claim: impl Send + Sync + 'static) -> Self {
+        Self(Arc::new(Text {
+            text: text.into(),
+            _claim: Box::new(claim),
+        }))
+    }
+}
+
+impl From<&str> for Uri {
+    fn from(text: &str) -> Self {
+        Self::claimed(text, ())
+    }
+}
+
+impl Deref for Uri {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0.text
+    }
+}
+
+impl Borrow<str> for Uri {
+    fn borrow(&self) -> &str {
+        self
+    }
+}
+
+impl PartialEq for Uri {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Uri {}
+
+impl PartialOrd for Uri {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Uri {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (**self).cmp(&**other)
+    }
+}
+
+impl Hash for Uri {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (**self).hash(state);
+    }
+}
+
+impl fmt::Debug for Uri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
 }
 
 impl Wanted {
@@ -40,14 +120,16 @@ impl Wanted {
                 .collect();
             named.sort_unstable();
             named.dedup();
-            named
+            named.into_iter()
         };
         Self {
             tools: wants("toolsListChanged"),
             prompts: wants("promptsListChanged"),
             resources: wants("resourcesListChanged"),
-            uris: named("resourceSubscriptions"),
-            tasks: named("taskIds"),
+            uris: named("resourceSubscriptions")
+                .map(|uri| uri.as_str().into())
+                .collect(),
+            tasks: named("taskIds").map(Arc::from).collect(),
         }
     }
 
@@ -120,7 +202,7 @@ impl Wanted {
         let lists =
             lists.map(|(method, _)| (method, json!({ "jsonrpc": "2.0", "method": method })));
         let updated = self.uris.iter().map(|uri| {
-            let (method, params) = ("notifications/resources/updated", json!({ "uri": uri }));
+            let (method, params) = ("notifications/resources/updated", json!({ "uri": **uri }));
             let text = json!({ "jsonrpc": "2.0", "method": method, "params": params });
             (method, text)
         });
@@ -142,10 +224,10 @@ impl Wanted {
             }
         }
         if !self.uris.is_empty() {
-            wanted["resourceSubscriptions"] = json!(self.uris);
+            wanted["resourceSubscriptions"] = self.uris.iter().map(|uri| &**uri).collect();
         }
         if !self.tasks.is_empty() {
-            wanted["taskIds"] = json!(self.tasks);
+            wanted["taskIds"] = self.tasks.iter().map(|task| &**task).collect();
         }
         wanted
     }

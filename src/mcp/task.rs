@@ -9,7 +9,14 @@ use serde_json::json;
 
 use crate::{
     json::{Kind, Value},
-    mcp::{Call, Era, Id, bridge::modern_error, input::Question, input::member, reverse::plain},
+    mcp::{
+        Call, Era, Id,
+        bridge::modern_error,
+        edit::{Fate, edited},
+        input::Question,
+        input::member,
+        reverse::plain,
+    },
 };
 
 /// The extension's name among capabilities.
@@ -151,6 +158,14 @@ pub fn missing(id: &Id) -> Vec<u8> {
     text
 }
 
+/// What a task of a legacy server's says of itself, and nothing else: as much as it takes to tell of its end later.
+pub fn outline(task: Value<'_>) -> Vec<u8> {
+    edited(task, b"", |name, _| {
+        let is_told = name == "_meta" || NAMES.iter().any(|(legacy, _)| *legacy == name);
+        if is_told { Fate::Stays } else { Fate::Goes }
+    })
+}
+
 /// How long to wait before asking again how a task of that era stands: as it says, within
 /// what is kind to the server and to whoever waits.
 pub fn pause(task: Value<'_>, era: Era) -> Duration {
@@ -196,13 +211,18 @@ mod tests {
         let task = message(
             r#"{"taskId":"t\/1","status":"completed","createdAt":"2026-11-26T00:00:00Z","ttl":60000.0,"pollInterval":500,"own":1}"#,
         );
-        let text = modern(task.root(), "complete", standing, b"{}");
-        assert_eq!(
-            String::from_utf8(text).unwrap(),
-            format!(
-                r#"{{"resultType":"complete","taskId":"t\/1","status":{expected},"_meta":{{}}}}"#
-            )
-        );
+        let outline = outline(task.root());
+        assert!(!str::from_utf8(&outline).unwrap().contains("own"));
+        let outline = Message::parse(outline.into()).unwrap();
+        for task in [&task, &outline] {
+            let text = modern(task.root(), "complete", standing, b"{}");
+            assert_eq!(
+                String::from_utf8(text).unwrap(),
+                format!(
+                    r#"{{"resultType":"complete","taskId":"t\/1","status":{expected},"_meta":{{}}}}"#
+                )
+            );
+        }
     }
 
     /// mcp-L11: what a task says of itself keeps its bytes, under the other era's names.

@@ -160,7 +160,7 @@ impl Session {
             *place = Some(self.calls.take(self.principal())?);
         }
         self.log_from(state, call)?;
-        let wanted = self.subscribes(state, call);
+        let wanted = self.subscribes(state, call)?;
         let hearer = (call.method() == method::LISTEN).then(|| Arc::new(identity.clone()));
         let subscribes = self.subscribes_to(state, call, identity)?;
         let (listens, asks_for_one) = (wanted.is_some(), subscribes.is_some());
@@ -296,8 +296,8 @@ impl Session {
         if let Some(call) = waits.filter(keeps) {
             let goes_on = call.makes_task() && answer == Answer::Result;
             if let Some(input) = call.input.as_deref_mut() {
-                let kept = (!self.room.is_full()).then_some((answer, message));
-                input.keep(kept, goes_on);
+                let kept = self.room.keep(message);
+                input.keep(kept.map(|message| (answer, message)), goes_on);
             }
             return Answered::Delivered;
         }

@@ -298,15 +298,14 @@ impl Session {
         Ok(())
     }
 
-    fn respond(&self, call: &Call, id: &Id) -> Result<(), SendError> {
+    pub(super) fn respond(&self, call: &Call, id: &Id) -> Result<(), SendError> {
         let mut state = self.lock()?;
         state.last_used = Instant::now();
         if !state.asked.contains(&*spelled(id.as_json())) {
             return Err(SendError::NotAsked);
         }
         if self.reversed.get().is_some() {
-            self.respond_to_modern(&mut state, call, id);
-            return Ok(());
+            return self.respond_to_modern(&mut state, call, id);
         }
         // Only then: a client that is told to try again must find its question still there.
         self.write(Line::of(call.message(), &[]))?;
@@ -495,7 +494,7 @@ mod tests {
     use crate::{
         audit::RequestId,
         auth::Identity,
-        mcp::Message,
+        mcp::{Message, reverse::Discovered},
         session::{Exchange, Late, exchange::Event, outbox::Lines, pump, room::Rooms, testing},
     };
 
@@ -641,7 +640,7 @@ mod tests {
         );
         let discovered = r#"{"jsonrpc":"2.0","id":1,"result":{"supportedVersions":["2026-07-28"],"capabilities":{}}}"#;
         let discovered = Message::parse(discovered.into()).unwrap();
-        let server = ModernServer::read(&discovered, &initialize).unwrap();
+        let server = ModernServer::new(Discovered::read(&discovered).unwrap(), &initialize);
         assert!(session.reversed.set(Box::new(server)).is_ok());
         session.open("2025-11-25");
         let asks = call(r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#);

@@ -5,7 +5,12 @@
 //! what it asks meanwhile goes to the client as a request; and the call's end, whoever makes
 //! it, is the task's.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -27,12 +32,13 @@ use crate::{
 pub(super) struct Following {
     /// Its id, as JSON and as it reads.
     task: Bytes,
-    name: String,
+    name: Arc<str>,
     /// When the child is asked next; never while it is being asked.
     due: Option<Instant>,
     every: Duration,
-    /// The questions that were answered: a server may name them for a while.
-    answered: HashSet<String>,
+    /// The questions that were answered, by what their names hash to: a server may name them for a while, and there may
+    /// be many.
+    answered: HashSet<u64>,
 }
 
 impl Following {
@@ -52,11 +58,14 @@ impl Session {
     ) -> Option<InFlight> {
         let task = (result.get("taskId"), task::id(result));
         let ((Some(task), Some(name)), Some(again)) = (task, call.again.as_deref_mut()) else {
+            if let Some(server) = self.reversed.get() {
+                self.has_it_ended(state, result, with_meta(server, b""));
+            }
             return Some(call);
         };
         let mut following = Following {
             task: Bytes::copy_from_slice(task.raw()),
-            name: name.into_owned(),
+            name: name.into(),
             due: None,
             every: task::pause(result, Era::Modern),
             answered: HashSet::new(),
@@ -74,7 +83,7 @@ impl Session {
             return;
         };
         let following = state.in_flight.values().filter_map(InFlight::following);
-        let mut tasks: Vec<String> = following.map(|it| it.name.clone()).collect();
+        let mut tasks: Vec<Arc<str>> = following.map(|it| it.name.clone()).collect();
         // One set has one order, to be known again.
         tasks.sort_unstable();
         let wanted = Wanted {
@@ -96,7 +105,7 @@ impl Session {
         };
         let mut state = self.state();
         let mut calls = state.in_flight.iter();
-        let found = calls.find(|(_, call)| call.following().is_some_and(|it| it.name == name));
+        let found = calls.find(|(_, call)| call.following().is_some_and(|it| *it.name == *name));
         let Some((number, _)) = found.map(|(number, call)| (*number, call)) else {
             return false;
         };
@@ -201,16 +210,17 @@ impl Session {
 
     /// Asks the client what a task asks, as far as it was not asked already.
     fn task_asks(&self, state: &mut State, number: u64, mut call: InFlight, result: Value<'_>) {
-        let asked = call.again.as_deref_mut().and_then(|again| {
-            let questions = self.questions_of(result, number, again.rounds + 1)?;
-            again.rounds += 1;
-            again.may_ask_more().then_some((again, questions))
-        });
-        let Some((again, mut questions)) = asked else {
+        let Some(again) = call.again.as_deref_mut() else {
             return self.fail(state, call, Failure::NoInput);
         };
+        again.rounds += 1;
+        let mut questions = match self.questions_of(result, number, again.rounds) {
+            Ok(questions) if again.may_ask_more() => questions,
+            Err(Failure::NoRoom) => return self.fail(state, call, Failure::NoRoom),
+            _ => return self.fail(state, call, Failure::NoInput),
+        };
         if let Some(following) = &mut again.task {
-            questions.retain(|asked| !following.answered.contains(asked.key()));
+            questions.retain(|asked| !following.answered.contains(&hashed(asked.key())));
             following.rest();
         }
         if questions.is_empty() {
@@ -247,7 +257,7 @@ impl Session {
                 responses.push(b',');
             }
             input::member(&mut responses, &key, &answer);
-            following.answered.insert(key);
+            following.answered.insert(hashed(&key));
         }
         responses.push(b'}');
         input::member(&mut more, "inputResponses", &responses);
@@ -294,6 +304,12 @@ impl InFlight {
     }
 }
 
+fn hashed(key: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish()
+}
+
 fn about<'a>(
     server: &ModernServer,
     number: u64,
@@ -301,15 +317,20 @@ fn about<'a>(
     task: &'a [u8],
     more: &[u8],
 ) -> OwnMessage<'a> {
-    let mut members = more.to_vec();
-    members.push(b',');
-    input::member(&mut members, "_meta", server.own_meta().as_bytes());
     OwnMessage::TaskOf {
         number,
         what,
         task,
-        more: members,
+        more: with_meta(server, more),
     }
+}
+
+/// These members of a request and what each says to a modern child.
+fn with_meta(server: &ModernServer, more: &[u8]) -> Vec<u8> {
+    let mut members = more.to_vec();
+    members.push(b',');
+    input::member(&mut members, "_meta", server.own_meta().as_bytes());
+    members
 }
 
 #[cfg(test)]
@@ -317,12 +338,12 @@ mod tests {
     use super::*;
     use crate::session::{exchange::Event, pump, testing};
 
-    /// fault-46: each call that has become one keeps its task's id.
+    /// fault-46: each call that has become one keeps its task's id; the child is told to end one that is not kept.
     #[tokio::test]
-    async fn a_task_with_too_long_an_id_is_not_followed() {
+    async fn a_task_with_too_long_an_id_is_not_followed_and_ends() {
         for (longer, is_followed) in [(0, true), (1, false)] {
             let tasks = r#"{"extensions":{"io.modelcontextprotocol/tasks":{}}}"#;
-            let (session, _lines) = testing::reversed(tasks);
+            let (session, mut lines) = testing::reversed(tasks);
             let asks = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#;
             let mut asked = testing::asked(&session, asks);
             let id = "k".repeat(task::MAX_ID - 2 + longer);
@@ -336,6 +357,14 @@ mod tests {
                 .values()
                 .any(|it| it.following().is_some());
             assert_eq!(follows, is_followed);
+            let cancels =
+                format!(r#""method":"tasks/cancel","params":{{"taskId":"{id}","_meta":{{"#);
+            let mut said = Vec::new();
+            while let Some(line) = lines.try_recv() {
+                said.push(String::from_utf8(line.to_vec()).unwrap());
+            }
+            let is_cancelled = said.iter().any(|line| line.contains(&cancels));
+            assert_eq!(is_cancelled, !is_followed, "{said:?}");
             if !is_followed {
                 let told = asked.next().await;
                 assert!(

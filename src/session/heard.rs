@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use tracing::warn;
 
 use crate::{
     auth::PrincipalKey,
@@ -18,7 +19,8 @@ use crate::{
         task,
     },
     session::{
-        own::OwnMessage,
+        own::{self, OwnMessage},
+        pump::MAX_ANSWERED_ID,
         switch::{Asked, Asks, Member, Out, Route, Switch},
         words::{made_task, number_of, text_of},
     },
@@ -30,6 +32,8 @@ pub(super) enum Heard {
     Answer {
         to: u64,
         own: u64,
+        /// What the child is told first.
+        ends: Option<Bytes>,
     },
     Lines(Vec<Out>),
 }
@@ -39,11 +43,15 @@ impl Heard {
     pub(super) fn written(self, message: &Message) -> Vec<Out> {
         match self {
             Self::Lines(lines) => lines,
-            Self::Answer { to, own } => {
+            Self::Answer { to, own, ends } => {
                 let own = own.to_string();
                 let id = message.root().get("id");
                 let id = id.map(|id| (id.span(), own.as_bytes()));
-                vec![Out::To(to, message.with(&Vec::from_iter(id)).into())]
+                let answer = Out::To(to, message.with(&Vec::from_iter(id)).into());
+                match ends {
+                    None => vec![answer],
+                    Some(ends) => vec![Out::ToChild(ends.into()), answer],
+                }
             }
         }
     }
@@ -88,7 +96,15 @@ impl Switch {
             if message.root().get("result").is_some() {
                 out.push(Out::ToChild(OwnMessage::Initialized.line().into()));
             }
-            let waited = self.opening.opened(message, self.everybody);
+            // What is kept of it is the first one's, of whose user the others often are, too.
+            let first = self.opening.first();
+            let first = first.or_else(|| self.members.keys().next().copied());
+            let first = first.and_then(|first| self.members.get(&first));
+            let keep = |text| match first {
+                Some(first) => first.room.hold_anyway(text),
+                None => text,
+            };
+            let waited = self.opening.opened(message, self.everybody, keep);
             out.extend(waited.into_iter().map(|(to, text)| Out::To(to, text)));
             return Some(Heard::Lines(out));
         }
@@ -96,18 +112,43 @@ impl Switch {
             return Some(nobodys);
         };
         let result = message.root().get("result");
+        let mut ends = None;
         if let Some(member) = self.members.get_mut(&to) {
             member.numbers.remove(&own);
             if let (Asks::Subscribe(uri), None) = (route.kind, result) {
                 member.subscribed.remove(&uri);
             }
-            let principal = member.principal;
-            let made = result.and_then(made_task);
-            if let Some(task) = made.filter(|task| task.span().len() <= task::MAX_ID) {
-                self.remember(text_of(task), principal);
+            if let Some((result, task)) = result.and_then(|it| Some((it, made_task(it)?))) {
+                let principal = member.principal;
+                let is_short = task.span().len() <= task::MAX_ID;
+                let kept = is_short.then(|| member.room.hold_all(text_of(task)));
+                match kept.flatten() {
+                    Some(task) => self.remember(task, principal),
+                    None => ends = self.ends_nobodys(result, task),
+                }
             }
         }
-        Some(Heard::Answer { to, own })
+        Some(Heard::Answer { to, own, ends })
+    }
+
+    /// Whose a task is that is not remembered nobody can say: where users meet no client can end it, and nobody hears
+    /// of it.
+    fn ends_nobodys(&mut self, result: Value<'_>, task: Value<'_>) -> Option<Bytes> {
+        if !self.everybody {
+            return None;
+        }
+        if task.span().len() > MAX_ANSWERED_ID {
+            warn!("a task that no client can end runs on: its id is too long");
+            return None;
+        }
+        let is_modern = result.get("resultType").is_some();
+        let own = OwnMessage::TaskOf {
+            number: self.next_number(),
+            what: "cancel",
+            task: task.raw(),
+            more: is_modern.then(own::meta_member).unwrap_or_default(),
+        };
+        Some(own.line())
     }
 
     /// A request of the child's number will have no answer: whose it was, by their own numbers.
@@ -130,7 +171,8 @@ impl Switch {
     }
 
     fn question(&mut self, message: &Message, method: &str, id: Value<'_>) -> Option<Vec<Out>> {
-        if !matches!(id.kind(), Kind::String | Kind::Number) || id.span().len() > MAX_ID {
+        let is_long = |value: Value<'_>, most| value.span().len() > most;
+        if !matches!(id.kind(), Kind::String | Kind::Number) || is_long(id, MAX_ANSWERED_ID) {
             return None;
         }
         if method == "ping" {
@@ -143,21 +185,19 @@ impl Switch {
             let question = question.as_ref();
             question.is_some_and(|question| question.lacking(member.abilities).is_none())
         };
+        let params = message.root().get("params");
+        let meta = params.and_then(|params| params.get("_meta"));
+        let token = meta.and_then(|meta| meta.get("progressToken"));
+        // Both are kept until it is answered, and there are many such questions.
+        let is_kept = !is_long(id, MAX_ID) && token.is_none_or(|token| !is_long(token, MAX_ID));
         let to = self.sole_worker().filter(|to| {
             let member = self.members.get(to);
-            self.asked.len() < MAX_ASKED && member.is_some_and(takes)
+            is_kept && self.asked.len() < MAX_ASKED && member.is_some_and(takes)
         });
         let Some(member) = to else {
             let nobody = OwnMessage::NobodyThere { id: id.raw() };
             return Some(vec![Out::ToChild(nobody.line().into())]);
         };
-        let params = message.root().get("params");
-        let meta = params.and_then(|params| params.get("_meta"));
-        let token = meta.and_then(|meta| meta.get("progressToken"));
-        // As long as an id may be: there are many such questions.
-        if token.is_some_and(|token| token.span().len() > MAX_ID) {
-            return None;
-        }
         let token = token.map(|token| Bytes::copy_from_slice(token.raw()));
         let id = Bytes::copy_from_slice(&spelled(id.raw()));
         self.asked.insert(id, Asked { member, token });

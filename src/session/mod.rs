@@ -26,6 +26,7 @@ mod pending;
 mod probe;
 mod pump;
 mod renewing;
+mod results;
 mod reversed;
 mod rewrite;
 mod room;

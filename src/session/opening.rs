@@ -25,7 +25,7 @@ struct Kept {
     /// Nothing if it is none that is served.
     version: Option<&'static str>,
     /// What its members are told that it can, where that is less than all.
-    capabilities: Option<Vec<u8>>,
+    capabilities: Option<Bytes>,
 }
 
 impl Opening {
@@ -62,17 +62,29 @@ impl Opening {
         waited.into_iter().map(names).collect()
     }
 
-    /// The child has answered: what those are told that wait. A refusal is kept for none but them.
-    pub(super) fn opened(&mut self, message: &Message, everybody: bool) -> Vec<(u64, Bytes)> {
+    /// Who waits first.
+    pub(super) fn first(&self) -> Option<u64> {
+        let (member, ..) = self.waiting.as_ref()?.first()?;
+        Some(*member)
+    }
+
+    /// The child has answered: what those are told that wait. A refusal is kept for none but them, a result for as long
+    /// as the child lives, as what `keep` makes of it.
+    pub(super) fn opened(
+        &mut self,
+        message: &Message,
+        everybody: bool,
+        keep: impl Fn(Bytes) -> Bytes,
+    ) -> Vec<(u64, Bytes)> {
         let waited = self.waiting.take().unwrap_or_default();
         let result = message.root().get("result");
         self.kept = result.map(|result| {
             let version = result.get("protocolVersion").and_then(Value::as_str);
             let capabilities = result.get("capabilities").filter(|_| everybody);
             Kept {
-                text: Bytes::copy_from_slice(message.bytes()),
+                text: keep(Bytes::copy_from_slice(message.bytes())),
                 version: version.and_then(|version| version::legacy(&version)),
-                capabilities: capabilities.map(without_logging),
+                capabilities: capabilities.map(|all| keep(without_logging(all).into())),
             }
         });
         let told = |(member, own, asked): (u64, u64, Option<&'static str>)| {
@@ -143,7 +155,7 @@ mod tests {
         let answer = format!(r#"{{"id":1,"result":{{"protocolVersion":{version}}}}}"#);
         let mut opening = Opening::default();
         opening.wait(3, 7, asked);
-        let waited = opening.opened(&Message::parse(answer.into()).unwrap(), false);
+        let waited = opening.opened(&Message::parse(answer.into()).unwrap(), false, |text| text);
         let (member, first) = waited.into_iter().next().unwrap();
         assert_eq!(member, 3);
         assert_eq!(opening.answer(7, asked), Some(first.clone()));
@@ -159,7 +171,7 @@ mod tests {
         buffer.extend_from_slice(answer);
         let message = Message::parse(buffer.split_to(answer.len()).freeze()).unwrap();
         let mut opening = Opening::default();
-        opening.opened(&message, false);
+        opening.opened(&message, false, |text| text);
         drop((message, buffer));
         let text = opening.kept.unwrap().text;
         assert_eq!(text.try_into_mut().unwrap().capacity(), answer.len());

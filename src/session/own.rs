@@ -175,6 +175,11 @@ fn meta() -> serde_json::Value {
     })
 }
 
+/// The same as one more member of a modern request's parameters.
+pub(super) fn meta_member() -> Vec<u8> {
+    format!(r#","_meta":{}"#, meta()).into_bytes()
+}
+
 fn resource(what: &str, number: u64, uri: &str) -> Vec<u8> {
     let params = json!({ "uri": uri });
     format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"resources/{what}","params":{params}}}"#)

@@ -31,6 +31,7 @@ use crate::{
         exchange::{Event, Failure},
         own::OwnMessage,
         rewrite::progress_token,
+        room::Kept,
         seal::{self, Binding, StateError, Ticket},
         stream::{Exchange, Stream, Style},
         tasks::About,
@@ -63,7 +64,7 @@ pub(super) struct Asked {
 
 /// What the child has answered to a call whose client is being asked.
 enum Told {
-    Answer(Answer, Message),
+    Answer(Answer, Kept),
     /// There was no room for it.
     Dropped,
 }
@@ -103,7 +104,7 @@ impl Input {
     pub(super) fn sends_away(
         &mut self,
         visits: Vec<Question>,
-        (answer, message): (Answer, &Message),
+        (answer, message): (Answer, Kept),
     ) -> bool {
         for question in visits {
             if let Some(need) = question.lacking(self.abilities) {
@@ -116,7 +117,7 @@ impl Input {
             let id = Bytes::new();
             self.questions.push(Asked { question, id });
         }
-        self.told = Some(Told::Answer(answer, message.clone()));
+        self.told = Some(Told::Answer(answer, message));
         self.away = true;
         true
     }
@@ -140,12 +141,12 @@ impl Input {
 
     /// Keeps the answer to a call whose client is being asked; one that `goes_on` as a task
     /// still wants to know. `None` is one that there is no room for.
-    pub(super) fn keep(&mut self, answer: Option<(Answer, &Message)>, goes_on: bool) {
+    pub(super) fn keep(&mut self, answer: Option<(Answer, Kept)>, goes_on: bool) {
         if !goes_on {
             self.questions.clear();
         }
         self.told = Some(match answer {
-            Some((answer, message)) => Told::Answer(answer, message.clone()),
+            Some((answer, message)) => Told::Answer(answer, message),
             None => Told::Dropped,
         });
     }
@@ -155,7 +156,8 @@ impl Session {
     /// Has a legacy child's question wait for a client's next look at its call; `false`
     /// if there is nobody to ask.
     pub(super) fn question(&self, message: &Message, method: &str, id: Value<'_>) -> bool {
-        let Some(question) = Question::asked(method, id, message) else {
+        let question = Question::asked(method, id, message);
+        let Some(question) = question.and_then(|question| self.kept(question)) else {
             return false;
         };
         let mut state = self.state();
@@ -179,6 +181,11 @@ impl Session {
         input.questions.push(Asked { question, id });
         self.asking.store(true, Ordering::Relaxed);
         true
+    }
+
+    /// The question, counted until it is answered; `None` if there is no room for it.
+    pub(super) fn kept(&self, question: Question) -> Option<Question> {
+        question.kept(|params| self.room.hold_all(params))
     }
 
     /// Whether one more call may wait for its client.
@@ -287,8 +294,9 @@ impl Session {
         if let Some(told) = input.told.take() {
             if let Some(call) = state.in_flight.remove(&ticket.number) {
                 match told {
-                    Told::Answer(answer, message) => {
-                        self.answered(state, ticket.number, call, (answer, &message));
+                    Told::Answer(answer, told) => {
+                        let message = &told.message;
+                        self.answered(state, ticket.number, call, (answer, message));
                     }
                     Told::Dropped => self.fail(state, call, Failure::NoRoom),
                 }
@@ -433,7 +441,12 @@ mod tests {
     use super::*;
     use crate::{
         audit::RequestId,
-        session::{outbox::Lines, pump, testing::bridged},
+        session::{
+            outbox::Lines,
+            pump::{self, MAX_ANSWERED_ID},
+            room::Rooms,
+            testing::{bridged, bridged_in},
+        },
     };
 
     fn message(text: &str) -> Message {
@@ -462,6 +475,19 @@ mod tests {
                 &mut session.audit.owes(RequestId::random()),
             )
             .unwrap()
+    }
+
+    /// The call again, with these responses to what it was asked.
+    fn back(asked: Option<Event>, responses: &str) -> String {
+        let Some(Event::Answer(asked)) = asked else {
+            panic!("nothing was asked");
+        };
+        let asked = Message::parse(asked).unwrap();
+        let result = asked.root().get("result").unwrap();
+        let state = result.get("requestState").and_then(Value::as_str).unwrap();
+        format!(
+            r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"x","requestState":"{state}","inputResponses":{{{responses}}},"_meta":{{"io.modelcontextprotocol/clientCapabilities":{{"elicitation":{{}}}}}}}}}}"#
+        )
     }
 
     fn ask(session: &Session, id: usize, size: usize) -> bool {
@@ -514,15 +540,7 @@ mod tests {
         }
         let (mut kept, mut dropped) = (0, 0);
         for mut asked in calls {
-            let Some(Event::Answer(question)) = asked.next().await else {
-                panic!("nothing was asked");
-            };
-            let question = Message::parse(question).unwrap();
-            let result = question.root().get("result").unwrap();
-            let state = result.get("requestState").and_then(Value::as_str).unwrap();
-            let again = format!(
-                r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"x","requestState":"{state}","_meta":{{"io.modelcontextprotocol/clientCapabilities":{{"elicitation":{{}}}}}}}}}}"#
-            );
+            let again = back(asked.next().await, "");
             match send(&session, &again, "alice").next().await {
                 Some(Event::Answer(answer)) => kept += usize::from(answer.len() > text.len()),
                 Some(Event::Failed(Failure::NoRoom)) => dropped += 1,
@@ -532,6 +550,61 @@ mod tests {
         assert!((6..=8).contains(&kept), "{kept}");
         assert_eq!(kept + dropped, MAX_WAITING);
         assert_eq!(session.in_flight(), 0);
+    }
+
+    /// conn-3: what a child asks is counted until it is answered, and so is what it answers before, with where each of its
+    /// many values stands. A question that there is no room for is asked of nobody.
+    #[tokio::test]
+    async fn what_is_asked_and_answered_meanwhile_is_counted() {
+        let rooms = Rooms::new(1);
+        let (session, _lines) = bridged_in("{}", &rooms);
+        let mut alice = call(&session, "alice");
+        let size = 50 << 10;
+        for id in 0..4 {
+            assert!(ask(&session, id, size));
+            assert!(rooms.taken() >= (id + 1) * size);
+        }
+        let rest = session.room.claim((16 << 20) - rooms.taken()).unwrap();
+        assert!(!ask(&session, 4, 1));
+        drop(rest);
+        session.ask_clients();
+        // One that the client has answered is kept no longer.
+        let back = back(alice.next().await, r#""0":{"action":"decline"}"#);
+        let asks = send(&session, &back, "alice").next().await;
+        let back = self::back(asks, "");
+        let asked = rooms.taken();
+        assert!((3 * size..4 * size).contains(&asked), "{asked}");
+        let many = "0,".repeat(30 << 10);
+        let answer = format!(r#"{{"id":1,"result":{{"v":[{many}0]}}}}"#);
+        assert!(pump::take(&session, answer.clone().into()));
+        // What it has asked is not asked any more.
+        let kept = rooms.taken();
+        assert!(kept > 8 * answer.len(), "{kept}");
+        let told = send(&session, &back, "alice").next().await;
+        assert!(matches!(told, Some(Event::Answer(_))), "{told:?}");
+        drop(told);
+        assert_eq!(rooms.taken(), 0);
+    }
+
+    /// A child that asks under an id that is too long to be kept waits for an answer all the same.
+    #[tokio::test]
+    async fn a_question_with_too_long_an_id_is_answered_here() {
+        for (length, is_asked) in [(254, true), (255, false), (MAX_ANSWERED_ID - 2, false)] {
+            let (session, mut lines) = session();
+            let _alice = call(&session, "alice");
+            lines.recv().await.unwrap();
+            let id = "q".repeat(length);
+            let asks = format!(
+                r#"{{"id":"{id}","method":"elicitation/create","params":{{"message":"?"}}}}"#
+            );
+            assert!(pump::take(&session, asks.clone().into()));
+            let nobody = format!(r#"{{"jsonrpc":"2.0","id":"{id}","error":{{"code":-32601,"#);
+            let told = lines.try_recv();
+            assert_eq!(told.is_none(), is_asked);
+            assert!(told.is_none_or(|told| told.starts_with(nobody.as_bytes())));
+            let more = "q".repeat(MAX_ANSWERED_ID);
+            assert!(!pump::take(&session, asks.replace(&id, &more).into()));
+        }
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ use crate::{
     mcp::{
         Call, Message,
         bridge::LegacyServer,
-        reverse::{self, ModernServer},
+        reverse::{Discovered, ModernServer},
         version,
     },
     session::{
@@ -29,11 +29,11 @@ use crate::{
     },
 };
 
-/// What a child has answered to `server/discover`, `None` if it is a legacy one: those
+/// What is kept of a child's answer to `server/discover`, `None` if it is a legacy one: those
 /// that share it need not ask again.
 #[derive(Default)]
 pub(super) struct Spoken {
-    told: OnceCell<Option<Message>>,
+    told: OnceCell<Option<Discovered>>,
     /// It has opened a conversation with modern clients as a legacy one.
     is_bridged: AtomicBool,
 }
@@ -128,7 +128,7 @@ pub(super) async fn for_modern(
 }
 
 /// The child's answer to `server/discover`, if it speaks modern MCP.
-async fn discovered(session: &Session) -> Result<Option<Message>, Failure> {
+async fn discovered(session: &Session) -> Result<Option<Discovered>, Failure> {
     match session.spoken.get() {
         // One that only thinks for long is asked again, unless it has said something older meanwhile: those that
         // wait here would wait one after the other for what it never answers.
@@ -145,13 +145,13 @@ async fn discovered(session: &Session) -> Result<Option<Message>, Failure> {
     }
 }
 
-async fn discover(session: &Session) -> Result<Option<Message>, Failure> {
+async fn discover(session: &Session) -> Result<Option<Discovered>, Failure> {
     let probe = session
         .ask_own(PROBE, |number| OwnMessage::Discover { number })
         .map_err(|_| Failure::ChildEnded)?;
     let answer = answer_of(Sent::Exchange(probe)).await?;
     let answer = Message::parse(answer).ok();
-    Ok(answer.filter(reverse::is_modern))
+    Ok(answer.as_ref().and_then(Discovered::read))
 }
 
 /// Opens the conversation with a legacy child, on behalf of modern clients; `false` if it refuses.
@@ -175,11 +175,11 @@ async fn bridge(session: &Arc<Session>, patience: Duration) -> Result<bool, Open
 /// Has a child that refused `initialize` serve its legacy client all the same, if it
 /// speaks modern MCP (mcp-T18): what it would have answered.
 pub(super) async fn for_legacy(session: &Arc<Session>, initialize: Bytes) -> Option<Bytes> {
-    let answer = discovered(session).await.ok()??;
+    let said = discovered(session).await.ok()??;
     let size = initialize.len();
     let read = move || Call::read(initialize, false);
     let initialize = aside(size, read).await.ok()?;
-    let server = ModernServer::read(&answer, &initialize)?;
+    let server = ModernServer::new(said, &initialize);
     let wanted = initialize
         .params()
         .and_then(|params| params.get("protocolVersion"));

@@ -86,7 +86,7 @@ impl Ear {
     /// The child tells nothing of that resource, which it was asked for.
     pub(super) fn is_not_told(&mut self, uri: &str) {
         if let Some(open) = &mut self.heard {
-            open.wanted.uris.retain(|wanted| wanted != uri);
+            open.wanted.uris.retain(|wanted| **wanted != *uri);
         }
     }
 

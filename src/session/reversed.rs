@@ -20,7 +20,7 @@ use crate::{
         spelled, subscription,
     },
     session::{
-        Session,
+        SendError, Session,
         calls::{InFlight, OutcomeOwed, Way},
         conversation::State,
         exchange::{Event, Failure},
@@ -194,23 +194,31 @@ impl Session {
             }
             _ => return Some(call),
         }
-        let asked = call.again.as_deref_mut().and_then(|again| {
-            again.rounds += 1;
-            let questions = self.questions_of(result?, number, again.rounds)?;
-            let state = result?.get("requestState").map(Value::raw);
-            if state.is_some_and(|state| state.len() > MAX_ASKED_BYTES) {
-                return None;
-            }
-            again.state = state.map(Bytes::copy_from_slice);
-            again.questions = questions;
-            (again.rounds <= MAX_ROUNDS).then_some(())
-        });
-        if asked.is_none() {
-            self.fail(state, call, Failure::BadAnswer);
-            return None;
+        let asked = match (call.again.as_deref_mut(), result) {
+            (Some(again), Some(result)) => self.is_asked(again, number, result),
+            _ => Err(Failure::BadAnswer),
+        };
+        match asked {
+            Ok(()) => self.ask_legacy(state, number, call),
+            Err(failure) => self.fail(state, call, failure),
         }
-        self.ask_legacy(state, number, call);
         None
+    }
+
+    /// What the child's result asks for is what the call is to be made again with.
+    fn is_asked(&self, again: &mut Again, number: u64, result: Value<'_>) -> Result<(), Failure> {
+        again.rounds += 1;
+        let questions = self.questions_of(result, number, again.rounds)?;
+        let state = result.get("requestState").map(Value::raw);
+        if !again.may_ask_more() || state.is_some_and(|state| state.len() > MAX_ASKED_BYTES) {
+            return Err(Failure::BadAnswer);
+        }
+        if let Some(state) = state {
+            let state = self.room.hold_all(Bytes::copy_from_slice(state));
+            again.state = Some(state.ok_or(Failure::NoRoom)?);
+        }
+        again.questions = questions;
+        Ok(())
     }
 
     /// Asks the client what its call is being asked.
@@ -243,18 +251,19 @@ impl Session {
         result: Value<'_>,
         number: u64,
         round: u32,
-    ) -> Option<Vec<Asked>> {
-        let server = self.reversed.get()?;
+    ) -> Result<Vec<Asked>, Failure> {
+        let server = self.reversed.get().ok_or(Failure::BadAnswer)?;
         let requests = result.get("inputRequests");
         let mut questions = Vec::new();
         let mut bytes = 0;
         for (key, request) in requests.iter().flat_map(|requests| requests.members()) {
-            let question = Question::required(&key, request)?;
+            let question = Question::required(&key, request).ok_or(Failure::BadAnswer)?;
             bytes += question.size();
             let many = questions.len() == MAX_QUESTIONS || bytes > MAX_ASKED_BYTES;
             if many || question.lacking(server.abilities()).is_some() {
-                return None;
+                return Err(Failure::BadAnswer);
             }
+            let question = self.kept(question).ok_or(Failure::NoRoom)?;
             let id = format!("\"thv-{number}-{round}-{}\"", questions.len());
             questions.push(Asked {
                 question,
@@ -262,21 +271,26 @@ impl Session {
                 answer: None,
             });
         }
-        Some(questions)
+        Ok(questions)
     }
 
     /// Takes the client's answer to what a modern child has asked for.
-    pub(super) fn respond_to_modern(&self, state: &mut State, call: &Call, id: &Id) {
+    pub(super) fn respond_to_modern(
+        &self,
+        state: &mut State,
+        call: &Call,
+        id: &Id,
+    ) -> Result<(), SendError> {
         // Ours has one spelling, which is the one that all of its spellings have.
         let id = spelled(id.as_json());
-        state.asked.remove(&*id);
         let of = |asked: &Asked| *asked.id == *id;
         let waiting = state.in_flight.iter_mut().find_map(|(number, call)| {
             let again = call.again.as_deref_mut()?;
             again.questions.iter().any(of).then_some((*number, again))
         });
         let Some((number, again)) = waiting else {
-            return;
+            state.asked.remove(&*id);
+            return Ok(());
         };
         let given = again.questions.iter().flat_map(|asked| &asked.answer);
         let room = MAX_ANSWER_BYTES.saturating_sub(given.map(Bytes::len).sum());
@@ -284,21 +298,25 @@ impl Session {
         let result = result.filter(|result| result.span().len() <= room);
         for asked in again.questions.iter_mut().filter(|asked| of(asked)) {
             let answer = result.filter(|result| asked.question.fits(*result));
-            asked.answer = answer
-                .map(|answer| Bytes::copy_from_slice(answer.raw()))
-                .or_else(|| asked.question.refused().map(Bytes::from_static));
+            asked.answer = match answer.map(|answer| Bytes::copy_from_slice(answer.raw())) {
+                // A client that is told to try again finds its question still there.
+                Some(answer) => Some(self.room.hold_all(answer).ok_or(SendError::Busy)?),
+                None => asked.question.refused().map(Bytes::from_static),
+            };
+            state.asked.remove(&*id);
             if asked.answer.is_none() {
                 // There is no way to tell a modern server that nobody will answer.
                 if let Some(call) = state.in_flight.remove(&number) {
                     forget(state, &call);
                     self.fail(state, call, Failure::NoInput);
                 }
-                return;
+                return Ok(());
             }
         }
         if again.questions.iter().all(|asked| asked.answer.is_some()) {
             self.make_again(state, number);
         }
+        Ok(())
     }
 
     /// Makes the call again, with what the client has answered.
@@ -326,9 +344,11 @@ impl Session {
             input::member(&mut responses, &key, &answer);
         }
         responses.push(b'}');
+        // Told once: what it answers says what it is to be told next.
+        let told = again.state.take();
         let given = Given {
             responses: &responses,
-            state: again.state.as_deref(),
+            state: told.as_deref(),
         };
         let changes = server.request(&again.message, number, level, Some(given));
         let line = Line::changed(&again.message, &changes);
@@ -432,7 +452,10 @@ const MAX_ANSWER_BYTES: usize = 4 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::testing;
+    use crate::{
+        mcp::Shape,
+        session::{pump, room::Rooms, testing},
+    };
 
     /// fault-46: where each of many values stands is not kept for as long as a call waits, only their text.
     #[test]
@@ -448,5 +471,63 @@ mod tests {
         assert!(call.message().document_size() > 1 << 20);
         let kept = again.message.document_size();
         assert!(kept < 1 << 10, "{kept}");
+    }
+
+    /// conn-3: what a modern child asks, what it wants to be told with the answers, and those are counted until the call is
+    /// made again. Without room for the first the call ends; a client without room for its answer may give it again.
+    #[tokio::test]
+    async fn what_a_call_that_is_made_again_waits_with_is_counted() {
+        let rooms = Rooms::new(1);
+        let (session, mut lines) = testing::reversed_in(r#"{"tools":{}}"#, &rooms);
+        let size = 60 << 10;
+        let long = "x".repeat(size);
+        let asks = |number: u64, more: &str| {
+            format!(
+                r#"{{"id":{number},"result":{{"resultType":"input_required","inputRequests":{{"a":{{"method":"elicitation/create","params":{{"message":"{long}"}}}},"b":{{"method":"elicitation/create","params":{{"message":"b"}}}}}}{more}}}}}"#
+            )
+        };
+        let call = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#;
+        let says = |name: &str, more: &str| {
+            let body = format!(
+                r#"{{"jsonrpc":"2.0","id":"{name}","result":{{"action":"accept","content":{{"v":"{more}"}}}}}}"#
+            );
+            let call = Call::read(body.into(), false).unwrap();
+            let id = match call.shape() {
+                Shape::Response(id) => id.clone(),
+                other => panic!("{other:?}"),
+            };
+            session.respond(&call, &id)
+        };
+        let mut exchange = testing::asked(&session, call);
+        let more = format!(r#","requestState":"{long}""#);
+        assert!(pump::take(&session, asks(1, &more).into()));
+        for _ in 0..2 {
+            let asked = exchange.next().await;
+            assert!(matches!(asked, Some(Event::Message(_))), "{asked:?}");
+        }
+        let waits = rooms.taken();
+        // And the question in its stream, for a client that comes back.
+        assert!((3 * size..3 * size + 1000).contains(&waits), "{waits}");
+        let rest = session.room.claim((16 << 20) - waits).unwrap();
+        assert_eq!(says("thv-1-1-0", &long), Err(SendError::Busy));
+        drop(rest);
+        assert_eq!(says("thv-1-1-0", &long), Ok(()));
+        let waits = rooms.taken();
+        assert!((4 * size..4 * size + 1000).contains(&waits), "{waits}");
+        while lines.try_recv().is_some() {}
+        assert_eq!(says("thv-1-1-1", "b"), Ok(()));
+        let again = lines.try_recv().unwrap();
+        assert!(again.len() > 2 * size);
+        drop(again);
+        let made = rooms.taken();
+        assert!((size..size + 300).contains(&made), "{made}");
+
+        let _rest = session.room.claim((16 << 20) - made).unwrap();
+        assert!(pump::take(&session, asks(2, "").into()));
+        let told = exchange.next().await;
+        assert!(
+            matches!(told, Some(Event::Failed(Failure::NoRoom))),
+            "{told:?}"
+        );
     }
 }

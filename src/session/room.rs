@@ -5,8 +5,9 @@
 //! included. Where there is no room for more a message is left out, as for any client that does
 //! not keep up, and a call fails. A child may be slow, too: then what waits for it is counted, and
 //! more is refused. What one user may have is half of what the others leave: however many are greedy,
-//! there is room for one more. Counts; decides nothing else. Used by `pump`, `stream`, `calls`, `pending`,
-//! `tasks` and `conversation`.
+//! there is room for one more. What is remembered of tasks, resources and questions counts with it.
+//! Counts; decides nothing else. Used by `pump`, `stream`, `calls`, `pending`, `tasks`, `subscriptions`,
+//! `switch`, `shared` and `conversation`.
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -16,7 +17,7 @@ use std::sync::{
 use bytes::Bytes;
 use foldhash::HashMap;
 
-use crate::auth::PrincipalKey;
+use crate::{auth::PrincipalKey, mcp::Message};
 
 /// That of a server.
 #[derive(Clone)]
@@ -42,10 +43,22 @@ pub(super) struct Room {
     taken: AtomicUsize,
 }
 
+/// So many bytes of a session's, until this is gone.
+pub(super) struct Claim {
+    room: Arc<Room>,
+    bytes: usize,
+}
+
 /// A text, and what it takes for as long as anybody holds a part of it.
 struct Held {
     text: Bytes,
-    room: Arc<Room>,
+    _claim: Claim,
+}
+
+/// A message that waits for long, with all that is known of it.
+pub(super) struct Kept {
+    pub(super) message: Message,
+    _claim: Claim,
 }
 
 impl Rooms {
@@ -94,7 +107,29 @@ impl Room {
 
     /// The same of one of many, which are large together.
     pub(super) fn hold_all(self: &Arc<Self>, text: Bytes) -> Option<Bytes> {
-        self.take(text.len(), false).then(|| self.held(text))
+        let claim = self.claim(text.len())?;
+        Some(claim.of(text))
+    }
+
+    /// Room for so many bytes; `None` if there is not as much.
+    pub(super) fn claim(self: &Arc<Self>, bytes: usize) -> Option<Claim> {
+        self.take(bytes, false).then(|| {
+            let room = self.clone();
+            Claim { room, bytes }
+        })
+    }
+
+    /// The message of a child's, counted with what it takes to know what stands where in it: of many small values that is
+    /// more than their text. `None` if there is no room for it.
+    pub(super) fn keep(self: &Arc<Self>, message: &Message) -> Option<Kept> {
+        // What is large is held as it came.
+        let text = message.bytes().len();
+        let text = if text <= UNCOUNTED { text } else { 0 };
+        let claim = self.claim(text + message.document_size())?;
+        Some(Kept {
+            message: message.clone(),
+            _claim: claim,
+        })
     }
 
     /// The text, counted if it is large, whether or not there is room: it is there already.
@@ -103,13 +138,8 @@ impl Room {
             return text;
         }
         self.take(text.len(), true);
-        self.held(text)
-    }
-
-    /// Whether more is held than may be.
-    pub(super) fn is_full(&self) -> bool {
-        let taken = self.of.lock();
-        !self.fits(&taken, 0)
+        let (room, bytes) = (self.clone(), text.len());
+        Claim { room, bytes }.of(text)
     }
 
     /// Whether its user has more than half of what he may: then nothing is kept that was read.
@@ -117,11 +147,6 @@ impl Room {
         let taken = self.of.lock();
         let user = taken.users.get(&self.user).copied().unwrap_or_default();
         user > self.of.0.may_have(&taken, user) / 2
-    }
-
-    fn held(self: &Arc<Self>, text: Bytes) -> Bytes {
-        let room = self.clone();
-        Bytes::from_owner(Held { text, room })
     }
 
     fn take(&self, bytes: usize, anyway: bool) -> bool {
@@ -153,15 +178,22 @@ impl Inner {
     }
 }
 
+impl Claim {
+    /// The text for which it is.
+    pub(super) fn of(self, text: Bytes) -> Bytes {
+        Bytes::from_owner(Held { text, _claim: self })
+    }
+}
+
 impl AsRef<[u8]> for Held {
     fn as_ref(&self) -> &[u8] {
         &self.text
     }
 }
 
-impl Drop for Held {
+impl Drop for Claim {
     fn drop(&mut self) {
-        let bytes = self.text.len();
+        let bytes = self.bytes;
         let mut taken = self.room.of.lock();
         taken.all -= bytes;
         self.room.taken.fetch_sub(bytes, Ordering::Relaxed);
@@ -273,9 +305,9 @@ mod tests {
         let text = Bytes::from(vec![b'x'; SESSION]);
         let held = [room.hold_anyway(text.clone()), room.hold_anyway(text)];
         assert_eq!(rooms.taken(), 2 * SESSION);
-        assert!(room.is_full() && !rooms.room(user("alice")).is_full());
         let one = Bytes::from_static(b"x");
         assert!(room.hold_all(one.clone()).is_none());
+        assert!(rooms.room(user("alice")).hold_all(one.clone()).is_some());
         drop(held);
         let one = room.hold_all(one).unwrap();
         assert_eq!((rooms.taken(), &one[..]), (1, &b"x"[..]));

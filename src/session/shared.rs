@@ -31,6 +31,7 @@ use crate::{
         outbox::{Lines, Outbox, outbox},
         probe::Spoken,
         pump::{self, Hears},
+        room::Claim,
         switch::{Out, Switch},
     },
 };
@@ -44,6 +45,9 @@ pub(super) struct Shared {
     room: Semaphore,
     /// Bytes of those that wait beyond that.
     beyond: AtomicUsize,
+    /// Said when the child has read something, where a session waits for that.
+    read: Notify,
+    awaited: AtomicBool,
     state: Mutex<State>,
     /// Bytes of large messages that may still be read.
     reads: Semaphore,
@@ -86,6 +90,8 @@ impl Shared {
             room: Semaphore::new(MAX_UNWRITTEN as usize),
             reads: Semaphore::new(MAX_READ as usize),
             beyond: AtomicUsize::new(0),
+            read: Notify::new(),
+            awaited: AtomicBool::new(false),
             state: Mutex::new(state),
             order: tokio::sync::Mutex::default(),
             unheard: AtomicU64::new(0),
@@ -107,7 +113,8 @@ impl Shared {
         state.next += 1;
         let _ = session.spoken.set(self.spoken.clone());
         let principal = session.principal();
-        state.switch.join(member, principal, caller);
+        let room = session.room.clone();
+        state.switch.join(member, principal, caller, room);
         state.sessions.insert(member, session.clone());
         Some(member)
     }
@@ -141,7 +148,7 @@ impl Shared {
             let bytes = line.iter().map(Bytes::len).sum();
             tokio::select! {
                 biased;
-                () = self.say(member, line, bytes) => session.written(bytes),
+                () = self.say(member, &session, line, bytes) => session.written(bytes),
                 // Unless the child does not read: that must keep nobody from leaving.
                 () = session.end.notified() => break,
             }
@@ -156,7 +163,7 @@ impl Shared {
         self.end_if_alone();
     }
 
-    async fn say(&self, member: u64, mut parts: Vec<Bytes>, bytes: usize) {
+    async fn say(&self, member: u64, session: &Session, mut parts: Vec<Bytes>, bytes: usize) {
         // Others go on while it is read, and what is known of large ones is memory, too, until it is its turn.
         let counted = u32::try_from(bytes).map_or(MAX_READ, |bytes| bytes.min(MAX_READ));
         let place = if is_large(bytes) {
@@ -164,10 +171,16 @@ impl Shared {
         } else {
             None
         };
+        let mut claim = None;
+        // A large one stays as it is, and is counted by now.
+        if self.is_behind(bytes) && !is_large(bytes) {
+            claim = Box::pin(self.room_of(session, bytes)).await;
+        }
+        let room = (parts.len() > 1).then(|| session.room.clone());
         let read = move || {
-            let mut line = match parts.len() {
-                1 => parts.pop().unwrap_or_default(),
-                _ => parts.concat().into(),
+            let mut line = match room {
+                None => parts.pop().unwrap_or_default(),
+                Some(room) => room.hold_anyway(parts.concat().into()),
             };
             // Its end is no part of the message.
             line.truncate(line.len().saturating_sub(1));
@@ -183,6 +196,10 @@ impl Shared {
             match out {
                 Out::ToChild(line) => {
                     let taken = self.room.acquire_many(size(&line)).await;
+                    let line = match (line, claim.take()) {
+                        (Line::Whole(text), Some(claim)) => claim.of(text).into(),
+                        (line, _) => line,
+                    };
                     // Or it is ending, and so are its sessions. Until the line has its place,
                     // its room goes back with whoever leaves.
                     if self.stdin.send(line).await
@@ -195,6 +212,32 @@ impl Shared {
             }
         }
         drop(turn);
+    }
+
+    /// Whether so many bytes more are a queue that counts.
+    fn is_behind(&self, bytes: usize) -> bool {
+        self.waiting() + bytes > UNCOUNTED
+    }
+
+    /// Bytes that wait for the child.
+    fn waiting(&self) -> usize {
+        (MAX_UNWRITTEN as usize).saturating_sub(self.room.available_permits())
+    }
+
+    /// The room of a session's for one more line in the queue, which is everybody's. Where it has none its lines wait
+    /// with it, and nobody else's, until the child has read more.
+    async fn room_of(&self, session: &Session, bytes: usize) -> Option<Claim> {
+        loop {
+            // Before it is looked: whatever is read from now on is noticed.
+            let read = self.read.notified();
+            self.awaited.store(true, Ordering::Relaxed);
+            let claim = session.room.claim(bytes);
+            // One always goes, or nothing would be read.
+            if claim.is_some() || !self.is_behind(bytes) || self.waiting() == 0 {
+                return claim;
+            }
+            read.await;
+        }
     }
 
     /// Without waiting: a child that does not read goes without these.
@@ -280,7 +323,7 @@ impl Hears for Shared {
         {
             let takes = self.state().switch.opening.speaks(version::BATCHES);
             return takes
-                && pump::each(batch)
+                && pump::each(batch, |text| text)
                     .map(|message| self.take_one(message.as_ref()))
                     .reduce(|all, one| all && one)
                     .unwrap_or(false);
@@ -352,6 +395,9 @@ impl Served for Shared {
             bytes -= bytes.min(beyond.unwrap_or_default());
         }
         self.room.add_permits(bytes);
+        if self.awaited.load(Ordering::Relaxed) && self.awaited.swap(false, Ordering::Relaxed) {
+            self.read.notify_waiters();
+        }
     }
 
     fn fail_one(&self, number: u64, failure: Failure) {
@@ -382,6 +428,8 @@ fn size(line: &Line) -> u32 {
 const MAX_UNWRITTEN: u32 = 8 << 20;
 /// Bytes of large messages that are read at once; a single longer one still is.
 const MAX_READ: u32 = 4 << 20;
+/// Bytes of those that are not counted as anybody's; the gateway's own, which are short and few, never are.
+const UNCOUNTED: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -391,8 +439,9 @@ mod tests {
 
     use super::*;
     use crate::{
+        auth::Identity,
         mcp::Era,
-        session::{own::OwnMessage, testing},
+        session::{own::OwnMessage, room::Rooms, testing},
     };
 
     fn session() -> (Arc<Session>, Lines) {
@@ -490,6 +539,119 @@ mod tests {
         assert_eq!(ended, [1, 2]);
         shared.written(rest);
         assert_eq!(shared.room.available_permits(), MAX_UNWRITTEN as usize);
+    }
+
+    /// conn-3, probe-68: what waits for a slow child counts as its whose line it is. Who has no room for more waits with
+    /// his own queue, and the others go on; and so does he when the child has read enough.
+    #[tokio::test]
+    async fn what_waits_for_a_shared_child_counts_as_whose_it_is() {
+        let rooms = Rooms::new(1);
+        let (shared, mut child) = Shared::new(PrincipalKey::EVERYBODY, true, 128);
+        let member = |name: &str| {
+            let user = Identity::example("https://a", name);
+            let (session, lines) = testing::session_of(user, Era::Legacy, &rooms);
+            let member = shared.join(&session, None).unwrap();
+            (session.clone(), shared.serve(member, session, lines))
+        };
+        let ((alice, alices), (bob, bobs)) = (member("alice"), member("bob"));
+        let size = 40 << 10;
+        let asks = |number: usize| {
+            let text = "x".repeat(size);
+            let line = format!(
+                r#"{{"jsonrpc":"2.0","id":{number},"method":"tools/call","params":{{"name":"{text}"}}}}"#
+            );
+            Bytes::from(line + "\n")
+        };
+        let all = async {
+            let settles = async || {
+                for _ in 0..100 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            let asked = || shared.state().switch.waiting();
+            for number in 1..=10 {
+                alice.write(asks(number)).unwrap();
+                settles().await;
+            }
+            let taken = rooms.taken();
+            assert!((9 * size..9 * size + 1000).contains(&taken), "{taken}");
+            let rest = alice.room.claim((16 << 20) - taken - 10).unwrap();
+            alice.write(asks(11)).unwrap();
+            settles().await;
+            assert_eq!(asked(), 10);
+            bob.write(asks(1)).unwrap();
+            settles().await;
+            assert_eq!(asked(), 11);
+            let mut reads = async || {
+                let line = child.recv().await.unwrap();
+                shared.written(line.len());
+                drop(line);
+                settles().await;
+            };
+            // The first was not counted, so she has no more room for that.
+            reads().await;
+            assert_eq!(asked(), 11);
+            reads().await;
+            assert_eq!(asked(), 12);
+            for _ in 2..12 {
+                reads().await;
+            }
+            drop(rest);
+            assert_eq!(rooms.taken(), 0);
+            // A single one goes also where there is no room at all.
+            let rest = alice.room.claim(16 << 20).unwrap();
+            for (number, goes) in [(12, true), (13, false)] {
+                alice.write(asks(number)).unwrap();
+                settles().await;
+                assert_eq!(asked() == number + 1, goes);
+            }
+            reads().await;
+            assert_eq!(asked(), 14);
+            // Nor does she need any where the queue has become short.
+            bob.write(asks(2)).unwrap();
+            settles().await;
+            assert!(alice.say(&OwnMessage::Discover { number: 14 }));
+            settles().await;
+            assert_eq!(asked(), 15);
+            reads().await;
+            assert_eq!(asked(), 16);
+            drop(rest);
+            alice.close();
+            bob.close();
+        };
+        tokio::join!(alices, bobs, all);
+    }
+
+    /// conn-3: a large line is counted once while it waits for a shared child, however it is taken apart.
+    #[tokio::test]
+    async fn a_large_line_for_a_shared_child_is_counted_once() {
+        let rooms = Rooms::new(1);
+        let (shared, mut child) = Shared::new(PrincipalKey::EVERYBODY, true, 128);
+        let alice = Identity::example("https://a", "alice");
+        let (session, lines) = testing::session_of(alice, Era::Legacy, &rooms);
+        let member = shared.join(&session, None).unwrap();
+        let served = shared.serve(member, session.clone(), lines);
+        let size = 3 << 20;
+        let all = async {
+            let text = "x".repeat(size);
+            let line = format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"{text}"}}}}"#
+            );
+            let message = Message::parse(line.into()).unwrap().on_one_line();
+            let line = Line::of(&message, &[]);
+            drop(message);
+            session.write(line).unwrap();
+            let mut read = Vec::new();
+            while !read.last().is_some_and(|part: &Bytes| Line::is_end(part)) {
+                read.push(child.recv().await.unwrap());
+            }
+            let taken = rooms.taken();
+            assert!((size..size + 1000).contains(&taken), "{taken}");
+            drop(read);
+            assert_eq!(rooms.taken(), 0);
+            session.close();
+        };
+        tokio::join!(served, all);
     }
 
     /// probe-68: who leaves while a line of theirs waits for a child that reads slowly takes no room along:

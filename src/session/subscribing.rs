@@ -15,7 +15,7 @@ use crate::{
     mcp::{
         Call, Message,
         reverse::{answered_with, refused_with},
-        subscription::{self, MAX_URIS, Wanted},
+        subscription::{self, MAX_URIS, Uri, Wanted},
     },
     session::{
         SendError, Session,
@@ -28,7 +28,7 @@ use crate::{
 
 /// A call by which a legacy client subscribes to a resource.
 pub(super) struct Subscribes {
-    uri: String,
+    uri: Uri,
     hearer: Arc<Identity>,
     /// It waits here for a modern child's acknowledgement.
     waits: bool,
@@ -43,7 +43,7 @@ pub(super) struct Subscribed {
 }
 
 struct Resource {
-    uri: String,
+    uri: Uri,
     /// As whom the client hears of it.
     hearer: Arc<Identity>,
     /// It may have changed while the child told nothing.
@@ -60,17 +60,18 @@ impl InFlight {
 }
 
 impl Subscribed {
-    pub(super) fn uris(&self) -> impl Iterator<Item = &String> {
+    pub(super) fn uris(&self) -> impl Iterator<Item = &Uri> {
         self.all.iter().map(|one| &one.uri)
     }
 
-    fn holds(&self, uri: &str) -> bool {
-        self.uris().any(|known| known == uri)
+    /// The one that is kept of it.
+    fn known(&self, uri: &str) -> Option<&Uri> {
+        self.uris().find(|known| ***known == *uri)
     }
 
     /// Whether the child tells of it.
     fn is_told(&self, uri: &str) -> bool {
-        self.all.iter().any(|one| one.told && one.uri == uri)
+        self.all.iter().any(|one| one.told && *one.uri == *uri)
     }
 
     /// Whether a change of that resource is among what is to be heard.
@@ -103,7 +104,7 @@ impl Subscribed {
         self.last.insert(hearer).clone()
     }
 
-    fn add(&mut self, uri: String, hearer: Arc<Identity>) {
+    fn add(&mut self, uri: Uri, hearer: Arc<Identity>) {
         match self.all.iter_mut().find(|one| one.uri == uri) {
             Some(one) => (one.hearer, one.told) = (hearer, true),
             None => self.all.push(Resource {
@@ -118,7 +119,7 @@ impl Subscribed {
     /// Whether it was one of them.
     fn remove(&mut self, uri: &str) -> bool {
         let before = self.all.len();
-        self.all.retain(|one| one.uri != uri);
+        self.all.retain(|one| *one.uri != *uri);
         self.all.len() != before
     }
 }
@@ -154,7 +155,7 @@ impl State {
     }
 
     /// The resource that the child is being asked for besides those that it tells of.
-    pub(super) fn asked_for(&self) -> Option<&String> {
+    pub(super) fn asked_for(&self) -> Option<&Uri> {
         let call = self.in_flight.get(&self.reversed.asking?)?;
         Some(&call.subscribes.as_deref()?.uri)
     }
@@ -215,11 +216,13 @@ impl Session {
         let most = if waits { MAX_URIS } else { MAX_SUBSCRIBED };
         let waiting = state.in_flight.values();
         let waiting = waiting.filter(|call| call.subscribes.is_some()).count();
-        if !state.subscribed.holds(&uri) && state.subscribed.all.len() + waiting >= most {
-            return Err(SendError::Busy);
-        }
+        let uri = match state.subscribed.known(&uri) {
+            Some(known) => known.clone(),
+            None if state.subscribed.all.len() + waiting >= most => return Err(SendError::Busy),
+            None => self.claimed(&uri)?,
+        };
         Ok(Some(Box::new(Subscribes {
-            uri: uri.into_owned(),
+            uri,
             hearer: state.subscribed.hearer(identity),
             waits,
         })))
@@ -506,6 +509,35 @@ mod tests {
             });
         }
         heard
+    }
+
+    /// conn-3: what a legacy client subscribes to is kept once, counted, also where the child is asked for it and tells of
+    /// it; and refused where there is no room for it.
+    #[tokio::test]
+    async fn what_a_legacy_client_subscribes_to_is_kept_once_and_counted() {
+        let rooms = Rooms::new(1);
+        let capabilities = r#"{"resources":{"subscribe":true}}"#;
+        let (session, mut lines) = testing::reversed_in(capabilities, &rooms);
+        let long = |number: usize| format!("a:{number:0>998}");
+        let mut all = Vec::new();
+        for number in 0..8 {
+            let id = number.to_string();
+            let waits = named(&session, &id, "resources/subscribe", &long(number)).unwrap();
+            all.push(long(number));
+            assert_eq!(rooms.taken(), 1000 * all.len());
+            let told: Vec<&str> = all.iter().map(String::as_str).collect();
+            let number = asked(&mut lines, &told);
+            acknowledge(&session, number, &told);
+            drop((waits, said(&mut lines)));
+        }
+        let again = named(&session, "again", "resources/subscribe", &long(0)).unwrap();
+        assert_eq!(rooms.taken(), 8000);
+        let rest = session.room.claim((16 << 20) - 8000 - 999).unwrap();
+        let more = named(&session, "more", "resources/subscribe", &long(8));
+        assert_eq!(more.err(), Some(SendError::Busy));
+        drop((rest, again));
+        drop((session, lines));
+        assert_eq!(rooms.taken(), 0);
     }
 
     const NOT_TOLD: &str =
@@ -896,7 +928,7 @@ mod tests {
             ("a:a/c", &wide),
         ] {
             let hearer = subscribed.hearer(who);
-            subscribed.add(uri.to_owned(), hearer);
+            subscribed.add(uri.into(), hearer);
         }
         let mut last = subscribed.hearer(&narrow);
         let check = |subscribed: &Subscribed, uri: &str, expected: &[&Identity]| {

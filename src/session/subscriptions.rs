@@ -18,7 +18,7 @@ use crate::{
     json::Value,
     mcp::{
         Call, Era, Message,
-        subscription::{self, Wanted},
+        subscription::{self, Uri, Wanted},
         task,
     },
     session::{
@@ -27,6 +27,7 @@ use crate::{
         conversation::State,
         exchange::{Event, Failure},
         own::OwnMessage,
+        room::Room,
     },
 };
 
@@ -41,23 +42,29 @@ pub(super) struct Subscription {
 #[derive(Default)]
 pub(super) struct Resources {
     /// Under these numbers, until then, and has not answered.
-    asked: BTreeMap<u64, (String, Instant)>,
+    asked: BTreeMap<u64, (Uri, Instant)>,
     /// The same, without what is known of them.
-    waiting: BTreeSet<String>,
+    waiting: BTreeSet<Uri>,
     /// Those that it tells of.
-    taken: BTreeSet<String>,
+    taken: BTreeSet<Uri>,
     /// Those that nobody wants any more, which it could not be told as it read nothing.
-    untold: BTreeSet<String>,
+    untold: BTreeSet<Uri>,
 }
 
 impl Resources {
-    fn ask(&mut self, number: u64, uri: &str, deadline: Instant) {
-        self.asked.insert(number, (uri.to_owned(), deadline));
-        self.waiting.insert(uri.to_owned());
+    fn ask(&mut self, number: u64, uri: &Uri, deadline: Instant) {
+        self.asked.insert(number, (uri.clone(), deadline));
+        self.waiting.insert(uri.clone());
+    }
+
+    /// The one that is kept of it.
+    fn known(&self, uri: &str) -> Option<&Uri> {
+        let all = [&self.taken, &self.waiting, &self.untold];
+        all.into_iter().find_map(|known| known.get(uri))
     }
 
     /// The resource that was asked for under that number; no longer.
-    fn answered(&mut self, number: u64) -> Option<String> {
+    fn answered(&mut self, number: u64) -> Option<Uri> {
         let (uri, _) = self.asked.remove(&number)?;
         self.waiting.remove(&uri);
         Some(uri)
@@ -72,42 +79,59 @@ impl Resources {
 
 impl Subscription {
     fn wants_resource(&self, uri: &str) -> bool {
-        self.wanted.uris.iter().any(|wanted| wanted == uri)
+        self.wanted.uris.iter().any(|wanted| **wanted == *uri)
     }
 
     /// Keeps for later what it may not be told yet: not twice, and not without bounds; `false` if it is left out.
-    fn hold(held: &mut Vec<Bytes>, message: &Message) -> bool {
+    fn hold(held: &mut Vec<Bytes>, message: &Message, room: &Arc<Room>) -> bool {
         if held.contains(message.bytes()) {
             return true;
         }
         let bytes: usize = held.iter().map(Bytes::len).sum();
-        let fits = held.len() < MAX_HELD && bytes + message.bytes().len() <= MAX_HELD_BYTES;
-        if fits {
-            // What it was a part of is not kept with it.
-            held.push(Bytes::copy_from_slice(message.bytes()));
+        if held.len() >= MAX_HELD || bytes + message.bytes().len() > MAX_HELD_BYTES {
+            return false;
         }
-        fits
+        // What it was a part of is not kept with it.
+        let text = room.hold_all(Bytes::copy_from_slice(message.bytes()));
+        held.extend(text.clone());
+        text.is_some()
     }
 }
 
 impl Session {
-    /// What the client will be told of what it wants, if this call subscribes at a legacy child.
-    pub(super) fn subscribes(&self, state: &State, call: &Call) -> Option<Box<Subscription>> {
-        let server = self.bridge.get()?;
-        if call.method() != crate::mcp::method::LISTEN {
-            return None;
-        }
+    /// What the client will be told of what it wants, if this call subscribes at a legacy child; refused where there is
+    /// no room for what it names.
+    pub(super) fn subscribes(
+        &self,
+        state: &State,
+        call: &Call,
+    ) -> Result<Option<Box<Subscription>>, SendError> {
+        let server = self.bridge.get();
+        let Some(server) = server.filter(|_| call.method() == crate::mcp::method::LISTEN) else {
+            return Ok(None);
+        };
         let mut wanted = Wanted::read(call).told_by(server.capabilities());
         if !wanted.tasks.is_empty() && !task::is_taken_by(call) {
             // It is told so instead.
-            return None;
+            return Ok(None);
         }
-        // Another's are as unknown as none.
-        wanted
-            .tasks
-            .retain(|task| state.tasks.known.contains_key(task));
+        // Another's are as unknown as none. What is known already is kept once.
+        let known = |task: &Arc<str>| Some(state.tasks.known.get_key_value(task)?.0.clone());
+        wanted.tasks = wanted.tasks.iter().filter_map(known).collect();
+        for uri in &mut wanted.uris {
+            *uri = match state.resources.known(uri) {
+                Some(known) => known.clone(),
+                None => self.claimed(uri)?,
+            };
+        }
         let held = Some(Vec::new());
-        Some(Box::new(Subscription { wanted, held }))
+        Ok(Some(Box::new(Subscription { wanted, held })))
+    }
+
+    /// The URI, counted for as long as anybody knows it.
+    pub(super) fn claimed(&self, uri: &str) -> Result<Uri, SendError> {
+        let claim = self.room.claim(uri.len()).ok_or(SendError::Busy)?;
+        Ok(Uri::claimed(uri, claim))
     }
 
     /// Asks the child to tell of what nobody wanted to hear of before.
@@ -143,12 +167,12 @@ impl Session {
         }
     }
 
-    fn say_unsubscribe(&self, state: &mut State, uri: &str) {
+    fn say_unsubscribe(&self, state: &mut State, uri: &Uri) {
         let number = state.next;
         if self.say(&OwnMessage::Unsubscribe { number, uri }) {
             state.next += 1;
         } else if state.resources.untold.len() < MAX_ASKED {
-            state.resources.untold.insert(uri.to_owned());
+            state.resources.untold.insert(uri.clone());
         }
     }
 
@@ -306,7 +330,7 @@ impl Session {
                 continue;
             };
             heard |= match &mut subscription.held {
-                Some(held) => Subscription::hold(held, message),
+                Some(held) => Subscription::hold(held, message, &self.room),
                 None => {
                     let text = subscription::labelled(message, &call.id);
                     call.stream.tell(Event::Message(text.into()))
@@ -327,7 +351,7 @@ impl InFlight {
     pub(super) fn wants_task(&self, name: &str) -> bool {
         self.wanted.as_deref().is_some_and(|subscription| {
             let mut tasks = subscription.wanted.tasks.iter();
-            subscription.held.is_none() && tasks.any(|task| task == name)
+            subscription.held.is_none() && tasks.any(|task| **task == *name)
         })
     }
 
@@ -355,7 +379,7 @@ impl InFlight {
 fn refuse(state: &mut State, uri: &str) {
     for call in state.in_flight.values_mut() {
         if let Some(subscription) = call.wanted.as_deref_mut() {
-            subscription.wanted.uris.retain(|wanted| wanted != uri);
+            subscription.wanted.uris.retain(|wanted| **wanted != *uri);
         }
     }
 }
@@ -385,7 +409,8 @@ mod tests {
             Exchange,
             outbox::Lines,
             pump,
-            testing::{asked, bridged},
+            room::Rooms,
+            testing::{asked, bridged, bridged_in},
         },
     };
 
@@ -477,6 +502,41 @@ mod tests {
             let last = told.last().unwrap();
             assert_eq!(last.contains(r#""resultType":"complete""#), ends, "{last}");
         }
+    }
+
+    /// conn-3: a URI is kept once in a session, however many subscribe to it, and counted until nobody knows it any more.
+    /// Where there is no room for one the subscription is refused; what a subscription is to be told later counts, too.
+    #[test]
+    fn what_is_subscribed_to_is_kept_once_and_counted() {
+        let rooms = Rooms::new(1);
+        let (session, mut lines) = bridged_in(r#"{"resources":{"subscribe":true}}"#, &rooms);
+        let long = |names: std::ops::Range<usize>| -> Vec<String> {
+            names.map(|name| format!("a:{name:0>498}")).collect()
+        };
+        let first = listen(&session, &long(0..32)).unwrap();
+        assert_eq!(rooms.taken(), 32 * 500);
+        let second = listen(&session, &long(0..33)).unwrap();
+        assert_eq!(rooms.taken(), 33 * 500);
+        assert_eq!(said(&mut lines).len(), 33);
+        drop(first);
+        let updated = r#"{"method":"notifications/resources/updated","params":{"uri":"URI"}}"#;
+        let updated = updated.replace("URI", &long(32..33)[0]);
+        say(&session, updated.clone());
+        assert_eq!(rooms.taken(), 33 * 500 + updated.len());
+        drop(second);
+        // The child may still say that it tells of them.
+        assert_eq!(rooms.taken(), 33 * 500);
+        let all = (1..session.state().next).collect::<Vec<u64>>();
+        for number in all {
+            session.fail_one(number, Failure::ChildEnded);
+        }
+        assert_eq!(rooms.taken(), 0);
+        let rest = session.room.claim((16 << 20) - 1000).unwrap();
+        assert_eq!(listen(&session, &long(0..3)).err(), Some(SendError::Busy));
+        assert_eq!(rooms.taken(), (16 << 20) - 1000);
+        let two = listen(&session, &long(0..2));
+        assert!(two.is_ok());
+        drop((rest, two));
     }
 
     /// conn-3: who subscribes and leaves, again and again, leaves nothing at a child that answers late, and no more than so

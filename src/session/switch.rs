@@ -7,7 +7,10 @@
 //! questions that belong to nobody's call) is given to none: what the child says
 //! is in `heard`. Used by `shared`.
 
-use std::collections::{HashSet, VecDeque};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use foldhash::HashMap;
@@ -20,6 +23,7 @@ use crate::{
         line::Line,
         opening::Opening,
         own::OwnMessage,
+        room::Room,
         words::{DONE, NO_METHOD, NO_TASK, TOO_MANY, answer, number_of, text_of, unsubscribe},
     },
 };
@@ -53,6 +57,8 @@ pub(super) struct Member {
     pub(super) principal: PrincipalKey,
     /// What the server is told of who calls, as JSON.
     caller: Option<Bytes>,
+    /// For what is kept of it here.
+    pub(super) room: Arc<Room>,
     /// Its own numbers of what is in flight, and the child's.
     pub(super) numbers: HashMap<u64, u64>,
     pub(super) subscribed: HashSet<Bytes>,
@@ -62,7 +68,7 @@ pub(super) struct Member {
 }
 
 pub(super) struct Route {
-    /// `None` for what is asked on nobody's behalf.
+    /// `None` for what is asked on everybody's behalf.
     pub(super) to: Option<(u64, u64)>,
     pub(super) kind: Asks,
 }
@@ -97,12 +103,19 @@ impl Switch {
         }
     }
 
-    pub(super) fn join(&mut self, member: u64, principal: PrincipalKey, caller: Option<Bytes>) {
+    pub(super) fn join(
+        &mut self,
+        member: u64,
+        principal: PrincipalKey,
+        caller: Option<Bytes>,
+        room: Arc<Room>,
+    ) {
         self.members.insert(
             member,
             Member {
                 principal,
                 caller,
+                room,
                 numbers: HashMap::default(),
                 subscribed: HashSet::new(),
                 level: None,
@@ -129,7 +142,8 @@ impl Switch {
         }
         for uri in gone.subscribed {
             if !self.is_subscribed(&uri) {
-                let number = self.number(None, Asks::Call);
+                // Nobody waits for what it says to that.
+                let number = self.next_number();
                 out.push(Out::ToChild(unsubscribe(number, &uri).into()));
             }
         }
@@ -187,14 +201,10 @@ impl Switch {
             }
             "resources/subscribe" => {
                 if let Some(uri) = params.and_then(|params| params.get("uri")) {
-                    let uri = text_of(uri);
-                    if let Some(member) = self.members.get_mut(&member) {
-                        let is_new = !member.subscribed.contains(&uri);
-                        if is_new && member.subscribed.len() >= MAX_SUBSCRIBED {
-                            return here(TOO_MANY);
-                        }
-                        member.subscribed.insert(uri.clone());
-                    }
+                    let member = self.members.get_mut(&member);
+                    let Some(uri) = member.and_then(|it| it.subscribe(text_of(uri))) else {
+                        return here(TOO_MANY);
+                    };
                     kind = Asks::Subscribe(uri);
                 }
             }
@@ -317,14 +327,22 @@ impl Switch {
     }
 
     fn number(&mut self, to: Option<(u64, u64)>, kind: Asks) -> u64 {
-        let number = self.next;
-        self.next += 1;
+        let number = self.next_number();
         self.routes.insert(number, Route { to, kind });
         if let Some((member, own)) = to
             && let Some(member) = self.members.get_mut(&member)
         {
+            if member.numbers.len() >= MAX_NUMBERS {
+                member.forget_elder(&mut self.routes);
+            }
             member.numbers.insert(own, number);
         }
+        number
+    }
+
+    pub(super) fn next_number(&mut self) -> u64 {
+        let number = self.next;
+        self.next += 1;
         number
     }
 
@@ -350,6 +368,41 @@ impl Switch {
     }
 }
 
+impl Member {
+    /// It wants to hear of that resource: the one text that is kept of its URI; `None` if there is no room for one more.
+    fn subscribe(&mut self, uri: Bytes) -> Option<Bytes> {
+        if let Some(known) = self.subscribed.get(&uri) {
+            return Some(known.clone());
+        }
+        if self.subscribed.len() >= MAX_SUBSCRIBED {
+            return None;
+        }
+        let uri = self.room.hold_all(uri)?;
+        self.subscribed.insert(uri.clone());
+        Some(uri)
+    }
+
+    /// Forgets the elder half of what the child has not answered. What its session waits for ends by itself, and
+    /// takes its route along; what it says by the way, as that a subscription has ended, it does not wait for, and a
+    /// child may never answer that.
+    fn forget_elder(&mut self, routes: &mut HashMap<u64, Route>) {
+        let ends = |number: &u64| {
+            let route = routes.get(number);
+            route.is_none_or(|route| !matches!(route.kind, Asks::Listen))
+        };
+        let mut elder: Vec<(u64, u64)> = self.numbers.iter().map(|(own, it)| (*it, *own)).collect();
+        elder.retain(|(number, _)| ends(number));
+        elder.sort_unstable();
+        elder.truncate(MAX_NUMBERS / 2);
+        for (number, own) in elder {
+            routes.remove(&number);
+            self.numbers.remove(&own);
+        }
+    }
+}
+
+/// Questions of one member's that the child has not answered; its session waits for fewer than half as many at once.
+const MAX_NUMBERS: usize = 8192;
 /// Resources that one member is told of.
 const MAX_SUBSCRIBED: usize = 1024;
 
@@ -358,7 +411,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{auth::Identity, mcp::task};
+    use crate::{auth::Identity, mcp::task, session::room::Rooms};
 
     /// Lines as they come.
     trait Lines {
@@ -382,9 +435,15 @@ mod tests {
     }
 
     fn switch(everybody: bool) -> Switch {
+        switch_in(everybody, &Rooms::new(1))
+    }
+
+    /// The same, with that memory for its members.
+    fn switch_in(everybody: bool, rooms: &Rooms) -> Switch {
         let mut switch = Switch::new(everybody);
         for member in 0..4 {
-            switch.join(member, key(&format!("user-{}", member % 2)), None);
+            let user = key(&format!("user-{}", member % 2));
+            switch.join(member, user, None, rooms.room(user));
         }
         switch
     }
@@ -465,10 +524,16 @@ mod tests {
         assert_eq!(told, [Out::To(0, status.into()), Out::To(2, status.into())]);
     }
 
-    /// fault-46: the progress token of a question is kept until that is answered, as its id is.
+    /// fault-46: the progress token of a question is kept until that is answered, as its id is: with longer ones nobody is
+    /// asked, and the child is told so, for it waits.
     #[test]
-    fn a_question_with_too_long_a_progress_token_is_none() {
-        for (token, is_asked) in [(254, true), (255, false)] {
+    fn a_question_with_too_long_an_id_or_progress_token_is_answered_here() {
+        for (id, token, is_asked) in [
+            (254, 254, true),
+            (1, 255, false),
+            (255, 1, false),
+            (3000, 1, false),
+        ] {
             let mut switch = switch(false);
             let can = r#"{"capabilities":{"elicitation":{}}}"#;
             let opens =
@@ -478,31 +543,48 @@ mod tests {
             switch.answers(line(opened)).unwrap();
             let call = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#;
             sent(switch.says(0, call.into()));
-            let token = "t".repeat(token);
+            let (id, token) = ("q".repeat(id), "t".repeat(token));
             let asks = format!(
-                r#"{{"jsonrpc":"2.0","id":"q","method":"elicitation/create","params":{{"_meta":{{"progressToken":"{token}"}}}}}}"#
+                r#"{{"jsonrpc":"2.0","id":"{id}","method":"elicitation/create","params":{{"_meta":{{"progressToken":"{token}"}}}}}}"#
             );
-            let out = switch.answers(line(asks));
-            assert_eq!(
-                matches!(out.as_deref(), Some([Out::To(0, _)])),
-                is_asked,
-                "{out:?}"
-            );
+            let out = switch.answers(line(asks)).unwrap();
+            if is_asked {
+                assert!(matches!(out[..], [Out::To(0, _)]), "{out:?}");
+            } else {
+                let told = String::from_utf8(sent(out).to_vec()).unwrap();
+                let nobody = format!(r#"{{"jsonrpc":"2.0","id":"{id}","error":{{"code":-32601,"#);
+                assert!(told.starts_with(&nobody), "{told}");
+            }
             assert_eq!(switch.asked.len(), usize::from(is_asked));
         }
     }
 
-    /// fault-46: whose such a task is nobody remembers, so it is nobody's.
+    /// fault-46: whose such a task is nobody remembers, so it is nobody's; the child is told to end it, in its own era's words.
     #[test]
-    fn a_task_with_too_long_an_id_is_nobodys() {
-        for (longer, is_remembered) in [(0, true), (1, false)] {
+    fn a_task_with_too_long_an_id_is_nobodys_and_ends() {
+        for (longer, more, is_remembered) in [
+            (0, "", true),
+            (1, "", false),
+            (1, r#""resultType":"task","#, false),
+            (1 << 20, "", false),
+        ] {
             let mut switch = switch(true);
             let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"task":{}}}"#;
             sent(switch.says(0, call.into()));
             let id = "k".repeat(task::MAX_ID - 2 + longer);
-            let made =
-                format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{"task":{{"taskId":"{id}"}}}}}}"#);
-            switch.answers(line(made)).unwrap();
+            let made = format!(
+                r#"{{"jsonrpc":"2.0","id":1,"result":{{{more}"task":{{"taskId":"{id}"}}}}}}"#
+            );
+            let out = switch.answers(line(made)).unwrap();
+            // As long as can be told.
+            let ends = !is_remembered && longer == 1;
+            assert_eq!(out.len(), 1 + usize::from(ends));
+            if let [Out::ToChild(Line::Whole(told)), _] = &out[..] {
+                let told: serde_json::Value = serde_json::from_slice(told).unwrap();
+                assert_eq!(told["method"], "tasks/cancel");
+                assert_eq!(told["params"]["taskId"], *id);
+                assert_eq!(told["params"].get("_meta").is_some(), !more.is_empty());
+            }
             assert_eq!(switch.tasks.len(), usize::from(is_remembered));
             let get = format!(
                 r#"{{"jsonrpc":"2.0","id":2,"method":"tasks/get","params":{{"taskId":"{id}"}}}}"#
@@ -613,5 +695,117 @@ mod tests {
         sent(switch.says(1, asks("subscribe", "a:more")));
         sent(switch.says(0, asks("unsubscribe", "a:1")));
         sent(switch.says(0, asks("subscribe", "a:other")));
+    }
+
+    /// probe-68: what a child was asked and never answers is forgotten with the call that asked, with the member, and in any
+    /// case when there is too much of it; but not what is meant to stay open, nor what was asked last.
+    #[test]
+    fn what_a_child_never_answers_is_not_remembered_for_ever() {
+        let rooms = Rooms::new(1);
+        let mut switch = switch_in(false, &rooms);
+        let asks = |number: u64, method: &str| {
+            line(format!(
+                r#"{{"jsonrpc":"2.0","id":{number},"method":"{method}","params":{{"uri":"a:{number}"}}}}"#
+            ))
+        };
+        sent(switch.says(0, asks(1, "tools/call")));
+        let cancels = r#"{"method":"notifications/cancelled","params":{"requestId":1}}"#;
+        sent(switch.says(0, cancels.into()));
+        assert_eq!(
+            (switch.routes.len(), switch.members[&0].numbers.len()),
+            (0, 0)
+        );
+        for member in 10..20 {
+            let user = key("user-0");
+            switch.join(member, user, None, rooms.room(user));
+            for number in 1..=20 {
+                sent(switch.says(member, asks(number, "resources/subscribe")));
+            }
+            assert_eq!(switch.leave(member).len(), 40);
+        }
+        assert_eq!(switch.routes.len(), 0);
+
+        sent(switch.says(0, asks(1, "subscriptions/listen")));
+        let listens = switch.next - 1;
+        let mut last = 0;
+        for number in 2..2 + 3 * MAX_NUMBERS as u64 {
+            sent(switch.says(0, asks(number, "resources/unsubscribe")));
+            assert!(switch.routes.len() <= MAX_NUMBERS);
+            last = number;
+        }
+        assert_eq!(switch.routes.len(), switch.members[&0].numbers.len());
+        for (number, own) in [(switch.next - 1, last), (listens, 1)] {
+            let answer = |number: u64| line(format!(r#"{{"id":{number},"result":{{}}}}"#));
+            assert_eq!(
+                switch.answers(answer(number)),
+                Some(vec![Out::To(0, answer(own))])
+            );
+        }
+    }
+
+    /// conn-3: what the child has said to `initialize` is kept for those that come later, counted as the first one's as
+    /// long as the child lives.
+    #[test]
+    fn what_a_shared_child_has_said_of_itself_is_counted() {
+        let rooms = Rooms::new(1);
+        let mut switch = switch_in(true, &rooms);
+        let opens = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#;
+        sent(switch.says(0, opens.into()));
+        let size = 100 << 10;
+        let text = "x".repeat(size);
+        let said = format!(
+            r#"{{"jsonrpc":"2.0","id":1,"result":{{"capabilities":{{"tools":{{"x":"{text}"}}}},"instructions":"{text}"}}}}"#
+        );
+        switch.answers(line(said.clone())).unwrap();
+        let taken = rooms.taken();
+        assert!(
+            (said.len() + size..said.len() + size + 100).contains(&taken),
+            "{taken}"
+        );
+        switch.leave(0);
+        assert_eq!(rooms.taken(), taken);
+        drop(switch);
+        assert_eq!(rooms.taken(), 0);
+    }
+
+    /// conn-3: what is kept here by name, what a member has subscribed to and which tasks are its user's, is counted as
+    /// its session's, and is no more than there is room for.
+    #[test]
+    fn what_is_kept_by_name_is_counted_as_the_members() {
+        let rooms = Rooms::new(1);
+        let mut switch = switch_in(true, &rooms);
+        let subscribes = |number: usize| {
+            let uri = format!("a:{number:0>2000}");
+            line(format!(
+                r#"{{"jsonrpc":"2.0","id":{number},"method":"resources/subscribe","params":{{"uri":"{uri}"}}}}"#
+            ))
+        };
+        for number in 1..=8 {
+            // A second time it is not one more.
+            for _ in 0..2 {
+                sent(switch.says(0, subscribes(number)));
+            }
+        }
+        assert_eq!(rooms.taken(), 8 * 2002);
+        let make = |switch: &mut Switch, name: &str| {
+            let call = r#"{"jsonrpc":"2.0","id":100,"method":"tools/call"}"#;
+            sent(switch.says(0, call.into()));
+            let number = switch.next - 1;
+            let made = format!(r#"{{"id":{number},"result":{{"task":{{"taskId":"{name}"}}}}}}"#);
+            switch.answers(line(made)).unwrap();
+        };
+        make(&mut switch, "task");
+        assert_eq!(rooms.taken(), 8 * 2002 + 4);
+        let room = switch.members[&0].room.clone();
+        let rest = room.claim((16 << 20) - rooms.taken()).unwrap();
+        make(&mut switch, "more");
+        assert_eq!(switch.tasks.len(), 1);
+        let refused = switch.says(0, subscribes(9));
+        assert!(
+            matches!(&refused[..], [Out::To(0, text)] if text.ends_with(b"too many subscriptions\"}}")),
+            "{refused:?}"
+        );
+        drop((rest, switch));
+        assert_eq!(rooms.taken(), 0);
     }
 }

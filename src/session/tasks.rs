@@ -1,16 +1,15 @@
 //! Tasks of a legacy child's, for modern clients, which have them as an extension.
 //!
 //! A tool that its server runs as a task, or can, is called as one for a client that takes
-//! tasks. A task that has ended is told with its result, which an older server gives to
-//! another question; what it asks in between is told with its state and answered by
-//! `tasks/update`. They belong to whom the child belongs to: another's tasks are another
-//! child's, and unknown here. Who subscribes to them is in `watching`.
+//! tasks. What a task asks is told with its state and answered by `tasks/update`. They belong to
+//! whom the child belongs to: another's tasks are another child's, and unknown here. What they
+//! have come to is in `results`, who subscribes to them in `watching`.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use foldhash::HashMap;
-use tokio::time::Instant;
+use tracing::warn;
 
 use crate::{
     json::Value,
@@ -27,12 +26,14 @@ use crate::{
     },
     session::{
         SendError, Session,
-        calls::{Answer, InFlight, Way},
+        calls::{InFlight, Way},
         conversation::State,
         exchange::{Event, Failure},
         own::OwnMessage,
         pending::{Asked, Input},
+        results::Pending,
         rewrite::as_task,
+        room::{Claim, Room},
         watching::{Look, Watched},
     },
 };
@@ -40,9 +41,9 @@ use crate::{
 /// What is known of the tasks of one child.
 #[derive(Default)]
 pub(super) struct Tasks {
-    pub(super) known: HashMap<String, Known>,
+    pub(super) known: HashMap<Arc<str>, Known>,
     /// The one that is forgotten first comes first.
-    eldest: VecDeque<String>,
+    eldest: VecDeque<Arc<str>>,
     /// The child was asked for results under these numbers.
     pub(super) results: HashMap<u64, Pending>,
     /// It was asked on nobody's behalf how tasks stand, under these.
@@ -53,18 +54,10 @@ pub(super) struct Known {
     abilities: Abilities,
     pub(super) questions: Vec<Asked>,
     /// The number under which the child was asked for its result: older servers ask nothing before.
-    asked: Option<u64>,
+    pub(super) asked: Option<u64>,
     pub(super) watched: Watched,
-}
-
-pub(super) struct Pending {
-    task: String,
-    /// Who is told with it, and how the task stood then.
-    told: Vec<(u64, Message)>,
-    /// How it stood when those were to be told that subscribe to it.
-    pub(super) watched: Option<Message>,
-    /// Until when it is waited for, unless somebody asks again.
-    deadline: Instant,
+    /// For its id.
+    _claim: Claim,
 }
 
 /// What of a task a modern client's request is about.
@@ -80,23 +73,30 @@ pub(super) enum About {
 }
 
 impl Tasks {
-    fn remember(&mut self, task: &str, abilities: Abilities) {
+    /// From now on it is known; `false` if there is no room for that.
+    fn remember(&mut self, task: &str, abilities: Abilities, room: &Arc<Room>) -> bool {
         if self.known.contains_key(task) {
-            return;
+            return true;
         }
+        let Some(claim) = room.claim(task.len()) else {
+            return false;
+        };
         let known = Known {
             abilities,
             questions: Vec::new(),
             asked: None,
             watched: Watched::default(),
+            _claim: claim,
         };
-        self.known.insert(task.to_owned(), known);
-        self.eldest.push_back(task.to_owned());
+        let task: Arc<str> = task.into();
+        self.known.insert(task.clone(), known);
+        self.eldest.push_back(task);
         if self.eldest.len() > MAX_TASKS
             && let Some(eldest) = self.eldest.pop_front()
         {
             self.known.remove(&eldest);
         }
+        true
     }
 
     /// Keeps a question of the child's for whoever asks how its task stands; `false` if nobody can be asked.
@@ -124,16 +124,6 @@ impl Tasks {
     /// Whether the child has made this task of a call.
     pub(super) fn has(&self, task: &str) -> bool {
         self.known.contains_key(task)
-    }
-
-    /// Keeps no answer for calls that have ended before the result came.
-    fn forget_who_left(&mut self, name: &str, in_flight: &HashMap<u64, InFlight>) {
-        let asked = self.known.get(name).and_then(|known| known.asked);
-        if let Some(pending) = asked.and_then(|asked| self.results.get_mut(&asked)) {
-            pending
-                .told
-                .retain(|(first, _)| in_flight.contains_key(first));
-        }
     }
 
     /// Forgets what the child no longer wants to know.
@@ -265,13 +255,20 @@ impl Session {
             return Some(call);
         };
         let Some(name) = task::id(task) else {
+            if let About::Making(_) = about {
+                self.has_it_ended(state, task, Vec::new());
+            }
             self.fail(state, call, Failure::BadAnswer);
             return None;
         };
         let meta = server.meta_of(result);
         let text = match about {
             About::Making(abilities) => {
-                state.tasks.remember(&name, abilities);
+                if !state.tasks.remember(&name, abilities, &self.room) {
+                    self.has_it_ended(state, task, Vec::new());
+                    self.fail(state, call, Failure::NoRoom);
+                    return None;
+                }
                 // What it has asked by now it asks in the task.
                 let input = call.input.as_deref_mut();
                 let asked = input.map(Input::questions).unwrap_or_default();
@@ -291,10 +288,12 @@ impl Session {
                 let status = task.get("status").and_then(Value::as_str);
                 match status.as_deref() {
                     Some("completed" | "failed") => {
-                        if self.room.is_full() {
+                        let Some(stood) = self.stood(task) else {
                             self.fail(state, call, Failure::NoRoom);
-                        } else if let Some(pending) = self.ask_result(state, &name, false) {
-                            pending.told.push((number, message.clone()));
+                            return None;
+                        };
+                        if let Some(pending) = self.ask_result(state, &name, false) {
+                            pending.tell(number, stood);
                             state.in_flight.insert(number, call);
                             state.tasks.forget_who_left(&name, &state.in_flight);
                         } else {
@@ -321,120 +320,24 @@ impl Session {
         None
     }
 
-    /// Asks the child for the result of a task, unless it was asked already. Of a task that
-    /// `asks` its client it comes when that has answered: it is waited for as long as anybody looks.
-    pub(super) fn ask_result<'a>(
-        &self,
-        state: &'a mut State,
-        name: &str,
-        asks: bool,
-    ) -> Option<&'a mut Pending> {
-        let deadline = Instant::now() + self.call_timeout;
-        if let Some(asked) = state.tasks.known.get(name).and_then(|known| known.asked) {
-            let pending = state.tasks.results.get_mut(&asked)?;
-            if asks {
-                pending.deadline = deadline;
-            }
-            return Some(pending);
-        }
-        if state.tasks.results.len() >= MAX_TASKS {
-            return None;
-        }
-        let number = state.next;
-        let task = serde_json::Value::from(name).to_string();
+    /// Has the child end a task that it has just made, and that nobody will know of.
+    pub(super) fn has_it_ended(&self, state: &mut State, task: Value<'_>, more: Vec<u8>) {
+        let Some(id) = task.get("taskId") else { return };
         let own = OwnMessage::TaskOf {
-            number,
-            what: "result",
-            task: task.as_bytes(),
-            more: Vec::new(),
+            number: state.next,
+            what: "cancel",
+            task: id.raw(),
+            more,
         };
-        if !self.say(&own) {
-            return None;
-        }
-        state.next += 1;
-        if let Some(known) = state.tasks.known.get_mut(name) {
-            known.asked = Some(number);
-        }
-        let pending = Pending {
-            task: name.to_owned(),
-            told: Vec::new(),
-            watched: None,
-            deadline,
-        };
-        Some(state.tasks.results.entry(number).or_insert(pending))
-    }
-
-    /// Waits no longer for results that the child does not give.
-    pub(super) fn give_up_results(&self, state: &mut State, now: Instant) {
-        let overdue = state.tasks.results.extract_if(|_, it| it.deadline <= now);
-        let overdue: Vec<(u64, Pending)> = overdue.collect();
-        for (number, pending) in overdue {
-            self.say(&OwnMessage::Cancelled {
-                number,
-                reason: "timeout",
-            });
-            // What it has asked may still be answered.
-            if let Some(known) = state.tasks.known.get_mut(&pending.task) {
-                known.asked = None;
-                known.watched.look_later(now);
-            }
-            for (first, _) in pending.told {
-                if let Some(call) = state.in_flight.remove(&first) {
-                    self.fail(state, call, Failure::Timeout);
-                }
-            }
+        // It may be long, and waits as what clients say does.
+        if self.write(own.line()).is_ok() {
+            state.next += 1;
+        } else {
+            warn!("a task that no client knows runs on: the server reads nothing");
         }
     }
 
-    /// Takes the child's answer to request `number`, if that asked for a task's result.
-    pub(super) fn result_answered(
-        &self,
-        state: &mut State,
-        number: u64,
-        answer: Answer,
-        message: &Message,
-    ) -> bool {
-        let Some(pending) = state.tasks.results.remove(&number) else {
-            return false;
-        };
-        if let Some(known) = state.tasks.known.get_mut(&pending.task) {
-            known.asked = None;
-            known.questions.clear();
-            // Who subscribes to it is told of its end, if this was one.
-            known.watched.look_now();
-        }
-        let outcome = outcome(answer, message);
-        if let (Some(stood), Some(outcome)) = (pending.watched, outcome) {
-            self.watched_ended(state, &pending.task, &stood, outcome);
-        }
-        // Where nobody has asked how it stands it is asked for again then.
-        for (first, stood) in pending.told {
-            if let Some(call) = state.in_flight.remove(&first) {
-                self.tell_ended(state, call, &stood, outcome);
-            }
-        }
-        true
-    }
-
-    fn tell_ended(
-        &self,
-        state: &mut State,
-        call: InFlight,
-        stood: &Message,
-        outcome: Option<Result<Value<'_>, Value<'_>>>,
-    ) {
-        let (Some(server), Some(task), Some(outcome)) =
-            (self.bridge.get(), stood.root().get("result"), outcome)
-        else {
-            return self.fail(state, call, Failure::BadAnswer);
-        };
-        let meta = server.meta_of(Some(task));
-        let text = task::modern(task, "complete", &Standing::Ended(outcome), &meta);
-        let text = input::response(call.id.as_json(), &text);
-        self.tell(state, call, text);
-    }
-
-    fn tell(&self, state: &mut State, call: InFlight, text: Bytes) {
+    pub(super) fn tell(&self, state: &mut State, call: InFlight, text: Bytes) {
         self.finish(state, call, None, text.len(), Event::Answer(text));
     }
 }
@@ -457,16 +360,6 @@ impl InFlight {
     }
 }
 
-/// What the call of a task has come to, by the child's answer when it is asked for that.
-fn outcome(answer: Answer, message: &Message) -> Option<Result<Value<'_>, Value<'_>>> {
-    let root = message.root();
-    match answer {
-        Answer::Result => root.get("result").map(Ok),
-        Answer::Error => root.get("error").map(Err),
-        Answer::Neither => None,
-    }
-}
-
 /// Whether a subscription names tasks that its client does not take.
 fn wants_tasks_it_does_not_take(call: &Call) -> bool {
     !task::is_taken_by(call) && !Wanted::read(call).tasks.is_empty()
@@ -484,7 +377,7 @@ fn error_code(message: &Message) -> Option<&str> {
 }
 
 /// Tasks of which something is known, what one of them asks at once, its bytes, and those of all that they ask.
-const MAX_TASKS: usize = 1024;
+pub(super) const MAX_TASKS: usize = 1024;
 const MAX_QUESTIONS: usize = 16;
 const MAX_BYTES: usize = 256 << 10;
 const MAX_ALL_BYTES: usize = 4 << 20;
@@ -493,18 +386,24 @@ const MAX_ALL_BYTES: usize = 4 << 20;
 mod tests {
     use std::{sync::Arc, time::Duration};
 
-    use tokio::time::timeout;
+    use tokio::time::{Instant, timeout};
 
     use super::*;
     use crate::{
         audit::RequestId,
         auth::Identity,
-        session::{Exchange, outbox::Lines, pump, testing::bridged},
+        session::{Exchange, outbox::Lines, pump, room::Rooms, testing::bridged_in},
     };
 
     /// A bridged session whose tool `t` is a task alone, and what its child is told.
     fn session() -> (Arc<Session>, Lines) {
-        let (session, lines) = bridged(r#"{"tasks":{"requests":{"tools":{"call":{}}}}}"#);
+        session_in(&Rooms::new(1))
+    }
+
+    /// The same, with its share of that memory.
+    fn session_in(rooms: &Rooms) -> (Arc<Session>, Lines) {
+        let tasks = r#"{"tasks":{"requests":{"tools":{"call":{}}}}}"#;
+        let (session, lines) = bridged_in(tasks, rooms);
         let tool =
             r#"{"id":0,"result":{"tools":[{"name":"t","execution":{"taskSupport":"required"}}]}}"#;
         session.tools.learn(&Message::parse(tool.into()).unwrap());
@@ -568,18 +467,19 @@ mod tests {
         }
         let mut stays = ask(&session, "tasks/get", r#""taskId":"k""#);
         answer(&session, 104, r#"{"taskId":"k","status":"completed"}"#);
-        let told = |pending: &Pending| pending.told.len();
+        let told = Pending::told;
         let kept: Vec<usize> = session.state().tasks.results.values().map(told).collect();
         assert_eq!(kept, [1]);
         answer(&session, 3, r#"{"content":[]}"#);
         assert!(next(&mut stays).await.contains(r#""result":{"#));
     }
 
-    /// fault-46: a server's ids of tasks are remembered by the thousand, and each of them is short.
+    /// fault-46: a server's ids of tasks are remembered by the thousand, and each of them is short; a task with another is
+    /// ended, however long that is.
     #[tokio::test]
-    async fn a_task_with_too_long_an_id_is_no_answer() {
-        for (longer, is_remembered) in [(0, true), (1, false)] {
-            let (session, _lines) = session();
+    async fn a_task_with_too_long_an_id_is_no_answer_and_ends() {
+        for (longer, is_remembered) in [(0, true), (1, false), (1 << 20, false)] {
+            let (session, mut lines) = session();
             let mut made = ask(&session, "tools/call", r#""name":"t""#);
             let id = "k".repeat(task::MAX_ID - 2 + longer);
             let result = format!(r#"{{"task":{{"taskId":"{id}","status":"working"}}}}"#);
@@ -589,6 +489,9 @@ mod tests {
                 session.state().tasks.known.len(),
                 usize::from(is_remembered)
             );
+            let cancels = format!(r#""method":"tasks/cancel","params":{{"taskId":"{id}"}}"#);
+            let is_cancelled = said(&mut lines).iter().any(|it| it.contains(&cancels));
+            assert_eq!(is_cancelled, !is_remembered);
             match told {
                 Some(Event::Answer(_)) if is_remembered => {}
                 Some(Event::Failed(Failure::BadAnswer)) if !is_remembered => {}
@@ -597,10 +500,37 @@ mod tests {
         }
     }
 
+    /// conn-3: where there is no room for the id of one more, the call fails and its task is ended.
+    #[tokio::test]
+    async fn a_task_that_there_is_no_room_for_ends() {
+        let rooms = Rooms::new(1);
+        let (session, mut lines) = session_in(&rooms);
+        let made = r#"{"task":{"taskId":"kept","status":"working"}}"#;
+        let _kept = ask(&session, "tools/call", r#""name":"t""#);
+        answer(&session, 1, made);
+        assert_eq!(rooms.taken(), "kept".len());
+        let _rest = session.room.claim((16 << 20) - "kept".len()).unwrap();
+        let mut fails = ask(&session, "tools/call", r#""name":"t""#);
+        answer(&session, 2, &made.replace("kept", "more"));
+        let told = fails.next().await;
+        assert!(
+            matches!(told, Some(Event::Failed(Failure::NoRoom))),
+            "{told:?}"
+        );
+        let said = said(&mut lines);
+        assert!(
+            said.last()
+                .unwrap()
+                .contains(r#"tasks/cancel","params":{"taskId":"more"}"#)
+        );
+        assert_eq!(session.state().tasks.known.len(), 1);
+    }
+
     /// fault-46: what a server asks in its tasks waits until they are looked at, and there may be a thousand.
     #[tokio::test]
     async fn what_all_tasks_ask_together_has_a_bound() {
-        let (session, mut lines) = session();
+        let rooms = Rooms::new(1);
+        let (session, mut lines) = session_in(&rooms);
         let text = "x".repeat(MAX_BYTES - 100);
         let fit = MAX_ALL_BYTES / MAX_BYTES;
         for number in 1..=fit + 2 {
@@ -618,6 +548,7 @@ mod tests {
         let said = said(&mut lines);
         let refused = said.iter().filter(|line| line.contains(r#""error""#));
         assert_eq!(refused.count(), 2, "they are told that nobody is there");
+        assert!((fit * text.len()..MAX_ALL_BYTES).contains(&rooms.taken()));
     }
 
     /// Two clients of one user ask at once how a task stands that has ended: both are told.
@@ -769,6 +700,71 @@ mod tests {
             );
             assert_eq!(session.state().tasks.results.len(), usize::from(heard));
         }
+    }
+
+    /// conn-3: how tasks stood that have ended is kept until their results come: what they say of themselves alone, and
+    /// of that as much as there is room for. Of the others it is asked again.
+    #[tokio::test(start_paused = true)]
+    async fn how_tasks_stood_that_have_ended_has_a_size() {
+        let rooms = Rooms::new(1);
+        let (session, mut lines) = session_in(&rooms);
+        let text = "m".repeat(200 << 10);
+        let many = 100;
+        let tell = |name: usize, more: &str| {
+            let line = format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/tasks/status","params":{{"taskId":"k{name}","status":"completed",{more}}}}}"#
+            );
+            assert!(pump::take(&session, line.into()));
+        };
+        let mut heard = Vec::new();
+        for name in 0..many {
+            let number = session.state().next;
+            let _made = ask(&session, "tools/call", r#""name":"t""#);
+            let made = format!(r#"{{"task":{{"taskId":"k{name}","status":"working"}}}}"#);
+            answer(&session, u32::try_from(number).unwrap(), &made);
+            if name % 50 == 49 {
+                let names: Vec<String> =
+                    (name - 49..=name).map(|it| format!("\"k{it}\"")).collect();
+                let wanted = format!(r#""notifications":{{"taskIds":[{}]}}"#, names.join(","));
+                heard.push(ask(&session, "subscriptions/listen", &wanted));
+            }
+            said(&mut lines);
+        }
+        let ids = rooms.taken();
+        // What is no part of it.
+        tell(0, &format!(r#""own":"{text}""#));
+        assert!(rooms.taken() < ids + 100, "{}", rooms.taken());
+        said(&mut lines);
+        for name in 1..many {
+            tell(name, &format!(r#""statusMessage":"{text}""#));
+            said(&mut lines);
+        }
+        let bound = 16 << 20;
+        assert!((bound - text.len() * 2..=bound).contains(&rooms.taken()));
+        let asked: Vec<u64> = session.state().tasks.results.keys().copied().collect();
+        assert_eq!(asked.len(), 1 + rooms.taken() / text.len());
+        // One call more, for which there is no room.
+        let number = u32::try_from(session.state().next).unwrap();
+        let mut get = ask(&session, "tasks/get", r#""taskId":"k99""#);
+        let stands = format!(r#"{{"taskId":"k99","status":"completed","statusMessage":"{text}"}}"#);
+        answer(&session, number, &stands);
+        let told = get.next().await;
+        assert!(
+            matches!(told, Some(Event::Failed(Failure::NoRoom))),
+            "{told:?}"
+        );
+        for number in asked {
+            answer(&session, u32::try_from(number).unwrap(), "{}");
+            said(&mut lines);
+        }
+        while let Ok(Some(_)) = timeout(Duration::from_millis(1), heard[0].next()).await {}
+        while let Ok(Some(_)) = timeout(Duration::from_millis(1), heard[1].next()).await {}
+        assert_eq!(rooms.taken(), ids);
+        // The others are asked about again.
+        tokio::time::advance(session.call_timeout).await;
+        session.sweep(Instant::now(), Duration::MAX);
+        let again = said(&mut lines);
+        assert!(again.iter().any(|line| line.contains("tasks/get")));
     }
 
     fn asks(session: &Session) {

@@ -13,7 +13,11 @@ use crate::{
     auth::Identity,
     authz::Engine,
     config::{Authz, ServerName},
-    mcp::{Call, Era, Message, bridge::LegacyServer, reverse::ModernServer},
+    mcp::{
+        Call, Era, Message,
+        bridge::LegacyServer,
+        reverse::{Discovered, ModernServer},
+    },
     time::Clock,
 };
 
@@ -69,7 +73,13 @@ pub(super) fn asked(session: &Arc<Session>, request: &str) -> Exchange {
 
 /// The same, before a server of the legacy era that has said these capabilities.
 pub(super) fn bridged(capabilities: &str) -> (Arc<Session>, Lines) {
-    let (session, lines) = session(Era::Modern);
+    bridged_in(capabilities, &Rooms::new(1))
+}
+
+/// The same, with its share of that memory.
+pub(super) fn bridged_in(capabilities: &str, rooms: &Rooms) -> (Arc<Session>, Lines) {
+    let alice = Identity::example("https://a", "alice");
+    let (session, lines) = session_of(alice, Era::Modern, rooms);
     let said = format!(r#"{{"id":1,"result":{{"capabilities":{capabilities}}}}}"#);
     let said = Message::parse(said.into()).unwrap();
     session.bridged(LegacyServer::read(&said).unwrap());
@@ -78,14 +88,20 @@ pub(super) fn bridged(capabilities: &str) -> (Arc<Session>, Lines) {
 
 /// A session of a legacy client before a server of the modern era that has said these capabilities.
 pub(super) fn reversed(capabilities: &str) -> (Arc<Session>, Lines) {
-    let (session, lines) = session(Era::Legacy);
+    reversed_in(capabilities, &Rooms::new(1))
+}
+
+/// The same, with its share of that memory.
+pub(super) fn reversed_in(capabilities: &str, rooms: &Rooms) -> (Arc<Session>, Lines) {
+    let alice = Identity::example("https://a", "alice");
+    let (session, lines) = session_of(alice, Era::Legacy, rooms);
     let said = format!(
         r#"{{"id":1,"result":{{"supportedVersions":["2026-07-28"],"capabilities":{capabilities}}}}}"#
     );
     let said = Message::parse(said.into()).unwrap();
-    let initialize = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{}}}"#;
+    let initialize = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{"elicitation":{}}}}"#;
     let initialize = Call::read(initialize.into(), false).unwrap();
-    let server = ModernServer::read(&said, &initialize).unwrap();
+    let server = ModernServer::new(Discovered::read(&said).unwrap(), &initialize);
     let _ = session.reversed.set(Box::new(server));
     (session, lines)
 }

@@ -13,6 +13,7 @@ use crate::{
         conversation::State,
         load::Place,
         pending::waiting_for,
+        room::Kept,
         seal::{StateError, Ticket},
         tasks::About,
     },
@@ -35,10 +36,12 @@ impl Session {
         let (Some(input), Some(visits)) = (input, visits) else {
             return Some(call);
         };
-        if self.room.is_full()
-            || !Self::may_wait(state)
-            || !input.sends_away(visits, (answer, message))
-        {
+        let visits = visits.into_iter().map(|visit| self.kept(visit)).collect();
+        let kept: Option<(Vec<Question>, Kept)> = Option::zip(visits, self.room.keep(message));
+        let Some((visits, message)) = kept.filter(|_| Self::may_wait(state)) else {
+            return Some(call);
+        };
+        if !input.sends_away(visits, (answer, message)) {
             return Some(call);
         }
         self.ask_client(number, &mut call);
@@ -160,6 +163,22 @@ mod tests {
         let used = send(&session, &back("accept"));
         assert_eq!(used.err(), Some(SendError::State(StateError::Used)));
         assert_eq!(session.in_flight(), 1);
+    }
+
+    /// conn-3: where there is no room for what it waits with, the client hears what the server has said.
+    #[tokio::test]
+    async fn a_call_that_there_is_no_room_for_does_not_wait_for_who_is_away() {
+        let (session, _lines) = bridged("{}");
+        let mut asked = send(&session, "").unwrap();
+        let rest = session.room.claim((16 << 20) - 100);
+        let refusal = r#"{"id":1,"error":{"code":-32042,"message":"go","data":{"elicitations":[{"mode":"url","elicitationId":"e","url":"https://a/","message":"go"}]}}}"#;
+        assert!(pump::take(&session, refusal.into()));
+        let Some(Event::Answer(text)) = asked.next().await else {
+            panic!("nothing was told");
+        };
+        assert!(String::from_utf8_lossy(&text).contains(r#""message":"go""#));
+        assert_eq!(session.in_flight(), 0);
+        drop(rest);
     }
 
     /// Who does not go there hears what the server has said first, whatever it says later.

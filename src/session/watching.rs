@@ -7,9 +7,11 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
     time::Duration,
 };
 
+use bytes::Bytes;
 use foldhash::HashMap;
 use tokio::time::Instant;
 
@@ -38,7 +40,7 @@ pub(super) struct Watched {
 
 /// A question to the child how a task stands.
 pub(super) struct Look {
-    task: String,
+    task: Arc<str>,
     deadline: Instant,
 }
 
@@ -99,7 +101,7 @@ impl Session {
         };
         let due = state.tasks.known.iter().filter(|(_, known)| is_due(known));
         let room = MAX_LOOKS.saturating_sub(state.tasks.looks.len());
-        let due: Vec<String> = due.map(|(name, _)| name.clone()).take(room).collect();
+        let due: Vec<Arc<str>> = due.map(|(name, _)| name.clone()).take(room).collect();
         for name in due {
             let is_wanted = is_wanted(state, &name);
             let Some(known) = state.tasks.known.get_mut(&name) else {
@@ -110,7 +112,7 @@ impl Session {
                 continue;
             }
             let number = state.next;
-            let task = serde_json::Value::from(name.as_str()).to_string();
+            let task = serde_json::Value::from(&*name).to_string();
             if !self.say(&OwnMessage::TaskOf {
                 number,
                 what: "get",
@@ -147,7 +149,7 @@ impl Session {
         };
         known.watched.is_being_asked = false;
         let task = message.root().get("result");
-        let is_it = |task: &Value<'_>| named(*task).is_some_and(|name| name == look.task);
+        let is_it = |task: &Value<'_>| named(*task).is_some_and(|name| *name == *look.task);
         match (answer, task.filter(is_it)) {
             (Answer::Result, Some(_)) => self.stands(state, &look.task, message),
             // The child has forgotten it.
@@ -183,8 +185,14 @@ impl Session {
             // It is told with what it has come to.
             Some("completed" | "failed") => {
                 known.watched.due = None;
-                match self.ask_result(state, name, false) {
-                    Some(pending) => pending.watched = Some(message.clone()),
+                let stood = self.stood(task);
+                let ended = match stood {
+                    Some(stood) => self.ask_result(state, name, false).zip(Some(stood)),
+                    None => None,
+                };
+                match ended {
+                    Some((pending, stood)) => pending.watched = Some(stood),
+                    // Where there is no room now it is asked again how it stands.
                     None => self.look_later(state, name),
                 }
             }
@@ -220,11 +228,11 @@ impl Session {
         &self,
         state: &mut State,
         name: &str,
-        stood: &Message,
+        stood: &Bytes,
         outcome: Result<Value<'_>, Value<'_>>,
     ) {
-        if let Some(task) = told_in(stood) {
-            let text = task::told(task, &Standing::Ended(outcome));
+        if let Ok(stood) = Message::parse(stood.clone()) {
+            let text = task::told(stood.root(), &Standing::Ended(outcome));
             self.tell_watching(state, name, &text);
         }
         if let Some(known) = state.tasks.known.get_mut(name) {
