@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::{
+    aside::aside,
     audit::Decision,
     auth::Identity,
     http::{
@@ -10,7 +11,6 @@ use crate::{
         budget::{Budget, Lent},
     },
     mcp::Call,
-    session,
 };
 
 /// The message, and what is recorded of it.
@@ -27,7 +27,7 @@ pub(super) async fn read(
         call.keep(|text| lent.keep(text));
         Ok((call, lent))
     };
-    let (call, mut lent) = session::aside(size, read).await.map_err(Refusal::Call)?;
+    let (call, mut lent) = aside(size, read).await.map_err(Refusal::Call)?;
     record.method = Some(call.kept_method());
     record.aim = call.aim();
     lent.count_document(call.message().document_size(), (bodies, user))?;

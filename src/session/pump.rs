@@ -11,13 +11,13 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
+    aside::aside,
     audit::Reason,
     child::stdio::{self, Line, Lines, Reading},
     json::{Kind, Value},
     mcp::{Members, Message},
     session::{
         Session,
-        aside::aside,
         blame::Suspect,
         calls::{Answer, Answered},
         own::OwnMessage,

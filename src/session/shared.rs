@@ -16,15 +16,14 @@ use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::{
+    aside::aside,
     audit::Reason,
     auth::PrincipalKey,
     child::stdio::Reading,
     json::Kind,
     mcp::{Message, version},
     session::{
-        Session,
-        aside::aside,
-        blame,
+        Session, blame,
         ending::{Output, Served},
         exchange::Failure,
         line::Line,

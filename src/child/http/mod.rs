@@ -11,6 +11,7 @@ mod entrance;
 mod events;
 mod head;
 mod mirror;
+mod output;
 mod sending;
 mod sockets;
 mod wire;
@@ -32,6 +33,7 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
+    aside::aside,
     child::{
         Showing,
         stdio::{Line, Lines},
@@ -42,6 +44,7 @@ use crate::{
 pub(super) use entrance::Entrance;
 use head::{Asks, Kind, Outgoing};
 pub(super) use mirror::Mirror;
+use output::Output;
 use wire::Wire;
 
 /// Why a request has no answer of the server's.
@@ -86,7 +89,7 @@ pub(super) struct Talk {
     turns: Semaphore,
     /// Those of them that stay open.
     open: Semaphore,
-    output: tokio::sync::Mutex<DuplexStream>,
+    output: tokio::sync::Mutex<Output>,
     faults: mpsc::Sender<(u64, Fault)>,
     /// Said once when there is nothing to go on with.
     gone: Notify,
@@ -117,7 +120,7 @@ impl Talk {
             idle: Mutex::new(wire.into_iter().collect()),
             turns: Semaphore::new(MAX_REQUESTS),
             open: Semaphore::new(MAX_OPEN),
-            output: tokio::sync::Mutex::new(output),
+            output: tokio::sync::Mutex::new(Output::new(output)),
             faults,
             gone: Notify::new(),
         })
@@ -148,7 +151,9 @@ impl Talk {
             tokio::select! {
                 line = lines.next(), if held.has_room() => {
                     let Ok(Line::Text(line)) = line else { break };
-                    let Some(message) = Outgoing::read(line, &self.peer.mirror) else { continue };
+                    let mirror = self.peer.mirror.clone();
+                    let read = aside(line.len(), move || Outgoing::read(line, &mirror));
+                    let Some(message) = read.await else { continue };
                     match message.kind {
                         // What a server does not answer must not keep its own end from being heard.
                         Kind::Cancelled(number) if held.forget(number) => {}
@@ -457,5 +462,74 @@ mod tests {
             stdin.write_all(said.as_bytes()).await.unwrap();
         }
         timeout(patience, server.accept()).await.unwrap().unwrap();
+    }
+
+    /// A stream that is not ended behind its answer takes a turn for half a second, whatever else is said on it.
+    #[tokio::test(start_paused = true)]
+    async fn who_goes_on_behind_an_answer_keeps_no_turn() {
+        let (server, mut stdin, _faults, _rest) = silent().await;
+        let call = b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\"}\n";
+        stdin.write_all(call).await.unwrap();
+        let (mut io, _) = server.accept().await.unwrap();
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+        let answer = r#"data: {"jsonrpc":"2.0","id":1,"result":{}}"#;
+        let said = format!("{head}{answer}\n\n");
+        io.write_all(said.as_bytes()).await.unwrap();
+        for _ in 0..50 {
+            sleep(Duration::from_millis(100)).await;
+            if io.write_all(b": and\n").await.is_err() {
+                return;
+            }
+        }
+        panic!("it is still listened to");
+    }
+
+    /// Large messages to a server and from it are read while others are served: here it is the loop that says when
+    /// they may be.
+    #[tokio::test]
+    async fn large_messages_are_read_beside_the_loop() {
+        let (server, peer, _dir) = peer();
+        let mirror = peer.mirror.clone();
+        // Whoever reads one has to wait for that.
+        let locked = || {
+            let (mirror, (go_on, wait)) = (mirror.clone(), std::sync::mpsc::channel());
+            let (tell, told) = std::sync::mpsc::channel();
+            let holds = std::thread::spawn(move || {
+                let _known = mirror.known();
+                tell.send(()).unwrap();
+                wait.recv_timeout(Duration::from_secs(10)).is_ok()
+            });
+            told.recv().unwrap();
+            (go_on, holds)
+        };
+        let (mut stdin, input) = duplex(1 << 20);
+        let (output, _stdout) = duplex(1 << 10);
+        let (tell, _faults) = mpsc::channel(1);
+        let talk = Talk::new(peer, None, output, tell).await;
+
+        let text = "x".repeat(2 << 20);
+        let (go_on, holds) = locked();
+        let list = format!(r#"{{"id":1,"result":{{"tools":["{text}"]}}}}"#);
+        let learns = async { talk.learn(1, Asks::Tools, &list.into()).await };
+        let (is_answer, ()) = tokio::join!(learns, async { go_on.send(()).unwrap() });
+        assert!(holds.join().unwrap() && is_answer);
+
+        let (go_on, holds) = locked();
+        let call = format!(
+            r#"{{"id":1,"method":"tools/call","params":{{"name":"x","v":"{text}","_meta":{{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}}}}"#
+        );
+        let mut work = JoinSet::new();
+        work.spawn(talk.run(input));
+        stdin.write_all(call.as_bytes()).await.unwrap();
+        stdin.write_all(b"\n").await.unwrap();
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        go_on.send(()).unwrap();
+        assert!(holds.join().unwrap());
+        timeout(Duration::from_secs(60), server.accept())
+            .await
+            .unwrap()
+            .unwrap();
     }
 }
