@@ -6,10 +6,7 @@
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
 /// Does the work for a message of `size` bytes; where that is large, others are served meanwhile.
-pub async fn aside<T: Send + 'static>(
-    size: usize,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> T {
+pub async fn aside<T: Send + 'static>(size: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
     if is_large(size) {
         // Boxed: whoever asks has room for it only when it is needed.
         Box::pin(in_turn(&MESSAGES, work)).await

@@ -24,8 +24,8 @@ use tokio::{
 use crate::{
     auth::Owner,
     child::{
-        Ended, Launcher, StartError,
-        http::{Entrance, Fault, Mirror, Peer, Talk, Way},
+        Ended, Launcher, Lends, StartError,
+        http::{Entrance, Fault, Mirror, Peer, Talk, Way, Wire},
         launcher::Process,
     },
     config::Inside,
@@ -53,10 +53,14 @@ pub struct Child {
 
 /// Between a session's lines and what the server speaks.
 pub struct Translation {
-    pub work: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Begins it, with the memory that it may have.
+    pub work: Box<dyn FnOnce(Arc<dyn Lends>) -> Work + Send>,
     /// Requests that will have no answer, by their numbers.
     pub faults: mpsc::Receiver<(u64, Fault)>,
 }
+
+/// What goes on beside a child.
+pub(super) type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Makes children of one kind.
 pub struct Source(Kind);
@@ -232,11 +236,13 @@ async fn listening(
     };
     let (stdin, stdout, translation) = translated(peer, Some(first)).await;
     let (input, launcher, number) = (process.stdin, launcher.clone(), process.number);
-    let work = Box::pin(async move {
-        translation.work.await;
-        // Servers of this kind do not end with their input.
-        drop(input);
-        launcher.signal(number, Signal::Terminate).await;
+    let work = Box::new(move |lends| {
+        Box::pin(async move {
+            (translation.work)(lends).await;
+            // Servers of this kind do not end with their input.
+            drop(input);
+            launcher.signal(number, Signal::Terminate).await;
+        }) as Work
     });
     std::mem::forget(unready);
     Ok(Child {
@@ -266,12 +272,14 @@ impl Remote {
         };
         let (stdin, stdout, translation) = translated(peer, None).await;
         let (end, ended) = oneshot::channel();
-        let work = Box::pin(async move {
-            translation.work.await;
-            let _ = end.send(Ended::Exited {
-                status: Status::Code(0),
-                out_of_memory: false,
-            });
+        let work = Box::new(move |lends| {
+            Box::pin(async move {
+                (translation.work)(lends).await;
+                let _ = end.send(Ended::Exited {
+                    status: Status::Code(0),
+                    out_of_memory: false,
+                });
+            }) as Work
         });
         Child {
             number: self.next.fetch_add(1, Ordering::Relaxed),
@@ -297,8 +305,14 @@ async fn translated(
     let (stdin, input) = duplex(BUFFER);
     let (output, stdout) = duplex(BUFFER);
     let (tell, faults) = mpsc::channel(MAX_FAULTS);
-    let talk = Talk::new(peer, first, output, tell).await;
-    let work = Box::pin(talk.run(input));
+    let wire = match first {
+        Some(io) => Wire::over(io).await.ok(),
+        None => None,
+    };
+    let work = Box::new(move |lends| {
+        let talk = Talk::new((peer, wire), output, tell, lends);
+        Box::pin(talk.run(input)) as Work
+    });
     (stdin, stdout, Translation { work, faults })
 }
 

@@ -144,7 +144,7 @@ pub fn failure_status(failure: Failure) -> StatusCode {
         | Failure::BadAnswer
         | Failure::Unreachable
         | Failure::Refused => StatusCode::BAD_GATEWAY,
-        Failure::NoRoom | Failure::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+        Failure::Busy | Failure::NoRoom | Failure::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         // The client knows; this only ends the request that it gave up.
         Failure::Cancelled | Failure::NoInput => StatusCode::OK,
     }

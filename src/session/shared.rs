@@ -19,7 +19,7 @@ use crate::{
     aside::aside,
     audit::Reason,
     auth::PrincipalKey,
-    child::stdio::Reading,
+    child::{Lends, stdio::Reading},
     json::Kind,
     mcp::{Message, version},
     session::{
@@ -30,6 +30,7 @@ use crate::{
         outbox::{Lines, Outbox, outbox},
         probe::Spoken,
         pump::{self, Hears},
+        room::Room,
         switch::{Out, Switch},
     },
 };
@@ -38,6 +39,8 @@ use crate::{
 pub(super) struct Shared {
     /// Whose it is, for the record.
     principal: PrincipalKey,
+    /// The memory of what is on its way to the child or from it.
+    memory: Arc<Room>,
     stdin: Outbox,
     /// Bytes that lines for the child may still take up while they wait.
     room: Semaphore,
@@ -65,7 +68,7 @@ struct State {
 impl Shared {
     /// The child's side of it, which must be tended, is the receiver.
     pub(super) fn new(
-        principal: PrincipalKey,
+        (principal, memory): (PrincipalKey, Arc<Room>),
         everybody: bool,
         lines: usize,
     ) -> (Arc<Self>, Lines) {
@@ -79,6 +82,7 @@ impl Shared {
         };
         let shared = Self {
             principal,
+            memory,
             stdin,
             room: Semaphore::new(MAX_UNWRITTEN as usize),
             beyond: AtomicUsize::new(0),
@@ -306,6 +310,10 @@ impl Served for Shared {
         self.principal.to_string()
     }
 
+    fn lends(&self) -> Arc<dyn Lends> {
+        self.memory.clone()
+    }
+
     fn end(&self) -> &Notify {
         &self.end
     }
@@ -374,8 +382,13 @@ mod tests {
     use super::*;
     use crate::{
         mcp::Era,
-        session::{own::OwnMessage, testing},
+        session::{own::OwnMessage, room::Rooms, testing},
     };
+
+    fn everybody() -> (PrincipalKey, Arc<Room>) {
+        let key = PrincipalKey::EVERYBODY;
+        (key, Rooms::new(1).room(key))
+    }
 
     fn session() -> (Arc<Session>, Lines) {
         testing::session(Era::Legacy)
@@ -403,7 +416,7 @@ mod tests {
     /// leaves; the room is what it was.
     #[tokio::test]
     async fn what_a_member_leaves_behind_ends_when_a_busy_child_reads_again() {
-        let (shared, mut child) = Shared::new(PrincipalKey::EVERYBODY, true, 2);
+        let (shared, mut child) = Shared::new(everybody(), true, 2);
         let (other, _others) = session();
         shared.join(&other, None).unwrap();
         // And nothing more has room.
@@ -430,7 +443,7 @@ mod tests {
     /// it would be missing to everybody else for as long as the child lives.
     #[tokio::test]
     async fn what_waits_for_a_slow_child_gives_its_room_back_with_its_session() {
-        let (shared, mut child) = Shared::new(PrincipalKey::EVERYBODY, true, 1);
+        let (shared, mut child) = Shared::new(everybody(), true, 1);
         // Somebody else stays.
         let (other, _others) = session();
         shared.join(&other, None).unwrap();

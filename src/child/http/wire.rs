@@ -21,7 +21,7 @@ pub(super) type Body = Full<Bytes>;
 type Driver = Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>;
 
 /// A connection that waits for its next request.
-pub(super) struct Wire {
+pub(in crate::child) struct Wire {
     sender: SendRequest<Body>,
     /// Gone with the connection: what still waits for it then hears so.
     driver: Option<Driver>,
@@ -42,7 +42,7 @@ pub(super) struct Answer {
 }
 
 impl Wire {
-    pub(super) async fn over(io: Box<dyn Io>) -> Result<Self, hyper::Error> {
+    pub(in crate::child) async fn over(io: Box<dyn Io>) -> Result<Self, hyper::Error> {
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(MAX_HEAD)
             .handshake(TokioIo::new(io))
@@ -125,6 +125,18 @@ impl Answer {
             whole.extend_from_slice(&chunk);
         }
         Ok(Some(whole.freeze()))
+    }
+
+    /// Whether the body has come to its end within `max` bytes; nothing is kept of it.
+    pub(super) async fn drained(&mut self, max: usize) -> bool {
+        let mut length = 0;
+        loop {
+            match self.chunk().await {
+                Ok(Some(chunk)) if length + chunk.len() <= max => length += chunk.len(),
+                Ok(None) => return true,
+                _ => return false,
+            }
+        }
     }
 
     /// The connection, for the next request: only after the body's end.
