@@ -432,7 +432,7 @@ mod tests {
         };
         let stdout = Box::new(tokio::io::empty());
         let listens = listen(session.clone(), stdout, reading, Arc::default());
-        assert!(size_of_val(&listens) <= 408, "{}", size_of_val(&listens));
+        assert!(size_of_val(&listens) <= 448, "{}", size_of_val(&listens));
         let stdin: Box<dyn AsyncWrite + Send + Unpin> = Box::new(tokio::io::sink());
         let audit = session.audit.clone();
         let writes = write(session, lines, stdin, audit);

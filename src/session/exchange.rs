@@ -107,6 +107,7 @@ impl From<Fault> for Failure {
             Fault::Refused => Self::Refused,
             Fault::BadAnswer => Self::BadAnswer,
             Fault::Busy => Self::Busy,
+            Fault::NoRoom => Self::NoRoom,
         }
     }
 }

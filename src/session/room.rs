@@ -207,6 +207,10 @@ const SMALL: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
     use super::*;
     use crate::auth::Identity;
 
@@ -337,16 +341,17 @@ mod tests {
     }
 
     /// Whoever waits for room hears of it, whatever made it.
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn what_is_read_is_told_to_those_who_wait_for_room() {
+        let patience = Duration::from_secs(1);
         let room = Rooms::new(1).room(user("alice"));
         let held = room.hold(vec![b'x'; 1 << 20].into());
         let more = Lends::more(&*room).notified();
         drop(held);
-        more.await;
+        timeout(patience, more).await.unwrap();
         room.lend(1);
         let more = Lends::more(&*room).notified();
         room.take_back(1);
-        more.await;
+        timeout(patience, more).await.unwrap();
     }
 }

@@ -281,7 +281,7 @@ impl Hears for Shared {
             return true;
         }
         if let Some(number) = blame::answered(&line) {
-            self.fail_one(number, Failure::BadAnswer);
+            Served::fail_one(self, number, Failure::BadAnswer);
         }
         false
     }
@@ -300,8 +300,12 @@ impl Hears for Shared {
         self.state().switch.everybody
     }
 
-    fn is_overlong(&self, number: u64) {
-        self.fail_one(number, Failure::BadAnswer);
+    fn fail_one(&self, number: u64, failure: Failure) {
+        Served::fail_one(self, number, failure);
+    }
+
+    fn lends(&self) -> Option<Arc<dyn Lends>> {
+        Some(self.memory.clone())
     }
 }
 

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     aside::aside,
+    child::Share,
     json::{Kind as Json, Value},
     mcp::{Message, version},
 };
@@ -54,13 +55,10 @@ impl Talk {
         }
         match media_type(&answer.head.headers) {
             Some(Media::Json) => {
-                let text = answer
-                    .whole(self.peer.longest)
-                    .await
-                    .map_err(|_| Fault::Lost)?;
-                let text = text.ok_or(Fault::BadAnswer)?;
+                let mut share = self.share();
+                let text = answer.whole(self.peer.longest, &mut share).await?;
                 let answers = self.learn(number, asks, &text).await;
-                self.hear(text).await;
+                self.hear(text, share).await;
                 self.keep(answer).await;
                 if answers {
                     Ok(())
@@ -111,6 +109,8 @@ impl Talk {
                     match self.read(answer, None, &mut place).await {
                         Ok(Heard::Nothing) => pause = (pause * 2).min(MAX_PAUSE),
                         Ok(_) => pause = place.retry,
+                        // It may be said again, and there be room for it.
+                        Err(Fault::NoRoom) => pause = (pause * 2).min(MAX_PAUSE),
                         Err(_) => return,
                     }
                 }
@@ -141,6 +141,7 @@ impl Talk {
         place: &mut Place,
     ) -> Result<Heard, Fault> {
         let mut reader = Reader::new(self.peer.longest);
+        let mut share = self.share();
         let mut heard = Heard::Nothing;
         // Set by the answer: what may still come is little, and not worth waiting for.
         let mut end = None;
@@ -174,7 +175,13 @@ impl Talk {
                     heard = if answers { Heard::Answer } else { Heard::Some };
                     end = answers.then(|| Instant::now() + REST);
                 }
-                self.hear(text).await;
+                let own = share.split(text.len());
+                self.hear(text, own).await;
+            }
+            share.shrink_to(reader.unfinished());
+            if !share.wait_for(reader.unfinished()).await {
+                place.update(&reader);
+                return Err(Fault::NoRoom);
             }
         }
     }
@@ -190,18 +197,16 @@ impl Talk {
             return Err(Fault::Refused);
         }
         if status.is_client_error() && media_type(&answer.head.headers) == Some(Media::Json) {
-            let text = answer
-                .whole(self.peer.longest)
-                .await
-                .map_err(|_| Fault::Lost)?;
-            let error = match text {
-                Some(text) => aside(text.len(), move || error_for(number, text)).await,
-                None => None,
+            let mut share = self.share();
+            let error = match answer.whole(self.peer.longest, &mut share).await {
+                Ok(text) => aside(text.len(), move || error_for(number, text)).await,
+                Err(Fault::BadAnswer) => None,
+                Err(fault) => return Err(fault),
             };
             // A server that knows no such session says so with an error, too.
             self.check_session(status)?;
             if let Some(error) = error {
-                self.hear(error).await;
+                self.hear(error, share).await;
                 self.keep(answer).await;
                 return Ok(());
             }
@@ -212,7 +217,7 @@ impl Talk {
             let error = format!(
                 r#"{{"jsonrpc":"2.0","id":{number},"error":{{"code":-32601,"message":"{status}"}}}}"#
             );
-            self.hear(error.into()).await;
+            self.hear(error.into(), self.share()).await;
             return Ok(());
         }
         debug!(%status, "the server refuses a request");
@@ -242,8 +247,12 @@ impl Talk {
     }
 
     /// Gives a message to the session.
-    async fn hear(&self, text: Bytes) {
-        self.output.lock().await.say(text).await;
+    async fn hear(&self, text: Bytes, share: Share) {
+        self.output.lock().await.say(text, share).await;
+    }
+
+    fn share(&self) -> Share {
+        Share::of(self.lends.clone())
     }
 }
 

@@ -48,6 +48,11 @@ impl Reader {
         self.buffer.extend_from_slice(chunk);
     }
 
+    /// Bytes of what has not come to its end.
+    pub(super) fn unfinished(&self) -> usize {
+        self.buffer.len() + self.data.len()
+    }
+
     /// The data of the next event that is whole and has any.
     pub(super) fn next(&mut self) -> Result<Option<Bytes>, TooLong> {
         while let Some(line) = self.line()? {

@@ -6,12 +6,14 @@ use bytes::{Buf, Bytes, BytesMut, buf::Chain};
 use memchr::memchr;
 use tokio::io::{AsyncWriteExt, DuplexStream};
 
+use crate::child::Share;
+
 /// Where the session reads. Whoever says something has it for himself meanwhile, which takes as long as
 /// the session takes to read it.
 pub(super) struct Output {
     session: DuplexStream,
-    /// What of the last line is not written yet.
-    rest: Option<Chain<Bytes, Bytes>>,
+    /// What of the last line is not written yet, and its memory.
+    rest: Option<(Chain<Bytes, Bytes>, Share)>,
 }
 
 impl Output {
@@ -23,17 +25,18 @@ impl Output {
     }
 
     /// Says a message; it is checked in the session like any child's.
-    pub(super) async fn say(&mut self, text: Bytes) {
+    pub(super) async fn say(&mut self, text: Bytes, share: Share) {
         // Whoever said the last one may have been ended in the middle of it, with the call that it was for:
         // half a line would spoil the next.
         let _ = self.finish().await;
-        self.rest = Some(one_line(text).chain(Bytes::from_static(b"\n")));
+        let line = one_line(text).chain(Bytes::from_static(b"\n"));
+        self.rest = Some((line, share));
         // Nobody reads any more: the session is ending, and this with it.
         let _ = self.finish().await;
     }
 
     async fn finish(&mut self) -> io::Result<()> {
-        if let Some(rest) = &mut self.rest {
+        if let Some((rest, _)) = &mut self.rest {
             while rest.has_remaining() {
                 self.session.write_buf(rest).await?;
             }
@@ -67,6 +70,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::child::share::tests::Purse;
 
     /// Answers may be large: one that is on several lines is changed where it is, and one that is on one line is not.
     #[test]
@@ -86,18 +90,27 @@ mod tests {
     #[tokio::test]
     async fn what_was_begun_is_said_to_its_end() {
         let (session, mut reads) = duplex(4);
+        let purse = Purse::of(1 << 20);
+        let share = || {
+            let mut share = Share::of(purse.clone());
+            assert!(share.take(1 << 10));
+            share
+        };
         let mut output = Output::new(session);
         let first = Bytes::from_static(b"[1,2,3]");
         tokio::select! {
             biased;
-            () = output.say(first) => panic!("nobody reads"),
+            () = output.say(first, share()) => panic!("nobody reads"),
             () = std::future::ready(()) => {}
         }
+        // Its memory is its own until then.
+        assert_eq!(purse.left(), (1 << 20) - (1 << 10));
         let mut heard = [0; 12];
         let patience = Duration::from_secs(10);
         let reads = timeout(patience, reads.read_exact(&mut heard));
-        let (_, read) = tokio::join!(output.say(Bytes::from_static(b"[4]")), reads);
+        let (_, read) = tokio::join!(output.say(Bytes::from_static(b"[4]"), share()), reads);
         read.expect("something is missing").unwrap();
         assert_eq!(&heard, b"[1,2,3]\n[4]\n");
+        assert_eq!(purse.left(), 1 << 20);
     }
 }
