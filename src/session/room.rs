@@ -101,6 +101,20 @@ impl Room {
         self.take(text.len(), false).then(|| self.held(text))
     }
 
+    /// The same, when there is room.
+    pub(super) async fn hold_in_time(self: &Arc<Self>, text: Bytes) -> Bytes {
+        loop {
+            let more = self.of.0.more.notified();
+            tokio::pin!(more);
+            // From here on: what is given back while this is asked is not missed.
+            more.as_mut().enable();
+            if let Some(held) = self.hold_all(text.clone()) {
+                return held;
+            }
+            more.await;
+        }
+    }
+
     /// The text, counted if it is large, whether or not there is room: it is there already.
     pub(super) fn hold_anyway(self: &Arc<Self>, text: Bytes) -> Bytes {
         if text.len() <= SMALL {

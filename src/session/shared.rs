@@ -175,6 +175,7 @@ impl Shared {
             match out {
                 Out::ToChild(line) => {
                     let taken = self.room.acquire_many(size(&line)).await;
+                    let line = self.counted(line).await;
                     // Or it is ending, and so are its sessions. Until the line has its place,
                     // its room goes back with whoever leaves.
                     if self.stdin.send(line).await
@@ -187,6 +188,18 @@ impl Shared {
             }
         }
         drop(turn);
+    }
+
+    /// The line, counted if much waits already: each user may have a child that does not read. What a large one
+    /// has as a part of its client's message it keeps.
+    async fn counted(&self, line: Line) -> Line {
+        let waiting = MAX_UNWRITTEN as usize - self.room.available_permits();
+        match line {
+            Line::Whole(text) if waiting > UNCOUNTED => {
+                Line::Whole(self.memory.hold_in_time(text).await)
+            }
+            line => line,
+        }
     }
 
     /// Without waiting: a child that does not read goes without these.
@@ -380,11 +393,14 @@ fn size(line: &Line) -> u32 {
 
 /// Bytes of lines waiting for a child that does not read.
 const MAX_UNWRITTEN: u32 = 8 << 20;
+/// Bytes of those that are not counted as their user's.
+const UNCOUNTED: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
+        auth::Identity,
         mcp::Era,
         session::{own::OwnMessage, room::Rooms, testing},
     };
@@ -459,5 +475,56 @@ mod tests {
             }
         }
         assert_eq!(shared.room.available_permits(), MAX_UNWRITTEN as usize);
+    }
+
+    /// probe-68: what waits for a shared child that does not read is its user's, as it is for any other; without room
+    /// no more is taken from its sessions.
+    #[tokio::test]
+    async fn what_waits_for_a_shared_child_is_its_users() {
+        let rooms = Rooms::new(1);
+        let bob = Identity::example("https://a", "bob");
+        let memory = rooms.room(bob.principal_key());
+        let shared = Shared::new((bob.principal_key(), memory.clone()), false, 64);
+        let (shared, mut child) = shared;
+        let (session, lines) = testing::session_of(bob, Era::Legacy, &rooms);
+        let member = shared.join(&session, None).unwrap();
+        let text = "x".repeat(20 << 10);
+        let line = |number| {
+            let call = r#""method":"tools/call","params":{"name":"#;
+            Bytes::from(format!("{{\"id\":{number},{call}\"{text}\"}}}}\n"))
+        };
+        let settle = async || {
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let acts = async {
+            for number in 10..20 {
+                session.write(line(number)).unwrap();
+                settle().await;
+            }
+            let taken = rooms.taken();
+            assert!(taken >= 9 * text.len() - UNCOUNTED, "{taken}");
+            let mut rest = 1 << 20;
+            while rest > 0 {
+                if !memory.lend(rest) {
+                    rest /= 2;
+                }
+            }
+            session.write(line(20)).unwrap();
+            settle().await;
+            // The last one comes when there is room again.
+            for expected in [10, 1] {
+                let mut count = 0;
+                while let Some(line) = child.try_recv() {
+                    count += 1;
+                    shared.written(line.len());
+                }
+                assert_eq!(count, expected);
+                settle().await;
+            }
+            session.close();
+        };
+        tokio::join!(shared.serve(member, session.clone(), lines), acts);
     }
 }
