@@ -7,6 +7,7 @@
 //! the same to a session in each case: lines in, lines out, and the word when it
 //! has ended. Used only by `session`.
 
+mod early;
 mod http;
 mod launcher;
 mod share;
