@@ -64,6 +64,9 @@ pub mod systemd;
 // The one reader of strangers' JSON: strict, one pass, keeps where everything stands.
 pub mod json;
 
+// Work that grows with a message, beside the one loop. Depends on nothing that happens meanwhile.
+pub mod aside;
+
 // Many bytes looked at at once.
 mod scan;
 

@@ -15,17 +15,18 @@ use std::{
 
 use http::HeaderValue;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, duplex},
-    net::{TcpListener, unix::pipe},
+    io::{AsyncRead, AsyncWrite, DuplexStream, duplex},
+    net::TcpListener,
     sync::{mpsc, oneshot},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 use crate::{
     auth::Owner,
     child::{
-        Ended, Launcher, StartError,
-        http::{Entrance, Fault, Mirror, Peer, Talk, Way},
+        Ended, Launcher, Lends, StartError,
+        early::Errors,
+        http::{Entrance, Fault, Mirror, Peer, Talk, Way, Wire},
         launcher::Process,
     },
     config::Inside,
@@ -42,7 +43,7 @@ pub struct Child {
     pub stdin: Box<dyn AsyncWrite + Send + Unpin>,
     pub stdout: Box<dyn AsyncRead + Send + Unpin>,
     /// What it writes for people.
-    pub errors: Vec<pipe::Receiver>,
+    pub errors: Vec<Errors>,
     /// The sockets that listen in its network, for its ways out.
     pub doors: Vec<TcpListener>,
     /// What must run beside it, where its streams are not its own.
@@ -53,10 +54,14 @@ pub struct Child {
 
 /// Between a session's lines and what the server speaks.
 pub struct Translation {
-    pub work: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Begins it, with the memory that it may have.
+    pub work: Box<dyn FnOnce(Arc<dyn Lends>) -> Work + Send>,
     /// Requests that will have no answer, by their numbers.
     pub faults: mpsc::Receiver<(u64, Fault)>,
 }
+
+/// What goes on beside a child.
+pub(super) type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Makes children of one kind.
 pub struct Source(Kind);
@@ -175,7 +180,7 @@ fn own_streams(process: Process) -> Child {
         pid: process.pid,
         stdin: Box::new(process.stdin),
         stdout: Box::new(process.stdout),
-        errors: vec![process.stderr],
+        errors: vec![Errors::of(process.stderr)],
         doors: process.doors,
         translation: None,
         ended: process.ended,
@@ -197,14 +202,16 @@ async fn listening(
     let entrance = Entrance::new(&inside.door, dialers).map_err(|error| {
         StartError::Unreachable(format!("its descriptors are not usable: {error}"))
     })?;
+    let mut said = [process.stdout, process.stderr].map(Errors::of);
     let deadline = Instant::now() + patience;
     let first = loop {
         let error = match entrance.connect().await {
             Ok(io) => break io,
             Err(error) => error,
         };
+        said.iter_mut().for_each(Errors::read_ahead);
         if Instant::now() >= deadline {
-            let said = last_words(&mut process.stderr).await;
+            let said = said[1].last_words().await;
             return Err(silent(
                 format!(
                     "nothing listens at {entrance} within {} s (limits.start-timeout): {error}; `port` or `socket` must be where it does",
@@ -216,7 +223,7 @@ async fn listening(
         // Nobody says when a port is bound: it is tried.
         tokio::select! {
             _ = &mut process.ended => {
-                let said = last_words(&mut process.stderr).await;
+                let said = said[1].last_words().await;
                 return Err(silent("the server ended before it listened".to_owned(), said));
             }
             () = sleep(POLL) => {}
@@ -232,11 +239,13 @@ async fn listening(
     };
     let (stdin, stdout, translation) = translated(peer, Some(first)).await;
     let (input, launcher, number) = (process.stdin, launcher.clone(), process.number);
-    let work = Box::pin(async move {
-        translation.work.await;
-        // Servers of this kind do not end with their input.
-        drop(input);
-        launcher.signal(number, Signal::Terminate).await;
+    let work = Box::new(move |lends| {
+        Box::pin(async move {
+            (translation.work)(lends).await;
+            // Servers of this kind do not end with their input.
+            drop(input);
+            launcher.signal(number, Signal::Terminate).await;
+        }) as Work
     });
     std::mem::forget(unready);
     Ok(Child {
@@ -244,7 +253,7 @@ async fn listening(
         pid: process.pid,
         stdin: Box::new(stdin),
         stdout: Box::new(stdout),
-        errors: vec![process.stdout, process.stderr],
+        errors: said.into(),
         doors: process.doors,
         translation: Some(Translation {
             work,
@@ -266,12 +275,14 @@ impl Remote {
         };
         let (stdin, stdout, translation) = translated(peer, None).await;
         let (end, ended) = oneshot::channel();
-        let work = Box::pin(async move {
-            translation.work.await;
-            let _ = end.send(Ended::Exited {
-                status: Status::Code(0),
-                out_of_memory: false,
-            });
+        let work = Box::new(move |lends| {
+            Box::pin(async move {
+                (translation.work)(lends).await;
+                let _ = end.send(Ended::Exited {
+                    status: Status::Code(0),
+                    out_of_memory: false,
+                });
+            }) as Work
         });
         Child {
             number: self.next.fetch_add(1, Ordering::Relaxed),
@@ -297,8 +308,14 @@ async fn translated(
     let (stdin, input) = duplex(BUFFER);
     let (output, stdout) = duplex(BUFFER);
     let (tell, faults) = mpsc::channel(MAX_FAULTS);
-    let talk = Talk::new(peer, first, output, tell).await;
-    let work = Box::pin(talk.run(input));
+    let wire = match first {
+        Some(io) => Wire::over(io).await.ok(),
+        None => None,
+    };
+    let work = Box::new(move |lends| {
+        let talk = Talk::new((peer, wire), output, tell, lends);
+        Box::pin(talk.run(input)) as Work
+    });
     (stdin, stdout, Translation { work, faults })
 }
 
@@ -318,29 +335,9 @@ fn silent(reason: String, said: String) -> StartError {
     StartError::NotListening { reason, said }
 }
 
-/// The end of what it has written for people, if there is anything.
-async fn last_words(errors: &mut pipe::Receiver) -> String {
-    let mut text = vec![0; MAX_WORDS];
-    let mut length = 0;
-    while let Ok(Ok(read @ 1..)) = timeout(POLL, errors.read(&mut text[length..])).await {
-        length += read;
-    }
-    let text = String::from_utf8_lossy(&text[..length]);
-    let line = text.lines().rfind(|line| !line.trim().is_empty());
-    let shown = |line: &str| {
-        line.chars()
-            .filter(|c| !c.is_control())
-            .take(200)
-            .collect::<String>()
-    };
-    line.map(shown).unwrap_or_default()
-}
-
 /// How often a port is tried.
 const POLL: Duration = Duration::from_millis(25);
 /// Bytes between a session and its translation.
 const BUFFER: usize = 64 << 10;
 /// Requests without an answer that the session has not heard of.
 const MAX_FAULTS: usize = 64;
-/// Bytes of standard error that are looked at after a failed start.
-const MAX_WORDS: usize = 16 << 10;

@@ -5,6 +5,7 @@ use std::{
     io,
     mem::MaybeUninit,
     pin::Pin,
+    sync::Arc,
     task::{Poll, ready},
     time::Duration,
 };
@@ -15,6 +16,8 @@ use tokio::{
     io::{AsyncRead, ReadBuf},
     time::Instant,
 };
+
+use crate::child::{Lends, Share};
 
 /// How a child's output is read (probe-69).
 #[derive(Clone, Copy, Debug)]
@@ -32,10 +35,13 @@ pub struct Lines<R> {
     /// How much of the buffer is known to hold no line end.
     scanned: usize,
     max: usize,
-    /// What comes is the rest of an overlong line.
-    skips: bool,
+    /// What comes is the rest of a line that is left out, and how much of it has come.
+    skips: Option<Why>,
+    skipped: usize,
     ended: bool,
     pace: Option<Pace>,
+    /// What the line that comes has of the memory for such.
+    share: Option<Share>,
 }
 
 /// So many bytes a second. Who writes more waits in his pipe, which costs nobody else anything.
@@ -50,10 +56,19 @@ struct Pace {
 pub enum Line {
     /// Without its line end.
     Text(Bytes),
-    /// A part of one that is longer than allowed, and whether it is the last. Who reads on has the others.
-    TooLong { part: Bytes, ends: bool },
+    /// A part of one that is left out, and whether it is the last. Who reads on has the others.
+    Left { part: Bytes, ends: bool, why: Why },
     /// The stream ended; an unfinished last line is not a message.
     End,
+}
+
+/// Why a line is left out.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Why {
+    /// It is longer than allowed.
+    TooLong,
+    /// There is no room for more of it.
+    NoRoom,
 }
 
 impl<R: AsyncRead + Unpin> Lines<R> {
@@ -63,10 +78,23 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             buffer: BytesMut::new(),
             scanned: 0,
             max,
-            skips: false,
+            skips: None,
+            skipped: 0,
             ended: false,
             pace: None,
+            share: None,
         }
+    }
+
+    /// Counts what is long of a line that has not come to its end, in memory of theirs (probe-69).
+    pub fn within(mut self, lends: Arc<dyn Lends>) -> Self {
+        self.share = Some(Share::of(lends));
+        self
+    }
+
+    /// What the line that has just come has of that memory: to be kept until it is read.
+    pub fn share(&mut self) -> Option<Box<Share>> {
+        self.share.as_mut()?.take_all()
     }
 
     /// Reads no more than `rate` bytes in any second (probe-69).
@@ -90,20 +118,29 @@ impl<R: AsyncRead + Unpin> Lines<R> {
                     // What comes after it keeps nothing of a long line's memory, nor holds on to what is left of it.
                     self.buffer = BytesMut::from(&self.buffer[..]);
                 }
-                if std::mem::take(&mut self.skips) || line.len() > self.max {
-                    return Ok(Line::TooLong {
-                        part: line,
-                        ends: true,
-                    });
-                }
-                return Ok(Line::Text(line));
+                return Ok(match self.left_out(line.len()) {
+                    Some(why) => {
+                        (self.skips, self.skipped) = (None, 0);
+                        Line::Left {
+                            part: line,
+                            ends: true,
+                            why,
+                        }
+                    }
+                    None => Line::Text(line),
+                });
             }
             self.scanned = self.buffer.len();
-            if self.scanned > self.max || (self.skips && self.scanned > 0) {
-                (self.scanned, self.skips) = (0, true);
-                return Ok(Line::TooLong {
+            if self.scanned > 0
+                && let Some(why) = self.left_out(self.scanned).or_else(|| self.lacks_room())
+            {
+                self.skips = Some(why);
+                self.skipped += self.scanned;
+                self.scanned = 0;
+                return Ok(Line::Left {
                     part: std::mem::take(&mut self.buffer).freeze(),
                     ends: false,
+                    why,
                 });
             }
             if self.ended {
@@ -130,6 +167,19 @@ impl<R: AsyncRead + Unpin> Lines<R> {
                 pace.read += read as u64;
             }
         }
+    }
+}
+
+impl<R> Lines<R> {
+    /// Why a line is left out of which so much is there now, if it is.
+    fn left_out(&self, bytes: usize) -> Option<Why> {
+        let is_too_long = self.skipped + bytes > self.max;
+        is_too_long.then_some(Why::TooLong).or(self.skips)
+    }
+
+    fn lacks_room(&mut self) -> Option<Why> {
+        let share = self.share.as_mut()?;
+        (!share.grow_to(self.buffer.len())).then_some(Why::NoRoom)
     }
 }
 
@@ -240,6 +290,7 @@ mod tests {
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;
+    use crate::child::share::tests::Purse;
 
     async fn lines(input: &'static [u8], max: usize) -> Vec<Line> {
         let mut reader = Lines::new(input, max);
@@ -271,7 +322,8 @@ mod tests {
         loop {
             match reader.next().await.unwrap() {
                 Line::Text(text) => seen.push(text.to_vec()),
-                Line::TooLong { part, ends } => {
+                Line::Left { part, ends, why } => {
+                    assert_eq!(why, Why::TooLong);
                     assert!(part.len() <= 2 * CHUNK);
                     overlong.extend_from_slice(&part);
                     if ends {
@@ -291,15 +343,98 @@ mod tests {
             [Line::Text(Bytes::from_static(b"12345")), Line::End]
         );
         let part = Bytes::from_static(b"123456");
-        let ends = true;
-        assert_eq!(lines(b"123456\n", 5).await, [Line::TooLong { part, ends }]);
+        let (ends, why) = (true, Why::TooLong);
+        assert_eq!(
+            lines(b"123456\n", 5).await,
+            [Line::Left { part, ends, why }]
+        );
         let mut endless = Lines::new(tokio::io::repeat(b'x'), 1 << 20);
         for longest in [(1 << 20) + CHUNK, CHUNK] {
             match endless.next().await.unwrap() {
-                Line::TooLong { part, ends: false } => assert!(part.len() <= longest),
+                Line::Left {
+                    part, ends: false, ..
+                } => assert!(part.len() <= longest),
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    /// probe-69: half lines of many children are no more memory together than there is for them; one that has no room
+    /// is left out, and is too long once it is.
+    #[tokio::test]
+    async fn half_lines_share_a_bound() {
+        const MAX: usize = 300_000;
+        let purse = Purse::of(400 << 10);
+        let half = async || {
+            let (mut child, output) = tokio::io::duplex(2 * MAX);
+            let mut reader = Lines::new(output, MAX).within(purse.clone());
+            child.write_all(&b"x".repeat(MAX)).await.unwrap();
+            let all_is_read = async {
+                for _ in 0..1000 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            let first = tokio::select! {
+                line = reader.next() => Some(line.unwrap()),
+                () = all_is_read => None,
+            };
+            (child, reader, first)
+        };
+        let (mut whole, mut first, none) = half().await;
+        assert!(
+            none.is_none() && purse.left() < 100 << 10,
+            "{}",
+            purse.left()
+        );
+        let (mut child, mut other, left) = half().await;
+        let Some(Line::Left {
+            part,
+            ends: false,
+            why: Why::NoRoom,
+        }) = left
+        else {
+            panic!("{left:?}");
+        };
+        assert!(part.len() <= (128 << 10) && other.share().is_none());
+        // Small lines need none, nor does the rest of what is left out.
+        child.write_all(b"\n{}\n").await.unwrap();
+        let mut rest = part.len();
+        loop {
+            match other.next().await.unwrap() {
+                Line::Left {
+                    part,
+                    ends,
+                    why: Why::NoRoom,
+                } => {
+                    assert!(part.len() <= 2 * CHUNK && other.share().is_none());
+                    rest += part.len();
+                    if ends {
+                        break;
+                    }
+                }
+                line => panic!("{line:?}"),
+            }
+        }
+        assert_eq!(rest, MAX);
+        assert_eq!(
+            other.next().await.unwrap(),
+            Line::Text(Bytes::from_static(b"{}"))
+        );
+        let (mut endless, mut third, left) = half().await;
+        assert!(matches!(left, Some(Line::Left { why, .. }) if why == Why::NoRoom));
+        endless.write_all(b"x").await.unwrap();
+        while let Line::Left { why, .. } = third.next().await.unwrap() {
+            if why == Why::TooLong {
+                break;
+            }
+        }
+        // What has come to its end has its room until it is read.
+        whole.write_all(b"\n").await.unwrap();
+        assert!(matches!(first.next().await.unwrap(), Line::Text(text) if text.len() == MAX));
+        let share = first.share();
+        assert!(purse.left() < 100 << 10);
+        drop(share);
+        assert_eq!(purse.left(), 400 << 10);
     }
 
     /// A very long line grows where it is: to copy it is long, and everybody waits.

@@ -9,9 +9,10 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::{
+    aside::aside,
     http::{Body, Response, body::Events},
     mcp::{Era, Id, Message},
-    session::{self, Event, Exchange, Failure, Late},
+    session::{Event, Exchange, Failure, Late},
 };
 
 /// Marks an answer after which its connection is closed, in every version of HTTP.
@@ -73,7 +74,7 @@ pub async fn code(first: &First, era: Era) -> Option<i64> {
     match (first, era) {
         (Ok(Some(Event::Answer(answer))), Era::Modern) => {
             let answer = answer.clone();
-            session::aside(answer.len(), move || code_in(answer)).await
+            aside(answer.len(), move || code_in(answer)).await
         }
         _ => None,
     }
@@ -143,7 +144,7 @@ pub fn failure_status(failure: Failure) -> StatusCode {
         | Failure::BadAnswer
         | Failure::Unreachable
         | Failure::Refused => StatusCode::BAD_GATEWAY,
-        Failure::NoRoom | Failure::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+        Failure::Busy | Failure::NoRoom | Failure::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         // The client knows; this only ends the request that it gave up.
         Failure::Cancelled | Failure::NoInput => StatusCode::OK,
     }

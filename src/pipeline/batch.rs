@@ -11,12 +11,13 @@ use super::{
     settle,
 };
 use crate::{
+    aside::aside,
     audit::{Decision, Event, RequestId, Verdict},
     auth::Identity,
     http::{Refusal, Response, body::Events, budget::Lent, reply},
     json::Kind,
     mcp::{Call, CallError, Era, Id, Message, NoCall, method, version},
-    session::{self, Exchange, Sent},
+    session::{Exchange, Sent},
 };
 
 /// Whether the body can only be a batch.
@@ -40,7 +41,7 @@ pub(super) async fn answer(
     if !session.speaks(version::BATCHES) {
         return Err(NONE_HERE.into());
     }
-    let calls = session::aside(body.len(), move || calls(body, &lent)).await;
+    let calls = aside(body.len(), move || calls(body, &lent)).await;
     // From here on nothing waits: whoever takes it back does so before, or when all of it is on record.
     let (mut refused, mut exchanges) = (Vec::new(), Vec::new());
     for call in calls.map_err(Refusal::Call)? {

@@ -4,11 +4,11 @@ use bytes::Bytes;
 
 use super::Refused;
 use crate::{
+    aside::aside,
     audit::Decision,
     auth::Identity,
     http::budget::{Budget, Lent},
     mcp::{Call, NoCall},
-    session,
 };
 
 /// The message, and what is recorded of it.
@@ -25,7 +25,7 @@ pub(super) async fn read(
         call.keep(|text| lent.keep(text));
         Ok::<_, NoCall>((call, lent))
     };
-    let (call, mut lent) = session::aside(size, read).await?;
+    let (call, mut lent) = aside(size, read).await?;
     record.method = Some(call.kept_method());
     record.aim = call.aim();
     let counted = lent.count_document(call.message().document_size(), (bodies, user));

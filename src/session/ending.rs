@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use crate::{
     audit::{Audit, Event, Exit, Reason},
     auth::{Owner, PrincipalKey},
-    child::{Child, Ended, Source, StartError, Translation, stdio},
+    child::{Child, Ended, Lends, Source, StartError, Translation, stdio},
     egress,
     frames::{Caller, Signal, Status},
     session::{Session, exchange::Failure, line::Line, outbox::Lines, pump},
@@ -61,6 +61,8 @@ pub(super) type Output = Box<dyn AsyncRead + Send + Unpin>;
 pub(super) trait Served: Send + Sync + 'static {
     /// Whose it is.
     fn principal(&self) -> String;
+    /// The memory of what is on its way to the child or from it.
+    fn lends(&self) -> Arc<dyn Lends>;
     /// Said once when it must end.
     fn end(&self) -> &Notify;
     /// Whether it ends because somebody wanted it to.
@@ -87,6 +89,10 @@ pub(super) trait Served: Send + Sync + 'static {
 impl Served for Session {
     fn principal(&self) -> String {
         Session::principal(self).to_string()
+    }
+
+    fn lends(&self) -> Arc<dyn Lends> {
+        self.room.clone()
     }
 
     fn end(&self) -> &Notify {
@@ -172,7 +178,7 @@ pub(super) fn tend(
         }));
     }
     if let Some(Translation { work, mut faults }) = translation {
-        streams.spawn(work);
+        streams.spawn(work(session.lends()));
         let session = session.clone();
         streams.spawn(async move {
             while let Some((number, fault)) = faults.recv().await {
@@ -426,7 +432,7 @@ mod tests {
         };
         let stdout = Box::new(tokio::io::empty());
         let listens = listen(session.clone(), stdout, reading, Arc::default());
-        assert!(size_of_val(&listens) <= 408, "{}", size_of_val(&listens));
+        assert!(size_of_val(&listens) <= 448, "{}", size_of_val(&listens));
         let stdin: Box<dyn AsyncWrite + Send + Unpin> = Box::new(tokio::io::sink());
         let audit = session.audit.clone();
         let writes = write(session, lines, stdin, audit);

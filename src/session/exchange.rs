@@ -34,6 +34,8 @@ pub enum Failure {
     Cancelled,
     /// The client would not or could not give what the server asked it for.
     NoInput,
+    /// Too much waits for the server already: it was told nothing of the request.
+    Busy,
     /// Too much waits to be read by clients already: the answer came and was dropped.
     NoRoom,
     /// The gateway stops; whether the call took effect is not known.
@@ -52,6 +54,7 @@ impl Failure {
             Self::Refused => "server-refused",
             Self::Cancelled => "cancelled",
             Self::NoInput => "input-refused",
+            Self::Busy => "server-busy",
             Self::NoRoom => "answer-dropped",
             Self::ShuttingDown => "shutting-down",
         }
@@ -67,6 +70,7 @@ impl Failure {
             Self::Refused => Reason::ServerRefused,
             Self::Cancelled => Reason::Cancelled,
             Self::NoInput => Reason::InputRefused,
+            Self::Busy => Reason::InFlightLimit,
             Self::NoRoom => Reason::AnswerDropped,
             Self::ShuttingDown => Reason::Stopping,
         }
@@ -83,6 +87,7 @@ impl Failure {
             Self::Refused => "the server refuses the request",
             Self::Cancelled => "cancelled by the client",
             Self::NoInput => "the client did not give what the server asked it for",
+            Self::Busy => "the server is busy and was told nothing of the request: try again",
             Self::NoRoom => {
                 "the server answered, and too much waits to be read already: the answer is lost"
             }
@@ -101,6 +106,8 @@ impl From<Fault> for Failure {
             Fault::Lost | Fault::Gone => Self::ChildEnded,
             Fault::Refused => Self::Refused,
             Fault::BadAnswer => Self::BadAnswer,
+            Fault::Busy => Self::Busy,
+            Fault::NoRoom => Self::NoRoom,
         }
     }
 }

@@ -9,9 +9,9 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::{
+    aside::is_large,
     child::stdio,
     mcp::{Message, meta::Change},
-    session::aside::is_large,
 };
 
 /// A line with its end.

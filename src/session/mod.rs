@@ -5,7 +5,6 @@
 //! `Permit`; what the gateway itself must say to a child is the closed set in
 //! `own`. Used only by `pipeline`, and by `daemon` for ending.
 
-mod aside;
 mod blame;
 mod calls;
 mod conversation;
@@ -49,7 +48,6 @@ mod watching;
 mod wording;
 mod words;
 
-pub use aside::aside;
 pub use conversation::Session;
 pub use exchange::{Event, Failure, Finish};
 pub use listening::{NoStream, Resumed};

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tokio::{sync::OnceCell, time::Instant};
 
 use crate::{
+    aside::aside,
     json::Value,
     mcp::{
         Call, Message,
@@ -22,7 +23,6 @@ use crate::{
     },
     session::{
         Sent, Session,
-        aside::aside,
         exchange::Failure,
         own::OwnMessage,
         table::{OpenError, answer_of},

@@ -11,15 +11,19 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
+    aside::aside,
     audit::Reason,
-    child::stdio::{self, Line, Lines, Reading},
+    child::{
+        Lends,
+        stdio::{self, Line, Lines, Reading, Why},
+    },
     json::{Kind, Value},
     mcp::{Members, Message},
     session::{
         Session,
-        aside::aside,
         blame::Suspect,
         calls::{Answer, Answered},
+        exchange::Failure,
         own::OwnMessage,
         pending::GATHER,
     },
@@ -39,8 +43,12 @@ pub(super) trait Hears: Send + Sync + 'static {
     fn bears_all(&self) -> bool {
         false
     }
-    /// The request of that number was to be answered by a line that is too long.
-    fn is_overlong(&self, _number: u64) {}
+    /// The request of that number was to be answered by a line that is left out.
+    fn fail_one(&self, number: u64, failure: Failure);
+    /// The memory of a line that has not come to its end, where that is counted.
+    fn lends(&self) -> Option<Arc<dyn Lends>> {
+        None
+    }
 }
 
 impl Hears for Session {
@@ -55,6 +63,14 @@ impl Hears for Session {
     fn ask_clients(&self) {
         self.ask_clients();
     }
+
+    fn fail_one(&self, number: u64, failure: Failure) {
+        self.fail_one(number, failure);
+    }
+
+    fn lends(&self) -> Option<Arc<dyn Lends>> {
+        Some(self.room.clone())
+    }
 }
 
 /// Reads until the child's output ends, or until it has broken the protocol too often.
@@ -66,11 +82,14 @@ pub(super) fn run(
 ) -> impl Future<Output = Option<Reason>> + Send {
     // Here, and not in the future: that would have room for it twice, as long as the child lives.
     let mut lines = Lines::new(stdout, reading.longest).paced(reading.rate);
+    if let Some(lends) = hears.lends() {
+        lines = lines.within(lends);
+    }
     async move {
         let mut violations = 0_u64;
         let mut complaints = Complaints::default();
         let mut due = None;
-        // A line that is too long, while it comes.
+        // A line that is left out, while it comes.
         let mut overlong: Option<Box<Suspect>> = None;
         loop {
             // One read may bring thousands: others have their turn between them.
@@ -93,18 +112,25 @@ pub(super) fn run(
                     // What comes behind a large line waits until that was read, for whomever it is: who is to have the
                     // large one is known only then, and what one client is told must keep its order. It is bounded by
                     // `limits.message`, about 5 ms a MiB; and a child that others share is read no faster for that.
-                    let taker = hears.clone();
-                    let kept = aside(text.len(), move || taker.take(text)).await;
+                    let (taker, share) = (hears.clone(), lines.share());
+                    let take = aside(text.len(), move || {
+                        // From here on it is counted as what was said.
+                        drop(share);
+                        taker.take(text)
+                    });
+                    let kept = take.await;
                     if hears.was_asked() {
                         due = due.or(Some(Instant::now() + GATHER));
                     }
                     kept
                 }
-                Ok(Line::TooLong { part, ends }) if hears.bears_all() => {
+                Ok(Line::Left { part, ends, why }) if why == Why::NoRoom || hears.bears_all() => {
                     let begins = overlong.is_none();
                     let mut suspect = overlong.take().unwrap_or_default();
+                    let share = lines.share();
                     let read = aside(part.len(), move || {
                         suspect.read(&part);
+                        drop((part, share));
                         suspect
                     });
                     let mut suspect = read.await;
@@ -113,12 +139,25 @@ pub(super) fn run(
                     let begun = suspect.begun().filter(|_| begins);
                     if let Some(number) = begun.or(suspect.whole().filter(|_| ends)) {
                         suspect.was_told();
-                        hears.is_overlong(number);
+                        hears.fail_one(
+                            number,
+                            match why {
+                                Why::TooLong => Failure::BadAnswer,
+                                Why::NoRoom => Failure::NoRoom,
+                            },
+                        );
                     }
                     if !ends {
                         overlong = Some(suspect);
                     }
                     if !begins {
+                        continue;
+                    }
+                    if why == Why::NoRoom {
+                        if complaints.may_be_said() {
+                            warn!("there is no room for what the server writes, left out");
+                        }
+                        // That is not its fault.
                         continue;
                     }
                     if complaints.may_be_said() {
@@ -129,7 +168,7 @@ pub(super) fn run(
                     }
                     false
                 }
-                Ok(Line::TooLong { .. }) => {
+                Ok(Line::Left { .. }) => {
                     warn!(
                         limit = reading.longest,
                         "the server wrote an endless line, ending it"
@@ -315,11 +354,15 @@ mod tests {
         },
     };
 
-    use tokio::{io::AsyncReadExt as _, task::yield_now};
+    use tokio::{io::AsyncReadExt as _, task::yield_now, time::timeout};
     use tracing::{Event, Subscriber, subscriber::set_default};
     use tracing_subscriber::{Layer, Registry, layer::Context, layer::SubscriberExt as _};
 
     use super::*;
+    use crate::{
+        mcp::Era,
+        session::{exchange::Event as Heard, testing},
+    };
 
     /// Whoever takes a line when he is told to.
     struct Waits(Mutex<mpsc::Receiver<()>>);
@@ -335,6 +378,8 @@ mod tests {
         }
 
         fn ask_clients(&self) {}
+
+        fn fail_one(&self, _: u64, _: Failure) {}
     }
 
     /// fault-46: what is kept of a batch keeps no more than twice what it is itself, and whoever counts knows of it.
@@ -393,6 +438,8 @@ mod tests {
         fn bears_all(&self) -> bool {
             true
         }
+
+        fn fail_one(&self, _: u64, _: Failure) {}
     }
 
     /// Whoever goes on, and writes down whose answer was too long.
@@ -416,7 +463,8 @@ mod tests {
             true
         }
 
-        fn is_overlong(&self, number: u64) {
+        fn fail_one(&self, number: u64, failure: Failure) {
+            assert_eq!(failure, Failure::BadAnswer);
             self.0.lock().unwrap().push(number.to_string());
         }
     }
@@ -534,5 +582,41 @@ mod tests {
         };
         run(Arc::new(Bears), &part.repeat(1000)[..], reading).await;
         assert_eq!(said.load(Ordering::Relaxed), 1);
+    }
+
+    /// sse-2, probe-69: an answer for which there is no room while it comes fails its call at once, and no child is
+    /// ended for it.
+    #[tokio::test]
+    async fn an_answer_without_room_fails_its_call_alone() {
+        let (session, _lines) = testing::session(Era::Legacy);
+        let ask = |id: &str| {
+            let call = format!(
+                r#"{{"jsonrpc":"2.0","id":"{id}","method":"tools/call","params":{{"name":"x"}}}}"#
+            );
+            testing::asked(&session, &call)
+        };
+        let [mut first, mut second, mut third] = ["a", "b", "c"].map(ask);
+        while session.room.lend(1 << 10) {}
+        let text = "x".repeat(200 << 10);
+        let large = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{"v":"{text}"}}}}"#);
+        let half = format!(r#"{{"jsonrpc":"2.0","id":3,"result":{{"v":"{text}"#);
+        let small = r#"{"jsonrpc":"2.0","id":2,"result":{}}"#;
+        let more = MAX_VIOLATIONS as usize + 1;
+        let output = format!("{large}\n").repeat(more) + small + "\n" + &half;
+        let reading = Reading {
+            longest: 2 << 20,
+            rate: u64::MAX,
+        };
+        let heard = run(session.clone(), output.as_bytes(), reading).await;
+        assert_eq!(heard, None);
+        for failed in [&mut first, &mut third] {
+            let told = timeout(Duration::from_secs(10), failed.next()).await;
+            assert!(
+                matches!(told, Ok(Some(Heard::Failed(Failure::NoRoom)))),
+                "{told:?}"
+            );
+        }
+        let answered = second.next().await;
+        assert!(matches!(answered, Some(Heard::Answer(_))), "{answered:?}");
     }
 }

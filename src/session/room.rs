@@ -16,8 +16,9 @@ use std::sync::{
 
 use bytes::Bytes;
 use foldhash::HashMap;
+use tokio::sync::Notify;
 
-use crate::{auth::PrincipalKey, mcp::Message};
+use crate::{auth::PrincipalKey, child::Lends, mcp::Message};
 
 /// That of a server.
 #[derive(Clone)]
@@ -28,6 +29,8 @@ struct Inner {
     user: usize,
     session: usize,
     taken: Mutex<Taken>,
+    /// Said when something was given back.
+    more: Notify,
 }
 
 #[derive(Default)]
@@ -73,6 +76,7 @@ impl Rooms {
             user,
             session,
             taken: Mutex::default(),
+            more: Notify::new(),
         }))
     }
 
@@ -153,19 +157,38 @@ impl Room {
         let mut taken = self.of.lock();
         let may = anyway || self.fits(&taken, bytes);
         if may {
-            taken.all += bytes;
-            *taken.users.entry(self.user).or_default() += bytes;
+            self.count(&mut taken, bytes);
             self.taken.fetch_add(bytes, Ordering::Relaxed);
         }
         may
     }
 
+    fn count(&self, taken: &mut Taken, bytes: usize) {
+        taken.all += bytes;
+        *taken.users.entry(self.user).or_default() += bytes;
+    }
+
+    fn uncount(&self, mut taken: MutexGuard<'_, Taken>, bytes: usize) {
+        taken.all -= bytes;
+        if let Some(user) = taken.users.get_mut(&self.user) {
+            *user -= bytes;
+            if *user == 0 {
+                taken.users.remove(&self.user);
+            }
+        }
+        drop(taken);
+        self.of.0.more.notify_waiters();
+    }
+
     fn fits(&self, taken: &Taken, more: usize) -> bool {
-        let bounds = &self.of.0;
-        let user = taken.users.get(&self.user).copied().unwrap_or_default();
         // Changed under the same lock alone.
         let session = self.taken.load(Ordering::Relaxed);
-        user + more <= bounds.may_have(taken, user) && session + more <= bounds.session
+        self.fits_user(taken, more) && session + more <= self.of.0.session
+    }
+
+    fn fits_user(&self, taken: &Taken, more: usize) -> bool {
+        let user = taken.users.get(&self.user).copied().unwrap_or_default();
+        user + more <= self.of.0.may_have(taken, user)
     }
 }
 
@@ -175,6 +198,26 @@ impl Inner {
         // Whoever takes leaves as much as he has to those who come later.
         let left_by_others = self.all.saturating_sub(taken.all - user);
         self.user.min(left_by_others / 2)
+    }
+}
+
+/// For what is on its way to a child or from it: the user's. A session's own is for what its clients have not read.
+impl Lends for Room {
+    fn lend(&self, bytes: usize) -> bool {
+        let mut taken = self.of.lock();
+        let may = self.fits_user(&taken, bytes);
+        if may {
+            self.count(&mut taken, bytes);
+        }
+        may
+    }
+
+    fn take_back(&self, bytes: usize) {
+        self.uncount(self.of.lock(), bytes);
+    }
+
+    fn more(&self) -> &Notify {
+        &self.of.0.more
     }
 }
 
@@ -194,15 +237,9 @@ impl AsRef<[u8]> for Held {
 impl Drop for Claim {
     fn drop(&mut self) {
         let bytes = self.bytes;
-        let mut taken = self.room.of.lock();
-        taken.all -= bytes;
+        let taken = self.room.of.lock();
         self.room.taken.fetch_sub(bytes, Ordering::Relaxed);
-        if let Some(user) = taken.users.get_mut(&self.room.user) {
-            *user -= bytes;
-            if *user == 0 {
-                taken.users.remove(&self.room.user);
-            }
-        }
+        self.room.uncount(taken, bytes);
     }
 }
 
@@ -215,6 +252,10 @@ pub const UNCOUNTED: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
     use super::*;
     use crate::auth::Identity;
 
@@ -311,5 +352,51 @@ mod tests {
         drop(held);
         let one = room.hold_all(one).unwrap();
         assert_eq!((rooms.taken(), &one[..]), (1, &b"x"[..]));
+    }
+
+    /// fault-46: what is on its way to servers and from them is a user's as what waits is, in however many sessions;
+    /// and nothing of what a session's clients may leave unread.
+    #[test]
+    fn what_is_on_its_way_is_bounded_for_a_user() {
+        let rooms = Rooms::new(1);
+        let mut sessions = Vec::new();
+        let mut taken = 0;
+        loop {
+            let room = rooms.room(user("greedy"));
+            let lent = room.lend(3 << 20);
+            sessions.push((room, lent));
+            if !lent {
+                break;
+            }
+            taken += 3 << 20;
+        }
+        assert!(taken <= rooms.0.user && taken + (3 << 20) > rooms.0.user);
+        assert_eq!(rooms.taken(), taken);
+        let unread = Bytes::from(vec![b'x'; 1 << 20]);
+        assert!(rooms.room(user("other")).hold(unread.clone()).is_some());
+        for (room, lent) in sessions {
+            if lent {
+                room.take_back(3 << 20);
+            }
+        }
+        assert_eq!((rooms.taken(), rooms.lock().users.len()), (0, 0));
+        let room = rooms.room(user("greedy"));
+        assert!(room.lend(SESSION));
+        assert!(room.hold(unread).is_some());
+    }
+
+    /// Whoever waits for room hears of it, whatever made it.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_read_is_told_to_those_who_wait_for_room() {
+        let patience = Duration::from_secs(1);
+        let room = Rooms::new(1).room(user("alice"));
+        let held = room.hold(vec![b'x'; 1 << 20].into());
+        let more = Lends::more(&*room).notified();
+        drop(held);
+        timeout(patience, more).await.unwrap();
+        room.lend(1);
+        let more = Lends::more(&*room).notified();
+        room.take_back(1);
+        timeout(patience, more).await.unwrap();
     }
 }

@@ -16,22 +16,21 @@ use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::{
+    aside::{aside, is_large},
     audit::Reason,
     auth::PrincipalKey,
-    child::stdio::Reading,
+    child::{Lends, stdio::Reading},
     json::Kind,
     mcp::{Message, version},
     session::{
-        Session,
-        aside::{aside, is_large},
-        blame,
+        Session, blame,
         ending::{Output, Served},
         exchange::Failure,
         line::Line,
         outbox::{Lines, Outbox, outbox},
         probe::Spoken,
         pump::{self, Hears},
-        room::Claim,
+        room::{Claim, Room},
         switch::{Out, Switch},
     },
 };
@@ -40,6 +39,8 @@ use crate::{
 pub(super) struct Shared {
     /// Whose it is, for the record.
     principal: PrincipalKey,
+    /// The memory of what is on its way to the child or from it.
+    memory: Arc<Room>,
     stdin: Outbox,
     /// Bytes that lines for the child may still take up while they wait.
     room: Semaphore,
@@ -72,7 +73,7 @@ struct State {
 impl Shared {
     /// The child's side of it, which must be tended, is the receiver.
     pub(super) fn new(
-        principal: PrincipalKey,
+        (principal, memory): (PrincipalKey, Arc<Room>),
         everybody: bool,
         lines: usize,
     ) -> (Arc<Self>, Lines) {
@@ -86,6 +87,7 @@ impl Shared {
         };
         let shared = Self {
             principal,
+            memory,
             stdin,
             room: Semaphore::new(MAX_UNWRITTEN as usize),
             reads: Semaphore::new(MAX_READ as usize),
@@ -332,7 +334,7 @@ impl Hears for Shared {
             return true;
         }
         if let Some(number) = blame::answered(&line) {
-            self.fail_one(number, Failure::BadAnswer);
+            Served::fail_one(self, number, Failure::BadAnswer);
         }
         false
     }
@@ -351,14 +353,22 @@ impl Hears for Shared {
         self.state().switch.everybody
     }
 
-    fn is_overlong(&self, number: u64) {
-        self.fail_one(number, Failure::BadAnswer);
+    fn fail_one(&self, number: u64, failure: Failure) {
+        Served::fail_one(self, number, failure);
+    }
+
+    fn lends(&self) -> Option<Arc<dyn Lends>> {
+        Some(self.memory.clone())
     }
 }
 
 impl Served for Shared {
     fn principal(&self) -> String {
         self.principal.to_string()
+    }
+
+    fn lends(&self) -> Arc<dyn Lends> {
+        self.memory.clone()
     }
 
     fn end(&self) -> &Notify {
@@ -444,6 +454,11 @@ mod tests {
         session::{own::OwnMessage, room::Rooms, testing},
     };
 
+    fn everybody() -> (PrincipalKey, Arc<Room>) {
+        let key = PrincipalKey::EVERYBODY;
+        (key, Rooms::new(1).room(key))
+    }
+
     fn session() -> (Arc<Session>, Lines) {
         testing::session(Era::Legacy)
     }
@@ -469,7 +484,7 @@ mod tests {
     /// probe-68: a large message of one member's is read beside what the others say.
     #[tokio::test]
     async fn a_large_message_holds_up_no_other_member() {
-        let (shared, mut child) = Shared::new(PrincipalKey::EVERYBODY, true, 8);
+        let (shared, mut child) = Shared::new(everybody(), true, 8);
         // No other is read meanwhile, wherever it is.
         let mut goes_on = Vec::new();
         let mut all = JoinSet::new();
@@ -518,7 +533,7 @@ mod tests {
     /// leaves; the room is what it was.
     #[tokio::test]
     async fn what_a_member_leaves_behind_ends_when_a_busy_child_reads_again() {
-        let (shared, mut child) = Shared::new(PrincipalKey::EVERYBODY, true, 2);
+        let (shared, mut child) = Shared::new(everybody(), true, 2);
         let (other, _others) = session();
         shared.join(&other, None).unwrap();
         // And nothing more has room.
@@ -546,7 +561,7 @@ mod tests {
     #[tokio::test]
     async fn what_waits_for_a_shared_child_counts_as_whose_it_is() {
         let rooms = Rooms::new(1);
-        let (shared, mut child) = Shared::new(PrincipalKey::EVERYBODY, true, 128);
+        let (shared, mut child) = Shared::new(everybody(), true, 128);
         let member = |name: &str| {
             let user = Identity::example("https://a", name);
             let (session, lines) = testing::session_of(user, Era::Legacy, &rooms);
@@ -626,7 +641,7 @@ mod tests {
     #[tokio::test]
     async fn a_large_line_for_a_shared_child_is_counted_once() {
         let rooms = Rooms::new(1);
-        let (shared, mut child) = Shared::new(PrincipalKey::EVERYBODY, true, 128);
+        let (shared, mut child) = Shared::new(everybody(), true, 128);
         let alice = Identity::example("https://a", "alice");
         let (session, lines) = testing::session_of(alice, Era::Legacy, &rooms);
         let member = shared.join(&session, None).unwrap();
@@ -658,7 +673,7 @@ mod tests {
     /// it would be missing to everybody else for as long as the child lives.
     #[tokio::test]
     async fn what_waits_for_a_slow_child_gives_its_room_back_with_its_session() {
-        let (shared, mut child) = Shared::new(PrincipalKey::EVERYBODY, true, 1);
+        let (shared, mut child) = Shared::new(everybody(), true, 1);
         // Somebody else stays.
         let (other, _others) = session();
         shared.join(&other, None).unwrap();

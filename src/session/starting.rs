@@ -96,7 +96,8 @@ impl Sessions {
                     self.caller(session.owner())?
                 };
                 let child = self.start(&owner, caller).await?;
-                let (shared, outbox) = Shared::new(whose, everybody, MAX_LINES);
+                let (shared, outbox) =
+                    Shared::new((whose, self.rooms.room(whose)), everybody, MAX_LINES);
                 let member = shared.join(&session, told);
                 let tended = ending::tend(
                     shared.clone(),

@@ -16,10 +16,10 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 use crate::{
+    aside::cut_down,
     audit::Audit,
     session::{
         Session,
-        aside::cut_down,
         calls::SOON,
         exchange::{Event, Finish},
         room::{Room, UNCOUNTED},

@@ -126,7 +126,9 @@ impl Sessions {
         let slots = Places::new(setup.sessions.0, setup.sessions.1);
         let calls = Places::new(setup.calls.0, setup.calls.1);
         let rooms = Rooms::new(setup.reading.longest.max(setup.longest_body));
-        let warm = Warm::new(setup.warm, (slots.clone(), setup.sessions.0), setup.reading);
+        let nobodys = rooms.room(PrincipalKey::EVERYBODY);
+        let places = (slots.clone(), setup.sessions.0);
+        let warm = Warm::new(setup.warm, places, setup.reading, nobodys);
         Self {
             setup,
             slots,

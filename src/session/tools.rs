@@ -17,12 +17,13 @@ use bytes::Bytes;
 use tracing::debug;
 
 use crate::{
+    aside::aside,
     audit::Event,
     mcp::{
         Message,
         tools::{self, Tool, Tools},
     },
-    session::{Sent, Session, aside::aside, own::OwnMessage, table::answer_of},
+    session::{Sent, Session, own::OwnMessage, table::answer_of},
 };
 
 /// What is known of a child's tools.

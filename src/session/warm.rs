@@ -23,13 +23,14 @@ use tokio::{
 use crate::{
     audit::{Event, Reason},
     auth::Owner,
-    child::{Child, Ended, stdio::Reading},
+    child::{Child, Ended, Lends, stdio::Reading},
     session::{
         Sessions,
         ending::{self, Around, Output, Served},
         exchange::Failure,
         load::Places,
         outbox::outbox,
+        room::Room,
     },
 };
 
@@ -41,6 +42,8 @@ pub(super) struct Warm {
     slots: Places,
     most: usize,
     reading: Reading,
+    /// That of those who go away.
+    memory: Arc<Room>,
     state: Mutex<State>,
     /// Said when there is one more, or one less.
     changed: Notify,
@@ -67,12 +70,18 @@ impl State {
 }
 
 impl Warm {
-    pub(super) fn new(wanted: usize, (slots, most): (Places, usize), reading: Reading) -> Self {
+    pub(super) fn new(
+        wanted: usize,
+        (slots, most): (Places, usize),
+        reading: Reading,
+        memory: Arc<Room>,
+    ) -> Self {
         Self {
             wanted,
             slots,
             most,
             reading,
+            memory,
             state: Mutex::default(),
             changed: Notify::new(),
         }
@@ -146,6 +155,7 @@ impl Warm {
         let unneeded = Unneeded {
             end: Notify::new(),
             is_unwanted,
+            memory: self.memory.clone(),
         };
         if is_unwanted {
             unneeded.end.notify_one();
@@ -276,11 +286,16 @@ fn is_running(child: &mut Child) -> bool {
 struct Unneeded {
     end: Notify,
     is_unwanted: bool,
+    memory: Arc<Room>,
 }
 
 impl Served for Unneeded {
     fn principal(&self) -> String {
         Owner::EVERYBODY.principal().to_string()
+    }
+
+    fn lends(&self) -> Arc<dyn Lends> {
+        self.memory.clone()
     }
 
     fn end(&self) -> &Notify {

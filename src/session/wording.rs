@@ -7,6 +7,7 @@
 use bytes::Bytes;
 
 use crate::{
+    aside::is_large,
     audit::Reason,
     json::Value,
     mcp::{
@@ -17,7 +18,6 @@ use crate::{
     },
     session::{
         Session,
-        aside::is_large,
         calls::{Answer, InFlight},
         conversation::State,
         exchange::{Event, Failure},

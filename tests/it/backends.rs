@@ -327,6 +327,15 @@ async fn a_server_that_does_not_listen_has_not_started() {
     }
 }
 
+/// probe-70: a server may say much before it listens.
+#[tokio::test]
+async fn a_server_that_says_much_first_listens_all_the_same() {
+    let house = inside(&["--wordy"]).open().await;
+    let alice = house.session("alice").await;
+    assert_eq!(alice.call("echo", json!({})).await.said(), "{}");
+    house.records.until("bytes left out").await;
+}
+
 /// More calls at once than there are connections wait for their turn, and a cancel gets through.
 #[tokio::test]
 async fn many_calls_share_the_connections_that_there_are() {

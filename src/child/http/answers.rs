@@ -4,19 +4,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use tokio::{
-    io::AsyncWriteExt,
-    time::{sleep, timeout},
-};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
 use super::{
     Fault, SESSION_ID, Talk,
     events::Reader,
     head::{Asks, Outgoing},
+    mirror::Mirror,
     wire::Answer,
 };
 use crate::{
+    aside::aside,
+    child::Share,
     json::{Kind as Json, Value},
     mcp::{Message, version},
 };
@@ -55,13 +55,10 @@ impl Talk {
         }
         match media_type(&answer.head.headers) {
             Some(Media::Json) => {
-                let text = answer
-                    .whole(self.peer.longest)
-                    .await
-                    .map_err(|_| Fault::Lost)?;
-                let text = text.ok_or(Fault::BadAnswer)?;
-                let answers = self.learn(number, asks, &text);
-                self.hear(&text).await;
+                let mut share = self.share();
+                let text = answer.whole(self.peer.longest, &mut share).await?;
+                let answers = self.learn(number, asks, &text).await;
+                self.hear(text, share).await;
                 self.keep(answer).await;
                 if answers {
                     Ok(())
@@ -112,6 +109,8 @@ impl Talk {
                     match self.read(answer, None, &mut place).await {
                         Ok(Heard::Nothing) => pause = (pause * 2).min(MAX_PAUSE),
                         Ok(_) => pause = place.retry,
+                        // It may be said again, and there be room for it.
+                        Err(Fault::NoRoom) => pause = (pause * 2).min(MAX_PAUSE),
                         Err(_) => return,
                     }
                 }
@@ -142,16 +141,17 @@ impl Talk {
         place: &mut Place,
     ) -> Result<Heard, Fault> {
         let mut reader = Reader::new(self.peer.longest);
+        let mut share = self.share();
         let mut heard = Heard::Nothing;
+        // Set by the answer: what may still come is little, and not worth waiting for.
+        let mut end = None;
         loop {
-            let chunk = if heard == Heard::Answer {
-                // What may still come is little, and not worth waiting for.
-                match timeout(REST, answer.chunk()).await {
+            let chunk = match end {
+                Some(end) => match timeout_at(end, answer.chunk()).await {
                     Ok(chunk) => chunk,
                     Err(_) => return Ok(heard),
-                }
-            } else {
-                answer.chunk().await
+                },
+                None => answer.chunk().await,
             };
             match chunk {
                 Ok(Some(chunk)) => reader.push(&chunk),
@@ -168,11 +168,20 @@ impl Talk {
             }
             while let Some(text) = reader.next().map_err(|_| Fault::BadAnswer)? {
                 if heard != Heard::Answer {
-                    let answers =
-                        until.is_some_and(|(number, asks)| self.learn(number, asks, &text));
+                    let answers = match until {
+                        Some((number, asks)) => self.learn(number, asks, &text).await,
+                        None => false,
+                    };
                     heard = if answers { Heard::Answer } else { Heard::Some };
+                    end = answers.then(|| Instant::now() + REST);
                 }
-                self.hear(&text).await;
+                let own = share.split(text.len());
+                self.hear(text, own).await;
+            }
+            share.shrink_to(reader.unfinished());
+            if !share.wait_for(reader.unfinished()).await {
+                place.update(&reader);
+                return Err(Fault::NoRoom);
             }
         }
     }
@@ -188,26 +197,16 @@ impl Talk {
             return Err(Fault::Refused);
         }
         if status.is_client_error() && media_type(&answer.head.headers) == Some(Media::Json) {
-            let text = answer
-                .whole(self.peer.longest)
-                .await
-                .map_err(|_| Fault::Lost)?;
-            let message = text.and_then(|text| Message::parse(text).ok());
-            let error = message
-                .as_ref()
-                .and_then(|message| message.root().get("error"));
+            let mut share = self.share();
+            let error = match answer.whole(self.peer.longest, &mut share).await {
+                Ok(text) => aside(text.len(), move || error_for(number, text)).await,
+                Err(Fault::BadAnswer) => None,
+                Err(fault) => return Err(fault),
+            };
             // A server that knows no such session says so with an error, too.
             self.check_session(status)?;
-            if let Some(error) = error.filter(|error| error.kind() == Json::Object) {
-                let id = number.to_string();
-                let error = [
-                    br#"{"jsonrpc":"2.0","id":"#,
-                    id.as_bytes(),
-                    br#","error":"#,
-                    error.raw(),
-                    b"}",
-                ];
-                self.hear(&error.concat()).await;
+            if let Some(error) = error {
+                self.hear(error, share).await;
                 self.keep(answer).await;
                 return Ok(());
             }
@@ -218,7 +217,7 @@ impl Talk {
             let error = format!(
                 r#"{{"jsonrpc":"2.0","id":{number},"error":{{"code":-32601,"message":"{status}"}}}}"#
             );
-            self.hear(error.as_bytes()).await;
+            self.hear(error.into(), self.share()).await;
             return Ok(());
         }
         debug!(%status, "the server refuses a request");
@@ -234,35 +233,26 @@ impl Talk {
     }
 
     /// Whether a message is the answer; what `initialize` agreed on is remembered.
-    fn learn(&self, number: u64, asks: Asks, text: &Bytes) -> bool {
-        let Ok(message) = Message::parse(text.clone()) else {
+    pub(super) async fn learn(&self, number: u64, asks: Asks, text: &Bytes) -> bool {
+        let (text, mirror) = (text.clone(), self.peer.mirror.clone());
+        let size = text.len();
+        let learned = aside(size, move || learned((number, asks), text, &mirror)).await;
+        let Some(version) = learned else {
             return false;
         };
-        let root = message.root();
-        let id = root.get("id").and_then(Value::as_number);
-        if root.get("method").is_some() || id != Some(number.to_string().as_str()) {
-            return false;
-        }
         if asks == Asks::Initialize {
-            self.lock().version = root.get("result").and_then(agreed_version);
-        }
-        if let (Asks::Tools, Some(result)) = (asks, root.get("result")) {
-            self.peer.mirror.learn(result);
+            self.lock().version = version;
         }
         true
     }
 
-    /// Gives a message to the session, as a line; it is checked there like any child's.
-    async fn hear(&self, text: &[u8]) {
-        // One kind of line break for the other: the session makes those between tokens spaces, and
-        // one in a string stays what makes it no JSON (sse-1).
-        let mut line = text.to_vec();
-        for byte in line.iter_mut().filter(|byte| **byte == b'\n') {
-            *byte = b'\r';
-        }
-        line.push(b'\n');
-        // Nobody reads any more: the session is ending, and this with it.
-        let _ = self.output.lock().await.write_all(&line).await;
+    /// Gives a message to the session.
+    async fn hear(&self, text: Bytes, share: Share) {
+        self.output.lock().await.say(text, share).await;
+    }
+
+    fn share(&self) -> Share {
+        Share::of(self.lends.clone())
     }
 }
 
@@ -284,6 +274,43 @@ impl Place {
             self.retry = retry.clamp(MIN_RETRY, MAX_PAUSE);
         }
     }
+}
+
+/// The version that the answer of this request agrees on, if it does; `None` if it is none of it.
+fn learned(
+    (number, asks): (u64, Asks),
+    text: Bytes,
+    mirror: &Mirror,
+) -> Option<Option<HeaderValue>> {
+    let message = Message::parse(text).ok()?;
+    let root = message.root();
+    let id = root.get("id").and_then(Value::as_number);
+    if root.get("method").is_some() || id != Some(number.to_string().as_str()) {
+        return None;
+    }
+    let result = root.get("result");
+    if let (Asks::Tools, Some(result)) = (asks, result) {
+        mirror.learn(result);
+    }
+    let version = result.filter(|_| asks == Asks::Initialize);
+    Some(version.and_then(agreed_version))
+}
+
+/// The error of a refusal as the answer of this request.
+fn error_for(number: u64, text: Bytes) -> Option<Bytes> {
+    let message = Message::parse(text).ok()?;
+    let error = message.root().get("error")?;
+    (error.kind() == Json::Object).then(|| {
+        let id = number.to_string();
+        let error = [
+            br#"{"jsonrpc":"2.0","id":"#,
+            id.as_bytes(),
+            br#","error":"#,
+            error.raw(),
+            b"}",
+        ];
+        error.concat().into()
+    })
 }
 
 /// The version that a result of `initialize` names, for each request that follows; nothing if it is none

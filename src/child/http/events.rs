@@ -12,7 +12,9 @@ pub(super) struct Reader {
     /// A line feed now would belong to the line before.
     after_return: bool,
     began: bool,
+    /// The data of an event so far; a long line of it stays where it was read until there is another.
     data: Vec<u8>,
+    long: Option<Bytes>,
     has_data: bool,
     named: bool,
     /// The id of the last event, and what comes to be it with the next.
@@ -35,6 +37,7 @@ impl Reader {
             after_return: false,
             began: false,
             data: Vec::new(),
+            long: None,
             has_data: false,
             named: false,
             last: None,
@@ -48,12 +51,21 @@ impl Reader {
         self.buffer.extend_from_slice(chunk);
     }
 
+    /// Bytes of what has not come to its end.
+    pub(super) fn unfinished(&self) -> usize {
+        self.buffer.len() + self.data_len()
+    }
+
+    fn data_len(&self) -> usize {
+        self.long.as_ref().map_or(self.data.len(), Bytes::len)
+    }
+
     /// The data of the next event that is whole and has any.
     pub(super) fn next(&mut self) -> Result<Option<Bytes>, TooLong> {
         while let Some(line) = self.line()? {
             if !line.is_empty() {
                 self.field(&line);
-                if self.data.len() > self.max {
+                if self.data_len() > self.max {
                     return Err(TooLong);
                 }
                 continue;
@@ -61,12 +73,15 @@ impl Reader {
             if let Some(id) = self.id.take() {
                 self.last = Some(id);
             }
-            let data = std::mem::take(&mut self.data);
+            let data = match self.long.take() {
+                Some(long) => long,
+                None => std::mem::take(&mut self.data).into(),
+            };
             // What is not called a message is none (and neither is a priming event, which is empty).
             let wanted = std::mem::take(&mut self.has_data) && !std::mem::take(&mut self.named);
             self.named = false;
             if wanted && !data.is_empty() {
-                return Ok(Some(data.into()));
+                return Ok(Some(data));
             }
         }
         Ok(None)
@@ -103,21 +118,28 @@ impl Reader {
         Ok(Some(line))
     }
 
-    fn field(&mut self, line: &[u8]) {
+    fn field(&mut self, line: &Bytes) {
         let colon = line.iter().position(|byte| *byte == b':');
         let (name, value) = match colon {
             Some(0) => return,
             Some(colon) => (&line[..colon], &line[colon + 1..]),
-            None => (line, &[][..]),
+            None => (&line[..], &[][..]),
         };
         let value = value.strip_prefix(b" ").unwrap_or(value);
         match name {
             b"data" => {
                 if self.has_data {
+                    if let Some(long) = self.long.take() {
+                        self.data = long.into();
+                    }
                     self.data.push(b'\n');
+                } else if value.len() > LONG {
+                    self.long = Some(line.slice_ref(value));
                 }
                 self.has_data = true;
-                self.data.extend_from_slice(value);
+                if self.long.is_none() {
+                    self.data.extend_from_slice(value);
+                }
             }
             b"event" => self.named = !matches!(value, b"" | b"message"),
             b"id" if value.len() <= MAX_ID => {
@@ -167,6 +189,28 @@ mod tests {
             reader.push(b"\n\n");
             let _ = reader.next().unwrap();
         }
+    }
+
+    /// What is large is not copied, unless it comes in several lines.
+    #[test]
+    fn a_long_line_stays_where_it_was_read() {
+        let text = "x".repeat(1 << 20);
+        let mut reader = Reader::new(4 << 20);
+        reader.push(format!("data: {text}\n\n").as_bytes());
+        let place = reader.buffer.as_ptr();
+        let data = reader.next().unwrap().unwrap();
+        assert!(data == text && data.as_ptr() == place.wrapping_add("data: ".len()));
+        assert!(data.is_unique());
+        for (lines, whole) in [
+            (format!("data:{text}\ndata:1\n\n"), format!("{text}\n1")),
+            (format!("data\ndata:{text}\n\n"), format!("\n{text}")),
+        ] {
+            assert!(read(&mut reader, &[&lines, "data: {}\n\n"]) == [whole, "{}".to_owned()]);
+            assert_eq!(reader.unfinished(), 0);
+        }
+        reader.push(format!("data: {text}\n").as_bytes());
+        assert_eq!(reader.next(), Ok(None));
+        assert_eq!(reader.unfinished(), text.len());
     }
 
     /// sse-3: every line end counts as one, however the bytes are cut.

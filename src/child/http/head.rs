@@ -1,10 +1,13 @@
 //! What of a message its HTTP headers must say (mcp-T8, mcp-T12 … T15).
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, request::Builder};
 
 use super::mirror::{Mirror, encoded};
 use crate::{
+    child::share::{Lends, SMALL, Share},
     json::Value,
     mcp::{Message, method, version},
 };
@@ -16,6 +19,8 @@ pub(super) struct Outgoing {
     pub(super) kind: Kind,
     /// What a stateless request says in its headers, too.
     modern: Option<Modern>,
+    /// The memory that it has, if it is counted.
+    share: Option<Share>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -96,11 +101,41 @@ impl Outgoing {
             }
             None => None,
         };
-        Some(Self { text, kind, modern })
+        Some(Self {
+            text,
+            kind,
+            modern,
+            share: None,
+        })
+    }
+
+    /// The gateway's own word that a request is no longer waited for.
+    pub(super) fn cancelled(number: u64) -> Self {
+        let text = format!(
+            r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{number}}}}}"#
+        );
+        Self {
+            text: text.into(),
+            kind: Kind::Cancelled(number),
+            modern: None,
+            share: None,
+        }
+    }
+
+    /// Counts its memory until it was sent, if it is large or has to wait; `false` where there is no room for it.
+    pub(super) fn count(&mut self, waits: bool, lends: &Arc<dyn Lends>) -> bool {
+        let size = self.size();
+        if !waits && size <= SMALL {
+            return true;
+        }
+        let mut share = Share::of(lends.clone());
+        let has_room = share.take(size);
+        self.share = has_room.then_some(share);
+        has_room
     }
 
     /// Bytes of memory that it takes.
-    pub(super) fn size(&self) -> usize {
+    fn size(&self) -> usize {
         let modern = self.modern.as_ref();
         let name = modern.and_then(|modern| modern.name.as_ref());
         let mirrored = modern.iter().flat_map(|modern| &modern.mirrored);
@@ -115,8 +150,12 @@ impl Outgoing {
 
     /// The headers that go with it, and its text.
     pub(super) fn into_parts(self, request: Builder) -> (Builder, Bytes) {
+        let text = match self.share {
+            Some(share) => share.with(self.text),
+            None => self.text,
+        };
         let Some(modern) = self.modern else {
-            return (request, self.text);
+            return (request, text);
         };
         let mut request = request
             .header("mcp-protocol-version", version::MODERN)
@@ -127,7 +166,7 @@ impl Outgoing {
         for (name, value) in modern.mirrored {
             request = request.header(name, value);
         }
-        (request, self.text)
+        (request, text)
     }
 }
 

@@ -42,7 +42,7 @@ impl Mirror {
         wanted.unwrap_or_default().iter().filter_map(told).collect()
     }
 
-    fn known(&self) -> MutexGuard<'_, Tools> {
+    pub(super) fn known(&self) -> MutexGuard<'_, Tools> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -11,12 +11,13 @@ mod entrance;
 mod events;
 mod head;
 mod mirror;
+mod output;
 mod sending;
 mod sockets;
+mod turns;
 mod wire;
 
 use std::{
-    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -26,23 +27,25 @@ use http::{HeaderValue, Method};
 use tokio::{
     io::DuplexStream,
     sync::{Notify, Semaphore, mpsc},
-    task::{AbortHandle, JoinSet},
     time::{sleep, timeout},
 };
 use tracing::debug;
 
 use crate::{
+    aside::aside,
     child::{
-        Showing,
+        Lends, Showing,
         stdio::{Line, Lines},
     },
-    fetch::{Endpoint, Io},
+    fetch::Endpoint,
 };
 
 pub(super) use entrance::Entrance;
 use head::{Asks, Kind, Outgoing};
 pub(super) use mirror::Mirror;
-use wire::Wire;
+use output::Output;
+use turns::{MAX_REQUESTS, Turns};
+pub(super) use wire::Wire;
 
 /// Why a request has no answer of the server's.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -57,6 +60,10 @@ pub enum Fault {
     BadAnswer,
     /// It knows nothing of its own session any more.
     Gone,
+    /// Too much waits for it: it was told nothing of the request.
+    Busy,
+    /// There was no room for what it answered.
+    NoRoom,
 }
 
 /// How connections come, and what is said on each of them besides MCP.
@@ -80,13 +87,13 @@ pub(super) enum Way {
 /// One conversation.
 pub(super) struct Talk {
     peer: Peer,
+    /// The memory of what is on its way.
+    lends: Arc<dyn Lends>,
     known: Mutex<Known>,
     idle: Mutex<Vec<Wire>>,
-    /// Requests at once; the others wait.
-    turns: Semaphore,
-    /// Those of them that stay open.
+    /// Requests that may stay open.
     open: Semaphore,
-    output: tokio::sync::Mutex<DuplexStream>,
+    output: tokio::sync::Mutex<Output>,
     faults: mpsc::Sender<(u64, Fault)>,
     /// Said once when there is nothing to go on with.
     gone: Notify,
@@ -101,23 +108,19 @@ struct Known {
 
 impl Talk {
     /// `first` is a connection that is there already.
-    pub(super) async fn new(
-        peer: Peer,
-        first: Option<Box<dyn Io>>,
+    pub(super) fn new(
+        (peer, first): (Peer, Option<Wire>),
         output: DuplexStream,
         faults: mpsc::Sender<(u64, Fault)>,
+        lends: Arc<dyn Lends>,
     ) -> Arc<Self> {
-        let wire = match first {
-            Some(io) => Wire::over(io).await.ok(),
-            None => None,
-        };
         Arc::new(Self {
             peer,
+            lends,
             known: Mutex::default(),
-            idle: Mutex::new(wire.into_iter().collect()),
-            turns: Semaphore::new(MAX_REQUESTS),
+            idle: Mutex::new(first.into_iter().collect()),
             open: Semaphore::new(MAX_OPEN),
-            output: tokio::sync::Mutex::new(output),
+            output: tokio::sync::Mutex::new(Output::new(output)),
             faults,
             gone: Notify::new(),
         })
@@ -127,78 +130,53 @@ impl Talk {
     pub(super) async fn run(self: Arc<Self>, input: DuplexStream) {
         // As long as the longest that the session sends: it counts them itself.
         let mut lines = Lines::new(input, usize::MAX);
-        let mut running = JoinSet::new();
-        let mut waiting: HashMap<u64, AbortHandle> = HashMap::new();
-        // What has no answer keeps its order, and holds up nothing that has one.
-        let (notes, mut noted) = mpsc::channel(MAX_NOTES);
-        let talk = self.clone();
-        running.spawn(async move {
-            while let Some(note) = noted.recv().await {
-                talk.tell(note).await;
-            }
-        });
-        let mut held = Held::default();
+        let mut turns = Turns::default();
         loop {
-            while running.len() < MAX_RUNNING
-                && let Some(message) = held.first()
-            {
-                self.pass(message, &notes, (&mut running, &mut waiting))
-                    .await;
-            }
+            turns.go_on(&self);
             tokio::select! {
-                line = lines.next(), if held.has_room() => {
+                // It goes on whatever waits: what ends something comes the same way.
+                line = lines.next() => {
                     let Ok(Line::Text(line)) = line else { break };
-                    let Some(message) = Outgoing::read(line, &self.peer.mirror) else { continue };
-                    match message.kind {
-                        // What a server does not answer must not keep its own end from being heard.
-                        Kind::Cancelled(number) if held.forget(number) => {}
-                        Kind::Cancelled(_) => {
-                            self.pass(message, &notes, (&mut running, &mut waiting)).await;
-                        }
-                        _ => held.last(message),
-                    }
+                    let mirror = self.peer.mirror.clone();
+                    let read = aside(line.len(), move || Outgoing::read(line, &mirror));
+                    let Some(message) = read.await else { continue };
+                    self.take(message, &mut turns).await;
                 }
-                Some(_) = running.join_next() => {
-                    waiting.retain(|_, request| !request.is_finished());
-                }
+                () = turns.changed() => {}
                 () = self.gone.notified() => return,
             }
         }
-        running.abort_all();
-        while running.join_next().await.is_some() {}
+        turns.end().await;
         self.leave().await;
     }
 
-    async fn pass(
-        self: &Arc<Self>,
-        message: Outgoing,
-        notes: &mpsc::Sender<Outgoing>,
-        (running, waiting): (&mut JoinSet<()>, &mut HashMap<u64, AbortHandle>),
-    ) {
+    async fn take(self: &Arc<Self>, message: Outgoing, turns: &mut Turns) {
         match message.kind {
-            Kind::Request(number, asks) => {
-                let talk = self.clone();
-                let request =
-                    running.spawn(async move { talk.request(number, asks, message).await });
-                waiting.insert(number, request);
+            Kind::Request(number, _) => {
+                if !turns.ask(message, &self.lends) {
+                    let _ = self.faults.send((number, Fault::Busy)).await;
+                }
             }
+            Kind::Cancelled(number) if turns.forget(number) => {}
             Kind::Cancelled(number) => {
                 // To close the stream is the whole cancel in the stateless version (mcp-T7).
                 if !message.is_modern() && self.lock().version.is_some() {
-                    let _ = notes.send(message).await;
+                    // Where the client's own words, which may be long, have no room, the gateway's have.
+                    let _ = turns.tell(message, &self.lends)
+                        || turns.tell(Outgoing::cancelled(number), &self.lends);
                 }
-                if let Some(request) = waiting.remove(&number) {
-                    request.abort();
-                }
+                turns.abort(number);
             }
             Kind::Initialized => {
                 // Before anything else: some servers answer nothing earlier.
                 self.tell(message).await;
-                let talk = self.clone();
-                running.spawn(async move { talk.listen().await });
+                turns.listen(self);
             }
-            // Its task ends with this one, never before.
-            Kind::Other => drop(notes.send(message).await),
+            Kind::Other => {
+                if !turns.tell(message, &self.lends) {
+                    debug!("the server takes no notifications: one was left out");
+                }
+            }
         }
     }
 
@@ -207,7 +185,7 @@ impl Talk {
         let told = async {
             let mut answer = self.post(message).await?;
             self.check_session(answer.head.status)?;
-            if answer.head.status.is_success() && answer.whole(self.peer.longest).await.is_ok() {
+            if answer.head.status.is_success() && answer.drained(self.peer.longest).await {
                 self.keep(answer).await;
             } else {
                 debug!(status = %answer.head.status, "the server does not take a notification");
@@ -229,9 +207,6 @@ impl Talk {
             let _ = self.faults.send((number, Fault::Refused)).await;
             return;
         }
-        let Ok(_turn) = self.turns.acquire().await else {
-            return;
-        };
         if let Err(fault) = self.ask(number, asks, message).await {
             // The end of its process says more than the end of its connection.
             if fault == Fault::Lost && matches!(self.peer.way, Way::Inside(_)) {
@@ -263,52 +238,9 @@ impl Talk {
     }
 }
 
-/// What waits for a task, in order.
-#[derive(Default)]
-struct Held {
-    messages: VecDeque<Outgoing>,
-    bytes: usize,
-}
-
-impl Held {
-    fn has_room(&self) -> bool {
-        self.messages.len() < MAX_HELD && self.bytes < MAX_HELD_BYTES
-    }
-
-    fn last(&mut self, message: Outgoing) {
-        self.bytes += message.size();
-        self.messages.push_back(message);
-    }
-
-    fn first(&mut self) -> Option<Outgoing> {
-        let message = self.messages.pop_front()?;
-        self.bytes -= message.size();
-        Some(message)
-    }
-
-    /// Drops the request of that number; `false` if it does not wait here.
-    fn forget(&mut self, number: u64) -> bool {
-        let is_it = |held: &Outgoing| matches!(held.kind, Kind::Request(it, _) if it == number);
-        let at = self.messages.iter().position(is_it);
-        let gone = at.and_then(|at| self.messages.remove(at));
-        self.bytes -= gone.as_ref().map_or(0, |gone| gone.size());
-        gone.is_some()
-    }
-}
-
 const SESSION_ID: &str = "mcp-session-id";
-/// Requests at once towards one server. A child in the sandbox has a few connections more:
-/// for its own stream, for notifications, and those that wait.
-const MAX_REQUESTS: usize = 32;
-/// Of those that may stay open, subscriptions; a further one is refused.
+/// Of the requests at once those that may stay open, subscriptions; a further one is refused.
 const MAX_OPEN: usize = MAX_REQUESTS / 2;
-/// Tasks of one conversation: requests that wait included.
-const MAX_RUNNING: usize = 128;
-/// Messages that wait until there are fewer, and their bytes; then no more is read.
-const MAX_HELD: usize = 1024;
-const MAX_HELD_BYTES: usize = 8 << 20;
-/// Messages without an answer that wait for their turn.
-const MAX_NOTES: usize = 64;
 /// How long a server may take over a message that has no answer.
 const TELL: Duration = Duration::from_secs(10);
 /// How long the end of a process may take to be known, after that of its connections.
@@ -322,13 +254,14 @@ mod tests {
 
     use tempfile::TempDir;
     use tokio::{
-        io::{AsyncWriteExt, duplex},
-        net::UnixListener,
+        io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, duplex},
+        net::{UnixListener, UnixStream},
         sync::oneshot,
+        task::JoinSet,
     };
 
     use super::*;
-    use crate::config::InsideDoor;
+    use crate::{child::share::tests::Purse, config::InsideDoor};
 
     /// Where a server can be reached in a directory.
     fn peer() -> (UnixListener, Peer, TempDir) {
@@ -347,18 +280,16 @@ mod tests {
         (server, peer, dir)
     }
 
+    type Faults = mpsc::Receiver<(u64, Fault)>;
+    type Rest = (TempDir, DuplexStream, JoinSet<()>);
+
     /// A server that answers nothing, and a conversation with it.
-    async fn silent() -> (
-        UnixListener,
-        DuplexStream,
-        mpsc::Receiver<(u64, Fault)>,
-        (TempDir, DuplexStream, JoinSet<()>),
-    ) {
+    fn silent(purse: Arc<Purse>) -> (UnixListener, DuplexStream, Faults, Rest) {
         let (server, peer, dir) = peer();
         let (stdin, input) = duplex(1 << 20);
         let (output, stdout) = duplex(1 << 10);
         let (tell, faults) = mpsc::channel(MAX_REQUESTS);
-        let talk = Talk::new(peer, None, output, tell).await;
+        let talk = Talk::new((peer, None), output, tell, purse);
         let mut work = JoinSet::new();
         work.spawn(talk.run(input));
         (server, stdin, faults, (dir, stdout, work))
@@ -383,14 +314,16 @@ mod tests {
             let (server, peer, _dir) = peer();
             let (output, _stdout) = duplex(1 << 10);
             let (tell, _faults) = mpsc::channel(1);
-            let talk = Talk::new(peer, None, output, tell).await;
+            let purse = Purse::of(8 << 20);
+            let talk = Talk::new((peer, None), output, tell, purse.clone());
             let many = "0,".repeat(1 << 20);
             let (is_kept, gone) = oneshot::channel();
             let text = format!(
                 r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"x","arguments":[{many}0]{meta}}}}}"#
             );
             let text = Bytes::from_owner(Told(text, is_kept));
-            let message = Outgoing::read(text, &talk.peer.mirror).unwrap();
+            let mut message = Outgoing::read(text, &talk.peer.mirror).unwrap();
+            assert!(message.count(false, &talk.lends) && purse.left() < 6 << 20);
             assert_eq!(message.is_modern(), !meta.is_empty());
             let reads = async {
                 let (mut io, _) = server.accept().await.unwrap();
@@ -402,13 +335,14 @@ mod tests {
                 _ = reads => panic!("the connection stays"),
                 gone = timeout(patience, gone) => assert!(gone.is_ok(), "it is kept"),
             }
+            assert_eq!(purse.left(), 8 << 20);
         }
     }
 
     /// Many subscriptions leave turns for calls: whose they are, a shared server's other users would wait for ever.
     #[tokio::test]
     async fn subscriptions_keep_no_call_waiting() {
-        let (server, mut stdin, mut faults, _rest) = silent().await;
+        let (server, mut stdin, mut faults, _rest) = silent(Purse::of(1 << 20));
         let mut said = String::new();
         for number in 1..=MAX_REQUESTS {
             said +=
@@ -433,9 +367,9 @@ mod tests {
     /// however many wait behind it.
     #[tokio::test]
     async fn what_is_cancelled_makes_room_however_many_wait() {
-        let (server, mut stdin, _faults, _rest) = silent().await;
+        let (server, mut stdin, _faults, _rest) = silent(Purse::of(1 << 20));
         let mut said = String::new();
-        for number in 1..=MAX_RUNNING * 2 {
+        for number in 1..=MAX_REQUESTS * 8 {
             said += &format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"tools/call"}}"#);
             said.push('\n');
         }
@@ -457,5 +391,246 @@ mod tests {
             stdin.write_all(said.as_bytes()).await.unwrap();
         }
         timeout(patience, server.accept()).await.unwrap().unwrap();
+    }
+
+    /// A stream that is not ended behind its answer takes a turn for half a second, whatever else is said on it.
+    #[tokio::test(start_paused = true)]
+    async fn who_goes_on_behind_an_answer_keeps_no_turn() {
+        let (server, mut stdin, _faults, _rest) = silent(Purse::of(1 << 20));
+        let call = b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\"}\n";
+        stdin.write_all(call).await.unwrap();
+        let (mut io, _) = server.accept().await.unwrap();
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+        let answer = r#"data: {"jsonrpc":"2.0","id":1,"result":{}}"#;
+        let said = format!("{head}{answer}\n\n");
+        io.write_all(said.as_bytes()).await.unwrap();
+        for _ in 0..50 {
+            sleep(Duration::from_millis(100)).await;
+            if io.write_all(b": and\n").await.is_err() {
+                return;
+            }
+        }
+        panic!("it is still listened to");
+    }
+
+    /// Large messages to a server and from it are read while others are served: here it is the loop that says when
+    /// they may be.
+    #[tokio::test]
+    async fn large_messages_are_read_beside_the_loop() {
+        let (server, peer, _dir) = peer();
+        let mirror = peer.mirror.clone();
+        // Whoever reads one has to wait for that.
+        let locked = || {
+            let (mirror, (go_on, wait)) = (mirror.clone(), std::sync::mpsc::channel());
+            let (tell, told) = std::sync::mpsc::channel();
+            let holds = std::thread::spawn(move || {
+                let _known = mirror.known();
+                tell.send(()).unwrap();
+                wait.recv_timeout(Duration::from_secs(10)).is_ok()
+            });
+            told.recv().unwrap();
+            (go_on, holds)
+        };
+        let (mut stdin, input) = duplex(1 << 20);
+        let (output, _stdout) = duplex(1 << 10);
+        let (tell, _faults) = mpsc::channel(1);
+        let talk = Talk::new((peer, None), output, tell, Purse::of(8 << 20));
+
+        let text = "x".repeat(2 << 20);
+        let (go_on, holds) = locked();
+        let list = format!(r#"{{"id":1,"result":{{"tools":["{text}"]}}}}"#);
+        let learns = async { talk.learn(1, Asks::Tools, &list.into()).await };
+        let (is_answer, ()) = tokio::join!(learns, async { go_on.send(()).unwrap() });
+        assert!(holds.join().unwrap() && is_answer);
+
+        let (go_on, holds) = locked();
+        let call = format!(
+            r#"{{"id":1,"method":"tools/call","params":{{"name":"x","v":"{text}","_meta":{{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}}}}"#
+        );
+        let mut work = JoinSet::new();
+        work.spawn(talk.run(input));
+        stdin.write_all(call.as_bytes()).await.unwrap();
+        stdin.write_all(b"\n").await.unwrap();
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        go_on.send(()).unwrap();
+        assert!(holds.join().unwrap());
+        timeout(Duration::from_secs(60), server.accept())
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    /// probe-68: what is cancelled ends however much waits; what has no room to wait is refused at once.
+    #[tokio::test]
+    async fn a_cancel_is_heard_however_much_waits() {
+        let purse = Purse::of(16 << 20);
+        let (server, mut stdin, mut faults, mut rest) = silent(purse.clone());
+        let text = "x".repeat(4 << 20);
+        let mut said = String::new();
+        for number in 1..=133 {
+            let text = if number > 128 { &*text } else { "" };
+            said += &format!(
+                r#"{{"jsonrpc":"2.0","id":{number},"method":"tools/call","params":{{"v":"{text}"}}}}"#
+            );
+            said.push('\n');
+        }
+        said += r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
+        said.push('\n');
+        let patience = Duration::from_secs(20);
+        let mut all = Vec::new();
+        let told = timeout(patience, stdin.write_all(said.as_bytes()));
+        let (told, ()) = tokio::join!(told, async {
+            for _ in 0..MAX_REQUESTS {
+                all.push(timeout(patience, server.accept()).await.unwrap().unwrap());
+            }
+        });
+        told.expect("it is not read").unwrap();
+        let mut gone = tokio::io::sink();
+        let ended = tokio::io::copy(&mut all[0].0, &mut gone);
+        timeout(patience, ended).await.expect("it goes on").unwrap();
+        for number in [132, 133] {
+            let fault = timeout(patience, faults.recv()).await.unwrap();
+            assert_eq!(fault, Some((number, Fault::Busy)));
+        }
+        let left = purse.left();
+        assert!(left < 4 << 20, "{left}");
+        // It comes back with what is cancelled before it was sent, and with the conversation.
+        let cancel =
+            r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":131}}"#;
+        stdin.write_all(cancel.as_bytes()).await.unwrap();
+        stdin.write_all(b"\n").await.unwrap();
+        until(|| purse.left() >= left + (4 << 20)).await;
+        rest.2.shutdown().await;
+        assert_eq!(purse.left(), 16 << 20);
+    }
+
+    /// fault-21: a server that takes no notifications is told of calls all the same, and nobody keeps more of them
+    /// than there is room for.
+    #[tokio::test]
+    async fn what_has_no_answer_holds_up_no_call() {
+        let purse = Purse::of(100 << 10);
+        let (server, mut stdin, _faults, mut rest) = silent(purse.clone());
+        let note = format!(
+            r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"v":"{}"}}}}"#,
+            "x".repeat(500)
+        );
+        let mut said = format!("{note}\n").repeat(300);
+        said += r#"{"jsonrpc":"2.0","id":7,"method":"tools/call"}"#;
+        said.push('\n');
+        let patience = Duration::from_secs(20);
+        stdin.write_all(said.as_bytes()).await.unwrap();
+        let mut heard = Vec::new();
+        for _ in 0..2 {
+            let (io, _) = timeout(patience, server.accept()).await.unwrap().unwrap();
+            heard.push(request(io).await);
+        }
+        heard.sort_by_key(|request| request.ends_with(&note));
+        assert!(heard[0].contains(r#""id":7,"#) && heard[1].ends_with(&note));
+        assert!(purse.left() < 1 << 10);
+        rest.2.shutdown().await;
+        assert_eq!(purse.left(), 100 << 10);
+    }
+
+    /// A cancellation with a long reason is told in the gateway's words where there is no room for it.
+    #[tokio::test]
+    async fn a_cancel_without_room_is_told_in_other_words() {
+        let (server, peer, _dir) = peer();
+        let (mut stdin, input) = duplex(1 << 20);
+        let (output, _stdout) = duplex(1 << 10);
+        let (tell, _faults) = mpsc::channel(1);
+        let talk = Talk::new((peer, None), output, tell, Purse::of(0));
+        talk.lock().version = Some(HeaderValue::from_static("2025-06-18"));
+        let mut work = JoinSet::new();
+        work.spawn(talk.run(input));
+        let said = format!(
+            "{}\n{{\"method\":\"notifications/cancelled\",\"params\":{{\"requestId\":1,\"reason\":\"{}\"}}}}\n",
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call"}"#,
+            "x".repeat(100 << 10)
+        );
+        stdin.write_all(said.as_bytes()).await.unwrap();
+        let patience = Duration::from_secs(20);
+        let own =
+            r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
+        loop {
+            let (io, _) = timeout(patience, server.accept()).await.unwrap().unwrap();
+            if request(io).await.ends_with(own) {
+                return;
+            }
+        }
+    }
+
+    /// probe-69: what servers have begun to answer is no more memory than there is for it, however they answer: one
+    /// answer that has no room fails, and small ones come.
+    #[tokio::test(start_paused = true)]
+    async fn half_answers_share_a_bound() {
+        let json = "content-type: application/json\r\n";
+        for (head, before) in [
+            (format!("{json}content-length: 300000"), ""),
+            (format!("{json}transfer-encoding: chunked"), "493e0\r\n"),
+            ("content-type: text/event-stream".to_owned(), "data: "),
+            (
+                "content-type: text/event-stream".to_owned(),
+                "data: {}\ndata: ",
+            ),
+        ] {
+            let purse = Purse::of(400 << 10);
+            let (server, mut stdin, mut faults, mut rest) = silent(purse.clone());
+            let mut answers = JoinSet::new();
+            let half = format!(
+                "HTTP/1.1 200 OK\r\n{head}\r\n\r\n{before}{}",
+                "x".repeat(299_000)
+            );
+            for number in 1..=3 {
+                let call = format!("{{\"id\":{number},\"method\":\"tools/call\"}}\n");
+                stdin.write_all(call.as_bytes()).await.unwrap();
+                let (mut io, _) = server.accept().await.unwrap();
+                let said = if number == 3 {
+                    let answer = r#"{"id":3,"result":{}}"#;
+                    let length = answer.len();
+                    format!("HTTP/1.1 200 OK\r\n{json}content-length: {length}\r\n\r\n{answer}")
+                } else {
+                    half.clone()
+                };
+                answers.spawn(async move {
+                    let _ = io.write_all(said.as_bytes()).await;
+                    std::future::pending::<()>().await;
+                });
+                match number {
+                    1 => {
+                        until(|| purse.left() < 100 << 10).await;
+                    }
+                    2 => assert_eq!(faults.recv().await, Some((2, Fault::NoRoom)), "{head}"),
+                    _ => {
+                        let mut line = String::new();
+                        let mut session = tokio::io::BufReader::new(&mut rest.1);
+                        session.read_line(&mut line).await.unwrap();
+                        assert_eq!(line, "{\"id\":3,\"result\":{}}\n");
+                    }
+                }
+            }
+            let cancel = r#"{"method":"notifications/cancelled","params":{"requestId":1}}"#;
+            stdin.write_all(cancel.as_bytes()).await.unwrap();
+            stdin.write_all(b"\n").await.unwrap();
+            until(|| purse.left() == 400 << 10).await;
+        }
+    }
+
+    /// Lets others go on until something is so.
+    async fn until(is_so: impl Fn() -> bool) {
+        for _ in 0..1_000_000 {
+            if is_so() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+        panic!("it is not so");
+    }
+
+    /// What comes as a request, to the end of its body or of its connection.
+    async fn request(mut io: UnixStream) -> String {
+        let mut heard = Vec::with_capacity(64 << 10);
+        while !heard.ends_with(b"}") && io.read_buf(&mut heard).await.unwrap() > 0 {}
+        String::from_utf8(heard).unwrap()
     }
 }

@@ -9,19 +9,20 @@ use bytes::{Bytes, BytesMut};
 use http::{Request, response};
 use http_body_util::{BodyExt, Full};
 use hyper::{
-    body::Incoming,
+    body::{Body as _, Incoming},
     client::conn::http1::{self, SendRequest},
 };
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
 
-use crate::fetch::Io;
+use super::Fault;
+use crate::{child::Share, fetch::Io};
 
 pub(super) type Body = Full<Bytes>;
 type Driver = Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>;
 
 /// A connection that waits for its next request.
-pub(super) struct Wire {
+pub(in crate::child) struct Wire {
     sender: SendRequest<Body>,
     /// Gone with the connection: what still waits for it then hears so.
     driver: Option<Driver>,
@@ -42,7 +43,7 @@ pub(super) struct Answer {
 }
 
 impl Wire {
-    pub(super) async fn over(io: Box<dyn Io>) -> Result<Self, hyper::Error> {
+    pub(in crate::child) async fn over(io: Box<dyn Io>) -> Result<Self, hyper::Error> {
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(MAX_HEAD)
             .handshake(TokioIo::new(io))
@@ -115,16 +116,43 @@ impl Answer {
         }
     }
 
-    /// The whole body; `None` if it is longer than `max`.
-    pub(super) async fn whole(&mut self, max: usize) -> Result<Option<Bytes>, hyper::Error> {
+    /// The whole body, of at most `max` bytes, in memory that has its share.
+    pub(super) async fn whole(&mut self, max: usize, share: &mut Share) -> Result<Bytes, Fault> {
         let mut whole = BytesMut::new();
-        while let Some(chunk) = self.chunk().await? {
-            if whole.len() + chunk.len() > max {
-                return Ok(None);
+        if let Some(length) = self.body.size_hint().exact() {
+            // At once, where it is known: of many none has to wait in its middle.
+            let length = usize::try_from(length).unwrap_or(usize::MAX);
+            if length > max {
+                return Err(Fault::BadAnswer);
+            }
+            if !share.wait_for(length).await {
+                return Err(Fault::NoRoom);
+            }
+            whole.reserve(length);
+        }
+        while let Some(chunk) = self.chunk().await.map_err(|_| Fault::Lost)? {
+            let length = whole.len() + chunk.len();
+            if length > max {
+                return Err(Fault::BadAnswer);
+            }
+            if !share.wait_for(length).await {
+                return Err(Fault::NoRoom);
             }
             whole.extend_from_slice(&chunk);
         }
-        Ok(Some(whole.freeze()))
+        Ok(whole.freeze())
+    }
+
+    /// Whether the body has come to its end within `max` bytes; nothing is kept of it.
+    pub(super) async fn drained(&mut self, max: usize) -> bool {
+        let mut length = 0;
+        loop {
+            match self.chunk().await {
+                Ok(Some(chunk)) if length + chunk.len() <= max => length += chunk.len(),
+                Ok(None) => return true,
+                _ => return false,
+            }
+        }
     }
 
     /// The connection, for the next request: only after the body's end.

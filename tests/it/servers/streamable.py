@@ -301,6 +301,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 port = int(sys.argv[1]) if sys.argv[1].isdigit() else sys.argv[1]
+if "--wordy" in sys.argv:
+    for stream in (sys.stdout, sys.stderr):
+        for number in range(5000):
+            print(f"{number}: a line of what a framework says of itself while it begins", file=stream)
+        print("that was all", file=stream, flush=True)
 if "--late" in sys.argv:
     time.sleep(0.5)
 if "--never" in sys.argv:

@@ -1,8 +1,7 @@
 //! Work that grows with a message, away from the one loop that serves everybody.
 //!
-//! What is small is done at once: another thread costs more than it. Used by `pump`, `shared`,
-//! `tools`, `stream` and `pipeline` to read messages and to cut lists down, nothing of which
-//! depends on what happens meanwhile.
+//! What is small is done at once: another thread costs more than it. Used by `child`, `session`, `pipeline`
+//! and `http` to read messages and to cut lists down, nothing of which depends on what happens meanwhile.
 
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
@@ -17,12 +16,12 @@ pub async fn aside<T: Send + 'static>(size: usize, work: impl FnOnce() -> T + Se
 }
 
 /// Whether a message of `size` bytes is nothing for the one loop.
-pub(super) fn is_large(size: usize) -> bool {
+pub fn is_large(size: usize) -> bool {
     size > LARGE
 }
 
 /// Cuts a list down, which is much work where it is long, and never waits for messages to be read.
-pub(super) async fn cut_down<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub async fn cut_down<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     in_turn(&LISTS, work).await
 }
 

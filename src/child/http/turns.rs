@@ -1,0 +1,124 @@
+//! What of one conversation goes on, and what waits for its turn.
+//!
+//! A server has so many requests at once, and what has no answer one after the other. What waits is
+//! counted, and where there is no room it is refused: nobody stops reading for it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::{
+    Talk,
+    head::{Kind, Outgoing},
+};
+use crate::child::Lends;
+
+#[derive(Default)]
+pub(super) struct Turns {
+    requests: JoinSet<()>,
+    /// Those of them that can be ended, by their numbers.
+    handles: HashMap<u64, AbortHandle>,
+    /// Requests that wait, in order.
+    waiting: VecDeque<Outgoing>,
+    /// At most one at a time.
+    telling: JoinSet<()>,
+    /// What has no answer keeps its order, and holds up nothing that has one.
+    untold: VecDeque<Outgoing>,
+    /// The server's own stream.
+    listening: JoinSet<()>,
+}
+
+impl Turns {
+    /// Begins what has its turn.
+    pub(super) fn go_on(&mut self, talk: &Arc<Talk>) {
+        while self.requests.len() < MAX_REQUESTS
+            && let Some(message) = self.waiting.pop_front()
+        {
+            let Kind::Request(number, asks) = message.kind else {
+                continue;
+            };
+            let talk = talk.clone();
+            let asked = async move { talk.request(number, asks, message).await };
+            self.handles.insert(number, self.requests.spawn(asked));
+        }
+        if self.telling.is_empty()
+            && let Some(message) = self.untold.pop_front()
+        {
+            let talk = talk.clone();
+            self.telling.spawn(async move { talk.tell(message).await });
+        }
+    }
+
+    /// Waits until something else may have its turn.
+    pub(super) async fn changed(&mut self) {
+        tokio::select! {
+            Some(_) = self.requests.join_next() => {
+                self.handles.retain(|_, request| !request.is_finished());
+            }
+            Some(_) = self.telling.join_next() => {}
+            else => std::future::pending().await,
+        }
+    }
+
+    /// A request, unless too much waits already.
+    pub(super) fn ask(&mut self, message: Outgoing, lends: &Arc<dyn Lends>) -> bool {
+        let waits = self.requests.len() >= MAX_REQUESTS;
+        put(&mut self.waiting, message, waits, lends)
+    }
+
+    /// What has no answer, likewise.
+    pub(super) fn tell(&mut self, message: Outgoing, lends: &Arc<dyn Lends>) -> bool {
+        let waits = !self.telling.is_empty();
+        put(&mut self.untold, message, waits, lends)
+    }
+
+    /// Drops the request of that number; `false` if it does not wait here.
+    pub(super) fn forget(&mut self, number: u64) -> bool {
+        let is_it = |held: &Outgoing| matches!(held.kind, Kind::Request(it, _) if it == number);
+        let at = self.waiting.iter().position(is_it);
+        at.and_then(|at| self.waiting.remove(at)).is_some()
+    }
+
+    /// Ends the request of that number, if it goes on.
+    pub(super) fn abort(&mut self, number: u64) {
+        if let Some(request) = self.handles.remove(&number) {
+            request.abort();
+        }
+    }
+
+    /// Listens to the server's own stream from now on.
+    pub(super) fn listen(&mut self, talk: &Arc<Talk>) {
+        let talk = talk.clone();
+        self.listening.spawn(async move { talk.listen().await });
+    }
+
+    /// Ends all of it.
+    pub(super) async fn end(mut self) {
+        self.requests.shutdown().await;
+        self.telling.shutdown().await;
+        self.listening.shutdown().await;
+    }
+}
+
+/// Puts it last, if there is room for what must wait or is large.
+fn put(
+    queue: &mut VecDeque<Outgoing>,
+    mut message: Outgoing,
+    waits: bool,
+    lends: &Arc<dyn Lends>,
+) -> bool {
+    let has_room = queue.len() < MAX_WAITING && message.count(waits, lends);
+    if has_room {
+        queue.push_back(message);
+    }
+    has_room
+}
+
+/// Requests at once towards one server. A child in the sandbox has a few connections more:
+/// for its own stream, for notifications, and those that wait.
+pub(super) const MAX_REQUESTS: usize = 32;
+/// Messages that wait for their turn.
+const MAX_WAITING: usize = 1024;
