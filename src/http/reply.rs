@@ -89,11 +89,12 @@ fn code_in(answer: Bytes) -> Option<i64> {
 }
 
 /// The answers of one exchange: JSON where the answer is all there is and it
-/// comes soon, else events. The code of a modern answer has a status (mcp-T10, mcp-T21).
+/// comes soon, else events. The code of a modern answer has a status (mcp-T10, mcp-T21). Legacy MCP has none for a
+/// request that fails, and widespread clients of it take any but 200 for the end of their session.
 pub fn exchange(
     (first, code): (First, Option<i64>),
     exchange: Exchange,
-    Manner { id, until, .. }: Manner,
+    Manner { id, era, until }: Manner,
     table: Table,
 ) -> Response {
     let message = match first {
@@ -101,8 +102,8 @@ pub fn exchange(
             let status = code.and_then(modern_status).unwrap_or(StatusCode::OK);
             return json_in(table, status, answer);
         }
-        Ok(Some(Event::Failed(failed))) => return failed_with(&id, failed),
-        Ok(None) => return failed_with(&id, Failure::ChildEnded),
+        Ok(Some(Event::Failed(failed))) => return failed_with(&id, era, failed),
+        Ok(None) => return failed_with(&id, era, Failure::ChildEnded),
         Ok(message) => message,
         Err(Late) => None,
     };
@@ -113,8 +114,12 @@ pub fn exchange(
     events(answers)
 }
 
-fn failed_with(id: &Id, failed: Failure) -> Response {
-    json(failure_status(failed), failure(Some(id), failed))
+fn failed_with(id: &Id, era: Era, failed: Failure) -> Response {
+    let status = match era {
+        Era::Legacy => StatusCode::OK,
+        Era::Modern => failure_status(failed),
+    };
+    json(status, failure(Some(id), failed))
 }
 
 fn modern_status(code: i64) -> Option<StatusCode> {
@@ -135,7 +140,7 @@ pub fn failure(id: Option<&Id>, failure: Failure) -> Bytes {
     )
 }
 
-/// The status that goes with a failure, where it is told before any event.
+/// The status that goes with a failure, where it is told before any event and to a client that makes something of it.
 pub fn failure_status(failure: Failure) -> StatusCode {
     match failure {
         Failure::Timeout => StatusCode::GATEWAY_TIMEOUT,

@@ -406,7 +406,7 @@ async fn a_server_that_dies_fails_its_calls_and_its_session_alone() {
     let alice = house.session("alice").await;
     let bob = house.session("bob").await;
     let answer = alice.call("crash", json!({})).await;
-    assert_eq!(answer.status, 502);
+    assert_eq!(answer.status, 200);
     assert_eq!(answer.json()["error"]["code"], -32603);
     assert_eq!(answer.json()["error"]["data"]["reason"], "server-ended");
     assert_eq!(alice.call("echo", json!({})).await.status, 404);
@@ -423,7 +423,7 @@ async fn a_call_that_takes_too_long_is_failed_and_cancelled() {
         .await;
     let alice = house.session("alice").await;
     let answer = alice.call("wait", json!({ "for": "it" })).await;
-    assert_eq!(answer.status, 504);
+    assert_eq!(answer.status, 200);
     assert_eq!(answer.json()["error"]["data"]["reason"], "timeout");
     let seen = alice.seen().await;
     let line = |what: &str| -> Value {
@@ -437,7 +437,7 @@ async fn a_call_that_takes_too_long_is_failed_and_cancelled() {
     assert_eq!(late.said(), "done");
     // Nor does one that has stopped to listen keep its client.
     let answer = alice.call("hang", json!({})).await;
-    assert_eq!(answer.status, 504);
+    assert_eq!(answer.json()["error"]["data"]["reason"], "timeout");
 }
 
 /// json-16, json-17, json-25, sse-2: answers that are none fail their request; those to nothing are dropped.
@@ -455,7 +455,7 @@ async fn answers_that_are_none_do_not_reach_a_client() {
                 &body["error"]["code"],
                 &body["error"]["data"]["reason"]
             ),
-            (502, &json!(-32603), &json!("server-protocol-error")),
+            (200, &json!(-32603), &json!("server-protocol-error")),
             "{how}"
         );
         assert!(body["result"].is_null(), "{body}");
@@ -472,7 +472,7 @@ async fn answers_that_are_none_do_not_reach_a_client() {
         let broken = alice.call("broken", json!({ "how": how })).await;
         assert_eq!(
             (broken.status, &broken.json()["error"]["data"]["reason"]),
-            (502, &json!("server-protocol-error")),
+            (200, &json!("server-protocol-error")),
             "{how}"
         );
     }
@@ -846,7 +846,7 @@ async fn a_server_that_does_not_read_holds_up_nobody() {
         answers
     };
     let (hung, _flood) = tokio::join!(hanging, flood);
-    assert_eq!(hung.status, 504);
+    assert_eq!(hung.json()["error"]["data"]["reason"], "timeout");
     assert_eq!(bob.call("echo", json!({})).await.status, 200);
 }
 

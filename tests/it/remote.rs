@@ -451,7 +451,7 @@ async fn a_redirect_of_an_upstream_is_not_followed() {
         "/other".to_owned(),
     ] {
         let answer = alice.call("redirect", json!({ "to": to })).await;
-        assert_eq!(answer.status, 502);
+        assert_eq!(answer.status, 200);
         assert_eq!(answer.json()["error"]["data"]["reason"], "server-refused");
         assert_eq!(answer.header("location"), None);
     }
@@ -474,7 +474,11 @@ async fn an_upstream_that_is_away_may_come_back() {
     let alice = house.session("alice").await;
     drop(upstream);
     let answer = alice.call("echo", json!({})).await;
-    assert_eq!(answer.status, 502, "{}", answer.text());
+    assert!(
+        answer.json()["error"]["data"]["reason"].is_string(),
+        "{}",
+        answer.text()
+    );
     let mut bob = house.caller("bob");
     let answer = bob.initialize().await;
     assert_eq!(answer.status, 502);
@@ -507,7 +511,7 @@ async fn a_slow_upstream_holds_up_nobody_else() {
     let slow = slow.await.unwrap();
     assert_eq!(
         (slow.status, &slow.json()["error"]["data"]["reason"]),
-        (504, &json!("timeout"))
+        (200, &json!("timeout"))
     );
     // The upstream can only be asked.
     timeout(PATIENCE, async {
@@ -699,14 +703,15 @@ async fn a_token_that_the_upstream_refuses_is_asked_for_anew() {
         let answer = alice.call("status", refused.clone()).await;
         assert_eq!(
             (answer.status, &answer.json()["error"]["data"]["reason"]),
-            (502, &json!("server-refused"))
+            (200, &json!("server-refused"))
         );
         assert_eq!(answer.header("www-authenticate"), None);
     }
     // One that is new was refused for another reason.
     assert_eq!(provider.asked().len(), 2);
     pass(Duration::from_secs(6)).await;
-    assert_eq!(alice.call("status", refused).await.status, 502);
+    let again = alice.call("status", refused).await;
+    assert_eq!(again.json()["error"]["data"]["reason"], "server-refused");
     assert_eq!(alice.call("echo", json!({})).await.said(), "{}");
     assert_eq!(bob.call("echo", json!({})).await.said(), "{}");
     let asked = provider.asked();

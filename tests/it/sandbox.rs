@@ -960,7 +960,7 @@ async fn the_end_of_the_init_is_the_end_of_the_sandbox() {
     let (answer, ()) = tokio::join!(waiting, killing);
     assert_eq!(
         (answer.status, &answer.json()["error"]["code"]),
-        (502, &json!(-32603)),
+        (200, &json!(-32603)),
         "{}",
         answer.text()
     );
