@@ -280,6 +280,7 @@ impl Session {
     /// The child's answer to request `number`, which stands at `id` in it.
     pub(super) fn answer(&self, number: u64, answer: Answer, message: &Message) -> Answered {
         let ahead = self.worded_ahead(number, answer, message);
+        let outcome = self.outcome_of_task(answer, message);
         let mut state = self.state();
         let asked = number;
         if self.result_answered(&mut state, asked, answer, message)
@@ -314,7 +315,7 @@ impl Session {
                 }
                 let reversed = self.reversed.get().is_some() && answer == Answer::Result;
                 let call = if reversed {
-                    self.asks_for_more(&mut state, number, call, message)
+                    self.asks_for_more(&mut state, number, call, (message, outcome))
                 } else {
                     Some(call)
                 };

@@ -103,6 +103,7 @@ impl Session {
         let (Some(task), Some(name)) = (task, name) else {
             return false;
         };
+        let outcome = outcome(task);
         let mut state = self.state();
         let mut calls = state.in_flight.iter();
         let found = calls.find(|(_, call)| call.following().is_some_and(|it| *it.name == *name));
@@ -115,7 +116,7 @@ impl Session {
         if let Some(call) = state.in_flight.remove(&number) {
             if is_asking(&call) {
                 state.in_flight.insert(number, call);
-            } else if let Some(call) = self.task_stands(&mut state, number, call, task) {
+            } else if let Some(call) = self.task_stands(&mut state, number, call, (task, outcome)) {
                 state.in_flight.insert(number, call);
             }
         }
@@ -157,33 +158,27 @@ impl Session {
         }
     }
 
-    /// What the child says of the task that a call has become: the call is given back with
-    /// what it has come to, and dropped where it goes on.
+    /// What a task has come to, if that is what a modern child's answer says.
+    pub(super) fn outcome_of_task(&self, answer: Answer, message: &Message) -> Option<TaskOutcome> {
+        self.reversed.get().filter(|_| answer == Answer::Result)?;
+        outcome(message.root().get("result")?)
+    }
+
+    /// What the child says of the task that a call has become, and what that has come to: the call is given back
+    /// if it is no such call.
     pub(super) fn task_stands(
         &self,
         state: &mut State,
         number: u64,
         mut call: InFlight,
-        result: Value<'_>,
+        (result, outcome): (Value<'_>, Option<TaskOutcome>),
     ) -> Option<InFlight> {
         let again = call.again.as_deref_mut()?;
         let following = again.task.as_mut()?;
         following.every = task::pause(result, Era::Modern);
         let status = result.get("status").and_then(Value::as_str);
-        let outcome = |name: &str| {
-            let outcome = result.get(name).map_or(&b"{}"[..], Value::raw);
-            let text = [
-                br#"{"jsonrpc":"2.0","id":0,""#,
-                name.as_bytes(),
-                b"\":",
-                outcome,
-                b"}",
-            ];
-            Message::parse(text.concat().into()).ok()
-        };
-        let ended = match status.as_deref() {
-            Some("completed") => outcome("result").map(|text| (Answer::Result, text)),
-            Some("failed") => outcome("error").map(|text| (Answer::Error, text)),
+        match status.as_deref() {
+            Some("completed" | "failed") => {}
             Some("cancelled") => {
                 again.task = None;
                 self.fail(state, call, Failure::Cancelled);
@@ -198,10 +193,10 @@ impl Session {
                 state.in_flight.insert(number, call);
                 return None;
             }
-        };
+        }
         // It has ended: there is nothing to cancel.
         again.task = None;
-        match ended {
+        match outcome {
             Some((answer, text)) => self.deliver(state, call, answer, &text),
             None => self.fail(state, call, Failure::BadAnswer),
         }
@@ -291,6 +286,28 @@ impl Session {
     }
 }
 
+/// What a task has come to: its result or error, as the answer to a call.
+pub(super) type TaskOutcome = (Answer, Message);
+
+/// The outcome of a task of which that is said, read before anybody needs the session: it may be large.
+fn outcome(task: Value<'_>) -> Option<TaskOutcome> {
+    let status = task.get("status").and_then(Value::as_str)?;
+    let (answer, name) = match &*status {
+        "completed" => (Answer::Result, "result"),
+        "failed" => (Answer::Error, "error"),
+        _ => return None,
+    };
+    let text = [
+        &br#"{"jsonrpc":"2.0","id":0,""#[..],
+        name.as_bytes(),
+        b"\":",
+        task.get(name).map_or(&b"{}"[..], Value::raw),
+        b"}",
+    ];
+    let message = Message::parse(text.concat().into()).ok()?;
+    Some((answer, message))
+}
+
 impl InFlight {
     /// Has the child asked once more how the task stands that it has become; `false` if it is none.
     pub(super) fn looks_later(&mut self) -> bool {
@@ -299,7 +316,7 @@ impl InFlight {
     }
 
     /// The task that it has become.
-    fn following(&self) -> Option<&Following> {
+    pub(super) fn following(&self) -> Option<&Following> {
         self.again.as_deref()?.task.as_ref()
     }
 }

@@ -24,7 +24,7 @@ use crate::{
         calls::{InFlight, OutcomeOwed, Way},
         conversation::State,
         exchange::{Event, Failure},
-        following::Following,
+        following::{Following, TaskOutcome},
         line::Line,
         renewing::Ear,
         subscribing::Missed,
@@ -169,7 +169,7 @@ impl Session {
         state: &mut State,
         number: u64,
         mut call: InFlight,
-        message: &Message,
+        (message, outcome): (&Message, Option<TaskOutcome>),
     ) -> Option<InFlight> {
         let result = message.root().get("result");
         if call
@@ -177,7 +177,7 @@ impl Session {
             .as_deref()
             .is_some_and(|again| again.task.is_some())
         {
-            return self.task_stands(state, number, call, result?);
+            return self.task_stands(state, number, call, (result?, outcome));
         }
         let kind = result.and_then(|result| result.get("resultType"));
         match kind.and_then(Value::as_str).as_deref() {

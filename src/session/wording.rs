@@ -59,7 +59,7 @@ impl Session {
         let wording = {
             let state = self.state();
             let call = state.in_flight.get(&state.reversed.first(number))?;
-            let tells = call.task.is_none() && !call.waits();
+            let tells = call.task.is_none() && call.following().is_none() && !call.waits();
             tells.then(|| call.wording())?
         };
         Some(self.worded(&wording, answer, message))
