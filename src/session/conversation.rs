@@ -1,7 +1,6 @@
 //! One session: who owns it, what is in flight, and the way in.
 
 use std::{
-    collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -9,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use foldhash::HashMap;
 use tokio::{sync::Notify, time::Instant};
 
@@ -28,6 +26,7 @@ use crate::{
         outbox::{Outbox, Refused},
         own::OwnMessage,
         probe::Spoken,
+        questions::Questions,
         reversed::Reversed,
         room::{Room, Rooms},
         seal::Seal,
@@ -84,8 +83,8 @@ pub(super) struct State {
     /// The number of the next request towards the child; never used twice.
     pub(super) next: u64,
     pub(super) in_flight: HashMap<u64, InFlight>,
-    /// The server's own requests that a client may answer, by their id as JSON.
-    pub(super) asked: BTreeSet<Bytes>,
+    /// The server's own requests that a client may answer.
+    pub(super) asked: Questions,
     pub(super) last_used: Instant,
     unwanted: bool,
     /// Its `initialize` was answered: its client may come in.
@@ -136,7 +135,7 @@ impl Session {
         let state = State {
             next: 1,
             in_flight: HashMap::default(),
-            asked: BTreeSet::new(),
+            asked: Questions::default(),
             last_used: Instant::now(),
             unwanted: false,
             open: false,
@@ -204,7 +203,7 @@ impl Session {
                 Ok(self.calls.look(self.principal)?)
             }
             Shape::Notification => Ok(()),
-            Shape::Response(id) if state.asked.contains(&*spelled(id.as_json())) => Ok(()),
+            Shape::Response(id) if self.has_asked(&state, id) => Ok(()),
             Shape::Response(_) => Err(SendError::NotAsked),
         }
     }
@@ -257,7 +256,7 @@ impl Session {
         }
     }
 
-    fn notify(&self, call: &Call) -> Result<(), SendError> {
+    pub(super) fn notify(&self, call: &Call) -> Result<(), SendError> {
         let mut state = self.lock()?;
         state.last_used = Instant::now();
         if call.method() != "notifications/cancelled" && self.reversed.get().is_some() {
@@ -298,11 +297,17 @@ impl Session {
         Ok(())
     }
 
-    fn respond(&self, call: &Call, id: &Id) -> Result<(), SendError> {
+    pub(super) fn respond(&self, call: &Call, id: &Id) -> Result<(), SendError> {
         let mut state = self.lock()?;
         state.last_used = Instant::now();
-        if !state.asked.contains(&*spelled(id.as_json())) {
-            return Err(SendError::NotAsked);
+        if !state.asked.wait_for(&spelled(id.as_json())) {
+            // Its client could not know that nobody waits for it any more.
+            let known = self.has_asked(&state, id);
+            return if known {
+                Ok(())
+            } else {
+                Err(SendError::NotAsked)
+            };
         }
         if self.reversed.get().is_some() {
             self.respond_to_modern(&mut state, call, id);
@@ -310,7 +315,7 @@ impl Session {
         }
         // Only then: a client that is told to try again must find its question still there.
         self.write(Line::of(call.message(), &[]))?;
-        state.asked.remove(&*spelled(id.as_json()));
+        state.asked.close(&spelled(id.as_json()));
         Ok(())
     }
 
@@ -489,6 +494,7 @@ const UNCOUNTED: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use serde_json::json;
 
     use super::*;
@@ -675,7 +681,8 @@ mod tests {
         assert_eq!(session.respond(&answers, id), Ok(()));
         let again = lines.try_recv().expect("the call is made again");
         assert!(String::from_utf8_lossy(&again).contains(r#""inputResponses":{"a":{"#));
-        assert!(session.state().asked.is_empty());
+        assert_eq!(session.respond(&answers, id), Ok(()));
+        assert!(lines.try_recv().is_none(), "it was answered already");
     }
     /// A call that was made again ends when what it goes by now fails, and not when what it went by before does.
     #[tokio::test]

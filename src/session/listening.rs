@@ -23,6 +23,7 @@ use crate::{
         conversation::State,
         exchange::{Event, Failure},
         own::OwnMessage,
+        reversed,
         stream::{self, Exchange, Stream},
     },
 };
@@ -133,7 +134,7 @@ impl Session {
         let own = state
             .listening
             .own
-            .get_or_insert_with(|| Stream::new(0, style, &self.room));
+            .get_or_insert_with(|| Stream::new(OWN, style, &self.room));
         Ok(own.attach(None))
     }
 
@@ -142,7 +143,7 @@ impl Session {
         let (number, after) = stream::place(last).ok_or(NoStream::Event)?;
         let mut state = self.lock()?;
         state.last_used = Instant::now();
-        let (stream, id, list) = if number == 0 {
+        let (stream, id, list) = if number == OWN {
             let own = state.listening.own.as_ref();
             own.map(|own| (own, None, None))
         } else if let Some(call) = state.in_flight.get(&number) {
@@ -244,6 +245,10 @@ impl Session {
                 // A modern child has chosen by itself; a legacy one says everything.
                 (self.bridge.get().is_none() || level >= Some(from)).then_some(stream)
             }),
+            Era::Legacy if method == CANCELLED => params
+                .and_then(|params| params.get("requestId"))
+                .and_then(|id| state.asked_on(id))
+                .or_else(|| newest(&state).or_else(|| own(&state))),
             Era::Legacy if is_about_the_server(method) => own(&state).or_else(|| newest(&state)),
             Era::Legacy => newest(&state).or_else(|| own(&state)),
         };
@@ -270,21 +275,37 @@ impl Session {
     pub(super) fn ask(&self, message: Bytes, id: Bytes) -> bool {
         let mut state = self.state();
         // While `initialize` is in flight nobody listens: its client waits for the answer alone.
-        if !state.open || state.asked.len() >= MAX_ASKED {
+        if !state.open {
             return false;
         }
         let stream = newest(&state).or_else(|| own(&state));
-        let heard = stream.is_some_and(|stream| tell(stream, message));
-        if heard {
-            state.asked.insert(Bytes::copy_from_slice(&spelled(&id)));
+        let heard = stream.filter(|stream| tell(stream, message));
+        let Some(on) = heard.map(|stream| stream.number) else {
+            return false;
+        };
+        if let Some((oldest, on)) = state.asked.make_room() {
+            self.say(&OwnMessage::NobodyThere { id: &oldest });
+            let call = state.in_flight.get(&on);
+            state.withdraw(
+                &oldest,
+                call.map(|call| &*call.stream),
+                "nobody has answered",
+            );
         }
-        heard
+        state.asked.ask(Bytes::copy_from_slice(&spelled(&id)), on);
+        true
+    }
+
+    /// Whether its client was asked this, if only once.
+    pub(super) fn has_asked(&self, state: &State, id: &Id) -> bool {
+        let id = spelled(id.as_json());
+        state.asked.know(&id) || (self.reversed.get().is_some() && reversed::is_past(state, &id))
     }
 
     /// Forgets a request of the child's that it has itself cancelled.
     pub(super) fn unask(&self, id: &[u8]) {
         let mut state = self.state();
-        state.asked.remove(&*spelled(id));
+        state.asked.close(&spelled(id));
         Self::forget_question(&mut state, id);
     }
 }
@@ -325,6 +346,32 @@ fn logging<'a>(state: &'a State, method: &str) -> Option<(&'a Arc<Stream>, usize
 }
 
 impl State {
+    /// The stream on which the client was asked this, if it is still heard.
+    fn asked_on(&self, id: Value<'_>) -> Option<&Arc<Stream>> {
+        let number = self.asked.stream_of(&spelled(id.raw()))?;
+        let stream = match number {
+            OWN => self.listening.own.as_ref(),
+            _ => self.in_flight.get(&number).map(|call| &call.stream),
+        };
+        stream.filter(|stream| stream.is_heard())
+    }
+
+    /// Tells the client, where it was asked or else on the session's own stream, that its answer is not waited for
+    /// any more.
+    pub(super) fn withdraw(&self, id: &[u8], on: Option<&Stream>, why: &str) {
+        let text = [
+            br#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"#,
+            id,
+            br#","reason":""#,
+            why.as_bytes(),
+            br#""}}"#,
+        ];
+        let text = Event::Message(text.concat().into());
+        if !on.is_some_and(|stream| stream.tell(text.clone())) {
+            self.listening.tell(text);
+        }
+    }
+
     fn forget_read(&mut self) {
         self.listening.forget_read();
         for call in self.in_flight.values() {
@@ -341,8 +388,10 @@ fn tell(stream: &Stream, message: Bytes) -> bool {
     stream.tell(Event::Message(message))
 }
 
-/// Requests of the server's that no client has answered.
-const MAX_ASKED: usize = 64;
+/// The number of the session's own stream.
+pub(super) const OWN: u64 = 0;
+/// What a server says that waits no more for an answer.
+const CANCELLED: &str = "notifications/cancelled";
 /// Ended streams of a session that can be taken up again, their bytes, and for how long.
 const MAX_KEPT: usize = 16;
 const MAX_KEPT_BYTES: usize = 2 << 20;
@@ -350,10 +399,13 @@ const KEPT_FOR: Duration = Duration::from_secs(120);
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
     use crate::{
         auth::Identity,
-        session::{pump, room::Rooms, testing},
+        mcp::Shape,
+        session::{outbox::Lines, pump, room::Rooms, testing},
     };
 
     const ASKS: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","_meta":{"progressToken":1}}}"#;
@@ -397,6 +449,95 @@ mod tests {
             "{told:?}"
         );
         drop(others);
+    }
+
+    fn responds(session: &Session, id: &str) -> Result<(), SendError> {
+        let text = format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
+        let call = Call::read(text.into(), false).unwrap();
+        let Shape::Response(id) = call.shape() else {
+            panic!("it is a response");
+        };
+        session.admits(&call)?;
+        session.respond(&call, id)
+    }
+
+    fn asks(session: &Session, id: &str) {
+        let text = format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"elicitation/create"}}"#);
+        assert!(pump::take(session, text.into()));
+    }
+
+    /// What is there to be read.
+    async fn now(exchange: &mut Exchange) -> Option<Event> {
+        let next = timeout(Duration::from_secs(1), exchange.next());
+        next.await.expect("there is nothing to be read")
+    }
+
+    fn said(lines: &mut Lines) -> Vec<String> {
+        let lines = std::iter::from_fn(|| lines.try_recv());
+        lines
+            .map(|line| String::from_utf8(line.to_vec()).unwrap())
+            .collect()
+    }
+
+    /// tok-132: an answer to what the server does not wait for any more is accepted, and does not reach it; the
+    /// server's word for it comes on the stream of the question.
+    #[tokio::test]
+    async fn an_answer_that_comes_too_late_has_no_effect() {
+        let (session, mut lines) = testing::session(Era::Legacy);
+        session.open("2025-11-25");
+        let mut own = session.listen().unwrap();
+        own.as_events();
+        asks(&session, r#""\u00e9""#);
+        let mut asked = testing::asked(&session, ASKS);
+        let cancel =
+            r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"é"}}"#;
+        assert!(pump::take(&session, cancel.into()));
+        assert!(matches!(now(&mut own).await, Some(Event::Message(_))));
+        assert!(matches!(now(&mut own).await, Some(Event::Message(text)) if text == cancel));
+        asks(&session, "7");
+        assert!(matches!(now(&mut asked).await, Some(Event::Message(_))));
+        assert_eq!(said(&mut lines).len(), 1, "the call");
+        assert_eq!(responds(&session, "7"), Ok(()));
+        assert_eq!(said(&mut lines).len(), 1);
+        for (id, taken) in [
+            ("7", Ok(())),
+            (r#""é""#, Ok(())),
+            ("8", Err(SendError::NotAsked)),
+            (r#""7""#, Err(SendError::NotAsked)),
+            (r#""thv-1-1-0""#, Err(SendError::NotAsked)),
+        ] {
+            assert_eq!(responds(&session, id), taken, "{id}");
+        }
+        assert_eq!(said(&mut lines), [""; 0]);
+    }
+
+    /// What its client does not answer keeps no server from asking more: the oldest is given up, and both are told.
+    #[tokio::test]
+    async fn of_many_questions_that_nobody_answers_the_oldest_is_given_up() {
+        let (session, mut lines) = testing::session(Era::Legacy);
+        session.open("2025-11-25");
+        let mut own = session.listen().unwrap();
+        own.as_events();
+        for number in 0..65 {
+            asks(&session, &number.to_string());
+            assert!(matches!(now(&mut own).await, Some(Event::Message(_))));
+        }
+        let Some(Event::Message(told)) = now(&mut own).await else {
+            panic!("nothing was told");
+        };
+        let told = String::from_utf8(told.to_vec()).unwrap();
+        assert!(told.contains(r#""notifications/cancelled","params":{"requestId":0,"#));
+        let heard = said(&mut lines);
+        assert!(
+            heard.len() == 1 && heard[0].starts_with(r#"{"jsonrpc":"2.0","id":0,"error""#),
+            "{heard:?}"
+        );
+        assert_eq!(responds(&session, "0"), Ok(()));
+        assert_eq!(said(&mut lines), [""; 0]);
+        for number in 1..65 {
+            assert_eq!(responds(&session, &number.to_string()), Ok(()));
+        }
+        assert_eq!(said(&mut lines).len(), 64);
     }
 
     /// mcp-L6: an answer that was read is kept for who comes back; not where its user has much that is not read,

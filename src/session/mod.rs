@@ -25,6 +25,7 @@ mod own;
 mod pending;
 mod probe;
 mod pump;
+mod questions;
 mod renewing;
 mod reversed;
 mod rewrite;

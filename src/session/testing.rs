@@ -78,12 +78,25 @@ pub(super) fn bridged(capabilities: &str) -> (Arc<Session>, Lines) {
 
 /// A session of a legacy client before a server of the modern era that has said these capabilities.
 pub(super) fn reversed(capabilities: &str) -> (Arc<Session>, Lines) {
+    reversed_for("{}", capabilities)
+}
+
+/// The same, whose client can be asked; its session is open.
+pub(super) fn eliciting() -> (Arc<Session>, Lines) {
+    let (session, lines) = reversed_for(r#"{"elicitation":{},"roots":{}}"#, "{}");
+    session.open("2025-11-25");
+    (session, lines)
+}
+
+fn reversed_for(client: &str, capabilities: &str) -> (Arc<Session>, Lines) {
     let (session, lines) = session(Era::Legacy);
     let said = format!(
         r#"{{"id":1,"result":{{"supportedVersions":["2026-07-28"],"capabilities":{capabilities}}}}}"#
     );
     let said = Message::parse(said.into()).unwrap();
-    let initialize = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{}}}"#;
+    let initialize = format!(
+        r#"{{"jsonrpc":"2.0","id":1,"method":"initialize","params":{{"protocolVersion":"2025-11-25","capabilities":{client}}}}}"#
+    );
     let initialize = Call::read(initialize.into(), false).unwrap();
     let server = ModernServer::read(&said, &initialize).unwrap();
     let _ = session.reversed.set(Box::new(server));

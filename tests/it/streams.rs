@@ -340,3 +340,27 @@ async fn a_batch_is_decided_message_by_message() {
     let notes = r#"[{"jsonrpc":"2.0","method":"notifications/initialized"}]"#;
     assert_eq!(alice.post(notes).await.status, 202);
 }
+
+/// tok-132: an answer to what the server of this session has withdrawn is taken, and does not reach it.
+#[tokio::test]
+async fn an_answer_to_what_was_withdrawn_is_accepted_without_effect() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let withdrawn = [
+        r#"{"jsonrpc":"2.0","id":"mine-3","method":"elicitation/create","params":{"message":"?"}}"#,
+        r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"mine-3"}}"#,
+        "",
+    ];
+    let arguments = json!({ "raw": withdrawn.join("\n"), "answers": true });
+    let told = alice.call("framed", arguments).await;
+    let (asked, cancelled) = (withdrawn[0], withdrawn[1]);
+    assert!(told.text().contains(asked) && told.text().contains(cancelled));
+    let reply = r#"{"jsonrpc":"2.0","id":"mine-3","result":{"action":"decline"}}"#;
+    for _ in 0..2 {
+        assert_eq!(alice.post(reply).await.status, 202);
+    }
+    let bob = house.session("bob").await;
+    assert_eq!(bob.post(reply).await.status, 400);
+    let seen = alice.seen().await;
+    assert!(!seen.iter().any(|line| line == reply), "{seen:?}");
+}
