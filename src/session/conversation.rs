@@ -21,7 +21,7 @@ use crate::{
         calls::{InFlight, OutcomeOwed},
         exchange::Failure,
         line::Line,
-        listening::Listening,
+        listening::{INITIALIZED, Listening},
         load::Places,
         outbox::{Outbox, Refused},
         own::OwnMessage,
@@ -259,6 +259,7 @@ impl Session {
     pub(super) fn notify(&self, call: &Call) -> Result<(), SendError> {
         let mut state = self.lock()?;
         state.last_used = Instant::now();
+        self.await_listener(&mut state, call.method());
         if call.method() != "notifications/cancelled" && self.reversed.get().is_some() {
             drop(state);
             self.heard_initialized(call.method());
@@ -361,7 +362,7 @@ impl Session {
         self.give_up_results(&mut state, now);
         self.look_at_watched(&mut state, now);
         self.give_up_subscribing(&mut state, now);
-        state.listening.sweep(now);
+        self.sweep_streams(&mut state, now);
         self.forget_read_if_scarce(&mut state);
         if state.in_flight.is_empty() {
             // Thousands of sessions wait for their users most of the time.
@@ -408,6 +409,7 @@ impl Session {
         let mut state = self.state();
         state.open = true;
         version.clone_into(&mut state.version);
+        self.await_listener(&mut state, INITIALIZED);
     }
 
     /// Whether this version was agreed on.

@@ -31,8 +31,10 @@ use crate::{
 /// The streams of a session besides those of requests in flight.
 #[derive(Default)]
 pub(super) struct Listening {
-    /// The session's own (GET), once it was opened.
+    /// The session's own (GET), once it was opened, or while it may be soon.
     own: Option<Arc<Stream>>,
+    /// Until then it may.
+    awaited: Option<Instant>,
     /// Streams that have ended, oldest first, for whom lost the end.
     kept: VecDeque<Kept>,
 }
@@ -82,7 +84,7 @@ impl Listening {
         }
     }
 
-    pub(super) fn sweep(&mut self, now: Instant) {
+    fn sweep(&mut self, now: Instant) {
         self.kept
             .retain(|kept| now.duration_since(kept.since) < KEPT_FOR);
     }
@@ -93,6 +95,24 @@ impl Listening {
         if let Some(own) = &self.own {
             own.forget_read();
         }
+    }
+
+    /// Has what comes on the session's own stream wait for its client, who opens it only now.
+    fn await_client(&mut self, now: Instant, stream: impl FnOnce() -> Arc<Stream>) {
+        let own = self.own.get_or_insert_with(|| {
+            let own = stream();
+            own.wait_for_reader();
+            own
+        });
+        if own.is_awaited() {
+            self.awaited = Some(now + GRACE);
+        }
+    }
+
+    /// The session's own stream, which nobody has opened in that time; it is there no more.
+    fn not_opened(&mut self, now: Instant) -> Option<Arc<Stream>> {
+        self.awaited.take_if(|until| *until <= now)?;
+        self.own.take_if(|own| own.is_awaited())
     }
 
     /// Tells the session's own stream, if somebody listens to it.
@@ -136,6 +156,30 @@ impl Session {
             .own
             .get_or_insert_with(|| Stream::new(OWN, style, &self.room));
         Ok(own.attach(None))
+    }
+
+    /// Who says that is about to listen to the session's own stream, if ever: what is for that waits a while.
+    pub(super) fn await_listener(&self, state: &mut State, method: &str) {
+        if method != INITIALIZED || !state.open {
+            return;
+        }
+        let style = self.style(state);
+        let stream = || Stream::new(OWN, style, &self.room);
+        state.listening.await_client(Instant::now(), stream);
+    }
+
+    /// Keeps no stream longer than it may be: what waits for a client that has not come is for nobody.
+    pub(super) fn sweep_streams(&self, state: &mut State, now: Instant) {
+        state.listening.sweep(now);
+        let Some(own) = state.listening.not_opened(now) else {
+            return;
+        };
+        for id in state.asked.close_all(OWN) {
+            self.say(&OwnMessage::NobodyThere { id: &id });
+        }
+        for _ in 0..own.unread() {
+            self.count_unheard();
+        }
     }
 
     /// Goes on with the stream of the event `last` after it (mcp-L6).
@@ -248,9 +292,9 @@ impl Session {
             Era::Legacy if method == CANCELLED => params
                 .and_then(|params| params.get("requestId"))
                 .and_then(|id| state.asked_on(id))
-                .or_else(|| newest(&state).or_else(|| own(&state))),
-            Era::Legacy if is_about_the_server(method) => own(&state).or_else(|| newest(&state)),
-            Era::Legacy => newest(&state).or_else(|| own(&state)),
+                .or_else(|| any(&state)),
+            Era::Legacy if is_about_the_server(method) => own(&state).or_else(|| any(&state)),
+            Era::Legacy => any(&state),
         };
         stream.is_some_and(|stream| tell(stream, message.bytes().clone()))
     }
@@ -278,8 +322,7 @@ impl Session {
         if !state.open {
             return false;
         }
-        let stream = newest(&state).or_else(|| own(&state));
-        let heard = stream.filter(|stream| tell(stream, message));
+        let heard = any(&state).filter(|stream| tell(stream, message));
         let Some(on) = heard.map(|stream| stream.number) else {
             return false;
         };
@@ -332,6 +375,15 @@ fn own(state: &State) -> Option<&Arc<Stream>> {
     state.listening.own.as_ref().filter(|own| own.is_heard())
 }
 
+/// The stream for what is about nothing in particular.
+fn any(state: &State) -> Option<&Arc<Stream>> {
+    let awaited = || {
+        let own = state.listening.own.as_ref();
+        own.filter(|own| own.is_awaited())
+    };
+    newest(state).or_else(|| own(state)).or_else(awaited)
+}
+
 /// A log message of a modern child names no request: it is for the one that asked
 /// for any (mcp-T29), and for nobody if several did, or it might cross to another client.
 /// A subscription is about other things (mcp-T28).
@@ -353,7 +405,7 @@ impl State {
             OWN => self.listening.own.as_ref(),
             _ => self.in_flight.get(&number).map(|call| &call.stream),
         };
-        stream.filter(|stream| stream.is_heard())
+        stream.filter(|stream| stream.is_heard() || stream.is_awaited())
     }
 
     /// Tells the client, where it was asked or else on the session's own stream, that its answer is not waited for
@@ -390,6 +442,12 @@ fn tell(stream: &Stream, message: Bytes) -> bool {
 
 /// The number of the session's own stream.
 pub(super) const OWN: u64 = 0;
+/// How long what is for the session's own stream waits for its client to open that. Clients do so only when
+/// `notifications/initialized` was accepted, and a server that asks for roots does so when it hears that: over a slow
+/// line it was always first. Some never do, and their server must not wait long for nobody.
+const GRACE: Duration = Duration::from_secs(10);
+/// What a client says when its session is open.
+pub(super) const INITIALIZED: &str = "notifications/initialized";
 /// What a server says that waits no more for an answer.
 const CANCELLED: &str = "notifications/cancelled";
 /// Ended streams of a session that can be taken up again, their bytes, and for how long.
@@ -538,6 +596,111 @@ mod tests {
             assert_eq!(responds(&session, &number.to_string()), Ok(()));
         }
         assert_eq!(said(&mut lines).len(), 64);
+    }
+
+    /// mcp-L1, mcp-L5: what a server asks and says before its client has opened the session's own stream waits for that,
+    /// but not for long, and not where a call is read.
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_before_the_clients_own_stream_waits_for_it() {
+        const CHANGED: &str = r#"{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}"#;
+        let initialized = format!(r#"{{"jsonrpc":"2.0","method":"{INITIALIZED}"}}"#);
+        let initialized = Call::read(initialized.into(), false).unwrap();
+        let idle = Duration::from_secs(600);
+        let begin = || {
+            let (session, lines) = testing::session(Era::Legacy);
+            session.open("2025-11-25");
+            (session, lines)
+        };
+        for opens in ["in time", "late", "late, and says so"] {
+            let (session, mut lines) = begin();
+            assert!(session.resume("0-0").is_err(), "it was not opened");
+            tokio::time::advance(GRACE - Duration::from_secs(1)).await;
+            if opens == "late, and says so" {
+                session.notify(&initialized).unwrap();
+                assert_eq!(said(&mut lines).len(), 1);
+            }
+            asks(&session, "7");
+            assert!(pump::take(&session, CHANGED.into()));
+            // One that is withdrawn meanwhile is not answered once more.
+            asks(&session, "8");
+            let cancel =
+                r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":8}}"#;
+            assert!(pump::take(&session, cancel.into()));
+            if opens != "in time" {
+                tokio::time::advance(Duration::from_secs(1)).await;
+            }
+            session.sweep(Instant::now(), idle);
+            let heard = said(&mut lines);
+            if opens == "late" {
+                let refused = r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"no client is listening"}}"#;
+                assert_eq!(heard, [format!("{refused}\n")]);
+                assert_eq!(session.unheard(), 4);
+                assert!(session.state().listening.own.is_none());
+                assert_eq!(responds(&session, "7"), Ok(()));
+                assert_eq!(said(&mut lines), [""; 0]);
+                // Now that nobody is expected it is as ever.
+                asks(&session, "9");
+                assert!(said(&mut lines)[0].contains("-32601"));
+                let mut own = session.listen().unwrap();
+                asks(&session, "10");
+                assert!(
+                    matches!(now(&mut own).await, Some(Event::Message(text)) if text.ends_with(br#""id":10,"method":"elicitation/create"}"#))
+                );
+                continue;
+            }
+            assert_eq!(heard, [""; 0]);
+            let mut own = session.listen().unwrap();
+            own.as_events();
+            for starts in [
+                r#"{"jsonrpc":"2.0","id":7,"#,
+                CHANGED,
+                r#"{"jsonrpc":"2.0","id":8,"#,
+                cancel,
+            ] {
+                let next = now(&mut own).await;
+                assert!(
+                    matches!(&next, Some(Event::Message(text)) if text.starts_with(starts.as_bytes())),
+                    "{next:?}"
+                );
+            }
+            assert_eq!(responds(&session, "7"), Ok(()));
+            assert_eq!(said(&mut lines).len(), 1);
+            tokio::time::advance(GRACE).await;
+            session.sweep(Instant::now(), idle);
+            asks(&session, "9");
+            assert!(matches!(now(&mut own).await, Some(Event::Message(_))));
+        }
+        // Who reads an answer is there.
+        let (session, _lines) = begin();
+        let mut asked = testing::asked(&session, ASKS);
+        assert!(pump::take(&session, CHANGED.into()));
+        assert!(matches!(now(&mut asked).await, Some(Event::Message(text)) if text == CHANGED));
+        // While nothing is said nothing is kept.
+        session.sweep(Instant::now() + GRACE, idle);
+        assert!(session.state().listening.own.is_none());
+    }
+
+    /// conn-3: what waits for a client that may not come is bounded as for one that does not read, counted, and given back.
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_for_a_client_that_does_not_come_is_bounded_and_given_back() {
+        let rooms = Rooms::new(1);
+        let alice = Identity::example("https://a", "alice");
+        let (session, _lines) = testing::session_of(alice, Era::Legacy, &rooms);
+        session.open("2025-11-25");
+        let text = "x".repeat(100 << 10);
+        let text = format!(
+            r#"{{"jsonrpc":"2.0","method":"notifications/message","params":{{"data":"{text}"}}}}"#
+        );
+        for _ in 0..300 {
+            assert!(pump::take(&session, text.clone().into()));
+        }
+        let taken = rooms.taken();
+        // What was read of a line is held beside it.
+        assert!(taken > 900 << 10 && taken <= 2 << 20, "{taken}");
+        let dropped = session.unheard();
+        session.sweep(Instant::now() + GRACE, Duration::MAX);
+        assert_eq!((rooms.taken(), session.unheard()), (0, 300));
+        assert!(dropped < 300);
     }
 
     /// mcp-L6: an answer that was read is kept for who comes back; not where its user has much that is not read,

@@ -75,6 +75,19 @@ impl Questions {
         Some(gone)
     }
 
+    /// Closes all that wait on that stream.
+    pub(super) fn close_all(&mut self, on: u64) -> Vec<Bytes> {
+        let all = self.0.iter_mut();
+        let these = all.filter(|question| question.waits && question.on == on);
+        let closed = these.map(|question| {
+            question.waits = false;
+            question.id.clone()
+        });
+        let closed = closed.collect();
+        self.bound();
+        closed
+    }
+
     fn find(&self, id: &[u8]) -> Option<&Question> {
         self.0.iter().find(|question| *question.id == *id)
     }
@@ -124,5 +137,7 @@ mod tests {
         // The same id once more is another question.
         questions.ask(id(1), 0);
         assert!(questions.wait_for(b"1"));
+        assert_eq!(questions.close_all(0), [id(1)]);
+        assert_eq!(questions.close_all(0), [""; 0]);
     }
 }

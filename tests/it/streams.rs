@@ -229,7 +229,8 @@ async fn streams_are_the_sessions_and_need_one() {
     assert_eq!((modern.status, modern.header("allow")), (405, Some("POST")));
 }
 
-/// mcp-L5: a question with nobody at work comes on the session's own stream; without one it is answered at once.
+/// mcp-L5: a question with nobody at work comes on the session's own stream; without one it waits for that, and is
+/// answered when nobody has opened it for a while.
 #[tokio::test]
 async fn a_question_with_nobody_at_work_comes_on_the_sessions_own_stream() {
     let house = house().open().await;
@@ -257,7 +258,17 @@ async fn a_question_with_nobody_at_work_comes_on_the_sessions_own_stream() {
     );
 
     let carol = house.session("carol").await;
-    assert_eq!(carol.call("later", json!({})).await.said(), "done");
+    let dave = house.session("dave").await;
+    for caller in [&carol, &dave] {
+        assert_eq!(caller.call("later", json!({})).await.said(), "done");
+    }
+    // He comes late.
+    let mut daves = stream(&house, &dave, None).await;
+    assert_eq!(daves.next().await["method"], "roots/list");
+    assert_eq!(dave.post(reply).await.status, 202);
+    tokio::time::pause();
+    tokio::time::advance(std::time::Duration::from_secs(11)).await;
+    tokio::time::resume();
     let answered = async {
         loop {
             let seen = carol.seen().await;
@@ -270,6 +281,8 @@ async fn a_question_with_nobody_at_work_comes_on_the_sessions_own_stream() {
         .await
         .unwrap();
     assert!(answered.contains("-32601"), "{answered}");
+    let seen = dave.seen().await;
+    assert!(seen.iter().any(|line| line == reply), "{seen:?}");
 }
 
 /// mcp-L3: ids come with events alone where priming is not known.
