@@ -8,13 +8,14 @@ use tokio::time::Instant;
 use crate::{
     audit::{Outcome, Owed, Reason},
     auth::Identity,
-    mcp::{Call, Era, Id, Message, bridge, meta, method},
+    mcp::{Call, Era, Id, Message, method},
     session::{
         SendError, Session,
         conversation::State,
         exchange::{Event, Failure},
         line::Line,
         load::Place,
+        logs::Logs,
         own::OwnMessage,
         pending::{self, Input},
         reversed::Again,
@@ -39,8 +40,8 @@ pub(super) struct InFlight {
     pub(super) list: Option<&'static str>,
     /// Its answer says who may keep it.
     pub(super) cacheable: bool,
-    /// From which level on it asked for log messages.
-    pub(super) logs: Option<usize>,
+    /// Which log messages it asked for.
+    pub(super) logs: Option<Box<Logs>>,
     /// `None` for what the gateway itself asked, and where the client was told already.
     pub(super) outcome: Option<OutcomeOwed>,
     /// What it subscribes to at a legacy child, which knows nothing of it.
@@ -193,7 +194,7 @@ impl Session {
                 progress_token: progress_token(call),
                 list: method::filtered_list(call.method()),
                 cacheable: method::is_cacheable(call.method()),
-                logs: logs(call),
+                logs: Logs::of(call, || holder.unwrap_or_else(|| seal::holder(identity))),
                 outcome: Some(OutcomeOwed::new(owed.take(), call, now)),
                 wanted,
                 hearer,
@@ -468,12 +469,6 @@ fn goes_on(call: &Call) -> bool {
     call.params().is_some_and(|params| {
         params.get("requestState").is_some() || params.get("inputResponses").is_some()
     })
-}
-
-/// From which level on the request wants to hear log messages.
-pub(super) fn logs(call: &Call) -> Option<usize> {
-    let level = call.meta(meta::LOG_LEVEL)?.as_str()?;
-    bridge::log_level(&level)
 }
 
 /// What a child's answer holds.

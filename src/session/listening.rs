@@ -13,15 +13,16 @@ use tokio::time::{Duration, Instant};
 use crate::{
     json::Value,
     mcp::{
-        Call, Era, Id, Message, bridge, spelled,
+        Era, Id, Message, bridge, spelled,
         subscription::{ACKNOWLEDGED, SUBSCRIPTION},
         task,
     },
     session::{
         SendError, Session,
-        calls::{self, InFlight},
+        calls::InFlight,
         conversation::State,
         exchange::{Event, Failure},
+        logs,
         own::OwnMessage,
         reversed,
         stream::{self, Exchange, Stream},
@@ -281,14 +282,15 @@ impl Session {
             });
         }
         let stream = match self.era {
-            Era::Modern => logging(&state, method).and_then(|(stream, from)| {
+            Era::Modern if method == "notifications/message" => {
                 let level = params
                     .and_then(|params| params.get("level"))
                     .and_then(Value::as_str);
                 let level = level.and_then(|level| bridge::log_level(&level));
                 // A modern child has chosen by itself; a legacy one says everything.
-                (self.bridge.get().is_none() || level >= Some(from)).then_some(stream)
-            }),
+                logs::hearer(&state, level, self.bridge.get().is_none())
+            }
+            Era::Modern => None,
             Era::Legacy if method == CANCELLED => params
                 .and_then(|params| params.get("requestId"))
                 .and_then(|id| state.asked_on(id))
@@ -297,22 +299,6 @@ impl Session {
             Era::Legacy => any(&state),
         };
         stream.is_some_and(|stream| tell(stream, message.bytes().clone()))
-    }
-
-    /// Has a legacy child write what the call wants to hear, if it does not yet.
-    pub(super) fn log_from(&self, state: &mut State, call: &Call) -> Result<(), SendError> {
-        let logs = self.bridge.get().is_some_and(|server| server.logs());
-        let wanted = logs.then(|| calls::logs(call)).flatten();
-        let Some(wanted) = wanted.filter(|wanted| state.level.is_none_or(|told| *wanted < told))
-        else {
-            return Ok(());
-        };
-        let (number, level) = (state.next, bridge::level_name(wanted));
-        self.write(OwnMessage::LogFrom { number, level }.line())?;
-        // Its answer is not waited for, and its refusal is no harm.
-        state.next += 1;
-        state.level = Some(wanted);
-        Ok(())
     }
 
     /// Gives a request of the child's to a client that can answer it.
@@ -384,19 +370,6 @@ fn any(state: &State) -> Option<&Arc<Stream>> {
     newest(state).or_else(|| own(state)).or_else(awaited)
 }
 
-/// A log message of a modern child names no request: it is for the one that asked
-/// for any (mcp-T29), and for nobody if several did, or it might cross to another client.
-/// A subscription is about other things (mcp-T28).
-fn logging<'a>(state: &'a State, method: &str) -> Option<(&'a Arc<Stream>, usize)> {
-    let calls = state.in_flight.values();
-    let calls = calls.filter(|call| !call.is_subscription());
-    let mut calls = calls.filter_map(|call| Some((&call.stream, call.logs?)));
-    match (method, calls.next(), calls.next()) {
-        ("notifications/message", call, None) => call,
-        _ => None,
-    }
-}
-
 impl State {
     /// The stream on which the client was asked this, if it is still heard.
     fn asked_on(&self, id: Value<'_>) -> Option<&Arc<Stream>> {
@@ -462,7 +435,7 @@ mod tests {
     use super::*;
     use crate::{
         auth::Identity,
-        mcp::Shape,
+        mcp::{Call, Shape},
         session::{outbox::Lines, pump, room::Rooms, testing},
     };
 

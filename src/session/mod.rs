@@ -19,6 +19,7 @@ mod hearing;
 mod line;
 mod listening;
 mod load;
+mod logs;
 mod opening;
 mod outbox;
 mod own;
