@@ -183,6 +183,7 @@ impl Session {
         let now = Instant::now();
         state.next += 1;
         state.last_used = now;
+        state.progress.waits(call, number);
         let stream = Stream::new(number, self.style(state), &self.room);
         let exchange = stream.attach(None).recorded_in(&self.audit);
         state.in_flight.insert(
@@ -312,6 +313,7 @@ impl Session {
                 state.last_used = Instant::now();
                 if answer == Answer::Result {
                     self.has_subscribed(&mut state, &mut call);
+                    self.progresses(&mut state, number, &call, message);
                 }
                 let reversed = self.reversed.get().is_some() && answer == Answer::Result;
                 let call = if reversed {

@@ -26,6 +26,7 @@ use crate::{
         outbox::{Outbox, Refused},
         own::OwnMessage,
         probe::Spoken,
+        progress::Progress,
         questions::Questions,
         reversed::Reversed,
         room::{Room, Rooms},
@@ -97,6 +98,7 @@ pub(super) struct State {
     pub(super) level: Option<usize>,
     pub(super) reversed: Reversed,
     pub(super) tasks: Tasks,
+    pub(super) progress: Progress,
     pub(super) resources: Resources,
     pub(super) subscribed: Subscribed,
 }
@@ -145,6 +147,7 @@ impl Session {
             level: None,
             reversed: Reversed::default(),
             tasks: Tasks::default(),
+            progress: Progress::default(),
             resources: Resources::default(),
             subscribed: Subscribed::default(),
         };

@@ -109,6 +109,12 @@ impl Switch {
                 member.subscribed.remove(&uri);
             }
             let principal = member.principal;
+            if result.is_some_and(|result| result.get("task").is_some()) {
+                self.made.push_back((number, (to, own)));
+                if self.made.len() > MAX_MADE {
+                    self.made.pop_front();
+                }
+            }
             let made = result.and_then(made_task);
             if let Some(task) = made.filter(|task| task.span().len() <= task::MAX_ID) {
                 self.remember(text_of(task), principal);
@@ -215,8 +221,7 @@ impl Switch {
             _ => None,
         };
         if let Some(named) = named {
-            let route = number_of(named).and_then(|number| self.routes.get(&number));
-            let Some((to, own)) = route.and_then(|route| route.to) else {
+            let Some((to, own)) = number_of(named).and_then(|number| self.whose(number)) else {
                 return Vec::new();
             };
             let own = own.to_string();
@@ -251,6 +256,15 @@ impl Switch {
         members
             .map(|(to, _)| Out::To(*to, message.bytes().clone()))
             .collect()
+    }
+
+    /// Whose request of that number is in flight, or has become a task.
+    fn whose(&self, number: u64) -> Option<(u64, u64)> {
+        if let Some(route) = self.routes.get(&number) {
+            return route.to;
+        }
+        let (_, to) = self.made.iter().find(|(made, _)| *made == number)?;
+        Some(*to)
     }
 
     /// Whether a member that has named no level hears what the child logs: whose call it must be about, and where no
@@ -340,6 +354,8 @@ fn pages(error: Value<'_>) -> Option<Value<'_>> {
     (pages.kind() == Kind::Array).then_some(pages)
 }
 
+/// Calls of which it is known that they have become tasks.
+const MAX_MADE: usize = 256;
 /// What a page is called towards which a user is sent.
 const ELICITATION: &str = "elicitationId";
 /// Pages of which it is known whose client was sent there.

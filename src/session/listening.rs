@@ -172,6 +172,7 @@ impl Session {
     /// Keeps no stream longer than it may be: what waits for a client that has not come is for nobody.
     pub(super) fn sweep_streams(&self, state: &mut State, now: Instant) {
         state.listening.sweep(now);
+        state.progress.sweep(now);
         let Some(own) = state.listening.not_opened(now) else {
             return;
         };
@@ -263,7 +264,7 @@ impl Session {
         if !self.may_hear(hearers, message, method) {
             return false;
         }
-        let state = self.state();
+        let mut state = self.state();
         if let Some(subscription) = subscription {
             let call = named(&state, subscription);
             return call.is_some_and(|call| {
@@ -273,13 +274,20 @@ impl Session {
         }
         if method == "notifications/progress" {
             let token = params.and_then(|params| params.get("progressToken"));
-            let call = token.and_then(|token| Some((token, named(&state, token)?)));
-            return call.is_some_and(|(token, call)| {
-                let Some(own) = &call.progress_token else {
-                    return false;
-                };
-                tell(&call.stream, message.with(&[(token.span(), own)]).into())
-            });
+            let Some(token) = token else {
+                return false;
+            };
+            let (stream, own) = match named(&state, token) {
+                Some(call) => (Some(&call.stream), call.progress_token.as_ref()),
+                None => state.told_of_task(token),
+            };
+            let Some((stream, own)) = stream.zip(own) else {
+                return false;
+            };
+            return tell(stream, message.with(&[(token.span(), own)]).into());
+        }
+        if method == task::TOLD_BY_LEGACY {
+            state.progress.ends(params);
         }
         let stream = match self.era {
             Era::Modern if method == "notifications/message" => {
@@ -379,6 +387,18 @@ impl State {
             _ => self.in_flight.get(&number).map(|call| &call.stream),
         };
         stream.filter(|stream| stream.is_heard() || stream.is_awaited())
+    }
+
+    /// Where the progress of the task goes that its child tells under that token, and the client's own token.
+    fn told_of_task(&self, token: Value<'_>) -> (Option<&Arc<Stream>>, Option<&Bytes>) {
+        let Some(told) = self.progress.of(token) else {
+            return (None, None);
+        };
+        let result = told.result.and_then(|number| self.in_flight.get(&number));
+        let result = result.map(|call| &call.stream);
+        let stream = result.filter(|stream| stream.is_heard());
+        let stream = stream.or_else(|| own(self)).or_else(|| any(self));
+        (stream, Some(&told.token))
     }
 
     /// Tells the client, where it was asked or else on the session's own stream, that its answer is not waited for

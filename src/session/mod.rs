@@ -25,6 +25,7 @@ mod outbox;
 mod own;
 mod pending;
 mod probe;
+mod progress;
 mod pump;
 mod questions;
 mod renewing;

@@ -49,6 +49,8 @@ pub(super) struct Switch {
     /// Tasks of the child's, and whose they are; the oldest is forgotten first.
     pub(super) tasks: HashMap<Bytes, PrincipalKey>,
     pub(super) eldest: VecDeque<Bytes>,
+    /// The numbers of calls that have become tasks, and whose they are: their progress tokens are still good.
+    pub(super) made: VecDeque<(u64, (u64, u64))>,
 }
 
 pub(super) struct Member {
@@ -99,6 +101,7 @@ impl Switch {
             sent_to_pages: VecDeque::new(),
             tasks: HashMap::default(),
             eldest: VecDeque::new(),
+            made: VecDeque::new(),
         }
     }
 
@@ -123,6 +126,7 @@ impl Switch {
             return out;
         };
         self.opening.forget(member);
+        self.made.retain(|(_, (to, _))| *to != member);
         for number in gone.numbers.into_values() {
             if self.routes.remove(&number).is_some() {
                 let own = OwnMessage::Cancelled {
@@ -455,6 +459,13 @@ mod tests {
             .answers(r#"{"jsonrpc":"2.0","id":1,"result":{"task":{"taskId":"t"}}}"#.into())
             .unwrap();
         let get = r#"{"jsonrpc":"2.0","id":2,"method":"tasks/get","params":{"taskId":"t"}}"#;
+        // Its progress is for the call that it was.
+        let step =
+            r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":1}}"#;
+        assert_eq!(
+            switch.answers(step.into()),
+            Some(vec![Out::To(0, step.into())])
+        );
         // Member 2 is the same user; 1 and 3 are another.
         sent(switch.says(2, get.into()));
         for other in [1, 3] {
