@@ -8,13 +8,14 @@ use tokio::time::Instant;
 use crate::{
     audit::{Outcome, Owed, Reason},
     auth::Identity,
-    mcp::{Call, Era, Id, Message, bridge, meta, method},
+    mcp::{Call, Era, Id, Message, method},
     session::{
         SendError, Session,
         conversation::State,
         exchange::{Event, Failure},
         line::Line,
         load::Place,
+        logs::Logs,
         own::OwnMessage,
         pending::{self, Input},
         reversed::Again,
@@ -39,8 +40,8 @@ pub(super) struct InFlight {
     pub(super) list: Option<&'static str>,
     /// Its answer says who may keep it.
     pub(super) cacheable: bool,
-    /// From which level on it asked for log messages.
-    pub(super) logs: Option<usize>,
+    /// Which log messages it asked for.
+    pub(super) logs: Option<Box<Logs>>,
     /// `None` for what the gateway itself asked, and where the client was told already.
     pub(super) outcome: Option<OutcomeOwed>,
     /// What it subscribes to at a legacy child, which knows nothing of it.
@@ -182,6 +183,7 @@ impl Session {
         let now = Instant::now();
         state.next += 1;
         state.last_used = now;
+        state.progress.waits(call, number);
         let stream = Stream::new(number, self.style(state), &self.room);
         let exchange = stream.attach(None).recorded_in(&self.audit);
         state.in_flight.insert(
@@ -193,7 +195,7 @@ impl Session {
                 progress_token: progress_token(call),
                 list: method::filtered_list(call.method()),
                 cacheable: method::is_cacheable(call.method()),
-                logs: logs(call),
+                logs: Logs::of(call, || holder.unwrap_or_else(|| seal::holder(identity))),
                 outcome: Some(OutcomeOwed::new(owed.take(), call, now)),
                 wanted,
                 hearer,
@@ -312,6 +314,7 @@ impl Session {
                 state.last_used = Instant::now();
                 if answer == Answer::Result {
                     self.has_subscribed(&mut state, &mut call);
+                    self.progresses(&mut state, number, &call, message);
                 }
                 let reversed = self.reversed.get().is_some() && answer == Answer::Result;
                 let call = if reversed {
@@ -469,12 +472,6 @@ fn goes_on(call: &Call) -> bool {
     call.params().is_some_and(|params| {
         params.get("requestState").is_some() || params.get("inputResponses").is_some()
     })
-}
-
-/// From which level on the request wants to hear log messages.
-pub(super) fn logs(call: &Call) -> Option<usize> {
-    let level = call.meta(meta::LOG_LEVEL)?.as_str()?;
-    bridge::log_level(&level)
 }
 
 /// What a child's answer holds.

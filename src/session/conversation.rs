@@ -1,7 +1,6 @@
 //! One session: who owns it, what is in flight, and the way in.
 
 use std::{
-    collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -9,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use foldhash::HashMap;
 use tokio::{sync::Notify, time::Instant};
 
@@ -23,11 +21,13 @@ use crate::{
         calls::{InFlight, OutcomeOwed},
         exchange::Failure,
         line::Line,
-        listening::Listening,
+        listening::{INITIALIZED, Listening},
         load::Places,
         outbox::{Outbox, Refused},
         own::OwnMessage,
         probe::Spoken,
+        progress::Progress,
+        questions::Questions,
         reversed::Reversed,
         room::{Room, Rooms},
         seal::Seal,
@@ -84,8 +84,8 @@ pub(super) struct State {
     /// The number of the next request towards the child; never used twice.
     pub(super) next: u64,
     pub(super) in_flight: HashMap<u64, InFlight>,
-    /// The server's own requests that a client may answer, by their id as JSON.
-    pub(super) asked: BTreeSet<Bytes>,
+    /// The server's own requests that a client may answer.
+    pub(super) asked: Questions,
     pub(super) last_used: Instant,
     unwanted: bool,
     /// Its `initialize` was answered: its client may come in.
@@ -98,6 +98,7 @@ pub(super) struct State {
     pub(super) level: Option<usize>,
     pub(super) reversed: Reversed,
     pub(super) tasks: Tasks,
+    pub(super) progress: Progress,
     pub(super) resources: Resources,
     pub(super) subscribed: Subscribed,
 }
@@ -136,7 +137,7 @@ impl Session {
         let state = State {
             next: 1,
             in_flight: HashMap::default(),
-            asked: BTreeSet::new(),
+            asked: Questions::default(),
             last_used: Instant::now(),
             unwanted: false,
             open: false,
@@ -146,6 +147,7 @@ impl Session {
             level: None,
             reversed: Reversed::default(),
             tasks: Tasks::default(),
+            progress: Progress::default(),
             resources: Resources::default(),
             subscribed: Subscribed::default(),
         };
@@ -204,7 +206,7 @@ impl Session {
                 Ok(self.calls.look(self.principal)?)
             }
             Shape::Notification => Ok(()),
-            Shape::Response(id) if state.asked.contains(&*spelled(id.as_json())) => Ok(()),
+            Shape::Response(id) if self.has_asked(&state, id) => Ok(()),
             Shape::Response(_) => Err(SendError::NotAsked),
         }
     }
@@ -257,9 +259,10 @@ impl Session {
         }
     }
 
-    fn notify(&self, call: &Call) -> Result<(), SendError> {
+    pub(super) fn notify(&self, call: &Call) -> Result<(), SendError> {
         let mut state = self.lock()?;
         state.last_used = Instant::now();
+        self.await_listener(&mut state, call.method());
         if call.method() != "notifications/cancelled" && self.reversed.get().is_some() {
             drop(state);
             self.heard_initialized(call.method());
@@ -301,15 +304,21 @@ impl Session {
     pub(super) fn respond(&self, call: &Call, id: &Id) -> Result<(), SendError> {
         let mut state = self.lock()?;
         state.last_used = Instant::now();
-        if !state.asked.contains(&*spelled(id.as_json())) {
-            return Err(SendError::NotAsked);
+        if !state.asked.wait_for(&spelled(id.as_json())) {
+            // Its client could not know that nobody waits for it any more.
+            let known = self.has_asked(&state, id);
+            return if known {
+                Ok(())
+            } else {
+                Err(SendError::NotAsked)
+            };
         }
         if self.reversed.get().is_some() {
             return self.respond_to_modern(&mut state, call, id);
         }
         // Only then: a client that is told to try again must find its question still there.
         self.write(Line::of(call.message(), &[]))?;
-        state.asked.remove(&*spelled(id.as_json()));
+        state.asked.close(&spelled(id.as_json()));
         Ok(())
     }
 
@@ -355,7 +364,7 @@ impl Session {
         self.give_up_results(&mut state, now);
         self.look_at_watched(&mut state, now);
         self.give_up_subscribing(&mut state, now);
-        state.listening.sweep(now);
+        self.sweep_streams(&mut state, now);
         self.forget_read_if_scarce(&mut state);
         if state.in_flight.is_empty() {
             // Thousands of sessions wait for their users most of the time.
@@ -402,6 +411,7 @@ impl Session {
         let mut state = self.state();
         state.open = true;
         version.clone_into(&mut state.version);
+        self.await_listener(&mut state, INITIALIZED);
     }
 
     /// Whether this version was agreed on.
@@ -488,6 +498,7 @@ const UNCOUNTED: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use serde_json::json;
 
     use super::*;
@@ -674,7 +685,8 @@ mod tests {
         assert_eq!(session.respond(&answers, id), Ok(()));
         let again = lines.try_recv().expect("the call is made again");
         assert!(String::from_utf8_lossy(&again).contains(r#""inputResponses":{"a":{"#));
-        assert!(session.state().asked.is_empty());
+        assert_eq!(session.respond(&answers, id), Ok(()));
+        assert!(lines.try_recv().is_none(), "it was answered already");
     }
     /// A call that was made again ends when what it goes by now fails, and not when what it went by before does.
     #[tokio::test]

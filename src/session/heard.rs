@@ -113,10 +113,23 @@ impl Switch {
         };
         let result = message.root().get("result");
         let mut ends = None;
+        if let (Asks::Level(level), Some(_)) = (&route.kind, result) {
+            self.level = Some(*level);
+        }
+        let pages = message.root().get("error").and_then(pages);
+        for page in pages.iter().flat_map(|pages| pages.elements()) {
+            self.sends_to_page(to, page);
+        }
         if let Some(member) = self.members.get_mut(&to) {
             member.numbers.remove(&own);
             if let (Asks::Subscribe(uri), None) = (route.kind, result) {
                 member.subscribed.remove(&uri);
+            }
+            if result.is_some_and(|result| result.get("task").is_some()) {
+                self.made.push_back((number, (to, own)));
+                if self.made.len() > MAX_MADE {
+                    self.made.pop_front();
+                }
             }
             if let Some((result, task)) = result.and_then(|it| Some((it, made_task(it)?))) {
                 let principal = member.principal;
@@ -201,6 +214,9 @@ impl Switch {
         let token = token.map(|token| Bytes::copy_from_slice(token.raw()));
         let id = Bytes::copy_from_slice(&spelled(id.raw()));
         self.asked.insert(id, Asked { member, token });
+        if let Some(params) = params {
+            self.sends_to_page(member, params);
+        }
         Some(vec![Out::To(member, message.bytes().clone())])
     }
 
@@ -245,20 +261,16 @@ impl Switch {
             _ => None,
         };
         if let Some(named) = named {
-            let route = number_of(named).and_then(|number| self.routes.get(&number));
-            let Some((to, own)) = route.and_then(|route| route.to) else {
+            let Some((to, own)) = number_of(named).and_then(|number| self.whose(number)) else {
                 return Vec::new();
             };
             let own = own.to_string();
             let line = message.with(&[(named.span(), own.as_bytes())]);
             return vec![Out::To(to, line.into())];
         }
-        let alone = self.members.len() == 1;
-        // A child that speaks modern MCP says what a call has asked for.
-        let asked = match method {
-            "notifications/message" => self.sole(|kind| matches!(kind, Asks::Logged)),
-            _ => None,
-        };
+        // Of a child of everybody's it might be another user's word; of one user's it is his in any case.
+        let (his, worker) = (!self.everybody, self.sole_worker());
+        let only = self.asked_by_url(params, method).or(worker);
         let hears = |to: u64, member: &Member| match method {
             "notifications/resources/updated" => params
                 .and_then(|params| params.get("uri"))
@@ -267,22 +279,70 @@ impl Switch {
                 let level = params.and_then(|params| params.get("level"));
                 let level = level.and_then(Value::as_str);
                 let level = level.and_then(|level| bridge::log_level(&level));
-                let unsaid = alone || asked == Some(to);
-                let wanted = member.level.map_or(unsaid, |from| level >= Some(from));
-                !self.everybody && wanted
+                let unsaid = || self.logs_unsaid_to(to, worker);
+                his && member.level.map_or_else(unsaid, |from| level >= Some(from))
             }
             "notifications/tasks/status" | "notifications/tasks" => {
                 let task = params.and_then(|params| params.get("taskId"));
                 let owner = task.and_then(|task| self.tasks.get(&text_of(task)));
                 owner == Some(&member.principal)
             }
-            _ => method.ends_with("/list_changed"),
+            _ if method.ends_with("/list_changed") => true,
+            // Whoever has nothing to do with it cannot say so.
+            _ => his && only.is_none_or(|only| only == to),
         };
         let members = self.members.iter();
         let members = members.filter(|(to, member)| hears(**to, member));
         members
             .map(|(to, _)| Out::To(*to, message.bytes().clone()))
             .collect()
+    }
+
+    /// Whose request of that number is in flight, or has become a task.
+    fn whose(&self, number: u64) -> Option<(u64, u64)> {
+        if let Some(route) = self.routes.get(&number) {
+            return route.to;
+        }
+        let (_, to) = self.made.iter().find(|(made, _)| *made == number)?;
+        Some(*to)
+    }
+
+    /// Whether a member that has named no level hears what the child logs: whose call it must be about, and where no
+    /// call tells, all for whom nobody has had the child say more than it does by itself.
+    fn logs_unsaid_to(&self, to: u64, worker: Option<u64>) -> bool {
+        let mut logged = self
+            .routes
+            .values()
+            .filter(|route| matches!(route.kind, Asks::Logged))
+            .filter_map(|route| Some(route.to?.0))
+            .peekable();
+        // A child that speaks modern MCP says what calls have asked for.
+        if logged.peek().is_some() {
+            return logged.any(|member| member == to);
+        }
+        worker.map_or(self.level.is_none(), |worker| worker == to)
+    }
+
+    /// The member whose client was sent to a page, if this says what has become of that.
+    fn asked_by_url(&self, params: Option<Value<'_>>, method: &str) -> Option<u64> {
+        if method != "notifications/elicitation/complete" {
+            return None;
+        }
+        let id = text_of(params?.get(ELICITATION)?);
+        let mut all = self.sent_to_pages.iter().rev();
+        let (_, member) = all.find(|(sent, _)| *sent == id)?;
+        Some(*member)
+    }
+
+    /// Remembers whose client was sent to a page, until much later.
+    fn sends_to_page(&mut self, member: u64, asks: Value<'_>) {
+        let id = asks.get(ELICITATION);
+        if let Some(id) = id.filter(|id| id.span().len() <= MAX_ID) {
+            self.sent_to_pages.push_back((text_of(id), member));
+            if self.sent_to_pages.len() > MAX_PAGES {
+                self.sent_to_pages.pop_front();
+            }
+        }
     }
 
     /// A server may end a subscription by its number, too (mcp-T28): told to whose it was.
@@ -328,6 +388,18 @@ impl Switch {
     }
 }
 
+/// Where a refusal sends the user first.
+fn pages(error: Value<'_>) -> Option<Value<'_>> {
+    let pages = error.get("data")?.get("elicitations")?;
+    (pages.kind() == Kind::Array).then_some(pages)
+}
+
+/// Calls of which it is known that they have become tasks.
+const MAX_MADE: usize = 256;
+/// What a page is called towards which a user is sent.
+const ELICITATION: &str = "elicitationId";
+/// Pages of which it is known whose client was sent there.
+const MAX_PAGES: usize = 64;
 /// Bytes of the id of a question of the child's, and of its progress token.
 const MAX_ID: usize = 256;
 /// Questions of the child's that no client has answered.

@@ -13,16 +13,18 @@ use tokio::time::{Duration, Instant};
 use crate::{
     json::Value,
     mcp::{
-        Call, Era, Id, Message, bridge, spelled,
+        Era, Id, Message, bridge, spelled,
         subscription::{ACKNOWLEDGED, SUBSCRIPTION},
         task,
     },
     session::{
         SendError, Session,
-        calls::{self, InFlight},
+        calls::InFlight,
         conversation::State,
         exchange::{Event, Failure},
+        logs,
         own::OwnMessage,
+        reversed,
         stream::{self, Exchange, Stream},
     },
 };
@@ -30,8 +32,10 @@ use crate::{
 /// The streams of a session besides those of requests in flight.
 #[derive(Default)]
 pub(super) struct Listening {
-    /// The session's own (GET), once it was opened.
+    /// The session's own (GET), once it was opened, or while it may be soon.
     own: Option<Arc<Stream>>,
+    /// Until then it may.
+    awaited: Option<Instant>,
     /// Streams that have ended, oldest first, for whom lost the end.
     kept: VecDeque<Kept>,
 }
@@ -81,7 +85,7 @@ impl Listening {
         }
     }
 
-    pub(super) fn sweep(&mut self, now: Instant) {
+    fn sweep(&mut self, now: Instant) {
         self.kept
             .retain(|kept| now.duration_since(kept.since) < KEPT_FOR);
     }
@@ -92,6 +96,24 @@ impl Listening {
         if let Some(own) = &self.own {
             own.forget_read();
         }
+    }
+
+    /// Has what comes on the session's own stream wait for its client, who opens it only now.
+    fn await_client(&mut self, now: Instant, stream: impl FnOnce() -> Arc<Stream>) {
+        let own = self.own.get_or_insert_with(|| {
+            let own = stream();
+            own.wait_for_reader();
+            own
+        });
+        if own.is_awaited() {
+            self.awaited = Some(now + GRACE);
+        }
+    }
+
+    /// The session's own stream, which nobody has opened in that time; it is there no more.
+    fn not_opened(&mut self, now: Instant) -> Option<Arc<Stream>> {
+        self.awaited.take_if(|until| *until <= now)?;
+        self.own.take_if(|own| own.is_awaited())
     }
 
     /// Tells the session's own stream, if somebody listens to it.
@@ -133,8 +155,33 @@ impl Session {
         let own = state
             .listening
             .own
-            .get_or_insert_with(|| Stream::new(0, style, &self.room));
+            .get_or_insert_with(|| Stream::new(OWN, style, &self.room));
         Ok(own.attach(None))
+    }
+
+    /// Who says that is about to listen to the session's own stream, if ever: what is for that waits a while.
+    pub(super) fn await_listener(&self, state: &mut State, method: &str) {
+        if method != INITIALIZED || !state.open {
+            return;
+        }
+        let style = self.style(state);
+        let stream = || Stream::new(OWN, style, &self.room);
+        state.listening.await_client(Instant::now(), stream);
+    }
+
+    /// Keeps no stream longer than it may be: what waits for a client that has not come is for nobody.
+    pub(super) fn sweep_streams(&self, state: &mut State, now: Instant) {
+        state.listening.sweep(now);
+        state.progress.sweep(now);
+        let Some(own) = state.listening.not_opened(now) else {
+            return;
+        };
+        for id in state.asked.close_all(OWN) {
+            self.say(&OwnMessage::NobodyThere { id: &id });
+        }
+        for _ in 0..own.unread() {
+            self.count_unheard();
+        }
     }
 
     /// Goes on with the stream of the event `last` after it (mcp-L6).
@@ -142,7 +189,7 @@ impl Session {
         let (number, after) = stream::place(last).ok_or(NoStream::Event)?;
         let mut state = self.lock()?;
         state.last_used = Instant::now();
-        let (stream, id, list) = if number == 0 {
+        let (stream, id, list) = if number == OWN {
             let own = state.listening.own.as_ref();
             own.map(|own| (own, None, None))
         } else if let Some(call) = state.in_flight.get(&number) {
@@ -217,7 +264,7 @@ impl Session {
         if !self.may_hear(hearers, message, method) {
             return false;
         }
-        let state = self.state();
+        let mut state = self.state();
         if let Some(subscription) = subscription {
             let call = named(&state, subscription);
             return call.is_some_and(|call| {
@@ -227,64 +274,75 @@ impl Session {
         }
         if method == "notifications/progress" {
             let token = params.and_then(|params| params.get("progressToken"));
-            let call = token.and_then(|token| Some((token, named(&state, token)?)));
-            return call.is_some_and(|(token, call)| {
-                let Some(own) = &call.progress_token else {
-                    return false;
-                };
-                tell(&call.stream, message.with(&[(token.span(), own)]).into())
-            });
+            let Some(token) = token else {
+                return false;
+            };
+            let (stream, own) = match named(&state, token) {
+                Some(call) => (Some(&call.stream), call.progress_token.as_ref()),
+                None => state.told_of_task(token),
+            };
+            let Some((stream, own)) = stream.zip(own) else {
+                return false;
+            };
+            return tell(stream, message.with(&[(token.span(), own)]).into());
+        }
+        if method == task::TOLD_BY_LEGACY {
+            state.progress.ends(params);
         }
         let stream = match self.era {
-            Era::Modern => logging(&state, method).and_then(|(stream, from)| {
+            Era::Modern if method == "notifications/message" => {
                 let level = params
                     .and_then(|params| params.get("level"))
                     .and_then(Value::as_str);
                 let level = level.and_then(|level| bridge::log_level(&level));
                 // A modern child has chosen by itself; a legacy one says everything.
-                (self.bridge.get().is_none() || level >= Some(from)).then_some(stream)
-            }),
-            Era::Legacy if is_about_the_server(method) => own(&state).or_else(|| newest(&state)),
-            Era::Legacy => newest(&state).or_else(|| own(&state)),
+                logs::hearer(&state, level, self.bridge.get().is_none())
+            }
+            Era::Modern => None,
+            Era::Legacy if method == CANCELLED => params
+                .and_then(|params| params.get("requestId"))
+                .and_then(|id| state.asked_on(id))
+                .or_else(|| any(&state)),
+            Era::Legacy if is_about_the_server(method) => own(&state).or_else(|| any(&state)),
+            Era::Legacy => any(&state),
         };
         stream.is_some_and(|stream| tell(stream, message.bytes().clone()))
-    }
-
-    /// Has a legacy child write what the call wants to hear, if it does not yet.
-    pub(super) fn log_from(&self, state: &mut State, call: &Call) -> Result<(), SendError> {
-        let logs = self.bridge.get().is_some_and(|server| server.logs());
-        let wanted = logs.then(|| calls::logs(call)).flatten();
-        let Some(wanted) = wanted.filter(|wanted| state.level.is_none_or(|told| *wanted < told))
-        else {
-            return Ok(());
-        };
-        let (number, level) = (state.next, bridge::level_name(wanted));
-        self.write(OwnMessage::LogFrom { number, level }.line())?;
-        // Its answer is not waited for, and its refusal is no harm.
-        state.next += 1;
-        state.level = Some(wanted);
-        Ok(())
     }
 
     /// Gives a request of the child's to a client that can answer it.
     pub(super) fn ask(&self, message: Bytes, id: Bytes) -> bool {
         let mut state = self.state();
         // While `initialize` is in flight nobody listens: its client waits for the answer alone.
-        if !state.open || state.asked.len() >= MAX_ASKED {
+        if !state.open {
             return false;
         }
-        let stream = newest(&state).or_else(|| own(&state));
-        let heard = stream.is_some_and(|stream| tell(stream, message));
-        if heard {
-            state.asked.insert(Bytes::copy_from_slice(&spelled(&id)));
+        let heard = any(&state).filter(|stream| tell(stream, message));
+        let Some(on) = heard.map(|stream| stream.number) else {
+            return false;
+        };
+        if let Some((oldest, on)) = state.asked.make_room() {
+            self.say(&OwnMessage::NobodyThere { id: &oldest });
+            let call = state.in_flight.get(&on);
+            state.withdraw(
+                &oldest,
+                call.map(|call| &*call.stream),
+                "nobody has answered",
+            );
         }
-        heard
+        state.asked.ask(Bytes::copy_from_slice(&spelled(&id)), on);
+        true
+    }
+
+    /// Whether its client was asked this, if only once.
+    pub(super) fn has_asked(&self, state: &State, id: &Id) -> bool {
+        let id = spelled(id.as_json());
+        state.asked.know(&id) || (self.reversed.get().is_some() && reversed::is_past(state, &id))
     }
 
     /// Forgets a request of the child's that it has itself cancelled.
     pub(super) fn unask(&self, id: &[u8]) {
         let mut state = self.state();
-        state.asked.remove(&*spelled(id));
+        state.asked.close(&spelled(id));
         Self::forget_question(&mut state, id);
     }
 }
@@ -311,20 +369,54 @@ fn own(state: &State) -> Option<&Arc<Stream>> {
     state.listening.own.as_ref().filter(|own| own.is_heard())
 }
 
-/// A log message of a modern child names no request: it is for the one that asked
-/// for any (mcp-T29), and for nobody if several did, or it might cross to another client.
-/// A subscription is about other things (mcp-T28).
-fn logging<'a>(state: &'a State, method: &str) -> Option<(&'a Arc<Stream>, usize)> {
-    let calls = state.in_flight.values();
-    let calls = calls.filter(|call| !call.is_subscription());
-    let mut calls = calls.filter_map(|call| Some((&call.stream, call.logs?)));
-    match (method, calls.next(), calls.next()) {
-        ("notifications/message", call, None) => call,
-        _ => None,
-    }
+/// The stream for what is about nothing in particular.
+fn any(state: &State) -> Option<&Arc<Stream>> {
+    let awaited = || {
+        let own = state.listening.own.as_ref();
+        own.filter(|own| own.is_awaited())
+    };
+    newest(state).or_else(|| own(state)).or_else(awaited)
 }
 
 impl State {
+    /// The stream on which the client was asked this, if it is still heard.
+    fn asked_on(&self, id: Value<'_>) -> Option<&Arc<Stream>> {
+        let number = self.asked.stream_of(&spelled(id.raw()))?;
+        let stream = match number {
+            OWN => self.listening.own.as_ref(),
+            _ => self.in_flight.get(&number).map(|call| &call.stream),
+        };
+        stream.filter(|stream| stream.is_heard() || stream.is_awaited())
+    }
+
+    /// Where the progress of the task goes that its child tells under that token, and the client's own token.
+    fn told_of_task(&self, token: Value<'_>) -> (Option<&Arc<Stream>>, Option<&Bytes>) {
+        let Some(told) = self.progress.of(token) else {
+            return (None, None);
+        };
+        let result = told.result.and_then(|number| self.in_flight.get(&number));
+        let result = result.map(|call| &call.stream);
+        let stream = result.filter(|stream| stream.is_heard());
+        let stream = stream.or_else(|| own(self)).or_else(|| any(self));
+        (stream, Some(&told.token))
+    }
+
+    /// Tells the client, where it was asked or else on the session's own stream, that its answer is not waited for
+    /// any more.
+    pub(super) fn withdraw(&self, id: &[u8], on: Option<&Stream>, why: &str) {
+        let text = [
+            br#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"#,
+            id,
+            br#","reason":""#,
+            why.as_bytes(),
+            br#""}}"#,
+        ];
+        let text = Event::Message(text.concat().into());
+        if !on.is_some_and(|stream| stream.tell(text.clone())) {
+            self.listening.tell(text);
+        }
+    }
+
     fn forget_read(&mut self) {
         self.listening.forget_read();
         for call in self.in_flight.values() {
@@ -341,8 +433,16 @@ fn tell(stream: &Stream, message: Bytes) -> bool {
     stream.tell(Event::Message(message))
 }
 
-/// Requests of the server's that no client has answered.
-const MAX_ASKED: usize = 64;
+/// The number of the session's own stream.
+pub(super) const OWN: u64 = 0;
+/// How long what is for the session's own stream waits for its client to open that. Clients do so only when
+/// `notifications/initialized` was accepted, and a server that asks for roots does so when it hears that: over a slow
+/// line it was always first. Some never do, and their server must not wait long for nobody.
+const GRACE: Duration = Duration::from_secs(10);
+/// What a client says when its session is open.
+pub(super) const INITIALIZED: &str = "notifications/initialized";
+/// What a server says that waits no more for an answer.
+const CANCELLED: &str = "notifications/cancelled";
 /// Ended streams of a session that can be taken up again, their bytes, and for how long.
 const MAX_KEPT: usize = 16;
 const MAX_KEPT_BYTES: usize = 2 << 20;
@@ -350,10 +450,13 @@ const KEPT_FOR: Duration = Duration::from_secs(120);
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
     use crate::{
         auth::Identity,
-        session::{pump, room::Rooms, testing},
+        mcp::{Call, Shape},
+        session::{outbox::Lines, pump, room::Rooms, testing},
     };
 
     const ASKS: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","_meta":{"progressToken":1}}}"#;
@@ -397,6 +500,200 @@ mod tests {
             "{told:?}"
         );
         drop(others);
+    }
+
+    fn responds(session: &Session, id: &str) -> Result<(), SendError> {
+        let text = format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
+        let call = Call::read(text.into(), false).unwrap();
+        let Shape::Response(id) = call.shape() else {
+            panic!("it is a response");
+        };
+        session.admits(&call)?;
+        session.respond(&call, id)
+    }
+
+    fn asks(session: &Session, id: &str) {
+        let text = format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"elicitation/create"}}"#);
+        assert!(pump::take(session, text.into()));
+    }
+
+    /// What is there to be read.
+    async fn now(exchange: &mut Exchange) -> Option<Event> {
+        let next = timeout(Duration::from_secs(1), exchange.next());
+        next.await.expect("there is nothing to be read")
+    }
+
+    fn said(lines: &mut Lines) -> Vec<String> {
+        let lines = std::iter::from_fn(|| lines.try_recv());
+        lines
+            .map(|line| String::from_utf8(line.to_vec()).unwrap())
+            .collect()
+    }
+
+    /// tok-132: an answer to what the server does not wait for any more is accepted, and does not reach it; the
+    /// server's word for it comes on the stream of the question.
+    #[tokio::test]
+    async fn an_answer_that_comes_too_late_has_no_effect() {
+        let (session, mut lines) = testing::session(Era::Legacy);
+        session.open("2025-11-25");
+        let mut own = session.listen().unwrap();
+        own.as_events();
+        asks(&session, r#""\u00e9""#);
+        let mut asked = testing::asked(&session, ASKS);
+        let cancel =
+            r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"é"}}"#;
+        assert!(pump::take(&session, cancel.into()));
+        assert!(matches!(now(&mut own).await, Some(Event::Message(_))));
+        assert!(matches!(now(&mut own).await, Some(Event::Message(text)) if text == cancel));
+        asks(&session, "7");
+        assert!(matches!(now(&mut asked).await, Some(Event::Message(_))));
+        assert_eq!(said(&mut lines).len(), 1, "the call");
+        assert_eq!(responds(&session, "7"), Ok(()));
+        assert_eq!(said(&mut lines).len(), 1);
+        for (id, taken) in [
+            ("7", Ok(())),
+            (r#""é""#, Ok(())),
+            ("8", Err(SendError::NotAsked)),
+            (r#""7""#, Err(SendError::NotAsked)),
+            (r#""thv-1-1-0""#, Err(SendError::NotAsked)),
+        ] {
+            assert_eq!(responds(&session, id), taken, "{id}");
+        }
+        assert_eq!(said(&mut lines), [""; 0]);
+    }
+
+    /// What its client does not answer keeps no server from asking more: the oldest is given up, and both are told.
+    #[tokio::test]
+    async fn of_many_questions_that_nobody_answers_the_oldest_is_given_up() {
+        let (session, mut lines) = testing::session(Era::Legacy);
+        session.open("2025-11-25");
+        let mut own = session.listen().unwrap();
+        own.as_events();
+        for number in 0..65 {
+            asks(&session, &number.to_string());
+            assert!(matches!(now(&mut own).await, Some(Event::Message(_))));
+        }
+        let Some(Event::Message(told)) = now(&mut own).await else {
+            panic!("nothing was told");
+        };
+        let told = String::from_utf8(told.to_vec()).unwrap();
+        assert!(told.contains(r#""notifications/cancelled","params":{"requestId":0,"#));
+        let heard = said(&mut lines);
+        assert!(
+            heard.len() == 1 && heard[0].starts_with(r#"{"jsonrpc":"2.0","id":0,"error""#),
+            "{heard:?}"
+        );
+        assert_eq!(responds(&session, "0"), Ok(()));
+        assert_eq!(said(&mut lines), [""; 0]);
+        for number in 1..65 {
+            assert_eq!(responds(&session, &number.to_string()), Ok(()));
+        }
+        assert_eq!(said(&mut lines).len(), 64);
+    }
+
+    /// mcp-L1, mcp-L5: what a server asks and says before its client has opened the session's own stream waits for that,
+    /// but not for long, and not where a call is read.
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_before_the_clients_own_stream_waits_for_it() {
+        const CHANGED: &str = r#"{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}"#;
+        let initialized = format!(r#"{{"jsonrpc":"2.0","method":"{INITIALIZED}"}}"#);
+        let initialized = Call::read(initialized.into(), false).unwrap();
+        let idle = Duration::from_secs(600);
+        let begin = || {
+            let (session, lines) = testing::session(Era::Legacy);
+            session.open("2025-11-25");
+            (session, lines)
+        };
+        for opens in ["in time", "late", "late, and says so"] {
+            let (session, mut lines) = begin();
+            assert!(session.resume("0-0").is_err(), "it was not opened");
+            tokio::time::advance(GRACE - Duration::from_secs(1)).await;
+            if opens == "late, and says so" {
+                session.notify(&initialized).unwrap();
+                assert_eq!(said(&mut lines).len(), 1);
+            }
+            asks(&session, "7");
+            assert!(pump::take(&session, CHANGED.into()));
+            // One that is withdrawn meanwhile is not answered once more.
+            asks(&session, "8");
+            let cancel =
+                r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":8}}"#;
+            assert!(pump::take(&session, cancel.into()));
+            if opens != "in time" {
+                tokio::time::advance(Duration::from_secs(1)).await;
+            }
+            session.sweep(Instant::now(), idle);
+            let heard = said(&mut lines);
+            if opens == "late" {
+                let refused = r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"no client is listening"}}"#;
+                assert_eq!(heard, [format!("{refused}\n")]);
+                assert_eq!(session.unheard(), 4);
+                assert!(session.state().listening.own.is_none());
+                assert_eq!(responds(&session, "7"), Ok(()));
+                assert_eq!(said(&mut lines), [""; 0]);
+                // Now that nobody is expected it is as ever.
+                asks(&session, "9");
+                assert!(said(&mut lines)[0].contains("-32601"));
+                let mut own = session.listen().unwrap();
+                asks(&session, "10");
+                assert!(
+                    matches!(now(&mut own).await, Some(Event::Message(text)) if text.ends_with(br#""id":10,"method":"elicitation/create"}"#))
+                );
+                continue;
+            }
+            assert_eq!(heard, [""; 0]);
+            let mut own = session.listen().unwrap();
+            own.as_events();
+            for starts in [
+                r#"{"jsonrpc":"2.0","id":7,"#,
+                CHANGED,
+                r#"{"jsonrpc":"2.0","id":8,"#,
+                cancel,
+            ] {
+                let next = now(&mut own).await;
+                assert!(
+                    matches!(&next, Some(Event::Message(text)) if text.starts_with(starts.as_bytes())),
+                    "{next:?}"
+                );
+            }
+            assert_eq!(responds(&session, "7"), Ok(()));
+            assert_eq!(said(&mut lines).len(), 1);
+            tokio::time::advance(GRACE).await;
+            session.sweep(Instant::now(), idle);
+            asks(&session, "9");
+            assert!(matches!(now(&mut own).await, Some(Event::Message(_))));
+        }
+        // Who reads an answer is there.
+        let (session, _lines) = begin();
+        let mut asked = testing::asked(&session, ASKS);
+        assert!(pump::take(&session, CHANGED.into()));
+        assert!(matches!(now(&mut asked).await, Some(Event::Message(text)) if text == CHANGED));
+        // While nothing is said nothing is kept.
+        session.sweep(Instant::now() + GRACE, idle);
+        assert!(session.state().listening.own.is_none());
+    }
+
+    /// conn-3: what waits for a client that may not come is bounded as for one that does not read, counted, and given back.
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_for_a_client_that_does_not_come_is_bounded_and_given_back() {
+        let rooms = Rooms::new(1);
+        let alice = Identity::example("https://a", "alice");
+        let (session, _lines) = testing::session_of(alice, Era::Legacy, &rooms);
+        session.open("2025-11-25");
+        let text = "x".repeat(100 << 10);
+        let text = format!(
+            r#"{{"jsonrpc":"2.0","method":"notifications/message","params":{{"data":"{text}"}}}}"#
+        );
+        for _ in 0..300 {
+            assert!(pump::take(&session, text.clone().into()));
+        }
+        let taken = rooms.taken();
+        // What was read of a line is held beside it.
+        assert!(taken > 900 << 10 && taken <= 2 << 20, "{taken}");
+        let dropped = session.unheard();
+        session.sweep(Instant::now() + GRACE, Duration::MAX);
+        assert_eq!((rooms.taken(), session.unheard()), (0, 300));
+        assert!(dropped < 300);
     }
 
     /// mcp-L6: an answer that was read is kept for who comes back; not where its user has much that is not read,

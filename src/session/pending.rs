@@ -26,9 +26,10 @@ use crate::{
     },
     session::{
         SendError, Session, Sessions,
-        calls::{Answer, InFlight, OutcomeOwed, logs},
+        calls::{Answer, InFlight, OutcomeOwed},
         conversation::State,
         exchange::{Event, Failure},
+        logs::Logs,
         own::OwnMessage,
         rewrite::progress_token,
         room::Kept,
@@ -287,7 +288,8 @@ impl Session {
         waiting.id = id;
         waiting.stream = Stream::new(ticket.number, Style::Plain, &self.room);
         waiting.outcome = Some(OutcomeOwed::new(owed.take(), call, now));
-        (waiting.logs, waiting.progress_token) = (logs(call), progress_token(call));
+        waiting.logs = Logs::of(call, || input.holder);
+        waiting.progress_token = progress_token(call);
         waiting.deadline = Some(now + self.call_timeout);
         input.waits = false;
         let exchange = waiting.stream.attach(None).recorded_in(&self.audit);

@@ -26,6 +26,7 @@ use crate::{
         exchange::{Event, Failure},
         following::{Following, TaskOutcome},
         line::Line,
+        listening::OWN,
         renewing::Ear,
         subscribing::Missed,
     },
@@ -227,10 +228,11 @@ impl Session {
         let again = call.again.as_deref().expect("it was asked just now");
         let all_heard = again.questions.iter().all(|asked| {
             let text = Event::Message(asked.question.request(&asked.id).into());
-            let heard = call.stream.is_heard() && call.stream.tell(text.clone());
-            let heard = heard || state.listening.tell(text);
+            let in_call = call.stream.is_heard() && call.stream.tell(text.clone());
+            let heard = in_call || state.listening.tell(text);
             if heard {
-                state.asked.insert(asked.id.clone());
+                let on = if in_call { number } else { OWN };
+                state.asked.ask(asked.id.clone(), on);
             }
             heard
         });
@@ -264,7 +266,7 @@ impl Session {
                 return Err(Failure::BadAnswer);
             }
             let question = self.kept(question).ok_or(Failure::NoRoom)?;
-            let id = format!("\"thv-{number}-{round}-{}\"", questions.len());
+            let id = format!("{OURS}{number}-{round}-{}\"", questions.len());
             questions.push(Asked {
                 question,
                 id: id.into(),
@@ -289,7 +291,7 @@ impl Session {
             again.questions.iter().any(of).then_some((*number, again))
         });
         let Some((number, again)) = waiting else {
-            state.asked.remove(&*id);
+            state.asked.remove(&id);
             return Ok(());
         };
         let given = again.questions.iter().flat_map(|asked| &asked.answer);
@@ -303,7 +305,7 @@ impl Session {
                 Some(answer) => Some(self.room.hold_all(answer).ok_or(SendError::Busy)?),
                 None => asked.question.refused().map(Bytes::from_static),
             };
-            state.asked.remove(&*id);
+            state.asked.remove(&id);
             if asked.answer.is_none() {
                 // There is no way to tell a modern server that nobody will answer.
                 if let Some(call) = state.in_flight.remove(&number) {
@@ -404,12 +406,33 @@ impl InFlight {
 fn forget(state: &mut State, call: &InFlight) {
     if let Some(again) = &call.again {
         for asked in &again.questions {
-            state.asked.remove(&asked.id);
+            // Of what it has answered its client waits for nothing.
+            if let Some(on) = state.asked.remove(&asked.id) {
+                let stream = Some(&*call.stream).filter(|_| on != OWN);
+                state.withdraw(&asked.id, stream, "the call has ended");
+            }
         }
         if let Some(number) = again.number {
             state.reversed.again.remove(&number);
         }
     }
+}
+
+/// Whether that is the id, as JSON, of a question that a call of this session may have asked.
+pub(super) fn is_past(state: &State, id: &[u8]) -> bool {
+    let number = || {
+        let rest = str::from_utf8(id).ok()?.strip_prefix(OURS)?;
+        let mut parts = rest.strip_suffix('"')?.splitn(3, '-');
+        let mut next = || {
+            let part = parts.next()?;
+            let plain = part.bytes().all(|byte| byte.is_ascii_digit());
+            part.parse::<u64>().ok().filter(|_| plain)
+        };
+        let (number, round, question) = (next()?, next()?, next()?);
+        let may_be = round <= MAX_ROUNDS.into() && question < MAX_QUESTIONS as u64;
+        may_be.then_some(number)
+    };
+    number().is_some_and(|number| (1..state.next).contains(&number))
 }
 
 /// Whether the child was told that it may make tasks.
@@ -439,6 +462,8 @@ pub(super) fn is_refusal(answer: &Bytes) -> bool {
     })
 }
 
+/// How the ids begin, as JSON, under which a client is asked.
+const OURS: &str = "\"thv-";
 /// How long a client may take to answer: people read, think and type.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// How often one call may ask, and how much at once.
@@ -451,10 +476,12 @@ const MAX_ANSWER_BYTES: usize = 4 << 20;
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
     use crate::{
         mcp::Shape,
-        session::{pump, room::Rooms, testing},
+        session::{Exchange, SendError, pump, room::Rooms, testing},
     };
 
     /// fault-46: where each of many values stands is not kept for as long as a call waits, only their text.
@@ -529,5 +556,101 @@ mod tests {
             matches!(told, Some(Event::Failed(Failure::NoRoom))),
             "{told:?}"
         );
+    }
+
+    /// What is there to be read.
+    async fn now(exchange: &mut Exchange) -> Option<Event> {
+        let next = timeout(Duration::from_secs(1), exchange.next());
+        next.await.expect("there is nothing to be read")
+    }
+
+    fn text(event: Option<Event>) -> String {
+        match event {
+            Some(Event::Message(text)) => String::from_utf8(text.to_vec()).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn answers(session: &Session, id: &str) -> Result<(), SendError> {
+        let text = format!(r#"{{"jsonrpc":"2.0","id":"{id}","result":{{"action":"decline"}}}}"#);
+        let call = Call::read(text.into(), false).unwrap();
+        let Shape::Response(id) = call.shape() else {
+            panic!("it is a response");
+        };
+        session.admits(&call)?;
+        session.respond(&call, id)
+    }
+
+    /// tok-132: when a call ends otherwise its client is told that what it was asked is not waited for any more, once and
+    /// where it was asked, and an answer that is on its way all the same is accepted and has no effect.
+    #[tokio::test]
+    async fn a_question_whose_call_has_ended_is_withdrawn() {
+        const ASKS: &str =
+            r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#;
+        for ends in ["cancelled", "late", "declined"] {
+            let (session, mut lines) = testing::eliciting();
+            let mut own = session.listen().unwrap();
+            own.as_events();
+            let mut asked = testing::asked(&session, ASKS);
+            asked.as_events();
+            let question = r#"{"method":"elicitation/create","params":{"message":"?","requestedSchema":{"type":"object","properties":{}}}}"#;
+            let roots = r#"{"method":"roots/list"}"#;
+            let second = if ends == "declined" { roots } else { question };
+            let result = format!(
+                r#"{{"resultType":"input_required","inputRequests":{{"a":{question},"b":{second}}}}}"#
+            );
+            let line = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{result}}}"#);
+            assert!(pump::take(&session, line.into()));
+            for id in ["thv-1-1-0", "thv-1-1-1"] {
+                assert!(text(now(&mut asked).await).contains(id));
+            }
+            match ends {
+                "cancelled" => {
+                    let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":2}}"#;
+                    let cancel = Call::read(cancel.into(), false).unwrap();
+                    session.notify(&cancel).unwrap();
+                }
+                "late" => {
+                    session.sweep(Instant::now() + PATIENCE, Duration::MAX);
+                }
+                // There are no roots in that.
+                _ => assert_eq!(answers(&session, "thv-1-1-1"), Ok(())),
+            }
+            let mut gone = vec!["thv-1-1-0"];
+            gone.extend((ends != "declined").then_some("thv-1-1-1"));
+            for id in gone {
+                let told = text(now(&mut asked).await);
+                assert!(
+                    told.contains("notifications/cancelled") && told.contains(id),
+                    "{told}"
+                );
+            }
+            assert!(
+                matches!(now(&mut asked).await, Some(Event::Failed(_))),
+                "{ends}"
+            );
+            while lines.try_recv().is_some() {}
+            for id in ["thv-1-1-0", "thv-1-1-1"] {
+                assert_eq!(answers(&session, id), Ok(()), "{ends}");
+            }
+            for never in [
+                "thv-2-1-0",
+                "thv-0-1-0",
+                "thv-1-1",
+                "thv-1-1-+1",
+                "thv-1-1-16",
+                "thv-1-33-0",
+                "x",
+            ] {
+                assert_eq!(
+                    answers(&session, never),
+                    Err(SendError::NotAsked),
+                    "{never}"
+                );
+            }
+            assert!(lines.try_recv().is_none());
+            session.end_streams();
+            assert!(now(&mut own).await.is_none(), "it has come on one stream");
+        }
     }
 }

@@ -66,6 +66,8 @@ struct State {
     /// Which reader may read: the latest.
     reader: u64,
     attached: bool,
+    /// Nobody has read from it yet, and its client is expected to.
+    awaited: bool,
     /// A client was told an id, and may come back with it.
     known: bool,
     waker: Option<Waker>,
@@ -83,6 +85,7 @@ impl Stream {
             late: false,
             reader: 0,
             attached: false,
+            awaited: false,
             known: false,
             waker: None,
         };
@@ -100,6 +103,7 @@ impl Stream {
         let mut state = self.state();
         state.reader += 1;
         state.attached = true;
+        state.awaited = false;
         if let Some(after) = after {
             let end = state.first + state.kept.len() as u64;
             state.next = after.saturating_add(1).clamp(state.first, end);
@@ -118,6 +122,22 @@ impl Stream {
         }
     }
 
+    /// Has what is told wait for its first reader.
+    pub(super) fn wait_for_reader(&self) {
+        self.state().awaited = true;
+    }
+
+    /// Whether it waits for its first reader.
+    pub(super) fn is_awaited(&self) -> bool {
+        let state = self.state();
+        !state.done && state.awaited
+    }
+
+    /// How many events nobody has read.
+    pub(super) fn unread(&self) -> usize {
+        self.state().unread_events()
+    }
+
     /// Adds a message, if somebody keeps up with the stream or may come back to it.
     pub(super) fn tell(&self, message: Event) -> bool {
         let mut state = self.state();
@@ -125,7 +145,7 @@ impl Stream {
         let bytes = waiting(&message);
         let fits =
             unread + 1 < MAX_EVENTS && (state.unread == 0 || state.unread + bytes <= MAX_UNREAD);
-        if !fits || state.done || !(state.attached || state.known) {
+        if !fits || state.done || !(state.attached || state.known || state.awaited) {
             return false;
         }
         // It may wait for long, and must not keep what it was read with.

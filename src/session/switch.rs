@@ -46,11 +46,15 @@ pub(super) struct Switch {
     /// The child's own questions, by their id as JSON.
     pub(super) asked: HashMap<Bytes, Asked>,
     pub(super) opening: Opening,
-    /// From which level on the child was told to write log messages.
-    level: Option<usize>,
+    /// From which level on the child has agreed to write log messages.
+    pub(super) level: Option<usize>,
+    /// By their ids, the pages that members' clients were sent to; the oldest is forgotten first.
+    pub(super) sent_to_pages: VecDeque<(Bytes, u64)>,
     /// Tasks of the child's, and whose they are; the oldest is forgotten first.
     pub(super) tasks: HashMap<Bytes, PrincipalKey>,
     pub(super) eldest: VecDeque<Bytes>,
+    /// The numbers of calls that have become tasks, and whose they are: their progress tokens are still good.
+    pub(super) made: VecDeque<(u64, (u64, u64))>,
 }
 
 pub(super) struct Member {
@@ -77,6 +81,8 @@ pub(super) enum Asks {
     Call,
     /// One that wants to hear log messages.
     Logged,
+    /// That the child log from this level on.
+    Level(usize),
     /// Stays open, and so is nobody's being at work.
     Listen,
     Initialize,
@@ -98,8 +104,10 @@ impl Switch {
             asked: HashMap::default(),
             opening: Opening::default(),
             level: None,
+            sent_to_pages: VecDeque::new(),
             tasks: HashMap::default(),
             eldest: VecDeque::new(),
+            made: VecDeque::new(),
         }
     }
 
@@ -131,6 +139,7 @@ impl Switch {
             return out;
         };
         self.opening.forget(member);
+        self.made.retain(|(_, (to, _))| *to != member);
         for number in gone.numbers.into_values() {
             if self.routes.remove(&number).is_some() {
                 let own = OwnMessage::Cancelled {
@@ -235,7 +244,7 @@ impl Switch {
                     if self.level == Some(lowest) {
                         return here(DONE);
                     }
-                    self.level = Some(lowest);
+                    kind = Asks::Level(lowest);
                     level = format!("\"{}\"", bridge::level_name(lowest));
                     changes.push((value.span(), level.as_bytes()));
                 }
@@ -509,6 +518,13 @@ mod tests {
             .answers(r#"{"jsonrpc":"2.0","id":1,"result":{"task":{"taskId":"t"}}}"#.into())
             .unwrap();
         let get = r#"{"jsonrpc":"2.0","id":2,"method":"tasks/get","params":{"taskId":"t"}}"#;
+        // Its progress is for the call that it was.
+        let step =
+            r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":1}}"#;
+        assert_eq!(
+            switch.answers(step.into()),
+            Some(vec![Out::To(0, step.into())])
+        );
         // Member 2 is the same user; 1 and 3 are another.
         sent(switch.says(2, get.into()));
         for other in [1, 3] {
@@ -628,6 +644,15 @@ mod tests {
         };
         assert!(sent(switch.says(0, set("warning").into())).ends_with(b"\"warning\"}}"));
         assert!(sent(switch.says(1, set("info").into())).ends_with(b"\"info\"}}"));
+        // Until it has agreed nobody is told that it does.
+        for refused in [1, 2] {
+            let error = format!(r#"{{"jsonrpc":"2.0","id":{refused},"error":{{"code":-32603}}}}"#);
+            switch.answers(error.into()).unwrap();
+        }
+        assert!(sent(switch.says(1, set("info").into())).ends_with(b"\"info\"}}"));
+        switch
+            .answers(r#"{"jsonrpc":"2.0","id":3,"result":{}}"#.into())
+            .unwrap();
         // The child says that much already.
         assert!(matches!(
             &switch.says(2, set("error").into())[..],
@@ -638,6 +663,59 @@ mod tests {
             switch.answers(log.into()),
             Some(vec![Out::To(1, log.into())])
         );
+    }
+
+    /// What a user's child says of nothing in particular goes to whose call runs, where that is one member's, and else to
+    /// all of his that want it; where users meet, to nobody. That a user was at a page is for whose client was sent there.
+    #[test]
+    fn a_users_members_hear_what_his_child_says() {
+        let call = |id: u64| {
+            format!(
+                r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"x"}}}}"#
+            )
+        };
+        let log = r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":1}}"#;
+        let own = r#"{"jsonrpc":"2.0","method":"notifications/of/its/own"}"#;
+        let complete = |page: &str| {
+            format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/elicitation/complete","params":{{"elicitationId":"{page}"}}}}"#
+            )
+        };
+        for everybody in [false, true] {
+            let mut switch = Switch::new(everybody);
+            for member in 0..3 {
+                switch.join(member, key("alice"), None, Rooms::new(1).room(key("alice")));
+            }
+            let hear = |switch: &mut Switch, text: &str| {
+                let out = switch.answers(text.to_owned().into()).unwrap();
+                let to = out.into_iter().map(|out| match out {
+                    Out::To(to, line) if line == text => to,
+                    other => panic!("{other:?}"),
+                });
+                let mut to: Vec<u64> = to.collect();
+                to.sort_unstable();
+                to
+            };
+            let his = |to: &[u64]| if everybody { Vec::new() } else { to.to_vec() };
+            for text in [log, own] {
+                assert_eq!(hear(&mut switch, text), his(&[0, 1, 2]));
+            }
+            sent(switch.says(1, call(1).into()));
+            for text in [log, own, &complete("a")] {
+                assert_eq!(hear(&mut switch, text), his(&[1]));
+            }
+            let refused = r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32042,"data":{"elicitations":[{"elicitationId":"a"},{"elicitationId":"b"}]}}}"#;
+            switch.answers(refused.into()).unwrap();
+            for member in [0, 2] {
+                sent(switch.says(member, call(1).into()));
+            }
+            for text in [log, own, &complete("c")] {
+                assert_eq!(hear(&mut switch, text), his(&[0, 1, 2]));
+            }
+            assert_eq!(hear(&mut switch, &complete("b")), his(&[1]));
+            switch.leave(1);
+            assert_eq!(hear(&mut switch, &complete("a")), his(&[]));
+        }
     }
 
     #[test]

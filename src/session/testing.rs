@@ -93,13 +93,26 @@ pub(super) fn reversed(capabilities: &str) -> (Arc<Session>, Lines) {
 
 /// The same, with its share of that memory.
 pub(super) fn reversed_in(capabilities: &str, rooms: &Rooms) -> (Arc<Session>, Lines) {
+    reversed_for(r#"{"elicitation":{}}"#, capabilities, rooms)
+}
+
+/// The same, whose client can be asked; its session is open.
+pub(super) fn eliciting() -> (Arc<Session>, Lines) {
+    let (session, lines) = reversed_for(r#"{"elicitation":{},"roots":{}}"#, "{}", &Rooms::new(1));
+    session.open("2025-11-25");
+    (session, lines)
+}
+
+fn reversed_for(client: &str, capabilities: &str, rooms: &Rooms) -> (Arc<Session>, Lines) {
     let alice = Identity::example("https://a", "alice");
     let (session, lines) = session_of(alice, Era::Legacy, rooms);
     let said = format!(
         r#"{{"id":1,"result":{{"supportedVersions":["2026-07-28"],"capabilities":{capabilities}}}}}"#
     );
     let said = Message::parse(said.into()).unwrap();
-    let initialize = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{"elicitation":{}}}}"#;
+    let initialize = format!(
+        r#"{{"jsonrpc":"2.0","id":1,"method":"initialize","params":{{"protocolVersion":"2025-11-25","capabilities":{client}}}}}"#
+    );
     let initialize = Call::read(initialize.into(), false).unwrap();
     let server = ModernServer::new(Discovered::read(&said).unwrap(), &initialize);
     let _ = session.reversed.set(Box::new(server));

@@ -631,9 +631,11 @@ async fn a_modern_servers_need_goes_to_a_legacy_client_and_its_answer_back() {
     assert_eq!(second["params"]["message"], "second");
     assert_eq!(
         respond(&first, "result", json!({ "action": "accept" })).await,
-        400,
-        "that was answered"
+        202,
+        "that was answered, and this has no effect"
     );
+    let never = json!({ "id": "thv-9-1-0" });
+    assert_eq!(respond(&never, "result", json!({})).await, 400);
     // A refusal to be asked is the user's way out.
     assert_eq!(
         respond(&second, "error", json!({ "code": -1, "message": "no" })).await,
@@ -707,9 +709,14 @@ async fn a_modern_servers_need_goes_to_a_legacy_client_and_its_answer_back() {
     let question = stream.next().await;
     let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}"#;
     assert_eq!(alice.post(cancel).await.status, 202);
+    let told = stream.next().await;
+    assert_eq!(
+        (&told["method"], &told["params"]["requestId"]),
+        (&json!("notifications/cancelled"), &question["id"])
+    );
     assert_eq!(
         respond(&question, "result", json!({ "action": "accept" })).await,
-        400
+        202
     );
     let cancelled = alice
         .seen()

@@ -229,7 +229,8 @@ async fn streams_are_the_sessions_and_need_one() {
     assert_eq!((modern.status, modern.header("allow")), (405, Some("POST")));
 }
 
-/// mcp-L5: a question with nobody at work comes on the session's own stream; without one it is answered at once.
+/// mcp-L5: a question with nobody at work comes on the session's own stream; without one it waits for that, and is
+/// answered when nobody has opened it for a while.
 #[tokio::test]
 async fn a_question_with_nobody_at_work_comes_on_the_sessions_own_stream() {
     let house = house().open().await;
@@ -257,7 +258,17 @@ async fn a_question_with_nobody_at_work_comes_on_the_sessions_own_stream() {
     );
 
     let carol = house.session("carol").await;
-    assert_eq!(carol.call("later", json!({})).await.said(), "done");
+    let dave = house.session("dave").await;
+    for caller in [&carol, &dave] {
+        assert_eq!(caller.call("later", json!({})).await.said(), "done");
+    }
+    // He comes late.
+    let mut daves = stream(&house, &dave, None).await;
+    assert_eq!(daves.next().await["method"], "roots/list");
+    assert_eq!(dave.post(reply).await.status, 202);
+    tokio::time::pause();
+    tokio::time::advance(std::time::Duration::from_secs(11)).await;
+    tokio::time::resume();
     let answered = async {
         loop {
             let seen = carol.seen().await;
@@ -270,6 +281,8 @@ async fn a_question_with_nobody_at_work_comes_on_the_sessions_own_stream() {
         .await
         .unwrap();
     assert!(answered.contains("-32601"), "{answered}");
+    let seen = dave.seen().await;
+    assert!(seen.iter().any(|line| line == reply), "{seen:?}");
 }
 
 /// mcp-L3: ids come with events alone where priming is not known.
@@ -339,4 +352,28 @@ async fn a_batch_is_decided_message_by_message() {
     }
     let notes = r#"[{"jsonrpc":"2.0","method":"notifications/initialized"}]"#;
     assert_eq!(alice.post(notes).await.status, 202);
+}
+
+/// tok-132: an answer to what the server of this session has withdrawn is taken, and does not reach it.
+#[tokio::test]
+async fn an_answer_to_what_was_withdrawn_is_accepted_without_effect() {
+    let house = house().open().await;
+    let alice = house.session("alice").await;
+    let withdrawn = [
+        r#"{"jsonrpc":"2.0","id":"mine-3","method":"elicitation/create","params":{"message":"?"}}"#,
+        r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"mine-3"}}"#,
+        "",
+    ];
+    let arguments = json!({ "raw": withdrawn.join("\n"), "answers": true });
+    let told = alice.call("framed", arguments).await;
+    let (asked, cancelled) = (withdrawn[0], withdrawn[1]);
+    assert!(told.text().contains(asked) && told.text().contains(cancelled));
+    let reply = r#"{"jsonrpc":"2.0","id":"mine-3","result":{"action":"decline"}}"#;
+    for _ in 0..2 {
+        assert_eq!(alice.post(reply).await.status, 202);
+    }
+    let bob = house.session("bob").await;
+    assert_eq!(bob.post(reply).await.status, 400);
+    let seen = alice.seen().await;
+    assert!(!seen.iter().any(|line| line == reply), "{seen:?}");
 }

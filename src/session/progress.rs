@@ -1,0 +1,246 @@
+//! The progress of a legacy server's tasks, towards the legacy client that has made them.
+//!
+//! A call that becomes a task is answered at once, and its progress token is good for as long as the task
+//! (2025-11-25). What is told under it goes to the request for the task's result, where that is waited for, or else
+//! to the session's own stream. Used by `calls` and `listening`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::{
+    json::Value,
+    mcp::{Call, Message, task},
+    session::{Session, calls::InFlight, conversation::State},
+};
+
+/// The tasks of a session whose progress its client wants to hear.
+#[derive(Default)]
+pub(super) struct Progress(Vec<Told>);
+
+/// One of them.
+pub(super) struct Told {
+    /// The number of the call that has become it: the token that the child has.
+    number: u64,
+    /// The client's own, as JSON.
+    pub(super) token: Bytes,
+    task: String,
+    /// The task is kept no longer.
+    until: Option<Instant>,
+    /// The request for its result.
+    pub(super) result: Option<u64>,
+}
+
+impl Progress {
+    /// The task whose progress is told under that token of the child's.
+    pub(super) fn of(&self, token: Value<'_>) -> Option<&Told> {
+        let number = token.as_number()?.parse::<u64>().ok()?;
+        self.0.iter().find(|told| told.number == number)
+    }
+
+    /// Notes who waits for the result of one of these.
+    pub(super) fn waits(&mut self, call: &Call, number: u64) {
+        if self.0.is_empty() || call.method() != "tasks/result" {
+            return;
+        }
+        let task = call.params().and_then(task::id);
+        let mut all = self.0.iter_mut();
+        if let Some(told) = task.and_then(|task| all.find(|told| told.task == task)) {
+            told.result = Some(number);
+        }
+    }
+
+    /// Forgets the task, if it has ended by that.
+    pub(super) fn ends(&mut self, standing: Option<Value<'_>>) {
+        if self.0.is_empty() {
+            return;
+        }
+        let Some(standing) = standing else {
+            return;
+        };
+        let status = standing.get("status").and_then(Value::as_str);
+        if let Some("completed" | "failed" | "cancelled") = status.as_deref()
+            && let Some(task) = task::id(standing)
+        {
+            self.0.retain(|told| told.task != task);
+        }
+    }
+
+    pub(super) fn sweep(&mut self, now: Instant) {
+        self.0
+            .retain(|told| told.until.is_none_or(|until| until > now));
+    }
+}
+
+impl Session {
+    /// Notes what the child's answer to that call says of a task.
+    pub(super) fn progresses(
+        &self,
+        state: &mut State,
+        number: u64,
+        call: &InFlight,
+        message: &Message,
+    ) {
+        let all = &mut state.progress;
+        let result = || message.root().get("result");
+        if !all.0.is_empty() {
+            // Its result is there: it has ended.
+            all.0.retain(|told| told.result != Some(number));
+            all.ends(result());
+        }
+        if call.progress_token.is_none() || self.bridge.get().is_some() {
+            return;
+        }
+        let made = result().and_then(|result| result.get("task"));
+        let (Some(made), Some(token)) = (made, &call.progress_token) else {
+            return;
+        };
+        let Some(task) = task::id(made) else {
+            return;
+        };
+        let ttl = made
+            .get("ttl")
+            .and_then(|ttl| ttl.as_number()?.parse().ok());
+        let until = ttl.and_then(|ttl| Instant::now().checked_add(Duration::from_millis(ttl)));
+        if all.0.len() == MAX_TASKS {
+            all.0.remove(0);
+        }
+        all.0.push(Told {
+            number,
+            token: token.clone(),
+            task: task.into_owned(),
+            until,
+            result: None,
+        });
+    }
+}
+
+/// Tasks of one session whose progress is told; of more the oldest is told no longer.
+const MAX_TASKS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        mcp::Era,
+        session::{Event, Exchange, outbox::Lines, pump, testing},
+    };
+
+    fn line(session: &Session, text: &str) {
+        assert!(pump::take(session, text.to_owned().into()));
+    }
+
+    fn make(session: &Arc<Session>, id: u64, ttl: &str) {
+        let asks = format!(
+            r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"x","task":{{}},"_meta":{{"progressToken":"mine-{id}"}}}}}}"#
+        );
+        let _made = testing::asked(session, &asks);
+        let number = session.state().next - 1;
+        line(
+            session,
+            &format!(
+                r#"{{"jsonrpc":"2.0","id":{number},"result":{{"task":{{"taskId":"t{number}","status":"working","ttl":{ttl}}}}}}}"#
+            ),
+        );
+    }
+
+    fn step(session: &Session, number: u64) -> bool {
+        let before = session.unheard();
+        line(
+            session,
+            &format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken":{number},"progress":1}}}}"#
+            ),
+        );
+        session.unheard() == before
+    }
+
+    async fn heard(exchange: &mut Exchange) -> String {
+        let next = tokio::time::timeout(Duration::from_secs(1), exchange.next());
+        match next.await {
+            Ok(Some(Event::Message(text))) => String::from_utf8(text.to_vec()).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn session() -> (Arc<Session>, Exchange, Lines) {
+        let (session, lines) = testing::session(Era::Legacy);
+        session.open("2025-11-25");
+        let own = session.listen().unwrap();
+        own.as_events();
+        (session, own, lines)
+    }
+
+    /// The progress of a call that has become a task is told until that ends, where its result is waited for or else on
+    /// the session's own stream, under the client's own token.
+    #[tokio::test]
+    async fn a_tasks_progress_is_told_until_it_ends() {
+        const WAITS: &str =
+            r#"{"jsonrpc":"2.0","id":"r","method":"tasks/result","params":{"taskId":"t1"}}"#;
+        let status = |status: &str| format!(r#""taskId":"t1","status":"{status}""#);
+        let told = |stands: &str| {
+            let params = status(stands);
+            format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/tasks/status","params":{{{params}}}}}"#
+            )
+        };
+        for ends in ["result", "told", "looked", "not at all"] {
+            let (session, mut own, _lines) = session();
+            make(&session, 1, "null");
+            assert!(step(&session, 1) && !step(&session, 2));
+            assert!(
+                heard(&mut own)
+                    .await
+                    .contains(r#""progressToken":"mine-1""#)
+            );
+            line(&session, &told("working"));
+            heard(&mut own).await;
+            let mut waits = testing::asked(&session, WAITS);
+            assert!(step(&session, 1));
+            assert!(
+                heard(&mut waits)
+                    .await
+                    .contains(r#""progressToken":"mine-1""#)
+            );
+            match ends {
+                "result" => line(
+                    &session,
+                    r#"{"jsonrpc":"2.0","id":2,"result":{"content":[]}}"#,
+                ),
+                "told" => line(&session, &told("cancelled")),
+                "looked" => {
+                    let get = WAITS.replace("result", "get").replace("\"r\"", "\"g\"");
+                    let _looks = testing::asked(&session, &get);
+                    let stands = status("failed");
+                    line(
+                        &session,
+                        &format!(r#"{{"jsonrpc":"2.0","id":3,"result":{{{stands}}}}}"#),
+                    );
+                }
+                _ => {}
+            }
+            assert_eq!(step(&session, 1), ends == "not at all", "{ends}");
+        }
+    }
+
+    /// fault-46: what is kept for a task is kept no longer than its server keeps that, and of so many.
+    #[tokio::test(start_paused = true)]
+    async fn of_tasks_that_do_not_end_the_latest_are_told_of_for_as_long_as_they_are_kept() {
+        let (session, _own, mut lines) = session();
+        for id in 1..=MAX_TASKS as u64 + 1 {
+            make(&session, id, if id == 2 { "1500" } else { "null" });
+            while lines.try_recv().is_some() {}
+        }
+        assert!(!step(&session, 1));
+        for (seconds, is_told) in [(1, true), (1, false)] {
+            tokio::time::advance(Duration::from_secs(seconds)).await;
+            session.sweep(Instant::now(), Duration::MAX);
+            assert_eq!(step(&session, 2), is_told);
+            assert!(step(&session, 3));
+        }
+        assert_eq!(session.state().progress.0.len(), MAX_TASKS - 1);
+    }
+}
