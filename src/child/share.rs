@@ -14,7 +14,7 @@ pub trait Lends: Send + Sync {
     /// So many bytes; `false` if there is no room for them.
     fn lend(&self, bytes: usize) -> bool;
     fn take_back(&self, bytes: usize);
-    /// Told each time that there may be more room.
+    /// Told when there may be more room: its own, and now and then others'.
     fn more(&self) -> &Notify;
 }
 
@@ -63,7 +63,8 @@ impl Share {
                 if self.grow_to(bytes) {
                     return;
                 }
-                more.await;
+                // What others read may be room for this one, too, and is not told to all at once.
+                let _ = timeout(LOOKS, more).await;
             }
         };
         // Boxed: whoever asks has room for it only when it is needed.
@@ -123,6 +124,8 @@ impl AsRef<[u8]> for Counted {
 pub(super) const SMALL: usize = 64 << 10;
 /// How long room is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked at by those who wait.
+const LOOKS: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 pub(super) mod tests {

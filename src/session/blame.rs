@@ -33,6 +33,8 @@ pub(super) struct Suspect {
     id: Option<u64>,
     /// It has a result, or an error.
     answers: bool,
+    /// It has a method.
+    asks: bool,
     /// The text of an outermost string as far as a name of ours is long.
     text: [u8; LONGEST_NAME],
     /// How long that text is, and the rest of it.
@@ -64,6 +66,7 @@ impl Default for Suspect {
             depth: 0,
             id: None,
             answers: false,
+            asks: false,
             text: [0; LONGEST_NAME],
             length: 0,
         }
@@ -98,8 +101,15 @@ impl Suspect {
 
     /// Whose answer a line that goes on was to be, by what has come.
     pub(super) fn begun(&self) -> Option<u64> {
+        let answers = self.answers && !self.asks;
         self.id
-            .filter(|_| self.answers && !matches!(self.at, At::Refuted))
+            .filter(|_| answers && !matches!(self.at, At::Refuted))
+    }
+
+    /// The number of the question that one was which has come to its end.
+    pub(super) fn asked(&self) -> Option<u64> {
+        let asks = self.asks && !self.answers;
+        self.id.filter(|_| asks && matches!(self.at, At::End))
     }
 
     /// The same of one that has come to its end.
@@ -171,7 +181,10 @@ impl Suspect {
 
     fn named(&mut self) -> At {
         match self.text.get(..self.length) {
-            Some(b"method") => At::Refuted,
+            Some(b"method") => {
+                self.asks = true;
+                At::Between
+            }
             Some(b"id") if self.id.is_some() => At::Refuted,
             Some(b"id") => At::Number(None),
             Some(b"result" | b"error") => {
@@ -268,6 +281,28 @@ mod tests {
             let mut suspect = Suspect::default();
             suspect.read(line.as_bytes());
             assert_eq!(suspect.begun(), number, "{line}");
+        }
+    }
+
+    /// What is left out may be a question, whose server waits for its answer.
+    #[test]
+    fn a_question_that_is_left_out_is_known_by_its_end() {
+        for (line, number) in [
+            (r#"{"jsonrpc":"2.0","id":7,"method":"roots/list"}"#, Some(7)),
+            (
+                r#"{"method":"x","params":{"id":8,"result":1},"id":7} "#,
+                Some(7),
+            ),
+            (r#"{"method":"x","id":7"#, None),
+            (r#"{"method":"x","id":7,"id":8}"#, None),
+            (r#"{"method":"x","id":7,"result":1}"#, None),
+            (r#"{"method":"notifications/progress","params":{}}"#, None),
+            (r#"called with {"method":"x","id":7}"#, None),
+            (r#"{"id":7,"result":1}"#, None),
+        ] {
+            let mut suspect = Suspect::default();
+            suspect.read(line.as_bytes());
+            assert_eq!(suspect.asked(), number, "{line}");
         }
     }
 }

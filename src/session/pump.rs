@@ -11,7 +11,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
-    aside::aside,
+    aside::{aside, is_large},
     audit::Reason,
     child::{
         Lends,
@@ -45,6 +45,8 @@ pub(super) trait Hears: Send + Sync + 'static {
     }
     /// The request of that number was to be answered by a line that is left out.
     fn fail_one(&self, number: u64, failure: Failure);
+    /// The child's question of that number is left out, for want of room: it is told that nobody will answer.
+    fn refuse(&self, _number: u64) {}
     /// The memory of a line that has not come to its end, where that is counted.
     fn lends(&self) -> Option<Arc<dyn Lends>> {
         None
@@ -66,6 +68,12 @@ impl Hears for Session {
 
     fn fail_one(&self, number: u64, failure: Failure) {
         self.fail_one(number, failure);
+    }
+
+    fn refuse(&self, number: u64) {
+        let id = number.to_string();
+        let id = id.as_bytes();
+        self.say(&OwnMessage::NobodyThere { id });
     }
 
     fn lends(&self) -> Option<Arc<dyn Lends>> {
@@ -107,7 +115,10 @@ pub(super) fn run(
                 },
             };
             let kept = match line {
-                Ok(Line::Text(text)) if text.trim_ascii().is_empty() => continue,
+                Ok(Line::Text(text)) if text.trim_ascii().is_empty() => {
+                    drop(lines.share());
+                    continue;
+                }
                 Ok(Line::Text(text)) => {
                     // What comes behind a large line waits until that was read, for whomever it is: who is to have the
                     // large one is known only then, and what one client is told must keep its order. It is bounded by
@@ -149,6 +160,10 @@ pub(super) fn run(
                     }
                     if !ends {
                         overlong = Some(suspect);
+                    } else if why == Why::NoRoom
+                        && let Some(number) = suspect.asked()
+                    {
+                        hears.refuse(number);
                     }
                     if !begins {
                         continue;
@@ -322,9 +337,17 @@ fn notification(session: &Session, message: &Message, method: &str) {
 
 /// The message that a line is. Carriage returns between its tokens would end an SSE line, and are made spaces once
 /// it is known that there are none elsewhere (sse-1): in a string they are no JSON.
-/// All of it counts for as long as anything keeps a part of it.
+/// All of a large one counts for as long as anything keeps a part of it; what is kept of others counts where it is.
 fn read(session: &Session, line: &Bytes) -> Option<Message> {
-    let parse = |line: Bytes| Message::parse(session.room.hold_anyway(line)).ok();
+    let parse = |line: Bytes| {
+        let is_large = is_large(line.len());
+        let line = if is_large {
+            session.room.hold_anyway(line)
+        } else {
+            line
+        };
+        Message::parse(line).ok()
+    };
     let message = parse(line.clone())?;
     if !line.contains(&b'\r') {
         return Some(message);
@@ -360,8 +383,9 @@ mod tests {
 
     use super::*;
     use crate::{
+        auth::Identity,
         mcp::Era,
-        session::{exchange::Event as Heard, testing},
+        session::{exchange::Event as Heard, room::Rooms, testing},
     };
 
     /// Whoever takes a line when he is told to.
@@ -443,6 +467,71 @@ mod tests {
     }
 
     /// Whoever goes on, and writes down whose answer was too long.
+    /// conn-3: a question for which there is no room is answered as one that no client hears: its server waits.
+    #[tokio::test]
+    async fn a_question_without_room_is_answered() {
+        let (session, mut lines) = testing::session(Era::Legacy);
+        session.open("2025-11-25");
+        let mut own = session.listen().unwrap();
+        own.as_events();
+        let text = "x".repeat(200 << 10);
+        let output = format!(
+            "{{\"jsonrpc\":\"2.0\",\"id\":7,\"method\":\"sampling/createMessage\",\"params\":{{\"v\":\"{text}\"}}}}\n"
+        );
+        let reading = || Reading {
+            longest: 1 << 20,
+            rate: u64::MAX,
+        };
+        run(session.clone(), output.as_bytes(), reading()).await;
+        assert!(lines.try_recv().is_none());
+        assert!(own.next().await.is_some());
+        while session.room.lend(1 << 10) {}
+        run(session.clone(), output.as_bytes(), reading()).await;
+        let told = lines.try_recv().unwrap();
+        assert!(
+            told.starts_with(br#"{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"#),
+            "{told:?}"
+        );
+    }
+
+    /// conn-3: what is told as it came counts once while it is unread, and a line of nothing not at all.
+    #[tokio::test]
+    async fn what_waits_counts_once() {
+        let rooms = Rooms::new(1);
+        let alice = Identity::example("https://a", "alice");
+        let (session, _lines) = testing::session_of(alice, Era::Legacy, &rooms);
+        session.open("2025-11-25");
+        let own = session.listen().unwrap();
+        own.as_events();
+        let size = 40 << 10;
+        let text = "x".repeat(size);
+        let log = format!(
+            r#"{{"jsonrpc":"2.0","method":"notifications/message","params":{{"data":"{text}"}}}}"#
+        );
+        assert!(take(&session, log.into()));
+        let waits = rooms.taken();
+        assert!((size..size + 200).contains(&waits), "{waits}");
+        drop(own);
+        let blank = [vec![b' '; 1 << 20], b"\n".to_vec()].concat();
+        let (mut child, output) = tokio::io::duplex(4 << 20);
+        let reading = Reading {
+            longest: 4 << 20,
+            rate: u64::MAX,
+        };
+        let reads = run(session.clone(), output, reading);
+        let writes = async {
+            tokio::io::AsyncWriteExt::write_all(&mut child, &blank)
+                .await
+                .unwrap();
+            for _ in 0..1000 {
+                yield_now().await;
+            }
+            assert_eq!(rooms.taken(), waits);
+            drop(child);
+        };
+        tokio::join!(reads, writes);
+    }
+
     #[derive(Default)]
     struct Notes(Mutex<Vec<String>>);
 

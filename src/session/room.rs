@@ -9,16 +9,19 @@
 //! Counts; decides nothing else. Used by `pump`, `stream`, `calls`, `pending`, `tasks`, `subscriptions`,
 //! `switch`, `shared` and `conversation`.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    hash::BuildHasher,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
-use foldhash::HashMap;
+use foldhash::{HashMap, fast::FixedState};
 use tokio::sync::Notify;
 
-use crate::{auth::PrincipalKey, child::Lends, mcp::Message};
+use crate::{aside::is_large, auth::PrincipalKey, child::Lends, mcp::Message};
 
 /// That of a server.
 #[derive(Clone)]
@@ -30,7 +33,8 @@ struct Inner {
     session: usize,
     taken: Mutex<Taken>,
     /// Said when something was given back.
-    more: Notify,
+    /// Told that there may be more, each for some of the users: who waits is not woken by what others read.
+    more: [Notify; GROUPS],
 }
 
 #[derive(Default)]
@@ -43,6 +47,7 @@ struct Taken {
 pub(super) struct Room {
     of: Rooms,
     user: PrincipalKey,
+    group: usize,
     taken: AtomicUsize,
 }
 
@@ -76,7 +81,7 @@ impl Rooms {
             user,
             session,
             taken: Mutex::default(),
-            more: Notify::new(),
+            more: Default::default(),
         }))
     }
 
@@ -85,6 +90,7 @@ impl Rooms {
         Arc::new(Room {
             of: self.clone(),
             user,
+            group: FixedState::default().hash_one(user) as usize % GROUPS,
             taken: AtomicUsize::new(0),
         })
     }
@@ -128,7 +134,7 @@ impl Room {
     pub(super) fn keep(self: &Arc<Self>, message: &Message) -> Option<Kept> {
         // What is large is held as it came.
         let text = message.bytes().len();
-        let text = if text <= UNCOUNTED { text } else { 0 };
+        let text = if is_large(text) { 0 } else { text };
         let claim = self.claim(text + message.document_size())?;
         Some(Kept {
             message: message.clone(),
@@ -177,7 +183,7 @@ impl Room {
             }
         }
         drop(taken);
-        self.of.0.more.notify_waiters();
+        self.more().notify_waiters();
     }
 
     fn fits(&self, taken: &Taken, more: usize) -> bool {
@@ -217,7 +223,7 @@ impl Lends for Room {
     }
 
     fn more(&self) -> &Notify {
-        &self.of.0.more
+        &self.of.0.more[self.group]
     }
 }
 
@@ -247,6 +253,8 @@ impl Drop for Claim {
 /// More where messages are larger.
 const SESSION: usize = 16 << 20;
 const SERVER: usize = 128 << 20;
+/// Groups of users that are told apart when there is more room.
+const GROUPS: usize = 16;
 /// Bytes of a text that are not counted: there are thousands of calls, and each may have such an answer.
 pub const UNCOUNTED: usize = 4 << 10;
 

@@ -28,6 +28,7 @@ use crate::{
         exchange::Failure,
         line::Line,
         outbox::{Lines, Outbox, outbox},
+        own::OwnMessage,
         probe::Spoken,
         pump::{self, Hears},
         room::{Claim, Room},
@@ -357,6 +358,15 @@ impl Hears for Shared {
         Served::fail_one(self, number, failure);
     }
 
+    fn refuse(&self, number: u64) {
+        // Of a child of everybody's it may be what one user has it print, about another's question.
+        if !self.bears_all() {
+            let id = number.to_string();
+            let id = id.as_bytes();
+            self.try_pass(OwnMessage::NobodyThere { id }.line().into());
+        }
+    }
+
     fn lends(&self) -> Option<Arc<dyn Lends>> {
         Some(self.memory.clone())
     }
@@ -451,7 +461,7 @@ mod tests {
     use crate::{
         auth::Identity,
         mcp::Era,
-        session::{own::OwnMessage, room::Rooms, testing},
+        session::{room::Rooms, testing},
     };
 
     fn everybody() -> (PrincipalKey, Arc<Room>) {
