@@ -150,7 +150,7 @@ impl Talk {
         self.leave().await;
     }
 
-    async fn take(self: &Arc<Self>, message: Outgoing, turns: &mut Turns) {
+    async fn take(self: &Arc<Self>, mut message: Outgoing, turns: &mut Turns) {
         match message.kind {
             Kind::Request(number, _) => {
                 if !turns.ask(message, &self.lends) {
@@ -162,8 +162,9 @@ impl Talk {
                 // To close the stream is the whole cancel in the stateless version (mcp-T7).
                 if !message.is_modern() && self.lock().version.is_some() {
                     // Where the client's own words, which may be long, have no room, the gateway's have.
-                    let _ = turns.tell(message, &self.lends)
-                        || turns.tell(Outgoing::cancelled(number), &self.lends);
+                    if !turns.tell(message, &self.lends) {
+                        turns.tell_own(Outgoing::cancelled(number));
+                    }
                 }
                 turns.abort(number);
             }
@@ -171,6 +172,16 @@ impl Talk {
                 // Before anything else: some servers answer nothing earlier.
                 self.tell(message).await;
                 turns.listen(self);
+            }
+            Kind::Answer => {
+                let instead = message.take_instead();
+                if !turns.tell(message, &self.lends) {
+                    // The server waits for one.
+                    match instead {
+                        Some(instead) => turns.tell_own(instead),
+                        None => debug!("an answer to the server was left out"),
+                    }
+                }
             }
             Kind::Other => {
                 if !turns.tell(message, &self.lends) {
@@ -560,6 +571,77 @@ mod tests {
         }
     }
 
+    /// A server that has asked something hears an answer, however little room there is: the client's, or an error in
+    /// its place.
+    #[tokio::test]
+    async fn a_question_is_answered_without_room() {
+        let short = r#"{"jsonrpc":"2.0","id":"q","result":{}}"#.to_owned();
+        let long = format!(
+            r#"{{"jsonrpc":"2.0","id":"q","result":{{"v":"{}"}}}}"#,
+            "x".repeat(100 << 10)
+        );
+        let error = r#"{"jsonrpc":"2.0","id":"q","error":{"code":-32603,"message":"the client's answer found no room, ask again later"}}"#;
+        for (room, answer, is_telling, told) in [
+            (0, &short, false, &*short),
+            (0, &short, true, error),
+            (0, &long, false, error),
+            (1 << 20, &long, true, &*long),
+        ] {
+            let (server, mut stdin, _faults, _rest) = silent(Purse::of(room));
+            let patience = Duration::from_secs(20);
+            if is_telling {
+                let note = b"{\"method\":\"notifications/progress\"}\n";
+                stdin.write_all(note).await.unwrap();
+                let (mut io, _) = timeout(patience, server.accept()).await.unwrap().unwrap();
+                stdin.write_all(answer.as_bytes()).await.unwrap();
+                stdin.write_all(b"\n").await.unwrap();
+                // It is read before the notification is taken.
+                for _ in 0..1000 {
+                    tokio::task::yield_now().await;
+                }
+                io.write_all(ACCEPTED).await.unwrap();
+            } else {
+                stdin.write_all(answer.as_bytes()).await.unwrap();
+                stdin.write_all(b"\n").await.unwrap();
+            }
+            let (io, _) = timeout(patience, server.accept()).await.unwrap().unwrap();
+            assert!(request(io).await.ends_with(told), "{room} {is_telling}");
+        }
+    }
+
+    /// A cancellation needs no room, also while something else is told.
+    #[tokio::test]
+    async fn a_cancel_waits_for_its_turn_without_room() {
+        let (server, peer, _dir) = peer();
+        let (mut stdin, input) = duplex(1 << 20);
+        let (output, _stdout) = duplex(1 << 10);
+        let (tell, _faults) = mpsc::channel(1);
+        let talk = Talk::new((peer, None), output, tell, Purse::of(0));
+        talk.lock().version = Some(HeaderValue::from_static("2025-06-18"));
+        let mut work = JoinSet::new();
+        work.spawn(talk.run(input));
+        let patience = Duration::from_secs(20);
+        let mut all = Vec::new();
+        for said in [
+            r#"{"id":1,"method":"tools/call"}"#,
+            r#"{"method":"notifications/progress"}"#,
+        ] {
+            stdin.write_all(said.as_bytes()).await.unwrap();
+            stdin.write_all(b"\n").await.unwrap();
+            all.push(timeout(patience, server.accept()).await.unwrap().unwrap());
+        }
+        let cancel = r#"{"method":"notifications/cancelled","params":{"requestId":1}}"#;
+        stdin.write_all(cancel.as_bytes()).await.unwrap();
+        stdin.write_all(b"\n").await.unwrap();
+        // The call has ended: it was read.
+        let mut gone = tokio::io::sink();
+        let ended = tokio::io::copy(&mut all[0].0, &mut gone);
+        timeout(patience, ended).await.unwrap().unwrap();
+        all[1].0.write_all(ACCEPTED).await.unwrap();
+        let (io, _) = timeout(patience, server.accept()).await.unwrap().unwrap();
+        assert!(request(io).await.contains("notifications/cancelled"));
+    }
+
     /// probe-69: what servers have begun to answer is no more memory than there is for it, however they answer: one
     /// answer that has no room fails, and small ones come.
     #[tokio::test(start_paused = true)]
@@ -615,6 +697,10 @@ mod tests {
             until(|| purse.left() == 400 << 10).await;
         }
     }
+
+    /// What a server says to a message that has no answer.
+    const ACCEPTED: &[u8] =
+        b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
     /// Lets others go on until something is so.
     async fn until(is_so: impl Fn() -> bool) {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use tokio::task::{AbortHandle, JoinSet};
+use tracing::debug;
 
 use super::{
     Talk,
@@ -75,6 +76,15 @@ impl Turns {
         put(&mut self.untold, message, waits, lends)
     }
 
+    /// The gateway's own words: short, not counted, and with places that nothing else takes.
+    pub(super) fn tell_own(&mut self, message: Outgoing) {
+        if self.untold.len() < MAX_WAITING + MAX_OWN {
+            self.untold.push_back(message);
+        } else {
+            debug!("the server takes no messages: one of the gateway's was left out");
+        }
+    }
+
     /// Drops the request of that number; `false` if it does not wait here.
     pub(super) fn forget(&mut self, number: u64) -> bool {
         let is_it = |held: &Outgoing| matches!(held.kind, Kind::Request(it, _) if it == number);
@@ -122,3 +132,5 @@ fn put(
 pub(super) const MAX_REQUESTS: usize = 32;
 /// Messages that wait for their turn.
 const MAX_WAITING: usize = 1024;
+/// Messages of the gateway's own that wait besides.
+const MAX_OWN: usize = 1024;
