@@ -159,8 +159,7 @@ impl Talk {
             }
             Kind::Cancelled(number) if turns.forget(number) => {}
             Kind::Cancelled(number) => {
-                // To close the stream is the whole cancel in the stateless version (mcp-T7).
-                if !message.is_modern() && self.lock().version.is_some() {
+                if self.hears_cancels(message.is_modern()) {
                     // Where the client's own words, which may be long, have no room, the gateway's have.
                     if !turns.tell(message, &self.lends) {
                         turns.tell_own(Outgoing::cancelled(number));
@@ -218,6 +217,7 @@ impl Talk {
             let _ = self.faults.send((number, Fault::Refused)).await;
             return;
         }
+        let is_modern = message.is_modern();
         if let Err(fault) = self.ask(number, asks, message).await {
             // The end of its process says more than the end of its connection.
             if fault == Fault::Lost && matches!(self.peer.way, Way::Inside(_)) {
@@ -227,7 +227,17 @@ impl Talk {
             if fault == Fault::Gone {
                 self.gone.notify_one();
             }
+            // Nobody hears what may still come: the server need not go on with it.
+            if fault == Fault::NoRoom && self.hears_cancels(is_modern) {
+                self.tell(Outgoing::cancelled(number)).await;
+            }
         }
+    }
+
+    /// Whether a request is cancelled by a message: to close its stream is the whole cancel in the stateless version
+    /// (mcp-T7), and `initialize` has none.
+    fn hears_cancels(&self, is_modern: bool) -> bool {
+        !is_modern && self.lock().version.is_some()
     }
 
     /// Ends the server's session (mcp-L7), if it can be had soon.
@@ -606,6 +616,70 @@ mod tests {
             }
             let (io, _) = timeout(patience, server.accept()).await.unwrap().unwrap();
             assert!(request(io).await.ends_with(told), "{room} {is_telling}");
+        }
+    }
+
+    /// A call whose answer finds no room does not go on at a server of sessions.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_fails_for_room_is_cancelled() {
+        let (server, peer, _dir) = peer();
+        let (mut stdin, input) = duplex(1 << 20);
+        let (output, _stdout) = duplex(1 << 10);
+        let (tell, mut faults) = mpsc::channel(1);
+        let talk = Talk::new((peer, None), output, tell, Purse::of(0));
+        talk.lock().version = Some(HeaderValue::from_static("2025-06-18"));
+        let mut work = JoinSet::new();
+        work.spawn(talk.run(input));
+        let modern =
+            r#","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}"#;
+        let patience = Duration::from_secs(60);
+        for (number, params) in [(1, ""), (2, modern)] {
+            let call = format!("{{\"id\":{number},\"method\":\"tools/call\"{params}}}\n");
+            stdin.write_all(call.as_bytes()).await.unwrap();
+            let (mut io, _) = server.accept().await.unwrap();
+            let half = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: {}",
+                "x".repeat(100 << 10)
+            );
+            io.write_all(half.as_bytes()).await.unwrap();
+            assert_eq!(faults.recv().await, Some((number, Fault::NoRoom)));
+            let told = timeout(patience, server.accept()).await;
+            assert_eq!(told.is_ok(), params.is_empty());
+            if let Ok(told) = told {
+                let (io, _) = told.unwrap();
+                let own = r#""method":"notifications/cancelled","params":{"requestId":1}}"#;
+                assert!(request(io).await.ends_with(own));
+            }
+        }
+    }
+
+    /// One stream of the server's own is listened to, however often a client says that it has begun.
+    #[tokio::test]
+    async fn the_servers_own_stream_is_opened_once() {
+        let (server, mut stdin, _faults, _rest) = silent(Purse::of(1 << 20));
+        let patience = Duration::from_secs(20);
+        let mut kept = Vec::new();
+        let mut heard = async |said: &[u8]| {
+            let (mut io, _) = timeout(patience, server.accept()).await.unwrap().unwrap();
+            let mut head = Vec::new();
+            while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+                assert!(io.read_buf(&mut head).await.unwrap() > 0);
+            }
+            io.write_all(said).await.unwrap();
+            kept.push(io);
+            head.starts_with(b"GET")
+        };
+        let events = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+        let none = b"HTTP/1.1 405 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        let begun = b"{\"method\":\"notifications/initialized\"}\n";
+        // One that has none may have one later.
+        for stream in [&none[..], events] {
+            stdin.write_all(begun).await.unwrap();
+            assert!(!heard(ACCEPTED).await && heard(stream).await);
+        }
+        for _ in 0..3 {
+            stdin.write_all(begun).await.unwrap();
+            assert!(!heard(ACCEPTED).await);
         }
     }
 

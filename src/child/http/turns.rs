@@ -99,8 +99,12 @@ impl Turns {
         }
     }
 
-    /// Listens to the server's own stream from now on.
+    /// Listens to the server's own stream from now on, if nobody does.
     pub(super) fn listen(&mut self, talk: &Arc<Talk>) {
+        while self.listening.try_join_next().is_some() {}
+        if !self.listening.is_empty() {
+            return;
+        }
         let talk = talk.clone();
         self.listening.spawn(async move { talk.listen().await });
     }
