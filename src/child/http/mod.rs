@@ -282,7 +282,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::{child::share::tests::Purse, config::InsideDoor};
+    use crate::{
+        child::{share::tests::Purse, stdio::Reading},
+        config::InsideDoor,
+    };
 
     /// Where a server can be reached in a directory.
     fn peer() -> (UnixListener, Peer, TempDir) {
@@ -681,6 +684,82 @@ mod tests {
             stdin.write_all(begun).await.unwrap();
             assert!(!heard(ACCEPTED).await);
         }
+    }
+
+    /// Answers wait for their room once: many large ones at a time come whole, one after the other.
+    #[tokio::test]
+    async fn a_large_answer_needs_its_room_once() {
+        const ANSWERS: usize = 6;
+        let purse = Purse::of(4 << 20);
+        let (server, mut peer, _dir) = peer();
+        peer.longest = 2 << 20;
+        let (mut stdin, input) = duplex(1 << 20);
+        let (output, stdout) = duplex(64 << 10);
+        let (tell, mut faults) = mpsc::channel(MAX_REQUESTS);
+        let talk = Talk::new((peer, None), output, tell, purse.clone());
+        let mut work = JoinSet::new();
+        work.spawn(talk.run(input));
+        for number in 1..=ANSWERS {
+            let call = format!("{{\"id\":{number},\"method\":\"tools/call\"}}\n");
+            stdin.write_all(call.as_bytes()).await.unwrap();
+            let (mut io, _) = server.accept().await.unwrap();
+            work.spawn(async move {
+                let text = "x".repeat(1 << 20);
+                let answer = format!(r#"{{"id":{number},"result":"{text}"}}"#);
+                let length = answer.len();
+                let said = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{answer}"
+                );
+                let _ = io.write_all(said.as_bytes()).await;
+                std::future::pending::<()>().await;
+            });
+        }
+        // So many have come that there is no room for another.
+        until(|| purse.left() < 1 << 20).await;
+        let reading = Reading {
+            longest: 2 << 20,
+            rate: u64::MAX,
+            counts: false,
+        };
+        let mut lines = reading.lines(stdout, Some(purse.clone()));
+        let patience = Duration::from_secs(20);
+        for _ in 0..ANSWERS {
+            tokio::select! {
+                line = timeout(patience, lines.next()) => match line.unwrap().unwrap() {
+                    Line::Text(text) => assert!(text.len() > 1 << 20),
+                    line => panic!("{line:?}"),
+                },
+                fault = faults.recv() => panic!("{fault:?}"),
+            }
+        }
+        until(|| purse.left() == 4 << 20).await;
+    }
+
+    /// Of a call that is cancelled while its answer is handed on nothing is kept, also where nothing is said after it.
+    #[tokio::test]
+    async fn half_an_answer_of_a_cancelled_call_is_said_to_its_end() {
+        let purse = Purse::of(4 << 20);
+        let (server, mut stdin, _faults, mut rest) = silent(purse.clone());
+        let call = b"{\"id\":1,\"method\":\"tools/call\"}\n";
+        stdin.write_all(call).await.unwrap();
+        let (mut io, _) = server.accept().await.unwrap();
+        let answer = format!(r#"{{"id":1,"result":"{}"}}"#, "x".repeat(500 << 10));
+        let length = answer.len();
+        let said = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{answer}"
+        );
+        io.write_all(said.as_bytes()).await.unwrap();
+        let patience = Duration::from_secs(20);
+        let mut heard = vec![0; 1 << 10];
+        let begins = rest.1.read_exact(&mut heard);
+        timeout(patience, begins).await.unwrap().unwrap();
+        let cancel = b"{\"method\":\"notifications/cancelled\",\"params\":{\"requestId\":1}}\n";
+        stdin.write_all(cancel).await.unwrap();
+        let mut session = tokio::io::BufReader::new(&mut rest.1);
+        let ends = session.read_until(b'\n', &mut heard);
+        timeout(patience, ends).await.unwrap().unwrap();
+        assert_eq!(heard, format!("{answer}\n").as_bytes());
+        until(|| purse.left() == 4 << 20).await;
     }
 
     /// A cancellation needs no room, also while something else is told.

@@ -30,6 +30,9 @@ pub(super) struct Turns {
     untold: VecDeque<Outgoing>,
     /// The server's own stream.
     listening: JoinSet<()>,
+    /// Hands on the rest of what a request that was ended has begun to say; at most one.
+    finishing: JoinSet<()>,
+    was_ended: bool,
 }
 
 impl Turns {
@@ -51,15 +54,22 @@ impl Turns {
             let talk = talk.clone();
             self.telling.spawn(async move { talk.tell(message).await });
         }
+        // One that waits for its turn there comes behind whoever is ended meanwhile.
+        if std::mem::take(&mut self.was_ended) && self.finishing.is_empty() {
+            let talk = talk.clone();
+            self.finishing.spawn(async move { talk.finish().await });
+        }
     }
 
     /// Waits until something else may have its turn.
     pub(super) async fn changed(&mut self) {
         tokio::select! {
-            Some(_) = self.requests.join_next() => {
+            Some(done) = self.requests.join_next() => {
+                self.was_ended |= done.is_err();
                 self.handles.retain(|_, request| !request.is_finished());
             }
             Some(_) = self.telling.join_next() => {}
+            Some(_) = self.finishing.join_next() => {}
             else => std::future::pending().await,
         }
     }
@@ -114,6 +124,7 @@ impl Turns {
         self.requests.shutdown().await;
         self.telling.shutdown().await;
         self.listening.shutdown().await;
+        self.finishing.shutdown().await;
     }
 }
 
