@@ -26,6 +26,20 @@ pub struct Reading {
     pub longest: usize,
     /// Bytes in any second.
     pub rate: u64,
+    /// Whether a line has a share of the memory for such while it comes. One that is said over HTTP has its share
+    /// already, which is kept until all of it was handed on: it needs no room twice.
+    pub counts: bool,
+}
+
+impl Reading {
+    /// The lines of such output, in memory of theirs.
+    pub fn lines<R: AsyncRead + Unpin>(self, output: R, lends: Option<Arc<dyn Lends>>) -> Lines<R> {
+        let lines = Lines::new(output, self.longest).paced(self.rate);
+        match lends.filter(|_| self.counts) {
+            Some(lends) => lines.within(lends),
+            None => lines,
+        }
+    }
 }
 
 /// Reads lines of at most `max` bytes, in memory that shrinks again after a long one.
@@ -87,7 +101,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     }
 
     /// Counts what is long of a line that has not come to its end, in memory of theirs (probe-69).
-    pub fn within(mut self, lends: Arc<dyn Lends>) -> Self {
+    fn within(mut self, lends: Arc<dyn Lends>) -> Self {
         self.share = Some(Share::of(lends));
         self
     }
@@ -98,7 +112,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     }
 
     /// Reads no more than `rate` bytes in any second (probe-69).
-    pub fn paced(mut self, rate: u64) -> Self {
+    fn paced(mut self, rate: u64) -> Self {
         self.pace = Some(Pace {
             rate,
             second: Instant::now(),

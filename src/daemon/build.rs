@@ -156,6 +156,7 @@ pub(super) fn build(config: Config, setup: &Setup) -> Result<(Gateway, Launching
         reading: Reading {
             longest: config.limits.message,
             rate: config.limits.output,
+            counts: matches!(config.transport, Transport::Stdio),
         },
         longest_body: config.limits.body,
         session_idle: config.limits.session_idle,

@@ -414,6 +414,7 @@ mod tests {
         let reading = stdio::Reading {
             longest: 1 << 10,
             rate: 1 << 10,
+            counts: true,
         };
         let noted = Arc::default();
         let listens = tokio::spawn(listen(session.clone(), Box::new(Panics), reading, noted));
@@ -429,10 +430,11 @@ mod tests {
         let reading = stdio::Reading {
             longest: 1 << 10,
             rate: 1 << 10,
+            counts: true,
         };
         let stdout = Box::new(tokio::io::empty());
         let listens = listen(session.clone(), stdout, reading, Arc::default());
-        assert!(size_of_val(&listens) <= 448, "{}", size_of_val(&listens));
+        assert!(size_of_val(&listens) <= 456, "{}", size_of_val(&listens));
         let stdin: Box<dyn AsyncWrite + Send + Unpin> = Box::new(tokio::io::sink());
         let audit = session.audit.clone();
         let writes = write(session, lines, stdin, audit);

@@ -15,7 +15,7 @@ use crate::{
     audit::Reason,
     child::{
         Lends,
-        stdio::{self, Line, Lines, Reading, Why},
+        stdio::{self, Line, Reading, Why},
     },
     json::{Kind, Value},
     mcp::{Members, Message},
@@ -89,10 +89,7 @@ pub(super) fn run(
     reading: Reading,
 ) -> impl Future<Output = Option<Reason>> + Send {
     // Here, and not in the future: that would have room for it twice, as long as the child lives.
-    let mut lines = Lines::new(stdout, reading.longest).paced(reading.rate);
-    if let Some(lends) = hears.lends() {
-        lines = lines.within(lends);
-    }
+    let mut lines = reading.lines(stdout, hears.lends());
     async move {
         let mut violations = 0_u64;
         let mut complaints = Complaints::default();
@@ -438,6 +435,7 @@ mod tests {
         let reading = Reading {
             longest: 4 << 20,
             rate: u64::MAX,
+            counts: true,
         };
         let hears = Arc::new(Waits(Mutex::new(wait)));
         let heard = run(hears.clone(), &output[..], reading);
@@ -593,6 +591,7 @@ mod tests {
                 let reading = Reading {
                     longest: LONGEST,
                     rate: u64::MAX,
+                    counts: true,
                 };
                 assert_eq!(run(notes.clone(), output.as_bytes(), reading).await, None);
                 let all = notes.0.lock().unwrap();
@@ -616,6 +615,7 @@ mod tests {
         let reading = Reading {
             longest: 1 << 10,
             rate: u64::MAX,
+            counts: true,
         };
         let heard = run(notes.clone(), output, reading);
         let told = async {
@@ -652,6 +652,7 @@ mod tests {
         let reading = Reading {
             longest: 10,
             rate: u64::MAX,
+            counts: true,
         };
         run(Arc::new(Bears), &b"{}\n\n".repeat(50_000)[..], reading).await;
         others.abort();
@@ -668,6 +669,7 @@ mod tests {
         let reading = Reading {
             longest: 10,
             rate: u64::MAX,
+            counts: true,
         };
         run(Arc::new(Bears), &part.repeat(1000)[..], reading).await;
         assert_eq!(said.load(Ordering::Relaxed), 1);
@@ -695,6 +697,7 @@ mod tests {
         let reading = Reading {
             longest: 2 << 20,
             rate: u64::MAX,
+            counts: true,
         };
         let heard = run(session.clone(), output.as_bytes(), reading).await;
         assert_eq!(heard, None);

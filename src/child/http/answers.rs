@@ -251,6 +251,12 @@ impl Talk {
         self.output.lock().await.say(text, share).await;
     }
 
+    /// Gives it the rest of a message whose request was ended meanwhile.
+    pub(super) async fn finish(&self) {
+        // Nobody reads any more: the session is ending.
+        let _ = self.output.lock().await.finish().await;
+    }
+
     fn share(&self) -> Share {
         Share::of(self.lends.clone())
     }

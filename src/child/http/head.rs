@@ -19,6 +19,8 @@ pub(super) struct Outgoing {
     pub(super) kind: Kind,
     /// What a stateless request says in its headers, too.
     modern: Option<Modern>,
+    /// What is said in place of a client's answer where that has no room: the server waits for one.
+    instead: Option<Box<str>>,
     /// The memory that it has, if it is counted.
     share: Option<Share>,
 }
@@ -31,7 +33,9 @@ pub(super) enum Kind {
     Cancelled(u64),
     /// `notifications/initialized`.
     Initialized,
-    /// Another notification, or a response: nothing comes back.
+    /// The answer to what the server has asked.
+    Answer,
+    /// Another notification: nothing comes back.
     Other,
 }
 
@@ -76,6 +80,7 @@ impl Outgoing {
                 number(member("requestId")).map_or(Kind::Other, Kind::Cancelled)
             }
             (Some("notifications/initialized"), None) => Kind::Initialized,
+            (None, Some(_)) => Kind::Answer,
             _ => Kind::Other,
         };
         let named = member("_meta").and_then(|meta| meta.get(VERSION));
@@ -101,12 +106,21 @@ impl Outgoing {
             }
             None => None,
         };
+        let question = root.get("id").filter(|_| kind == Kind::Answer);
+        let instead = question.and_then(|id| unheard(id.raw()));
         Some(Self {
             text,
             kind,
             modern,
+            instead,
             share: None,
         })
+    }
+
+    /// The gateway's own error in place of a client's answer; `None` if this is none.
+    pub(super) fn take_instead(&mut self) -> Option<Self> {
+        let text = String::from(self.instead.take()?);
+        Some(Self::own(text, Kind::Answer))
     }
 
     /// The gateway's own word that a request is no longer waited for.
@@ -114,10 +128,15 @@ impl Outgoing {
         let text = format!(
             r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{number}}}}}"#
         );
+        Self::own(text, Kind::Cancelled(number))
+    }
+
+    fn own(text: String, kind: Kind) -> Self {
         Self {
             text: text.into(),
-            kind: Kind::Cancelled(number),
+            kind,
             modern: None,
+            instead: None,
             share: None,
         }
     }
@@ -170,6 +189,17 @@ impl Outgoing {
     }
 }
 
+/// An error as the answer to the question of that id, if it is short.
+fn unheard(id: &[u8]) -> Option<Box<str>> {
+    let id = std::str::from_utf8(id).ok()?;
+    let error = format!(
+        r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32603,"message":"the client's answer found no room, ask again later"}}}}"#
+    );
+    (error.len() <= MAX_OWN).then(|| error.into())
+}
+
+/// Bytes of the gateway's own words to a server, which are not counted.
+const MAX_OWN: usize = 256;
 const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
 
 #[cfg(test)]
@@ -225,7 +255,8 @@ mod tests {
             kind(r#"{"method":"notifications/cancelled","params":{"requestId":7}}"#),
             Some(Kind::Cancelled(7))
         );
-        assert_eq!(kind(r#"{"id":"a","result":{}}"#), Some(Kind::Other));
+        assert_eq!(kind(r#"{"id":"a","result":{}}"#), Some(Kind::Answer));
+        assert_eq!(kind(r#"{"method":"notifications/x"}"#), Some(Kind::Other));
         assert_eq!(kind("nonsense"), None);
     }
 }

@@ -150,7 +150,7 @@ impl Talk {
         self.leave().await;
     }
 
-    async fn take(self: &Arc<Self>, message: Outgoing, turns: &mut Turns) {
+    async fn take(self: &Arc<Self>, mut message: Outgoing, turns: &mut Turns) {
         match message.kind {
             Kind::Request(number, _) => {
                 if !turns.ask(message, &self.lends) {
@@ -159,11 +159,11 @@ impl Talk {
             }
             Kind::Cancelled(number) if turns.forget(number) => {}
             Kind::Cancelled(number) => {
-                // To close the stream is the whole cancel in the stateless version (mcp-T7).
-                if !message.is_modern() && self.lock().version.is_some() {
+                if self.hears_cancels(message.is_modern()) {
                     // Where the client's own words, which may be long, have no room, the gateway's have.
-                    let _ = turns.tell(message, &self.lends)
-                        || turns.tell(Outgoing::cancelled(number), &self.lends);
+                    if !turns.tell(message, &self.lends) {
+                        turns.tell_own(Outgoing::cancelled(number));
+                    }
                 }
                 turns.abort(number);
             }
@@ -171,6 +171,16 @@ impl Talk {
                 // Before anything else: some servers answer nothing earlier.
                 self.tell(message).await;
                 turns.listen(self);
+            }
+            Kind::Answer => {
+                let instead = message.take_instead();
+                if !turns.tell(message, &self.lends) {
+                    // The server waits for one.
+                    match instead {
+                        Some(instead) => turns.tell_own(instead),
+                        None => debug!("an answer to the server was left out"),
+                    }
+                }
             }
             Kind::Other => {
                 if !turns.tell(message, &self.lends) {
@@ -207,6 +217,7 @@ impl Talk {
             let _ = self.faults.send((number, Fault::Refused)).await;
             return;
         }
+        let is_modern = message.is_modern();
         if let Err(fault) = self.ask(number, asks, message).await {
             // The end of its process says more than the end of its connection.
             if fault == Fault::Lost && matches!(self.peer.way, Way::Inside(_)) {
@@ -216,7 +227,17 @@ impl Talk {
             if fault == Fault::Gone {
                 self.gone.notify_one();
             }
+            // Nobody hears what may still come: the server need not go on with it.
+            if fault == Fault::NoRoom && self.hears_cancels(is_modern) {
+                self.tell(Outgoing::cancelled(number)).await;
+            }
         }
+    }
+
+    /// Whether a request is cancelled by a message: to close its stream is the whole cancel in the stateless version
+    /// (mcp-T7), and `initialize` has none.
+    fn hears_cancels(&self, is_modern: bool) -> bool {
+        !is_modern && self.lock().version.is_some()
     }
 
     /// Ends the server's session (mcp-L7), if it can be had soon.
@@ -261,7 +282,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::{child::share::tests::Purse, config::InsideDoor};
+    use crate::{
+        child::{share::tests::Purse, stdio::Reading},
+        config::InsideDoor,
+    };
 
     /// Where a server can be reached in a directory.
     fn peer() -> (UnixListener, Peer, TempDir) {
@@ -560,6 +584,217 @@ mod tests {
         }
     }
 
+    /// A server that has asked something hears an answer, however little room there is: the client's, or an error in
+    /// its place.
+    #[tokio::test]
+    async fn a_question_is_answered_without_room() {
+        let short = r#"{"jsonrpc":"2.0","id":"q","result":{}}"#.to_owned();
+        let long = format!(
+            r#"{{"jsonrpc":"2.0","id":"q","result":{{"v":"{}"}}}}"#,
+            "x".repeat(100 << 10)
+        );
+        let error = r#"{"jsonrpc":"2.0","id":"q","error":{"code":-32603,"message":"the client's answer found no room, ask again later"}}"#;
+        for (room, answer, is_telling, told) in [
+            (0, &short, false, &*short),
+            (0, &short, true, error),
+            (0, &long, false, error),
+            (1 << 20, &long, true, &*long),
+        ] {
+            let (server, mut stdin, _faults, _rest) = silent(Purse::of(room));
+            let patience = Duration::from_secs(20);
+            if is_telling {
+                let note = b"{\"method\":\"notifications/progress\"}\n";
+                stdin.write_all(note).await.unwrap();
+                let (mut io, _) = timeout(patience, server.accept()).await.unwrap().unwrap();
+                stdin.write_all(answer.as_bytes()).await.unwrap();
+                stdin.write_all(b"\n").await.unwrap();
+                // It is read before the notification is taken.
+                for _ in 0..1000 {
+                    tokio::task::yield_now().await;
+                }
+                io.write_all(ACCEPTED).await.unwrap();
+            } else {
+                stdin.write_all(answer.as_bytes()).await.unwrap();
+                stdin.write_all(b"\n").await.unwrap();
+            }
+            let (io, _) = timeout(patience, server.accept()).await.unwrap().unwrap();
+            assert!(request(io).await.ends_with(told), "{room} {is_telling}");
+        }
+    }
+
+    /// A call whose answer finds no room does not go on at a server of sessions.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_fails_for_room_is_cancelled() {
+        let (server, peer, _dir) = peer();
+        let (mut stdin, input) = duplex(1 << 20);
+        let (output, _stdout) = duplex(1 << 10);
+        let (tell, mut faults) = mpsc::channel(1);
+        let talk = Talk::new((peer, None), output, tell, Purse::of(0));
+        talk.lock().version = Some(HeaderValue::from_static("2025-06-18"));
+        let mut work = JoinSet::new();
+        work.spawn(talk.run(input));
+        let modern =
+            r#","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}"#;
+        let patience = Duration::from_secs(60);
+        for (number, params) in [(1, ""), (2, modern)] {
+            let call = format!("{{\"id\":{number},\"method\":\"tools/call\"{params}}}\n");
+            stdin.write_all(call.as_bytes()).await.unwrap();
+            let (mut io, _) = server.accept().await.unwrap();
+            let half = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: {}",
+                "x".repeat(100 << 10)
+            );
+            io.write_all(half.as_bytes()).await.unwrap();
+            assert_eq!(faults.recv().await, Some((number, Fault::NoRoom)));
+            let told = timeout(patience, server.accept()).await;
+            assert_eq!(told.is_ok(), params.is_empty());
+            if let Ok(told) = told {
+                let (io, _) = told.unwrap();
+                let own = r#""method":"notifications/cancelled","params":{"requestId":1}}"#;
+                assert!(request(io).await.ends_with(own));
+            }
+        }
+    }
+
+    /// One stream of the server's own is listened to, however often a client says that it has begun.
+    #[tokio::test]
+    async fn the_servers_own_stream_is_opened_once() {
+        let (server, mut stdin, _faults, _rest) = silent(Purse::of(1 << 20));
+        let patience = Duration::from_secs(20);
+        let mut kept = Vec::new();
+        let mut heard = async |said: &[u8]| {
+            let (mut io, _) = timeout(patience, server.accept()).await.unwrap().unwrap();
+            let mut head = Vec::new();
+            while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+                assert!(io.read_buf(&mut head).await.unwrap() > 0);
+            }
+            io.write_all(said).await.unwrap();
+            kept.push(io);
+            head.starts_with(b"GET")
+        };
+        let events = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+        let none = b"HTTP/1.1 405 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        let begun = b"{\"method\":\"notifications/initialized\"}\n";
+        // One that has none may have one later.
+        for stream in [&none[..], events] {
+            stdin.write_all(begun).await.unwrap();
+            assert!(!heard(ACCEPTED).await && heard(stream).await);
+        }
+        for _ in 0..3 {
+            stdin.write_all(begun).await.unwrap();
+            assert!(!heard(ACCEPTED).await);
+        }
+    }
+
+    /// Answers wait for their room once: many large ones at a time come whole, one after the other.
+    #[tokio::test]
+    async fn a_large_answer_needs_its_room_once() {
+        const ANSWERS: usize = 6;
+        let purse = Purse::of(4 << 20);
+        let (server, mut peer, _dir) = peer();
+        peer.longest = 2 << 20;
+        let (mut stdin, input) = duplex(1 << 20);
+        let (output, stdout) = duplex(64 << 10);
+        let (tell, mut faults) = mpsc::channel(MAX_REQUESTS);
+        let talk = Talk::new((peer, None), output, tell, purse.clone());
+        let mut work = JoinSet::new();
+        work.spawn(talk.run(input));
+        for number in 1..=ANSWERS {
+            let call = format!("{{\"id\":{number},\"method\":\"tools/call\"}}\n");
+            stdin.write_all(call.as_bytes()).await.unwrap();
+            let (mut io, _) = server.accept().await.unwrap();
+            work.spawn(async move {
+                let text = "x".repeat(1 << 20);
+                let answer = format!(r#"{{"id":{number},"result":"{text}"}}"#);
+                let length = answer.len();
+                let said = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{answer}"
+                );
+                let _ = io.write_all(said.as_bytes()).await;
+                std::future::pending::<()>().await;
+            });
+        }
+        // So many have come that there is no room for another.
+        until(|| purse.left() < 1 << 20).await;
+        let reading = Reading {
+            longest: 2 << 20,
+            rate: u64::MAX,
+            counts: false,
+        };
+        let mut lines = reading.lines(stdout, Some(purse.clone()));
+        let patience = Duration::from_secs(20);
+        for _ in 0..ANSWERS {
+            tokio::select! {
+                line = timeout(patience, lines.next()) => match line.unwrap().unwrap() {
+                    Line::Text(text) => assert!(text.len() > 1 << 20),
+                    line => panic!("{line:?}"),
+                },
+                fault = faults.recv() => panic!("{fault:?}"),
+            }
+        }
+        until(|| purse.left() == 4 << 20).await;
+    }
+
+    /// Of a call that is cancelled while its answer is handed on nothing is kept, also where nothing is said after it.
+    #[tokio::test]
+    async fn half_an_answer_of_a_cancelled_call_is_said_to_its_end() {
+        let purse = Purse::of(4 << 20);
+        let (server, mut stdin, _faults, mut rest) = silent(purse.clone());
+        let call = b"{\"id\":1,\"method\":\"tools/call\"}\n";
+        stdin.write_all(call).await.unwrap();
+        let (mut io, _) = server.accept().await.unwrap();
+        let answer = format!(r#"{{"id":1,"result":"{}"}}"#, "x".repeat(500 << 10));
+        let length = answer.len();
+        let said = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{answer}"
+        );
+        io.write_all(said.as_bytes()).await.unwrap();
+        let patience = Duration::from_secs(20);
+        let mut heard = vec![0; 1 << 10];
+        let begins = rest.1.read_exact(&mut heard);
+        timeout(patience, begins).await.unwrap().unwrap();
+        let cancel = b"{\"method\":\"notifications/cancelled\",\"params\":{\"requestId\":1}}\n";
+        stdin.write_all(cancel).await.unwrap();
+        let mut session = tokio::io::BufReader::new(&mut rest.1);
+        let ends = session.read_until(b'\n', &mut heard);
+        timeout(patience, ends).await.unwrap().unwrap();
+        assert_eq!(heard, format!("{answer}\n").as_bytes());
+        until(|| purse.left() == 4 << 20).await;
+    }
+
+    /// A cancellation needs no room, also while something else is told.
+    #[tokio::test]
+    async fn a_cancel_waits_for_its_turn_without_room() {
+        let (server, peer, _dir) = peer();
+        let (mut stdin, input) = duplex(1 << 20);
+        let (output, _stdout) = duplex(1 << 10);
+        let (tell, _faults) = mpsc::channel(1);
+        let talk = Talk::new((peer, None), output, tell, Purse::of(0));
+        talk.lock().version = Some(HeaderValue::from_static("2025-06-18"));
+        let mut work = JoinSet::new();
+        work.spawn(talk.run(input));
+        let patience = Duration::from_secs(20);
+        let mut all = Vec::new();
+        for said in [
+            r#"{"id":1,"method":"tools/call"}"#,
+            r#"{"method":"notifications/progress"}"#,
+        ] {
+            stdin.write_all(said.as_bytes()).await.unwrap();
+            stdin.write_all(b"\n").await.unwrap();
+            all.push(timeout(patience, server.accept()).await.unwrap().unwrap());
+        }
+        let cancel = r#"{"method":"notifications/cancelled","params":{"requestId":1}}"#;
+        stdin.write_all(cancel.as_bytes()).await.unwrap();
+        stdin.write_all(b"\n").await.unwrap();
+        // The call has ended: it was read.
+        let mut gone = tokio::io::sink();
+        let ended = tokio::io::copy(&mut all[0].0, &mut gone);
+        timeout(patience, ended).await.unwrap().unwrap();
+        all[1].0.write_all(ACCEPTED).await.unwrap();
+        let (io, _) = timeout(patience, server.accept()).await.unwrap().unwrap();
+        assert!(request(io).await.contains("notifications/cancelled"));
+    }
+
     /// probe-69: what servers have begun to answer is no more memory than there is for it, however they answer: one
     /// answer that has no room fails, and small ones come.
     #[tokio::test(start_paused = true)]
@@ -615,6 +850,10 @@ mod tests {
             until(|| purse.left() == 400 << 10).await;
         }
     }
+
+    /// What a server says to a message that has no answer.
+    const ACCEPTED: &[u8] =
+        b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
     /// Lets others go on until something is so.
     async fn until(is_so: impl Fn() -> bool) {

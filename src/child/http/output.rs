@@ -35,7 +35,8 @@ impl Output {
         let _ = self.finish().await;
     }
 
-    async fn finish(&mut self) -> io::Result<()> {
+    /// Says the rest of what was begun: nobody keeps it for whoever was ended in the middle of it.
+    pub(super) async fn finish(&mut self) -> io::Result<()> {
         if let Some((rest, _)) = &mut self.rest {
             while rest.has_remaining() {
                 self.session.write_buf(rest).await?;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use tokio::task::{AbortHandle, JoinSet};
+use tracing::debug;
 
 use super::{
     Talk,
@@ -29,6 +30,9 @@ pub(super) struct Turns {
     untold: VecDeque<Outgoing>,
     /// The server's own stream.
     listening: JoinSet<()>,
+    /// Hands on the rest of what a request that was ended has begun to say; at most one.
+    finishing: JoinSet<()>,
+    was_ended: bool,
 }
 
 impl Turns {
@@ -50,15 +54,22 @@ impl Turns {
             let talk = talk.clone();
             self.telling.spawn(async move { talk.tell(message).await });
         }
+        // One that waits for its turn there comes behind whoever is ended meanwhile.
+        if std::mem::take(&mut self.was_ended) && self.finishing.is_empty() {
+            let talk = talk.clone();
+            self.finishing.spawn(async move { talk.finish().await });
+        }
     }
 
     /// Waits until something else may have its turn.
     pub(super) async fn changed(&mut self) {
         tokio::select! {
-            Some(_) = self.requests.join_next() => {
+            Some(done) = self.requests.join_next() => {
+                self.was_ended |= done.is_err();
                 self.handles.retain(|_, request| !request.is_finished());
             }
             Some(_) = self.telling.join_next() => {}
+            Some(_) = self.finishing.join_next() => {}
             else => std::future::pending().await,
         }
     }
@@ -75,6 +86,15 @@ impl Turns {
         put(&mut self.untold, message, waits, lends)
     }
 
+    /// The gateway's own words: short, not counted, and with places that nothing else takes.
+    pub(super) fn tell_own(&mut self, message: Outgoing) {
+        if self.untold.len() < MAX_WAITING + MAX_OWN {
+            self.untold.push_back(message);
+        } else {
+            debug!("the server takes no messages: one of the gateway's was left out");
+        }
+    }
+
     /// Drops the request of that number; `false` if it does not wait here.
     pub(super) fn forget(&mut self, number: u64) -> bool {
         let is_it = |held: &Outgoing| matches!(held.kind, Kind::Request(it, _) if it == number);
@@ -89,8 +109,12 @@ impl Turns {
         }
     }
 
-    /// Listens to the server's own stream from now on.
+    /// Listens to the server's own stream from now on, if nobody does.
     pub(super) fn listen(&mut self, talk: &Arc<Talk>) {
+        while self.listening.try_join_next().is_some() {}
+        if !self.listening.is_empty() {
+            return;
+        }
         let talk = talk.clone();
         self.listening.spawn(async move { talk.listen().await });
     }
@@ -100,6 +124,7 @@ impl Turns {
         self.requests.shutdown().await;
         self.telling.shutdown().await;
         self.listening.shutdown().await;
+        self.finishing.shutdown().await;
     }
 }
 
@@ -122,3 +147,5 @@ fn put(
 pub(super) const MAX_REQUESTS: usize = 32;
 /// Messages that wait for their turn.
 const MAX_WAITING: usize = 1024;
+/// Messages of the gateway's own that wait besides.
+const MAX_OWN: usize = 1024;
