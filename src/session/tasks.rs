@@ -337,6 +337,14 @@ impl Session {
         }
     }
 
+    /// The same, if that is what the message answers to the call.
+    pub(super) fn end_made(&self, state: &mut State, call: &InFlight, message: &Message) {
+        let result = message.root().get("result").filter(|_| call.makes_task());
+        if let Some(task) = result.and_then(|result| result.get("task")) {
+            self.has_it_ended(state, task, Vec::new());
+        }
+    }
+
     pub(super) fn tell(&self, state: &mut State, call: InFlight, text: Bytes) {
         self.finish(state, call, None, text.len(), Event::Answer(text));
     }
@@ -524,6 +532,52 @@ mod tests {
                 .contains(r#"tasks/cancel","params":{"taskId":"more"}"#)
         );
         assert_eq!(session.state().tasks.known.len(), 1);
+    }
+
+    /// conn-3: a call becomes a task while its client is asked something. Where there is no room for that answer, or its
+    /// client does not come back, nobody hears of the task: it is ended, once.
+    #[tokio::test(start_paused = true)]
+    async fn a_task_whose_client_was_asked_and_never_hears_of_it_ends() {
+        const MADE: &str = r#"{"task":{"taskId":"k","status":"working"}}"#;
+        let is_cancel = |line: &&String| line.contains(r#"tasks/cancel","params":{"taskId":"k"}"#);
+        for (has_room, comes_back) in [(true, true), (true, false), (false, true), (false, false)] {
+            let rooms = Rooms::new(1);
+            let (session, mut lines) = session_in(&rooms);
+            let mut made = ask(&session, "tools/call", r#""name":"t""#);
+            let asks = r#"{"jsonrpc":"2.0","id":"q","method":"roots/list"}"#;
+            assert!(pump::take(&session, asks.into()));
+            session.ask_clients();
+            let asked = Message::parse(next(&mut made).await.into()).unwrap();
+            let result = asked.root().get("result").unwrap();
+            let state = result.get("requestState").unwrap().as_str().unwrap();
+            said(&mut lines);
+            let rest = (!has_room).then(|| session.room.claim((16 << 20) - rooms.taken()).unwrap());
+            answer(&session, 1, MADE);
+            drop(rest);
+            let heard = said(&mut lines);
+            let ended = heard.iter().filter(is_cancel).count();
+            assert_eq!(ended, usize::from(!has_room), "{heard:?}");
+            let refused = heard
+                .iter()
+                .filter(|line| line.contains(r#""id":"q","error""#));
+            assert_eq!(refused.count(), usize::from(!has_room), "{heard:?}");
+            if comes_back {
+                let back = format!(r#""name":"t","requestState":"{state}","inputResponses":{{}}"#);
+                let told = ask(&session, "tools/call", &back).next().await;
+                match told {
+                    Some(Event::Answer(_)) if has_room => {}
+                    Some(Event::Failed(Failure::NoRoom)) if !has_room => {}
+                    other => panic!("{other:?}"),
+                }
+            } else {
+                let later = Instant::now() + Duration::from_secs(600);
+                session.sweep(later, Duration::MAX);
+            }
+            assert_eq!(session.in_flight(), 0);
+            let heard = said(&mut lines);
+            let ended = heard.iter().filter(is_cancel).count();
+            assert_eq!(ended, usize::from(has_room && !comes_back), "{heard:?}");
+        }
     }
 
     /// fault-46: what a server asks in its tasks waits until they are looked at, and there may be a thousand.
