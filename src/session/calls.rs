@@ -355,7 +355,9 @@ impl Session {
     pub(super) fn fail_one(&self, number: u64, failure: Failure) {
         let mut state = self.state();
         let asked = number;
-        if self.subscribe_answered(&mut state, asked, Answer::Neither)
+        if self.result_failed(&mut state, asked, failure)
+            || self.look_failed(&mut state, asked)
+            || self.subscribe_answered(&mut state, asked, Answer::Neither)
             || self.listening_ended(&mut state, asked, End::Failed(failure))
         {
             return;

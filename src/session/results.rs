@@ -128,15 +128,27 @@ impl Session {
                 number,
                 reason: "timeout",
             });
-            // What it has asked may still be answered.
-            if let Some(known) = state.tasks.known.get_mut(&pending.task) {
-                known.asked = None;
-                known.watched.look_later(now);
-            }
-            for (first, _) in pending.told {
-                if let Some(call) = state.in_flight.remove(&first) {
-                    self.fail(state, call, Failure::Timeout);
-                }
+            self.give_up_result(state, pending, now, Failure::Timeout);
+        }
+    }
+
+    /// Request `number` will have no answer; `false` if that asked for no task's result.
+    pub(super) fn result_failed(&self, state: &mut State, number: u64, failure: Failure) -> bool {
+        let pending = state.tasks.results.remove(&number);
+        let now = Instant::now();
+        let given_up = pending.map(|it| self.give_up_result(state, it, now, failure));
+        given_up.is_some()
+    }
+
+    fn give_up_result(&self, state: &mut State, pending: Pending, now: Instant, failure: Failure) {
+        // What it has asked may still be answered.
+        if let Some(known) = state.tasks.known.get_mut(&pending.task) {
+            known.asked = None;
+            known.watched.look_later(now);
+        }
+        for (first, _) in pending.told {
+            if let Some(call) = state.in_flight.remove(&first) {
+                self.fail(state, call, failure);
             }
         }
     }

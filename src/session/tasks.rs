@@ -400,6 +400,7 @@ mod tests {
     use crate::{
         audit::RequestId,
         auth::Identity,
+        child::{Lends as _, stdio::Reading},
         session::{Exchange, outbox::Lines, pump, room::Rooms, testing::bridged_in},
     };
 
@@ -673,6 +674,61 @@ mod tests {
         session.sweep(Instant::now(), idle);
         assert_eq!(session.state().tasks.results.len(), 0);
         assert_eq!(session.state().tasks.known["x"].questions.len(), 1);
+    }
+
+    /// conn-3: where there is no room for what a task has come to, or for how it stands, whoever waits for that is told so
+    /// at once, and the child is asked again.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_task_has_come_to_and_has_no_room_fails_at_once() {
+        const ENDED: &str = r#"{"taskId":"x","status":"completed"}"#;
+        let (session, mut lines) = session();
+        let _made = ask(&session, "tools/call", r#""name":"t""#);
+        answer(&session, 1, r#"{"task":{"taskId":"x","status":"working"}}"#);
+        let text = "x".repeat(200 << 10);
+        let has_no_room = async |number: u32| {
+            let mut lent = 0;
+            while session.room.lend(1 << 10) {
+                lent += 1 << 10;
+            }
+            let line = format!(r#"{{"jsonrpc":"2.0","id":{number},"result":{{"v":"{text}"}}}}"#);
+            let (longest, rate) = (2 << 20, u64::MAX);
+            let line = format!("{line}\n");
+            pump::run(session.clone(), line.as_bytes(), Reading { longest, rate }).await;
+            session.room.take_back(lent);
+        };
+        let mut get = ask(&session, "tasks/get", r#""taskId":"x""#);
+        answer(&session, 2, ENDED);
+        has_no_room(3).await;
+        let told = timeout(Duration::from_secs(1), get.next()).await;
+        assert!(
+            matches!(told, Ok(Some(Event::Failed(Failure::NoRoom)))),
+            "{told:?}"
+        );
+        let mut again = ask(&session, "tasks/get", r#""taskId":"x""#);
+        answer(&session, 4, ENDED);
+        answer(&session, 5, r#"{"n":7}"#);
+        assert!(next(&mut again).await.contains(r#""n":7"#));
+
+        // So for who subscribes to it.
+        let wanted = r#""notifications":{"taskIds":["x"]}"#;
+        let mut events = ask(&session, "subscriptions/listen", wanted);
+        next(&mut events).await;
+        let asks = async |lines: &mut Lines, number: u32, what: &str| {
+            said(lines);
+            tokio::time::advance(session.call_timeout / 2).await;
+            session.sweep(Instant::now(), Duration::MAX);
+            let heard = said(lines);
+            let asked = format!(r#""id":{number},"method":"tasks/{what}""#);
+            assert!(heard.iter().any(|it| it.contains(&asked)), "{heard:?}");
+        };
+        has_no_room(7).await;
+        asks(&mut lines, 8, "get").await;
+        answer(&session, 8, ENDED);
+        has_no_room(9).await;
+        asks(&mut lines, 10, "get").await;
+        answer(&session, 10, ENDED);
+        answer(&session, 11, r#"{"n":8}"#);
+        assert!(next(&mut events).await.contains(r#""n":8"#));
     }
 
     /// A child is asked how few tasks stand at a time, and one that does not answer is asked again.
