@@ -292,17 +292,19 @@ impl Session {
                             self.fail(state, call, Failure::NoRoom);
                             return None;
                         };
-                        if let Some(pending) = self.ask_result(state, &name, false) {
-                            pending.tell(number, stood);
-                            state.in_flight.insert(number, call);
-                            state.tasks.forget_who_left(&name, &state.in_flight);
-                        } else {
-                            self.fail(state, call, Failure::ChildEnded);
+                        match self.ask_result(state, &name, false) {
+                            Ok(pending) => {
+                                pending.tell(number, stood);
+                                state.in_flight.insert(number, call);
+                                state.tasks.forget_who_left(&name, &state.in_flight);
+                            }
+                            Err(failure) => self.fail(state, call, failure),
                         }
                         return None;
                     }
                     Some("input_required") => {
-                        self.ask_result(state, &name, true);
+                        // Or when somebody asks again.
+                        let _ = self.ask_result(state, &name, true);
                         let known = state.tasks.known.get(name.as_ref());
                         let standing = known.map_or(Standing::Working, Known::asks);
                         task::modern(task, "complete", &standing, &meta)
@@ -729,6 +731,43 @@ mod tests {
         answer(&session, 10, ENDED);
         answer(&session, 11, r#"{"n":8}"#);
         assert!(next(&mut events).await.contains(r#""n":8"#));
+    }
+
+    /// Who asks how a task stands hears why the child was not asked what it has come to.
+    #[tokio::test]
+    async fn a_task_of_which_nothing_more_can_be_asked_fails_with_what_is_short() {
+        const ENDED: &str = r#"{"taskId":"foreign","status":"completed"}"#;
+        let rooms = Rooms::new(1);
+        let (session, mut lines) = session_in(&rooms);
+        // No call here has become it, and its id has no room beside how it stood.
+        let mut get = ask(&session, "tasks/get", r#""taskId":"foreign""#);
+        let rest = (16 << 20) - ENDED.len() - 3;
+        let rest = session.room.claim(rest).unwrap();
+        answer(&session, 1, ENDED);
+        let told = get.next().await;
+        assert!(
+            matches!(told, Some(Event::Failed(Failure::NoRoom))),
+            "{told:?}"
+        );
+        drop(rest);
+
+        let mut get = ask(&session, "tasks/get", r#""taskId":"foreign""#);
+        while session.say(&OwnMessage::Discover { number: 0 }) {}
+        answer(&session, 2, ENDED);
+        let told = get.next().await;
+        assert!(
+            matches!(told, Some(Event::Failed(Failure::Busy))),
+            "{told:?}"
+        );
+        said(&mut lines);
+        let mut get = ask(&session, "tasks/get", r#""taskId":"foreign""#);
+        drop(lines);
+        answer(&session, 3, ENDED);
+        let told = get.next().await;
+        assert!(
+            matches!(told, Some(Event::Failed(Failure::ChildEnded))),
+            "{told:?}"
+        );
     }
 
     /// A child is asked how few tasks stand at a time, and one that does not answer is asked again.

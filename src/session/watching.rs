@@ -206,7 +206,7 @@ impl Session {
                 known.watched.due = None;
                 let stood = self.stood(task);
                 let ended = match stood {
-                    Some(stood) => self.ask_result(state, name, false).zip(Some(stood)),
+                    Some(stood) => self.ask_result(state, name, false).ok().zip(Some(stood)),
                     None => None,
                 };
                 match ended {
@@ -222,7 +222,8 @@ impl Session {
                 }
             }
             Some("input_required") => {
-                self.ask_result(state, name, true);
+                // Or when it is asked again.
+                let _ = self.ask_result(state, name, true);
                 let known = state.tasks.known.get(name);
                 let standing = known.map_or(Standing::Working, Known::asks);
                 let text = task::told(task, &standing);
