@@ -141,7 +141,7 @@ impl Session {
         match away {
             // Who is told to try again finds it as it was.
             Some(away) if made.is_err() => away.waits_on(&mut state, place),
-            Some(away) => self.withdraw(&away.call),
+            Some(away) => self.withdraw(&mut state, &away.call),
             None => {}
         }
         made
@@ -272,7 +272,7 @@ impl Session {
                     reason: "the client has gone",
                 });
             }
-            self.withdraw(&call);
+            self.withdraw(&mut state, &call);
             let gone = Event::Failed(Failure::Cancelled);
             let why = self.audit.why_unanswered();
             self.finish(&mut state, call, Some(why), 0, gone);
@@ -293,15 +293,7 @@ impl Session {
             return Answered::Delivered;
         }
         let number = state.reversed.first(number);
-        let waits = state.in_flight.get_mut(&number);
-        // One that has its answer, and whose client's user goes somewhere, takes no other.
-        let keeps = |call: &&mut InFlight| call.waits() && call.number(number) == Some(asked);
-        if let Some(call) = waits.filter(keeps) {
-            let goes_on = call.makes_task() && answer == Answer::Result;
-            if let Some(input) = call.input.as_deref_mut() {
-                let kept = self.room.keep(message);
-                input.keep(kept.map(|message| (answer, message)), goes_on);
-            }
+        if self.keeps_answer(&mut state, (number, asked), (answer, message)) {
             return Answered::Delivered;
         }
         match state.in_flight.remove(&number) {
@@ -363,7 +355,9 @@ impl Session {
     pub(super) fn fail_one(&self, number: u64, failure: Failure) {
         let mut state = self.state();
         let asked = number;
-        if self.subscribe_answered(&mut state, asked, Answer::Neither)
+        if self.result_failed(&mut state, asked, failure)
+            || self.look_failed(&mut state, asked)
+            || self.subscribe_answered(&mut state, asked, Answer::Neither)
             || self.listening_ended(&mut state, asked, End::Failed(failure))
         {
             return;

@@ -352,7 +352,7 @@ impl Session {
                 });
             }
             if let Some(call) = state.in_flight.remove(&number) {
-                self.withdraw(&call);
+                self.withdraw(&mut state, &call);
                 self.fail(&mut state, call, Failure::Timeout);
             }
         }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{audit::Reason, child::Fault};
+use crate::{audit::Reason, child::Fault, session::SendError};
 
 /// What comes back for one request, in order: any number of messages, then one answer.
 #[derive(Clone, Debug)]
@@ -92,6 +92,16 @@ impl Failure {
                 "the server answered, and too much waits to be read already: the answer is lost"
             }
             Self::ShuttingDown => "shutting down, outcome unknown",
+        }
+    }
+}
+
+impl Failure {
+    /// Why a request fails of which the child could not be told more.
+    pub(super) fn unsaid(error: SendError) -> Self {
+        match error {
+            SendError::Gone => Self::ChildEnded,
+            _ => Self::Busy,
         }
     }
 }

@@ -256,13 +256,16 @@ impl Session {
         }
         responses.push(b'}');
         input::member(&mut more, "inputResponses", &responses);
-        let said = self.say(&about(server, number, "update", &following.task, &more));
+        let own = about(server, number, "update", &following.task, &more);
+        let said = self.write(own.line());
         following.rest();
         call.deadline = Some(Instant::now() + self.call_timeout);
         // That it has heard is not waited for: how the task stands tells more.
         state.next += 1;
-        if !said && let Some(call) = state.in_flight.remove(&first) {
-            self.fail(state, call, Failure::ChildEnded);
+        if let Err(error) = said
+            && let Some(call) = state.in_flight.remove(&first)
+        {
+            self.fail(state, call, Failure::unsaid(error));
         }
         true
     }

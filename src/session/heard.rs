@@ -50,7 +50,7 @@ impl Heard {
                 let answer = Out::To(to, message.with(&Vec::from_iter(id)).into());
                 match ends {
                     None => vec![answer],
-                    Some(ends) => vec![Out::ToChild(ends.into()), answer],
+                    Some(ends) => vec![Out::Ends(ends.into()), answer],
                 }
             }
         }

@@ -325,14 +325,48 @@ impl Session {
             .collect();
         for number in waiting {
             if let Some(call) = state.in_flight.remove(&number) {
-                self.withdraw(&call);
+                self.withdraw(state, &call);
                 self.fail(state, call, Failure::ShuttingDown);
             }
         }
     }
 
-    /// Tells the child that nobody will answer what it has asked in this call.
-    pub(super) fn withdraw(&self, call: &InFlight) {
+    /// Keeps the answer to a call whose client is being asked, which began under the first of these numbers and was
+    /// asked under the other; `false` if none such waits.
+    pub(super) fn keeps_answer(
+        &self,
+        state: &mut State,
+        (number, asked): (u64, u64),
+        (answer, message): (Answer, &Message),
+    ) -> bool {
+        // One that has its answer, and whose client's user goes somewhere, takes no other.
+        let keeps = |call: &InFlight| call.waits() && call.number(number) == Some(asked);
+        if !state.in_flight.get(&number).is_some_and(keeps) {
+            return false;
+        }
+        let Some(mut call) = state.in_flight.remove(&number) else {
+            return false;
+        };
+        let kept = self.room.keep(message).map(|kept| (answer, kept));
+        if kept.is_none() && call.makes_task() {
+            // Its client will not hear of it.
+            self.withdraw(state, &call);
+            self.end_made(state, &call, message);
+        }
+        let goes_on = kept.is_some() && call.makes_task() && answer == Answer::Result;
+        if let Some(input) = call.input.as_deref_mut() {
+            input.keep(kept, goes_on);
+        }
+        state.in_flight.insert(number, call);
+        true
+    }
+
+    /// Tells the child that nobody will answer what it has asked in this call, nor know of the task that it has become.
+    pub(super) fn withdraw(&self, state: &mut State, call: &InFlight) {
+        let told = call.input.as_deref().and_then(|input| input.told.as_ref());
+        if let Some(Told::Answer(_, kept)) = told {
+            self.end_made(state, call, &kept.message);
+        }
         let asked = call.input.iter().flat_map(|input| &input.questions);
         for asked in asked.filter(|asked| !asked.id.is_empty()) {
             self.say(&OwnMessage::NobodyThere { id: &asked.id });

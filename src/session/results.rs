@@ -76,23 +76,27 @@ impl Session {
         state: &'a mut State,
         name: &str,
         asks: bool,
-    ) -> Option<&'a mut Pending> {
+    ) -> Result<&'a mut Pending, Failure> {
         let deadline = Instant::now() + self.call_timeout;
         if let Some(asked) = state.tasks.known.get(name).and_then(|known| known.asked) {
-            let pending = state.tasks.results.get_mut(&asked)?;
+            let pending = state.tasks.results.get_mut(&asked);
+            let pending = pending.ok_or(Failure::Busy)?;
             if asks {
                 pending.deadline = deadline;
             }
-            return Some(pending);
+            return Ok(pending);
         }
         if state.tasks.results.len() >= MAX_TASKS {
-            return None;
+            return Err(Failure::Busy);
         }
         // One that no call here has become is named for as long as it is asked for.
         let known = state.tasks.known.get_key_value(name);
         let (task, claim) = match known.map(|(task, _)| task.clone()) {
             Some(task) => (task, None),
-            None => (name.into(), Some(self.room.claim(name.len())?)),
+            None => {
+                let claim = self.room.claim(name.len());
+                (name.into(), Some(claim.ok_or(Failure::NoRoom)?))
+            }
         };
         let number = state.next;
         let id = serde_json::Value::from(name).to_string();
@@ -102,9 +106,7 @@ impl Session {
             task: id.as_bytes(),
             more: Vec::new(),
         };
-        if !self.say(&own) {
-            return None;
-        }
+        self.write(own.line()).map_err(Failure::unsaid)?;
         state.next += 1;
         if let Some(known) = state.tasks.known.get_mut(name) {
             known.asked = Some(number);
@@ -116,7 +118,7 @@ impl Session {
             deadline,
             _claim: claim,
         };
-        Some(state.tasks.results.entry(number).or_insert(pending))
+        Ok(state.tasks.results.entry(number).or_insert(pending))
     }
 
     /// Waits no longer for results that the child does not give.
@@ -128,15 +130,27 @@ impl Session {
                 number,
                 reason: "timeout",
             });
-            // What it has asked may still be answered.
-            if let Some(known) = state.tasks.known.get_mut(&pending.task) {
-                known.asked = None;
-                known.watched.look_later(now);
-            }
-            for (first, _) in pending.told {
-                if let Some(call) = state.in_flight.remove(&first) {
-                    self.fail(state, call, Failure::Timeout);
-                }
+            self.give_up_result(state, pending, now, Failure::Timeout);
+        }
+    }
+
+    /// Request `number` will have no answer; `false` if that asked for no task's result.
+    pub(super) fn result_failed(&self, state: &mut State, number: u64, failure: Failure) -> bool {
+        let pending = state.tasks.results.remove(&number);
+        let now = Instant::now();
+        let given_up = pending.map(|it| self.give_up_result(state, it, now, failure));
+        given_up.is_some()
+    }
+
+    fn give_up_result(&self, state: &mut State, pending: Pending, now: Instant, failure: Failure) {
+        // What it has asked may still be answered.
+        if let Some(known) = state.tasks.known.get_mut(&pending.task) {
+            known.asked = None;
+            known.watched.look_later(now);
+        }
+        for (first, _) in pending.told {
+            if let Some(call) = state.in_flight.remove(&first) {
+                self.fail(state, call, failure);
             }
         }
     }

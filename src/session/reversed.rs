@@ -357,10 +357,10 @@ impl Session {
         let before = again.number.replace(number);
         call.deadline = Some(Instant::now() + self.call_timeout);
         state.renumber(first, before, number);
-        if self.write(line).is_err()
+        if let Err(error) = self.write(line)
             && let Some(call) = state.in_flight.remove(&first)
         {
-            self.fail(state, call, Failure::ChildEnded);
+            self.fail(state, call, Failure::unsaid(error));
         }
     }
 
@@ -481,7 +481,7 @@ mod tests {
     use super::*;
     use crate::{
         mcp::Shape,
-        session::{Exchange, SendError, pump, room::Rooms, testing},
+        session::{Exchange, SendError, own::OwnMessage, pump, room::Rooms, testing},
     };
 
     /// fault-46: where each of many values stands is not kept for as long as a call waits, only their text.
@@ -556,6 +556,47 @@ mod tests {
             matches!(told, Some(Event::Failed(Failure::NoRoom))),
             "{told:?}"
         );
+    }
+
+    /// A call that cannot be made again, or whose task cannot be told what its client has said, because the child reads
+    /// nothing, says so: that has not ended.
+    #[tokio::test]
+    async fn a_call_that_goes_on_at_a_child_that_reads_nothing_fails_as_busy() {
+        const ASKS: &str =
+            r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#;
+        const INPUT: &str = r#""inputRequests":{"a":{"method":"elicitation/create","params":{"message":"?","requestedSchema":{"type":"object","properties":{}}}}}"#;
+        for (is_task, ends) in [(false, false), (true, false), (false, true), (true, true)] {
+            let tasks = r#"{"extensions":{"io.modelcontextprotocol/tasks":{}}}"#;
+            let (session, mut lines) = testing::reversed(tasks);
+            let mut asked = testing::asked(&session, ASKS);
+            let hears = |number: u64, result: &str| {
+                let line = format!(r#"{{"jsonrpc":"2.0","id":{number},"result":{{{result}}}}}"#);
+                assert!(pump::take(&session, line.into()));
+            };
+            if is_task {
+                hears(1, r#""resultType":"task","taskId":"k""#);
+                let says = format!(
+                    r#"{{"jsonrpc":"2.0","method":"notifications/tasks","params":{{"taskId":"k","status":"input_required",{INPUT}}}}}"#
+                );
+                assert!(pump::take(&session, says.into()));
+            } else {
+                hears(1, &format!(r#""resultType":"input_required",{INPUT}"#));
+            }
+            assert!(text(now(&mut asked).await).contains("thv-1-1-0"));
+            while lines.try_recv().is_some() {}
+            if ends {
+                drop(lines);
+            } else {
+                while session.say(&OwnMessage::Discover { number: 0 }) {}
+            }
+            assert_eq!(answers(&session, "thv-1-1-0"), Ok(()));
+            let told = now(&mut asked).await;
+            match told {
+                Some(Event::Failed(Failure::Busy)) if !ends => {}
+                Some(Event::Failed(Failure::ChildEnded)) if ends => {}
+                other => panic!("{is_task}, {ends}: {other:?}"),
+            }
+        }
     }
 
     /// What is there to be read.

@@ -14,6 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore};
+use tracing::warn;
 
 use crate::{
     aside::{aside, is_large},
@@ -27,7 +28,7 @@ use crate::{
         ending::{Output, Served},
         exchange::Failure,
         line::Line,
-        outbox::{Lines, Outbox, outbox},
+        outbox::{Lines, Outbox, Refused, outbox},
         own::OwnMessage,
         probe::Spoken,
         pump::{self, Hears},
@@ -211,6 +212,7 @@ impl Shared {
                         taken.forget();
                     }
                 }
+                Out::Ends(line) => self.end_nobodys(line),
                 Out::To(member, line) => self.give(member, line),
             }
         }
@@ -250,6 +252,7 @@ impl Shared {
                 Out::ToChild(line) => {
                     self.try_pass(line);
                 }
+                Out::Ends(line) => self.end_nobodys(line),
                 Out::To(member, line) => self.give(member, line),
             }
         }
@@ -266,19 +269,31 @@ impl Shared {
         is_sent
     }
 
-    /// The same of what a member leaves behind, and what is short of it waits until the child reads: nobody would end
-    /// later what it ends, and the child lives on for the others.
+    /// What a member leaves behind ends.
     fn take_leave(&self, out: Vec<Out>) {
         for out in out {
-            let Out::ToChild(line) = out else { continue };
-            let bytes = line.len();
-            if self.try_pass(line.clone()) {
-                continue;
+            if let Out::ToChild(line) | Out::Ends(line) = out {
+                let _ = self.end_at_child(line);
             }
-            // Counted then: one that was written meanwhile has given back what the next one will not.
-            if self.stdin.try_send_end(line).is_ok() {
-                self.beyond.fetch_add(bytes, Ordering::Relaxed);
-            }
+        }
+    }
+
+    /// What has no room waits until the child reads: nobody would end later what this ends, and the child lives on for
+    /// the others.
+    fn end_at_child(&self, line: Line) -> Result<(), Refused> {
+        let bytes = line.len();
+        if self.try_pass(line.clone()) {
+            return Ok(());
+        }
+        // Counted then: one that was written meanwhile has given back what the next one will not.
+        self.stdin.try_send_end(line)?;
+        self.beyond.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn end_nobodys(&self, line: Line) {
+        if self.end_at_child(line) == Err(Refused::Full) {
+            warn!("a task that no client can end runs on: the server reads nothing");
         }
     }
 
@@ -460,7 +475,7 @@ mod tests {
     use super::*;
     use crate::{
         auth::Identity,
-        mcp::Era,
+        mcp::{Era, task},
         session::{room::Rooms, testing},
     };
 
@@ -564,6 +579,45 @@ mod tests {
         assert_eq!(ended, [1, 2]);
         shared.written(rest);
         assert_eq!(shared.room.available_permits(), MAX_UNWRITTEN as usize);
+    }
+
+    /// probe-68: a task that no client can end ends at a child that others share, also where that reads nothing now.
+    #[tokio::test]
+    async fn a_task_that_is_nobodys_ends_when_a_busy_child_reads_again() {
+        let (shared, mut child) = Shared::new(everybody(), true, 2);
+        let (asks, lines) = session();
+        let member = shared.join(&asks, None).unwrap();
+        let served = shared.serve(member, asks.clone(), lines);
+        let all = async {
+            for number in 1..=4 {
+                let call = format!(
+                    r#"{{"jsonrpc":"2.0","id":{number},"method":"tools/call","params":{{"name":"x"}}}}"#
+                );
+                asks.write(Bytes::from(call + "\n")).unwrap();
+            }
+            // One waits for its place in the queue, which is full.
+            while shared.state().switch.waiting() < 3 {
+                tokio::task::yield_now().await;
+            }
+            let id = "k".repeat(task::MAX_ID);
+            let made =
+                format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{"task":{{"taskId":"{id}"}}}}}}"#);
+            assert!(shared.take(made.into()));
+            let mut heard = Vec::new();
+            while heard.len() < 5 {
+                let line = child.recv().await.unwrap();
+                shared.written(line.len());
+                let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
+                heard.push(line["method"].as_str().unwrap().to_owned());
+            }
+            heard.sort_unstable();
+            let call = "tools/call";
+            assert_eq!(heard, ["tasks/cancel", call, call, call, call]);
+            assert_eq!(shared.room.available_permits(), MAX_UNWRITTEN as usize);
+            asks.close();
+        };
+        let both = async { tokio::join!(served, all) };
+        timeout(Duration::from_secs(10), both).await.unwrap();
     }
 
     /// conn-3, probe-68: what waits for a slow child counts as its whose line it is. Who has no room for more waits with

@@ -32,6 +32,8 @@ use crate::{
 #[derive(Debug, Eq, PartialEq)]
 pub(super) enum Out {
     ToChild(Line),
+    /// For the child, and it ends there what nobody would end later.
+    Ends(Line),
     To(u64, Bytes),
 }
 
@@ -595,7 +597,10 @@ mod tests {
             // As long as can be told.
             let ends = !is_remembered && longer == 1;
             assert_eq!(out.len(), 1 + usize::from(ends));
-            if let [Out::ToChild(Line::Whole(told)), _] = &out[..] {
+            if ends {
+                let [Out::Ends(Line::Whole(told)), _] = &out[..] else {
+                    panic!("{out:?}");
+                };
                 let told: serde_json::Value = serde_json::from_slice(told).unwrap();
                 assert_eq!(told["method"], "tasks/cancel");
                 assert_eq!(told["params"]["taskId"], *id);

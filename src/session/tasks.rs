@@ -292,17 +292,19 @@ impl Session {
                             self.fail(state, call, Failure::NoRoom);
                             return None;
                         };
-                        if let Some(pending) = self.ask_result(state, &name, false) {
-                            pending.tell(number, stood);
-                            state.in_flight.insert(number, call);
-                            state.tasks.forget_who_left(&name, &state.in_flight);
-                        } else {
-                            self.fail(state, call, Failure::ChildEnded);
+                        match self.ask_result(state, &name, false) {
+                            Ok(pending) => {
+                                pending.tell(number, stood);
+                                state.in_flight.insert(number, call);
+                                state.tasks.forget_who_left(&name, &state.in_flight);
+                            }
+                            Err(failure) => self.fail(state, call, failure),
                         }
                         return None;
                     }
                     Some("input_required") => {
-                        self.ask_result(state, &name, true);
+                        // Or when somebody asks again.
+                        let _ = self.ask_result(state, &name, true);
                         let known = state.tasks.known.get(name.as_ref());
                         let standing = known.map_or(Standing::Working, Known::asks);
                         task::modern(task, "complete", &standing, &meta)
@@ -334,6 +336,14 @@ impl Session {
             state.next += 1;
         } else {
             warn!("a task that no client knows runs on: the server reads nothing");
+        }
+    }
+
+    /// The same, if that is what the message answers to the call.
+    pub(super) fn end_made(&self, state: &mut State, call: &InFlight, message: &Message) {
+        let result = message.root().get("result").filter(|_| call.makes_task());
+        if let Some(task) = result.and_then(|result| result.get("task")) {
+            self.has_it_ended(state, task, Vec::new());
         }
     }
 
@@ -392,6 +402,7 @@ mod tests {
     use crate::{
         audit::RequestId,
         auth::Identity,
+        child::{Lends as _, stdio::Reading},
         session::{Exchange, outbox::Lines, pump, room::Rooms, testing::bridged_in},
     };
 
@@ -526,6 +537,52 @@ mod tests {
         assert_eq!(session.state().tasks.known.len(), 1);
     }
 
+    /// conn-3: a call becomes a task while its client is asked something. Where there is no room for that answer, or its
+    /// client does not come back, nobody hears of the task: it is ended, once.
+    #[tokio::test(start_paused = true)]
+    async fn a_task_whose_client_was_asked_and_never_hears_of_it_ends() {
+        const MADE: &str = r#"{"task":{"taskId":"k","status":"working"}}"#;
+        let is_cancel = |line: &&String| line.contains(r#"tasks/cancel","params":{"taskId":"k"}"#);
+        for (has_room, comes_back) in [(true, true), (true, false), (false, true), (false, false)] {
+            let rooms = Rooms::new(1);
+            let (session, mut lines) = session_in(&rooms);
+            let mut made = ask(&session, "tools/call", r#""name":"t""#);
+            let asks = r#"{"jsonrpc":"2.0","id":"q","method":"roots/list"}"#;
+            assert!(pump::take(&session, asks.into()));
+            session.ask_clients();
+            let asked = Message::parse(next(&mut made).await.into()).unwrap();
+            let result = asked.root().get("result").unwrap();
+            let state = result.get("requestState").unwrap().as_str().unwrap();
+            said(&mut lines);
+            let rest = (!has_room).then(|| session.room.claim((16 << 20) - rooms.taken()).unwrap());
+            answer(&session, 1, MADE);
+            drop(rest);
+            let heard = said(&mut lines);
+            let ended = heard.iter().filter(is_cancel).count();
+            assert_eq!(ended, usize::from(!has_room), "{heard:?}");
+            let refused = heard
+                .iter()
+                .filter(|line| line.contains(r#""id":"q","error""#));
+            assert_eq!(refused.count(), usize::from(!has_room), "{heard:?}");
+            if comes_back {
+                let back = format!(r#""name":"t","requestState":"{state}","inputResponses":{{}}"#);
+                let told = ask(&session, "tools/call", &back).next().await;
+                match told {
+                    Some(Event::Answer(_)) if has_room => {}
+                    Some(Event::Failed(Failure::NoRoom)) if !has_room => {}
+                    other => panic!("{other:?}"),
+                }
+            } else {
+                let later = Instant::now() + Duration::from_secs(600);
+                session.sweep(later, Duration::MAX);
+            }
+            assert_eq!(session.in_flight(), 0);
+            let heard = said(&mut lines);
+            let ended = heard.iter().filter(is_cancel).count();
+            assert_eq!(ended, usize::from(has_room && !comes_back), "{heard:?}");
+        }
+    }
+
     /// fault-46: what a server asks in its tasks waits until they are looked at, and there may be a thousand.
     #[tokio::test]
     async fn what_all_tasks_ask_together_has_a_bound() {
@@ -619,6 +676,98 @@ mod tests {
         session.sweep(Instant::now(), idle);
         assert_eq!(session.state().tasks.results.len(), 0);
         assert_eq!(session.state().tasks.known["x"].questions.len(), 1);
+    }
+
+    /// conn-3: where there is no room for what a task has come to, or for how it stands, whoever waits for that is told so
+    /// at once, and the child is asked again.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_task_has_come_to_and_has_no_room_fails_at_once() {
+        const ENDED: &str = r#"{"taskId":"x","status":"completed"}"#;
+        let (session, mut lines) = session();
+        let _made = ask(&session, "tools/call", r#""name":"t""#);
+        answer(&session, 1, r#"{"task":{"taskId":"x","status":"working"}}"#);
+        let text = "x".repeat(200 << 10);
+        let has_no_room = async |number: u32| {
+            let mut lent = 0;
+            while session.room.lend(1 << 10) {
+                lent += 1 << 10;
+            }
+            let line = format!(r#"{{"jsonrpc":"2.0","id":{number},"result":{{"v":"{text}"}}}}"#);
+            let (longest, rate) = (2 << 20, u64::MAX);
+            let line = format!("{line}\n");
+            pump::run(session.clone(), line.as_bytes(), Reading { longest, rate }).await;
+            session.room.take_back(lent);
+        };
+        let mut get = ask(&session, "tasks/get", r#""taskId":"x""#);
+        answer(&session, 2, ENDED);
+        has_no_room(3).await;
+        let told = timeout(Duration::from_secs(1), get.next()).await;
+        assert!(
+            matches!(told, Ok(Some(Event::Failed(Failure::NoRoom)))),
+            "{told:?}"
+        );
+        let mut again = ask(&session, "tasks/get", r#""taskId":"x""#);
+        answer(&session, 4, ENDED);
+        answer(&session, 5, r#"{"n":7}"#);
+        assert!(next(&mut again).await.contains(r#""n":7"#));
+
+        // So for who subscribes to it.
+        let wanted = r#""notifications":{"taskIds":["x"]}"#;
+        let mut events = ask(&session, "subscriptions/listen", wanted);
+        next(&mut events).await;
+        let asks = async |lines: &mut Lines, number: u32, what: &str| {
+            said(lines);
+            tokio::time::advance(session.call_timeout / 2).await;
+            session.sweep(Instant::now(), Duration::MAX);
+            let heard = said(lines);
+            let asked = format!(r#""id":{number},"method":"tasks/{what}""#);
+            assert!(heard.iter().any(|it| it.contains(&asked)), "{heard:?}");
+        };
+        has_no_room(7).await;
+        asks(&mut lines, 8, "get").await;
+        answer(&session, 8, ENDED);
+        has_no_room(9).await;
+        asks(&mut lines, 10, "get").await;
+        answer(&session, 10, ENDED);
+        answer(&session, 11, r#"{"n":8}"#);
+        assert!(next(&mut events).await.contains(r#""n":8"#));
+    }
+
+    /// Who asks how a task stands hears why the child was not asked what it has come to.
+    #[tokio::test]
+    async fn a_task_of_which_nothing_more_can_be_asked_fails_with_what_is_short() {
+        const ENDED: &str = r#"{"taskId":"foreign","status":"completed"}"#;
+        let rooms = Rooms::new(1);
+        let (session, mut lines) = session_in(&rooms);
+        // No call here has become it, and its id has no room beside how it stood.
+        let mut get = ask(&session, "tasks/get", r#""taskId":"foreign""#);
+        let rest = (16 << 20) - ENDED.len() - 3;
+        let rest = session.room.claim(rest).unwrap();
+        answer(&session, 1, ENDED);
+        let told = get.next().await;
+        assert!(
+            matches!(told, Some(Event::Failed(Failure::NoRoom))),
+            "{told:?}"
+        );
+        drop(rest);
+
+        let mut get = ask(&session, "tasks/get", r#""taskId":"foreign""#);
+        while session.say(&OwnMessage::Discover { number: 0 }) {}
+        answer(&session, 2, ENDED);
+        let told = get.next().await;
+        assert!(
+            matches!(told, Some(Event::Failed(Failure::Busy))),
+            "{told:?}"
+        );
+        said(&mut lines);
+        let mut get = ask(&session, "tasks/get", r#""taskId":"foreign""#);
+        drop(lines);
+        answer(&session, 3, ENDED);
+        let told = get.next().await;
+        assert!(
+            matches!(told, Some(Event::Failed(Failure::ChildEnded))),
+            "{told:?}"
+        );
     }
 
     /// A child is asked how few tasks stand at a time, and one that does not answer is asked again.

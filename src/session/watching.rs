@@ -22,7 +22,12 @@ use crate::{
         task::{self, Standing},
     },
     session::{
-        Session, calls::Answer, conversation::State, exchange::Event, own::OwnMessage, tasks::Known,
+        Session,
+        calls::Answer,
+        conversation::State,
+        exchange::Event,
+        own::OwnMessage,
+        tasks::{Known, Tasks},
     },
 };
 
@@ -84,16 +89,23 @@ impl Watched {
     }
 }
 
+impl Tasks {
+    /// What was asked has no answer: how it stands is asked again.
+    fn looks_later(&mut self, look: &Look, now: Instant) {
+        if let Some(known) = self.known.get_mut(&look.task) {
+            known.watched.is_being_asked = false;
+            known.watched.look_later(now);
+        }
+    }
+}
+
 impl Session {
     /// Asks the child how tasks stand that somebody subscribes to and that it is time to ask for.
     pub(super) fn look_at_watched(&self, state: &mut State, now: Instant) {
         let overdue = state.tasks.looks.extract_if(|_, it| it.deadline <= now);
         let overdue: Vec<Look> = overdue.map(|(_, look)| look).collect();
         for look in overdue {
-            if let Some(known) = state.tasks.known.get_mut(&look.task) {
-                known.watched.is_being_asked = false;
-                known.watched.look_later(now);
-            }
+            state.tasks.looks_later(&look, now);
         }
         let is_due = |known: &Known| {
             let watched = &known.watched;
@@ -131,6 +143,13 @@ impl Session {
             };
             state.tasks.looks.insert(number, look);
         }
+    }
+
+    /// Request `number` will have no answer; `false` if that did not ask how a watched task stands.
+    pub(super) fn look_failed(&self, state: &mut State, number: u64) -> bool {
+        let look = state.tasks.looks.remove(&number);
+        let failed = look.map(|look| state.tasks.looks_later(&look, Instant::now()));
+        failed.is_some()
     }
 
     /// Takes the child's answer to request `number`, if that asked how a watched task stands.
@@ -187,7 +206,7 @@ impl Session {
                 known.watched.due = None;
                 let stood = self.stood(task);
                 let ended = match stood {
-                    Some(stood) => self.ask_result(state, name, false).zip(Some(stood)),
+                    Some(stood) => self.ask_result(state, name, false).ok().zip(Some(stood)),
                     None => None,
                 };
                 match ended {
@@ -203,7 +222,8 @@ impl Session {
                 }
             }
             Some("input_required") => {
-                self.ask_result(state, name, true);
+                // Or when it is asked again.
+                let _ = self.ask_result(state, name, true);
                 let known = state.tasks.known.get(name);
                 let standing = known.map_or(Standing::Working, Known::asks);
                 let text = task::told(task, &standing);
