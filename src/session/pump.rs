@@ -479,6 +479,7 @@ mod tests {
         let reading = || Reading {
             longest: 1 << 20,
             rate: u64::MAX,
+            counts: true,
         };
         run(session.clone(), output.as_bytes(), reading()).await;
         assert!(lines.try_recv().is_none());
@@ -515,6 +516,7 @@ mod tests {
         let reading = Reading {
             longest: 4 << 20,
             rate: u64::MAX,
+            counts: true,
         };
         let reads = run(session.clone(), output, reading);
         let writes = async {

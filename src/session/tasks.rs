@@ -695,7 +695,16 @@ mod tests {
             let line = format!(r#"{{"jsonrpc":"2.0","id":{number},"result":{{"v":"{text}"}}}}"#);
             let (longest, rate) = (2 << 20, u64::MAX);
             let line = format!("{line}\n");
-            pump::run(session.clone(), line.as_bytes(), Reading { longest, rate }).await;
+            pump::run(
+                session.clone(),
+                line.as_bytes(),
+                Reading {
+                    longest,
+                    rate,
+                    counts: true,
+                },
+            )
+            .await;
             session.room.take_back(lent);
         };
         let mut get = ask(&session, "tasks/get", r#""taskId":"x""#);
