@@ -141,10 +141,12 @@ impl Outgoing {
         }
     }
 
-    /// Counts its memory until it was sent, if it is large or has to wait; `false` where there is no room for it.
+    /// Counts its memory until it was sent, if it is large, or longer than most and has to wait; `false` where there is
+    /// no room for it. Most may wait in any case: at a server for everybody the room is everybody's.
     pub(super) fn count(&mut self, waits: bool, lends: &Arc<dyn Lends>) -> bool {
         let size = self.size();
-        if !waits && size <= SMALL {
+        let uncounted = if waits { UNCOUNTED } else { SMALL };
+        if size <= uncounted {
             return true;
         }
         let mut share = Share::of(lends.clone());
@@ -201,6 +203,9 @@ fn unheard(id: &[u8]) -> Option<Box<str>> {
 /// Bytes of the gateway's own words to a server, which are not counted.
 const MAX_OWN: usize = 256;
 const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
+
+/// Bytes of a message that waits and is not counted.
+const UNCOUNTED: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -537,7 +537,7 @@ mod tests {
         let (server, mut stdin, _faults, mut rest) = silent(purse.clone());
         let note = format!(
             r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"v":"{}"}}}}"#,
-            "x".repeat(500)
+            "x".repeat(5000)
         );
         let mut said = format!("{note}\n").repeat(300);
         said += r#"{"jsonrpc":"2.0","id":7,"method":"tools/call"}"#;
@@ -551,7 +551,7 @@ mod tests {
         }
         heard.sort_by_key(|request| request.ends_with(&note));
         assert!(heard[0].contains(r#""id":7,"#) && heard[1].ends_with(&note));
-        assert!(purse.left() < 1 << 10);
+        assert!(purse.left() < 6000);
         rest.2.shutdown().await;
         assert_eq!(purse.left(), 100 << 10);
     }
@@ -593,10 +593,12 @@ mod tests {
             r#"{{"jsonrpc":"2.0","id":"q","result":{{"v":"{}"}}}}"#,
             "x".repeat(100 << 10)
         );
+        let middling = long.replace(&"x".repeat(100 << 10), &"x".repeat(5 << 10));
         let error = r#"{"jsonrpc":"2.0","id":"q","error":{"code":-32603,"message":"the client's answer found no room, ask again later"}}"#;
         for (room, answer, is_telling, told) in [
             (0, &short, false, &*short),
-            (0, &short, true, error),
+            (0, &short, true, &*short),
+            (0, &middling, true, error),
             (0, &long, false, error),
             (1 << 20, &long, true, &*long),
         ] {

@@ -145,7 +145,7 @@ fn put(
 /// Requests at once towards one server. A child in the sandbox has a few connections more:
 /// for its own stream, for notifications, and those that wait.
 pub(super) const MAX_REQUESTS: usize = 32;
-/// Messages that wait for their turn.
-const MAX_WAITING: usize = 1024;
+/// Messages that wait for their turn: four times as many as one user may have of calls where nothing else is said.
+const MAX_WAITING: usize = 4096;
 /// Messages of the gateway's own that wait besides.
 const MAX_OWN: usize = 1024;
