@@ -207,6 +207,7 @@ impl Session {
                 place: place.take(),
             },
         );
+        state.hurry(now);
         if listens {
             self.acknowledge(state);
         }

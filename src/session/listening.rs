@@ -110,6 +110,13 @@ impl Listening {
         }
     }
 
+    /// The client goes on without opening that stream, and its server has asked something there.
+    fn hurry(&mut self, now: Instant) {
+        if let Some(until) = &mut self.awaited {
+            *until = (*until).min(now + HURRY);
+        }
+    }
+
     /// The session's own stream, which nobody has opened in that time; it is there no more.
     fn not_opened(&mut self, now: Instant) -> Option<Arc<Stream>> {
         self.awaited.take_if(|until| *until <= now)?;
@@ -379,6 +386,13 @@ fn any(state: &State) -> Option<&Arc<Stream>> {
 }
 
 impl State {
+    /// A call begins: a server that answers none before its question has its answer does not wait for long.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        if self.asked.waits_on(OWN) {
+            self.listening.hurry(now);
+        }
+    }
+
     /// The stream on which the client was asked this, if it is still heard.
     fn asked_on(&self, id: Value<'_>) -> Option<&Arc<Stream>> {
         let number = self.asked.stream_of(&spelled(id.raw()))?;
@@ -439,6 +453,8 @@ pub(super) const OWN: u64 = 0;
 /// `notifications/initialized` was accepted, and a server that asks for roots does so when it hears that: over a slow
 /// line it was always first. Some never do, and their server must not wait long for nobody.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long still once its client makes calls: those that open it do so before, or together with their first.
+const HURRY: Duration = Duration::from_secs(1);
 /// What a client says when its session is open.
 pub(super) const INITIALIZED: &str = "notifications/initialized";
 /// What a server says that waits no more for an answer.
@@ -589,6 +605,26 @@ mod tests {
             assert_eq!(responds(&session, &number.to_string()), Ok(()));
         }
         assert_eq!(said(&mut lines).len(), 64);
+    }
+
+    /// mcp-L5: a server that has asked something, and answers nothing before it is answered, waits a second for the stream of a
+    /// client that makes calls, not ten.
+    #[tokio::test(start_paused = true)]
+    async fn a_question_does_not_wait_for_long_once_its_client_calls() {
+        let (session, mut lines) = testing::session(Era::Legacy);
+        session.open("2025-11-25");
+        let idle = Duration::from_secs(600);
+        asks(&session, "7");
+        tokio::time::advance(HURRY * 2).await;
+        session.sweep(Instant::now(), idle);
+        assert_eq!(said(&mut lines), [""; 0]);
+        let _asked = testing::asked(&session, ASKS);
+        assert_eq!(said(&mut lines).len(), 1, "its call");
+        session.sweep(Instant::now(), idle);
+        assert_eq!(said(&mut lines), [""; 0]);
+        tokio::time::advance(HURRY).await;
+        session.sweep(Instant::now(), idle);
+        assert!(said(&mut lines)[0].contains("-32601"));
     }
 
     /// mcp-L1, mcp-L5: what a server asks and says before its client has opened the session's own stream waits for that,

@@ -464,7 +464,6 @@ mod tests {
         fn fail_one(&self, _: u64, _: Failure) {}
     }
 
-    /// Whoever goes on, and writes down whose answer was too long.
     /// conn-3: a question for which there is no room is answered as one that no client hears: its server waits.
     #[tokio::test]
     async fn a_question_without_room_is_answered() {
@@ -532,6 +531,7 @@ mod tests {
         tokio::join!(reads, writes);
     }
 
+    /// Whoever goes on, and writes down whose answer was too long.
     #[derive(Default)]
     struct Notes(Mutex<Vec<String>>);
 

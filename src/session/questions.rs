@@ -42,6 +42,13 @@ impl Questions {
         Some(self.find(id)?.on)
     }
 
+    /// Whether any waits on that stream.
+    pub(super) fn waits_on(&self, on: u64) -> bool {
+        self.0
+            .iter()
+            .any(|question| question.waits && question.on == on)
+    }
+
     /// It waits no more, but is known for a while.
     pub(super) fn close(&mut self, id: &[u8]) {
         let closes = |question: &mut Question| {

@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue, request::Builder};
 
 use super::mirror::{Mirror, encoded};
 use crate::{
-    child::share::{Lends, SMALL, Share},
+    child::share::{Lends, Share},
     json::Value,
     mcp::{Message, method, version},
 };
@@ -141,11 +141,9 @@ impl Outgoing {
         }
     }
 
-    /// Counts its memory until it was sent, if it is large, or longer than most and has to wait; `false` where there is
-    /// no room for it. Most may wait in any case: at a server for everybody the room is everybody's.
-    pub(super) fn count(&mut self, waits: bool, lends: &Arc<dyn Lends>) -> bool {
+    /// Counts its memory until it was sent, if that is more than `uncounted`; `false` where there is no room for it.
+    pub(super) fn count(&mut self, uncounted: usize, lends: &Arc<dyn Lends>) -> bool {
         let size = self.size();
-        let uncounted = if waits { UNCOUNTED } else { SMALL };
         if size <= uncounted {
             return true;
         }
@@ -203,9 +201,6 @@ fn unheard(id: &[u8]) -> Option<Box<str>> {
 /// Bytes of the gateway's own words to a server, which are not counted.
 const MAX_OWN: usize = 256;
 const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
-
-/// Bytes of a message that waits and is not counted.
-const UNCOUNTED: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -15,7 +15,7 @@ use super::{
     Talk,
     head::{Kind, Outgoing},
 };
-use crate::child::Lends;
+use crate::child::{Lends, share::SMALL};
 
 #[derive(Default)]
 pub(super) struct Turns {
@@ -55,7 +55,9 @@ impl Turns {
             self.telling.spawn(async move { talk.tell(message).await });
         }
         // One that waits for its turn there comes behind whoever is ended meanwhile.
-        if std::mem::take(&mut self.was_ended) && self.finishing.is_empty() {
+        while self.finishing.try_join_next().is_some() {}
+        if self.was_ended && self.finishing.is_empty() {
+            self.was_ended = false;
             let talk = talk.clone();
             self.finishing.spawn(async move { talk.finish().await });
         }
@@ -76,14 +78,21 @@ impl Turns {
 
     /// A request, unless too much waits already.
     pub(super) fn ask(&mut self, message: Outgoing, lends: &Arc<dyn Lends>) -> bool {
+        // Most may wait in any case: at a server for everybody the room is everybody's.
         let waits = self.requests.len() >= MAX_REQUESTS;
-        put(&mut self.waiting, message, waits, lends)
+        let uncounted = if waits { UNCOUNTED } else { SMALL };
+        put(&mut self.waiting, message, uncounted, lends)
     }
 
     /// What has no answer, likewise.
     pub(super) fn tell(&mut self, message: Outgoing, lends: &Arc<dyn Lends>) -> bool {
-        let waits = !self.telling.is_empty();
-        put(&mut self.untold, message, waits, lends)
+        let uncounted = match message.kind {
+            _ if self.telling.is_empty() => SMALL,
+            // Nobody's calls bound how many there are.
+            Kind::Other => 0,
+            _ => UNCOUNTED,
+        };
+        put(&mut self.untold, message, uncounted, lends)
     }
 
     /// The gateway's own words: short, not counted, and with places that nothing else takes.
@@ -128,14 +137,14 @@ impl Turns {
     }
 }
 
-/// Puts it last, if there is room for what must wait or is large.
+/// Puts it last, if there is room for what is more than `uncounted`.
 fn put(
     queue: &mut VecDeque<Outgoing>,
     mut message: Outgoing,
-    waits: bool,
+    uncounted: usize,
     lends: &Arc<dyn Lends>,
 ) -> bool {
-    let has_room = queue.len() < MAX_WAITING && message.count(waits, lends);
+    let has_room = queue.len() < MAX_WAITING && message.count(uncounted, lends);
     if has_room {
         queue.push_back(message);
     }
@@ -147,5 +156,7 @@ fn put(
 pub(super) const MAX_REQUESTS: usize = 32;
 /// Messages that wait for their turn: four times as many as one user may have of calls where nothing else is said.
 const MAX_WAITING: usize = 4096;
+/// Bytes of a message that waits and is not counted.
+const UNCOUNTED: usize = 4 << 10;
 /// Messages of the gateway's own that wait besides.
 const MAX_OWN: usize = 1024;
