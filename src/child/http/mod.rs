@@ -309,11 +309,20 @@ mod tests {
 
     /// A server that answers nothing, and a conversation with it.
     fn silent(purse: Arc<Purse>) -> (UnixListener, DuplexStream, Faults, Rest) {
+        agreed(purse, None)
+    }
+
+    /// The same, where they have agreed on that version.
+    fn agreed(
+        purse: Arc<Purse>,
+        version: Option<&'static str>,
+    ) -> (UnixListener, DuplexStream, Faults, Rest) {
         let (server, peer, dir) = peer();
         let (stdin, input) = duplex(1 << 20);
         let (output, stdout) = duplex(1 << 10);
         let (tell, faults) = mpsc::channel(MAX_REQUESTS);
         let talk = Talk::new((peer, None), output, tell, purse);
+        talk.lock().version = version.map(HeaderValue::from_static);
         let mut work = JoinSet::new();
         work.spawn(talk.run(input));
         (server, stdin, faults, (dir, stdout, work))
@@ -559,14 +568,7 @@ mod tests {
     /// A cancellation with a long reason is told in the gateway's words where there is no room for it.
     #[tokio::test]
     async fn a_cancel_without_room_is_told_in_other_words() {
-        let (server, peer, _dir) = peer();
-        let (mut stdin, input) = duplex(1 << 20);
-        let (output, _stdout) = duplex(1 << 10);
-        let (tell, _faults) = mpsc::channel(1);
-        let talk = Talk::new((peer, None), output, tell, Purse::of(0));
-        talk.lock().version = Some(HeaderValue::from_static("2025-06-18"));
-        let mut work = JoinSet::new();
-        work.spawn(talk.run(input));
+        let (server, mut stdin, _faults, _rest) = agreed(Purse::of(0), Some("2025-06-18"));
         let said = format!(
             "{}\n{{\"method\":\"notifications/cancelled\",\"params\":{{\"requestId\":1,\"reason\":\"{}\"}}}}\n",
             r#"{"jsonrpc":"2.0","id":1,"method":"tools/call"}"#,
@@ -627,14 +629,7 @@ mod tests {
     /// A call whose answer finds no room does not go on at a server of sessions.
     #[tokio::test(start_paused = true)]
     async fn a_call_that_fails_for_room_is_cancelled() {
-        let (server, peer, _dir) = peer();
-        let (mut stdin, input) = duplex(1 << 20);
-        let (output, _stdout) = duplex(1 << 10);
-        let (tell, mut faults) = mpsc::channel(1);
-        let talk = Talk::new((peer, None), output, tell, Purse::of(0));
-        talk.lock().version = Some(HeaderValue::from_static("2025-06-18"));
-        let mut work = JoinSet::new();
-        work.spawn(talk.run(input));
+        let (server, mut stdin, mut faults, _rest) = agreed(Purse::of(0), Some("2025-06-18"));
         let modern =
             r#","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}"#;
         let patience = Duration::from_secs(60);
@@ -767,14 +762,7 @@ mod tests {
     /// A cancellation needs no room, also while something else is told.
     #[tokio::test]
     async fn a_cancel_waits_for_its_turn_without_room() {
-        let (server, peer, _dir) = peer();
-        let (mut stdin, input) = duplex(1 << 20);
-        let (output, _stdout) = duplex(1 << 10);
-        let (tell, _faults) = mpsc::channel(1);
-        let talk = Talk::new((peer, None), output, tell, Purse::of(0));
-        talk.lock().version = Some(HeaderValue::from_static("2025-06-18"));
-        let mut work = JoinSet::new();
-        work.spawn(talk.run(input));
+        let (server, mut stdin, _faults, _rest) = agreed(Purse::of(0), Some("2025-06-18"));
         let patience = Duration::from_secs(20);
         let mut all = Vec::new();
         for said in [
