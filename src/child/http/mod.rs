@@ -759,6 +759,71 @@ mod tests {
         until(|| purse.left() == 4 << 20).await;
     }
 
+    /// The same where calls are cancelled together, of which one is in the middle of its answer and the other waits for
+    /// its turn with its own, or goes on with what the first has begun.
+    #[tokio::test]
+    async fn half_answers_of_calls_that_end_together_are_said_to_their_end() {
+        const LONG: usize = 500 << 10;
+        let answer = |number| format!(r#"{{"id":{number},"result":"{}"}}"#, "x".repeat(LONG));
+        let cancel = |number| {
+            format!(
+                "{{\"method\":\"notifications/cancelled\",\"params\":{{\"requestId\":{number}}}}}\n"
+            )
+        };
+        let patience = Duration::from_secs(20);
+        let settles = async || {
+            for _ in 0..1000 {
+                tokio::task::yield_now().await;
+            }
+        };
+        for second in ["together", "later", "while it is said"] {
+            let purse = Purse::of(4 << 20);
+            let (server, mut stdin, _faults, mut rest) = silent(purse.clone());
+            let mut kept = Vec::new();
+            for number in 1..=2 {
+                let call = format!("{{\"id\":{number},\"method\":\"tools/call\"}}\n");
+                stdin.write_all(call.as_bytes()).await.unwrap();
+                let (mut io, _) = server.accept().await.unwrap();
+                let answer = answer(number);
+                let length = answer.len();
+                let said = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{answer}"
+                );
+                io.write_all(said.as_bytes()).await.unwrap();
+                settles().await;
+                kept.push(io);
+            }
+            assert!(purse.left() <= (4 << 20) - 2 * LONG);
+            let mut session = tokio::io::BufReader::new(&mut rest.1);
+            let mut reads = async |expected: &str| {
+                let mut heard = vec![0; expected.len()];
+                let read = session.read_exact(&mut heard);
+                timeout(patience, read).await.expect(second).unwrap();
+                assert!(heard == expected.as_bytes(), "{second}");
+            };
+            let (first, begun) = (answer(1) + "\n", answer(2) + "\n");
+            reads(&first[..1 << 10]).await;
+            let mut cancels = cancel(1);
+            if second == "together" {
+                cancels += &cancel(2);
+            }
+            stdin.write_all(cancels.as_bytes()).await.unwrap();
+            settles().await;
+            if second == "later" {
+                stdin.write_all(cancel(2).as_bytes()).await.unwrap();
+                settles().await;
+            }
+            reads(&first[1 << 10..]).await;
+            if second == "while it is said" {
+                reads(&begun[..1 << 10]).await;
+                stdin.write_all(cancel(2).as_bytes()).await.unwrap();
+                settles().await;
+                reads(&begun[1 << 10..]).await;
+            }
+            until(|| purse.left() == 4 << 20).await;
+        }
+    }
+
     /// A cancellation needs no room, also while something else is told.
     #[tokio::test]
     async fn a_cancel_waits_for_its_turn_without_room() {
