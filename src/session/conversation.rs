@@ -326,8 +326,9 @@ impl Session {
     /// the same until it reads: nobody would end it later.
     pub(super) fn say(&self, own: &OwnMessage<'_>) -> bool {
         let line = own.line();
-        if !own.ends_something() {
-            return self.write(line).is_ok();
+        let said = self.write(line.clone()).is_ok();
+        if said || !own.ends_something() {
+            return said;
         }
         let bytes = line.len();
         self.unwritten.fetch_add(bytes, Ordering::Relaxed);
@@ -572,6 +573,32 @@ mod tests {
         }
         assert_eq!(ended, [1, 2]);
         assert_eq!(session.unwritten.load(Ordering::Relaxed), 0);
+    }
+
+    /// probe-68: a server that asks something while it reads nothing hears when it reads again that nobody will answer, or
+    /// that somebody is there.
+    #[test]
+    fn what_a_child_asks_while_it_reads_nothing_is_answered_when_it_reads_again() {
+        for (asks, told) in [
+            (
+                "roots/list",
+                r#""error":{"code":-32601,"message":"no client is listening"}"#,
+            ),
+            ("ping", r#""result":{}"#),
+        ] {
+            let (session, mut lines) = testing::session(Era::Legacy);
+            while session.say(&OwnMessage::Discover { number: 0 }) {}
+            let asks = format!(r#"{{"jsonrpc":"2.0","id":"q","method":"{asks}"}}"#);
+            assert!(pump::take(&session, asks.into()));
+            let mut last = Bytes::new();
+            while let Some(line) = lines.try_recv() {
+                session.written(line.len());
+                last = line;
+            }
+            let told = format!("{{\"jsonrpc\":\"2.0\",\"id\":\"q\",{told}}}\n");
+            assert_eq!(last, told);
+            assert_eq!(session.unwritten.load(Ordering::Relaxed), 0);
+        }
     }
 
     /// A cancellation is heard, too, when the child reads again, if not in the words of whoever was long about it.

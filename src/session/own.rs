@@ -71,11 +71,14 @@ pub(super) enum OwnMessage<'a> {
 }
 
 impl OwnMessage<'_> {
-    /// Whether it ends what the child does, and is said once.
+    /// Whether it ends what the child does, or what that waits for, and is said once.
     pub(super) fn ends_something(&self) -> bool {
         matches!(
             self,
-            Self::Cancelled { .. } | Self::TaskOf { what: "cancel", .. }
+            Self::Cancelled { .. }
+                | Self::TaskOf { what: "cancel", .. }
+                | Self::NobodyThere { .. }
+                | Self::Pong { .. }
         )
     }
 

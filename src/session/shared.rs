@@ -245,12 +245,12 @@ impl Shared {
         }
     }
 
-    /// Without waiting: a child that does not read goes without these.
+    /// Without waiting. What the child is told here answers what it has said: nobody would say it once more.
     fn pass_now(&self, out: Vec<Out>) {
         for out in out {
             match out {
                 Out::ToChild(line) => {
-                    self.try_pass(line);
+                    let _ = self.end_at_child(line);
                 }
                 Out::Ends(line) => self.end_nobodys(line),
                 Out::To(member, line) => self.give(member, line),
@@ -378,7 +378,7 @@ impl Hears for Shared {
         if !self.bears_all() {
             let id = number.to_string();
             let id = id.as_bytes();
-            self.try_pass(OwnMessage::NobodyThere { id }.line().into());
+            let _ = self.end_at_child(OwnMessage::NobodyThere { id }.line().into());
         }
     }
 
@@ -618,6 +618,26 @@ mod tests {
         };
         let both = async { tokio::join!(served, all) };
         timeout(Duration::from_secs(10), both).await.unwrap();
+    }
+
+    /// probe-68: a shared server that asks something while it reads nothing hears when it reads again that nobody will
+    /// answer.
+    #[test]
+    fn what_a_busy_child_asks_is_answered_when_it_reads_again() {
+        let (shared, mut child) = Shared::new(everybody(), false, 2);
+        let line = || OwnMessage::Discover { number: 0 }.line();
+        while shared.stdin.try_send(line()).is_ok() {}
+        let asks = r#"{"jsonrpc":"2.0","id":"q","method":"roots/list"}"#;
+        assert!(shared.take(asks.into()));
+        shared.refuse(7);
+        let mut ids = Vec::new();
+        while let Some(line) = child.try_recv() {
+            shared.written(line.len());
+            let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
+            ids.extend(line.get("error").map(|_| line["id"].to_string()));
+        }
+        assert_eq!(ids, ["\"q\"", "7"]);
+        assert_eq!(shared.beyond.load(Ordering::Relaxed), 0);
     }
 
     /// conn-3, probe-68: what waits for a slow child counts as its whose line it is. Who has no room for more waits with
