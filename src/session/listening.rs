@@ -426,8 +426,10 @@ impl State {
             br#""}}"#,
         ];
         let text = Event::Message(text.concat().into());
-        if !on.is_some_and(|stream| stream.tell(text.clone())) {
-            self.listening.tell(text);
+        let is_told = on.is_some_and(|stream| stream.tell(text.clone()));
+        // Also where its client is still to open that: the question waits there, too.
+        if let Some(own) = self.listening.own.as_ref().filter(|_| !is_told) {
+            own.tell(text);
         }
     }
 
@@ -605,6 +607,26 @@ mod tests {
             assert_eq!(responds(&session, &number.to_string()), Ok(()));
         }
         assert_eq!(said(&mut lines).len(), 64);
+    }
+
+    /// The same where the client is still to open its stream: it is not shown as open what was given up meanwhile.
+    #[tokio::test]
+    async fn a_question_that_is_given_up_before_it_is_shown_is_withdrawn_behind_it() {
+        let (session, _lines) = testing::session(Era::Legacy);
+        session.open("2025-11-25");
+        for number in 0..65 {
+            asks(&session, &number.to_string());
+        }
+        let mut own = session.listen().unwrap();
+        own.as_events();
+        for number in 0..65 {
+            let begins = format!(r#"{{"jsonrpc":"2.0","id":{number},"#);
+            assert!(
+                matches!(now(&mut own).await, Some(Event::Message(text)) if text.starts_with(begins.as_bytes()))
+            );
+        }
+        let withdrawn = br#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":0,"reason":"nobody has answered"}}"#;
+        assert!(matches!(now(&mut own).await, Some(Event::Message(text)) if text == withdrawn[..]));
     }
 
     /// mcp-L5: a server that has asked something, and answers nothing before it is answered, waits a second for the stream of a
