@@ -298,9 +298,10 @@ impl Session {
             return Answered::Delivered;
         }
         match state.in_flight.remove(&number) {
-            // It is not what the child was asked last.
+            // It is not what the child was asked last, or was answered already.
             Some(call) if call.number(number) != Some(asked) => {
                 state.in_flight.insert(number, call);
+                self.end_made_late(&mut state, message);
                 Answered::Late
             }
             Some(mut call) => {
@@ -329,7 +330,10 @@ impl Session {
                 Answered::Delivered
             }
             // Cancelled or timed out: the child could not know (fault-17).
-            None if (1..state.next).contains(&number) => Answered::Late,
+            None if (1..state.next).contains(&number) => {
+                self.end_made_late(&mut state, message);
+                Answered::Late
+            }
             None => Answered::Unknown,
         }
     }

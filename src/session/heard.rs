@@ -87,9 +87,11 @@ impl Switch {
     fn answered(&mut self, message: &Message, id: Value<'_>) -> Option<Heard> {
         let number = number_of(id)?;
         let nobodys = Heard::Lines(Vec::new());
+        let result = message.root().get("result");
         let Some(route) = self.routes.remove(&number) else {
-            // Cancelled: the child could not know (fault-17).
-            return (1..self.next).contains(&number).then_some(nobodys);
+            // Cancelled, or answered already: the child could not know (fault-17).
+            let is_late = (1..self.next).contains(&number);
+            return is_late.then(|| Heard::Lines(Vec::from_iter(self.made_late(result))));
         };
         if let Asks::Initialize = route.kind {
             let mut out = Vec::new();
@@ -111,7 +113,6 @@ impl Switch {
         let Some((to, own)) = route.to else {
             return Some(nobodys);
         };
-        let result = message.root().get("result");
         let mut ends = None;
         if let (Asks::Level(level), Some(_)) = (&route.kind, result) {
             self.level = Some(*level);
@@ -137,19 +138,32 @@ impl Switch {
                 let kept = is_short.then(|| member.room.hold_all(text_of(task)));
                 match kept.flatten() {
                     Some(task) => self.remember(task, principal),
-                    None => ends = self.ends_nobodys(result, task),
+                    // Elsewhere its user can.
+                    None if self.everybody => ends = self.ends_nobodys(result, task),
+                    None => {}
                 }
             }
         }
         Some(Heard::Answer { to, own, ends })
     }
 
+    /// What ends the task that a call has become of which nobody waits to hear, unless it is somebody's.
+    fn made_late(&mut self, result: Option<Value<'_>>) -> Option<Out> {
+        let result = result?;
+        let task = result.get("task");
+        let is_modern = result.get("resultType").and_then(Value::as_str).as_deref() == Some("task");
+        let task = task
+            .or_else(|| is_modern.then_some(result))?
+            .get("taskId")?;
+        if self.tasks.contains_key(&text_of(task)) {
+            return None;
+        }
+        Some(Out::Ends(self.ends_nobodys(result, task)?.into()))
+    }
+
     /// Whose a task is that is not remembered nobody can say: where users meet no client can end it, and nobody hears
     /// of it.
     fn ends_nobodys(&mut self, result: Value<'_>, task: Value<'_>) -> Option<Bytes> {
-        if !self.everybody {
-            return None;
-        }
         if task.span().len() > MAX_ANSWERED_ID {
             warn!("a task that no client can end runs on: its id is too long");
             return None;

@@ -54,7 +54,7 @@ pub(super) struct Input {
     /// What the child would have asked, had the client been able to answer.
     pub(super) lacked: Option<Need>,
     /// The child has answered, and it is the client's user who goes somewhere first.
-    pub(super) away: bool,
+    away: bool,
 }
 
 pub(super) struct Asked {
@@ -339,7 +339,7 @@ impl Session {
         (number, asked): (u64, u64),
         (answer, message): (Answer, &Message),
     ) -> bool {
-        // One that has its answer, and whose client's user goes somewhere, takes no other.
+        // One that has its answer takes no other.
         let keeps = |call: &InFlight| call.waits() && call.number(number) == Some(asked);
         if !state.in_flight.get(&number).is_some_and(keeps) {
             return false;
@@ -391,6 +391,24 @@ impl InFlight {
     /// Whether its client was asked something and has not come back.
     pub(super) fn waits(&self) -> bool {
         self.input.as_deref().is_some_and(|input| input.waits)
+    }
+
+    /// Whether the child has answered it meanwhile.
+    pub(super) fn is_answered(&self) -> bool {
+        self.input
+            .as_deref()
+            .is_some_and(|input| input.told.is_some())
+    }
+
+    /// Whether that answer is that it has become this task.
+    pub(super) fn is_told_of(&self, task: &str) -> bool {
+        let told = self.input.as_deref().and_then(|input| input.told.as_ref());
+        let Some(Told::Answer(_, kept)) = told else {
+            return false;
+        };
+        let made = kept.message.root().get("result");
+        let made = made.and_then(|result| result.get("task"));
+        made.and_then(task::id).as_deref() == Some(task)
     }
 }
 

@@ -390,9 +390,9 @@ impl InFlight {
     }
 
     /// The number that the child knows the call by, which began as `first`; `None` if
-    /// the child waits for the call to be made again, or knows nothing of it.
+    /// the child waits for the call to be made again, has answered it, or knows nothing of it.
     pub(super) fn number(&self, first: u64) -> Option<u64> {
-        if self.input.as_deref().is_some_and(|input| input.away) || self.awaits_acknowledgement() {
+        if self.is_answered() || self.awaits_acknowledgement() {
             return None;
         }
         match self.again.as_deref() {

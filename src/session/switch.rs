@@ -615,6 +615,64 @@ mod tests {
         }
     }
 
+    /// A task of which the child tells when the call has ended here is nobody's, and so is a second one of the same call;
+    /// what is somebody's stays, however often it is said.
+    #[test]
+    fn a_task_that_comes_too_late_or_is_one_too_many_ends() {
+        for everybody in [false, true] {
+            let mut switch = switch(everybody);
+            let calls = |switch: &mut Switch, own: u64, method: &str| {
+                let call = format!(
+                    r#"{{"jsonrpc":"2.0","id":{own},"method":"{method}","params":{{"task":{{}}}}}}"#
+                );
+                sent(switch.says(0, line(call)));
+                switch.next - 1
+            };
+            let makes = |switch: &mut Switch, number: u64, result: &str| {
+                let made = format!(r#"{{"jsonrpc":"2.0","id":{number},"result":{result}}}"#);
+                match &switch.answers(line(made)).unwrap()[..] {
+                    [] => "nobody's".to_owned(),
+                    [Out::To(0, _)] => "told".to_owned(),
+                    [Out::Ends(Line::Whole(told))] => {
+                        let told: serde_json::Value = serde_json::from_slice(told).unwrap();
+                        assert_eq!(told["method"], "tasks/cancel");
+                        told["params"]["taskId"].as_str().unwrap().to_owned()
+                    }
+                    other => panic!("{other:?}"),
+                }
+            };
+            let task = |id: &str| format!(r#"{{"task":{{"taskId":"{id}"}}}}"#);
+            let modern = |id: &str| format!(r#"{{"resultType":"task","taskId":"{id}"}}"#);
+            let cancels = |switch: &mut Switch, own: u64| {
+                let cancels = format!(
+                    r#"{{"method":"notifications/cancelled","params":{{"requestId":{own}}}}}"#
+                );
+                sent(switch.says(0, line(cancels)));
+            };
+            for (own, made) in [(1, task("a")), (2, modern("a"))] {
+                let number = calls(&mut switch, own, "tools/call");
+                cancels(&mut switch, own);
+                assert_eq!(makes(&mut switch, number, &made), "a");
+            }
+            let number = calls(&mut switch, 3, "tools/call");
+            for (made, becomes) in [
+                (task("b"), "told"),
+                (task("b"), "nobody's"),
+                (task("c"), "c"),
+            ] {
+                assert_eq!(makes(&mut switch, number, &made), becomes);
+            }
+            // What tells of a task makes none.
+            let stands = r#"{"taskId":"d","status":"working"}"#;
+            let number = calls(&mut switch, 4, "resources/read");
+            cancels(&mut switch, 4);
+            assert_eq!(makes(&mut switch, number, stands), "nobody's");
+            let number = calls(&mut switch, 5, "tools/call");
+            switch.leave(0);
+            assert_eq!(makes(&mut switch, number, &task("e")), "e");
+        }
+    }
+
     #[test]
     fn nobody_listens_to_anothers_task() {
         let mut switch = switch(true);

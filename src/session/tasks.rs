@@ -347,6 +347,24 @@ impl Session {
         }
     }
 
+    /// The same, if that is what the message says when no call waits for it any more: nobody would know of the task.
+    pub(super) fn end_made_late(&self, state: &mut State, message: &Message) {
+        let result = message.root().get("result");
+        let task = result.and_then(|result| result.get("task"));
+        let makes = self.bridge.get().is_some_and(|server| server.makes_tasks());
+        let (true, Some(task)) = (makes, task) else {
+            return;
+        };
+        // A server may say twice what a client knows, or is to know.
+        let is_known = task::id(task).is_some_and(|id| {
+            let mut calls = state.in_flight.values();
+            state.tasks.has(&id) || calls.any(|call| call.is_told_of(&id))
+        });
+        if !is_known {
+            self.has_it_ended(state, task, Vec::new());
+        }
+    }
+
     pub(super) fn tell(&self, state: &mut State, call: InFlight, text: Bytes) {
         self.finish(state, call, None, text.len(), Event::Answer(text));
     }
@@ -606,6 +624,64 @@ mod tests {
         let refused = said.iter().filter(|line| line.contains(r#""error""#));
         assert_eq!(refused.count(), 2, "they are told that nobody is there");
         assert!((fit * text.len()..MAX_ALL_BYTES).contains(&rooms.taken()));
+    }
+
+    /// A task of which its server tells when the call has ended here is nobody's, and so is a second one of the same call:
+    /// the server is told to end it, and not what a client knows, however often it is said.
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_comes_too_late_or_is_one_too_many_ends() {
+        let (session, mut lines) = session();
+        let calls = || {
+            let number = u32::try_from(session.state().next).unwrap();
+            (number, ask(&session, "tools/call", r#""name":"t""#))
+        };
+        let mut makes = |number: u32, id: &str| {
+            said(&mut lines);
+            let task = format!(r#"{{"task":{{"taskId":"{id}","status":"working"}}}}"#);
+            answer(&session, number, &task);
+            let ends = |line: &String| line.contains("tasks/cancel");
+            let ended = said(&mut lines).into_iter().find(ends)?;
+            let ended: serde_json::Value = serde_json::from_str(&ended).unwrap();
+            Some(ended["params"]["taskId"].as_str().unwrap().to_owned())
+        };
+        let ended = |id: &str| Some(id.to_owned());
+        let (gone, client) = calls();
+        drop(client);
+        assert_eq!(makes(gone, "a"), ended("a"));
+        let (slow, _client) = calls();
+        session.sweep(Instant::now() + session.call_timeout, Duration::MAX);
+        assert_eq!(makes(slow, "b"), ended("b"));
+        let (twice, _client) = calls();
+        assert_eq!(makes(twice, "c"), None);
+        assert_eq!(makes(twice, "c"), None);
+        assert_eq!(makes(twice, "d"), ended("d"));
+
+        // Also while its client, which was asked something, knows of none yet.
+        let (asked, _client) = calls();
+        asks(&session);
+        session.ask_clients();
+        assert_eq!(makes(asked, "e"), None);
+        assert_eq!(makes(asked, "e"), None);
+        assert_eq!(makes(asked, "f"), ended("f"));
+        said(&mut lines);
+        session.sweep(Instant::now() + Duration::from_secs(600), Duration::MAX);
+        let withdrawn = said(&mut lines);
+        let ends = |line: &String| line.contains("tasks/cancel") && line.contains("\"e\"");
+        assert!(withdrawn.iter().any(ends), "{withdrawn:?}");
+
+        // What tells of a task makes none.
+        let number = u32::try_from(session.state().next).unwrap();
+        drop(ask(&session, "tasks/get", r#""taskId":"foreign""#));
+        answer(
+            &session,
+            number,
+            r#"{"taskId":"foreign","status":"working"}"#,
+        );
+        assert!(
+            !said(&mut lines)
+                .iter()
+                .any(|line| line.contains("tasks/cancel"))
+        );
     }
 
     /// Two clients of one user ask at once how a task stands that has ended: both are told.
