@@ -88,6 +88,7 @@ impl Switch {
         let number = number_of(id)?;
         let nobodys = Heard::Lines(Vec::new());
         let result = message.root().get("result");
+        self.says_level(number, result.is_some());
         let Some(route) = self.routes.remove(&number) else {
             // Cancelled, or answered already: the child could not know (fault-17).
             let is_late = (1..self.next).contains(&number);
@@ -114,17 +115,14 @@ impl Switch {
             return Some(nobodys);
         };
         let mut ends = None;
-        if let (Asks::Level(level), Some(_)) = (&route.kind, result) {
-            self.level = Some(*level);
-        }
         let pages = message.root().get("error").and_then(pages);
         for page in pages.iter().flat_map(|pages| pages.elements()) {
             self.sends_to_page(to, page);
         }
         if let Some(member) = self.members.get_mut(&to) {
             member.numbers.remove(&own);
-            if let (Asks::Subscribe(uri), None) = (route.kind, result) {
-                member.subscribed.remove(&uri);
+            if result.is_none() {
+                member.take_back(route.kind);
             }
             if result.is_some_and(|result| result.get("task").is_some()) {
                 self.made.push_back((number, (to, own)));
@@ -178,8 +176,18 @@ impl Switch {
         Some(own.line())
     }
 
+    /// The child agrees to what it was told under that number, or does not: what it was told before does not count.
+    fn says_level(&mut self, number: u64, agrees: bool) {
+        match &mut self.level {
+            Some(told) if told.number == number && agrees => told.agreed = true,
+            Some(told) if told.number == number => self.level = None,
+            _ => {}
+        }
+    }
+
     /// A request of the child's number will have no answer: whose it was, by their own numbers.
     pub(super) fn failed(&mut self, number: u64) -> Vec<(u64, u64)> {
+        self.says_level(number, false);
         let Some(route) = self.routes.remove(&number) else {
             return Vec::new();
         };
@@ -190,9 +198,7 @@ impl Switch {
             && let Some(member) = self.members.get_mut(&to)
         {
             member.numbers.remove(&own);
-            if let Asks::Subscribe(uri) = route.kind {
-                member.subscribed.remove(&uri);
-            }
+            member.take_back(route.kind);
         }
         route.to.into_iter().collect()
     }

@@ -48,8 +48,8 @@ pub(super) struct Switch {
     /// The child's own questions, by their id as JSON.
     pub(super) asked: HashMap<Bytes, Asked>,
     pub(super) opening: Opening,
-    /// From which level on the child has agreed to write log messages.
-    pub(super) level: Option<usize>,
+    /// From which level on the child was told last to write log messages.
+    pub(super) level: Option<Level>,
     /// By their ids, the pages that members' clients were sent to; the oldest is forgotten first.
     pub(super) sent_to_pages: VecDeque<(Bytes, u64)>,
     /// Tasks of the child's, and whose they are; the oldest is forgotten first.
@@ -57,6 +57,14 @@ pub(super) struct Switch {
     pub(super) eldest: VecDeque<Bytes>,
     /// The numbers of calls that have become tasks, and whose they are: their progress tokens are still good.
     pub(super) made: VecDeque<(u64, (u64, u64))>,
+}
+
+/// What a child was told of the log messages that it is to write.
+pub(super) struct Level {
+    /// The number under which it was told; whoever asked may be gone by its answer.
+    pub(super) number: u64,
+    from: usize,
+    pub(super) agreed: bool,
 }
 
 pub(super) struct Member {
@@ -83,8 +91,8 @@ pub(super) enum Asks {
     Call,
     /// One that wants to hear log messages.
     Logged,
-    /// That the child log from this level on.
-    Level(usize),
+    /// That the child log from another level on than its member has heard from before.
+    Level(Option<usize>),
     /// Stays open, and so is nobody's being at work.
     Listen,
     Initialize,
@@ -238,15 +246,20 @@ impl Switch {
                     .and_then(Value::as_str)
                     .and_then(|name| bridge::log_level(&name));
                 if let (Some(value), Some(wanted)) = (value, known) {
-                    if let Some(member) = self.members.get_mut(&member) {
-                        member.level = Some(wanted);
-                    }
+                    let member = self.members.get_mut(&member);
+                    let before = member.and_then(|member| member.level.replace(wanted));
                     let levels = self.members.values().filter_map(|member| member.level);
                     let lowest = levels.min().unwrap_or(wanted);
-                    if self.level == Some(lowest) {
+                    let says = |told: &Level| told.agreed && told.from == lowest;
+                    if self.level.as_ref().is_some_and(says) {
                         return here(DONE);
                     }
-                    kind = Asks::Level(lowest);
+                    kind = Asks::Level(before);
+                    self.level = Some(Level {
+                        number: self.next,
+                        from: lowest,
+                        agreed: false,
+                    });
                     level = format!("\"{}\"", bridge::level_name(lowest));
                     changes.push((value.span(), level.as_bytes()));
                 }
@@ -380,6 +393,17 @@ impl Switch {
 }
 
 impl Member {
+    /// The child does not do what was asked of it so.
+    pub(super) fn take_back(&mut self, asked: Asks) {
+        match asked {
+            Asks::Subscribe(uri) => {
+                self.subscribed.remove(&uri);
+            }
+            Asks::Level(before) => self.level = before,
+            _ => {}
+        }
+    }
+
     /// It wants to hear of that resource: the one text that is kept of its URI; `None` if there is no room for one more.
     fn subscribe(&mut self, uri: Bytes) -> Option<Bytes> {
         if let Some(known) = self.subscribed.get(&uri) {
@@ -726,6 +750,74 @@ mod tests {
             switch.answers(log.into()),
             Some(vec![Out::To(1, log.into())])
         );
+    }
+
+    /// From which level on a child logs is known by what it agreed to last, also where that comes out of order or to nobody;
+    /// what it refuses changes nothing for whoever asked.
+    #[test]
+    fn a_childs_log_level_is_what_it_was_told_last() {
+        let set = |level: &str| {
+            line(format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"logging/setLevel","params":{{"level":"{level}"}}}}"#
+            ))
+        };
+        let agrees = |number: u64| {
+            line(format!(
+                r#"{{"jsonrpc":"2.0","id":{number},"result":{{}}}}"#
+            ))
+        };
+        let log = |level: &str| {
+            line(format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/message","params":{{"level":"{level}","data":1}}}}"#
+            ))
+        };
+        // Its asker leaves, or does not wait.
+        let cancels = r#"{"method":"notifications/cancelled","params":{"requestId":1}}"#;
+        for leaves in [true, false] {
+            let mut switch = switch(false);
+            sent(switch.says(0, set("info")));
+            if leaves {
+                switch.leave(0);
+            } else {
+                switch.says(0, cancels.into());
+            }
+            switch.answers(agrees(1)).unwrap();
+            assert!(matches!(switch.says(1, set("info"))[..], [Out::To(1, _)]));
+            // Nobody else is told more than before.
+            let told = switch.answers(log("info")).unwrap();
+            assert_eq!(told.len(), if leaves { 1 } else { 2 });
+        }
+        // It has been told twice, and says so the other way round.
+        let mut switch = switch(false);
+        for level in ["info", "warning"] {
+            sent(switch.says(0, set(level)));
+        }
+        for number in [2, 1] {
+            switch.answers(agrees(number)).unwrap();
+        }
+        sent(switch.says(1, set("info")));
+        switch.answers(agrees(3)).unwrap();
+        assert!(matches!(switch.says(1, set("info"))[..], [Out::To(1, _)]));
+        // And while it is told something else.
+        sent(switch.says(1, set("error")));
+        sent(switch.says(2, set("warning")));
+
+        for fails in [true, false] {
+            let mut switch = self::switch(false);
+            sent(switch.says(0, set("info")));
+            if fails {
+                switch.failed(1);
+            } else {
+                let error = r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32601}}"#;
+                switch.answers(error.into()).unwrap();
+            }
+            assert_eq!(switch.members[&0].level, None);
+        }
+        let refused = r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32601}}"#;
+        let mut switch = self::switch(false);
+        sent(switch.says(0, set("info")));
+        switch.answers(refused.into()).unwrap();
+        assert_eq!(switch.answers(log("debug")).unwrap().len(), 4);
     }
 
     /// What a user's child says of nothing in particular goes to whose call runs, where that is one member's, and else to
