@@ -308,6 +308,8 @@ impl Session {
                 state.last_used = Instant::now();
                 if answer == Answer::Result {
                     self.has_subscribed(&mut state, &mut call);
+                }
+                if answer != Answer::Neither {
                     self.progresses(&mut state, number, &call, message);
                 }
                 let reversed = self.reversed.get().is_some() && answer == Answer::Result;

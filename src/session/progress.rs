@@ -85,7 +85,7 @@ impl Session {
         let all = &mut state.progress;
         let result = || message.root().get("result");
         if !all.0.is_empty() {
-            // Its result is there: it has ended.
+            // Its result is there, or its error: it has ended.
             all.0.retain(|told| told.result != Some(number));
             all.ends(result());
         }
@@ -187,7 +187,7 @@ mod tests {
                 r#"{{"jsonrpc":"2.0","method":"notifications/tasks/status","params":{{{params}}}}}"#
             )
         };
-        for ends in ["result", "told", "looked", "not at all"] {
+        for ends in ["result", "error", "told", "looked", "not at all"] {
             let (session, mut own, _lines) = session();
             make(&session, 1, "null");
             assert!(step(&session, 1) && !step(&session, 2));
@@ -209,6 +209,10 @@ mod tests {
                 "result" => line(
                     &session,
                     r#"{"jsonrpc":"2.0","id":2,"result":{"content":[]}}"#,
+                ),
+                "error" => line(
+                    &session,
+                    r#"{"jsonrpc":"2.0","id":2,"error":{"code":-32603,"message":"no"}}"#,
                 ),
                 "told" => line(&session, &told("cancelled")),
                 "looked" => {
