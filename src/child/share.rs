@@ -71,6 +71,11 @@ impl Share {
         Box::pin(timeout(PATIENCE, grown)).await.is_ok()
     }
 
+    /// As much once more, if there is room for that: what has it is there already, and goes on in any case.
+    pub(super) fn double(&mut self) {
+        let _ = self.take(2 * self.bytes);
+    }
+
     /// Gives back what so many bytes do not need.
     pub(super) fn shrink_to(&mut self, bytes: usize) {
         let needed = if bytes <= SMALL { 0 } else { bytes };

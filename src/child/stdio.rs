@@ -27,7 +27,7 @@ pub struct Reading {
     /// Bytes in any second.
     pub rate: u64,
     /// Whether a line has a share of the memory for such while it comes. One that is said over HTTP has its share
-    /// already, which is kept until all of it was handed on: it needs no room twice.
+    /// already, which is kept until all of it was handed on: it waits for no room twice.
     pub counts: bool,
 }
 

@@ -25,10 +25,12 @@ impl Output {
     }
 
     /// Says a message; it is checked in the session like any child's.
-    pub(super) async fn say(&mut self, text: Bytes, share: Share) {
+    pub(super) async fn say(&mut self, text: Bytes, mut share: Share) {
         // Whoever said the last one may have been ended in the middle of it, with the call that it was for:
         // half a line would spoil the next.
         let _ = self.finish().await;
+        // Until all of it is said the session has it, too.
+        share.double();
         let line = one_line(text).chain(Bytes::from_static(b"\n"));
         self.rest = Some((line, share));
         // Nobody reads any more: the session is ending, and this with it.
@@ -87,6 +89,22 @@ mod tests {
         assert_eq!(shared, "1\n2");
     }
 
+    /// conn-3: an answer for which there is room once is handed on all the same.
+    #[tokio::test]
+    async fn what_needs_its_room_twice_needs_no_more_than_there_is() {
+        let (session, mut reads) = duplex(64);
+        let purse = Purse::of(10);
+        let mut share = Share::of(purse.clone());
+        assert!(share.take(8));
+        Output::new(session)
+            .say(Bytes::from_static(b"{\"a\":12}"), share)
+            .await;
+        assert_eq!(purse.left(), 10);
+        let mut heard = String::new();
+        reads.read_to_string(&mut heard).await.unwrap();
+        assert_eq!(heard, "{\"a\":12}\n");
+    }
+
     /// sse-2: a call that ends in the middle of its answer leaves no half line to the next.
     #[tokio::test]
     async fn what_was_begun_is_said_to_its_end() {
@@ -104,8 +122,8 @@ mod tests {
             () = output.say(first, share()) => panic!("nobody reads"),
             () = std::future::ready(()) => {}
         }
-        // Its memory is its own until then.
-        assert_eq!(purse.left(), (1 << 20) - (1 << 10));
+        // Its memory is its own until then, and that of what the session has of it by now.
+        assert_eq!(purse.left(), (1 << 20) - (2 << 10));
         let mut heard = [0; 12];
         let patience = Duration::from_secs(10);
         let reads = timeout(patience, reads.read_exact(&mut heard));
