@@ -160,7 +160,11 @@ impl Session {
 
     /// What a task has come to, if that is what a modern child's answer says.
     pub(super) fn outcome_of_task(&self, answer: Answer, message: &Message) -> Option<TaskOutcome> {
-        self.reversed.get().filter(|_| answer == Answer::Result)?;
+        let server = self.reversed.get()?;
+        // Elsewhere it is what a tool says of itself.
+        if answer != Answer::Result || !server.makes_tasks() {
+            return None;
+        }
         outcome(message.root().get("result")?)
     }
 
@@ -357,6 +361,29 @@ fn with_meta(server: &ModernServer, more: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::session::{exchange::Event, pump, testing};
+
+    /// What a tool says of itself is no task's outcome, whatever its words: nothing is made of it where nobody's call can be
+    /// a task, and its client has it as it came where it can.
+    #[tokio::test]
+    async fn a_result_with_a_status_of_its_own_is_a_result() {
+        const OWN: &str = r#""status":"completed","result":{"own":1},"content":[]"#;
+        let tasks = r#"{"extensions":{"io.modelcontextprotocol/tasks":{}}}"#;
+        for (capabilities, may_be) in [("{}", false), (tasks, true)] {
+            let (session, _lines) = testing::reversed(capabilities);
+            let asks = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#;
+            let mut asked = testing::asked(&session, asks);
+            let said = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{{OWN}}}}}"#);
+            let message = Message::parse(said.clone().into()).unwrap();
+            let outcome = session.outcome_of_task(Answer::Result, &message);
+            assert_eq!(outcome.is_some(), may_be);
+            assert!(pump::take(&session, said.into()));
+            let told = asked.next().await;
+            let Some(Event::Answer(text)) = told else {
+                panic!("{told:?}");
+            };
+            assert!(String::from_utf8_lossy(&text).contains(OWN), "{text:?}");
+        }
+    }
 
     /// fault-46: each call that has become one keeps its task's id; the child is told to end one that is not kept.
     #[tokio::test]
