@@ -3,8 +3,8 @@
 from wire import IDP_PORT, ISSUER
 
 EVERYTHING, PROBES, COUNTER, WRONG, OPAQUE = "everything", "probes", "counter", "wrong", "opaque"
-INSIDE, SOCKET, REMOTE, FAULTS = "inside", "socket", "remote", "faults"
-PORTS = {EVERYTHING: 8081, PROBES: 8082, COUNTER: 8083, WRONG: 8084, OPAQUE: 8085, INSIDE: 8086, SOCKET: 8087, REMOTE: 8088, FAULTS: 8095, "named": 8098}
+INSIDE, SOCKET, REMOTE, FAULTS, UNASKED = "inside", "socket", "remote", "faults", "unasked"
+PORTS = {EVERYTHING: 8081, PROBES: 8082, COUNTER: 8083, WRONG: 8084, OPAQUE: 8085, INSIDE: 8086, SOCKET: 8087, REMOTE: 8088, FAULTS: 8095, "named": 8098, UNASKED: 8099}
 # Where somebody else's server listens.
 UPSTREAM = 8089
 

@@ -23,6 +23,7 @@ ORDER = [
     *backends.ALL,
     *tls.ALL,
     *probes.ALL,
+    *mistakes.FIRST,
     *idle.ALL,
     *mistakes.ALL,
     *faults.ALL,
