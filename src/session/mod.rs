@@ -4,6 +4,17 @@
 //! that hangs up does not cancel (mcp-L4). A client's message enters only as a
 //! `Permit`; what the gateway itself must say to a child is the closed set in
 //! `own`. Used only by `pipeline`, and by `daemon` for ending.
+//!
+//! Where what is:
+//! - a session's life: `table` has all, `starting` and `warm` get it a child, `probe` learns what
+//!   that speaks, `ending` ends both;
+//! - a message's way to the child: `conversation`, `calls`, `rewrite`, `outbox`; and back: `pump`
+//!   reads what the child says, `wording` puts it in its client's words, `stream` and `listening`
+//!   are where a client reads it;
+//! - `pending`: a call that waits for its client, who was asked something; `tasks`;
+//!   `subscriptions`; `reversed`: an older client at a newer child;
+//! - `shared`: one child for several sessions;
+//! - bounds: `room` for memory, `load` for numbers.
 
 mod blame;
 mod calls;
@@ -12,50 +23,36 @@ mod ending;
 mod exchange;
 #[cfg(test)]
 mod faithful;
-mod following;
-mod heard;
-mod hearing;
 mod line;
 mod listening;
 mod load;
 mod logs;
-mod opening;
 mod outbox;
 mod own;
 mod pending;
 mod probe;
-mod progress;
 mod pump;
-mod questions;
-mod renewing;
-mod results;
 mod reversed;
 mod rewrite;
 mod room;
-mod seal;
 mod sent;
 mod shared;
 mod starting;
 mod stream;
-mod subscribing;
 mod subscriptions;
-mod switch;
 mod table;
 mod tasks;
 #[cfg(test)]
 mod testing;
 mod tools;
-mod visits;
 mod warm;
-mod watching;
 mod wording;
-mod words;
 
 pub use conversation::Session;
 pub use exchange::{Event, Failure, Finish};
 pub use listening::{NoStream, Resumed};
+pub use pending::seal::{Seal, StateError};
 pub use room::UNCOUNTED;
-pub use seal::{Seal, StateError};
 pub use sent::{SendError, Sent};
 pub use stream::{Exchange, Late, Style};
 pub use table::{NoSession, OpenError, Sessions, Setup};

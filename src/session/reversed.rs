@@ -24,11 +24,10 @@ use crate::{
         calls::{InFlight, OutcomeOwed, Way},
         conversation::State,
         exchange::{Event, Failure},
-        following::{Following, TaskOutcome},
         line::Line,
         listening::OWN,
-        renewing::Ear,
-        subscribing::Missed,
+        subscriptions::{renewing::Ear, subscribing::Missed},
+        tasks::following::{Following, TaskOutcome},
     },
 };
 
