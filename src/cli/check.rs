@@ -681,6 +681,9 @@ mod tests {
         );
         let text = "[Service]\nLoadCredentialEncrypted=up\n";
         unit::write_drop_in(root.path(), "thv@x.service", "50-up.conf", text).unwrap();
+        let store = root.path().join("etc/credstore.encrypted");
+        fs::create_dir_all(&store).unwrap();
+        fs::write(store.join("up"), "").unwrap();
         assert_eq!(answer(root.path(), "x").warnings, []);
         let name = ServerName::parse("x").unwrap();
         let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();

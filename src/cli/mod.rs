@@ -22,6 +22,7 @@ mod serve;
 mod sockets;
 mod token;
 mod unit;
+mod unseen;
 mod visit;
 
 use std::{

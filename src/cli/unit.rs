@@ -213,6 +213,23 @@ pub(super) fn certain(root: &Path, name: &ServerName, units: OwnerRule) -> Owner
     }
 }
 
+/// The commands by which the unit is started anew as its drop-ins say: those that systemd has not read yet would not count.
+pub(super) fn restart(root: &Path, service: &str) -> String {
+    match is_host(root) && is_stale(service) {
+        true => format!("`systemctl daemon-reload` and then `systemctl restart {service}`"),
+        false => format!("`systemctl restart {service}`"),
+    }
+}
+
+/// Whether the unit's files have changed since systemd has read them.
+pub(super) fn is_stale(unit: &str) -> bool {
+    let shown = Command::new("systemctl")
+        .args(["show", "--value", "--property=NeedDaemonReload", unit])
+        .stderr(Stdio::null())
+        .output();
+    shown.is_ok_and(|shown| shown.stdout.trim_ascii() == b"yes")
+}
+
 pub(super) fn is_active(unit: &str) -> bool {
     Command::new("systemctl")
         .args(["--quiet", "is-active", unit])
