@@ -19,7 +19,21 @@ pub(super) fn hint(error: &clap::Error) -> Option<String> {
             .map(|(_, hint)| (*hint).to_owned())
     };
     match error.kind() {
-        ErrorKind::InvalidSubcommand => known(VERBS, said(ContextKind::InvalidSubcommand)?),
+        ErrorKind::InvalidSubcommand => {
+            let usage = error.get(ContextKind::Usage).map(ToString::to_string);
+            let usage = usage.unwrap_or_default();
+            // The verb was left out, and the server named at once.
+            if usage.contains("thv token") {
+                return Some("`thv token explain NAME < FILE`".to_owned());
+            }
+            if usage.contains("thv secret") {
+                return Some(
+                    "`thv secret list NAME`, or `set` or `remove` in the place of `list`"
+                        .to_owned(),
+                );
+            }
+            known(VERBS, said(ContextKind::InvalidSubcommand)?)
+        }
         ErrorKind::UnknownArgument => {
             let argument = said(ContextKind::InvalidArg)?;
             if argument.starts_with('/') {
@@ -182,6 +196,8 @@ mod tests {
             ("thv list", "systemctl list-units"),
             ("thv start github", "enable --now"),
             ("thv logs github", "journalctl"),
+            ("thv token github", "token explain"),
+            ("thv secret github", "secret list"),
             ("thv run --proxy-port 8080 x", "--port"),
             ("thv run --authz-config=x.json x", "--policy"),
             ("thv run --group default x", "systemctl list-units"),

@@ -27,7 +27,7 @@ pub(super) fn remarks(root: &Path, config: &Config) -> Vec<Remark> {
         remarks.extend(late(root, template, &config.server));
     }
     remarks.extend(unread(root, config));
-    remarks.extend(unseen::remarks(root, config));
+    remarks.extend(unseen::remarks(config));
     remarks.extend(shown_sockets(config));
     remarks.extend(image(root, config));
     remarks.extend(registry(root, config));

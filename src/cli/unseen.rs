@@ -12,14 +12,8 @@ use crate::{
     sandbox::{Access, Entry, Host, plan},
 };
 
-pub(super) fn remarks(root: &Path, config: &Config) -> Vec<Remark> {
-    let mut remarks = arguments(config);
-    remarks.extend(below_homes(root, config));
-    remarks
-}
-
 /// Files of the configuration's own that lie where gateway and runner see nothing, whatever their modes.
-fn below_homes(root: &Path, config: &Config) -> Vec<Remark> {
+pub(super) fn below_homes(root: &Path, config: &Config) -> Vec<Remark> {
     let texts = unit::drop_ins(root, "thv@", config.server.as_str());
     // Who has opened the units knows what is there.
     if unit::has(&texts, "ProtectHome") || unit::has(&texts, "PrivateTmp") {
@@ -79,7 +73,7 @@ fn named_files(config: &Config) -> Vec<(String, PathBuf)> {
 }
 
 /// Files of this host that the command or a variable names and that its sandbox does not show.
-fn arguments(config: &Config) -> Vec<Remark> {
+pub(super) fn remarks(config: &Config) -> Vec<Remark> {
     if config.command.is_empty() {
         return Vec::new();
     }
@@ -252,7 +246,9 @@ mod tests {
         let name = ServerName::parse("x").unwrap();
         let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
         let keys = || {
-            let found = remarks(root.path(), &config).into_iter();
+            let found = remarks(&config)
+                .into_iter()
+                .chain(below_homes(root.path(), &config));
             found.map(|(key, _, _)| key).collect::<Vec<_>>()
         };
         assert_eq!(keys(), ["env.A", "tls.certificate"]);

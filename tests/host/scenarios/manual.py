@@ -121,6 +121,9 @@ def play(host, example, typed_before):
         host.write("/root/drop-in", example.text + "\n")
         host.run("sh", "-ec", f"systemctl edit --stdin thv@{NAME}.service < /root/drop-in")
         is_good(host, example)
+    elif example.kind == "nginx":
+        # Another's program, which is not here: its paths and its port are those of the server.
+        assert f"/{NAME} " in example.text and f"127.0.0.1:{PORT};" in example.text and "Host $host" in example.text, example
     elif "--foreground" in example.text:
         serves_until_interrupted(host, example)
     else:
