@@ -190,7 +190,7 @@ fn sources(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
             (
                 String::new(),
                 format!("a drop-in of {service} loads `{name}` {what}"),
-                format!("{}, or `systemctl edit {service}`", secret::cure(template, server, &file)),
+                secret::cure(template, server, &file),
             )
         })
     });

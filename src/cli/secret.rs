@@ -407,10 +407,11 @@ pub(super) fn cure(template: &str, name: &ServerName, file: &FromFile<'_>) -> St
         false if file.is_encrypted => format!("{STORE}/{source}"),
         false => format!("/etc/credstore/{source}"),
     };
-    match file.is_encrypted {
+    let make = match file.is_encrypted {
         true => format!("run `systemd-creds encrypt --name={key} - {path}`"),
         false => format!("make the file `{path}`"),
-    }
+    };
+    format!("{make}, or `systemctl edit {template}{name}.service`")
 }
 
 /// What drop-ins load; a pattern (`ImportCredential=`) with its star.

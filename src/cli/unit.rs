@@ -213,10 +213,10 @@ pub(super) fn certain(root: &Path, name: &ServerName, units: OwnerRule) -> Owner
     }
 }
 
-/// The commands by which the unit is started anew as its drop-ins say: those that systemd has not read yet would not count.
+/// The command by which the unit is started anew as its drop-ins say: those that systemd has not read yet would not count.
 pub(super) fn restart(root: &Path, service: &str) -> String {
     match is_host(root) && is_stale(service) {
-        true => format!("`systemctl daemon-reload` and then `systemctl restart {service}`"),
+        true => format!("`systemctl daemon-reload && systemctl restart {service}`"),
         false => format!("`systemctl restart {service}`"),
     }
 }
