@@ -10,7 +10,9 @@ use super::{below, secret, sockets, unit, unseen};
 use crate::{
     auth,
     authz::{Engine, Named, Reach},
-    config::{Auth, Config, ImageSource, Pem, ServerName, Transport, UpstreamAuthorization},
+    config::{
+        Auth, Config, EnvValue, ImageSource, Pem, ServerName, Transport, UpstreamAuthorization,
+    },
     daemon,
     sandbox::Installed,
     systemd,
@@ -28,6 +30,7 @@ pub(super) fn remarks(root: &Path, config: &Config) -> Vec<Remark> {
     }
     remarks.extend(unread(root, config));
     remarks.extend(unseen::remarks(config));
+    remarks.extend(readable_secrets(config));
     remarks.extend(shown_sockets(config));
     remarks.extend(image(root, config));
     remarks.extend(registry(root, config));
@@ -291,6 +294,39 @@ fn wanted(config: &Config) -> Vec<(String, String)> {
     }
     wanted
 }
+
+/// Variables whose value stands in a file that everybody reads, and is called as secrets are.
+fn readable_secrets(config: &Config) -> Vec<Remark> {
+    let remark = |(name, value): (&String, &EnvValue)| {
+        let EnvValue::Text(text) = value else {
+            return None;
+        };
+        let called = name.to_ascii_lowercase();
+        let is_called_so = SECRETS.iter().any(|part| called.contains(part));
+        // A number, a path, a URL and a word are none.
+        let may_be_one =
+            text.len() >= 12 && !text.contains('/') && text.contains(|c: char| !c.is_ascii_digit());
+        (is_called_so && may_be_one).then(|| {
+            let (server, key) = (&config.server, called.replace('_', "-"));
+            (
+                format!("env.{name}"),
+                "what may be a secret stands in a file that every user of this host can read".to_owned(),
+                format!("run `thv secret set {server} {key}`, and write `{name} = {{ credential = \"{key}\" }}`"),
+            )
+        })
+    };
+    config.env.iter().filter_map(remark).collect()
+}
+
+const SECRETS: &[&str] = &[
+    "token",
+    "secret",
+    "password",
+    "passwd",
+    "api_key",
+    "apikey",
+    "private_key",
+];
 
 /// Drop-ins as systemd's are called, which are not read here.
 fn unread(root: &Path, config: &Config) -> Vec<Remark> {
@@ -638,6 +674,37 @@ mod tests {
             r#""/usr/none is no file""#,
         ] {
             assert_eq!(run(fine), [""; 0], "{fine}");
+        }
+    }
+
+    /// Files of thv's are for all to read, and are backed up, copied and pasted.
+    #[test]
+    fn a_secret_in_a_servers_file_is_warned_of_and_not_shown() {
+        let found = said(
+            &format!("{BARE}env.GITHUB_TOKEN = \"ghp_0123456789ab\"\n"),
+            ("", ""),
+        );
+        let cure = "run `thv secret set x github-token`, and write `GITHUB_TOKEN = { credential = \"github-token\" }`";
+        assert!(
+            matches!(&found[..], [one] if one.starts_with("env.GITHUB_TOKEN:") && one.ends_with(cure) && !one.contains("ghp")),
+            "{found:?}"
+        );
+        for fine in [
+            "A = \"ghp_0123456789ab\"",
+            "MAX_TOKENS = \"100000000000\"",
+            "TOKEN_URL = \"https://sso.example.com/token\"",
+            "PASSWORD_FILE = \"/etc/hostname\"",
+            "TOKEN_KIND = \"bearer\"",
+            "TOKEN = { credential-file = \"github-token\" }",
+        ] {
+            assert_eq!(
+                said(&format!("{BARE}[env]\n{fine}\n"), ("", ""))
+                    .iter()
+                    .filter(|one| one.contains("every user"))
+                    .count(),
+                0,
+                "{fine}"
+            );
         }
     }
 

@@ -184,6 +184,15 @@ fn cure(reason: Reason, explanation: &Explanation, config: &Config, token: &str)
         }
         Reason::TokenClient => format!("add its client to `clients` in {file}, if it may call"),
         Reason::TokenSubject => format!("add its subject to `subjects` in {file}, if it may call"),
+        Reason::ScopeInsufficient => format!(
+            "have its client ask the provider for that scope, or write another in `scopes` in {file}"
+        ),
+        Reason::TokenUnbound => format!(
+            "have its client ask for one that is bound to a key (DPoP), or write `dpop = \"accepted\"` in {file}"
+        ),
+        Reason::TokenClaim | Reason::TokenRequiredClaim => format!(
+            "the line that says NO names what is wanted: have the provider issue it so, or change {file} (thv.toml(5))"
+        ),
         _ => return None,
     })
 }
@@ -253,6 +262,18 @@ mod tests {
             let form = &explanation.checks[0].to_string();
             let is_fine = form.contains("of the kind");
             assert_eq!(is_fine, form.starts_with("ok"), "{form}");
+            for (reason, word) in [
+                (
+                    Reason::ScopeInsufficient,
+                    "`scopes` in /etc/thv/servers/x.toml",
+                ),
+                (Reason::TokenUnbound, "`dpop = "),
+                (Reason::TokenClaim, "says NO"),
+                (Reason::TokenRequiredClaim, "says NO"),
+            ] {
+                let cure = super::cure(reason, &explanation, &config, token).unwrap_or_default();
+                assert!(cure.contains(word), "{reason:?}: {cure}");
+            }
         }
     }
 

@@ -192,7 +192,9 @@ impl Owned {
             };
             match field.name() {
                 "message" => message = Some((field.index(), value.text())),
-                "error" | "reason" => why = format!("{why}: {}", value.text()),
+                "error" | "reason" | "problem" | "failed" => {
+                    why = format!("{why}: {}", value.text())
+                }
                 name => others.push(format!("{name}={}", value.text())),
             }
         }
