@@ -8,24 +8,23 @@ use std::{
     fmt::Write as _,
     io,
     os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
 };
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::{below, edge, exit, overlooked, path, print, provider, say, secret, unit, unseen};
+use super::{
+    below, edge, exit, explained, overlooked, path, print, provider, say, secret, unit, unseen,
+};
 use crate::{
-    auth::PrincipalKey,
     authz::Engine,
     config::{
         self, Auth, Config, Engine as ImageEngine, EnvValue, ImageSource, Network, OwnerRule,
-        Problem, Scope, ServerName, Transport, Upstream, UpstreamAuthorization,
+        Problem, Scope, ServerName, Transport, UpstreamAuthorization,
     },
-    daemon,
-    mcp::meta,
-    sandbox::{self, Host},
+    daemon, sandbox,
     time::Clock,
 };
 
@@ -48,6 +47,15 @@ pub(super) fn run(root: &Path, name: Option<&ServerName>, form: Form) -> Result<
         checks.push(check(root, server, form, unit::owner_rule(root))?);
     }
     warn_of_shared_resources(root, &mut checks);
+    if unit::is_host(root) && !form.reload {
+        let sockets = unit::sockets();
+        for checked in &mut checks {
+            if let Some((message, help)) = overlooked::socket(&checked.server, &sockets) {
+                let said = warning(root, &checked.server, "", message, help);
+                checked.warnings.push(said);
+            }
+        }
+    }
     let answer = Answer {
         servers: checks,
         misnamed,
@@ -198,7 +206,7 @@ fn check(root: &Path, server: &ServerName, form: Form, units: OwnerRule) -> Resu
             }
             checked.resource = Some(config.resource.url.clone());
             if form.explain {
-                checked.explanation = Some(serves(&config) + &plan(&config));
+                checked.explanation = Some(explained::serves(&config) + &explained::plan(&config));
             }
         }
         Err(problems) => checked.problems = problems.iter().cloned().collect(),
@@ -235,83 +243,6 @@ fn warning(root: &Path, server: &str, key: &str, message: String, help: String) 
         key: key.to_owned(),
         ..Problem::of_file(&own, message, help)
     }
-}
-
-/// Whom a child serves, and what it is told of them.
-fn serves(config: &Config) -> String {
-    let whom = match config.scope {
-        Scope::Session => "one session; what is asked without one belongs to its principal",
-        Scope::User => "all sessions of one principal",
-        Scope::Server => "everybody",
-    };
-    let ahead = match config.warm {
-        0 => String::new(),
-        count => format!("; {count} wait for the next while there are sessions"),
-    };
-    let told = if config.names_caller_to_child() {
-        let names = config::IDENTITY_VARIABLES.join(" ");
-        format!("Told      who calls: {names}; never the token\n")
-    } else if config.pass_identity {
-        format!(
-            "Told      who calls, in each request, as `{}`; never the token\n",
-            meta::CALLER
-        )
-    } else {
-        String::new()
-    };
-    format!("Serves    {whom}{ahead}\n{told}")
-}
-
-/// What a child of `config` may see and do, as its runner will apply it.
-fn plan(config: &Config) -> String {
-    if let Transport::Remote(upstream) = &config.transport {
-        return remote(upstream);
-    }
-    // Which directory is the principal's is not known before there is one.
-    let whose = match config.scope {
-        Scope::Session | Scope::User => "PRINCIPAL".to_owned(),
-        Scope::Server => PrincipalKey::EVERYBODY.to_string(),
-    };
-    let kept = format!("/var/lib/private/thv-runner/{}/{whose}", config.server);
-    let state = config.sandbox.state.then(|| PathBuf::from(kept));
-    let images = PathBuf::from("/var/lib/thv-runner").join(config.server.as_str());
-    let images = sandbox::Installed::store(&images);
-    let image = config
-        .image
-        .as_ref()
-        .and_then(|name| sandbox::Installed::open(&images, name).ok());
-    let plan = sandbox::plan(config, &Host::look(), state.as_deref(), image.as_ref()).to_string();
-    let plan = match config.engine {
-        ImageEngine::Native => plan,
-        ImageEngine::Podman => format!(
-            "Run by podman, as the one user of a namespace; of the layer landlock only its scopes.\n{plan}"
-        ),
-    };
-    match (&config.image, image) {
-        (Some(name), None) => format!(
-            "The image `{}` is not pulled, or not readable for you: what it says itself is not here.\n{plan}",
-            name.text
-        ),
-        _ => plan,
-    }
-}
-
-/// What there is to say of a server that somebody else runs.
-fn remote(upstream: &Upstream) -> String {
-    let shown = match &upstream.authorization {
-        UpstreamAuthorization::Nothing => "nothing".to_owned(),
-        UpstreamAuthorization::Credential(name) => {
-            format!("the credential `{name}` of thv@.service, the same for every caller")
-        }
-        UpstreamAuthorization::Exchange(exchange) => format!(
-            "a token of its own for each caller, from `{}`",
-            exchange.token_url
-        ),
-    };
-    format!(
-        "Runs      nothing here: the server is at `{}`\nShown     {shown}; never the caller's token\n",
-        upstream.url
-    )
 }
 
 /// Whether a drop-in gives the runner of `name` the host's network.
@@ -574,7 +505,7 @@ mod tests {
         );
         let name = ServerName::parse("x").unwrap();
         let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
-        let explained = plan(&config);
+        let explained = explained::plan(&config);
         for line in [
             "A: the text of the credential `key`",
             "/run/secrets/file: the credential `file`",
@@ -656,7 +587,8 @@ mod tests {
             let json = serde_json::to_string(&answer).unwrap();
             let name = ServerName::parse("x").unwrap();
             let config = config::load(root.path(), &name, OwnerRule::RootOrCaller);
-            let explained = config.map_or_else(|_| String::new(), |config| plan(&config));
+            let explained =
+                config.map_or_else(|_| String::new(), |config| explained::plan(&config));
             for shown in [answer.text(), json, explained] {
                 assert!(!shown.contains("s3cret"), "{text}\n{shown}");
             }
@@ -695,7 +627,7 @@ mod tests {
         assert_eq!(answer(root.path(), "x").warnings, []);
         let name = ServerName::parse("x").unwrap();
         let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
-        let explained = plan(&config);
+        let explained = explained::plan(&config);
         for line in [
             "https://up.example.com/mcp",
             "`up`",
@@ -839,14 +771,14 @@ mod tests {
             let root = root_with(&[("servers/x.toml", &server(top, more))]);
             let name = ServerName::parse("x").unwrap();
             let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
-            let explained = serves(&config);
+            let explained = explained::serves(&config);
             assert!(explained.contains(said), "{explained}");
             let warnings = answer(root.path(), "x").warnings;
             let warned = warnings
                 .iter()
                 .any(|warning| warning.key == "sandbox.state");
             assert_eq!(warned, warns, "{top}: {warnings:?}");
-            let path = plan(&config);
+            let path = explained::plan(&config);
             assert_eq!(path.contains(&"0".repeat(64)), warns, "{path}");
         }
     }

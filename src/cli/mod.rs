@@ -8,6 +8,7 @@ pub mod demo;
 mod doctor;
 mod edge;
 mod elsewhere;
+mod explained;
 mod key;
 mod listen;
 mod overlooked;

@@ -328,6 +328,26 @@ const SECRETS: &[&str] = &[
     "private_key",
 ];
 
+/// A server's socket that is down, or that listens as its files no longer say: what and what to do.
+pub(super) fn socket(server: &str, sockets: &[unit::State]) -> Option<(String, String)> {
+    let socket = format!("thv@{server}.socket");
+    let state = sockets.iter().find(|state| state.unit == socket)?;
+    if state.is_stale {
+        return Some((
+            format!("systemd has not read what {socket} says now"),
+            format!("run `systemctl daemon-reload && systemctl restart {socket}`"),
+        ));
+    }
+    state.has_failed.then(|| {
+        (
+            format!("{socket} has failed, so nobody is served"),
+            format!(
+                "`journalctl -u {socket} -n 5` says why; mend it, then `systemctl restart {socket}`"
+            ),
+        )
+    })
+}
+
 /// Drop-ins as systemd's are called, which are not read here.
 fn unread(root: &Path, config: &Config) -> Vec<Remark> {
     let own = format!("/etc/thv/servers/{}", config.server);
@@ -675,6 +695,33 @@ mod tests {
         ] {
             assert_eq!(run(fine), [""; 0], "{fine}");
         }
+    }
+
+    #[test]
+    fn a_socket_that_has_failed_or_says_something_else_now_is_warned_of() {
+        let said = |server: &str, has_failed, is_stale| {
+            let unit = "thv@x.socket".to_owned();
+            socket(
+                server,
+                &[unit::State {
+                    unit,
+                    has_failed,
+                    is_stale,
+                }],
+            )
+        };
+        for (has_failed, is_stale, word) in [
+            (true, false, "nobody is served"),
+            (false, true, "has not read"),
+        ] {
+            let (message, help) = said("x", has_failed, is_stale).unwrap();
+            assert!(
+                message.contains(word) && help.ends_with("systemctl restart thv@x.socket`"),
+                "{message}; {help}"
+            );
+            assert_eq!(said("y", has_failed, is_stale), None);
+        }
+        assert_eq!(said("x", false, false), None);
     }
 
     /// Files of thv's are for all to read, and are backed up, copied and pasted.
