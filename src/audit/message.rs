@@ -257,12 +257,21 @@ fn decided(decision: &Decision, server: &str) -> String {
 fn explained(reason: Reason, policies: &[String], server: &str) -> Option<String> {
     Some(match reason {
         Reason::HostNotAccepted => {
-            "the Host header is neither the host of `resource` nor one of `hosts`".to_owned()
+            format!(
+                "the Host header, port included, is neither the host of `resource` nor one of `hosts` in /etc/thv/servers/{server}.toml; a proxy passes on its client's, or is named there"
+            )
         }
         Reason::OriginNotAccepted => {
-            "the Origin header is neither the origin of `resource` nor one of `origins`".to_owned()
+            format!(
+                "the Origin header is neither the origin of `resource` nor one of `origins` in /etc/thv/servers/{server}.toml"
+            )
         }
-        Reason::PathUnknown => "what is served is the path of `resource`, exactly".to_owned(),
+        Reason::PathUnknown => format!(
+            "what is served is the path of `resource` in /etc/thv/servers/{server}.toml, exactly"
+        ),
+        Reason::BadHeader => format!(
+            "its head is malformed, or it is TLS where none is spoken or the reverse: [tls] in /etc/thv/servers/{server}.toml says which"
+        ),
         Reason::TokenMalformed
         | Reason::TokenType
         | Reason::TokenAlgorithm
@@ -312,7 +321,12 @@ mod tests {
     fn a_refusal_says_what_was_compared_or_which_command_shows_it() {
         let denied = |reason| Decision::denied(RequestId::random(), reason, 401);
         for (reason, words) in [
-            (Reason::HostNotAccepted, "`hosts`"),
+            (
+                Reason::HostNotAccepted,
+                "`hosts` in /etc/thv/servers/github.toml",
+            ),
+            (Reason::PathUnknown, "/etc/thv/servers/github.toml"),
+            (Reason::BadHeader, "[tls]"),
             (Reason::TokenIssuer, "`thv token explain github`"),
             (Reason::TokenNotYetValid, "clock"),
             (Reason::Policy, "no policy permits it"),

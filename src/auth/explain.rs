@@ -81,18 +81,24 @@ pub async fn explain(
     } else {
         (Scheme::Bearer, "Bearer")
     };
-    if let Ok(line) = HeaderValue::from_str(&format!("{name} {token}")) {
+    // What no header can hold, such as the line ends of a token that was wrapped, is no better in one.
+    let line = format!(
+        "{name} {}",
+        token.replace(|c: char| !matches!(c, ' '..='~'), "?")
+    );
+    if let Ok(line) = HeaderValue::from_str(&line) {
         headers.insert(header::AUTHORIZATION, line);
     }
     let mut checks = Vec::new();
     let form = bearer::credentials(&headers, None, &[scheme]).and_then(Shown::checked);
+    let kind = match form {
+        Ok(_) => "of the kind that a bearer token has",
+        Err(_) => "too many, or not all of a bearer token: no quotes, braces, spaces or line ends",
+    };
     checks.push(Check {
         what: "form",
         passed: form.is_ok(),
-        compared: format!(
-            "{} characters of the kind that a bearer token has",
-            token.len()
-        ),
+        compared: format!("{} characters, {kind}", token.len()),
     });
     if form.is_ok() {
         match jwt::read(token) {

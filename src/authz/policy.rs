@@ -58,11 +58,26 @@ impl PolicyProblem {
         {
             message = format!("{message} ({label})");
         }
-        if let Some(help) = error.help {
+        let rest = file.text.get(offset..).unwrap_or_default();
+        if let Some(help) = mistaken(&message, rest).or(error.help) {
             message = format!("{message}; {help}");
         }
         Self::at(file, offset, message)
     }
+}
+
+/// What to do about what people know from elsewhere and Cedar's own help does not. `rest` begins where the mistake is.
+fn mistaken(message: &str, rest: &str) -> Option<String> {
+    if message == "invalid token" && rest.starts_with('#') {
+        return Some("a comment begins with `//`".to_owned());
+    }
+    // It would suggest `Prompt`.
+    message
+        .contains("unrecognized entity type `Group`")
+        .then(|| {
+            "groups are no entities here: add `when { principal.groups.contains(\"…\") }`"
+                .to_owned()
+        })
 }
 
 /// A principal that a policy names, whether or not there is somebody of that name.
@@ -440,6 +455,18 @@ mod tests {
             2,
             24,
             "invalid token",
+        );
+        refused(
+            "# as in a shell\npermit (principal, action, resource);",
+            1,
+            1,
+            "begins with `//`",
+        );
+        refused(
+            "permit (principal in Group::\"developers\", action, resource);",
+            1,
+            22,
+            "`when { principal.groups.contains(",
         );
     }
 

@@ -8,24 +8,23 @@ use std::{
     fmt::Write as _,
     io,
     os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
 };
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::{below, edge, exit, overlooked, path, print, provider, say, secret, unit};
+use super::{
+    below, edge, exit, explained, overlooked, path, print, provider, say, secret, unit, unseen,
+};
 use crate::{
-    auth::PrincipalKey,
     authz::Engine,
     config::{
         self, Auth, Config, Engine as ImageEngine, EnvValue, ImageSource, Network, OwnerRule,
-        Problem, Scope, ServerName, Transport, Upstream, UpstreamAuthorization,
+        Problem, Scope, ServerName, Transport, UpstreamAuthorization,
     },
-    daemon,
-    mcp::meta,
-    sandbox::{self, Host},
+    daemon, sandbox,
     time::Clock,
 };
 
@@ -48,6 +47,15 @@ pub(super) fn run(root: &Path, name: Option<&ServerName>, form: Form) -> Result<
         checks.push(check(root, server, form, unit::owner_rule(root))?);
     }
     warn_of_shared_resources(root, &mut checks);
+    if unit::is_host(root) && !form.reload {
+        let sockets = unit::sockets();
+        for checked in &mut checks {
+            if let Some((message, help)) = overlooked::socket(&checked.server, &sockets) {
+                let said = warning(root, &checked.server, "", message, help);
+                checked.warnings.push(said);
+            }
+        }
+    }
     let answer = Answer {
         servers: checks,
         misnamed,
@@ -188,9 +196,17 @@ fn check(root: &Path, server: &ServerName, form: Form, units: OwnerRule) -> Resu
                 let lacking = overlooked::lacking(root, &config);
                 checked.problems.extend(lacking.into_iter().map(problem));
             }
+            for (key, message, help) in unseen::below_homes(root, &config) {
+                let said = warning(root, config.server.as_str(), &key, message, help);
+                match units {
+                    OwnerRule::Root => checked.problems.push(said),
+                    // Without systemd nothing hides them.
+                    _ => checked.warnings.push(said),
+                }
+            }
             checked.resource = Some(config.resource.url.clone());
             if form.explain {
-                checked.explanation = Some(serves(&config) + &plan(&config));
+                checked.explanation = Some(explained::serves(&config) + &explained::plan(&config));
             }
         }
         Err(problems) => checked.problems = problems.iter().cloned().collect(),
@@ -227,83 +243,6 @@ fn warning(root: &Path, server: &str, key: &str, message: String, help: String) 
         key: key.to_owned(),
         ..Problem::of_file(&own, message, help)
     }
-}
-
-/// Whom a child serves, and what it is told of them.
-fn serves(config: &Config) -> String {
-    let whom = match config.scope {
-        Scope::Session => "one session; what is asked without one belongs to its principal",
-        Scope::User => "all sessions of one principal",
-        Scope::Server => "everybody",
-    };
-    let ahead = match config.warm {
-        0 => String::new(),
-        count => format!("; {count} wait for the next while there are sessions"),
-    };
-    let told = if config.names_caller_to_child() {
-        let names = config::IDENTITY_VARIABLES.join(" ");
-        format!("Told      who calls: {names}; never the token\n")
-    } else if config.pass_identity {
-        format!(
-            "Told      who calls, in each request, as `{}`; never the token\n",
-            meta::CALLER
-        )
-    } else {
-        String::new()
-    };
-    format!("Serves    {whom}{ahead}\n{told}")
-}
-
-/// What a child of `config` may see and do, as its runner will apply it.
-fn plan(config: &Config) -> String {
-    if let Transport::Remote(upstream) = &config.transport {
-        return remote(upstream);
-    }
-    // Which directory is the principal's is not known before there is one.
-    let whose = match config.scope {
-        Scope::Session | Scope::User => "PRINCIPAL".to_owned(),
-        Scope::Server => PrincipalKey::EVERYBODY.to_string(),
-    };
-    let kept = format!("/var/lib/private/thv-runner/{}/{whose}", config.server);
-    let state = config.sandbox.state.then(|| PathBuf::from(kept));
-    let images = PathBuf::from("/var/lib/thv-runner").join(config.server.as_str());
-    let images = sandbox::Installed::store(&images);
-    let image = config
-        .image
-        .as_ref()
-        .and_then(|name| sandbox::Installed::open(&images, name).ok());
-    let plan = sandbox::plan(config, &Host::look(), state.as_deref(), image.as_ref()).to_string();
-    let plan = match config.engine {
-        ImageEngine::Native => plan,
-        ImageEngine::Podman => format!(
-            "Run by podman, as the one user of a namespace; of the layer landlock only its scopes.\n{plan}"
-        ),
-    };
-    match (&config.image, image) {
-        (Some(name), None) => format!(
-            "The image `{}` is not pulled, or not readable for you: what it says itself is not here.\n{plan}",
-            name.text
-        ),
-        _ => plan,
-    }
-}
-
-/// What there is to say of a server that somebody else runs.
-fn remote(upstream: &Upstream) -> String {
-    let shown = match &upstream.authorization {
-        UpstreamAuthorization::Nothing => "nothing".to_owned(),
-        UpstreamAuthorization::Credential(name) => {
-            format!("the credential `{name}` of thv@.service, the same for every caller")
-        }
-        UpstreamAuthorization::Exchange(exchange) => format!(
-            "a token of its own for each caller, from `{}`",
-            exchange.token_url
-        ),
-    };
-    format!(
-        "Runs      nothing here: the server is at `{}`\nShown     {shown}; never the caller's token\n",
-        upstream.url
-    )
 }
 
 /// Whether a drop-in gives the runner of `name` the host's network.
@@ -566,7 +505,7 @@ mod tests {
         );
         let name = ServerName::parse("x").unwrap();
         let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
-        let explained = plan(&config);
+        let explained = explained::plan(&config);
         for line in [
             "A: the text of the credential `key`",
             "/run/secrets/file: the credential `file`",
@@ -648,7 +587,8 @@ mod tests {
             let json = serde_json::to_string(&answer).unwrap();
             let name = ServerName::parse("x").unwrap();
             let config = config::load(root.path(), &name, OwnerRule::RootOrCaller);
-            let explained = config.map_or_else(|_| String::new(), |config| plan(&config));
+            let explained =
+                config.map_or_else(|_| String::new(), |config| explained::plan(&config));
             for shown in [answer.text(), json, explained] {
                 assert!(!shown.contains("s3cret"), "{text}\n{shown}");
             }
@@ -681,10 +621,13 @@ mod tests {
         );
         let text = "[Service]\nLoadCredentialEncrypted=up\n";
         unit::write_drop_in(root.path(), "thv@x.service", "50-up.conf", text).unwrap();
+        let store = root.path().join("etc/credstore.encrypted");
+        fs::create_dir_all(&store).unwrap();
+        fs::write(store.join("up"), "").unwrap();
         assert_eq!(answer(root.path(), "x").warnings, []);
         let name = ServerName::parse("x").unwrap();
         let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
-        let explained = plan(&config);
+        let explained = explained::plan(&config);
         for line in [
             "https://up.example.com/mcp",
             "`up`",
@@ -746,6 +689,22 @@ mod tests {
             }),
             "{text}"
         );
+    }
+
+    /// No mode helps there, and the gateway would answer 503 after `systemctl reload` has said that all is well.
+    #[test]
+    fn a_policy_below_a_home_is_a_problem_where_the_units_hide_that() {
+        let text = format!("{GOOD}policies = [\"/home/x.cedar\"]\n");
+        let policy = "permit (principal, action, resource);";
+        let root = root_with(&[("servers/x.toml", &text), ("../../home/x.cedar", policy)]);
+        let hidden = |found: &[Problem]| {
+            let said = |it: &&Problem| it.message.contains("hidden from the gateway");
+            found.iter().filter(said).count()
+        };
+        let units = answer_for(root.path(), "x", OwnerRule::Root);
+        assert_eq!((hidden(&units.problems), hidden(&units.warnings)), (1, 0));
+        let none = answer(root.path(), "x");
+        assert_eq!((hidden(&none.problems), hidden(&none.warnings)), (0, 1));
     }
 
     /// Gateway and runner look at what they can read and not at its mode, so it is not certain what root finds.
@@ -812,14 +771,14 @@ mod tests {
             let root = root_with(&[("servers/x.toml", &server(top, more))]);
             let name = ServerName::parse("x").unwrap();
             let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
-            let explained = serves(&config);
+            let explained = explained::serves(&config);
             assert!(explained.contains(said), "{explained}");
             let warnings = answer(root.path(), "x").warnings;
             let warned = warnings
                 .iter()
                 .any(|warning| warning.key == "sandbox.state");
             assert_eq!(warned, warns, "{top}: {warnings:?}");
-            let path = plan(&config);
+            let path = explained::plan(&config);
             assert_eq!(path.contains(&"0".repeat(64)), warns, "{path}");
         }
     }

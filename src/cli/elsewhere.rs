@@ -19,7 +19,21 @@ pub(super) fn hint(error: &clap::Error) -> Option<String> {
             .map(|(_, hint)| (*hint).to_owned())
     };
     match error.kind() {
-        ErrorKind::InvalidSubcommand => known(VERBS, said(ContextKind::InvalidSubcommand)?),
+        ErrorKind::InvalidSubcommand => {
+            let usage = error.get(ContextKind::Usage).map(ToString::to_string);
+            let usage = usage.unwrap_or_default();
+            // The verb was left out, and the server named at once.
+            if usage.contains("thv token") {
+                return Some("`thv token explain NAME < FILE`".to_owned());
+            }
+            if usage.contains("thv secret") {
+                return Some(
+                    "`thv secret list NAME`, or `set` or `remove` in the place of `list`"
+                        .to_owned(),
+                );
+            }
+            known(VERBS, said(ContextKind::InvalidSubcommand)?)
+        }
         ErrorKind::UnknownArgument => {
             let argument = said(ContextKind::InvalidArg)?;
             if argument.starts_with('/') {
@@ -27,10 +41,20 @@ pub(super) fn hint(error: &clap::Error) -> Option<String> {
                     "a program and its arguments stand behind `--`: `… -- COMMAND ARGUMENT…`";
                 return Some(hint.to_owned());
             }
-            known(FLAGS, argument.split('=').next()?)
+            let flag = argument.split('=').next()?;
+            known(FLAGS, flag).or_else(|| of_run(error, flag))
         }
         _ => None,
     }
+}
+
+/// clap would have `run` take an unknown flag for the server's program.
+fn of_run(error: &clap::Error, flag: &str) -> Option<String> {
+    let usage = error.get(ContextKind::Usage)?.to_string();
+    let is_near_one = error.get(ContextKind::SuggestedArg).is_some();
+    (usage.contains("thv run") && flag.starts_with('-') && !is_near_one).then(|| {
+        "thv(1) has the flags of `run`; the server's own arguments stand behind `--`, and what has no flag here is for configured servers, thv.toml(5)".to_owned()
+    })
 }
 
 const VERBS: &[(&[&str], &str)] = &[
@@ -106,6 +130,42 @@ const FLAGS: &[(&[&str], &str)] = &[
         "authorities of one's own are for configured servers: `ca-file` in thv.toml(5)",
     ),
     (
+        &["--group", "--label", "-l"],
+        "leave it out: servers are units, and `systemctl list-units 'thv*'` shows them",
+    ),
+    (
+        &["--proxy-mode"],
+        "leave it out: clients are served Streamable HTTP; the transport before it is for configured servers, `legacy-sse` in thv.toml(5)",
+    ),
+    (
+        &["--tools", "--tools-override"],
+        "who may call which tools is decided by `--policy FILE`, see thv-cedar(7)",
+    ),
+    (
+        &["--env-file", "--env-dir"],
+        "name each variable, `-e NAME=VALUE`, or use [env] of a configured server, see thv.toml(5)",
+    ),
+    (
+        &["--from-config"],
+        "a server's file is /etc/thv/servers/NAME.toml, see thv.toml(5)",
+    ),
+    (
+        &["--remote-url", "--remote-auth"],
+        "a server elsewhere is `url = \"https://…\"` in a server's file, see thv.toml(5)",
+    ),
+    (
+        &["--network", "--publish", "--allow-docker-gateway"],
+        "leave it out: a server has a network of its own, and reaches the hosts of its `--permission-profile`",
+    ),
+    (
+        &["--image-verification"],
+        "leave it out: every digest is checked; `IMAGE@sha256:…` names the only one that is accepted",
+    ),
+    (
+        &["--jwks-auth-token-file", "--jwks-allow-private-ip"],
+        "providers on private networks are for configured servers: `token-file` and `allow-addresses` in thv.toml(5)",
+    ),
+    (
         &["--args", "--cmd-arg"],
         "the server's arguments stand behind `--`",
     ),
@@ -136,8 +196,12 @@ mod tests {
             ("thv list", "systemctl list-units"),
             ("thv start github", "enable --now"),
             ("thv logs github", "journalctl"),
+            ("thv token github", "token explain"),
+            ("thv secret github", "secret list"),
             ("thv run --proxy-port 8080 x", "--port"),
             ("thv run --authz-config=x.json x", "--policy"),
+            ("thv run --group default x", "systemctl list-units"),
+            ("thv run --otel-endpoint x y", "thv(1)"),
             ("thv run /usr/bin/python3 /srv/x.py", "`--`"),
         ] {
             let hint = hint_for(line).unwrap();
@@ -145,6 +209,7 @@ mod tests {
         }
         assert_eq!(hint_for("thv chek"), None);
         assert_eq!(hint_for("thv run --polixy x"), None);
+        assert_eq!(hint_for("thv check --colour"), None);
     }
 
     /// What thv has itself needs no hint, and would hide one.

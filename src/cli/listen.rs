@@ -43,7 +43,8 @@ pub(super) fn run(root: &Path, name: &ServerName, address: &str, public: bool) -
     // A socket without its server's file would only be lost.
     if is_there {
         unit::systemctl(&["try-restart", &socket, &format!("thv@{name}.service")]).with_context(
-            || format!("`journalctl -u {socket} -n 5` says why; mend it and repeat this"),
+            // What has failed is not active, so the same would do nothing.
+            || format!("`journalctl -u {socket} -n 5` says why; mend it, then `systemctl restart {socket}`"),
         )?;
     }
     let when = match is_there && unit::is_active(&socket) {

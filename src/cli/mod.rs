@@ -8,6 +8,7 @@ pub mod demo;
 mod doctor;
 mod edge;
 mod elsewhere;
+mod explained;
 mod key;
 mod listen;
 mod overlooked;
@@ -22,6 +23,7 @@ mod serve;
 mod sockets;
 mod token;
 mod unit;
+mod unseen;
 mod visit;
 
 use std::{

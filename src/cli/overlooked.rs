@@ -1,19 +1,20 @@
 //! What `thv check` says of mistakes that else only show when somebody connects:
-//! credentials that a unit cannot be given, arguments that the sandbox does not
-//! show, an image that was not pulled, policies under which nobody can begin, and lists
+//! credentials that a unit cannot be given, an image that was not pulled, policies under which nobody can begin, and lists
 //! that do not go with what may be called.
 //!
 //! Looks at names alone; reads no secret. Called by `check`.
 
 use std::path::{Path, PathBuf};
 
-use super::{below, script, secret, sockets, unit};
+use super::{below, secret, sockets, unit, unseen};
 use crate::{
     auth,
     authz::{Engine, Named, Reach},
-    config::{Auth, Config, ImageSource, Pem, ServerName, Transport, UpstreamAuthorization},
+    config::{
+        Auth, Config, EnvValue, ImageSource, Pem, ServerName, Transport, UpstreamAuthorization,
+    },
     daemon,
-    sandbox::{Access, Entry, Host, Installed, plan},
+    sandbox::Installed,
     systemd,
 };
 
@@ -28,7 +29,8 @@ pub(super) fn remarks(root: &Path, config: &Config) -> Vec<Remark> {
         remarks.extend(late(root, template, &config.server));
     }
     remarks.extend(unread(root, config));
-    remarks.extend(arguments(config));
+    remarks.extend(unseen::remarks(config));
+    remarks.extend(readable_secrets(config));
     remarks.extend(shown_sockets(config));
     remarks.extend(image(root, config));
     remarks.extend(registry(root, config));
@@ -175,24 +177,23 @@ fn introspection(root: &Path, config: &Config) -> Vec<Remark> {
 }
 
 /// Files of credentials that are not there: systemd starts no unit whose credential is
-/// missing, and does not say which one it was.
+/// missing where a path is named, and does not say which one it was.
 fn sources(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
     let texts = unit::drop_ins(root, template, server.as_str());
     let settings = texts.iter().flat_map(|text| text.lines());
     let missing = settings.filter_map(|line| {
-        let (setting, value) = line.trim().split_once('=')?;
-        if !matches!(setting, "LoadCredential" | "LoadCredentialEncrypted") {
-            return None;
-        }
-        let (name, path) = value.split_once(':')?;
-        // What cannot be looked at may be there; a specifier is systemd's to read.
-        let known = path.starts_with('/') && !path.contains('%');
-        let gone = known && matches!(below(root, path).try_exists(), Ok(false));
-        gone.then(|| {
+        let file = secret::from_file(root, line)?;
+        (file.is_there == Some(false)).then(|| {
+            let service = format!("{template}{server}.service");
+            let (name, source) = (file.name, file.source);
+            let what = match source.starts_with('/') {
+                true => format!("from `{source}`, where there is no file: the unit does not start"),
+                false => format!("from `{source}` of systemd's stores, where there is no such file: the unit starts without it"),
+            };
             (
                 String::new(),
-                format!("a drop-in of {template}{server}.service loads `{name}` from `{path}`, where there is no file: the unit does not start"),
-                format!("make the file, or `systemctl edit {template}{server}.service`"),
+                format!("a drop-in of {service} loads `{name}` {what}"),
+                secret::cure(template, server, &file),
             )
         })
     });
@@ -213,23 +214,15 @@ fn late(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
     let texts = unit::drop_ins(root, template, server.as_str());
     let settings = texts.iter().flat_map(|text| text.lines());
     let late = settings.filter_map(|line| {
-        let (setting, value) = line.trim().split_once('=')?;
-        let stores: &[&str] = match setting {
-            "LoadCredential" => &["/etc/credstore", "/run/credstore"],
-            "LoadCredentialEncrypted" => &["/etc/credstore.encrypted", "/run/credstore.encrypted"],
-            _ => return None,
-        };
-        let (name, path) = value.split_once(':').unwrap_or((value, value));
+        let file = secret::from_file(root, line)?;
         // One that is not there would not come with a start, either; a directory is many.
-        let is_there = match path.starts_with('/') {
-            true => below(root, path).is_file(),
-            false => stores.iter().any(|store| below(root, &format!("{store}/{path}")).is_file()),
-        };
-        (is_there && !given.iter().any(|given| given == name)).then(|| {
+        let is_file = !file.source.starts_with('/') || below(root, file.source).is_file();
+        let is_there = file.is_there == Some(true) && is_file;
+        (is_there && !given.iter().any(|given| given == file.name)).then(|| {
             (
                 String::new(),
-                format!("{service} runs since before a drop-in gave it the credential `{name}`, and does not have it"),
-                format!("run `systemctl restart {service}`"),
+                format!("{service} runs since before a drop-in gave it the credential `{}`, and does not have it", file.name),
+                format!("run {}", unit::restart(root, &service)),
             )
         })
     });
@@ -253,7 +246,11 @@ pub(super) fn lacking(root: &Path, config: &Config) -> Vec<Remark> {
             let message = format!(
                 "{service} runs since before it was given the credential `{name}`, and does not have it"
             );
-            return (key, message, format!("run `systemctl restart {service}`"));
+            return (
+                key,
+                message,
+                format!("run {}", unit::restart(root, &service)),
+            );
         }
         // A restart alone would end what runs well.
         (
@@ -298,48 +295,57 @@ fn wanted(config: &Config) -> Vec<(String, String)> {
     wanted
 }
 
-/// Files of this host that the command names and that its sandbox does not show.
-fn arguments(config: &Config) -> Vec<Remark> {
-    if config.command.is_empty() {
-        return Vec::new();
+/// Variables whose value stands in a file that everybody reads, and is called as secrets are.
+fn readable_secrets(config: &Config) -> Vec<Remark> {
+    let remark = |(name, value): (&String, &EnvValue)| {
+        let EnvValue::Text(text) = value else {
+            return None;
+        };
+        let called = name.to_ascii_lowercase();
+        let is_called_so = SECRETS.iter().any(|part| called.contains(part));
+        // A number, a path, a URL and a word are none.
+        let may_be_one =
+            text.len() >= 12 && !text.contains('/') && text.contains(|c: char| !c.is_ascii_digit());
+        (is_called_so && may_be_one).then(|| {
+            let (server, key) = (&config.server, called.replace('_', "-"));
+            (
+                format!("env.{name}"),
+                "what may be a secret stands in a file that every user of this host can read".to_owned(),
+                format!("run `thv secret set {server} {key}`, and write `{name} = {{ credential = \"{key}\" }}`"),
+            )
+        })
+    };
+    config.env.iter().filter_map(remark).collect()
+}
+
+const SECRETS: &[&str] = &[
+    "token",
+    "secret",
+    "password",
+    "passwd",
+    "api_key",
+    "apikey",
+    "private_key",
+];
+
+/// A server's socket that is down, or that listens as its files no longer say: what and what to do.
+pub(super) fn socket(server: &str, sockets: &[unit::State]) -> Option<(String, String)> {
+    let socket = format!("thv@{server}.socket");
+    let state = sockets.iter().find(|state| state.unit == socket)?;
+    if state.is_stale {
+        return Some((
+            format!("systemd has not read what {socket} says now"),
+            format!("run `systemctl daemon-reload && systemctl restart {socket}`"),
+        ));
     }
-    let plan = plan(config, &Host::look(), None, None);
-    let shown = plan.root;
-    let is_seen = |path: &Path| shown.iter().any(|entry| shows(entry, path));
-    let path = plan.env.iter().find(|(name, _)| name == "PATH");
-    let path = path.map(|(_, path)| path.as_str());
-    let script = script::fault(Path::new(&config.command[0]), path, is_seen);
-    let script = script.map(|(message, help)| ("command".to_owned(), message, help));
-    let words = config.command.iter().map(String::as_str);
-    let hidden = words
-        .clone()
-        .skip(1)
-        .zip(words)
-        .filter_map(|(argument, before)| {
-            let path = named(argument, before)?;
-            let is_there = path.is_absolute() && path.symlink_metadata().is_ok();
-            let is_shown = path.parent().is_none() || is_seen(path);
-            // Where the server may write, or the sandbox has its own, nothing need be there yet.
-            let of_host = shown.iter().any(|entry| is_of_host(entry, path));
-            if of_host && matches!(path.try_exists(), Ok(false)) {
-                return Some((
-                    "command".to_owned(),
-                    format!("there is no `{}`", path.display()),
-                    "install it, or correct the path".to_owned(),
-                ));
-            }
-            (is_there && !is_shown).then(|| {
-                (
-                    "command".to_owned(),
-                    format!("the server does not see `{}` of this host", path.display()),
-                    format!(
-                        "if it is to read it, add `\"{}\"` to `read-only` in [sandbox]",
-                        path.display()
-                    ),
-                )
-            })
-        });
-    script.into_iter().chain(hidden).collect()
+    state.has_failed.then(|| {
+        (
+            format!("{socket} has failed, so nobody is served"),
+            format!(
+                "`journalctl -u {socket} -n 5` says why; mend it, then `systemctl restart {socket}`"
+            ),
+        )
+    })
 }
 
 /// Drop-ins as systemd's are called, which are not read here.
@@ -372,34 +378,6 @@ fn unread(root: &Path, config: &Config) -> Vec<Remark> {
     remarks
 }
 
-/// The file that an argument names, if it names one. `before` stands before it.
-fn named<'a>(argument: &'a str, before: &str) -> Option<&'a Path> {
-    if is_script_next(before) {
-        // What it does with others is the shell's business; what it starts must be there.
-        let mut words = argument.split_ascii_whitespace();
-        let first = words.next().filter(|word| *word != "exec");
-        let program = first.or_else(|| words.next())?;
-        let is_plain = |c: char| c.is_alphanumeric() || "/._-+@,~".contains(c);
-        return program.chars().all(is_plain).then(|| Path::new(program));
-    }
-    let path = match argument.split_once('=') {
-        Some((_, path)) => path,
-        None => argument,
-    };
-    let path = Path::new(path);
-    // A text that begins with a slash is no file for that.
-    let is_text = argument.contains(char::is_whitespace) && path.symlink_metadata().is_err();
-    (!is_text).then_some(path)
-}
-
-/// Whether a shell takes what stands behind this option for a script: `-c`, `-ec`.
-fn is_script_next(option: &str) -> bool {
-    let letters = option
-        .strip_prefix('-')
-        .and_then(|rest| rest.strip_suffix('c'));
-    letters.is_some_and(|letters| letters.bytes().all(|byte| byte.is_ascii_lowercase()))
-}
-
 /// Read-only does not hold for sockets.
 fn shown_sockets(config: &Config) -> Vec<Remark> {
     let remark = |path: &PathBuf| {
@@ -418,22 +396,6 @@ fn shown_sockets(config: &Config) -> Vec<Remark> {
         ))
     };
     config.sandbox.read_only.iter().filter_map(remark).collect()
-}
-
-fn shows(entry: &Entry, path: &Path) -> bool {
-    match entry {
-        Entry::Bind { at, .. }
-        | Entry::Link { at, .. }
-        | Entry::Scratch { at, .. }
-        | Entry::Processes { at } => path.starts_with(at),
-        Entry::File { at, .. } | Entry::Secret { at, .. } => path == at,
-        Entry::Directory { .. } => false,
-    }
-}
-
-/// Whether a server finds at `path` what this host has there, and cannot make it itself.
-fn is_of_host(entry: &Entry, path: &Path) -> bool {
-    matches!(entry, Entry::Bind { at, from, access: Access::ReadOnly, .. } if at == from && path.starts_with(at))
 }
 
 /// The credential of the registry that the image is of.
@@ -507,7 +469,7 @@ mod tests {
         let found = said(text, ("", ""));
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].contains("thv@x.service") && found[0].contains("`idp`"));
-        let given = ("thv@x.service", "LoadCredentialEncrypted=idp");
+        let given = ("thv@x.service", "SetCredential=idp:x");
         assert_eq!(said(text, given), [""; 0]);
     }
 
@@ -630,8 +592,36 @@ mod tests {
                 assert!(found[0].contains(word), "{found:?}");
             }
         }
-        let there = "LoadCredential=key:/etc/thv/servers/x.toml\nLoadCredential=b:/run/%i\nLoadCredential=c";
+        let there = "LoadCredential=key:/etc/thv/servers/x.toml\nLoadCredential=b:/run/%i";
         assert_eq!(said(BARE, ("thv@x.service", there)), [""; 0]);
+        for (unit, line, cure) in [
+            (
+                "thv@x.service",
+                "LoadCredential=c",
+                "make the file `/etc/credstore/c`",
+            ),
+            (
+                "thv@x.service",
+                "LoadCredentialEncrypted=c",
+                "run `systemd-creds encrypt --name=c - /etc/credstore.encrypted/c`",
+            ),
+            (
+                "thv-runner@x.service",
+                "LoadCredentialEncrypted=c:/etc/credstore.encrypted/thv.x.c",
+                "run `thv secret set x c`",
+            ),
+            (
+                "thv-fetch@x.service",
+                "LoadCredentialEncrypted=c:/etc/credstore.encrypted/thv.x.c",
+                "run `thv secret set --pull x c`",
+            ),
+        ] {
+            let found = said(BARE, (unit, line));
+            assert!(
+                matches!(&found[..], [one] if one.contains(cure)),
+                "{found:?}"
+            );
+        }
     }
 
     #[test]
@@ -704,6 +694,64 @@ mod tests {
             r#""/usr/none is no file""#,
         ] {
             assert_eq!(run(fine), [""; 0], "{fine}");
+        }
+    }
+
+    #[test]
+    fn a_socket_that_has_failed_or_says_something_else_now_is_warned_of() {
+        let said = |server: &str, has_failed, is_stale| {
+            let unit = "thv@x.socket".to_owned();
+            socket(
+                server,
+                &[unit::State {
+                    unit,
+                    has_failed,
+                    is_stale,
+                }],
+            )
+        };
+        for (has_failed, is_stale, word) in [
+            (true, false, "nobody is served"),
+            (false, true, "has not read"),
+        ] {
+            let (message, help) = said("x", has_failed, is_stale).unwrap();
+            assert!(
+                message.contains(word) && help.ends_with("systemctl restart thv@x.socket`"),
+                "{message}; {help}"
+            );
+            assert_eq!(said("y", has_failed, is_stale), None);
+        }
+        assert_eq!(said("x", false, false), None);
+    }
+
+    /// Files of thv's are for all to read, and are backed up, copied and pasted.
+    #[test]
+    fn a_secret_in_a_servers_file_is_warned_of_and_not_shown() {
+        let found = said(
+            &format!("{BARE}env.GITHUB_TOKEN = \"ghp_0123456789ab\"\n"),
+            ("", ""),
+        );
+        let cure = "run `thv secret set x github-token`, and write `GITHUB_TOKEN = { credential = \"github-token\" }`";
+        assert!(
+            matches!(&found[..], [one] if one.starts_with("env.GITHUB_TOKEN:") && one.ends_with(cure) && !one.contains("ghp")),
+            "{found:?}"
+        );
+        for fine in [
+            "A = \"ghp_0123456789ab\"",
+            "MAX_TOKENS = \"100000000000\"",
+            "TOKEN_URL = \"https://sso.example.com/token\"",
+            "PASSWORD_FILE = \"/etc/hostname\"",
+            "TOKEN_KIND = \"bearer\"",
+            "TOKEN = { credential-file = \"github-token\" }",
+        ] {
+            assert_eq!(
+                said(&format!("{BARE}[env]\n{fine}\n"), ("", ""))
+                    .iter()
+                    .filter(|one| one.contains("every user"))
+                    .count(),
+                0,
+                "{fine}"
+            );
         }
     }
 

@@ -64,7 +64,7 @@ pub(super) fn run(root: &Path, name: &ServerName, path: &Path, write: bool) -> R
 
 /// Whether `path` lies where the runner's unit hides what the host has.
 pub(super) fn is_hidden(path: &Path) -> bool {
-    HOMES
+    config::HOMES
         .iter()
         .chain(TEMPORARY)
         .any(|hidden| path.starts_with(hidden))
@@ -102,7 +102,7 @@ pub(super) fn settings<'d>(drop_ins: &'d [String], key: &'d str) -> impl Iterato
 }
 
 fn in_homes(path: &Path) -> bool {
-    HOMES.iter().any(|home| path.starts_with(home))
+    config::HOMES.iter().any(|home| path.starts_with(home))
 }
 
 /// What the unit needs for `path`; `None` where it needs nothing.
@@ -140,9 +140,6 @@ fn file_name(path: &Path) -> Result<String, Usage> {
     }
     Ok(file)
 }
-
-/// What `ProtectHome=` hides.
-const HOMES: &[&str] = &["/home", "/root", "/run/user"];
 
 /// What `PrivateTmp=` hides.
 const TEMPORARY: &[&str] = &["/tmp", "/var/tmp"];

@@ -204,9 +204,16 @@ fn listed(root: &Path, name: &ServerName, named: &Named) -> Vec<Listed> {
         registries: Vec::new(),
     };
     for unit in ["thv-runner@", "thv-fetch@"] {
+        let texts = unit::drop_ins(root, unit, name.as_str());
+        let files = files(root, &texts);
         let given = loaded(root, (unit, name)).into_iter();
-        let given = given.filter(|key| !key.contains('*'));
-        all.extend(given.map(|key| (key.clone(), entry(&key))));
+        for key in given.filter(|key| !key.contains('*')) {
+            let is_gone = files
+                .get(key.as_str())
+                .is_some_and(|file| file.is_there == Some(false));
+            let secret = all.entry(key.clone()).or_insert_with(|| entry(&key));
+            secret.loaded &= !is_gone;
+        }
     }
     for (variable, value) in &named.env {
         if let EnvValue::Credential(key) | EnvValue::CredentialFile(key) = value {
@@ -327,6 +334,86 @@ pub(super) fn is_given(root: &Path, unit: (&str, &ServerName), key: &str) -> boo
         })
 }
 
+/// A credential that a drop-in has systemd read from a file.
+pub(super) struct FromFile<'t> {
+    pub(super) name: &'t str,
+    /// As the drop-in says it: an absolute path, or a name in one of systemd's stores.
+    pub(super) source: &'t str,
+    pub(super) is_encrypted: bool,
+    /// Whether it is there; `None` where that cannot be known: for root alone to see, or a specifier of systemd's.
+    pub(super) is_there: Option<bool>,
+}
+
+/// What this line of a drop-in has systemd read, if it does.
+pub(super) fn from_file<'t>(root: &Path, line: &'t str) -> Option<FromFile<'t>> {
+    let (setting, value) = line.trim().split_once('=')?;
+    let (is_encrypted, stores, passed) = match setting {
+        "LoadCredential" => (false, "credstore", "@system"),
+        "LoadCredentialEncrypted" => (true, "credstore.encrypted", "@encrypted"),
+        _ => return None,
+    };
+    let (name, source) = value.split_once(':').unwrap_or((value, value));
+    let places = match source.starts_with('/') {
+        true => vec![source.to_owned()],
+        false => STORES
+            .iter()
+            .map(|place| format!("{place}/{stores}/{source}"))
+            .chain([format!("/run/credentials/{passed}/{source}")])
+            .collect(),
+    };
+    let mut is_there = Some(false);
+    for place in places {
+        match below(root, &place).try_exists() {
+            Ok(true) => {
+                is_there = Some(true);
+                break;
+            }
+            Ok(false) => {}
+            Err(_) => is_there = None,
+        }
+    }
+    Some(FromFile {
+        name,
+        source,
+        is_encrypted,
+        is_there: is_there.filter(|_| !source.contains('%') && !source.is_empty()),
+    })
+}
+
+/// The files of credentials that drop-ins of a unit name, the last of each name.
+fn files<'t>(root: &Path, texts: &'t [String]) -> BTreeMap<&'t str, FromFile<'t>> {
+    let lines = texts.iter().flat_map(|text| text.lines());
+    lines
+        .filter_map(|line| from_file(root, line))
+        .map(|file| (file.name, file))
+        .collect()
+}
+
+/// What makes a file of a credential that is missing.
+pub(super) fn cure(template: &str, name: &ServerName, file: &FromFile<'_>) -> String {
+    let FromFile {
+        name: key, source, ..
+    } = file;
+    if *source == stored(name, key) {
+        let pull = if template == "thv-fetch@" {
+            "--pull "
+        } else {
+            ""
+        };
+        return format!("run `thv secret set {pull}{name} {key}`");
+    }
+    let path = match source.starts_with('/') {
+        true => (*source).to_owned(),
+        false if file.is_encrypted => format!("{STORE}/{source}"),
+        false => format!("/etc/credstore/{source}"),
+    };
+    let make = match file.is_encrypted {
+        true => format!("run `systemd-creds encrypt --name={key} - {path}`"),
+        false => format!("make the file `{path}`"),
+    };
+    format!("{make}, or `systemctl edit {template}{name}.service`")
+}
+
 /// What drop-ins load; a pattern (`ImportCredential=`) with its star.
 fn loaded(root: &Path, (template, name): (&str, &ServerName)) -> BTreeSet<String> {
     let texts = unit::drop_ins(root, template, name.as_str());
@@ -351,6 +438,8 @@ fn loaded(root: &Path, (template, name): (&str, &ServerName)) -> BTreeSet<String
 
 /// Where systemd keeps what is encrypted for this host.
 const STORE: &str = "/etc/credstore.encrypted";
+/// Where its stores are (systemd.exec(5), `LoadCredential=`).
+const STORES: &[&str] = &["/etc", "/run", "/usr/local/lib", "/usr/lib"];
 
 #[cfg(test)]
 mod tests {
@@ -435,6 +524,7 @@ mod tests {
             registries: own(registries),
         };
         let text = "[Service]\nLoadCredentialEncrypted=r\n";
+        fs::write(store.join("r"), "encrypted").unwrap();
         unit::write_drop_in(root.path(), "thv-fetch@x.service", &drop_in("r"), text).unwrap();
         let registry = |key: &str| Registry {
             credential: Some(key.to_owned()),
@@ -458,7 +548,13 @@ mod tests {
         assert!(!is_given(root.path(), ("thv-fetch@", &name), "r"));
         remove(root.path(), &name, "a").unwrap();
         assert!(!is_loaded(root.path(), &name, "a") && is_loaded(root.path(), &name, "b"));
-        assert_eq!(fs::read_dir(&store).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(&store).unwrap().count(), 2);
+        // A drop-in that loads a file that is gone gives nothing.
+        fs::remove_file(below(root.path(), &stored(&name, "b"))).unwrap();
+        assert_eq!(
+            super::listed(root.path(), &name, &Named::default()),
+            [listed("b", false, &[], &[])]
+        );
         // There is nothing left to remove, and that is said.
         let error = remove(root.path(), &name, "a").unwrap_err().to_string();
         assert!(error.contains("thv secret list x"), "{error}");

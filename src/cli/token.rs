@@ -108,7 +108,7 @@ pub(super) fn explain_token(root: &Path, name: &ServerName, as_json: bool) -> Re
             print(&format!(
                 "In the journal: THV_REASON={}\n{}",
                 reason.as_str(),
-                cure(reason, &explanation, &config)
+                cure(reason, &explanation, &config, token)
                     .map(|cure| format!("To do: {cure}\n"))
                     .unwrap_or_default()
             ))?;
@@ -145,9 +145,19 @@ fn unable(error: IntrospectionError, config: &Config) -> anyhow::Error {
 }
 
 /// What is likely to help, in the server's file or at the provider.
-fn cure(reason: Reason, explanation: &Explanation, config: &Config) -> Option<String> {
+fn cure(reason: Reason, explanation: &Explanation, config: &Config, token: &str) -> Option<String> {
     let file = format!("/etc/thv/servers/{}.toml", config.server);
     Some(match reason {
+        Reason::TokenMalformed if token.contains(['"', '{', ':']) => {
+            "give it the token alone: in a provider's answer it is what stands behind `access_token`, without the quotes"
+                .to_owned()
+        }
+        Reason::TokenMalformed if token.contains(char::is_whitespace) => {
+            "give it the token alone, in one line".to_owned()
+        }
+        Reason::TokenMalformed if token.matches('.').count() != 2 => format!(
+            "was it cut off on its way here? If the provider's tokens look like this, they are opaque: it is asked about those with `introspection` of its [[auth.issuer]] in {file}"
+        ),
         Reason::TokenIssuer if explanation.is_near_miss() => {
             format!("write `issuer` in {file} as the token says `iss`")
         }
@@ -168,11 +178,21 @@ fn cure(reason: Reason, explanation: &Explanation, config: &Config) -> Option<St
                 .to_owned()
         }
         Reason::ProviderUnavailable => {
-            "is the provider up, and are `issuer` or `jwks-url` right, as seen from this host?"
-                .to_owned()
+            format!(
+                "is the provider up, are `issuer` or `jwks-url` right, as seen from this host, and is its certificate of an authority that is known here (`ca-file` in {file})?"
+            )
         }
         Reason::TokenClient => format!("add its client to `clients` in {file}, if it may call"),
         Reason::TokenSubject => format!("add its subject to `subjects` in {file}, if it may call"),
+        Reason::ScopeInsufficient => format!(
+            "have its client ask the provider for that scope, or write another in `scopes` in {file}"
+        ),
+        Reason::TokenUnbound => format!(
+            "have its client ask for one that is bound to a key (DPoP), or write `dpop = \"accepted\"` in {file}"
+        ),
+        Reason::TokenClaim | Reason::TokenRequiredClaim => format!(
+            "the line that says NO names what is wanted: have the provider issue it so, or change {file} (thv.toml(5))"
+        ),
         _ => return None,
     })
 }
@@ -203,6 +223,57 @@ mod tests {
                 error.is::<Usage>() && error.to_string().contains(mode),
                 "{error}"
             );
+        }
+    }
+
+    /// What is pasted is often a provider's whole answer.
+    #[test]
+    fn of_what_is_no_token_it_is_said_what_to_do() {
+        let root = tempfile::tempdir().unwrap();
+        let servers = root.path().join("etc/thv/servers");
+        fs::create_dir_all(&servers).unwrap();
+        let text = "command = [\"/bin/sh\"]\nresource = \"https://h/x\"\nauthz.allow = \"authenticated\"\n\
+            [[auth.issuer]]\nissuer = \"https://sso.example.com\"\naudience = \"x\"\n";
+        fs::write(servers.join("x.toml"), text).unwrap();
+        let name = ServerName::parse("x").unwrap();
+        let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        for (token, cure_has) in [
+            ("{\"access_token\":\"eyJ.a.b\"}", "`access_token`"),
+            ("\"eyJ.a.b\"", "without the quotes"),
+            ("eyJ.a\neyJ.b", "in one line"),
+            ("2YotnFZFEjr1zCsicMWpAA", "`introspection`"),
+        ] {
+            let explanation = runtime
+                .block_on(explain(
+                    &config.auth,
+                    &config.resource,
+                    &Credentials::default(),
+                    Clock::system(),
+                    token,
+                ))
+                .unwrap();
+            let reason = Reason::from(explanation.verdict.as_ref().unwrap_err());
+            let cure = cure(reason, &explanation, &config, token).unwrap_or_default();
+            assert!(cure.contains(cure_has), "{token}: {reason:?} {cure}");
+            let form = &explanation.checks[0].to_string();
+            let is_fine = form.contains("of the kind");
+            assert_eq!(is_fine, form.starts_with("ok"), "{form}");
+            for (reason, word) in [
+                (
+                    Reason::ScopeInsufficient,
+                    "`scopes` in /etc/thv/servers/x.toml",
+                ),
+                (Reason::TokenUnbound, "`dpop = "),
+                (Reason::TokenClaim, "says NO"),
+                (Reason::TokenRequiredClaim, "says NO"),
+            ] {
+                let cure = super::cure(reason, &explanation, &config, token).unwrap_or_default();
+                assert!(cure.contains(word), "{reason:?}: {cure}");
+            }
         }
     }
 

@@ -213,6 +213,57 @@ pub(super) fn certain(root: &Path, name: &ServerName, units: OwnerRule) -> Owner
     }
 }
 
+/// The command by which the unit is started anew as its drop-ins say: those that systemd has not read yet would not count.
+pub(super) fn restart(root: &Path, service: &str) -> String {
+    match is_host(root) && is_stale(service) {
+        true => format!("`systemctl daemon-reload && systemctl restart {service}`"),
+        false => format!("`systemctl restart {service}`"),
+    }
+}
+
+/// Whether the unit's files have changed since systemd has read them.
+fn is_stale(unit: &str) -> bool {
+    states(&shown(unit)).iter().any(|state| state.is_stale)
+}
+
+/// How a unit stands.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) struct State {
+    pub(super) unit: String,
+    pub(super) has_failed: bool,
+    /// Whether its files have changed since systemd has read them.
+    pub(super) is_stale: bool,
+}
+
+/// The sockets of servers that systemd knows, and how they stand; none where it cannot be asked.
+pub(super) fn sockets() -> Vec<State> {
+    states(&shown("thv@*.socket"))
+}
+
+fn shown(units: &str) -> String {
+    let shown = Command::new("systemctl")
+        .args(["show", "--property=Id,ActiveState,NeedDaemonReload", units])
+        .stderr(Stdio::null())
+        .output();
+    let text = shown.map(|done| done.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+fn states(shown: &str) -> Vec<State> {
+    let state = |block: &str| {
+        let value = |key: &str| {
+            let mut lines = block.lines();
+            lines.find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+        };
+        Some(State {
+            unit: value("Id")?.to_owned(),
+            has_failed: value("ActiveState") == Some("failed"),
+            is_stale: value("NeedDaemonReload") == Some("yes"),
+        })
+    };
+    shown.split("\n\n").filter_map(state).collect()
+}
+
 pub(super) fn is_active(unit: &str) -> bool {
     Command::new("systemctl")
         .args(["--quiet", "is-active", unit])
@@ -267,3 +318,27 @@ pub(super) fn write_in_one_step(
 const MAX_DROP_IN: usize = 1 << 20;
 /// Where an administrator's units and drop-ins are.
 const UNITS: &str = "/etc/systemd/system";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_units_stand_is_read_from_what_systemctl_shows() {
+        let shown = "Id=thv@a.socket\nActiveState=failed\nNeedDaemonReload=no\n\n\
+                     ActiveState=active\nId=thv@b.socket\nNeedDaemonReload=yes\n";
+        let state = |unit: &str, has_failed, is_stale| State {
+            unit: unit.to_owned(),
+            has_failed,
+            is_stale,
+        };
+        assert_eq!(
+            states(shown),
+            [
+                state("thv@a.socket", true, false),
+                state("thv@b.socket", false, true)
+            ]
+        );
+        assert_eq!(states(""), []);
+    }
+}

@@ -410,7 +410,7 @@ const MAX_EGRESS_CONNECTIONS: u64 = 1024;
 
 // Keys that later versions will know. They are told from slips of the keyboard,
 // so that nobody believes a protection to be there that is not.
-const LATER: &[&str] = &["audit", "broker", "egress", "metrics"];
+const LATER: &[&str] = &["audit", "broker", "metrics"];
 const LATER_AUTHZ: &[&str] = &["scopes", "groups", "entities", "schema"];
 /// `io.weight` (cgroups(7)).
 const MAX_IO_WEIGHT: u64 = 10_000;

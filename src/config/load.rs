@@ -292,7 +292,9 @@ impl Loader {
 
 /// What somebody who has named a server that is none may have meant.
 fn likely(servers: &[ServerName], name: &ServerName) -> String {
-    let names: Vec<&str> = servers.iter().map(ServerName::as_str).collect();
+    // A link to nowhere has the name, too.
+    let others = servers.iter().filter(|server| *server != name);
+    let names: Vec<&str> = others.map(ServerName::as_str).collect();
     match nearest(name.as_str(), &names) {
         Some(near) => format!("did you mean `{near}`? Or "),
         None if names.is_empty() || names.len() > MAX_LISTED => String::new(),

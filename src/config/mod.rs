@@ -41,7 +41,7 @@ pub use issuer::{
 pub use kubernetes::service_account;
 pub use load::{Stamp, load, load_stamped, misnamed, servers, stamp};
 pub use name::{BadName, ServerName};
-pub use owner::OwnerRule;
+pub use owner::{HOMES, OwnerRule};
 pub use problem::{Problem, Problems};
 pub use sharing::IDENTITY_VARIABLES;
 pub use value::{credential, may_be_secret, plain_path, shown_path};

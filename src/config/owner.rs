@@ -272,6 +272,10 @@ impl FileError {
                 name.display()
             ),
             Self::Writable { name, .. } => format!("run `chmod go-w {}`", name.display()),
+            // Whatever its mode: the units of gateway and runner show them nothing of it (`ProtectHome=`).
+            Self::Hidden { name } if HOMES.iter().any(|home| name.starts_with(home)) => {
+                "their units hide homes: put the file elsewhere, such as below /etc/thv".to_owned()
+            }
             Self::Hidden { name } => format!(
                 "configuration holds no secrets: run `chmod a+rX {}`",
                 name.display()
@@ -308,6 +312,9 @@ fn push_parts(ahead: &mut Vec<OsString>, path: &Path) {
 
 /// As many links as the kernel follows.
 const MAX_LINKS: usize = 40;
+
+/// What the units hide whatever its mode (`ProtectHome=`, systemd.exec(5)).
+pub const HOMES: &[&str] = &["/home", "/root", "/run/user"];
 
 /// Files in one drop-in directory.
 const MAX_NAMES: usize = 1000;

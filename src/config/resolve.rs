@@ -224,7 +224,7 @@ fn program(
         command,
         place,
         "command",
-        "add `command = [\"/path/to/program\", …]` or `image = \"docker.io/mcp/everything\"`",
+        "add `command = [\"/path/to/program\", …]`, `image = \"docker.io/mcp/everything\"` or `url = \"https://HOST/PATH\"`",
     );
     Some((command?, None))
 }

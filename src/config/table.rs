@@ -15,7 +15,7 @@ use toml::{
 use super::{
     problem::{Place, Problem},
     sources::Reach,
-    spelling::nearest,
+    spelling::{Homes, nearest},
     syntax::mistakes,
 };
 
@@ -80,6 +80,7 @@ pub(super) struct Document<'a> {
     reach: Reach,
     text: &'a str,
     problems: RefCell<Vec<Problem>>,
+    homes: RefCell<Homes>,
 }
 
 impl<'a> Document<'a> {
@@ -89,6 +90,7 @@ impl<'a> Document<'a> {
             reach,
             text,
             problems: RefCell::default(),
+            homes: RefCell::default(),
         }
     }
 
@@ -112,7 +114,9 @@ impl<'a> Document<'a> {
     }
 
     pub(super) fn into_problems(self) -> Vec<Problem> {
-        self.problems.into_inner()
+        let mut problems = self.problems.into_inner();
+        self.homes.into_inner().help(&mut problems);
+        problems
     }
 
     fn place(&self, span: Range<usize>, key: String) -> Place {
@@ -286,7 +290,9 @@ impl<'a> Table<'a> {
 
     /// Reports what was not taken. `later` are the keys of later versions.
     pub(super) fn finish(self, later: &[&str]) {
-        for (name, _) in &self.left {
+        let mut homes = self.document.homes.borrow_mut();
+        homes.note(&self.prefix, &self.known);
+        for (name, value) in &self.left {
             let key = name.get_ref();
             let place = self
                 .document
@@ -296,7 +302,10 @@ impl<'a> Table<'a> {
             } else {
                 let help = match nearest(key, &self.known) {
                     Some(near) => format!("did you mean `{near}`?"),
-                    None => "the keys are in thv.toml(5)".to_owned(),
+                    None => {
+                        homes.stray(self.document.problems.borrow().len(), key, value.get_ref());
+                        "the keys are in thv.toml(5)".to_owned()
+                    }
                 };
                 place.report(self.document, "unknown key", help);
             }

@@ -110,6 +110,11 @@ fn a_missing_server_is_a_problem_that_names_the_file() {
         let help = &problems.first().help;
         assert!(help.contains(said), "{help}");
     }
+    // A link to nowhere has the right name.
+    std::os::unix::fs::symlink("nowhere", root.path().join("etc/thv/servers/gone.toml")).unwrap();
+    let problems = load(root.path(), &name("gone"), OwnerRule::RootOrCaller).unwrap_err();
+    let help = &problems.first().help;
+    assert!(!help.contains("`gone`?"), "{help}");
 }
 
 /// inc-25: who can write the configuration can run commands, so only its owner may.

@@ -67,7 +67,7 @@ impl fmt::Debug for Resolver {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DialError {
     #[error(
-        "it leads to {address}, which is no public address; if it is right, write `{to} in BLOCK`"
+        "it leads to {address}, which is no public address; if it is right, write `{to} in {address}` in `egress` or `forward`, or its block"
     )]
     Forbidden { address: IpAddr, to: String },
     #[error("the name has no address: {0}")]

@@ -224,7 +224,20 @@ impl Fetcher {
             .get_or_try_init(|| async { self.connector() })
             .await
             .map_err(failed)?;
-        tls.connect(name, stream).await.map_err(failed)
+        let known = |error: io::Error| {
+            let unknown =
+                rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+            let said = error.get_ref().and_then(|said| said.downcast_ref());
+            match said == Some(&unknown) {
+                true => io::Error::other(
+                    "its certificate is of no authority that this host or `ca-file` knows",
+                ),
+                false => error,
+            }
+        };
+        tls.connect(name, stream)
+            .await
+            .map_err(|error| failed(known(error)))
     }
 
     fn request(

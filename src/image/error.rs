@@ -66,6 +66,10 @@ fn readable(path: &Path, error: &io::Error) -> String {
         io::ErrorKind::NotFound => {
             "; nothing below /home, /root and /tmp is seen by the unit".to_owned()
         }
+        // What it is read with says no more than that it goes no further.
+        io::ErrorKind::Other | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => {
+            "; is it whole, and an archive as `skopeo copy` or `docker save` writes it?".to_owned()
+        }
         _ => String::new(),
     }
 }

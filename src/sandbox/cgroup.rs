@@ -38,11 +38,13 @@ impl Delegated {
         let there = fs::read_to_string(own.join("cgroup.controllers")).unwrap_or_default();
         let missing: Vec<_> = CONTROLLERS
             .iter()
-            .filter(|wanted| !there.split_whitespace().any(|it| it == **wanted))
+            .copied()
+            .filter(|wanted| !there.split_whitespace().any(|it| it == *wanted))
             .collect();
         if !missing.is_empty() {
             let reason = format!(
-                "the controllers {missing:?} are not delegated to `{}`; it needs cgroup v2 and Delegate=yes, or sandbox.optional = [\"cgroup\"]",
+                "the controllers {} are not delegated to `{}`; it needs cgroup v2 and Delegate=yes, or sandbox.optional = [\"cgroup\"]",
+                missing.join(", "),
                 own.display()
             );
             return Err(Fault {

@@ -28,6 +28,15 @@ pub(super) struct Forward {
     dropped: Arc<AtomicU64>,
 }
 
+/// What a person reads of an event there.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Reader {
+    /// The message and the fields, as whatever comes next writes them.
+    Both,
+    /// The message alone, as `journalctl` shows it: what the fields say is said there, too.
+    MessageAlone,
+}
+
 /// Keeps the thread running; see [`super::init`].
 #[derive(Debug)]
 pub struct Guard {
@@ -59,7 +68,7 @@ enum Copied {
 }
 
 impl Forward {
-    pub(super) fn start(make: Make) -> io::Result<(Self, Guard)> {
+    pub(super) fn start(make: Make, reader: Reader) -> io::Result<(Self, Guard)> {
         let (queue, items) = mpsc::sync_channel(MAX_QUEUED);
         let (end, ended) = mpsc::channel();
         let dropped = Arc::new(AtomicU64::new(0));
@@ -69,6 +78,7 @@ impl Forward {
             .spawn(move || {
                 Replay {
                     make,
+                    reader,
                     into: None,
                     dropped: counter,
                     reported: 0,
@@ -123,6 +133,7 @@ impl Drop for Guard {
 
 struct Replay {
     make: Make,
+    reader: Reader,
     into: Option<Dispatch>,
     dropped: Arc<AtomicU64>,
     reported: u64,
@@ -132,13 +143,13 @@ impl Replay {
     fn run(&mut self, items: &Receiver<Item>) {
         for item in items {
             match item {
-                Item::Event(owned) => self.replay(&owned),
+                Item::Event(owned) => self.replay(owned),
                 Item::End => return,
             }
         }
     }
 
-    fn replay(&mut self, owned: &Owned) {
+    fn replay(&mut self, mut owned: Owned) {
         if self.into.is_none() {
             self.into = (self.make)();
         }
@@ -146,6 +157,9 @@ impl Replay {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         };
+        if self.reader == Reader::MessageAlone {
+            owned.say_fields();
+        }
         owned.send(into);
         let dropped = self.dropped.load(Ordering::Relaxed);
         if dropped > self.reported {
@@ -166,6 +180,34 @@ impl Owned {
             .collect();
         let values = self.metadata.fields().value_set_all(&values);
         into.event(&Event::new(self.metadata, &values));
+    }
+
+    /// Says in the message what the fields hold: `message (name=value): error`.
+    fn say_fields(&mut self) {
+        let mut others = Vec::new();
+        let (mut message, mut why) = (None, String::new());
+        for (field, value) in self.metadata.fields().iter().zip(&self.values) {
+            let Some(value) = value else {
+                continue;
+            };
+            match field.name() {
+                "message" => message = Some((field.index(), value.text())),
+                "error" | "reason" | "problem" | "failed" => {
+                    why = format!("{why}: {}", value.text())
+                }
+                name => others.push(format!("{name}={}", value.text())),
+            }
+        }
+        let Some((place, mut text)) = message else {
+            return;
+        };
+        if !others.is_empty() {
+            text = format!("{text} ({})", others.join(", "));
+        }
+        text.push_str(&why);
+        // One line, and nothing that a terminal obeys: a value may be a stranger's.
+        text = text.replace(char::is_control, "?");
+        self.values[place] = Some(Copied::Rendered(display(text)));
     }
 
     fn put(&mut self, field: &Field, value: Copied) {
@@ -205,6 +247,17 @@ impl Visit for Owned {
 }
 
 impl Copied {
+    fn text(&self) -> String {
+        match self {
+            Self::Rendered(text) => text.to_string(),
+            Self::Text(text) => text.clone(),
+            Self::Signed(value) => value.to_string(),
+            Self::Unsigned(value) => value.to_string(),
+            Self::Float(value) => value.to_string(),
+            Self::Bool(value) => value.to_string(),
+        }
+    }
+
     fn as_value(&self) -> &dyn Value {
         match self {
             Self::Rendered(text) => text,
@@ -265,7 +318,12 @@ mod tests {
     };
 
     use tracing::{debug, info, subscriber::with_default, warn};
-    use tracing_subscriber::{Registry, fmt as lines, layer::SubscriberExt};
+    use tracing_subscriber::{
+        Registry,
+        field::RecordFields,
+        fmt::{self as lines, FormatFields, format::Writer},
+        layer::SubscriberExt,
+    };
 
     use super::*;
     use crate::sys::testing::own_run;
@@ -321,7 +379,7 @@ mod tests {
                     .into(),
             )
         });
-        let (forward, guard) = Forward::start(make).unwrap();
+        let (forward, guard) = Forward::start(make, Reader::Both).unwrap();
         let before = Instant::now();
         with_default(Registry::default().with(forward), || {
             (0..10_000_u64).for_each(|n| info!(n, "line"))
@@ -354,7 +412,7 @@ mod tests {
                     .into()
             })
         });
-        let (forward, guard) = Forward::start(make).unwrap();
+        let (forward, guard) = Forward::start(make, Reader::Both).unwrap();
         with_default(Registry::default().with(forward), || {
             info!("too early");
             while guard.dropped() == 0 {
@@ -406,13 +464,65 @@ mod tests {
         let (direct, replayed) = (Buffer::default(), Buffer::default());
         tracing::dispatcher::with_default(&layer(&direct), log);
         let into = layer(&replayed);
-        let (forward, guard) = Forward::start(Box::new(move || Some(into.clone()))).unwrap();
+        let (forward, guard) =
+            Forward::start(Box::new(move || Some(into.clone())), Reader::Both).unwrap();
         with_default(Registry::default().with(forward), log);
         drop(guard);
         assert_eq!(text(&replayed), text(&direct));
         assert!(
             text(&direct).contains("issuer=https://sso age=3s count=7 delta=-7 ratio=0.5 ok=true")
         );
+    }
+
+    /// `journalctl` shows the message alone: of a server that cannot be reached it would not say which, and why.
+    #[test]
+    fn where_only_the_message_is_read_it_says_what_the_fields_hold() {
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let lines = lines::layer()
+            .with_ansi(false)
+            .without_time()
+            .with_target(false)
+            .with_level(false)
+            .fmt_fields(MessageAlone)
+            .with_writer(move || writer.clone());
+        let into: Dispatch = Registry::default().with(lines).into();
+        let make: Make = Box::new(move || Some(into.clone()));
+        let (forward, guard) = Forward::start(make, Reader::MessageAlone).unwrap();
+        with_default(Registry::default().with(forward), || {
+            warn!(error = %"`sso.example.com`: Connection refused\n\u{1b}[31m", "the server cannot be reached");
+            warn!(issuer = %"https://sso", age = 7_u64, error = %"gone", "key refresh failed");
+            info!("nothing to add");
+        });
+        drop(guard);
+        let said = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(
+            said.lines().collect::<Vec<_>>(),
+            [
+                "the server cannot be reached: `sso.example.com`: Connection refused??[31m",
+                "key refresh failed (issuer=https://sso, age=7): gone",
+                "nothing to add",
+            ]
+        );
+    }
+
+    /// Writes the message, as `journalctl` does.
+    struct MessageAlone;
+
+    impl<'w> FormatFields<'w> for MessageAlone {
+        fn format_fields<R: RecordFields>(&self, mut to: Writer<'w>, fields: R) -> fmt::Result {
+            struct Message(String);
+            impl Visit for Message {
+                fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+                    if field.name() == "message" {
+                        self.0 = format!("{value:?}");
+                    }
+                }
+            }
+            let mut message = Message(String::new());
+            fields.record(&mut message);
+            to.write_str(&message.0)
+        }
     }
 
     #[test]
@@ -434,7 +544,8 @@ mod tests {
             }
             std::fs::create_dir_all("/run/systemd/journal").unwrap();
             let journal = unread(Path::new("/run/systemd/journal"));
-            let (forward, guard) = Forward::start(Box::new(super::super::journal)).unwrap();
+            let (forward, guard) =
+                Forward::start(Box::new(super::super::journal), Reader::MessageAlone).unwrap();
             with_default(Registry::default().with(forward), || {
                 info!(issuer = %"https://sso", "first");
                 (0..10_000).for_each(|_| debug!("noise"));
@@ -447,7 +558,7 @@ mod tests {
                 "PRIORITY\n\u{1}\0\0\0\0\0\0\x006\n",
                 "SYSLOG_IDENTIFIER\n",
                 "MESSAGE\n",
-                "first\n",
+                "first (issuer=https://sso)\n",
                 "ISSUER\n",
                 "https://sso\n",
                 "CODE_FILE\n",

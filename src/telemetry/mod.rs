@@ -16,7 +16,7 @@ use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::{EnvFilter, Registry, fmt, layer::SubscriberExt};
 
 pub use forward::Guard;
-use forward::{Forward, Make};
+use forward::{Forward, Make, Reader};
 use inline::Datagrams;
 
 /// The environment variable that `main` reads for `filter`, such as `thv=debug`.
@@ -42,11 +42,11 @@ pub enum InitError {
 /// waits a moment for what is still queued. A `filter` that cannot be read is
 /// reported and replaced by the default, `info`.
 pub fn init(to: Target, filter: Option<&str>) -> Result<Guard, InitError> {
-    let make: Make = match to {
-        Target::Journal => Box::new(journal),
-        Target::Stderr => Box::new(|| Some(stderr())),
+    let (make, reader): (Make, _) = match to {
+        Target::Journal => (Box::new(journal), Reader::MessageAlone),
+        Target::Stderr => (Box::new(|| Some(stderr())), Reader::Both),
     };
-    let (forward, guard) = Forward::start(make).map_err(InitError::Thread)?;
+    let (forward, guard) = Forward::start(make, reader).map_err(InitError::Thread)?;
     let (filter, problem) = read_filter(filter);
     install(
         Registry::default().with(filter).with(forward).into(),

@@ -80,4 +80,6 @@ def kind(text):
         return "toml"
     if first.startswith("@id("):
         return "cedar"
+    if first.startswith("location "):
+        return "nginx"
     return "unit" if first == "[Service]" else "shell"

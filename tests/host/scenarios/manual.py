@@ -105,7 +105,7 @@ def forget(host, issuer):
         cp /root/hosts /etc/hosts; rm /usr/local/share/ca-certificates/examples.crt; update-ca-certificates --fresh
         rm -rf /etc/thv/servers/{NAME}.toml* {POLICY} /etc/thv/thv.toml.d /etc/ssl/mcp /etc/credstore.encrypted/KEY {PROGRAM} /usr/bin/notes-mcp
         rm -rf /etc/credstore.encrypted/thv.{NAME}.* /etc/systemd/system/thv*@{NAME}.*.d /root/issuer
-        rm -rf /etc/credstore/late /var/lib/private/thv/{NAME} /var/lib/private/thv-runner/{NAME}
+        rm -rf /etc/credstore/late /etc/credstore/soon /var/lib/private/thv/{NAME} /var/lib/private/thv-runner/{NAME}
         systemctl daemon-reload; systemctl reset-failed""")
 
 
@@ -121,6 +121,9 @@ def play(host, example, typed_before):
         host.write("/root/drop-in", example.text + "\n")
         host.run("sh", "-ec", f"systemctl edit --stdin thv@{NAME}.service < /root/drop-in")
         is_good(host, example)
+    elif example.kind == "nginx":
+        # Another's program, which is not here: its paths and its port are those of the server.
+        assert f"/{NAME} " in example.text and f"127.0.0.1:{PORT};" in example.text and "Host $host" in example.text, example
     elif "--foreground" in example.text:
         serves_until_interrupted(host, example)
     else:
@@ -237,6 +240,9 @@ MISTAKES = [
     (f"chown caller {FILE}", CHECK, "belongs to uid"),
     ("chmod 777 /etc/thv/servers", CHECK, "written by others"),
     (f"thv secret remove {NAME} github-token", CHECK, "no drop-in gives the runner"),
+    (f"rm /etc/credstore.encrypted/thv.{NAME}.github-token", CHECK, "where there is no file"),
+    (f"echo x > /etc/credstore/soon; printf '[Service]\\nLoadCredential=soon\\n' > /etc/systemd/system/thv@{NAME}.service.d/soon.conf",
+     CHECK, "daemon-reload"),
     (f"chmod 644 {PROGRAM}", CHECK, "its mode has no x"),
     (f"sed -i '1s/$/\\r/' {PROGRAM}", CHECK, "carriage return"),
     (f"""install -d {FILE}.d; printf '[sandbox]\\nread-only = ["/home/caller"]\\n' > {FILE}.d/home.toml""", CHECK, "hidden from the runner"),
