@@ -53,8 +53,8 @@ impl Errors {
         }
     }
 
-    /// The last line of what it has written, if there is any.
-    pub(super) async fn last_words(&mut self) -> String {
+    /// What it has written, if it has ended or writes no more; of much the end.
+    pub(super) async fn last_words(&mut self) -> Vec<u8> {
         let mut text = vec![0; MAX_WORDS];
         let mut length = 0;
         while let Ok(Ok(read @ 1..)) = timeout(PATIENCE, self.pipe.read(&mut text[length..])).await
@@ -65,15 +65,27 @@ impl Errors {
         if let Some(early) = &self.early {
             text = [&early.text[..], &text].concat();
         }
-        let text = String::from_utf8_lossy(&text);
-        let line = text.lines().rfind(|line| !line.trim().is_empty());
-        let shown = |line: &str| {
-            line.chars()
-                .filter(|c| !c.is_control())
-                .take(200)
-                .collect::<String>()
-        };
-        line.map(shown).unwrap_or_default()
+        text
+    }
+}
+
+/// What a child has written for people before it was anybody's.
+#[derive(Clone, Debug)]
+pub struct LastWords {
+    pub child: u64,
+    pub pid: u32,
+    /// Of what is long the end.
+    pub text: Vec<u8>,
+}
+
+impl LastWords {
+    /// The last line that speaks of an error, or else the last: some end with an empty phrase.
+    pub(super) fn telling_line(&self) -> Option<String> {
+        let text = String::from_utf8_lossy(&self.text);
+        let lines = || text.lines().filter(|line| !line.trim().is_empty());
+        let line = lines().rfind(|line| line.contains("rror"));
+        let shown = line.or_else(|| lines().next_back())?.chars();
+        Some(shown.filter(|c| !c.is_control()).take(200).collect())
     }
 }
 
@@ -140,7 +152,7 @@ mod tests {
             errors.read_ahead();
             tokio::task::yield_now().await;
         }
-        assert_eq!(errors.last_words().await, "last");
+        assert!(errors.last_words().await.ends_with(b"\nlast\n"));
         writer.write_all(b"late\n").await.unwrap();
         drop(writer);
         let mut said = String::new();

@@ -25,6 +25,7 @@ use tracing::{debug, warn};
 
 use crate::{
     auth::PrincipalKey,
+    child::early::LastWords,
     frames::{self, Caller, Reply, Request, Signal, Status},
     sys,
 };
@@ -79,7 +80,7 @@ pub enum StartError {
     Failed { layer: String, reason: String },
     /// It runs, and nobody listens where it should; what it has said about that is not for clients.
     #[error("http: {reason}")]
-    NotListening { reason: String, said: String },
+    NotListening { reason: String, said: LastWords },
     #[error("the runner cannot be reached: {0}")]
     Unreachable(String),
     #[error("the runner refuses this gateway: {0}")]
@@ -104,9 +105,10 @@ impl StartError {
     /// All that there is to say, for the journal.
     pub fn in_full(&self) -> String {
         match self {
-            Self::NotListening { said, .. } if !said.is_empty() => {
-                format!("{self}; it says: {said}")
-            }
+            Self::NotListening { said, .. } => match said.telling_line() {
+                Some(line) => format!("{self}; it says: {line}"),
+                None => self.to_string(),
+            },
             _ => self.to_string(),
         }
     }

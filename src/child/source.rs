@@ -25,7 +25,7 @@ use crate::{
     auth::Owner,
     child::{
         Ended, Launcher, Lends, StartError,
-        early::Errors,
+        early::{Errors, LastWords},
         http::{Entrance, Fault, Mirror, Peer, Talk, Way, Wire},
         launcher::Process,
     },
@@ -203,6 +203,7 @@ async fn listening(
         StartError::Unreachable(format!("its descriptors are not usable: {error}"))
     })?;
     let mut said = [process.stdout, process.stderr].map(Errors::of);
+    let whose = (process.number, process.pid);
     let deadline = Instant::now() + patience;
     let first = loop {
         let error = match entrance.connect().await {
@@ -211,20 +212,19 @@ async fn listening(
         };
         said.iter_mut().for_each(Errors::read_ahead);
         if Instant::now() >= deadline {
-            let said = said[1].last_words().await;
-            return Err(silent(
-                format!(
-                    "nothing listens at {entrance} within {} s (limits.start-timeout): {error}; `port` or `socket` must be where it does",
-                    patience.as_secs()
-                ),
-                said,
-            ));
+            let said = last_words(whose, &mut said).await;
+            let reason = format!(
+                "nothing listens at {entrance} within {} s (limits.start-timeout): {error}; `port` or `socket` must be where it does",
+                patience.as_secs()
+            );
+            return Err(StartError::NotListening { reason, said });
         }
         // Nobody says when a port is bound: it is tried.
         tokio::select! {
             _ = &mut process.ended => {
-                let said = said[1].last_words().await;
-                return Err(silent("the server ended before it listened".to_owned(), said));
+                let said = last_words(whose, &mut said).await;
+                let reason = "the server ended before it listened".to_owned();
+                return Err(StartError::NotListening { reason, said });
             }
             () = sleep(POLL) => {}
         }
@@ -331,8 +331,11 @@ impl Drop for Unready {
     }
 }
 
-fn silent(reason: String, said: String) -> StartError {
-    StartError::NotListening { reason, said }
+/// What it has written, on either stream: for people both.
+async fn last_words((child, pid): (u64, u32), said: &mut [Errors; 2]) -> LastWords {
+    let [output, errors] = said;
+    let text = [output.last_words().await, errors.last_words().await].concat();
+    LastWords { child, pid, text }
 }
 
 /// How often a port is tried.

@@ -38,13 +38,20 @@ pub(super) async fn start(
 ) -> Result<Child, StartError> {
     // Nothing is started before it is on record for whom.
     around.audit.hand_on();
-    let started = around.source.start(owner, caller).await;
-    let child = started.inspect_err(|error| {
-        around.audit.record(&Event::LayerFailed {
-            layer: error.layer().to_owned(),
-            reason: error.in_full(),
-        });
-    })?;
+    let child = match around.source.start(owner, caller).await {
+        Ok(child) => child,
+        Err(error) => {
+            around.audit.record(&Event::LayerFailed {
+                layer: error.layer().to_owned(),
+                reason: error.in_full(),
+            });
+            if let StartError::NotListening { said, .. } = &error {
+                let log = stderr_of(said.child, said.pid, around.audit.clone());
+                stdio::log_lines(&said.text[..], log).await;
+            }
+            return Err(error);
+        }
+    };
     let whose = owner.principal();
     around.audit.record(&Event::ChildStarted {
         child: child.number,
@@ -52,6 +59,17 @@ pub(super) async fn start(
         principal: (whose != PrincipalKey::EVERYBODY).then(|| whose.to_string()),
     });
     Ok(child)
+}
+
+/// Records what a child writes for people, line by line.
+fn stderr_of(child: u64, pid: u32, audit: Audit) -> impl FnMut(&[u8]) {
+    move |line| {
+        audit.record(&Event::ChildStderr {
+            child,
+            pid,
+            line: line.to_vec(),
+        });
+    }
 }
 
 /// What a child says.
@@ -168,14 +186,8 @@ pub(super) fn tend(
     let fault = Arc::new(OnceLock::new());
     streams.spawn(listen(session.clone(), stdout, reading, fault.clone()));
     for errors in errors {
-        let audit = audit.clone();
-        streams.spawn(stdio::log_lines(errors, move |line| {
-            audit.record(&Event::ChildStderr {
-                child,
-                pid,
-                line: line.to_vec(),
-            });
-        }));
+        let log = stderr_of(child, pid, audit.clone());
+        streams.spawn(stdio::log_lines(errors, log));
     }
     if let Some(Translation { work, mut faults }) = translation {
         streams.spawn(work(session.lends()));

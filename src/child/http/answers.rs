@@ -190,7 +190,11 @@ impl Talk {
     async fn refused(&self, number: u64, asks: Asks, mut answer: Answer) -> Result<(), Fault> {
         let status = answer.head.status;
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            warn!(%status, "the server does not accept what it is shown");
+            warn!(
+                %status,
+                server = self.peer.authority,
+                "the server does not accept what it is shown, which [upstream] of its file says"
+            );
             if status == StatusCode::UNAUTHORIZED {
                 (self.peer.shown.refused)();
             }

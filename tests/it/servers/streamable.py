@@ -309,10 +309,10 @@ if "--wordy" in sys.argv:
 if "--late" in sys.argv:
     time.sleep(0.5)
 if "--never" in sys.argv:
-    print("I do not listen", file=sys.stderr, flush=True)
+    print("Error: I do not listen\n\nPlatform v1.2.3", file=sys.stderr, flush=True)
     time.sleep(600)
 if "--ends" in sys.argv:
-    print("I cannot go on", file=sys.stderr, flush=True)
+    print("Error: I cannot go on\n\nPlatform v1.2.3", file=sys.stderr, flush=True)
     sys.exit(3)
 
 
