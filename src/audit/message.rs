@@ -72,11 +72,13 @@ pub(super) fn headline(event: &Event, server: &str) -> (Kind, u8, String) {
                     let text = ["answered after ", digits.format(millis), " ms"].concat();
                     (Kind::Outcome, INFO, text)
                 }
-                Some(reason) => (
-                    Kind::Outcome,
-                    NOTICE,
-                    format!("failed after {millis} ms: {}", reason.as_str()),
-                ),
+                Some(reason) => {
+                    let mut text = format!("failed after {millis} ms: {}", reason.as_str());
+                    if let Some(more) = explained(reason, &[], server) {
+                        text.extend(["; ", &more]);
+                    }
+                    (Kind::Outcome, NOTICE, text)
+                }
             }
         }
         Event::ChildStarted { child, pid, .. } => (
@@ -294,6 +296,9 @@ fn explained(reason: Reason, policies: &[String], server: &str) -> Option<String
         Reason::Policy if policies.is_empty() => "no policy permits it".to_owned(),
         Reason::Policy => format!("forbidden by {}", told(&policies.join(", "))),
         Reason::Misconfigured => format!("`thv check {server}` says what is wrong"),
+        Reason::CallTimeout => format!(
+            "`call-timeout` of [limits] in /etc/thv/servers/{server}.toml says how long a call may take"
+        ),
         _ => return None,
     })
 }
@@ -310,10 +315,22 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::audit::RequestId;
+    use crate::audit::{Outcome, RequestId};
 
     fn said(event: &Event) -> String {
         headline(event, "github").2
+    }
+
+    #[test]
+    fn a_call_that_took_too_long_says_who_decides_how_long() {
+        let outcome =
+            |reason| Event::Outcome(Outcome::unanswered(RequestId::random(), Some(reason), None));
+        let text = said(&outcome(Reason::CallTimeout));
+        assert!(text.ends_with("call-timeout; `call-timeout` of [limits] in /etc/thv/servers/github.toml says how long a call may take"), "{text}");
+        assert_eq!(
+            said(&outcome(Reason::Cancelled)),
+            "failed after 0 ms: cancelled"
+        );
     }
 
     /// What an administrator reads in `journalctl -u` says where to look next.
