@@ -90,6 +90,9 @@ pub enum Refusal {
     Open(#[from] OpenError),
     #[error("{0}")]
     Send(#[from] SendError),
+    /// The same of a call in a session, for which there is no room.
+    #[error("{0}")]
+    NoRoom(SendError),
     /// The server is elsewhere, and there is no token for it.
     #[error("{0}")]
     Exchange(ExchangeError),
@@ -162,7 +165,7 @@ impl Refusal {
                 OpenError::Failed(failure) => failure.reason(),
                 OpenError::Send(error) => sending(*error),
             },
-            Self::Send(error) => sending(*error),
+            Self::Send(error) | Self::NoRoom(error) => sending(*error),
             Self::Exchange(ExchangeError::Refused(_)) => Reason::ExchangeRefused,
             Self::Exchange(ExchangeError::Down(_)) => Reason::ProviderUnavailable,
             Self::Misconfigured => Reason::Misconfigured,
@@ -209,7 +212,8 @@ impl Refusal {
             Self::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             // Legacy MCP names no status for it; its SDKs read 200 (tok-125), as is said of any other tool that there is
             // not, and some of them ask nothing more after another one.
-            Self::Denied(DenyReason::Method) | Self::NoTool => StatusCode::OK,
+            // So do they where there is no room for one call more: another status is the end of all that run.
+            Self::Denied(DenyReason::Method) | Self::NoTool | Self::NoRoom(_) => StatusCode::OK,
             Self::Open(OpenError::Full | OpenError::Start(_))
             | Self::Auth(AuthError::IssuerDown { .. })
             | Self::Exchange(ExchangeError::Down(_))
@@ -344,6 +348,7 @@ impl Refusal {
                 | Self::Open(_)
                 | Self::Exchange(_)
                 | Self::Send(_)
+                | Self::NoRoom(_)
                 // These come before the body too, but a client without a token is
                 // the usual first request: hyper drains what is small.
                 | Self::Auth(_)
@@ -352,6 +357,14 @@ impl Refusal {
 }
 
 impl Refusal {
+    /// Of a call that did not enter the session that its client has opened.
+    pub fn of_call(error: SendError) -> Self {
+        match error {
+            SendError::Busy | SendError::ServerCalls | SendError::UserCalls => Self::NoRoom(error),
+            error => Self::Send(error),
+        }
+    }
+
     /// Of a message that did not enter a session its client knows nothing of.
     pub fn of_shared(error: SendError) -> Self {
         match error {

@@ -489,7 +489,7 @@ impl Session {
     }
 }
 
-/// Requests a child has not yet answered, per session; beyond it, 503.
+/// Requests a child has not yet answered, per session; one more is refused.
 const MAX_IN_FLIGHT: usize = 64;
 /// Bytes of lines waiting for a child that does not read; a single longer one still goes.
 const MAX_UNWRITTEN: usize = 8 << 20;
