@@ -272,10 +272,7 @@ fn permitted(
             });
         }
         match denied.reason {
-            // There is no answer to a notification that could say more.
-            DenyReason::Method if denied.call.id().is_none() => {
-                CallError::Invalid("an unknown notification").into()
-            }
+            DenyReason::Method if denied.call.id().is_none() => Refusal::Unheard,
             DenyReason::Method => no_method(era),
             reason => denied
                 .scopes

@@ -74,6 +74,10 @@ pub enum Refusal {
     /// A tool with a name that none has here.
     #[error("wrong parameters: no tool has such a name")]
     NoTool,
+    /// A notification that MCP does not have: it goes no further, and its client is told nothing of that. Some take an
+    /// error for the end of all, and none is owed (JSON-RPC 2.0 §4.1).
+    #[error("an unknown notification")]
+    Unheard,
     #[error("not permitted")]
     Denied(DenyReason),
     /// A policy would permit it to a token with these scopes.
@@ -146,7 +150,9 @@ impl Refusal {
             Self::Denied(DenyReason::Policy) => Reason::Policy,
             Self::Denied(DenyReason::PolicyError) => Reason::PolicyError,
             Self::HeaderMismatch(_) => Reason::HeaderMismatch,
-            Self::Denied(DenyReason::Method) | Self::NoMethod => Reason::MethodUnknown,
+            Self::Denied(DenyReason::Method) | Self::NoMethod | Self::Unheard => {
+                Reason::MethodUnknown
+            }
             Self::NoEvent => Reason::EventUnknown,
             Self::Scope(_) => Reason::ScopeInsufficient,
             Self::SessionIdMissing => Reason::SessionMissing,
@@ -195,6 +201,7 @@ impl Refusal {
                 | AuthError::Proof
                 | AuthError::Nonce(_),
             ) => StatusCode::UNAUTHORIZED,
+            Self::Unheard => StatusCode::ACCEPTED,
             Self::HostNotAllowed
             | Self::OriginNotAllowed
             | Self::Auth(AuthError::Scope(_))
@@ -246,6 +253,9 @@ impl Refusal {
 
     /// The answer.
     pub fn response(&self, config: Option<&Config>, id: Option<&Id>) -> Response {
+        if matches!(self, Self::Unheard) {
+            return reply::empty(self.status());
+        }
         let mut response = reply::json(self.status(), self.rpc(id));
         let headers = response.headers_mut();
         if let (Some(error), Some(config)) = (self.auth_error(), config)
@@ -340,6 +350,7 @@ impl Refusal {
                 | Self::HeaderMismatch(_)
                 | Self::NoMethod
                 | Self::NoTool
+                | Self::Unheard
                 | Self::NoEvent
                 | Self::Denied(_)
                 | Self::Scope(_)
