@@ -15,6 +15,7 @@ mod faithful;
 mod following;
 mod heard;
 mod hearing;
+mod leaving;
 mod line;
 mod listening;
 mod load;
