@@ -241,7 +241,7 @@ fn permitted_call(
         .enter(identity, session.ok_or(Refusal::SessionIdMissing)?)
         .map_err(Refusal::NoSession)?;
     record.session = Some(session.tag());
-    session.admits(permit.call())?;
+    session.admits(permit.call()).map_err(Refusal::of_call)?;
     Ok((permit, Place::Session(session)))
 }
 
@@ -272,10 +272,7 @@ fn permitted(
             });
         }
         match denied.reason {
-            // There is no answer to a notification that could say more.
-            DenyReason::Method if denied.call.id().is_none() => {
-                CallError::Invalid("an unknown notification").into()
-            }
+            DenyReason::Method if denied.call.id().is_none() => Refusal::Unheard,
             DenyReason::Method => no_method(era),
             reason => denied
                 .scopes
@@ -321,9 +318,10 @@ async fn carried_out(
     let cacheable = method::is_cacheable(method).then(|| method.to_owned());
     let sent = session.send(permit, identity, owed);
     lent.handed_to(&session);
-    let sent = sent.map_err(|error| match era {
-        Era::Legacy => Refusal::Send(error),
-        Era::Modern => Refusal::of_shared(error),
+    let sent = sent.map_err(|error| match (era, &id) {
+        (Era::Legacy, Some(_)) => Refusal::of_call(error),
+        (Era::Legacy, None) => Refusal::Send(error),
+        (Era::Modern, _) => Refusal::of_shared(error),
     })?;
     let (Sent::Exchange(exchange), Some(id)) = (sent, id) else {
         return Ok(Coming::Nothing);

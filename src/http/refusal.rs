@@ -74,6 +74,10 @@ pub enum Refusal {
     /// A tool with a name that none has here.
     #[error("wrong parameters: no tool has such a name")]
     NoTool,
+    /// A notification that MCP does not have: it goes no further, and its client is told nothing of that. Some take an
+    /// error for the end of all, and none is owed (JSON-RPC 2.0 §4.1).
+    #[error("an unknown notification")]
+    Unheard,
     #[error("not permitted")]
     Denied(DenyReason),
     /// A policy would permit it to a token with these scopes.
@@ -90,6 +94,9 @@ pub enum Refusal {
     Open(#[from] OpenError),
     #[error("{0}")]
     Send(#[from] SendError),
+    /// The same of a call in a session, for which there is no room.
+    #[error("{0}")]
+    NoRoom(SendError),
     /// The server is elsewhere, and there is no token for it.
     #[error("{0}")]
     Exchange(ExchangeError),
@@ -143,7 +150,9 @@ impl Refusal {
             Self::Denied(DenyReason::Policy) => Reason::Policy,
             Self::Denied(DenyReason::PolicyError) => Reason::PolicyError,
             Self::HeaderMismatch(_) => Reason::HeaderMismatch,
-            Self::Denied(DenyReason::Method) | Self::NoMethod => Reason::MethodUnknown,
+            Self::Denied(DenyReason::Method) | Self::NoMethod | Self::Unheard => {
+                Reason::MethodUnknown
+            }
             Self::NoEvent => Reason::EventUnknown,
             Self::Scope(_) => Reason::ScopeInsufficient,
             Self::SessionIdMissing => Reason::SessionMissing,
@@ -162,7 +171,7 @@ impl Refusal {
                 OpenError::Failed(failure) => failure.reason(),
                 OpenError::Send(error) => sending(*error),
             },
-            Self::Send(error) => sending(*error),
+            Self::Send(error) | Self::NoRoom(error) => sending(*error),
             Self::Exchange(ExchangeError::Refused(_)) => Reason::ExchangeRefused,
             Self::Exchange(ExchangeError::Down(_)) => Reason::ProviderUnavailable,
             Self::Misconfigured => Reason::Misconfigured,
@@ -192,6 +201,7 @@ impl Refusal {
                 | AuthError::Proof
                 | AuthError::Nonce(_),
             ) => StatusCode::UNAUTHORIZED,
+            Self::Unheard => StatusCode::ACCEPTED,
             Self::HostNotAllowed
             | Self::OriginNotAllowed
             | Self::Auth(AuthError::Scope(_))
@@ -209,7 +219,8 @@ impl Refusal {
             Self::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             // Legacy MCP names no status for it; its SDKs read 200 (tok-125), as is said of any other tool that there is
             // not, and some of them ask nothing more after another one.
-            Self::Denied(DenyReason::Method) | Self::NoTool => StatusCode::OK,
+            // So do they where there is no room for one call more: another status is the end of all that run.
+            Self::Denied(DenyReason::Method) | Self::NoTool | Self::NoRoom(_) => StatusCode::OK,
             Self::Open(OpenError::Full | OpenError::Start(_))
             | Self::Auth(AuthError::IssuerDown { .. })
             | Self::Exchange(ExchangeError::Down(_))
@@ -242,6 +253,9 @@ impl Refusal {
 
     /// The answer.
     pub fn response(&self, config: Option<&Config>, id: Option<&Id>) -> Response {
+        if matches!(self, Self::Unheard) {
+            return reply::empty(self.status());
+        }
         let mut response = reply::json(self.status(), self.rpc(id));
         let headers = response.headers_mut();
         if let (Some(error), Some(config)) = (self.auth_error(), config)
@@ -336,6 +350,7 @@ impl Refusal {
                 | Self::HeaderMismatch(_)
                 | Self::NoMethod
                 | Self::NoTool
+                | Self::Unheard
                 | Self::NoEvent
                 | Self::Denied(_)
                 | Self::Scope(_)
@@ -344,6 +359,7 @@ impl Refusal {
                 | Self::Open(_)
                 | Self::Exchange(_)
                 | Self::Send(_)
+                | Self::NoRoom(_)
                 // These come before the body too, but a client without a token is
                 // the usual first request: hyper drains what is small.
                 | Self::Auth(_)
@@ -352,6 +368,14 @@ impl Refusal {
 }
 
 impl Refusal {
+    /// Of a call that did not enter the session that its client has opened.
+    pub fn of_call(error: SendError) -> Self {
+        match error {
+            SendError::Busy | SendError::ServerCalls => Self::NoRoom(error),
+            error => Self::Send(error),
+        }
+    }
+
     /// Of a message that did not enter a session its client knows nothing of.
     pub fn of_shared(error: SendError) -> Self {
         match error {

@@ -55,7 +55,9 @@ pub(super) async fn answer(
                 record.verdict = Verdict::Deny(refusal.reason());
                 record.status = Some(refusal.status().as_u16());
                 gateway.audit.record(&Event::Decision(record));
-                refused.push(refusal.rpc(id.as_ref()));
+                if !matches!(refusal, Refusal::Unheard) {
+                    refused.push(refusal.rpc(id.as_ref()));
+                }
             }
         }
     }

@@ -24,9 +24,9 @@ use super::{
     place::not_opened, read, upstream,
 };
 use crate::{
-    audit::Decision,
+    audit::{Decision, Outcome, Owed, Verdict},
     auth::{Identity, PrincipalKey},
-    authz::Permit,
+    authz::{DenyReason, Permit},
     http::{
         Refusal, Response,
         body::{self, Events, Joining},
@@ -34,7 +34,7 @@ use crate::{
         names::{VERSION, one},
         reply, route,
     },
-    mcp::{CallError, Era, method, version},
+    mcp::{CallError, Era, Id, method, version},
     session::{NoSession, OpenError, SendError, Sent, Session},
     sys::random,
 };
@@ -51,6 +51,8 @@ struct Client {
     whose: PrincipalKey,
     joining: mpsc::Sender<Joining>,
     state: Mutex<State>,
+    /// When its stream ends, if that is with a token.
+    until: Mutex<Option<Instant>>,
 }
 
 enum State {
@@ -117,6 +119,7 @@ pub(super) fn open(
         whose,
         joining,
         state: Mutex::new(State::Fresh),
+        until: Mutex::new(None),
     });
     let table = &gateway.clients.0;
     {
@@ -149,7 +152,8 @@ pub(super) fn open(
     Ok(reply::events(events))
 }
 
-/// Takes a message; what comes of it is told on the client's stream.
+/// Takes a message; what comes of it is told on the client's stream, a refusal of the message, too: clients read
+/// nothing but the status of what they are answered here, and some of them say nothing more after a bad one.
 pub(super) async fn post(
     gateway: &Gateway,
     head: &Parts,
@@ -162,6 +166,50 @@ pub(super) async fn post(
         .clients
         .find(identity, id)
         .map_err(Refusal::NoSession)?;
+    match taken(gateway, head, (identity, &client), body, record).await {
+        Err(Refused {
+            refusal,
+            id: Some(id),
+        }) if is_of_the_message(&refusal) => {
+            // Before it is on record: else it is refused in the other way.
+            let Ok(place) = client.joining.try_reserve() else {
+                return Err(Refused {
+                    refusal,
+                    id: Some(id),
+                });
+            };
+            record.verdict = Verdict::Deny(refusal.reason());
+            record.status = Some(TOLD.as_u16());
+            record.put_on_record(&gateway.audit);
+            place.send(Joining::Text(refusal.rpc(Some(&id))));
+            Ok(reply::empty(TOLD))
+        }
+        taken => taken,
+    }
+}
+
+/// Whether it says what is wrong with a message, to whoever has sent it, and not with a request over HTTP, its token or
+/// its session, where clients go by the status and by headers.
+fn is_of_the_message(refusal: &Refusal) -> bool {
+    match refusal {
+        Refusal::Call(_)
+        | Refusal::NoMethod
+        | Refusal::NoTool
+        | Refusal::Denied(DenyReason::Method)
+        | Refusal::Open(_)
+        | Refusal::Exchange(_) => true,
+        Refusal::Send(error) => !matches!(error, SendError::Gone),
+        _ => false,
+    }
+}
+
+async fn taken(
+    gateway: &Gateway,
+    head: &Parts,
+    (identity, client): (&Arc<Identity>, &Arc<Client>),
+    body: (Bytes, Lent),
+    record: &mut Decision,
+) -> Result<Response, Refused> {
     let (call, lent) = read(body, false, (&gateway.bodies, identity), record).await?;
     let id = call.id().cloned();
     let refused = |refusal| Refused {
@@ -178,8 +226,8 @@ pub(super) async fn post(
         if let Some(full) = gateway.sessions.full(identity) {
             return Err(refused(Refusal::Open(full)));
         }
-        let opening = Opening::of(&client).map_err(refused)?;
-        return Ok(initialize(gateway, head, identity, (permit, opening), record).await);
+        let opening = Opening::of(client).map_err(refused)?;
+        return initialize(gateway, head, identity, (permit, opening), record).await;
     }
     let session = match &*lock(&client.state) {
         State::Open(session) => session.clone(),
@@ -198,9 +246,11 @@ pub(super) async fn post(
             TrySendError::Closed(()) => SendError::Gone,
         }))
     })?;
+    extend(gateway, client, identity);
     let mut owed = record.permits(&gateway.audit);
     if let Err(refusal) = upstream::make_ready_for(gateway, head, identity, Era::Legacy).await {
-        return Ok(failed(gateway, &mut owed, &refusal, id.as_ref()));
+        drop(place);
+        return Ok(not_done(gateway, client, &mut owed, &refusal, id.as_ref()));
     }
     let list = method::filtered_list(permit.call().method());
     let sent = session.send(permit, identity, &mut owed);
@@ -212,11 +262,12 @@ pub(super) async fn post(
         }
         (Ok(_), _) => accepted(&mut owed),
         (Err(error), id) => {
+            drop(place);
             let refusal = Refusal::Send(error);
-            return Ok(failed(gateway, &mut owed, &refusal, id.as_ref()));
+            return Ok(not_done(gateway, client, &mut owed, &refusal, id.as_ref()));
         }
     }
-    Ok(reply::empty(StatusCode::ACCEPTED))
+    Ok(reply::empty(TOLD))
 }
 
 async fn initialize(
@@ -225,36 +276,77 @@ async fn initialize(
     identity: &Arc<Identity>,
     (permit, opening): (Permit, Opening),
     record: &mut Decision,
-) -> Response {
+) -> Result<Response, Refused> {
     let id = permit.call().id().cloned();
+    let client = opening.client.clone();
     let mut owed = record.permits(&gateway.audit);
+    let failed = |owed: &mut Owed, refusal| not_done(gateway, &client, owed, &refusal, id.as_ref());
     if let Err(refusal) = upstream::make_ready_for(gateway, head, identity, Era::Legacy).await {
-        return failed(gateway, &mut owed, &refusal, id.as_ref());
+        return Ok(failed(&mut owed, refusal));
     }
     let (session, answer) = match gateway.sessions.open(identity, permit, &mut owed).await {
         Ok(opened) => opened,
-        Err(error) => {
-            let refusal = not_opened(gateway, error);
-            return failed(gateway, &mut owed, &refusal, id.as_ref());
-        }
+        Err(error) => return Ok(failed(&mut owed, not_opened(gateway, error))),
     };
-    let joining = opening.client.joining.clone();
+    let gone = |error| {
+        let refusal = Refusal::Send(error);
+        Ok(refusal.response(Some(&gateway.config), id.as_ref()))
+    };
     let mut told = vec![Joining::Text(answer)];
     if let Some(session) = session {
-        let until = gateway.authenticator.time_left(identity);
-        told.push(Joining::Until(until.map(|left| Instant::now() + left)));
+        let until = ends(gateway, identity);
+        *lock(&client.until) = until;
+        told.push(Joining::Until(until));
         match session.listen() {
             Ok(own) => told.push(Joining::Own(own)),
-            Err(error) => return Refusal::Send(error).response(Some(&gateway.config), id.as_ref()),
+            Err(error) => return gone(error),
         }
         opening.opened(session);
     }
     for joins in told {
-        if joining.try_send(joins).is_err() {
-            return Refusal::Send(SendError::Gone).response(Some(&gateway.config), id.as_ref());
+        if client.joining.try_send(joins).is_err() {
+            return gone(SendError::Gone);
         }
     }
-    reply::empty(StatusCode::ACCEPTED)
+    Ok(reply::empty(TOLD))
+}
+
+/// When a stream ends that this identity has opened.
+fn ends(gateway: &Gateway, identity: &Identity) -> Option<Instant> {
+    let left = gateway.authenticator.time_left(identity)?;
+    Some(Instant::now() + left)
+}
+
+/// The stream is all of the session, and nothing of it can be taken up again: where its owner has shown a newer token, it
+/// ends with that (tok-69).
+fn extend(gateway: &Gateway, client: &Client, identity: &Identity) {
+    let until = ends(gateway, identity);
+    let mut known = lock(&client.until);
+    let is_later = match (until, *known) {
+        (Some(until), Some(known)) => until > known + SAME,
+        _ => false,
+    };
+    if is_later && client.joining.try_send(Joining::Until(until)).is_ok() {
+        *known = until;
+    }
+}
+
+/// The way out for what was permitted and could not be done: told as `post` tells what was refused.
+fn not_done(
+    gateway: &Gateway,
+    client: &Client,
+    owed: &mut Owed,
+    refusal: &Refusal,
+    id: Option<&Id>,
+) -> Response {
+    let place = client.joining.try_reserve();
+    let (Some(id), Ok(place), true) = (id, place, is_of_the_message(refusal)) else {
+        return failed(gateway, owed, refusal, id);
+    };
+    let reason = refusal.reason();
+    owed.settle(|_, request| Outcome::unanswered(request, Some(reason), Some(TOLD.as_u16())));
+    place.send(Joining::Text(refusal.rpc(Some(id))));
+    reply::empty(TOLD)
 }
 
 /// A client whose child starts: it may try again if that comes to nothing.
@@ -316,6 +408,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 const SESSION: &str = "sessionId";
 /// What waits to join one stream; more than can be in flight.
 const MAX_JOINING: usize = 96;
+/// What a message is answered whose answer is on the stream.
+const TOLD: StatusCode = StatusCode::ACCEPTED;
+/// One token's end, looked at twice.
+const SAME: Duration = Duration::from_secs(1);
 /// How long a stream may be open before `initialize` has come.
 const FRESH: Duration = Duration::from_secs(60);
 

@@ -98,9 +98,9 @@ impl OutcomeOwed {
 
 impl InFlight {
     /// Has its client given a stream to wait on, if it has waited for long.
-    pub(super) fn tell_late(&self, now: Instant) {
+    pub(super) fn tell_late(&self, now: Instant, era: Era) {
         let owed = self.outcome.as_ref();
-        if owed.is_some_and(|owed| now.duration_since(owed.started) >= SOON) {
+        if owed.is_some_and(|owed| now.duration_since(owed.started) >= soon(era)) {
             self.stream.tell_late();
         }
     }
@@ -490,6 +490,15 @@ pub(super) enum Answer {
 
 /// How long an answer may take before the client is given a stream to wait on; looked at once a second.
 pub(super) const SOON: Duration = Duration::from_secs(5);
+
+/// The same of a call of that era. Who has a session is told by status of nothing that fails, and can take up a stream
+/// again whose connection is lost, but not what has not begun.
+fn soon(era: Era) -> Duration {
+    match era {
+        Era::Legacy => Duration::from_secs(1),
+        Era::Modern => SOON,
+    }
+}
 
 /// What became of an answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

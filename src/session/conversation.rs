@@ -355,7 +355,7 @@ impl Session {
             }
         }
         for call in state.in_flight.values() {
-            call.tell_late(now);
+            call.tell_late(now, self.era);
         }
         self.listen_again(&mut state, now);
         self.look_after_tasks(&mut state, now);
@@ -487,7 +487,7 @@ impl Session {
     }
 }
 
-/// Requests a child has not yet answered, per session; beyond it, 503.
+/// Requests a child has not yet answered, per session; one more is refused.
 const MAX_IN_FLIGHT: usize = 64;
 /// Bytes of lines waiting for a child that does not read; a single longer one still goes.
 const MAX_UNWRITTEN: usize = 8 << 20;
@@ -624,10 +624,16 @@ mod tests {
         }
     }
 
-    /// Whoever has waited for five seconds is given a stream, and nobody else; who listens only then is told so at once.
+    /// Whoever has waited for five seconds, or for one in a session, is given a stream, and nobody else; who listens only
+    /// then is told so at once.
     #[tokio::test(start_paused = true)]
     async fn who_waits_for_long_waits_on_a_stream() {
-        let (session, _lines) = testing::session(Era::Legacy);
+        who_waits(Era::Modern, 1000).await;
+        who_waits(Era::Legacy, 200).await;
+    }
+
+    async fn who_waits(era: Era, fifth: u64) {
+        let (session, _lines) = testing::session(era);
         let asks = |id: u64| {
             let request = format!(
                 r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"t"}}}}"#
@@ -636,12 +642,12 @@ mod tests {
         };
         let (mut first, mut unread) = (asks(1), asks(2));
         let look = || session.sweep(Instant::now(), Duration::MAX);
-        tokio::time::advance(Duration::from_secs(3)).await;
+        tokio::time::advance(Duration::from_millis(3 * fifth)).await;
         let mut second = asks(3);
         let looks = async {
             look();
             tokio::task::yield_now().await;
-            tokio::time::advance(Duration::from_secs(2)).await;
+            tokio::time::advance(Duration::from_millis(2 * fifth)).await;
             look();
         };
         tokio::select! {

@@ -67,6 +67,11 @@ pub enum NoStream {
 }
 
 impl Listening {
+    /// Whether its client had opened the session's own stream, and reads it no more.
+    pub(super) fn is_left(&self) -> bool {
+        self.own.as_ref().is_some_and(|own| own.is_left())
+    }
+
     /// Keeps an ended stream, if a client may come back for its end.
     pub(super) fn keep(&mut self, call: InFlight) {
         if !call.stream.is_known() {

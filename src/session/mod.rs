@@ -7,7 +7,7 @@
 //!
 //! Where what is:
 //! - a session's life: `table` has all, `starting` and `warm` get it a child, `probe` learns what
-//!   that speaks, `ending` ends both;
+//!   that speaks, `ending` ends both, `leaving` those whose clients went without a word;
 //! - a message's way to the child: `conversation`, `calls`, `rewrite`, `outbox`; and back: `pump`
 //!   reads what the child says, `wording` puts it in its client's words, `stream` and `listening`
 //!   are where a client reads it;
@@ -23,6 +23,7 @@ mod ending;
 mod exchange;
 #[cfg(test)]
 mod faithful;
+mod leaving;
 mod line;
 mod listening;
 mod load;

@@ -212,6 +212,12 @@ impl Stream {
         self.state().unread_events() == 0
     }
 
+    /// Whether it had a reader, and has none.
+    pub(super) fn is_left(&self) -> bool {
+        let state = self.state();
+        state.reader > 0 && !state.attached
+    }
+
     /// Whether a client may come back for it.
     pub(super) fn is_known(&self) -> bool {
         let state = self.state();

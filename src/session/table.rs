@@ -28,6 +28,7 @@ use crate::{
     session::{
         SendError, Sent, Session,
         exchange::{Event as Heard, Failure},
+        leaving::Left,
         load::{Over, Places},
         pending::seal::Seal,
         probe::{self, First, Readied, Untold},
@@ -83,6 +84,7 @@ pub struct Sessions {
     pub(super) backends: Mutex<HashMap<PrincipalKey, Arc<Backend>>>,
     pub(super) table: Arc<Mutex<HashMap<String, Arc<Session>>>>,
     shared: Mutex<HashMap<PrincipalKey, Arc<Seat>>>,
+    left: Mutex<Left>,
     tasks: Mutex<JoinSet<()>>,
     pub(super) ended: Arc<Notify>,
     untold: Untold,
@@ -139,6 +141,7 @@ impl Sessions {
             backends: Mutex::default(),
             table: Arc::default(),
             shared: Mutex::default(),
+            left: Mutex::default(),
             tasks: Mutex::default(),
             ended: Arc::default(),
             untold: Untold::default(),
@@ -270,11 +273,12 @@ impl Sessions {
     /// Fails overdue calls and ends idle sessions. Called about once a second.
     pub fn sweep(&self, now: Instant) {
         let sessions: Vec<_> = lock(&self.table).values().cloned().collect();
-        for session in sessions {
+        for session in &sessions {
             if session.sweep(now, self.setup.session_idle) {
-                self.close(&session);
+                self.close(session);
             }
         }
+        self.make_room(&sessions, &mut lock(&self.left), now);
         lock(&self.backends).retain(|_, backend| {
             Arc::strong_count(backend) > 1
                 || backend

@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     process::{Command, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -15,10 +15,11 @@ use tokio::{
 };
 
 use crate::{
+    faults::pass,
     frames::{DATA, END_HEADERS, END_STREAM, Frames, HEADERS, block, frame},
     house::{House, Plan, call, house, initialize},
     run::Running,
-    wire::{self, Answer, PATIENCE},
+    wire::{self, Answer, Events, PATIENCE},
 };
 
 /// A house in which the tests are a proxy, so that they can come from anywhere.
@@ -254,4 +255,33 @@ fn resident(pid: impl std::fmt::Display) -> usize {
         .unwrap();
     let kilobytes: usize = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     kilobytes << 10
+}
+
+/// Many clients end without a word. Where their user has as many sessions as he may, the one that was left first makes
+/// room; one whose client listens, or never has, stays.
+#[tokio::test]
+async fn a_session_that_was_left_makes_room_for_its_users_next() {
+    let limits = "[limits]\nsessions-per-user = 4\nsession-idle = \"10h\"\n";
+    let house = house().with(limits).open().await;
+    let get = |caller: &crate::house::Caller| caller.bytes("GET", "");
+    let quiet = house.session("alice").await;
+    let listens = house.session("alice").await;
+    let _stream = Events::open(house.address, &get(&listens)).await;
+    let left = house.session("alice").await;
+    drop(Events::open(house.address, &get(&left)).await);
+    pass(Duration::from_secs(3)).await;
+    // There is room for one more: nobody has to go.
+    pass(Duration::from_secs(120)).await;
+    assert_eq!(left.call("echo", json!({})).await.status, 200);
+    let busy = house.session("alice").await;
+    let refused = house.caller("alice").post(&initialize("2025-11-25")).await;
+    assert_eq!(refused.status, 429);
+    pass(Duration::from_secs(62)).await;
+    house.records.wait_for("child-exited").await;
+    assert_eq!(left.call("echo", json!({})).await.status, 404);
+    let next = house.session("alice").await;
+    for caller in [quiet, listens, busy, next] {
+        assert_eq!(caller.call("echo", json!({})).await.said(), "{}");
+    }
+    assert_eq!(house.records.count("child-exited"), 1);
 }

@@ -62,6 +62,14 @@ impl Client {
         wire::exchange(caller.address, &request).await
     }
 
+    /// What is said on the stream of a message that is refused.
+    async fn refused(&mut self, body: &str) -> (Value, i64) {
+        let answer = self.say(body).await;
+        assert_eq!((answer.status, answer.text()), (202, String::new()));
+        let said = self.stream.next().await;
+        (said["id"].clone(), said["error"]["code"].as_i64().unwrap())
+    }
+
     async fn call(&mut self, tool: &str, arguments: Value) -> Value {
         let answer = self.say(&call(1, tool, arguments)).await;
         assert_eq!((answer.status, answer.text()), (202, String::new()));
@@ -202,15 +210,12 @@ async fn the_old_transport_leads_through_the_same_gate() {
         permit (principal, action == Action::"tools/call", resource == Tool::"echo");"#;
     let house = sse().policy(policy).open().await;
     let mut alice = Client::open(&house, "alice").await;
-    let answer = alice.say(&call(1, "echo", json!({}))).await;
-    assert_eq!(answer.status, 400, "initialize comes first");
+    let answer = alice.refused(&call(1, "echo", json!({}))).await;
+    assert_eq!(answer, (json!(1), -32600), "initialize comes first");
     assert_eq!(alice.say(&initialize("2024-11-05")).await.status, 202);
     alice.stream.next().await;
-    assert_eq!(
-        alice.say(&initialize("2024-11-05")).await.status,
-        400,
-        "and once"
-    );
+    let again = alice.refused(&initialize("2024-11-05")).await;
+    assert_eq!(again.1, -32600, "and once");
     let answer = alice.say(&call(2, "secret", json!({}))).await;
     assert_eq!(
         (
@@ -249,7 +254,7 @@ async fn the_old_transport_leads_through_the_same_gate() {
         assert_eq!(answer.status, status);
     }
     let modern = r#"{"jsonrpc":"2.0","id":5,"method":"tools/list","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}}}"#;
-    assert_eq!(alice.say(modern).await.status, 400);
+    assert_eq!(alice.refused(modern).await, (json!(5), -32600));
     assert_eq!(alice.say("[]").await.status, 400);
     let records = house.records.all();
     assert!(
@@ -257,6 +262,40 @@ async fn the_old_transport_leads_through_the_same_gate() {
             .iter()
             .any(|record| record.contains("THV_TOOL=secret") && record.contains("deny"))
     );
+}
+
+/// Its clients read no answer to what they post, and some say nothing more after a bad status: what is wrong with a
+/// request is told on the stream. So newer clients, which ask `server/discover` first, go on with `initialize`.
+#[tokio::test]
+async fn a_refused_request_of_the_old_transport_is_answered_on_its_stream() {
+    let house = sse().with("[limits]\ncalls = 1\n").open().await;
+    let mut alice = Client::open(&house, "alice").await;
+    let probe = r#"{"jsonrpc":"2.0","id":"p","method":"server/discover","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}}}"#;
+    assert_eq!(alice.refused(probe).await, (json!("p"), -32600));
+    assert_eq!(alice.say(&initialize("2024-11-05")).await.status, 202);
+    alice.stream.next().await;
+    let unknown = r#"{"jsonrpc":"2.0","id":2,"method":"no/such"}"#;
+    assert_eq!(alice.refused(unknown).await, (json!(2), -32601));
+    let odd = call(3, "no tool\u{202e}", json!({}));
+    assert_eq!(alice.refused(&odd).await, (json!(3), -32602));
+    let denied = ["THV_REASON=method-unknown", "THV_STATUS=202"];
+    assert!(house.records.have(&denied));
+    // What was permitted and found no room as well.
+    assert_eq!(alice.say(&call(4, "hang", json!({}))).await.status, 202);
+    let full = alice.refused(&call(5, "echo", json!({}))).await;
+    assert_eq!(full, (json!(5), -32603));
+    let failed = ["THV_REASON=call-limit", "THV_STATUS=202"];
+    assert!(house.records.have(&failed));
+}
+
+/// A server that does not start is told on the stream, and may be asked for again.
+#[tokio::test]
+async fn a_start_that_fails_is_told_on_the_stream_of_the_old_transport() {
+    let house = sse().command(&["/usr/bin/false-nobody-has"]).open().await;
+    let mut alice = Client::open(&house, "alice").await;
+    for _ in 0..2 {
+        assert_eq!(alice.refused(&initialize("2024-11-05")).await.1, -32603);
+    }
 }
 
 /// The stream is the session: its end is the child's, and the end of the child is the stream's.
@@ -292,6 +331,23 @@ async fn a_stream_of_the_old_transport_ends_with_its_time() {
     begun.stream.end().await;
     house.records.wait_for("child-exited").await;
     assert_eq!(begun.say(&call(1, "echo", json!({}))).await.status, 404);
+}
+
+/// tok-69: who shows a newer token in time keeps the stream, which is all of the session.
+#[tokio::test]
+async fn a_stream_of_the_old_transport_lives_on_with_a_newer_token() {
+    let limits = "[limits]\nsession-idle = \"10h\"\n";
+    let house = sse().with(limits).open().await;
+    let mut alice = Client::initialized(&house, "alice").await;
+    // Time passes for the stream alone, not for tokens: this one ends an hour from now, as a new one would.
+    for _ in 0..3 {
+        pass(Duration::from_secs(3000)).await;
+        assert_eq!(alice.call("echo", json!({})).await["id"], 1);
+    }
+    assert_eq!(house.records.count("child-exited"), 0);
+    pass(Duration::from_secs(3600 + 120)).await;
+    alice.stream.end().await;
+    house.records.wait_for("child-exited").await;
 }
 
 /// Lets time pass for the gateway, whose pauses are measured by tokio's clock.

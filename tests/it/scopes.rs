@@ -306,7 +306,8 @@ async fn a_lost_child_ends_all_its_sessions_and_the_next_has_another() {
     assert_eq!(house.children_started(), 2);
 }
 
-/// Each bound refuses beside what still fits: 429 where it is the user's own, 503 where it is everybody's.
+/// Each bound refuses beside what still fits: 429 where it is the user's own (conn-10), 503 where it is everybody's; that a
+/// client with a session is told with 200, for some take another status for the end of all that they have running.
 #[tokio::test]
 async fn each_limit_refuses_beside_its_success() {
     let limits = "[limits]\nsessions = 3\nsessions-per-user = 2\ncalls = 2\ncalls-per-user = 1\n";
@@ -346,6 +347,12 @@ async fn each_limit_refuses_beside_its_success() {
     // Sent in the same breath.
     house.records.wait_for_more("decision", decided).await;
     let refused = bob.call("echo", json!({})).await;
+    assert_eq!(refused.status, 200);
+    assert_eq!(refused.json()["error"]["data"]["reason"], "call-limit");
+    let failed = ["THV_REASON=call-limit", "THV_STATUS=200"];
+    assert!(house.records.have(&failed));
+    // One without a session has nothing to lose, and is told by status.
+    let refused = modern::tool(&house.caller("bob"), "echo", json!({})).await;
     assert_eq!(refused.status, 503);
     assert_eq!(refused.json()["error"]["data"]["reason"], "call-limit");
 }
@@ -589,13 +596,12 @@ async fn nobody_is_kept_by_a_shared_child_that_does_not_read() {
     for number in 0..8 {
         let bob = bob.clone();
         let body = body.replacen("\"id\":2", &format!("\"id\":{}", number + 2), 1);
-        sent.spawn(async move {
-            let mut answer = Events::open(bob.address, &bob.bytes("POST", &body)).await;
-            answer.line().await
-        });
+        sent.spawn(async move { bob.post(&body).await });
     }
     // Those that fit have no answer.
-    while !sent.join_next().await.unwrap().unwrap().contains(" 503 ") {}
+    let refused = sent.join_next().await.unwrap().unwrap();
+    assert_eq!(refused.status, 200);
+    assert_eq!(refused.json()["error"]["data"]["reason"], "in-flight-limit");
     for caller in [&bob, &alice] {
         assert_eq!(caller.send("DELETE", "").await.status, 204);
     }
