@@ -1,4 +1,8 @@
 //! The calls of a session: from the line that is written to the answer or the failure.
+//!
+//! Every request has its [`InFlight`] from `request` to `finish`, which is the one way out: it puts the outcome on
+//! record and then tells the client. Used by `conversation` for what clients send, and by `pump` for what the child
+//! answers.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,4 +1,8 @@
 //! One session: who owns it, what is in flight, and the way in.
+//!
+//! What its [`State`] holds is written down here; what is done with a part of that stands in the file that the part
+//! is from, as more of `impl Session`. Made by `starting`; entered by `pipeline`, and by `shared` and `pump` with
+//! what a child says.
 
 use std::{
     sync::{

@@ -5,51 +5,65 @@
 //! `Permit`; what the gateway itself must say to a child is the closed set in
 //! `own`. Used only by `pipeline`, and by `daemon` for ending.
 
-mod blame;
-mod calls;
+// A session and its table: who has one, how it begins, and how its child ends.
 mod conversation;
 mod ending;
-mod exchange;
-#[cfg(test)]
-mod faithful;
-mod following;
-mod heard;
-mod hearing;
-mod line;
-mod listening;
 mod load;
-mod logs;
-mod opening;
+mod sent;
+mod starting;
+mod table;
+mod warm;
+
+// A call on its way to the child: the line, and the queue that it waits in.
+mod calls;
+mod line;
 mod outbox;
 mod own;
-mod pending;
-mod probe;
+mod rewrite;
+
+// What the child says on its way to clients: answers, its own messages and questions, streams, memory.
+mod blame;
+mod exchange;
+mod hearing;
+mod listening;
 mod progress;
 mod pump;
 mod questions;
-mod renewing;
-mod results;
-mod reversed;
-mod rewrite;
 mod room;
-mod seal;
-mod sent;
-mod shared;
-mod starting;
 mod stream;
-mod subscribing;
-mod subscriptions;
+mod tools;
+mod wording;
+
+// One child for several sessions: `shared` does, `switch` (towards the child) and `heard` (back) decide.
+mod heard;
+mod opening;
+mod shared;
 mod switch;
-mod table;
+mod words;
+
+// Which era the child speaks, if it is not its clients'.
+mod probe;
+
+// Modern clients, legacy child: calls that wait for input, tasks, subscriptions, log messages.
+mod logs;
+mod pending;
+mod results;
+mod seal;
+mod subscriptions;
 mod tasks;
+mod visits;
+mod watching;
+
+// A legacy client, modern child: calls made again, tasks that are waited for, subscriptions.
+mod following;
+mod renewing;
+mod reversed;
+mod subscribing;
+
+#[cfg(test)]
+mod faithful;
 #[cfg(test)]
 mod testing;
-mod tools;
-mod visits;
-mod warm;
-mod watching;
-mod wording;
-mod words;
 
 pub use conversation::Session;
 pub use exchange::{Event, Failure, Finish};

@@ -1,4 +1,7 @@
 //! What the gateway itself says to a child: a closed set.
+//!
+//! The one other way into a child than a `Permit`: what is not here the gateway cannot say of itself. Used all over
+//! `session`, and nowhere else.
 
 use bytes::Bytes;
 use serde_json::json;

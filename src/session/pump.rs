@@ -1,4 +1,7 @@
 //! What a child says, line by line, to whom it is for.
+//!
+//! `run` reads a child's output to its end, for a session or for those that share the child; `take` hands one session
+//! one line. Used by `ending` and `shared`.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What `switch` itself answers, and how it reads names. Pure.
+//! What `switch` and `heard` answer themselves, and how they read names. Pure.
 
 use bytes::Bytes;
 
