@@ -13,7 +13,7 @@ use crate::{
         names::{METHOD, NAME, VERSION},
     },
     json::{Kind, Value},
-    mcp::{Call, CallError, Era, Shape, Target, header, method, tools::Mirrored, version},
+    mcp::{Call, CallError, Era, Shape, Target, header, meta, method, tools::Mirrored, version},
 };
 
 /// Checks a call of the modern era against the headers that it came with.
@@ -30,7 +30,7 @@ pub fn agree(headers: &HeaderMap, call: &Call) -> Result<(), Refusal> {
     }
     let told = value(headers, &VERSION)?
         .ok_or(Refusal::HeaderMismatch("MCP-Protocol-Version is missing"))?;
-    let Some(meant) = call.meta("io.modelcontextprotocol/protocolVersion") else {
+    let Some(meant) = call.meta(meta::VERSION) else {
         return Err(CallError::Params("_meta names no protocol version").into());
     };
     let meant = meant
@@ -45,7 +45,7 @@ pub fn agree(headers: &HeaderMap, call: &Call) -> Result<(), Refusal> {
             Era::Modern,
         ));
     }
-    let capabilities = call.meta("io.modelcontextprotocol/clientCapabilities");
+    let capabilities = call.meta(meta::CAPABILITIES);
     if capabilities.map(Value::kind) != Some(Kind::Object) {
         return Err(CallError::Params("_meta names no client capabilities").into());
     }

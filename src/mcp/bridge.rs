@@ -15,7 +15,7 @@ use crate::{
         Call, Id, Message,
         edit::{Fate, edited},
         input::member,
-        subscription, task, version,
+        meta, subscription, task, version,
     },
 };
 
@@ -103,7 +103,7 @@ impl LegacyServer {
     /// The answer that ends a subscription.
     pub fn ended(&self, id: &Id) -> Vec<u8> {
         let mut info = Vec::new();
-        member(&mut info, SERVER_INFO, self.info.as_bytes());
+        member(&mut info, meta::SERVER, self.info.as_bytes());
         subscription::ended(id, &info)
     }
 
@@ -150,7 +150,7 @@ impl LegacyServer {
     /// The result's `_meta`, whose reserved names are the gateway's to say.
     pub fn meta_of(&self, result: Option<Value<'_>>) -> Vec<u8> {
         let mut info = Vec::new();
-        member(&mut info, SERVER_INFO, self.info.as_bytes());
+        member(&mut info, meta::SERVER, self.info.as_bytes());
         let meta = result.and_then(|result| result.get("_meta"));
         match meta.filter(|meta| meta.kind() == Kind::Object) {
             Some(meta) => edited(meta, &info, |name, _| unless_reserved(name)),
@@ -193,7 +193,7 @@ fn legacy_meta(params: Value<'_>, token: &[u8]) -> Option<(Range<usize>, Vec<u8>
 
 /// The protocol's own names stay on their side of the bridge.
 pub(super) fn unless_reserved(name: &str) -> Fate {
-    if name.starts_with(RESERVED) {
+    if name.starts_with(meta::RESERVED) {
         Fate::Goes
     } else {
         Fate::Stays
@@ -290,10 +290,6 @@ fn modern_code(code: &str) -> Option<&'static [u8]> {
         _ => None,
     }
 }
-
-/// The names in `_meta` that are the protocol's own.
-pub(super) const RESERVED: &str = "io.modelcontextprotocol/";
-pub(super) const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
 
 /// A `serverInfo` that says nothing.
 const NAMELESS: &str = r#"{"name":"","version":""}"#;

@@ -184,10 +184,7 @@ impl Call {
         if token.is_some_and(|token| token.span().len() > MAX_ID + 2) {
             return Err(CallError::Params("progressToken is too long"));
         }
-        let modern_body = meta.is_some_and(|meta| {
-            meta.get("io.modelcontextprotocol/protocolVersion")
-                .is_some()
-        });
+        let modern_body = meta.is_some_and(|meta| meta.get(meta::VERSION).is_some());
         // `initialize` is legacy whatever version it names itself (mcp-L9).
         let modern = modern_body || (modern_header && *method != *"initialize");
         let era = if modern { Era::Modern } else { Era::Legacy };

@@ -13,6 +13,7 @@ use crate::{
     mcp::{
         Call, Id, Message,
         edit::{Fate, edited},
+        meta,
     },
 };
 
@@ -52,7 +53,7 @@ impl Abilities {
 
     /// Those of a modern request.
     pub fn of(call: &Call) -> Self {
-        Self::read(call.meta("io.modelcontextprotocol/clientCapabilities"))
+        Self::read(call.meta(meta::CAPABILITIES))
     }
 
     fn allow(self, need: Need) -> bool {

@@ -1,5 +1,5 @@
-//! Members of `_meta` that are the gateway's: it adds them, all else staying byte for
-//! byte, and takes its own from nobody.
+//! Members of `_meta`: the names that MCP has for them, and those that are the gateway's. It adds
+//! some, all else staying byte for byte, and takes its own from nobody.
 
 use std::ops::Range;
 
@@ -8,8 +8,20 @@ use crate::{
     mcp::{Message, input::member},
 };
 
+/// What every name begins with that is the protocol's own.
+pub const RESERVED: &str = "io.modelcontextprotocol/";
+/// What a modern request says each time: its version, what its client can, and what that is (mcp-T20).
+pub const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
+pub const CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
+pub const CLIENT: &str = "io.modelcontextprotocol/clientInfo";
 /// From which level on a modern request wants to hear log messages.
 pub const LOG_LEVEL: &str = "io.modelcontextprotocol/logLevel";
+/// What a modern answer says of its server.
+pub const SERVER: &str = "io.modelcontextprotocol/serverInfo";
+/// The subscription that a notification is told for.
+pub const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
+/// The task that a legacy server's message is about.
+pub const RELATED_TASK: &str = "io.modelcontextprotocol/related-task";
 
 /// Who calls, for a server that all of its users share.
 pub const CALLER: &str = "thv/identity";

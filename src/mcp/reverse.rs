@@ -42,7 +42,7 @@ impl Discovered {
             info: bridge::info(
                 result
                     .get("_meta")
-                    .and_then(|meta| meta.get(bridge::SERVER_INFO))
+                    .and_then(|meta| meta.get(meta::SERVER))
                     .or_else(|| result.get("serverInfo")),
             ),
             instructions: bridge::instructions(result),
@@ -151,9 +151,9 @@ impl ModernServer {
         level: Option<&'a str>,
     ) -> impl Iterator<Item = (&'static str, &'a [u8])> {
         let members = [
-            (VERSION, Some(&*self.version)),
-            (CAPABILITIES, Some(&*self.can)),
-            (CLIENT, self.client.as_deref()),
+            (meta::VERSION, Some(&*self.version)),
+            (meta::CAPABILITIES, Some(&*self.can)),
+            (meta::CLIENT, self.client.as_deref()),
             (meta::LOG_LEVEL, level),
         ];
         let members = members.into_iter();
@@ -227,9 +227,9 @@ impl ModernServer {
             &["_meta", "inputResponses", "requestState"],
             &[
                 "progressToken",
-                VERSION,
-                CAPABILITIES,
-                CLIENT,
+                meta::VERSION,
+                meta::CAPABILITIES,
+                meta::CLIENT,
                 meta::LOG_LEVEL,
             ],
         ])
@@ -266,7 +266,7 @@ pub(super) fn plain(result: Value<'_>) -> Vec<u8> {
     edited(result, b"", |name, value| match name {
         "resultType" | "ttlMs" | "cacheScope" => Fate::Goes,
         "_meta" if value.kind() == Kind::Object => {
-            let is_reserved = |name: &str| name.starts_with(bridge::RESERVED);
+            let is_reserved = |name: &str| name.starts_with(meta::RESERVED);
             if value.members().all(|(name, _)| is_reserved(&name)) {
                 Fate::Goes
             } else {
@@ -301,10 +301,6 @@ pub fn refused_with(id: &Id, code: i32, message: &str) -> Vec<u8> {
     ]
     .concat()
 }
-
-const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
-const CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
-const CLIENT: &str = "io.modelcontextprotocol/clientInfo";
 
 /// Bytes of a client's `clientInfo`, and of each of its capabilities, as JSON: they are kept with its
 /// session, and each request tells them.

@@ -235,8 +235,8 @@ impl Wanted {
 
 /// The number that a notification of a gateway's own subscription names it by.
 pub fn named(params: Value<'_>) -> Option<u64> {
-    let named = params.get("_meta")?.get(SUBSCRIPTION)?;
-    named.as_number()?.parse().ok()
+    let named = params.get("_meta")?.get(meta::SUBSCRIPTION)?;
+    named.as_u64()
 }
 
 /// Whether who wants to hear of the resource `wanted` wants to hear that `uri` has changed: it may be
@@ -251,7 +251,7 @@ pub fn ended(id: &Id, more: &[u8]) -> Vec<u8> {
     let mut text = br#"{"jsonrpc":"2.0","id":"#.to_vec();
     text.extend_from_slice(id.as_json());
     text.extend_from_slice(br#","result":{"resultType":"complete","_meta":{"#);
-    super::input::member(&mut text, SUBSCRIPTION, id.as_json());
+    super::input::member(&mut text, meta::SUBSCRIPTION, id.as_json());
     if !more.is_empty() {
         text.push(b',');
         text.extend_from_slice(more);
@@ -264,7 +264,7 @@ pub fn ended(id: &Id, more: &[u8]) -> Vec<u8> {
 pub fn labelled(message: &Message, id: &Id) -> Vec<u8> {
     meta::changed(
         message,
-        meta::added(message, &[(SUBSCRIPTION, id.as_json())]),
+        meta::added(message, &[(meta::SUBSCRIPTION, id.as_json())]),
     )
 }
 
@@ -273,12 +273,15 @@ pub fn unlabelled(message: &Message) -> Vec<u8> {
     let params = message.root().get("params");
     let named = params
         .and_then(|params| params.get("_meta"))
-        .filter(|meta| meta.kind() == Kind::Object && meta.get(SUBSCRIPTION).is_some());
+        .filter(|meta| meta.kind() == Kind::Object && meta.get(meta::SUBSCRIPTION).is_some());
     let Some(named) = named else {
         return message.bytes().to_vec();
     };
     let mut text = b"{".to_vec();
-    for (name, value) in named.members().filter(|(name, _)| name != SUBSCRIPTION) {
+    for (name, value) in named
+        .members()
+        .filter(|(name, _)| name != meta::SUBSCRIPTION)
+    {
         if text.len() > 1 {
             text.push(b',');
         }
@@ -290,8 +293,6 @@ pub fn unlabelled(message: &Message) -> Vec<u8> {
 
 /// The message that a subscription begins with.
 pub const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
-/// The member of `_meta` that names a subscription.
-pub const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
 /// Resources that one subscription may name, and tasks; further ones are not acknowledged.
 pub const MAX_URIS: usize = 64;
 /// Bytes of one of them: who subscribes has it kept for as long as his session or his stream.

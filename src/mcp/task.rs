@@ -15,6 +15,7 @@ use crate::{
         edit::{Fate, edited},
         input::Question,
         input::member,
+        meta,
         reverse::plain,
     },
 };
@@ -24,8 +25,7 @@ pub const EXTENSION: &str = "io.modelcontextprotocol/tasks";
 
 /// Whether the client of a modern request can be given a task in place of an answer.
 pub fn is_taken_by(call: &Call) -> bool {
-    call.meta("io.modelcontextprotocol/clientCapabilities")
-        .is_some_and(has_extension)
+    call.meta(meta::CAPABILITIES).is_some_and(has_extension)
 }
 
 /// Whether capabilities name the extension.
@@ -55,9 +55,7 @@ pub const MAX_ID: usize = 2 << 10;
 
 /// The task that the message is about, as the server names it.
 pub fn related(params: Option<Value<'_>>) -> Option<String> {
-    let related = params?
-        .get("_meta")?
-        .get("io.modelcontextprotocol/related-task")?;
+    let related = params?.get("_meta")?.get(meta::RELATED_TASK)?;
     Some(related.get("taskId")?.as_str()?.into_owned())
 }
 

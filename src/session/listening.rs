@@ -12,11 +12,7 @@ use tokio::time::{Duration, Instant};
 
 use crate::{
     json::Value,
-    mcp::{
-        Era, Id, Message, bridge, spelled,
-        subscription::{ACKNOWLEDGED, SUBSCRIPTION},
-        task,
-    },
+    mcp::{Era, Id, Message, bridge, meta, spelled, subscription::ACKNOWLEDGED, task},
     session::{
         SendError, Session,
         calls::InFlight,
@@ -259,7 +255,7 @@ impl Session {
         let params = message.root().get("params");
         let subscription = params
             .and_then(|params| params.get("_meta"))
-            .and_then(|meta| meta.get(SUBSCRIPTION));
+            .and_then(|meta| meta.get(meta::SUBSCRIPTION));
         let hearers = |uri: &str| {
             let state = self.state();
             let Some(subscription) = subscription else {
@@ -356,8 +352,8 @@ impl Session {
 
 /// The request that the child names by the number it was given.
 fn named<'a>(state: &'a State, number: Value<'_>) -> Option<&'a InFlight> {
-    let number = number.as_number()?.parse().ok()?;
-    let call = state.in_flight.get(&state.reversed.first(number));
+    let number = state.reversed.first(number.as_u64()?);
+    let call = state.in_flight.get(&number);
     // A legacy child knows of no subscription.
     call.filter(|call| call.wanted.is_none())
 }

@@ -6,7 +6,10 @@
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::{child::stdio, mcp::version};
+use crate::{
+    child::stdio,
+    mcp::{meta, version},
+};
 
 /// A message that no client sent.
 pub(super) enum OwnMessage<'a> {
@@ -175,9 +178,9 @@ impl OwnMessage<'_> {
 /// What each modern request says (mcp-T20).
 fn meta() -> serde_json::Value {
     json!({
-        "io.modelcontextprotocol/protocolVersion": version::MODERN,
-        "io.modelcontextprotocol/clientCapabilities": {},
-        "io.modelcontextprotocol/clientInfo": { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
+        meta::VERSION: version::MODERN,
+        meta::CAPABILITIES: {},
+        meta::CLIENT: { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
     })
 }
 

@@ -35,7 +35,7 @@ pub(super) struct Told {
 impl Progress {
     /// The task whose progress is told under that token of the child's.
     pub(super) fn of(&self, token: Value<'_>) -> Option<&Told> {
-        let number = token.as_number()?.parse::<u64>().ok()?;
+        let number = token.as_u64()?;
         self.0.iter().find(|told| told.number == number)
     }
 
@@ -99,9 +99,7 @@ impl Session {
         let Some(task) = task::id(made) else {
             return;
         };
-        let ttl = made
-            .get("ttl")
-            .and_then(|ttl| ttl.as_number()?.parse().ok());
+        let ttl = made.get("ttl").and_then(Value::as_u64);
         let until = ttl.and_then(|ttl| Instant::now().checked_add(Duration::from_millis(ttl)));
         if all.0.len() == MAX_TASKS {
             all.0.remove(0);

@@ -280,7 +280,7 @@ fn take_one(session: &Session, message: &Message) -> bool {
 }
 
 fn answer(session: &Session, message: &Message, id: Value<'_>, members: &Members<'_>) -> bool {
-    let Some(number) = id.as_number().and_then(|number| number.parse().ok()) else {
+    let Some(number) = id.as_u64() else {
         return false;
     };
     let answer = match (members.result, members.error) {

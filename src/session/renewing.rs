@@ -238,7 +238,7 @@ impl Session {
 
     /// The same where the child names it, as it may in place of an answer.
     pub(super) fn listening_cancelled(&self, named: Value<'_>) -> bool {
-        let number = named.as_number().and_then(|number| number.parse().ok());
+        let number = named.as_u64();
         number.is_some_and(|number| self.listening_ended(&mut self.state(), number, End::Named))
     }
 

@@ -398,7 +398,7 @@ mod tests {
     use crate::{
         audit::RequestId,
         config::{Authz, PolicyFile},
-        mcp::Era,
+        mcp::{Era, meta},
         session::{Exchange, outbox::Lines, own::OwnMessage, pump, room::Rooms, testing},
     };
 
@@ -472,8 +472,7 @@ mod tests {
 
     fn acknowledge(session: &Session, number: u64, uris: &[&str]) {
         let told = json!({ "resourceSubscriptions": uris });
-        let params =
-            json!({ "notifications": told, "_meta": { subscription::SUBSCRIPTION: number } });
+        let params = json!({ "notifications": told, "_meta": { meta::SUBSCRIPTION: number } });
         say(
             session,
             json!({ "method": subscription::ACKNOWLEDGED, "params": params }),
@@ -485,7 +484,7 @@ mod tests {
     }
 
     fn changes(session: &Session, number: u64, uri: &str) {
-        let params = json!({ "uri": uri, "_meta": { subscription::SUBSCRIPTION: number } });
+        let params = json!({ "uri": uri, "_meta": { meta::SUBSCRIPTION: number } });
         say(session, json!({ "method": UPDATED, "params": params }));
     }
 

@@ -250,13 +250,12 @@ impl Session {
     /// an answer (mcp-T28).
     pub(super) fn ended_by_child(&self, named: Value<'_>) -> bool {
         let mut state = self.state();
-        let number = named.as_number().and_then(|number| number.parse().ok());
         let is_open = |number: &u64| {
             let call = state.in_flight.get(number);
             // A legacy child knows of none.
             call.is_some_and(|call| call.is_subscription() && call.wanted.is_none())
         };
-        let Some(number) = number.filter(is_open) else {
+        let Some(number) = named.as_u64().filter(is_open) else {
             return false;
         };
         if let Some(call) = state.in_flight.remove(&number) {
@@ -405,6 +404,7 @@ mod tests {
     use super::*;
     use crate::{
         audit::RequestId,
+        mcp::meta,
         session::{
             Exchange,
             outbox::Lines,
@@ -608,7 +608,7 @@ mod tests {
         for guess in 0..8 {
             let named = [
                 format!(r#""progressToken":{guess},"progress":1"#),
-                format!(r#""_meta":{{"{}":{guess}}}"#, subscription::SUBSCRIPTION),
+                format!(r#""_meta":{{"{}":{guess}}}"#, meta::SUBSCRIPTION),
             ];
             for named in named {
                 say(

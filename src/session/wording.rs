@@ -13,8 +13,7 @@ use crate::{
     mcp::{
         Era, Id, Message,
         input::{self, Need},
-        method,
-        subscription::SUBSCRIPTION,
+        meta, method,
     },
     session::{
         Session,
@@ -101,7 +100,7 @@ impl Session {
                 // What ends a subscription names it twice.
                 let named = wording.is_subscription.then(|| {
                     let meta = root.get("result")?.get("_meta")?;
-                    meta.get(SUBSCRIPTION)
+                    meta.get(meta::SUBSCRIPTION)
                 });
                 let change = |name: Value<'_>| (name.span(), id.as_json());
                 match (root.get("id").map(change), named.flatten().map(change)) {

@@ -10,10 +10,6 @@ pub(super) fn made_task(result: Value<'_>) -> Option<Value<'_>> {
     within.or_else(|| result.get("taskId"))
 }
 
-pub(super) fn number_of(value: Value<'_>) -> Option<u64> {
-    value.as_number()?.parse().ok()
-}
-
 /// A string as it reads, however it is written.
 pub(super) fn text_of(value: Value<'_>) -> Bytes {
     let text = value.as_str().map(|text| Bytes::from(text.into_owned()));
