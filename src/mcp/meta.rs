@@ -5,7 +5,10 @@ use std::ops::Range;
 
 use crate::{
     json::{Kind, Value},
-    mcp::{Message, input::member},
+    mcp::{
+        Message,
+        answer::{member, object},
+    },
 };
 
 /// What every name begins with that is the protocol's own.
@@ -73,28 +76,24 @@ pub fn added(message: &Message, members: &[(&str, &[u8])]) -> Vec<Change> {
     if text.is_empty() {
         return changes;
     }
-    let whole = || [b"{", text.as_slice(), b"}"].concat();
+    if let Some(meta) = meta {
+        changes.push(first_in(meta, text));
+        return changes;
+    }
+    let meta = [b"{", text.as_slice(), b"}"].concat();
     let mut named = Vec::new();
-    changes.push(match (root.get("params"), params, meta) {
-        (_, _, Some(meta)) => first_in(meta, text),
-        (_, Some(params), None) => match params.get("_meta") {
-            Some(odd) => (odd.span(), whole()),
+    changes.push(match (root.get("params"), params) {
+        (_, Some(params)) => match params.get("_meta") {
+            Some(odd) => (odd.span(), meta),
             None => {
-                member(&mut named, "_meta", &whole());
+                member(&mut named, "_meta", &meta);
                 first_in(params, named)
             }
         },
-        (odd, None, None) => {
-            member(&mut named, "_meta", &whole());
-            let params = [b"{", named.as_slice(), b"}"].concat();
-            match odd {
-                Some(odd) => (odd.span(), params),
-                None => {
-                    let mut named = Vec::new();
-                    member(&mut named, "params", &params);
-                    first_in(root, named)
-                }
-            }
+        (Some(odd), None) => (odd.span(), object([("_meta", meta)])),
+        (None, None) => {
+            member(&mut named, "params", &object([("_meta", meta)]));
+            first_in(root, named)
         }
     });
     changes

@@ -3,7 +3,8 @@
 //! A body is read once ([`Call::read`]); what was read is what is decided on
 //! and what is forwarded.
 
-// A message, what it has, and how it is changed without touching the rest of its bytes.
+// A message, what it has, and how it is changed without touching the rest of its bytes; what is written anew.
+pub mod answer;
 mod call;
 pub mod edit;
 mod members;

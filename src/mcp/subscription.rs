@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::{
     json::{Kind, Value},
-    mcp::{Call, Id, Message, meta},
+    mcp::{Call, Id, Message, answer, meta},
 };
 
 /// What one subscription is about.
@@ -246,18 +246,13 @@ pub fn concerns(wanted: &str, uri: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || wanted.ends_with('/'))
 }
 
-/// The answer that ends the subscription `id` well, with more members of its `_meta` (JSON).
-pub fn ended(id: &Id, more: &[u8]) -> Vec<u8> {
-    let mut text = br#"{"jsonrpc":"2.0","id":"#.to_vec();
-    text.extend_from_slice(id.as_json());
-    text.extend_from_slice(br#","result":{"resultType":"complete","_meta":{"#);
-    super::input::member(&mut text, meta::SUBSCRIPTION, id.as_json());
-    if !more.is_empty() {
-        text.push(b',');
-        text.extend_from_slice(more);
-    }
-    text.extend_from_slice(b"}}}");
-    text
+/// The answer that ends the subscription `id` well, and says what the server is (JSON) where that has to be said.
+pub fn ended(id: &Id, server_info: Option<&str>) -> Vec<u8> {
+    let named = [(meta::SUBSCRIPTION, id.as_json())];
+    let info = server_info.map(|info| (meta::SERVER, info.as_bytes()));
+    let said = answer::object(named.into_iter().chain(info));
+    let result = answer::object([("resultType", &br#""complete""#[..]), ("_meta", &said)]);
+    answer::result(id.as_json(), &result)
 }
 
 /// The notification, as one of the subscription `id`.
@@ -277,17 +272,10 @@ pub fn unlabelled(message: &Message) -> Vec<u8> {
     let Some(named) = named else {
         return message.bytes().to_vec();
     };
-    let mut text = b"{".to_vec();
-    for (name, value) in named
+    let others = named
         .members()
-        .filter(|(name, _)| name != meta::SUBSCRIPTION)
-    {
-        if text.len() > 1 {
-            text.push(b',');
-        }
-        super::input::member(&mut text, &name, value.raw());
-    }
-    text.push(b'}');
+        .filter(|(name, _)| name != meta::SUBSCRIPTION);
+    let text = answer::object(others.map(|(name, value)| (name, value.raw())));
     message.with(&[(named.span(), &text)])
 }
 

@@ -10,11 +10,11 @@ use serde_json::json;
 use crate::{
     json::{Kind, Value},
     mcp::{
-        Call, Era, Id,
+        Call, Era, Id, answer,
+        answer::member,
         bridge::modern_error,
         edit::{Fate, edited},
         input::Question,
-        input::member,
         meta,
         reverse::plain,
     },
@@ -117,16 +117,10 @@ fn detailed(out: &mut Vec<u8>, task: Value<'_>, standing: &Standing<'_>) {
     match standing {
         Standing::Said | Standing::Working => {}
         Standing::Asks(questions) => {
-            let mut all = b"{".to_vec();
-            for question in questions {
-                if all.len() > 1 {
-                    all.push(b',');
-                }
-                member(&mut all, &question.key, &question.as_input());
-            }
-            all.push(b'}');
+            let questions = questions.iter();
+            let questions = questions.map(|question| (&question.key, question.as_input()));
             out.push(b',');
-            member(out, "inputRequests", &all);
+            member(out, "inputRequests", &answer::object(questions));
         }
         Standing::Ended(outcome) => {
             let (name, value) = match outcome {
@@ -143,17 +137,8 @@ fn detailed(out: &mut Vec<u8>, task: Value<'_>, standing: &Standing<'_>) {
 /// The modern answer to what is about tasks, or to a call that its server runs as one alone, for a
 /// client that takes none.
 pub fn missing(id: &Id) -> Vec<u8> {
-    let error = json!({
-        "code": -32021,
-        "message": "this needs tasks, which this client does not take",
-        "data": { "requiredCapabilities": { "extensions": { EXTENSION: {} } } },
-    });
-    let mut text = br#"{"jsonrpc":"2.0","id":"#.to_vec();
-    text.extend_from_slice(id.as_json());
-    text.extend_from_slice(br#","error":"#);
-    text.extend_from_slice(error.to_string().as_bytes());
-    text.push(b'}');
-    text
+    let message = "this needs tasks, which this client does not take";
+    answer::lacking(id, message, json!({ "extensions": { EXTENSION: {} } }))
 }
 
 /// What a task of a legacy server's says of itself, and nothing else: as much as it takes to tell of its end later.

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::{
     json::Value,
-    mcp::{Era, Message, input, reverse::ModernServer, subscription::Wanted, task},
+    mcp::{Era, Message, answer, reverse::ModernServer, subscription::Wanted, task},
     session::{
         Session,
         calls::{Answer, InFlight},
@@ -249,17 +249,10 @@ impl Session {
         let Some(following) = &mut again.task else {
             return false;
         };
+        let names = answers.iter().map(|(key, _)| hashed(key));
+        following.answered.extend(names);
         let mut more = b",".to_vec();
-        let mut responses = b"{".to_vec();
-        for (key, answer) in answers {
-            if responses.len() > 1 {
-                responses.push(b',');
-            }
-            input::member(&mut responses, &key, &answer);
-            following.answered.insert(hashed(&key));
-        }
-        responses.push(b'}');
-        input::member(&mut more, "inputResponses", &responses);
+        answer::member(&mut more, "inputResponses", &answer::object(answers));
         let own = about(server, number, "update", &following.task, &more);
         let said = self.write(own.line());
         following.rest();
@@ -353,7 +346,7 @@ fn about<'a>(
 fn with_meta(server: &ModernServer, more: &[u8]) -> Vec<u8> {
     let mut members = more.to_vec();
     members.push(b',');
-    input::member(&mut members, "_meta", server.own_meta().as_bytes());
+    answer::member(&mut members, "_meta", server.own_meta().as_bytes());
     members
 }
 

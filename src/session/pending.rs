@@ -20,7 +20,7 @@ use crate::{
     child::stdio,
     json::Value,
     mcp::{
-        Call, Id, Message,
+        Call, Id, Message, answer,
         input::{self, Abilities, Need, Question},
         spelled, task,
     },
@@ -243,16 +243,16 @@ impl Session {
         let responses = params.and_then(|params| params.get("inputResponses"));
         let mut written = Ok(());
         questions.retain(|asked| {
-            let answer = responses
+            let given = responses
                 .and_then(|all| all.get(&asked.question.key))
-                .filter(|answer| asked.question.fits(*answer));
-            let Some(answer) = answer.filter(|_| written.is_ok()) else {
+                .filter(|given| asked.question.fits(*given));
+            let Some(given) = given.filter(|_| written.is_ok()) else {
                 return true;
             };
             if asked.id.is_empty() {
                 return false;
             }
-            let line = input::response(&asked.id, answer.raw()).to_vec();
+            let line = answer::result(&asked.id, given.raw());
             written = self.write(stdio::line(line));
             written.is_err()
         });

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::{
     json::Value,
     mcp::{
-        Message, input,
+        Message, answer,
         task::{self, Standing},
     },
     session::{
@@ -200,8 +200,8 @@ impl Session {
         let task = stood.root();
         let meta = server.meta_of(Some(task));
         let text = task::modern(task, "complete", &Standing::Ended(outcome), &meta);
-        let text = input::response(call.id.as_json(), &text);
-        self.tell(state, call, text);
+        let text = answer::result(call.id.as_json(), &text);
+        self.tell(state, call, text.into());
     }
 }
 

@@ -14,9 +14,9 @@ use tokio::time::Instant;
 use crate::{
     json::{Kind, Value},
     mcp::{
-        Call, Id, Message, bridge,
+        Call, Id, Message, answer, bridge,
         input::{self, Question},
-        reverse::{Given, ModernServer, answered_with, refused_with},
+        reverse::{Given, ModernServer},
         spelled, subscription,
     },
     session::{
@@ -124,8 +124,8 @@ impl Session {
         id: &Id,
     ) -> Way {
         let can = |kind: &str| server.capabilities().get(kind).is_some();
-        let none = || Way::Here(refused_with(id, -32601, "Method not found"));
-        let done = || Way::Here(answered_with(id, "{}"));
+        let none = || Way::Here(answer::refused(id, -32601, "Method not found"));
+        let done = || Way::Here(answer::result(id.as_json(), b"{}"));
         match call.method() {
             "ping" => done(),
             "logging/setLevel" if can("logging") => {
@@ -138,7 +138,7 @@ impl Session {
                         state.level = Some(level);
                         done()
                     }
-                    None => Way::Here(refused_with(id, -32602, "no such level")),
+                    None => Way::Here(answer::refused(id, -32602, "no such level")),
                 }
             }
             // It is answered when the child has acknowledged the resource.
@@ -338,14 +338,7 @@ impl Session {
         let Some(again) = call.again.as_deref_mut() else {
             return;
         };
-        let mut responses = b"{".to_vec();
-        for (key, answer) in again.answers() {
-            if responses.len() > 1 {
-                responses.push(b',');
-            }
-            input::member(&mut responses, &key, &answer);
-        }
-        responses.push(b'}');
+        let responses = answer::object(again.answers());
         // Told once: what it answers says what it is to be told next.
         let told = again.state.take();
         let given = Given {

@@ -13,8 +13,7 @@ use crate::{
     auth::Identity,
     json::Value,
     mcp::{
-        Call, Message,
-        reverse::{answered_with, refused_with},
+        Call, Message, answer,
         subscription::{self, MAX_URIS, Uri, Wanted},
     },
     session::{
@@ -314,12 +313,12 @@ impl Session {
     }
 
     fn done(&self, state: &mut State, call: InFlight) {
-        let text = answered_with(&call.id, "{}");
+        let text = answer::result(call.id.as_json(), b"{}");
         self.finish(state, call, None, text.len(), Event::Answer(text.into()));
     }
 
     fn not_told(&self, state: &mut State, call: InFlight) {
-        let text = refused_with(
+        let text = answer::refused(
             &call.id,
             -32602,
             "the server does not tell of this resource",

@@ -301,7 +301,7 @@ impl Session {
         }
         let text = Bytes::from(match self.bridge.get() {
             Some(server) => server.ended(&call.id),
-            None => subscription::ended(&call.id, b""),
+            None => subscription::ended(&call.id, None),
         });
         self.finish(state, call, None, text.len(), Event::Answer(text));
     }

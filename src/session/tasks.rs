@@ -14,12 +14,10 @@ use tracing::warn;
 use crate::{
     json::Value,
     mcp::{
-        Call, Id, Message, Target,
+        Call, Id, Message, Target, answer,
         bridge::LegacyServer,
-        input::{self, Abilities, Question},
-        method,
-        reverse::refused_with,
-        spelled,
+        input::{Abilities, Question},
+        method, spelled,
         subscription::Wanted,
         task::{self, Standing},
         tools::TaskSupport,
@@ -218,10 +216,10 @@ impl Session {
             .and_then(|params| params.get("taskId"))
             .and_then(Value::as_str);
         let Some(known) = task.and_then(|task| state.tasks.known.get_mut(task.as_ref())) else {
-            return Ok(Way::Here(refused_with(id, -32602, "no such task")));
+            return Ok(Way::Here(answer::refused(id, -32602, "no such task")));
         };
         self.give_answers(&mut known.questions, call)?;
-        Ok(Way::Here(done(server, id).to_vec()))
+        Ok(Way::Here(done(server, id)))
     }
 
     /// Tells the client what the child's result says of a task; the call is given back if
@@ -241,7 +239,7 @@ impl Session {
             && error_code(message) == Some("-32602")
         {
             let text = done(server, &call.id);
-            self.tell(state, call, text);
+            self.tell(state, call, text.into());
             return None;
         }
         let result = message.root().get("result");
@@ -281,7 +279,7 @@ impl Session {
             }
             About::Ending { .. } => {
                 let text = done(server, &call.id);
-                self.tell(state, call, text);
+                self.tell(state, call, text.into());
                 return None;
             }
             About::Standing => {
@@ -317,8 +315,8 @@ impl Session {
                 }
             }
         };
-        let text = input::response(call.id.as_json(), &text);
-        self.tell(state, call, text);
+        let text = answer::result(call.id.as_json(), &text);
+        self.tell(state, call, text.into());
         None
     }
 
@@ -393,11 +391,10 @@ fn wants_tasks_it_does_not_take(call: &Call) -> bool {
     !task::is_taken_by(call) && !Wanted::read(call).tasks.is_empty()
 }
 
-fn done(server: &LegacyServer, id: &Id) -> Bytes {
-    let mut result = br#"{"resultType":"complete","_meta":"#.to_vec();
-    result.extend_from_slice(&server.meta_of(None));
-    result.push(b'}');
-    input::response(id.as_json(), &result)
+fn done(server: &LegacyServer, id: &Id) -> Vec<u8> {
+    let meta = server.meta_of(None);
+    let result = answer::object([("resultType", &br#""complete""#[..]), ("_meta", &meta)]);
+    answer::result(id.as_json(), &result)
 }
 
 fn error_code(message: &Message) -> Option<&str> {
