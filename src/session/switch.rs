@@ -24,7 +24,7 @@ use crate::{
         opening::Opening,
         own::OwnMessage,
         room::Room,
-        words::{DONE, NO_METHOD, NO_TASK, TOO_MANY, answer, text_of, unsubscribe},
+        words::{DONE, NO_METHOD, NO_TASK, TOO_MANY, answer, text_of},
     },
 };
 
@@ -163,7 +163,9 @@ impl Switch {
             if !self.is_subscribed(&uri) {
                 // Nobody waits for what it says to that.
                 let number = self.next_number();
-                out.push(Out::ToChild(unsubscribe(number, &uri).into()));
+                let uri = &String::from_utf8_lossy(&uri);
+                let own = OwnMessage::Unsubscribe { number, uri };
+                out.push(Out::ToChild(own.line().into()));
             }
         }
         let asked = self.asked.extract_if(|_, asked| asked.member == member);

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{child::stdio, json::Value};
+use crate::json::Value;
 
 /// The id of the task that an answer says was made.
 pub(super) fn made_task(result: Value<'_>) -> Option<Value<'_>> {
@@ -20,17 +20,6 @@ pub(super) fn answer(id: &[u8], rest: &[u8]) -> Bytes {
     [br#"{"jsonrpc":"2.0","id":"#, id, b",", rest, b"}"]
         .concat()
         .into()
-}
-
-pub(super) fn unsubscribe(number: u64, uri: &[u8]) -> Bytes {
-    let uri = String::from_utf8_lossy(uri);
-    let message = serde_json::json!({
-        "jsonrpc": "2.0",
-        "id": number,
-        "method": "resources/unsubscribe",
-        "params": { "uri": uri },
-    });
-    stdio::line(message.to_string().into_bytes())
 }
 
 pub(super) const DONE: &[u8] = br#""result":{}"#;
