@@ -114,7 +114,7 @@ impl Session {
         id: Id,
         owed: &mut Owed,
     ) -> Result<Exchange, SendError> {
-        let bridged = self.bridge.get().is_some();
+        let bridged = self.legacy_server().is_some();
         let holder = bridged.then(|| seal::holder(identity));
         let mut away = None;
         if let Some(holder) = &holder
@@ -316,7 +316,7 @@ impl Session {
                 if answer != Answer::Neither {
                     self.progresses(&mut state, number, &call, message);
                 }
-                let reversed = self.reversed.get().is_some() && answer == Answer::Result;
+                let reversed = self.modern_server().is_some() && answer == Answer::Result;
                 let call = if reversed {
                     self.asks_for_more(&mut state, number, call, (message, outcome))
                 } else {
@@ -445,15 +445,15 @@ impl Session {
 impl Session {
     /// What becomes of a client's request, which has state.next for its number.
     fn way_of(&self, state: &mut State, call: &Call, id: &Id) -> Result<Way, SendError> {
-        if let Some(server) = self.reversed.get() {
+        if let Some(server) = self.modern_server() {
             return Ok(self.way_to_modern(state, server, call, id));
         }
-        if let Some(server) = self.bridge.get()
+        if let Some(server) = self.legacy_server()
             && let Some(way) = self.way_of_task(state, server, call, id)?
         {
             return Ok(way);
         }
-        Ok(match (self.bridge.get(), call.method()) {
+        Ok(match (self.legacy_server(), call.method()) {
             // A legacy child has said it all already, and knows of no subscription.
             (Some(server), method::DISCOVER) => Way::Here(server.discovered(id)),
             (Some(_), method::LISTEN) => Way::Open,

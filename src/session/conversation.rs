@@ -59,10 +59,8 @@ pub struct Session {
     pub(super) room: Arc<Room>,
     /// What its clients speak.
     pub(super) era: Era,
-    /// Its child, where that speaks less than its clients.
-    pub(super) bridge: OnceLock<Box<LegacyServer>>,
-    /// Its child, where that speaks nothing that its client does.
-    pub(super) reversed: OnceLock<Box<ModernServer>>,
+    /// What stands between, where its child does not speak its clients' era.
+    bridge: OnceLock<Box<Bridge>>,
     /// What the child speaks, where others share it.
     pub(super) spoken: OnceLock<Arc<Spoken>>,
     /// Closes what modern clients carry from round to round.
@@ -82,6 +80,14 @@ pub struct Session {
     pub(super) tools: Known,
     /// Said once when the session must end.
     pub(super) end: Notify,
+}
+
+/// What stands between clients of one era and a child that speaks nothing but the other.
+pub(super) enum Bridge {
+    /// The clients are modern.
+    ToLegacy(LegacyServer),
+    /// The client is legacy.
+    ToModern(ModernServer),
 }
 
 pub(super) struct State {
@@ -167,7 +173,6 @@ impl Session {
             calls,
             era,
             bridge: OnceLock::new(),
-            reversed: OnceLock::new(),
             spoken: OnceLock::new(),
             seal,
             engine,
@@ -236,7 +241,7 @@ impl Session {
     /// Whether a call stays whole while its answer is waited for, as one that a server may have made again. Of any
     /// other what waits is counted as the session's, and nothing is kept.
     pub fn keeps_calls(&self) -> bool {
-        self.reversed.get().is_some()
+        self.modern_server().is_some()
     }
 
     /// Ends the session by its client's wish or the gateway's; its child is given time to leave.
@@ -267,7 +272,7 @@ impl Session {
         let mut state = self.lock()?;
         state.last_used = Instant::now();
         self.await_listener(&mut state, call.method());
-        if call.method() != "notifications/cancelled" && self.reversed.get().is_some() {
+        if call.method() != "notifications/cancelled" && self.modern_server().is_some() {
             drop(state);
             self.heard_initialized(call.method());
             return Ok(());
@@ -317,7 +322,7 @@ impl Session {
                 Err(SendError::NotAsked)
             };
         }
-        if self.reversed.get().is_some() {
+        if self.modern_server().is_some() {
             return self.respond_to_modern(&mut state, call, id);
         }
         // Only then: a client that is told to try again must find its question still there.
@@ -406,9 +411,29 @@ impl Session {
         self.unheard.load(Ordering::Relaxed)
     }
 
-    /// Its child speaks legacy MCP alone: from now on what goes between is translated.
-    pub(super) fn bridged(&self, server: LegacyServer) {
-        let _ = self.bridge.set(Box::new(server));
+    /// From now on what goes between is translated; `false` if it was already.
+    pub(super) fn bridge_by(&self, bridge: Bridge) -> bool {
+        self.bridge.set(Box::new(bridge)).is_ok()
+    }
+
+    pub(super) fn bridge(&self) -> Option<&Bridge> {
+        self.bridge.get().map(|bridge| &**bridge)
+    }
+
+    /// Its child, where that speaks legacy MCP alone and its clients are modern.
+    pub(super) fn legacy_server(&self) -> Option<&LegacyServer> {
+        match self.bridge()? {
+            Bridge::ToLegacy(server) => Some(server),
+            Bridge::ToModern(_) => None,
+        }
+    }
+
+    /// Its child, where that speaks modern MCP alone and its client is legacy.
+    pub(super) fn modern_server(&self) -> Option<&ModernServer> {
+        match self.bridge()? {
+            Bridge::ToModern(server) => Some(server),
+            Bridge::ToLegacy(_) => None,
+        }
     }
 
     /// Its client may come in, under the version that was agreed on.
@@ -426,7 +451,7 @@ impl Session {
 
     /// Whether its child may say several things at once.
     pub(super) fn takes_batches(&self) -> bool {
-        match self.bridge.get() {
+        match self.legacy_server() {
             Some(server) => server.batches(),
             None => self.speaks(version::BATCHES),
         }
@@ -683,7 +708,7 @@ mod tests {
         let discovered = r#"{"jsonrpc":"2.0","id":1,"result":{"supportedVersions":["2026-07-28"],"capabilities":{}}}"#;
         let discovered = Message::parse(discovered.into()).unwrap();
         let server = ModernServer::new(Discovered::read(&discovered).unwrap(), &initialize);
-        assert!(session.reversed.set(Box::new(server)).is_ok());
+        assert!(session.bridge_by(Bridge::ToModern(server)));
         session.open("2025-11-25");
         let asks = call(r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#);
         let id = asks.id().unwrap().clone();

@@ -58,7 +58,7 @@ impl Session {
     ) -> Option<InFlight> {
         let task = (result.get("taskId"), task::id(result));
         let ((Some(task), Some(name)), Some(again)) = (task, call.again.as_deref_mut()) else {
-            if let Some(server) = self.reversed.get() {
+            if let Some(server) = self.modern_server() {
                 self.has_it_ended(state, result, with_meta(server, b""));
             }
             return Some(call);
@@ -79,7 +79,7 @@ impl Session {
 
     /// Has the child say by itself how the tasks stand that calls have become.
     pub(super) fn watch_tasks(&self, state: &mut State) {
-        let Some(server) = self.reversed.get() else {
+        let Some(server) = self.modern_server() else {
             return;
         };
         let following = state.in_flight.values().filter_map(InFlight::following);
@@ -125,7 +125,7 @@ impl Session {
 
     /// Asks the child how tasks stand that it is time to ask for.
     pub(super) fn look_after_tasks(&self, state: &mut State, now: Instant) {
-        let Some(server) = self.reversed.get() else {
+        let Some(server) = self.modern_server() else {
             return;
         };
         let due = |call: &InFlight| {
@@ -160,7 +160,7 @@ impl Session {
 
     /// What a task has come to, if that is what a modern child's answer says.
     pub(super) fn outcome_of_task(&self, answer: Answer, message: &Message) -> Option<TaskOutcome> {
-        let server = self.reversed.get()?;
+        let server = self.modern_server()?;
         // Elsewhere it is what a tool says of itself.
         if answer != Answer::Result || !server.makes_tasks() {
             return None;
@@ -235,7 +235,7 @@ impl Session {
     /// Tells the child what the client has answered; `false` if the call is no task.
     pub(super) fn update_task(&self, state: &mut State, first: u64) -> bool {
         let number = state.next;
-        let (Some(server), Some(call)) = (self.reversed.get(), state.in_flight.get_mut(&first))
+        let (Some(server), Some(call)) = (self.modern_server(), state.in_flight.get_mut(&first))
         else {
             return false;
         };
@@ -277,7 +277,7 @@ impl Session {
         {
             self.watch_tasks(state);
         }
-        let (Some(server), Some(following)) = (self.reversed.get(), call.following()) else {
+        let (Some(server), Some(following)) = (self.modern_server(), call.following()) else {
             return;
         };
         let number = state.next;

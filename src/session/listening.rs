@@ -12,11 +12,15 @@ use tokio::time::{Duration, Instant};
 
 use crate::{
     json::Value,
-    mcp::{Era, Id, Message, bridge, meta, spelled, subscription::ACKNOWLEDGED, task},
+    mcp::{
+        Era, Id, Message, bridge, meta, spelled,
+        subscription::{self, ACKNOWLEDGED},
+        task,
+    },
     session::{
         SendError, Session,
         calls::InFlight,
-        conversation::State,
+        conversation::{Bridge, State},
         exchange::{Event, Failure},
         logs,
         own::OwnMessage,
@@ -223,32 +227,31 @@ impl Session {
 
     /// Gives a notification of the child's to the one stream it is meant for; `false` if nobody hears it.
     pub(super) fn pass_on(&self, message: &Message, method: &str) -> bool {
-        if self.bridge.get().is_some() && is_about_the_server(method) {
-            return self.publish(message, method);
-        }
-        if self.bridge.get().is_some() && method == task::TOLD_BY_LEGACY {
-            return self.task_says(message);
-        }
-        if self.reversed.get().is_some() && method == task::TOLD {
-            return self.followed_says(message);
-        }
-        if self.reversed.get().is_some() && method == ACKNOWLEDGED {
-            self.acknowledged(message);
-            return true;
-        }
-        if self.reversed.get().is_some() {
-            if !self.is_for_legacy(message, method) {
-                // Nobody has asked for it.
-                return true;
+        match self.bridge() {
+            Some(Bridge::ToLegacy(_)) if is_about_the_server(method) => {
+                self.publish(message, method)
             }
-            return match self.heard_from_modern(message, method) {
-                Some(text) => {
-                    Message::parse(text).is_ok_and(|message| self.pass_on_plain(&message, method))
-                }
-                None => true,
-            };
+            Some(Bridge::ToLegacy(_)) if method == task::TOLD_BY_LEGACY => self.task_says(message),
+            Some(Bridge::ToModern(_)) => self.pass_on_from_modern(message, method),
+            _ => self.pass_on_plain(message, method),
         }
-        self.pass_on_plain(message, method)
+    }
+
+    fn pass_on_from_modern(&self, message: &Message, method: &str) -> bool {
+        match method {
+            task::TOLD => return self.followed_says(message),
+            ACKNOWLEDGED => self.acknowledged(message),
+            // It asks by its answers alone (sse-6): there is nothing that it could withdraw.
+            CANCELLED => {}
+            // Nobody has asked for it.
+            _ if !self.is_for_legacy(message, method) => {}
+            _ => {
+                let text = subscription::unlabelled(message).into();
+                return Message::parse(text)
+                    .is_ok_and(|message| self.pass_on_plain(&message, method));
+            }
+        }
+        true
     }
 
     pub(super) fn pass_on_plain(&self, message: &Message, method: &str) -> bool {
@@ -299,7 +302,7 @@ impl Session {
                     .and_then(Value::as_str);
                 let level = level.and_then(|level| bridge::log_level(&level));
                 // A modern child has chosen by itself; a legacy one says everything.
-                logs::hearer(&state, level, self.bridge.get().is_none())
+                logs::hearer(&state, level, self.legacy_server().is_none())
             }
             Era::Modern => None,
             Era::Legacy if method == CANCELLED => params
@@ -339,7 +342,7 @@ impl Session {
     /// Whether its client was asked this, if only once.
     pub(super) fn has_asked(&self, state: &State, id: &Id) -> bool {
         let id = spelled(id.as_json());
-        state.asked.know(&id) || (self.reversed.get().is_some() && reversed::is_past(state, &id))
+        state.asked.know(&id) || (self.modern_server().is_some() && reversed::is_past(state, &id))
     }
 
     /// Forgets a request of the child's that it has itself cancelled.

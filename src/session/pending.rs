@@ -211,7 +211,7 @@ impl Session {
     }
 
     pub(super) fn ask_client(&self, number: u64, call: &mut InFlight) {
-        let (Some(server), Some(input)) = (self.bridge.get(), call.input.as_deref_mut()) else {
+        let (Some(server), Some(input)) = (self.legacy_server(), call.input.as_deref_mut()) else {
             return;
         };
         input.round += 1;

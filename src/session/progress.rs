@@ -89,7 +89,7 @@ impl Session {
             all.0.retain(|told| told.result != Some(number));
             all.ends(result());
         }
-        if call.progress_token.is_none() || self.bridge.get().is_some() {
+        if call.progress_token.is_none() || self.legacy_server().is_some() {
             return;
         }
         let made = result().and_then(|result| result.get("task"));

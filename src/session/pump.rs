@@ -300,10 +300,10 @@ fn request(session: &Session, message: &Message, method: &str, id: Value<'_>) ->
     if method == "ping" {
         return session.say(&OwnMessage::Pong { id: id.raw() });
     }
-    let asked = if session.reversed.get().is_some() || length > MAX_SERVER_ID {
+    let asked = if session.modern_server().is_some() || length > MAX_SERVER_ID {
         // A modern server asks by its answers alone (sse-6). And a question's id is kept until it is answered.
         false
-    } else if session.bridge.get().is_some() {
+    } else if session.legacy_server().is_some() {
         session.question(message, method, id)
     } else {
         session.ask(message.bytes().clone(), Bytes::copy_from_slice(id.raw()))

@@ -124,7 +124,7 @@ impl Session {
     /// A notification of the client's that means something to a modern child: all others do not reach it.
     pub(super) fn heard_initialized(&self, method: &str) {
         if method == "notifications/initialized"
-            && let Some(server) = self.reversed.get()
+            && let Some(server) = self.modern_server()
         {
             self.listen_to_child(&mut self.state(), server);
         }
@@ -203,7 +203,7 @@ impl Session {
     /// Takes what ends request `number`, if that was such a subscription.
     pub(super) fn listening_ended(&self, state: &mut State, number: u64, end: End<'_>) -> bool {
         // No other child was ever asked so.
-        if self.reversed.get().is_none() {
+        if self.modern_server().is_none() {
             return false;
         }
         let now = Instant::now();
@@ -244,7 +244,7 @@ impl Session {
 
     /// Makes those subscriptions again whose time has come.
     pub(super) fn listen_again(&self, state: &mut State, now: Instant) {
-        let Some(server) = self.reversed.get() else {
+        let Some(server) = self.modern_server() else {
             return;
         };
         if state.reversed.listening.is_due(now) {

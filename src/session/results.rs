@@ -193,7 +193,7 @@ impl Session {
         outcome: Option<Result<Value<'_>, Value<'_>>>,
     ) {
         let (Some(server), Ok(stood), Some(outcome)) =
-            (self.bridge.get(), Message::parse(stood.clone()), outcome)
+            (self.legacy_server(), Message::parse(stood.clone()), outcome)
         else {
             return self.fail(state, call, Failure::BadAnswer);
         };

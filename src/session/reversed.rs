@@ -17,7 +17,7 @@ use crate::{
         Call, Id, Message, answer, bridge,
         input::{self, Question},
         reverse::{Given, ModernServer},
-        spelled, subscription,
+        spelled,
     },
     session::{
         SendError, Session,
@@ -155,14 +155,6 @@ impl Session {
         }
     }
 
-    /// The text of a modern child's notification as its client is to have it; `None` if not at all.
-    pub(super) fn heard_from_modern(&self, message: &Message, method: &str) -> Option<Bytes> {
-        match method {
-            "notifications/cancelled" => None,
-            _ => Some(subscription::unlabelled(message).into()),
-        }
-    }
-
     /// Asks the client what a modern child's answer to `call` asks for; the call is given
     /// back where that answer is one, and dropped where it waits or has failed.
     pub(super) fn asks_for_more(
@@ -254,7 +246,7 @@ impl Session {
         number: u64,
         round: u32,
     ) -> Result<Vec<Asked>, Failure> {
-        let server = self.reversed.get().ok_or(Failure::BadAnswer)?;
+        let server = self.modern_server().ok_or(Failure::BadAnswer)?;
         let requests = result.get("inputRequests");
         let mut questions = Vec::new();
         let mut bytes = 0;
@@ -328,7 +320,7 @@ impl Session {
         }
         let number = state.next;
         state.next += 1;
-        let Some(server) = self.reversed.get() else {
+        let Some(server) = self.modern_server() else {
             return;
         };
         let level = level(server, state);
@@ -369,7 +361,7 @@ impl Session {
 impl InFlight {
     /// For a legacy client's call to a modern child.
     pub(super) fn again(session: &Session, call: &Call) -> Option<Box<Again>> {
-        let asks = session.reversed.get().is_some() && input::may_ask(call.method());
+        let asks = session.modern_server().is_some() && input::may_ask(call.method());
         asks.then(|| {
             Box::new(Again {
                 message: ModernServer::outline(call.message()),
@@ -431,8 +423,7 @@ pub(super) fn is_past(state: &State, id: &[u8]) -> bool {
 /// Whether the child was told that it may make tasks.
 fn server_has_tasks(session: &Session) -> bool {
     session
-        .reversed
-        .get()
+        .modern_server()
         .is_some_and(|server| server.makes_tasks())
 }
 

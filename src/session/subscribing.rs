@@ -190,7 +190,7 @@ impl Session {
         if !matches!(method, "resources/subscribe" | "resources/unsubscribe") {
             return Ok(None);
         }
-        let server = self.reversed.get();
+        let server = self.modern_server();
         let waits = server.is_some_and(|server| server.tells_of_resources());
         // Who hears what is only then of interest.
         if !waits && !self.engine.tells_callers_apart() {
@@ -237,7 +237,7 @@ impl Session {
     /// Asks a modern child for the next resource that a call waits for, unless it is being asked for one; or no longer
     /// for one that no call waits for any more.
     pub(super) fn ask_for_next(&self, state: &mut State) {
-        let Some(server) = self.reversed.get() else {
+        let Some(server) = self.modern_server() else {
             return;
         };
         if state.has_ended() {
@@ -348,7 +348,7 @@ impl Session {
 
     /// Tells the client what may have changed while a modern child told nothing, if it is time to.
     pub(super) fn tell_missed(&self, now: Instant) {
-        let Some(server) = self.reversed.get() else {
+        let Some(server) = self.modern_server() else {
             return;
         };
         let mut missed = Wanted::all_of(server.capabilities());

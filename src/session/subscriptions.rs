@@ -106,7 +106,7 @@ impl Session {
         state: &State,
         call: &Call,
     ) -> Result<Option<Box<Subscription>>, SendError> {
-        let server = self.bridge.get();
+        let server = self.legacy_server();
         let Some(server) = server.filter(|_| call.method() == crate::mcp::method::LISTEN) else {
             return Ok(None);
         };
@@ -299,7 +299,7 @@ impl Session {
             subscription.wanted.uris.retain(|uri| taken.contains(uri));
             call.acknowledge();
         }
-        let text = Bytes::from(match self.bridge.get() {
+        let text = Bytes::from(match self.legacy_server() {
             Some(server) => server.ended(&call.id),
             None => subscription::ended(&call.id, None),
         });

@@ -178,7 +178,7 @@ impl Session {
 
     /// What of a task the request is about.
     pub(super) fn about(&self, state: &State, call: &Call) -> Option<About> {
-        self.bridge.get()?;
+        self.legacy_server()?;
         match call.method() {
             "tools/call" if self.support(call).is_some() => {
                 task::is_taken_by(call).then(|| About::Making(Abilities::of(call)))
@@ -199,7 +199,9 @@ impl Session {
         let Target::Tool(name) = call.target() else {
             return None;
         };
-        let makes = self.bridge.get().is_some_and(|server| server.makes_tasks());
+        let makes = self
+            .legacy_server()
+            .is_some_and(|server| server.makes_tasks());
         makes.then(|| self.tools.get(name)?.task).flatten()
     }
 
@@ -231,7 +233,7 @@ impl Session {
         mut call: InFlight,
         message: &Message,
     ) -> Option<InFlight> {
-        let (Some(server), Some(about)) = (self.bridge.get(), call.task) else {
+        let (Some(server), Some(about)) = (self.legacy_server(), call.task) else {
             return Some(call);
         };
         // Where older servers refuse to end what has ended, modern ones do nothing.
@@ -349,7 +351,9 @@ impl Session {
     pub(super) fn end_made_late(&self, state: &mut State, message: &Message) {
         let result = message.root().get("result");
         let task = result.and_then(|result| result.get("task"));
-        let makes = self.bridge.get().is_some_and(|server| server.makes_tasks());
+        let makes = self
+            .legacy_server()
+            .is_some_and(|server| server.makes_tasks());
         let (true, Some(task)) = (makes, task) else {
             return;
         };
