@@ -59,6 +59,12 @@ pub fn related(params: Option<Value<'_>>) -> Option<String> {
     Some(related.get("taskId")?.as_str()?.into_owned())
 }
 
+/// Whether the task has ended with a result or an error, by what it says of itself.
+pub fn has_outcome(task: Value<'_>) -> bool {
+    let status = task.get("status").and_then(Value::as_str);
+    matches!(status.as_deref(), Some("completed" | "failed"))
+}
+
 /// How a task of a legacy server's stands, for a modern client.
 pub enum Standing<'a> {
     /// As the server says.

@@ -39,13 +39,8 @@ pub(super) struct Pending {
     _claim: Option<Claim>,
 }
 
+#[cfg(test)]
 impl Pending {
-    /// One more is told with it.
-    pub(super) fn tell(&mut self, number: u64, stood: Bytes) {
-        self.told.push((number, stood));
-    }
-
-    #[cfg(test)]
     pub(super) fn told(&self) -> usize {
         self.told.len()
     }
@@ -53,7 +48,7 @@ impl Pending {
 
 impl Tasks {
     /// Keeps no answer for calls that have ended before the result came.
-    pub(super) fn forget_who_left(&mut self, name: &str, in_flight: &HashMap<u64, InFlight>) {
+    fn forget_who_left(&mut self, name: &str, in_flight: &HashMap<u64, InFlight>) {
         let asked = self.known.get(name).and_then(|known| known.asked);
         if let Some(pending) = asked.and_then(|asked| self.results.get_mut(&asked)) {
             pending
@@ -67,6 +62,29 @@ impl Session {
     /// How a task stands, to be told with what it has come to; `None` if there is no room for it.
     pub(super) fn stood(&self, task: Value<'_>) -> Option<Bytes> {
         self.room.hold_all(task::outline(task).into())
+    }
+
+    /// Has the call, which asks how a task stands, wait for what that has come to, to be told both together.
+    pub(super) fn wait_for_result(
+        &self,
+        state: &mut State,
+        number: u64,
+        call: InFlight,
+        (name, task): (&str, Value<'_>),
+    ) {
+        let stood = self.stood(task).ok_or(Failure::NoRoom);
+        let asked = stood.and_then(|stood| {
+            let pending = self.ask_result(state, name, false)?;
+            pending.told.push((number, stood));
+            Ok(())
+        });
+        match asked {
+            Ok(()) => {
+                state.in_flight.insert(number, call);
+                state.tasks.forget_who_left(name, &state.in_flight);
+            }
+            Err(failure) => self.fail(state, call, failure),
+        }
     }
 
     /// Asks the child for the result of a task, unless it was asked already. Of a task that

@@ -263,63 +263,63 @@ impl Session {
         };
         let meta = server.meta_of(result);
         let text = match about {
+            About::Ending { .. } => {
+                let text = done(server, &call.id);
+                self.tell(state, call, text.into());
+                return None;
+            }
             About::Making(abilities) => {
                 if !state.tasks.remember(&name, abilities, &self.room) {
                     self.has_it_ended(state, task, Vec::new());
                     self.fail(state, call, Failure::NoRoom);
                     return None;
                 }
-                // What it has asked by now it asks in the task.
-                let input = call.input.as_deref_mut();
-                let asked = input.map(Input::questions).unwrap_or_default();
-                for asked in asked {
-                    if let Err(asked) = state.tasks.takes(&name, asked) {
-                        self.say(&OwnMessage::NobodyThere { id: &asked.id });
-                    }
-                }
+                self.asks_in_task(state, &mut call, &name);
                 task::modern(task, "task", &Standing::Said, &meta)
             }
-            About::Ending { .. } => {
-                let text = done(server, &call.id);
-                self.tell(state, call, text.into());
+            About::Standing if task::has_outcome(task) => {
+                self.wait_for_result(state, number, call, (&name, task));
                 return None;
             }
             About::Standing => {
-                let status = task.get("status").and_then(Value::as_str);
-                match status.as_deref() {
-                    Some("completed" | "failed") => {
-                        let Some(stood) = self.stood(task) else {
-                            self.fail(state, call, Failure::NoRoom);
-                            return None;
-                        };
-                        match self.ask_result(state, &name, false) {
-                            Ok(pending) => {
-                                pending.tell(number, stood);
-                                state.in_flight.insert(number, call);
-                                state.tasks.forget_who_left(&name, &state.in_flight);
-                            }
-                            Err(failure) => self.fail(state, call, failure),
-                        }
-                        return None;
-                    }
-                    Some("input_required") => {
-                        // Or when somebody asks again.
-                        let _ = self.ask_result(state, &name, true);
-                        let known = state.tasks.known.get(name.as_ref());
-                        let standing = known.map_or(Standing::Working, Known::asks);
-                        task::modern(task, "complete", &standing, &meta)
-                    }
-                    // It has asked all the same.
-                    Some("working") if let Some(known) = state.tasks.asking(&name) => {
-                        task::modern(task, "complete", &known.asks(), &meta)
-                    }
-                    _ => task::modern(task, "complete", &Standing::Said, &meta),
-                }
+                let standing = self.standing(state, &name, task);
+                task::modern(task, "complete", &standing, &meta)
             }
         };
         let text = answer::result(call.id.as_json(), &text);
         self.tell(state, call, text.into());
         None
+    }
+
+    /// What the child has asked in the call by now it asks in the task that the call has become.
+    fn asks_in_task(&self, state: &mut State, call: &mut InFlight, name: &str) {
+        let input = call.input.as_deref_mut();
+        for asked in input.map(Input::questions).unwrap_or_default() {
+            if let Err(asked) = state.tasks.takes(name, asked) {
+                self.say(&OwnMessage::NobodyThere { id: &asked.id });
+            }
+        }
+    }
+
+    /// How a task stands that goes on, by what it says of itself and what it has asked.
+    pub(super) fn standing<'a>(
+        &self,
+        state: &'a mut State,
+        name: &str,
+        task: Value<'_>,
+    ) -> Standing<'a> {
+        let status = task.get("status").and_then(Value::as_str);
+        match status.as_deref() {
+            Some("input_required") => {
+                // Its questions come with that. Where there is no room for it now, then when somebody asks again.
+                let _ = self.ask_result(state, name, true);
+                let known = state.tasks.known.get(name);
+                known.map_or(Standing::Working, Known::asks)
+            }
+            // It may have asked all the same.
+            Some("working") => state.tasks.asking(name).map_or(Standing::Said, Known::asks),
+            _ => Standing::Said,
+        }
     }
 
     /// Has the child end a task that it has just made, and that nobody will know of.
