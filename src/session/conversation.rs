@@ -27,7 +27,7 @@ use crate::{
         line::Line,
         listening::{INITIALIZED, Listening},
         load::Places,
-        outbox::{Outbox, Refused},
+        outbox::{MAX_UNWRITTEN, Outbox, Refused, SHORT_QUEUE},
         own::OwnMessage,
         probe::Spoken,
         progress::Progress,
@@ -490,7 +490,7 @@ impl Session {
         let before = self.unwritten.fetch_add(bytes, Ordering::Relaxed);
         let line = if before > 0 && before + bytes > MAX_UNWRITTEN {
             None
-        } else if before + bytes > UNCOUNTED {
+        } else if before + bytes > SHORT_QUEUE {
             // Many children that do not read are many such queues.
             line.kept(|part| self.room.hold_all(part))
         } else {
@@ -521,10 +521,6 @@ impl Session {
 
 /// Requests a child has not yet answered, per session; beyond it, 503.
 const MAX_IN_FLIGHT: usize = 64;
-/// Bytes of lines waiting for a child that does not read; a single longer one still goes.
-const MAX_UNWRITTEN: usize = 8 << 20;
-/// Bytes of those that are not counted as the session's.
-const UNCOUNTED: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -787,7 +783,7 @@ mod tests {
                 )
                 .unwrap();
             let full = (!has_room).then(|| session.room.hold_anyway(vec![0; 64 << 20].into()));
-            let text = "x".repeat(UNCOUNTED);
+            let text = "x".repeat(SHORT_QUEUE);
             let answer = format!(r#"{{"id":1,"result":{{"instructions":"{text}"}}}}"#);
             assert!(pump::take(&session, answer.into()));
             let told = opening.next().await.unwrap();

@@ -481,12 +481,12 @@ fn asked_of(state: &mut State, in_task: bool) -> Option<(u64, &mut Input)> {
 }
 
 /// How long a client may take to come back with what it was asked: people read, think and type.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 /// How long a child's further questions are waited for, to be asked together.
 pub(super) const GATHER: Duration = Duration::from_millis(20);
-/// What one call may ask at once, and its bytes; more is refused to the child.
-const MAX_QUESTIONS: usize = 16;
-const MAX_ASKED_BYTES: usize = 1 << 20;
+/// What one call may ask at once, and its bytes; more is refused to the child. For clients of both eras.
+pub(super) const MAX_QUESTIONS: usize = 16;
+pub(super) const MAX_ASKED_BYTES: usize = 1 << 20;
 /// Calls of a session that wait for their clients; no further one may ask.
 const MAX_WAITING: usize = 16;
 

@@ -5,8 +5,6 @@
 //! a request, and the call is made again with what the client said, as modern
 //! MCP has it (mcp-M1).
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use foldhash::HashMap;
 use tokio::time::Instant;
@@ -27,6 +25,7 @@ use crate::{
         following::{Following, TaskOutcome},
         line::Line,
         listening::OWN,
+        pending::{MAX_ASKED_BYTES, MAX_QUESTIONS, PATIENCE},
         renewing::Ear,
         subscribing::Missed,
     },
@@ -448,18 +447,15 @@ pub(super) fn is_refusal(answer: &Bytes) -> bool {
 
 /// How the ids begin, as JSON, under which a client is asked.
 const OURS: &str = "\"thv-";
-/// How long a client may take to answer: people read, think and type.
-const PATIENCE: Duration = Duration::from_secs(600);
-/// How often one call may ask, and how much at once.
+/// How often one call may ask.
 const MAX_ROUNDS: u32 = 32;
-const MAX_QUESTIONS: usize = 16;
-/// Bytes of those, and of what the server wants to be told with the answers.
-const MAX_ASKED_BYTES: usize = 1 << 20;
 /// Bytes of what a client answers in one round; more is none.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::time::timeout;
 
     use super::*;
