@@ -17,7 +17,7 @@ use crate::{
     aside::{aside, is_large},
     audit::Reason,
     child::{
-        Lends,
+        Lends, Share,
         stdio::{self, Line, Reading, Why},
     },
     json::{Kind, Value},
@@ -97,8 +97,7 @@ pub(super) fn run(
         let mut violations = 0_u64;
         let mut complaints = Complaints::default();
         let mut due = None;
-        // A line that is left out, while it comes.
-        let mut overlong: Option<Box<Suspect>> = None;
+        let mut left_out = LeftOut(None);
         loop {
             // One read may bring thousands: others have their turn between them.
             consume_budget().await;
@@ -136,52 +135,29 @@ pub(super) fn run(
                     kept
                 }
                 Ok(Line::Left { part, ends, why }) if why == Why::NoRoom || hears.bears_all() => {
-                    let begins = overlong.is_none();
-                    let mut suspect = overlong.take().unwrap_or_default();
-                    let share = lines.share();
-                    let read = aside(part.len(), move || {
-                        suspect.read(&part);
-                        drop((part, share));
-                        suspect
-                    });
-                    let mut suspect = read.await;
-                    // Nobody waits for the end of what says at once whose answer it is; what says so last is
-                    // believed when all of it was read.
-                    let begun = suspect.begun().filter(|_| begins);
-                    if let Some(number) = begun.or(suspect.whole().filter(|_| ends)) {
-                        suspect.was_told();
-                        hears.fail_one(
-                            number,
-                            match why {
-                                Why::TooLong => Failure::BadAnswer,
-                                Why::NoRoom => Failure::NoRoom,
-                            },
-                        );
-                    }
-                    if !ends {
-                        overlong = Some(suspect);
-                    } else if why == Why::NoRoom
-                        && let Some(number) = suspect.asked()
-                    {
-                        hears.refuse(number);
-                    }
-                    if !begins {
+                    // Boxed: most children never write such a line.
+                    let read = left_out.read((part, lines.share()), (ends, why), &*hears);
+                    if !Box::pin(read).await {
                         continue;
                     }
-                    if why == Why::NoRoom {
-                        if complaints.may_be_said() {
-                            warn!("there is no room for what the server writes, left out");
+                    match why {
+                        Why::TooLong => {
+                            if complaints.may_be_said() {
+                                warn!(
+                                    limit = reading.longest,
+                                    "the server wrote an endless line, left out"
+                                );
+                            }
+                            false
                         }
-                        // That is not its fault.
-                        continue;
+                        Why::NoRoom => {
+                            if complaints.may_be_said() {
+                                warn!("there is no room for what the server writes, left out");
+                            }
+                            // That is not its fault.
+                            continue;
+                        }
                     }
-                    if complaints.may_be_said() {
-                        warn!(
-                            limit = reading.longest,
-                            "the server wrote an endless line, left out"
-                        );
-                    }
-                    false
                 }
                 Ok(Line::Left { .. }) => {
                     warn!(
@@ -211,6 +187,48 @@ pub(super) fn run(
                 }
             }
         }
+    }
+}
+
+/// A line that is left out, while it comes.
+struct LeftOut(Option<Box<Suspect>>);
+
+impl LeftOut {
+    /// Reads a part of it, which is counted until then, and tells whom it was to answer, as soon as it says that.
+    /// Whether it was the first part.
+    async fn read(
+        &mut self,
+        (part, share): (Bytes, Option<Box<Share>>),
+        (ends, why): (bool, Why),
+        hears: &impl Hears,
+    ) -> bool {
+        let begins = self.0.is_none();
+        let mut suspect = self.0.take().unwrap_or_default();
+        let read = aside(part.len(), move || {
+            suspect.read(&part);
+            drop((part, share));
+            suspect
+        });
+        let mut suspect = read.await;
+        // Nobody waits for the end of what says at once whose answer it is; what says so last is
+        // believed when all of it was read.
+        let begun = suspect.begun().filter(|_| begins);
+        if let Some(number) = begun.or(suspect.whole().filter(|_| ends)) {
+            suspect.was_told();
+            let failure = match why {
+                Why::TooLong => Failure::BadAnswer,
+                Why::NoRoom => Failure::NoRoom,
+            };
+            hears.fail_one(number, failure);
+        }
+        if !ends {
+            self.0 = Some(suspect);
+        } else if why == Why::NoRoom
+            && let Some(number) = suspect.asked()
+        {
+            hears.refuse(number);
+        }
+        begins
     }
 }
 
