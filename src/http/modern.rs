@@ -76,7 +76,7 @@ pub fn parameters_agree(
     call: &Call,
     mirrored: &[Mirrored],
 ) -> Result<(), Refusal> {
-    let arguments = call.params().and_then(|params| params.get("arguments"));
+    let arguments = call.param("arguments");
     for mirrored in mirrored {
         let told = value(headers, mirrored.header.as_str())?;
         match (told, mirrored.value(arguments)) {
@@ -131,9 +131,7 @@ fn same_integer(one: &str, other: &str) -> bool {
 /// method, which is then what is to be said of it.
 fn task(call: &Call) -> Option<Cow<'_, str>> {
     let is_named = call.method().starts_with("tasks/") && method::is_of(Era::Modern, call.method());
-    is_named
-        .then(|| call.params()?.get("taskId")?.as_str())
-        .flatten()
+    is_named.then(|| call.param("taskId")?.as_str()).flatten()
 }
 
 /// A header that may come at most once, as visible text, without spaces around it.

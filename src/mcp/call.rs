@@ -262,6 +262,11 @@ impl Call {
         Some(self.message.at(self.params?))
     }
 
+    /// A member of `params`.
+    pub fn param(&self, name: &str) -> Option<Value<'_>> {
+        self.params()?.get(name)
+    }
+
     /// The `id` member, where there is one.
     pub fn id_value(&self) -> Option<Value<'_>> {
         Some(self.message.at(self.id?))

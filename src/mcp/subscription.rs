@@ -104,7 +104,7 @@ impl fmt::Debug for Uri {
 impl Wanted {
     /// What the request `subscriptions/listen` asks for.
     pub fn read(call: &Call) -> Self {
-        let wanted = call.params().and_then(|params| params.get("notifications"));
+        let wanted = call.param("notifications");
         let wants = |name| {
             let wants = wanted.and_then(|wanted| wanted.get(name));
             wants.and_then(Value::as_bool) == Some(true)

@@ -474,9 +474,7 @@ pub(super) enum Way {
 
 /// Whether the request answers what an earlier one was asked.
 fn goes_on(call: &Call) -> bool {
-    call.params().is_some_and(|params| {
-        params.get("requestState").is_some() || params.get("inputResponses").is_some()
-    })
+    call.param("requestState").is_some() || call.param("inputResponses").is_some()
 }
 
 /// What a child's answer holds.

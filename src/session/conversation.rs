@@ -280,7 +280,7 @@ impl Session {
         if call.method() != "notifications/cancelled" {
             return self.write(Line::of(call.message(), &[]));
         }
-        let Some(named) = call.params().and_then(|params| params.get("requestId")) else {
+        let Some(named) = call.param("requestId") else {
             return Ok(());
         };
         let number = state

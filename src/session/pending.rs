@@ -125,9 +125,7 @@ impl Input {
 
     /// Whether the call says that its user has been everywhere.
     pub(super) fn has_been_away(&self, call: &Call) -> bool {
-        let given = call
-            .params()
-            .and_then(|params| params.get("inputResponses"));
+        let given = call.param("inputResponses");
         let went = |asked: &Asked| {
             let action = given?.get(&asked.question.key)?.get("action")?.as_str()?;
             (action == "accept").then_some(())
@@ -239,8 +237,7 @@ impl Session {
         questions: &mut Vec<Asked>,
         call: &Call,
     ) -> Result<(), SendError> {
-        let params = call.params();
-        let responses = params.and_then(|params| params.get("inputResponses"));
+        let responses = call.param("inputResponses");
         let mut written = Ok(());
         questions.retain(|asked| {
             let given = responses

@@ -181,9 +181,7 @@ pub(super) async fn for_legacy(session: &Arc<Session>, initialize: Bytes) -> Opt
     let read = move || Call::read(initialize, false);
     let initialize = aside(size, read).await.ok()?;
     let server = ModernServer::new(said, &initialize);
-    let wanted = initialize
-        .params()
-        .and_then(|params| params.get("protocolVersion"));
+    let wanted = initialize.param("protocolVersion");
     let wanted = wanted.and_then(Value::as_str).unwrap_or_default();
     let version = version::LEGACY.iter().find(|version| **version == wanted);
     let text = server.initialized(initialize.id()?, version.unwrap_or(&version::LEGACY[0]));

@@ -194,8 +194,8 @@ pub(super) fn run(
 struct LeftOut(Option<Box<Suspect>>);
 
 impl LeftOut {
-    /// Reads a part of it, which is counted until then, and tells whom it was to answer, as soon as it says that.
-    /// Whether it was the first part.
+    /// Reads the next part of it, and fails the request that it was to answer as soon as that is known. Whether
+    /// this part was the first.
     async fn read(
         &mut self,
         (part, share): (Bytes, Option<Box<Share>>),

@@ -128,7 +128,7 @@ impl Session {
         match call.method() {
             "ping" => done(),
             "logging/setLevel" if can("logging") => {
-                let level = call.params().and_then(|params| params.get("level"));
+                let level = call.param("level");
                 match level
                     .and_then(Value::as_str)
                     .and_then(|level| bridge::log_level(&level))

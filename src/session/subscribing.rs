@@ -196,8 +196,10 @@ impl Session {
         if !waits && !self.engine.tells_callers_apart() {
             return Ok(None);
         }
-        let uri = call.params().and_then(|params| params.get("uri"));
-        let uri = uri.and_then(Value::as_str).unwrap_or_default();
+        let uri = call
+            .param("uri")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         if method == "resources/unsubscribe" {
             // Also to what it has not subscribed to yet.
             while let Some(waiting) = state.waiting(|waits| *waits == *uri)

@@ -185,8 +185,7 @@ impl Session {
             }
             "tasks/get" => Some(About::Standing),
             "tasks/cancel" => {
-                let task = call.params().and_then(|params| params.get("taskId"));
-                let task = task.and_then(Value::as_str);
+                let task = call.param("taskId").and_then(Value::as_str);
                 let is_known = task.is_some_and(|it| state.tasks.known.contains_key(it.as_ref()));
                 Some(About::Ending { is_known })
             }
@@ -213,10 +212,7 @@ impl Session {
         call: &Call,
         id: &Id,
     ) -> Result<Way, SendError> {
-        let params = call.params();
-        let task = params
-            .and_then(|params| params.get("taskId"))
-            .and_then(Value::as_str);
+        let task = call.param("taskId").and_then(Value::as_str);
         let Some(known) = task.and_then(|task| state.tasks.known.get_mut(task.as_ref())) else {
             return Ok(Way::Here(answer::refused(id, -32602, "no such task")));
         };
