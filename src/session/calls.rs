@@ -60,7 +60,7 @@ pub(super) struct InFlight {
     pub(super) opens: bool,
     /// What a legacy child may ask a modern client in it.
     pub(super) input: Option<Box<Input>>,
-    /// What of a legacy child's task a modern client's request is about.
+    /// What a modern client's request has to do with a legacy child's task.
     pub(super) task: Option<About>,
     /// Its place among all calls, given back with it; the gateway's own have none.
     pub(super) place: Option<Place>,
@@ -443,7 +443,7 @@ impl Session {
 }
 
 impl Session {
-    /// What becomes of a client's request, which has state.next for its number.
+    /// Whether a client's request goes to the child, under the number `state.next`, or is answered here.
     fn way_of(&self, state: &mut State, call: &Call, id: &Id) -> Result<Way, SendError> {
         if let Some(server) = self.modern_server() {
             return Ok(self.way_to_modern(state, server, call, id));

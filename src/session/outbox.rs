@@ -70,7 +70,7 @@ impl Outbox {
         self.put(line.into(), (ENDS, MAX_ENDS))
     }
 
-    /// Puts it in, `beyond` what else may wait by so many lines and bytes.
+    /// Puts it in; where the queue is full, still if no more than so many lines and bytes wait `beyond` what may.
     fn put(&self, line: Line, beyond: (usize, usize)) -> Result<(), Refused> {
         let mut state = self.0.state();
         if state.closed {

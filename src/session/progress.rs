@@ -51,7 +51,7 @@ impl Progress {
         }
     }
 
-    /// Forgets the task, if it has ended by that.
+    /// Forgets the task that this is said of, if it says that the task has ended.
     pub(super) fn ends(&mut self, standing: Option<Value<'_>>) {
         if self.0.is_empty() {
             return;

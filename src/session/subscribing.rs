@@ -167,7 +167,7 @@ impl State {
         Some((call, subscribes))
     }
 
-    /// The eldest call that waits for a resource of which that is so.
+    /// The eldest call that waits for such a resource.
     fn waiting(&self, is_so: impl Fn(&str) -> bool) -> Option<u64> {
         let waits = |call: &InFlight| {
             let subscribes = call.subscribes.as_deref();

@@ -58,7 +58,7 @@ pub(super) struct Known {
     _claim: Claim,
 }
 
-/// What of a task a modern client's request is about.
+/// What a modern client's request has to do with a task.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum About {
     /// Perhaps it makes one.
@@ -176,7 +176,7 @@ impl Session {
         })
     }
 
-    /// What of a task the request is about.
+    /// What the request has to do with a task, if anything.
     pub(super) fn about(&self, state: &State, call: &Call) -> Option<About> {
         self.legacy_server()?;
         match call.method() {
