@@ -19,9 +19,10 @@ use crate::{
     audit::{self, Audit, Owed},
     auth::{Identity, PrincipalKey},
     authz::{Engine, Permit},
-    mcp::{Call, Era, Id, Shape, bridge::LegacyServer, reverse::ModernServer, spelled, version},
+    mcp::{Call, Era, Id, Shape, spelled, version},
     session::{
         SendError, Sent,
+        bridge::Bridge,
         calls::{InFlight, OutcomeOwed},
         exchange::Failure,
         line::Line,
@@ -60,7 +61,7 @@ pub struct Session {
     /// What its clients speak.
     pub(super) era: Era,
     /// What stands between, where its child does not speak its clients' era.
-    bridge: OnceLock<Box<Bridge>>,
+    pub(super) bridge: OnceLock<Box<Bridge>>,
     /// What the child speaks, where others share it.
     pub(super) spoken: OnceLock<Arc<Spoken>>,
     /// Closes what modern clients carry from round to round.
@@ -80,14 +81,6 @@ pub struct Session {
     pub(super) tools: Known,
     /// Said once when the session must end.
     pub(super) end: Notify,
-}
-
-/// What stands between clients of one era and a child that speaks nothing but the other.
-pub(super) enum Bridge {
-    /// The clients are modern.
-    ToLegacy(LegacyServer),
-    /// The client is legacy.
-    ToModern(ModernServer),
 }
 
 pub(super) struct State {
@@ -411,31 +404,6 @@ impl Session {
         self.unheard.load(Ordering::Relaxed)
     }
 
-    /// From now on what goes between is translated; `false` if it was already.
-    pub(super) fn bridge_by(&self, bridge: Bridge) -> bool {
-        self.bridge.set(Box::new(bridge)).is_ok()
-    }
-
-    pub(super) fn bridge(&self) -> Option<&Bridge> {
-        self.bridge.get().map(|bridge| &**bridge)
-    }
-
-    /// Its child, where that speaks legacy MCP alone and its clients are modern.
-    pub(super) fn legacy_server(&self) -> Option<&LegacyServer> {
-        match self.bridge()? {
-            Bridge::ToLegacy(server) => Some(server),
-            Bridge::ToModern(_) => None,
-        }
-    }
-
-    /// Its child, where that speaks modern MCP alone and its client is legacy.
-    pub(super) fn modern_server(&self) -> Option<&ModernServer> {
-        match self.bridge()? {
-            Bridge::ToModern(server) => Some(server),
-            Bridge::ToLegacy(_) => None,
-        }
-    }
-
     /// Its client may come in, under the version that was agreed on.
     pub(super) fn open(&self, version: &str) {
         let mut state = self.state();
@@ -531,7 +499,10 @@ mod tests {
     use crate::{
         audit::RequestId,
         auth::Identity,
-        mcp::{Message, reverse::Discovered},
+        mcp::{
+            Message,
+            reverse::{Discovered, ModernServer},
+        },
         session::{Exchange, Late, exchange::Event, outbox::Lines, pump, room::Rooms, testing},
     };
 

@@ -19,8 +19,9 @@ use crate::{
     },
     session::{
         SendError, Session,
+        bridge::Bridge,
         calls::InFlight,
-        conversation::{Bridge, State},
+        conversation::State,
         exchange::{Event, Failure},
         logs,
         own::OwnMessage,

@@ -42,6 +42,7 @@ mod switch;
 mod words;
 
 // Which era the child speaks, if it is not its clients'.
+mod bridge;
 mod probe;
 
 // Modern clients, legacy child: calls that wait for input, tasks, subscriptions, log messages.

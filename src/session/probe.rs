@@ -23,7 +23,7 @@ use crate::{
     },
     session::{
         Sent, Session,
-        conversation::Bridge,
+        bridge::Bridge,
         exchange::Failure,
         own::OwnMessage,
         table::{OpenError, answer_of},

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Exchange, Seal, Session,
-    conversation::Bridge,
+    bridge::Bridge,
     load::Places,
     outbox::{Lines, outbox},
     room::Rooms,
