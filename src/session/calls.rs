@@ -21,15 +21,19 @@ use crate::{
         load::Place,
         logs::Logs,
         own::OwnMessage,
-        pending::{self, Input},
+        pending::{
+            self, Input,
+            seal::{self, Binding, StateError},
+            visits::Away,
+        },
         reversed::Again,
         rewrite::{progress_token, renumbered},
-        seal::{self, Binding, StateError},
         stream::{Exchange, Stream, Style},
-        subscribing::{End, Subscribes},
-        subscriptions::Subscription,
+        subscriptions::{
+            Subscription,
+            subscribing::{End, Subscribes},
+        },
         tasks::About,
-        visits::Away,
     },
 };
 

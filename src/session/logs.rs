@@ -8,7 +8,8 @@ use std::sync::Arc;
 use crate::{
     mcp::{Call, bridge, meta},
     session::{
-        SendError, Session, conversation::State, own::OwnMessage, seal::Binding, stream::Stream,
+        SendError, Session, conversation::State, own::OwnMessage, pending::seal::Binding,
+        stream::Stream,
     },
 };
 

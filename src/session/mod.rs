@@ -21,45 +21,29 @@ mod outbox;
 mod own;
 mod rewrite;
 
-// What the child says on its way to clients: answers, its own messages and questions, streams, memory.
+// What the child says on its way to clients: answers, its own messages, streams, memory.
 mod blame;
 mod exchange;
-mod hearing;
 mod listening;
-mod progress;
+mod logs;
 mod pump;
-mod questions;
 mod room;
 mod stream;
 mod tools;
 mod wording;
 
-// One child for several sessions: `shared` does, `switch` (towards the child) and `heard` (back) decide.
-mod heard;
-mod opening;
+// One child for several sessions.
 mod shared;
-mod switch;
-mod words;
 
 // Which era the child speaks, if it is not its clients'.
 mod bridge;
 mod probe;
+mod reversed;
 
-// Modern clients, legacy child: calls that wait for input, tasks, subscriptions, log messages.
-mod logs;
+// What differs most between the eras: calls that wait for input, tasks, subscriptions.
 mod pending;
-mod results;
-mod seal;
 mod subscriptions;
 mod tasks;
-mod visits;
-mod watching;
-
-// A legacy client, modern child: calls made again, tasks that are waited for, subscriptions.
-mod following;
-mod renewing;
-mod reversed;
-mod subscribing;
 
 #[cfg(test)]
 mod faithful;
@@ -69,8 +53,8 @@ mod testing;
 pub use conversation::Session;
 pub use exchange::{Event, Failure, Finish};
 pub use listening::{NoStream, Resumed};
+pub use pending::seal::{Seal, StateError};
 pub use room::UNCOUNTED;
-pub use seal::{Seal, StateError};
 pub use sent::{SendError, Sent};
 pub use stream::{Exchange, Late, Style};
 pub use table::{NoSession, OpenError, Sessions, Setup};

@@ -22,12 +22,11 @@ use crate::{
         calls::{InFlight, OutcomeOwed, Way},
         conversation::State,
         exchange::{Event, Failure},
-        following::{Following, TaskOutcome},
         line::Line,
         listening::OWN,
         pending::{MAX_ASKED_BYTES, MAX_QUESTIONS, PATIENCE},
-        renewing::Ear,
-        subscribing::Missed,
+        subscriptions::{renewing::Ear, subscribing::Missed},
+        tasks::following::{Following, TaskOutcome},
     },
 };
 

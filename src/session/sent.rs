@@ -1,6 +1,6 @@
 //! What became of a message that was to enter a session.
 
-use crate::session::{load::Over, seal::StateError, stream::Exchange};
+use crate::session::{load::Over, pending::seal::StateError, stream::Exchange};
 
 /// What became of a message that was sent.
 pub enum Sent {

@@ -12,7 +12,7 @@ use crate::{
 
 /// How far it is.
 #[derive(Default)]
-pub(super) struct Opening {
+pub(in crate::session) struct Opening {
     kept: Option<Kept>,
     /// Asked, and who waits: member, its own number, its version if that is served.
     waiting: Option<Vec<(u64, u64, Option<&'static str>)>>,
@@ -30,47 +30,47 @@ struct Kept {
 
 impl Opening {
     /// The answer for whoever asks now, if it is known.
-    pub(super) fn answer(&self, own: u64, asked: &str) -> Option<Bytes> {
+    pub(in crate::session) fn answer(&self, own: u64, asked: &str) -> Option<Bytes> {
         self.kept.as_ref()?.told(own, version::legacy(asked))
     }
 
     /// Whether the child has agreed on this version.
-    pub(super) fn speaks(&self, version: &str) -> bool {
+    pub(in crate::session) fn speaks(&self, version: &str) -> bool {
         self.kept
             .as_ref()
             .is_some_and(|kept| kept.version == Some(version))
     }
 
     /// Whether the child was asked already. Notes who waits either way.
-    pub(super) fn wait(&mut self, member: u64, own: u64, asked: &str) -> bool {
+    pub(in crate::session) fn wait(&mut self, member: u64, own: u64, asked: &str) -> bool {
         let was_asked = self.waiting.is_some();
         let waiting = self.waiting.get_or_insert_default();
         waiting.push((member, own, version::legacy(asked)));
         was_asked
     }
 
-    pub(super) fn forget(&mut self, member: u64) {
+    pub(in crate::session) fn forget(&mut self, member: u64) {
         if let Some(waiting) = &mut self.waiting {
             waiting.retain(|(waits, ..)| *waits != member);
         }
     }
 
     /// The child will not answer: who waited, by their own numbers.
-    pub(super) fn failed(&mut self) -> Vec<(u64, u64)> {
+    pub(in crate::session) fn failed(&mut self) -> Vec<(u64, u64)> {
         let waited = self.waiting.take().unwrap_or_default();
         let names = |(member, own, _)| (member, own);
         waited.into_iter().map(names).collect()
     }
 
     /// Who waits first.
-    pub(super) fn first(&self) -> Option<u64> {
+    pub(in crate::session) fn first(&self) -> Option<u64> {
         let (member, ..) = self.waiting.as_ref()?.first()?;
         Some(*member)
     }
 
     /// The child has answered: what those are told that wait. A refusal is kept for none but them, a result for as long
     /// as the child lives, as what `keep` makes of it.
-    pub(super) fn opened(
+    pub(in crate::session) fn opened(
         &mut self,
         message: &Message,
         everybody: bool,

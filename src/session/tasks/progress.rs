@@ -17,30 +17,30 @@ use crate::{
 
 /// The tasks of a session whose progress its client wants to hear.
 #[derive(Default)]
-pub(super) struct Progress(Vec<Told>);
+pub(in crate::session) struct Progress(Vec<Told>);
 
 /// One of them.
-pub(super) struct Told {
+pub(in crate::session) struct Told {
     /// The number of the call that has become it: the token that the child has.
     number: u64,
     /// The client's own, as JSON.
-    pub(super) token: Bytes,
+    pub(in crate::session) token: Bytes,
     task: String,
     /// The task is kept no longer.
     until: Option<Instant>,
     /// The request for its result.
-    pub(super) result: Option<u64>,
+    pub(in crate::session) result: Option<u64>,
 }
 
 impl Progress {
     /// The task whose progress is told under that token of the child's.
-    pub(super) fn of(&self, token: Value<'_>) -> Option<&Told> {
+    pub(in crate::session) fn of(&self, token: Value<'_>) -> Option<&Told> {
         let number = token.as_u64()?;
         self.0.iter().find(|told| told.number == number)
     }
 
     /// Notes who waits for the result of one of these.
-    pub(super) fn waits(&mut self, call: &Call, number: u64) {
+    pub(in crate::session) fn waits(&mut self, call: &Call, number: u64) {
         if self.0.is_empty() || call.method() != "tasks/result" {
             return;
         }
@@ -52,7 +52,7 @@ impl Progress {
     }
 
     /// Forgets the task that this is said of, if it says that the task has ended.
-    pub(super) fn ends(&mut self, standing: Option<Value<'_>>) {
+    pub(in crate::session) fn ends(&mut self, standing: Option<Value<'_>>) {
         if self.0.is_empty() {
             return;
         }
@@ -67,7 +67,7 @@ impl Progress {
         }
     }
 
-    pub(super) fn sweep(&mut self, now: Instant) {
+    pub(in crate::session) fn sweep(&mut self, now: Instant) {
         self.0
             .retain(|told| told.until.is_none_or(|until| until > now));
     }
@@ -75,7 +75,7 @@ impl Progress {
 
 impl Session {
     /// Notes what the child's answer to that call says of a task.
-    pub(super) fn progresses(
+    pub(in crate::session) fn progresses(
         &self,
         state: &mut State,
         number: u64,

@@ -31,20 +31,20 @@ pub struct Seal {
 
 /// What a state says.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct Ticket {
+pub(in crate::session) struct Ticket {
     /// The id of the session, which has had one child only.
-    pub(super) session: String,
+    pub(in crate::session) session: String,
     /// The number of the call that waits there, and how often it has asked.
-    pub(super) number: u64,
-    pub(super) round: u64,
+    pub(in crate::session) number: u64,
+    pub(in crate::session) round: u64,
     /// Unix time in seconds.
-    pub(super) expires: u64,
+    pub(in crate::session) expires: u64,
     /// For whom and for which call it was given.
-    pub(super) binding: Binding,
+    pub(in crate::session) binding: Binding,
 }
 
 /// SHA-256 of a principal, a method and its parameters.
-pub(super) type Binding = [u8; 32];
+pub(in crate::session) type Binding = [u8; 32];
 
 /// Why a call does not go on from the state that it brings.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -100,17 +100,17 @@ impl Seal {
         }
     }
 
-    pub(super) fn now(&self) -> u64 {
+    pub(in crate::session) fn now(&self) -> u64 {
         self.clock.now()
     }
 
     /// Whether the state says that it is this gateway's: another's may be the business of
     /// whatever stands behind this one.
-    pub(super) fn is_named_in(&self, state: &str) -> bool {
+    pub(in crate::session) fn is_named_in(&self, state: &str) -> bool {
         state.starts_with(&self.prefix)
     }
 
-    pub(super) fn seal(&self, ticket: &Ticket) -> String {
+    pub(in crate::session) fn seal(&self, ticket: &Ticket) -> String {
         let mut text = Vec::with_capacity(SESSION + 3 * 8 + 32 + 16);
         text.extend_from_slice(ticket.session.as_bytes());
         for number in [ticket.number, ticket.round, ticket.expires] {
@@ -126,7 +126,7 @@ impl Seal {
     }
 
     /// What the state says, if it is this gateway's and still good.
-    pub(super) fn open(&self, state: &str) -> Result<Ticket, StateError> {
+    pub(in crate::session) fn open(&self, state: &str) -> Result<Ticket, StateError> {
         let sealed = state
             .strip_prefix(&self.prefix)
             .filter(|sealed| sealed.len() <= MAX_STATE)
@@ -167,13 +167,13 @@ impl Ticket {
 }
 
 /// The state that the call brings, if a gateway has made it: a server's own is none of ours.
-pub(super) fn brought(call: &Call) -> Option<String> {
+pub(in crate::session) fn brought(call: &Call) -> Option<String> {
     let state = call.param("requestState")?.as_str()?;
     state.starts_with(PREFIX).then(|| state.into_owned())
 }
 
 /// Who calls, and through which client.
-pub(super) fn holder(identity: &Identity) -> Binding {
+pub(in crate::session) fn holder(identity: &Identity) -> Binding {
     let mut context = digest::Context::new(&digest::SHA256);
     context.update(identity.principal_key().to_string().as_bytes());
     if let Some(client) = identity.client() {
@@ -185,7 +185,7 @@ pub(super) fn holder(identity: &Identity) -> Binding {
 
 /// The caller and the call, without what differs from round to round. In whatever order
 /// a client writes members, it is the same call.
-pub(super) fn binding(holder: &Binding, call: &Call) -> Binding {
+pub(in crate::session) fn binding(holder: &Binding, call: &Call) -> Binding {
     let mut context = digest::Context::new(&digest::SHA256);
     context.update(holder);
     context.update(call.method().as_bytes());

@@ -11,7 +11,7 @@ use crate::{auth::Identity, json::Value, mcp::Message, session::Session};
 
 impl Session {
     /// Whether any of those who hear of a resource, or else the session's owner, may hear what the message says.
-    pub(super) fn may_hear(
+    pub(in crate::session) fn may_hear(
         &self,
         hearers: impl FnOnce(&str) -> Vec<Arc<Identity>>,
         message: &Message,
@@ -36,4 +36,4 @@ impl Session {
 }
 
 /// The notification that a resource has changed.
-pub(super) const UPDATED: &str = "notifications/resources/updated";
+pub(in crate::session) const UPDATED: &str = "notifications/resources/updated";

@@ -5,6 +5,10 @@
 //! one's name. A subscription is acknowledged when the child has said which of its
 //! resources it tells of, and with those alone; what it tells earlier waits (mcp-T28).
 
+pub(super) mod hearing;
+pub(super) mod renewing;
+pub(super) mod subscribing;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,

@@ -6,6 +6,10 @@
 //! names it. A call is never made a second time: what does not find its call
 //! waiting is refused.
 
+pub(super) mod questions;
+pub(super) mod seal;
+pub(super) mod visits;
+
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -31,9 +35,9 @@ use crate::{
         exchange::{Event, Failure},
         logs::Logs,
         own::OwnMessage,
+        pending::seal::{Binding, StateError, Ticket},
         rewrite::progress_token,
         room::Kept,
-        seal::{self, Binding, StateError, Ticket},
         stream::{Exchange, Stream, Style},
         tasks::About,
     },

@@ -4,6 +4,11 @@
 //! between. The child ends with the last of its sessions, and all of them with
 //! it. Made by `table`; a message reaches it only through a session.
 
+pub(super) mod heard;
+pub(super) mod opening;
+pub(super) mod switch;
+pub(super) mod words;
+
 use std::{
     collections::HashMap,
     sync::{
@@ -33,7 +38,7 @@ use crate::{
         probe::Spoken,
         pump::{self, Hears},
         room::{Claim, Room},
-        switch::{Out, Switch},
+        shared::switch::{Out, Switch},
     },
 };
 

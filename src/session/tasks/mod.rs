@@ -5,6 +5,11 @@
 //! whom the child belongs to: another's tasks are another child's, and unknown here. What they
 //! have come to is in `results`, who subscribes to them in `watching`.
 
+pub(super) mod following;
+pub(super) mod progress;
+pub(super) mod results;
+pub(super) mod watching;
+
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
@@ -29,10 +34,12 @@ use crate::{
         exchange::{Event, Failure},
         own::OwnMessage,
         pending::{Asked, Input},
-        results::Pending,
         rewrite::as_task,
         room::{Claim, Room},
-        watching::{Look, Watched},
+        tasks::{
+            results::Pending,
+            watching::{Look, Watched},
+        },
     },
 };
 

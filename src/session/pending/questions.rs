@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 /// The questions of one session, the oldest first.
 #[derive(Default)]
-pub(super) struct Questions(Vec<Question>);
+pub(in crate::session) struct Questions(Vec<Question>);
 
 struct Question {
     /// As JSON, in the one spelling.
@@ -20,7 +20,7 @@ struct Question {
 }
 
 impl Questions {
-    pub(super) fn ask(&mut self, id: Bytes, on: u64) {
+    pub(in crate::session) fn ask(&mut self, id: Bytes, on: u64) {
         // A server that uses an id again means this one.
         self.0.retain(|question| question.id != id);
         let waits = true;
@@ -28,29 +28,29 @@ impl Questions {
     }
 
     /// Whether its client may answer this.
-    pub(super) fn wait_for(&self, id: &[u8]) -> bool {
+    pub(in crate::session) fn wait_for(&self, id: &[u8]) -> bool {
         self.find(id).is_some_and(|question| question.waits)
     }
 
     /// Whether its client was asked this, also if it was withdrawn or answered; of those the latest are known.
-    pub(super) fn know(&self, id: &[u8]) -> bool {
+    pub(in crate::session) fn know(&self, id: &[u8]) -> bool {
         self.find(id).is_some()
     }
 
     /// The stream on which this was asked.
-    pub(super) fn stream_of(&self, id: &[u8]) -> Option<u64> {
+    pub(in crate::session) fn stream_of(&self, id: &[u8]) -> Option<u64> {
         Some(self.find(id)?.on)
     }
 
     /// Whether any waits on that stream.
-    pub(super) fn waits_on(&self, on: u64) -> bool {
+    pub(in crate::session) fn waits_on(&self, on: u64) -> bool {
         self.0
             .iter()
             .any(|question| question.waits && question.on == on)
     }
 
     /// It waits no more, but is known for a while.
-    pub(super) fn close(&mut self, id: &[u8]) {
+    pub(in crate::session) fn close(&mut self, id: &[u8]) {
         let closes = |question: &mut Question| {
             let is_it = question.waits && *question.id == *id;
             if is_it {
@@ -64,14 +64,14 @@ impl Questions {
     }
 
     /// Forgets a question altogether; the stream on which it waits for its answer.
-    pub(super) fn remove(&mut self, id: &[u8]) -> Option<u64> {
+    pub(in crate::session) fn remove(&mut self, id: &[u8]) -> Option<u64> {
         let at = self.0.iter().position(|question| *question.id == *id)?;
         let question = self.0.remove(at);
         question.waits.then_some(question.on)
     }
 
     /// Closes the oldest of those that wait, if there is no room for one more.
-    pub(super) fn make_room(&mut self) -> Option<(Bytes, u64)> {
+    pub(in crate::session) fn make_room(&mut self) -> Option<(Bytes, u64)> {
         if self.0.iter().filter(|question| question.waits).count() < MAX_WAITING {
             return None;
         }
@@ -83,7 +83,7 @@ impl Questions {
     }
 
     /// Closes all that wait on that stream.
-    pub(super) fn close_all(&mut self, on: u64) -> Vec<Bytes> {
+    pub(in crate::session) fn close_all(&mut self, on: u64) -> Vec<Bytes> {
         let all = self.0.iter_mut();
         let these = all.filter(|question| question.waits && question.on == on);
         let closed = these.map(|question| {

@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// What is to be known of a task that somebody subscribes to.
-pub(super) struct Watched {
+pub(in crate::session) struct Watched {
     /// When the child is asked next how it stands; never while it is being asked.
     due: Option<Instant>,
     every: Duration,
@@ -44,7 +44,7 @@ pub(super) struct Watched {
 }
 
 /// A question to the child how a task stands.
-pub(super) struct Look {
+pub(in crate::session) struct Look {
     task: Arc<str>,
     deadline: Instant,
 }
@@ -63,19 +63,19 @@ impl Default for Watched {
 
 impl Watched {
     /// One more subscription wants to hear of it.
-    pub(super) fn begin(&mut self) {
+    pub(in crate::session) fn begin(&mut self) {
         self.is_wanted = true;
         self.look_now();
     }
 
     /// Something has changed, or may have.
-    pub(super) fn look_now(&mut self) {
+    pub(in crate::session) fn look_now(&mut self) {
         if self.is_wanted {
             self.due = Some(Instant::now());
         }
     }
 
-    pub(super) fn look_later(&mut self, now: Instant) {
+    pub(in crate::session) fn look_later(&mut self, now: Instant) {
         if self.is_wanted {
             self.due = Some(now + self.every);
         }
@@ -101,7 +101,7 @@ impl Tasks {
 
 impl Session {
     /// Asks the child how tasks stand that somebody subscribes to and that it is time to ask for.
-    pub(super) fn look_at_watched(&self, state: &mut State, now: Instant) {
+    pub(in crate::session) fn look_at_watched(&self, state: &mut State, now: Instant) {
         let overdue = state.tasks.looks.extract_if(|_, it| it.deadline <= now);
         let overdue: Vec<Look> = overdue.map(|(_, look)| look).collect();
         for look in overdue {
@@ -146,14 +146,14 @@ impl Session {
     }
 
     /// Request `number` will have no answer; `false` if that did not ask how a watched task stands.
-    pub(super) fn look_failed(&self, state: &mut State, number: u64) -> bool {
+    pub(in crate::session) fn look_failed(&self, state: &mut State, number: u64) -> bool {
         let look = state.tasks.looks.remove(&number);
         let failed = look.map(|look| state.tasks.looks_later(&look, Instant::now()));
         failed.is_some()
     }
 
     /// Takes the child's answer to request `number`, if that asked how a watched task stands.
-    pub(super) fn look_answered(
+    pub(in crate::session) fn look_answered(
         &self,
         state: &mut State,
         number: u64,
@@ -179,7 +179,7 @@ impl Session {
     }
 
     /// The child says by itself how a task stands; `false` if nobody wants to hear that.
-    pub(super) fn task_says(&self, message: &Message) -> bool {
+    pub(in crate::session) fn task_says(&self, message: &Message) -> bool {
         let mut state = self.state();
         let name = message.root().get("params").and_then(named);
         let Some(name) = name.filter(|name| is_wanted(&state, name)) else {
@@ -227,7 +227,7 @@ impl Session {
     }
 
     /// Tells them what the task has come to.
-    pub(super) fn watched_ended(
+    pub(in crate::session) fn watched_ended(
         &self,
         state: &mut State,
         name: &str,

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// The task that a call has become.
-pub(super) struct Following {
+pub(in crate::session) struct Following {
     /// Its id, as JSON and as it reads.
     task: Bytes,
     name: Arc<str>,
@@ -49,7 +49,7 @@ impl Following {
 
 impl Session {
     /// Follows the task that the child has made of a call; it is given back if it has made none that has a usable id.
-    pub(super) fn follow(
+    pub(in crate::session) fn follow(
         &self,
         state: &mut State,
         number: u64,
@@ -78,7 +78,7 @@ impl Session {
     }
 
     /// Has the child say by itself how the tasks stand that calls have become.
-    pub(super) fn watch_tasks(&self, state: &mut State) {
+    pub(in crate::session) fn watch_tasks(&self, state: &mut State) {
         let Some(server) = self.modern_server() else {
             return;
         };
@@ -96,7 +96,7 @@ impl Session {
     }
 
     /// The child says by itself how a task stands; `false` if no call of this session has become it.
-    pub(super) fn followed_says(&self, message: &Message) -> bool {
+    pub(in crate::session) fn followed_says(&self, message: &Message) -> bool {
         let task = message.root().get("params");
         let name = task.and_then(|task| task.get("taskId"));
         let name = name.and_then(Value::as_str);
@@ -124,7 +124,7 @@ impl Session {
     }
 
     /// Asks the child how tasks stand that it is time to ask for.
-    pub(super) fn look_after_tasks(&self, state: &mut State, now: Instant) {
+    pub(in crate::session) fn look_after_tasks(&self, state: &mut State, now: Instant) {
         let Some(server) = self.modern_server() else {
             return;
         };
@@ -159,7 +159,11 @@ impl Session {
     }
 
     /// What a task has come to, if that is what a modern child's answer says.
-    pub(super) fn outcome_of_task(&self, answer: Answer, message: &Message) -> Option<TaskOutcome> {
+    pub(in crate::session) fn outcome_of_task(
+        &self,
+        answer: Answer,
+        message: &Message,
+    ) -> Option<TaskOutcome> {
         let server = self.modern_server()?;
         // Elsewhere it is what a tool says of itself.
         if answer != Answer::Result || !server.makes_tasks() {
@@ -170,7 +174,7 @@ impl Session {
 
     /// What the child says of the task that a call has become, and what that has come to: the call is given back
     /// if it is no such call.
-    pub(super) fn task_stands(
+    pub(in crate::session) fn task_stands(
         &self,
         state: &mut State,
         number: u64,
@@ -233,7 +237,7 @@ impl Session {
     }
 
     /// Tells the child what the client has answered; `false` if the call is no task.
-    pub(super) fn update_task(&self, state: &mut State, first: u64) -> bool {
+    pub(in crate::session) fn update_task(&self, state: &mut State, first: u64) -> bool {
         let number = state.next;
         let (Some(server), Some(call)) = (self.modern_server(), state.in_flight.get_mut(&first))
         else {
@@ -268,7 +272,7 @@ impl Session {
     }
 
     /// Has the child end a task whose call has ended.
-    pub(super) fn end_task(&self, state: &mut State, call: &InFlight) {
+    pub(in crate::session) fn end_task(&self, state: &mut State, call: &InFlight) {
         if state.reversed.watching.is_wanted()
             && !state
                 .in_flight
@@ -287,7 +291,7 @@ impl Session {
 }
 
 /// What a task has come to: its result or error, as the answer to a call.
-pub(super) type TaskOutcome = (Answer, Message);
+pub(in crate::session) type TaskOutcome = (Answer, Message);
 
 /// The outcome of a task of which that is said, read before anybody needs the session: it may be large.
 fn outcome(task: Value<'_>) -> Option<TaskOutcome> {
@@ -310,13 +314,13 @@ fn outcome(task: Value<'_>) -> Option<TaskOutcome> {
 
 impl InFlight {
     /// Has the child asked once more how the task stands that it has become; `false` if it is none.
-    pub(super) fn looks_later(&mut self) -> bool {
+    pub(in crate::session) fn looks_later(&mut self) -> bool {
         let following = self.again.as_deref_mut().and_then(|it| it.task.as_mut());
         following.map(Following::rest).is_some()
     }
 
     /// The task that it has become.
-    pub(super) fn following(&self) -> Option<&Following> {
+    pub(in crate::session) fn following(&self) -> Option<&Following> {
         self.again.as_deref()?.task.as_ref()
     }
 }

@@ -21,12 +21,12 @@ use crate::{
         calls::{Answer, InFlight},
         conversation::State,
         exchange::{Event, Failure},
-        hearing::UPDATED,
+        subscriptions::hearing::UPDATED,
     },
 };
 
 /// A call by which a legacy client subscribes to a resource.
-pub(super) struct Subscribes {
+pub(in crate::session) struct Subscribes {
     uri: Uri,
     hearer: Arc<Identity>,
     /// It waits here for a modern child's acknowledgement.
@@ -35,7 +35,7 @@ pub(super) struct Subscribes {
 
 /// What a legacy client has subscribed to.
 #[derive(Default)]
-pub(super) struct Subscribed {
+pub(in crate::session) struct Subscribed {
     all: Vec<Resource>,
     /// As whom it has subscribed last.
     last: Option<Arc<Identity>>,
@@ -53,13 +53,13 @@ struct Resource {
 
 impl InFlight {
     /// Whether it is answered when a modern child acknowledges a resource: the child knows nothing of the call.
-    pub(super) fn awaits_acknowledgement(&self) -> bool {
+    pub(in crate::session) fn awaits_acknowledgement(&self) -> bool {
         self.subscribes.as_deref().is_some_and(|it| it.waits)
     }
 }
 
 impl Subscribed {
-    pub(super) fn uris(&self) -> impl Iterator<Item = &Uri> {
+    pub(in crate::session) fn uris(&self) -> impl Iterator<Item = &Uri> {
         self.all.iter().map(|one| &one.uri)
     }
 
@@ -80,7 +80,7 @@ impl Subscribed {
 
     /// As whom, each of them, the client hears of that resource; as whoever subscribed last if it has not
     /// subscribed to any such.
-    pub(super) fn hearers_of(&self, uri: &str) -> Vec<Arc<Identity>> {
+    pub(in crate::session) fn hearers_of(&self, uri: &str) -> Vec<Arc<Identity>> {
         let mut hearers: Vec<Arc<Identity>> = Vec::new();
         for one in &self.all {
             let is_new = !hearers.iter().any(|it| Arc::ptr_eq(it, &one.hearer));
@@ -125,7 +125,7 @@ impl Subscribed {
 
 /// What the client was not told of while a modern child told nothing.
 #[derive(Default)]
-pub(super) struct Missed {
+pub(in crate::session) struct Missed {
     owed: bool,
     /// When it was told such things last.
     told: Option<Instant>,
@@ -140,7 +140,7 @@ impl Missed {
 
 impl State {
     /// The child has ended what it told by.
-    pub(super) fn misses(&mut self) {
+    pub(in crate::session) fn misses(&mut self) {
         self.reversed.missed.owed = true;
         for one in &mut self.subscribed.all {
             one.missed = true;
@@ -148,19 +148,22 @@ impl State {
     }
 
     /// Whether the client is to be told now of what it may have missed.
-    pub(super) fn owes_missed(&self, now: Instant) -> bool {
+    pub(in crate::session) fn owes_missed(&self, now: Instant) -> bool {
         let reversed = &self.reversed;
         reversed.missed.owed && reversed.listening.is_heard() && reversed.missed.may_be_told(now)
     }
 
     /// The resource that the child is being asked for besides those that it tells of.
-    pub(super) fn asked_for(&self) -> Option<&Uri> {
+    pub(in crate::session) fn asked_for(&self) -> Option<&Uri> {
         let call = self.in_flight.get(&self.reversed.asking?)?;
         Some(&call.subscribes.as_deref()?.uri)
     }
 
     /// The call for that, if the resource is among these: it will be answered now.
-    pub(super) fn take_asking(&mut self, wanted: &Wanted) -> Option<(InFlight, Box<Subscribes>)> {
+    pub(in crate::session) fn take_asking(
+        &mut self,
+        wanted: &Wanted,
+    ) -> Option<(InFlight, Box<Subscribes>)> {
         self.asked_for().filter(|uri| wanted.uris.contains(uri))?;
         let mut call = self.in_flight.remove(&self.reversed.asking.take()?)?;
         let subscribes = call.subscribes.take()?;
@@ -180,7 +183,7 @@ impl State {
 
 impl Session {
     /// Notes what a legacy client's call says of what it wants to hear.
-    pub(super) fn subscribes_to(
+    pub(in crate::session) fn subscribes_to(
         &self,
         state: &mut State,
         call: &Call,
@@ -230,7 +233,7 @@ impl Session {
     }
 
     /// The child tells of what the call has subscribed to.
-    pub(super) fn has_subscribed(&self, state: &mut State, call: &mut InFlight) {
+    pub(in crate::session) fn has_subscribed(&self, state: &mut State, call: &mut InFlight) {
         if let Some(it) = call.subscribes.take() {
             state.subscribed.add(it.uri, it.hearer);
         }
@@ -238,7 +241,7 @@ impl Session {
 
     /// Asks a modern child for the next resource that a call waits for, unless it is being asked for one; or no longer
     /// for one that no call waits for any more.
-    pub(super) fn ask_for_next(&self, state: &mut State) {
+    pub(in crate::session) fn ask_for_next(&self, state: &mut State) {
         let Some(server) = self.modern_server() else {
             return;
         };
@@ -264,7 +267,7 @@ impl Session {
     }
 
     /// A modern child says what of a subscription it will tell of.
-    pub(super) fn acknowledged(&self, message: &Message) {
+    pub(in crate::session) fn acknowledged(&self, message: &Message) {
         let params = message.root().get("params");
         let Some(number) = params.and_then(subscription::named) else {
             return;
@@ -304,7 +307,12 @@ impl Session {
     }
 
     /// The call whose resource the child was asked for will have no acknowledgement.
-    pub(super) fn not_acknowledged(&self, state: &mut State, call: InFlight, end: End<'_>) {
+    pub(in crate::session) fn not_acknowledged(
+        &self,
+        state: &mut State,
+        call: InFlight,
+        end: End<'_>,
+    ) {
         match end {
             End::Answered(Answer::Error, message) => {
                 self.deliver(state, call, Answer::Error, message);
@@ -329,7 +337,7 @@ impl Session {
     }
 
     /// Whether what a modern child says by a subscription, or of a resource, is for its legacy client.
-    pub(super) fn is_for_legacy(&self, message: &Message, method: &str) -> bool {
+    pub(in crate::session) fn is_for_legacy(&self, message: &Message, method: &str) -> bool {
         let params = message.root().get("params");
         let number = params.and_then(subscription::named);
         if number.is_none() && method != UPDATED {
@@ -349,7 +357,7 @@ impl Session {
     }
 
     /// Tells the client what may have changed while a modern child told nothing, if it is time to.
-    pub(super) fn tell_missed(&self, now: Instant) {
+    pub(in crate::session) fn tell_missed(&self, now: Instant) {
         let Some(server) = self.modern_server() else {
             return;
         };
@@ -379,7 +387,7 @@ impl Session {
 
 /// How a subscription has ended that the child had not acknowledged.
 #[derive(Clone, Copy)]
-pub(super) enum End<'a> {
+pub(in crate::session) enum End<'a> {
     Answered(Answer, &'a Message),
     Failed(Failure),
     /// The child has named it (mcp-T28).

@@ -27,12 +27,12 @@ use crate::{
 };
 
 /// A child that was asked for a task's result.
-pub(super) struct Pending {
+pub(in crate::session) struct Pending {
     task: Arc<str>,
     /// Who is told with it, and how the task stood then: what it said of itself, as JSON.
     told: Vec<(u64, Bytes)>,
     /// How it stood when those were to be told that subscribe to it.
-    pub(super) watched: Option<Bytes>,
+    pub(in crate::session) watched: Option<Bytes>,
     /// Until when it is waited for, unless somebody asks again.
     deadline: Instant,
     /// For its id, where nothing else keeps that.
@@ -41,7 +41,7 @@ pub(super) struct Pending {
 
 #[cfg(test)]
 impl Pending {
-    pub(super) fn told(&self) -> usize {
+    pub(in crate::session) fn told(&self) -> usize {
         self.told.len()
     }
 }
@@ -60,12 +60,12 @@ impl Tasks {
 
 impl Session {
     /// How a task stands, to be told with what it has come to; `None` if there is no room for it.
-    pub(super) fn stood(&self, task: Value<'_>) -> Option<Bytes> {
+    pub(in crate::session) fn stood(&self, task: Value<'_>) -> Option<Bytes> {
         self.room.hold_all(task::outline(task).into())
     }
 
     /// Has the call, which asks how a task stands, wait for what that has come to, to be told both together.
-    pub(super) fn wait_for_result(
+    pub(in crate::session) fn wait_for_result(
         &self,
         state: &mut State,
         number: u64,
@@ -89,7 +89,7 @@ impl Session {
 
     /// Asks the child for the result of a task, unless it was asked already. Of a task that
     /// `asks` its client it comes when that has answered: it is waited for as long as anybody looks.
-    pub(super) fn ask_result<'a>(
+    pub(in crate::session) fn ask_result<'a>(
         &self,
         state: &'a mut State,
         name: &str,
@@ -140,7 +140,7 @@ impl Session {
     }
 
     /// Waits no longer for results that the child does not give.
-    pub(super) fn give_up_results(&self, state: &mut State, now: Instant) {
+    pub(in crate::session) fn give_up_results(&self, state: &mut State, now: Instant) {
         let overdue = state.tasks.results.extract_if(|_, it| it.deadline <= now);
         let overdue: Vec<(u64, Pending)> = overdue.collect();
         for (number, pending) in overdue {
@@ -153,7 +153,12 @@ impl Session {
     }
 
     /// Request `number` will have no answer; `false` if that asked for no task's result.
-    pub(super) fn result_failed(&self, state: &mut State, number: u64, failure: Failure) -> bool {
+    pub(in crate::session) fn result_failed(
+        &self,
+        state: &mut State,
+        number: u64,
+        failure: Failure,
+    ) -> bool {
         let pending = state.tasks.results.remove(&number);
         let now = Instant::now();
         let given_up = pending.map(|it| self.give_up_result(state, it, now, failure));
@@ -174,7 +179,7 @@ impl Session {
     }
 
     /// Takes the child's answer to request `number`, if that asked for a task's result.
-    pub(super) fn result_answered(
+    pub(in crate::session) fn result_answered(
         &self,
         state: &mut State,
         number: u64,

@@ -13,13 +13,14 @@ use crate::{
     json::Value,
     mcp::{reverse::ModernServer, subscription::Wanted},
     session::{
-        Session, conversation::State, own::OwnMessage, reversed::Reversed, subscribing::End,
+        Session, conversation::State, own::OwnMessage, reversed::Reversed,
+        subscriptions::subscribing::End,
     },
 };
 
 /// One such subscription.
 #[derive(Default)]
-pub(super) struct Ear {
+pub(in crate::session) struct Ear {
     /// What the child tells by now.
     heard: Option<Box<Open>>,
     /// What it is to tell by instead, and has not acknowledged.
@@ -40,21 +41,21 @@ struct Open {
 
 impl Ear {
     /// Whether anything is to be heard by it, now or when it is made again.
-    pub(super) fn is_wanted(&self) -> bool {
+    pub(in crate::session) fn is_wanted(&self) -> bool {
         self.is_open() || self.due.is_some()
     }
 
-    pub(super) fn is_open(&self) -> bool {
+    pub(in crate::session) fn is_open(&self) -> bool {
         self.heard.is_some() || self.begun.is_some()
     }
 
     /// Whether it has a pause before the child is asked for it again.
-    pub(super) fn is_waiting(&self) -> bool {
+    pub(in crate::session) fn is_waiting(&self) -> bool {
         self.due.is_some()
     }
 
     /// Whether the child tells by it now.
-    pub(super) fn is_heard(&self) -> bool {
+    pub(in crate::session) fn is_heard(&self) -> bool {
         self.heard.is_some()
     }
 
@@ -65,26 +66,26 @@ impl Ear {
 
     /// Whether what it tells by that one is to be heard: of two that overlap the older is, until the newer is
     /// acknowledged.
-    pub(super) fn is_heard_by(&self, number: u64) -> bool {
+    pub(in crate::session) fn is_heard_by(&self, number: u64) -> bool {
         let open = self.heard.as_ref().or(self.begun.as_ref());
         open.is_some_and(|open| open.number == number)
     }
 
     /// What the child tells by now, if that has this number.
-    pub(super) fn heard_by(&self, number: u64) -> Option<&Wanted> {
+    pub(in crate::session) fn heard_by(&self, number: u64) -> Option<&Wanted> {
         let heard = self.heard.as_ref();
         let heard = heard.filter(|heard| heard.number == number)?;
         Some(&heard.wanted)
     }
 
     /// The child has acknowledged it: the number of the one that is not needed any more.
-    pub(super) fn acknowledged(&mut self, number: u64) -> Option<u64> {
+    pub(in crate::session) fn acknowledged(&mut self, number: u64) -> Option<u64> {
         let begun = self.begun.take_if(|begun| begun.number == number)?;
         Some(self.heard.replace(begun)?.number)
     }
 
     /// The child tells nothing of that resource, which it was asked for.
-    pub(super) fn is_not_told(&mut self, uri: &str) {
+    pub(in crate::session) fn is_not_told(&mut self, uri: &str) {
         if let Some(open) = &mut self.heard {
             open.wanted.uris.retain(|wanted| **wanted != *uri);
         }
@@ -114,7 +115,7 @@ impl Ear {
 
 impl Reversed {
     /// That of which the child knows a subscription by that number.
-    pub(super) fn ear(&mut self, number: u64) -> Option<&mut Ear> {
+    pub(in crate::session) fn ear(&mut self, number: u64) -> Option<&mut Ear> {
         let ears = [&mut self.listening, &mut self.watching];
         ears.into_iter().find(|ear| ear.knows(number))
     }
@@ -122,7 +123,7 @@ impl Reversed {
 
 impl Session {
     /// A notification of the client's that means something to a modern child: all others do not reach it.
-    pub(super) fn heard_initialized(&self, method: &str) {
+    pub(in crate::session) fn heard_initialized(&self, method: &str) {
         if method == "notifications/initialized"
             && let Some(server) = self.modern_server()
         {
@@ -131,7 +132,7 @@ impl Session {
     }
 
     /// Has the child tell what the client wants to hear, and of what it tells by itself.
-    pub(super) fn listen_to_child(&self, state: &mut State, server: &ModernServer) {
+    pub(in crate::session) fn listen_to_child(&self, state: &mut State, server: &ModernServer) {
         let mut wanted = Wanted::all_of(server.capabilities());
         wanted.uris.extend(state.subscribed.uris().cloned());
         if let Some(asked) = state.asked_for().filter(|uri| !wanted.uris.contains(uri)) {
@@ -143,7 +144,7 @@ impl Session {
     }
 
     /// Subscribes at the child to what is `wanted`, in place of an earlier subscription.
-    pub(super) fn listen_at(
+    pub(in crate::session) fn listen_at(
         &self,
         state: &mut State,
         server: &ModernServer,
@@ -191,7 +192,7 @@ impl Session {
     }
 
     /// Tells the child that what it was asked under that number is not needed any more.
-    pub(super) fn replace(&self, number: Option<u64>) {
+    pub(in crate::session) fn replace(&self, number: Option<u64>) {
         if let Some(number) = number {
             self.say(&OwnMessage::Cancelled {
                 number,
@@ -201,7 +202,12 @@ impl Session {
     }
 
     /// Takes what ends request `number`, if that was such a subscription.
-    pub(super) fn listening_ended(&self, state: &mut State, number: u64, end: End<'_>) -> bool {
+    pub(in crate::session) fn listening_ended(
+        &self,
+        state: &mut State,
+        number: u64,
+        end: End<'_>,
+    ) -> bool {
         // No other child was ever asked so.
         if self.modern_server().is_none() {
             return false;
@@ -237,13 +243,13 @@ impl Session {
     }
 
     /// The same where the child names it, as it may in place of an answer.
-    pub(super) fn listening_cancelled(&self, named: Value<'_>) -> bool {
+    pub(in crate::session) fn listening_cancelled(&self, named: Value<'_>) -> bool {
         let number = named.as_u64();
         number.is_some_and(|number| self.listening_ended(&mut self.state(), number, End::Named))
     }
 
     /// Makes those subscriptions again whose time has come.
-    pub(super) fn listen_again(&self, state: &mut State, now: Instant) {
+    pub(in crate::session) fn listen_again(&self, state: &mut State, now: Instant) {
         let Some(server) = self.modern_server() else {
             return;
         };

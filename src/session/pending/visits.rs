@@ -12,9 +12,11 @@ use crate::{
         calls::{Answer, InFlight},
         conversation::State,
         load::Place,
-        pending::waiting_for,
+        pending::{
+            seal::{StateError, Ticket},
+            waiting_for,
+        },
         room::Kept,
-        seal::{StateError, Ticket},
         tasks::About,
     },
 };
@@ -22,7 +24,7 @@ use crate::{
 impl Session {
     /// Asks the client to have its user go where the child's answer says; the call is given back where
     /// that says nothing of the kind, or the client cannot.
-    pub(super) fn sends_away(
+    pub(in crate::session) fn sends_away(
         &self,
         state: &mut State,
         number: u64,
@@ -50,7 +52,11 @@ impl Session {
     }
 
     /// Whether the client comes back from where its user had to go: then its call is to be made again.
-    pub(super) fn has_been_away(&self, call: &Call, ticket: &Ticket) -> Result<bool, SendError> {
+    pub(in crate::session) fn has_been_away(
+        &self,
+        call: &Call,
+        ticket: &Ticket,
+    ) -> Result<bool, SendError> {
         let mut state = self.lock().map_err(|_| StateError::Lost)?;
         let waiting = waiting_for(&mut state, ticket).ok_or(StateError::Used)?;
         let input = waiting.input.as_deref();
@@ -59,14 +65,14 @@ impl Session {
 }
 
 /// A call that is to be made again, in place of itself.
-pub(super) struct Away {
+pub(in crate::session) struct Away {
     number: u64,
-    pub(super) call: InFlight,
+    pub(in crate::session) call: InFlight,
 }
 
 impl Away {
     /// The one that waits for who brings this: nobody else can make it again meanwhile.
-    pub(super) fn taken(state: &mut State, ticket: &Ticket) -> Result<Self, SendError> {
+    pub(in crate::session) fn taken(state: &mut State, ticket: &Ticket) -> Result<Self, SendError> {
         waiting_for(state, ticket).ok_or(StateError::Used)?;
         let number = ticket.number;
         let call = state.in_flight.remove(&number).ok_or(StateError::Used)?;
@@ -74,12 +80,12 @@ impl Away {
     }
 
     /// Its place among all calls.
-    pub(super) fn place(&mut self) -> Option<Place> {
+    pub(in crate::session) fn place(&mut self) -> Option<Place> {
         self.call.place.take()
     }
 
     /// It could not be made: its client may come back once more.
-    pub(super) fn waits_on(mut self, state: &mut State, place: Option<Place>) {
+    pub(in crate::session) fn waits_on(mut self, state: &mut State, place: Option<Place>) {
         self.call.place = place;
         state.in_flight.insert(self.number, self.call);
     }

@@ -21,16 +21,18 @@ use crate::{
     mcp::{Message, bridge, input::Abilities, meta, method, spelled},
     session::{
         line::Line,
-        opening::Opening,
         own::OwnMessage,
         room::Room,
-        words::{DONE, NO_METHOD, NO_TASK, TOO_MANY, answer, text_of},
+        shared::{
+            opening::Opening,
+            words::{DONE, NO_METHOD, NO_TASK, TOO_MANY, answer, text_of},
+        },
     },
 };
 
 /// A line and whom it is for.
 #[derive(Debug, Eq, PartialEq)]
-pub(super) enum Out {
+pub(in crate::session) enum Out {
     ToChild(Line),
     /// For the child, and it ends there what nobody would end later.
     Ends(Line),
@@ -38,56 +40,56 @@ pub(super) enum Out {
 }
 
 /// All that is between a child and its members.
-pub(super) struct Switch {
+pub(in crate::session) struct Switch {
     /// Whether different users meet here.
-    pub(super) everybody: bool,
-    pub(super) members: HashMap<u64, Member>,
+    pub(in crate::session) everybody: bool,
+    pub(in crate::session) members: HashMap<u64, Member>,
     /// The number of the next request towards the child; never used twice.
-    pub(super) next: u64,
-    pub(super) routes: HashMap<u64, Route>,
+    pub(in crate::session) next: u64,
+    pub(in crate::session) routes: HashMap<u64, Route>,
     /// The child's own questions, by their id as JSON.
-    pub(super) asked: HashMap<Bytes, Asked>,
-    pub(super) opening: Opening,
+    pub(in crate::session) asked: HashMap<Bytes, Asked>,
+    pub(in crate::session) opening: Opening,
     /// From which level on the child was told last to write log messages.
-    pub(super) level: Option<Level>,
+    pub(in crate::session) level: Option<Level>,
     /// By their ids, the pages that members' clients were sent to; the oldest is forgotten first.
-    pub(super) sent_to_pages: VecDeque<(Bytes, u64)>,
+    pub(in crate::session) sent_to_pages: VecDeque<(Bytes, u64)>,
     /// Tasks of the child's, and whose they are; the oldest is forgotten first.
-    pub(super) tasks: HashMap<Bytes, PrincipalKey>,
-    pub(super) eldest: VecDeque<Bytes>,
+    pub(in crate::session) tasks: HashMap<Bytes, PrincipalKey>,
+    pub(in crate::session) eldest: VecDeque<Bytes>,
     /// The numbers of calls that have become tasks, and whose they are: their progress tokens are still good.
-    pub(super) made: VecDeque<(u64, (u64, u64))>,
+    pub(in crate::session) made: VecDeque<(u64, (u64, u64))>,
 }
 
 /// What a child was told of the log messages that it is to write.
-pub(super) struct Level {
+pub(in crate::session) struct Level {
     /// The number under which it was told; whoever asked may be gone by its answer.
-    pub(super) number: u64,
+    pub(in crate::session) number: u64,
     from: usize,
-    pub(super) agreed: bool,
+    pub(in crate::session) agreed: bool,
 }
 
-pub(super) struct Member {
-    pub(super) principal: PrincipalKey,
+pub(in crate::session) struct Member {
+    pub(in crate::session) principal: PrincipalKey,
     /// What the server is told of who calls, as JSON.
     caller: Option<Bytes>,
     /// For what is kept of it here.
-    pub(super) room: Arc<Room>,
+    pub(in crate::session) room: Arc<Room>,
     /// Its own numbers of what is in flight, and the child's.
-    pub(super) numbers: HashMap<u64, u64>,
-    pub(super) subscribed: HashSet<Bytes>,
-    pub(super) level: Option<usize>,
+    pub(in crate::session) numbers: HashMap<u64, u64>,
+    pub(in crate::session) subscribed: HashSet<Bytes>,
+    pub(in crate::session) level: Option<usize>,
     /// What its client can be asked.
-    pub(super) abilities: Abilities,
+    pub(in crate::session) abilities: Abilities,
 }
 
-pub(super) struct Route {
+pub(in crate::session) struct Route {
     /// `None` for what is asked on everybody's behalf.
-    pub(super) to: Option<(u64, u64)>,
-    pub(super) kind: Asks,
+    pub(in crate::session) to: Option<(u64, u64)>,
+    pub(in crate::session) kind: Asks,
 }
 
-pub(super) enum Asks {
+pub(in crate::session) enum Asks {
     Call,
     /// One that wants to hear log messages.
     Logged,
@@ -99,13 +101,13 @@ pub(super) enum Asks {
     Subscribe(Bytes),
 }
 
-pub(super) struct Asked {
-    pub(super) member: u64,
-    pub(super) token: Option<Bytes>,
+pub(in crate::session) struct Asked {
+    pub(in crate::session) member: u64,
+    pub(in crate::session) token: Option<Bytes>,
 }
 
 impl Switch {
-    pub(super) fn new(everybody: bool) -> Self {
+    pub(in crate::session) fn new(everybody: bool) -> Self {
         Self {
             everybody,
             members: HashMap::default(),
@@ -121,7 +123,7 @@ impl Switch {
         }
     }
 
-    pub(super) fn join(
+    pub(in crate::session) fn join(
         &mut self,
         member: u64,
         principal: PrincipalKey,
@@ -143,7 +145,7 @@ impl Switch {
     }
 
     /// What is left of a member's is taken back.
-    pub(super) fn leave(&mut self, member: u64) -> Vec<Out> {
+    pub(in crate::session) fn leave(&mut self, member: u64) -> Vec<Out> {
         let mut out = Vec::new();
         let Some(gone) = self.members.remove(&member) else {
             return out;
@@ -178,13 +180,13 @@ impl Switch {
     }
 
     /// How many questions of members' wait for the child.
-    pub(super) fn waiting(&self) -> usize {
+    pub(in crate::session) fn waiting(&self) -> usize {
         let waits = |route: &&Route| !matches!(route.kind, Asks::Listen);
         self.routes.values().filter(waits).count()
     }
 
     /// What a member says.
-    pub(super) fn said_by(&mut self, member: u64, message: &Message) -> Vec<Out> {
+    pub(in crate::session) fn said_by(&mut self, member: u64, message: &Message) -> Vec<Out> {
         let root = message.root();
         match (root.get("method").and_then(Value::as_str), root.get("id")) {
             (Some(method), Some(id)) => self.request(member, message, &method, id),
@@ -366,7 +368,7 @@ impl Switch {
         number
     }
 
-    pub(super) fn next_number(&mut self) -> u64 {
+    pub(in crate::session) fn next_number(&mut self) -> u64 {
         let number = self.next;
         self.next += 1;
         number
@@ -396,7 +398,7 @@ impl Switch {
 
 impl Member {
     /// The child does not do what was asked of it so.
-    pub(super) fn take_back(&mut self, asked: Asks) {
+    pub(in crate::session) fn take_back(&mut self, asked: Asks) {
         match asked {
             Asks::Subscribe(uri) => {
                 self.subscribed.remove(&uri);

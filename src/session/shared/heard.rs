@@ -15,13 +15,15 @@ use crate::{
     session::{
         own::{self, OwnMessage},
         pump::MAX_ANSWERED_ID,
-        switch::{Asked, Asks, Member, Out, Route, Switch},
-        words::{made_task, text_of},
+        shared::{
+            switch::{Asked, Asks, Member, Out, Route, Switch},
+            words::{made_task, text_of},
+        },
     },
 };
 
 /// What is to be done with what a child has said.
-pub(super) enum Heard {
+pub(in crate::session) enum Heard {
     /// It is a member's answer, under the member's own number.
     Answer {
         to: u64,
@@ -34,7 +36,7 @@ pub(super) enum Heard {
 
 impl Heard {
     /// The lines of it. Apart from the switch, which everybody needs: an answer may be large.
-    pub(super) fn written(self, message: &Message) -> Vec<Out> {
+    pub(in crate::session) fn written(self, message: &Message) -> Vec<Out> {
         match self {
             Self::Lines(lines) => lines,
             Self::Answer { to, own, ends } => {
@@ -65,7 +67,7 @@ impl Member {
 
 impl Switch {
     /// What the child says; `None` for what the protocol does not allow.
-    pub(super) fn said_by_child(&mut self, message: &Message) -> Option<Heard> {
+    pub(in crate::session) fn said_by_child(&mut self, message: &Message) -> Option<Heard> {
         let root = message.root();
         if root.kind() != Kind::Object {
             return None;
@@ -180,7 +182,7 @@ impl Switch {
     }
 
     /// A request of the child's number will have no answer: whose it was, by their own numbers.
-    pub(super) fn failed(&mut self, number: u64) -> Vec<(u64, u64)> {
+    pub(in crate::session) fn failed(&mut self, number: u64) -> Vec<(u64, u64)> {
         self.says_level(number, false);
         let Some(route) = self.routes.remove(&number) else {
             return Vec::new();
