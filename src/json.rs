@@ -170,6 +170,11 @@ impl<'a> Value<'a> {
             .then(|| std::str::from_utf8(self.raw()).expect("the text was checked to be UTF-8"))
     }
 
+    /// The number, if it is a whole one that was written as such and is not below zero.
+    pub fn as_u64(self) -> Option<u64> {
+        self.as_number()?.parse().ok()
+    }
+
     pub fn as_bool(self) -> Option<bool> {
         (self.kind() == Kind::Bool).then(|| self.raw() == b"true")
     }

@@ -13,7 +13,7 @@ use crate::{
         names::{METHOD, NAME, VERSION},
     },
     json::{Kind, Value},
-    mcp::{Call, CallError, Era, Shape, Target, header, method, tools::Mirrored, version},
+    mcp::{Call, CallError, Era, Shape, Target, header, meta, method, tools::Mirrored, version},
 };
 
 /// Checks a call of the modern era against the headers that it came with.
@@ -30,7 +30,7 @@ pub fn agree(headers: &HeaderMap, call: &Call) -> Result<(), Refusal> {
     }
     let told = value(headers, &VERSION)?
         .ok_or(Refusal::HeaderMismatch("MCP-Protocol-Version is missing"))?;
-    let Some(meant) = call.meta("io.modelcontextprotocol/protocolVersion") else {
+    let Some(meant) = call.meta(meta::VERSION) else {
         return Err(CallError::Params("_meta names no protocol version").into());
     };
     let meant = meant
@@ -45,7 +45,7 @@ pub fn agree(headers: &HeaderMap, call: &Call) -> Result<(), Refusal> {
             Era::Modern,
         ));
     }
-    let capabilities = call.meta("io.modelcontextprotocol/clientCapabilities");
+    let capabilities = call.meta(meta::CAPABILITIES);
     if capabilities.map(Value::kind) != Some(Kind::Object) {
         return Err(CallError::Params("_meta names no client capabilities").into());
     }
@@ -76,7 +76,7 @@ pub fn parameters_agree(
     call: &Call,
     mirrored: &[Mirrored],
 ) -> Result<(), Refusal> {
-    let arguments = call.params().and_then(|params| params.get("arguments"));
+    let arguments = call.param("arguments");
     for mirrored in mirrored {
         let told = value(headers, mirrored.header.as_str())?;
         match (told, mirrored.value(arguments)) {
@@ -131,9 +131,7 @@ fn same_integer(one: &str, other: &str) -> bool {
 /// method, which is then what is to be said of it.
 fn task(call: &Call) -> Option<Cow<'_, str>> {
     let is_named = call.method().starts_with("tasks/") && method::is_of(Era::Modern, call.method());
-    is_named
-        .then(|| call.params()?.get("taskId")?.as_str())
-        .flatten()
+    is_named.then(|| call.param("taskId")?.as_str()).flatten()
 }
 
 /// A header that may come at most once, as visible text, without spaces around it.

@@ -73,7 +73,7 @@ fn other_method(head: &Parts, config: &Config, methods: &'static str) -> Result<
 
 /// A POST's own headers: exactly JSON in, JSON and events out (conn-16 … conn-18).
 pub fn post_headers(headers: &HeaderMap) -> Result<(), Refusal> {
-    json_in(headers)?;
+    message_headers(headers)?;
     let accepted = Accepted::of(headers);
     if accepted.json && accepted.events {
         Ok(())
@@ -82,7 +82,8 @@ pub fn post_headers(headers: &HeaderMap) -> Result<(), Refusal> {
     }
 }
 
-fn json_in(headers: &HeaderMap) -> Result<(), Refusal> {
+/// A message's own headers, where its answer comes elsewhere: exactly JSON in.
+pub fn message_headers(headers: &HeaderMap) -> Result<(), Refusal> {
     let mut types = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(kind), None) = (types.next(), types.next()) else {
         return Err(Refusal::ContentType);
@@ -98,11 +99,6 @@ fn json_in(headers: &HeaderMap) -> Result<(), Refusal> {
         return Err(Refusal::ContentType);
     }
     Ok(())
-}
-
-/// A message's own headers, where its answer comes elsewhere: exactly JSON in.
-pub fn message_headers(headers: &HeaderMap) -> Result<(), Refusal> {
-    json_in(headers)
 }
 
 /// A GET's own headers: events out.

@@ -5,16 +5,15 @@
 //! modern clients need (mcp-T20, mcp-T22, mcp-T24, mcp-T30). Used by `session`
 //! for children that do not speak modern MCP.
 
-use std::ops::Range;
-
 use serde_json::{Map, json};
 
 use crate::{
     json::{Kind, Value},
     mcp::{
         Call, Id, Message,
+        answer::{self, member},
         edit::{Fate, edited},
-        input::member,
+        meta::{self, Change},
         subscription, task, version,
     },
 };
@@ -86,14 +85,7 @@ impl LegacyServer {
         if self.tasks {
             result["capabilities"]["extensions"] = json!({ task::EXTENSION: {} });
         }
-        let text = [
-            br#"{"jsonrpc":"2.0","id":"#,
-            id.as_json(),
-            br#","result":"#,
-            result.to_string().as_bytes(),
-            b"}",
-        ]
-        .concat();
+        let text = answer::result(id.as_json(), result.to_string().as_bytes());
         match Message::parse(text.clone().into()) {
             Ok(message) => self.answered(&message, id, true),
             Err(_) => text,
@@ -102,15 +94,13 @@ impl LegacyServer {
 
     /// The answer that ends a subscription.
     pub fn ended(&self, id: &Id) -> Vec<u8> {
-        let mut info = Vec::new();
-        member(&mut info, SERVER_INFO, self.info.as_bytes());
-        subscription::ended(id, &info)
+        subscription::ended(id, Some(&self.info))
     }
 
     /// Its answer, under the client's id, with what modern clients need.
     pub fn answered(&self, answer: &Message, id: &Id, cacheable: bool) -> Vec<u8> {
         let root = answer.root();
-        let mut changes: Vec<(Range<usize>, Vec<u8>)> = Vec::new();
+        let mut changes: Vec<Change> = Vec::new();
         if let Some(own) = root.get("id") {
             changes.push((own.span(), id.as_json().to_vec()));
         }
@@ -122,12 +112,7 @@ impl LegacyServer {
         {
             changes.push((code.span(), modern.to_vec()));
         }
-        changes.sort_by_key(|(span, _)| span.start);
-        let changes: Vec<(Range<usize>, &[u8])> = changes
-            .iter()
-            .map(|(span, text)| (span.clone(), text.as_slice()))
-            .collect();
-        answer.with(&changes)
+        meta::changed(answer, changes)
     }
 
     /// A result, its members as they were but for those that are the gateway's to say.
@@ -150,7 +135,7 @@ impl LegacyServer {
     /// The result's `_meta`, whose reserved names are the gateway's to say.
     pub fn meta_of(&self, result: Option<Value<'_>>) -> Vec<u8> {
         let mut info = Vec::new();
-        member(&mut info, SERVER_INFO, self.info.as_bytes());
+        member(&mut info, meta::SERVER, self.info.as_bytes());
         let meta = result.and_then(|result| result.get("_meta"));
         match meta.filter(|meta| meta.kind() == Kind::Object) {
             Some(meta) => edited(meta, &info, |name, _| unless_reserved(name)),
@@ -161,7 +146,7 @@ impl LegacyServer {
 
 /// What of the request a legacy server may see, with `token` for its progress token: the one
 /// change that this takes, if any.
-pub fn legacy_params(call: &Call, token: &[u8]) -> Option<(Range<usize>, Vec<u8>)> {
+pub fn legacy_params(call: &Call, token: &[u8]) -> Option<Change> {
     let params = call.params()?;
     let meta = legacy_meta(params, token);
     // A modern client does not ask for a task: to an older server this would be just that.
@@ -179,7 +164,7 @@ pub fn legacy_params(call: &Call, token: &[u8]) -> Option<(Range<usize>, Vec<u8>
     Some((params.span(), kept))
 }
 
-fn legacy_meta(params: Value<'_>, token: &[u8]) -> Option<(Range<usize>, Vec<u8>)> {
+fn legacy_meta(params: Value<'_>, token: &[u8]) -> Option<Change> {
     let meta = params.get("_meta")?;
     if meta.kind() != Kind::Object {
         return Some((meta.span(), b"{}".to_vec()));
@@ -193,7 +178,7 @@ fn legacy_meta(params: Value<'_>, token: &[u8]) -> Option<(Range<usize>, Vec<u8>
 
 /// The protocol's own names stay on their side of the bridge.
 pub(super) fn unless_reserved(name: &str) -> Fate {
-    if name.starts_with(RESERVED) {
+    if name.starts_with(meta::RESERVED) {
         Fate::Goes
     } else {
         Fate::Stays
@@ -290,10 +275,6 @@ fn modern_code(code: &str) -> Option<&'static [u8]> {
         _ => None,
     }
 }
-
-/// The names in `_meta` that are the protocol's own.
-pub(super) const RESERVED: &str = "io.modelcontextprotocol/";
-pub(super) const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
 
 /// A `serverInfo` that says nothing.
 const NAMELESS: &str = r#"{"name":"","version":""}"#;

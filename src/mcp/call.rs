@@ -184,10 +184,7 @@ impl Call {
         if token.is_some_and(|token| token.span().len() > MAX_ID + 2) {
             return Err(CallError::Params("progressToken is too long"));
         }
-        let modern_body = meta.is_some_and(|meta| {
-            meta.get("io.modelcontextprotocol/protocolVersion")
-                .is_some()
-        });
+        let modern_body = meta.is_some_and(|meta| meta.get(meta::VERSION).is_some());
         // `initialize` is legacy whatever version it names itself (mcp-L9).
         let modern = modern_body || (modern_header && *method != *"initialize");
         let era = if modern { Era::Modern } else { Era::Legacy };
@@ -263,6 +260,11 @@ impl Call {
     /// The `params` member, where there is one.
     pub fn params(&self) -> Option<Value<'_>> {
         Some(self.message.at(self.params?))
+    }
+
+    /// A member of `params`.
+    pub fn param(&self, name: &str) -> Option<Value<'_>> {
+        self.params()?.get(name)
     }
 
     /// The `id` member, where there is one.

@@ -11,8 +11,9 @@ use serde_json::json;
 use crate::{
     json::{Kind, Value},
     mcp::{
-        Call, Id, Message,
+        Call, Id, Message, answer,
         edit::{Fate, edited},
+        meta,
     },
 };
 
@@ -52,7 +53,7 @@ impl Abilities {
 
     /// Those of a modern request.
     pub fn of(call: &Call) -> Self {
-        Self::read(call.meta("io.modelcontextprotocol/clientCapabilities"))
+        Self::read(call.meta(meta::CAPABILITIES))
     }
 
     fn allow(self, need: Need) -> bool {
@@ -223,12 +224,10 @@ impl Question {
 
     /// As one of the modern `inputRequests`.
     pub fn as_input(&self) -> Vec<u8> {
-        let mut text = br#"{"method":"#.to_vec();
-        text.extend_from_slice(self.method().as_bytes());
-        text.extend_from_slice(br#","params":"#);
-        text.extend_from_slice(&self.params);
-        text.push(b'}');
-        text
+        answer::object([
+            ("method", self.method().as_bytes()),
+            ("params", &self.params[..]),
+        ])
     }
 
     /// What stands for an answer that the client would not give; `None` if nothing can.
@@ -253,56 +252,21 @@ pub fn required<'a>(
     state: &str,
     server_info: &str,
 ) -> Vec<u8> {
-    let mut text = br#"{"jsonrpc":"2.0","id":"#.to_vec();
-    text.extend_from_slice(id.as_json());
-    text.extend_from_slice(br#","result":{"resultType":"input_required","inputRequests":{"#);
-    for (n, question) in questions.enumerate() {
-        if n > 0 {
-            text.push(b',');
-        }
-        member(&mut text, &question.key, &question.as_input());
-    }
-    text.extend_from_slice(br#"},"requestState":"#);
-    text.extend_from_slice(json!(state).to_string().as_bytes());
-    text.extend_from_slice(br#","_meta":{"io.modelcontextprotocol/serverInfo":"#);
-    text.extend_from_slice(server_info.as_bytes());
-    text.extend_from_slice(b"}}}");
-    text
+    let questions = questions.map(|question| (&question.key, question.as_input()));
+    let (state, said) = (json!(state).to_string(), [(meta::SERVER, server_info)]);
+    let result = answer::object([
+        ("resultType", br#""input_required""#.to_vec()),
+        ("inputRequests", answer::object(questions)),
+        ("requestState", state.into_bytes()),
+        ("_meta", answer::object(said)),
+    ]);
+    answer::result(id.as_json(), &result)
 }
 
 /// The modern answer to a call that failed for want of a client's capability (mcp-T21).
 pub fn missing(id: &Id, need: Need) -> Vec<u8> {
-    let error = json!({
-        "code": -32021,
-        "message": "the server needs what this client cannot be asked",
-        "data": { "requiredCapabilities": need.capabilities() },
-    });
-    let mut text = br#"{"jsonrpc":"2.0","id":"#.to_vec();
-    text.extend_from_slice(id.as_json());
-    text.extend_from_slice(br#","error":"#);
-    text.extend_from_slice(error.to_string().as_bytes());
-    text.push(b'}');
-    text
-}
-
-/// A client's answer, as the response to the request `id`.
-pub fn response(id: &[u8], result: &[u8]) -> Bytes {
-    [
-        br#"{"jsonrpc":"2.0","id":"#,
-        id,
-        br#","result":"#,
-        result,
-        b"}",
-    ]
-    .concat()
-    .into()
-}
-
-/// A member of an object that is being written.
-pub fn member(out: &mut Vec<u8>, name: &str, value: &[u8]) {
-    out.extend_from_slice(serde_json::Value::from(name).to_string().as_bytes());
-    out.push(b':');
-    out.extend_from_slice(value);
+    let message = "the server needs what this client cannot be asked";
+    answer::lacking(id, message, need.capabilities())
 }
 
 fn is_object(value: &Value<'_>) -> bool {

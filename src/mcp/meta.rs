@@ -1,15 +1,30 @@
-//! Members of `_meta` that are the gateway's: it adds them, all else staying byte for
-//! byte, and takes its own from nobody.
+//! Members of `_meta`: the names that MCP has for them, and those that are the gateway's. It adds
+//! some, all else staying byte for byte, and takes its own from nobody.
 
 use std::ops::Range;
 
 use crate::{
     json::{Kind, Value},
-    mcp::{Message, input::member},
+    mcp::{
+        Message,
+        answer::{member, object},
+    },
 };
 
+/// What every name begins with that is the protocol's own.
+pub const RESERVED: &str = "io.modelcontextprotocol/";
+/// What a modern request says each time: its version, what its client can, and what that is (mcp-T20).
+pub const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
+pub const CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
+pub const CLIENT: &str = "io.modelcontextprotocol/clientInfo";
 /// From which level on a modern request wants to hear log messages.
 pub const LOG_LEVEL: &str = "io.modelcontextprotocol/logLevel";
+/// What a modern answer says of its server.
+pub const SERVER: &str = "io.modelcontextprotocol/serverInfo";
+/// The subscription that a notification is told for.
+pub const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
+/// The task that a legacy server's message is about.
+pub const RELATED_TASK: &str = "io.modelcontextprotocol/related-task";
 
 /// Who calls, for a server that all of its users share.
 pub const CALLER: &str = "thv/identity";
@@ -61,28 +76,24 @@ pub fn added(message: &Message, members: &[(&str, &[u8])]) -> Vec<Change> {
     if text.is_empty() {
         return changes;
     }
-    let whole = || [b"{", text.as_slice(), b"}"].concat();
+    if let Some(meta) = meta {
+        changes.push(first_in(meta, text));
+        return changes;
+    }
+    let meta = [b"{", text.as_slice(), b"}"].concat();
     let mut named = Vec::new();
-    changes.push(match (root.get("params"), params, meta) {
-        (_, _, Some(meta)) => first_in(meta, text),
-        (_, Some(params), None) => match params.get("_meta") {
-            Some(odd) => (odd.span(), whole()),
+    changes.push(match (root.get("params"), params) {
+        (_, Some(params)) => match params.get("_meta") {
+            Some(odd) => (odd.span(), meta),
             None => {
-                member(&mut named, "_meta", &whole());
+                member(&mut named, "_meta", &meta);
                 first_in(params, named)
             }
         },
-        (odd, None, None) => {
-            member(&mut named, "_meta", &whole());
-            let params = [b"{", named.as_slice(), b"}"].concat();
-            match odd {
-                Some(odd) => (odd.span(), params),
-                None => {
-                    let mut named = Vec::new();
-                    member(&mut named, "params", &params);
-                    first_in(root, named)
-                }
-            }
+        (Some(odd), None) => (odd.span(), object([("_meta", meta)])),
+        (None, None) => {
+            member(&mut named, "params", &object([("_meta", meta)]));
+            first_in(root, named)
         }
     });
     changes

@@ -3,21 +3,27 @@
 //! A body is read once ([`Call::read`]); what was read is what is decided on
 //! and what is forwarded.
 
-pub mod bridge;
-pub mod cache;
+// A message, what it has, and how it is changed without touching the rest of its bytes; what is written anew.
+pub mod answer;
 mod call;
 pub mod edit;
-pub mod header;
-pub mod input;
 mod members;
 mod message;
 pub mod meta;
+
+// What there is in MCP: versions, methods, and what tools, lists and headers say.
+pub mod cache;
+pub mod header;
 pub mod method;
+pub mod tools;
+pub mod version;
+
+// Between the eras: a legacy server for modern clients, a modern one for legacy clients.
+pub mod bridge;
+pub mod input;
 pub mod reverse;
 pub mod subscription;
 pub mod task;
-pub mod tools;
-pub mod version;
 
 pub use call::{Aim, Call, CallError, Era, Id, NoCall, Shape, Target, spelled};
 pub use members::Members;

@@ -10,9 +10,11 @@ use serde_json::json;
 use crate::{
     json::{Kind, Value},
     mcp::{
-        Call, Id, Message, bridge,
+        Call, Id, Message,
+        answer::{self, member},
+        bridge,
         edit::{Fate, edited},
-        input::{Abilities, member},
+        input::Abilities,
         meta::{self, Change},
         task, version,
     },
@@ -42,7 +44,7 @@ impl Discovered {
             info: bridge::info(
                 result
                     .get("_meta")
-                    .and_then(|meta| meta.get(bridge::SERVER_INFO))
+                    .and_then(|meta| meta.get(meta::SERVER))
                     .or_else(|| result.get("serverInfo")),
             ),
             instructions: bridge::instructions(result),
@@ -70,7 +72,7 @@ impl ModernServer {
         let said = initialize.params();
         let said = |name| said.and_then(|said| said.get(name)).filter(is_object);
         let capabilities = said("capabilities");
-        let mut can = b"{".to_vec();
+        let mut can: Vec<(&str, &[u8])> = Vec::new();
         for name in ["elicitation", "sampling", "roots"] {
             let Some(capability) = capabilities.and_then(|all| all.get(name)).filter(is_object)
             else {
@@ -83,23 +85,16 @@ impl ModernServer {
                 capability.raw()
             };
             // Left out, not emptied: an elicitation that names no mode means forms.
-            if capability.len() > MAX_SAID {
-                continue;
+            if capability.len() <= MAX_SAID {
+                can.push((name, capability));
             }
-            if can.len() > 1 {
-                can.push(b',');
-            }
-            member(&mut can, name, capability);
         }
+        let extensions = json!({ task::EXTENSION: {} }).to_string();
         if server.tasks {
             // Who waits for its call has it followed here.
-            if can.len() > 1 {
-                can.push(b',');
-            }
-            let extensions = json!({ task::EXTENSION: {} }).to_string();
-            member(&mut can, "extensions", extensions.as_bytes());
+            can.push(("extensions", extensions.as_bytes()));
         }
-        can.push(b'}');
+        let can = answer::object(can);
         Self {
             said: server,
             version: json!(version::MODERN).to_string(),
@@ -139,10 +134,8 @@ impl ModernServer {
         }
         let mut result = result.to_string();
         result.pop();
-        answered_with(
-            id,
-            &format!(r#"{result},"serverInfo":{}}}"#, self.said.info),
-        )
+        let result = format!(r#"{result},"serverInfo":{}}}"#, self.said.info);
+        answer::result(id.as_json(), result.as_bytes())
     }
 
     /// What each request says in `_meta`, as members; log messages from `level` (JSON) on are wanted.
@@ -151,9 +144,9 @@ impl ModernServer {
         level: Option<&'a str>,
     ) -> impl Iterator<Item = (&'static str, &'a [u8])> {
         let members = [
-            (VERSION, Some(&*self.version)),
-            (CAPABILITIES, Some(&*self.can)),
-            (CLIENT, self.client.as_deref()),
+            (meta::VERSION, Some(&*self.version)),
+            (meta::CAPABILITIES, Some(&*self.can)),
+            (meta::CLIENT, self.client.as_deref()),
             (meta::LOG_LEVEL, level),
         ];
         let members = members.into_iter();
@@ -162,14 +155,7 @@ impl ModernServer {
 
     /// The same, as an object.
     pub fn own_meta(&self) -> String {
-        let mut text = b"{".to_vec();
-        for (name, value) in self.meta(None) {
-            if text.len() > 1 {
-                text.push(b',');
-            }
-            member(&mut text, name, value);
-        }
-        text.push(b'}');
+        let text = answer::object(self.meta(None));
         String::from_utf8_lossy(&text).into_owned()
     }
 
@@ -227,9 +213,9 @@ impl ModernServer {
             &["_meta", "inputResponses", "requestState"],
             &[
                 "progressToken",
-                VERSION,
-                CAPABILITIES,
-                CLIENT,
+                meta::VERSION,
+                meta::CAPABILITIES,
+                meta::CLIENT,
                 meta::LOG_LEVEL,
             ],
         ])
@@ -266,7 +252,7 @@ pub(super) fn plain(result: Value<'_>) -> Vec<u8> {
     edited(result, b"", |name, value| match name {
         "resultType" | "ttlMs" | "cacheScope" => Fate::Goes,
         "_meta" if value.kind() == Kind::Object => {
-            let is_reserved = |name: &str| name.starts_with(bridge::RESERVED);
+            let is_reserved = |name: &str| name.starts_with(meta::RESERVED);
             if value.members().all(|(name, _)| is_reserved(&name)) {
                 Fate::Goes
             } else {
@@ -276,35 +262,6 @@ pub(super) fn plain(result: Value<'_>) -> Vec<u8> {
         _ => Fate::Stays,
     })
 }
-
-/// An answer of the gateway's own.
-pub fn answered_with(id: &Id, result: &str) -> Vec<u8> {
-    [
-        br#"{"jsonrpc":"2.0","id":"#,
-        id.as_json(),
-        br#","result":"#,
-        result.as_bytes(),
-        b"}",
-    ]
-    .concat()
-}
-
-/// A refusal of the gateway's own.
-pub fn refused_with(id: &Id, code: i32, message: &str) -> Vec<u8> {
-    let error = json!({ "code": code, "message": message }).to_string();
-    [
-        br#"{"jsonrpc":"2.0","id":"#,
-        id.as_json(),
-        br#","error":"#,
-        error.as_bytes(),
-        b"}",
-    ]
-    .concat()
-}
-
-const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
-const CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
-const CLIENT: &str = "io.modelcontextprotocol/clientInfo";
 
 /// Bytes of a client's `clientInfo`, and of each of its capabilities, as JSON: they are kept with its
 /// session, and each request tells them.

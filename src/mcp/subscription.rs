@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::{
     json::{Kind, Value},
-    mcp::{Call, Id, Message, meta},
+    mcp::{Call, Id, Message, answer, meta},
 };
 
 /// What one subscription is about.
@@ -104,7 +104,7 @@ impl fmt::Debug for Uri {
 impl Wanted {
     /// What the request `subscriptions/listen` asks for.
     pub fn read(call: &Call) -> Self {
-        let wanted = call.params().and_then(|params| params.get("notifications"));
+        let wanted = call.param("notifications");
         let wants = |name| {
             let wants = wanted.and_then(|wanted| wanted.get(name));
             wants.and_then(Value::as_bool) == Some(true)
@@ -235,8 +235,8 @@ impl Wanted {
 
 /// The number that a notification of a gateway's own subscription names it by.
 pub fn named(params: Value<'_>) -> Option<u64> {
-    let named = params.get("_meta")?.get(SUBSCRIPTION)?;
-    named.as_number()?.parse().ok()
+    let named = params.get("_meta")?.get(meta::SUBSCRIPTION)?;
+    named.as_u64()
 }
 
 /// Whether who wants to hear of the resource `wanted` wants to hear that `uri` has changed: it may be
@@ -246,25 +246,20 @@ pub fn concerns(wanted: &str, uri: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || wanted.ends_with('/'))
 }
 
-/// The answer that ends the subscription `id` well, with more members of its `_meta` (JSON).
-pub fn ended(id: &Id, more: &[u8]) -> Vec<u8> {
-    let mut text = br#"{"jsonrpc":"2.0","id":"#.to_vec();
-    text.extend_from_slice(id.as_json());
-    text.extend_from_slice(br#","result":{"resultType":"complete","_meta":{"#);
-    super::input::member(&mut text, SUBSCRIPTION, id.as_json());
-    if !more.is_empty() {
-        text.push(b',');
-        text.extend_from_slice(more);
-    }
-    text.extend_from_slice(b"}}}");
-    text
+/// The answer that ends the subscription `id` well, and says what the server is (JSON) where that has to be said.
+pub fn ended(id: &Id, server_info: Option<&str>) -> Vec<u8> {
+    let named = [(meta::SUBSCRIPTION, id.as_json())];
+    let info = server_info.map(|info| (meta::SERVER, info.as_bytes()));
+    let said = answer::object(named.into_iter().chain(info));
+    let result = answer::object([("resultType", &br#""complete""#[..]), ("_meta", &said)]);
+    answer::result(id.as_json(), &result)
 }
 
 /// The notification, as one of the subscription `id`.
 pub fn labelled(message: &Message, id: &Id) -> Vec<u8> {
     meta::changed(
         message,
-        meta::added(message, &[(SUBSCRIPTION, id.as_json())]),
+        meta::added(message, &[(meta::SUBSCRIPTION, id.as_json())]),
     )
 }
 
@@ -273,25 +268,19 @@ pub fn unlabelled(message: &Message) -> Vec<u8> {
     let params = message.root().get("params");
     let named = params
         .and_then(|params| params.get("_meta"))
-        .filter(|meta| meta.kind() == Kind::Object && meta.get(SUBSCRIPTION).is_some());
+        .filter(|meta| meta.kind() == Kind::Object && meta.get(meta::SUBSCRIPTION).is_some());
     let Some(named) = named else {
         return message.bytes().to_vec();
     };
-    let mut text = b"{".to_vec();
-    for (name, value) in named.members().filter(|(name, _)| name != SUBSCRIPTION) {
-        if text.len() > 1 {
-            text.push(b',');
-        }
-        super::input::member(&mut text, &name, value.raw());
-    }
-    text.push(b'}');
+    let others = named
+        .members()
+        .filter(|(name, _)| name != meta::SUBSCRIPTION);
+    let text = answer::object(others.map(|(name, value)| (name, value.raw())));
     message.with(&[(named.span(), &text)])
 }
 
 /// The message that a subscription begins with.
 pub const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
-/// The member of `_meta` that names a subscription.
-pub const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
 /// Resources that one subscription may name, and tasks; further ones are not acknowledged.
 pub const MAX_URIS: usize = 64;
 /// Bytes of one of them: who subscribes has it kept for as long as his session or his stream.

@@ -10,11 +10,12 @@ use serde_json::json;
 use crate::{
     json::{Kind, Value},
     mcp::{
-        Call, Era, Id,
+        Call, Era, Id, answer,
+        answer::member,
         bridge::modern_error,
         edit::{Fate, edited},
         input::Question,
-        input::member,
+        meta,
         reverse::plain,
     },
 };
@@ -24,8 +25,7 @@ pub const EXTENSION: &str = "io.modelcontextprotocol/tasks";
 
 /// Whether the client of a modern request can be given a task in place of an answer.
 pub fn is_taken_by(call: &Call) -> bool {
-    call.meta("io.modelcontextprotocol/clientCapabilities")
-        .is_some_and(has_extension)
+    call.meta(meta::CAPABILITIES).is_some_and(has_extension)
 }
 
 /// Whether capabilities name the extension.
@@ -55,10 +55,14 @@ pub const MAX_ID: usize = 2 << 10;
 
 /// The task that the message is about, as the server names it.
 pub fn related(params: Option<Value<'_>>) -> Option<String> {
-    let related = params?
-        .get("_meta")?
-        .get("io.modelcontextprotocol/related-task")?;
+    let related = params?.get("_meta")?.get(meta::RELATED_TASK)?;
     Some(related.get("taskId")?.as_str()?.into_owned())
+}
+
+/// Whether the task has ended with a result or an error, by what it says of itself.
+pub fn has_outcome(task: Value<'_>) -> bool {
+    let status = task.get("status").and_then(Value::as_str);
+    matches!(status.as_deref(), Some("completed" | "failed"))
 }
 
 /// How a task of a legacy server's stands, for a modern client.
@@ -119,16 +123,10 @@ fn detailed(out: &mut Vec<u8>, task: Value<'_>, standing: &Standing<'_>) {
     match standing {
         Standing::Said | Standing::Working => {}
         Standing::Asks(questions) => {
-            let mut all = b"{".to_vec();
-            for question in questions {
-                if all.len() > 1 {
-                    all.push(b',');
-                }
-                member(&mut all, &question.key, &question.as_input());
-            }
-            all.push(b'}');
+            let questions = questions.iter();
+            let questions = questions.map(|question| (&question.key, question.as_input()));
             out.push(b',');
-            member(out, "inputRequests", &all);
+            member(out, "inputRequests", &answer::object(questions));
         }
         Standing::Ended(outcome) => {
             let (name, value) = match outcome {
@@ -145,17 +143,8 @@ fn detailed(out: &mut Vec<u8>, task: Value<'_>, standing: &Standing<'_>) {
 /// The modern answer to what is about tasks, or to a call that its server runs as one alone, for a
 /// client that takes none.
 pub fn missing(id: &Id) -> Vec<u8> {
-    let error = json!({
-        "code": -32021,
-        "message": "this needs tasks, which this client does not take",
-        "data": { "requiredCapabilities": { "extensions": { EXTENSION: {} } } },
-    });
-    let mut text = br#"{"jsonrpc":"2.0","id":"#.to_vec();
-    text.extend_from_slice(id.as_json());
-    text.extend_from_slice(br#","error":"#);
-    text.extend_from_slice(error.to_string().as_bytes());
-    text.push(b'}');
-    text
+    let message = "this needs tasks, which this client does not take";
+    answer::lacking(id, message, json!({ "extensions": { EXTENSION: {} } }))
 }
 
 /// What a task of a legacy server's says of itself, and nothing else: as much as it takes to tell of its end later.

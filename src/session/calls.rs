@@ -1,4 +1,8 @@
 //! The calls of a session: from the line that is written to the answer or the failure.
+//!
+//! Every request has its [`InFlight`] from `request` to `finish`, which is the one way out: it puts the outcome on
+//! record and then tells the client. Used by `conversation` for what clients send, and by `pump` for what the child
+//! answers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -60,7 +64,7 @@ pub(super) struct InFlight {
     pub(super) opens: bool,
     /// What a legacy child may ask a modern client in it.
     pub(super) input: Option<Box<Input>>,
-    /// What of a legacy child's task a modern client's request is about.
+    /// What a modern client's request has to do with a legacy child's task.
     pub(super) task: Option<About>,
     /// Its place among all calls, given back with it; the gateway's own have none.
     pub(super) place: Option<Place>,
@@ -114,7 +118,7 @@ impl Session {
         id: Id,
         owed: &mut Owed,
     ) -> Result<Exchange, SendError> {
-        let bridged = self.bridge.get().is_some();
+        let bridged = self.legacy_server().is_some();
         let holder = bridged.then(|| seal::holder(identity));
         let mut away = None;
         if let Some(holder) = &holder
@@ -316,7 +320,7 @@ impl Session {
                 if answer != Answer::Neither {
                     self.progresses(&mut state, number, &call, message);
                 }
-                let reversed = self.reversed.get().is_some() && answer == Answer::Result;
+                let reversed = self.modern_server().is_some() && answer == Answer::Result;
                 let call = if reversed {
                     self.asks_for_more(&mut state, number, call, (message, outcome))
                 } else {
@@ -443,17 +447,17 @@ impl Session {
 }
 
 impl Session {
-    /// What becomes of a client's request, which has state.next for its number.
+    /// Whether a client's request goes to the child, under the number `state.next`, or is answered here.
     fn way_of(&self, state: &mut State, call: &Call, id: &Id) -> Result<Way, SendError> {
-        if let Some(server) = self.reversed.get() {
+        if let Some(server) = self.modern_server() {
             return Ok(self.way_to_modern(state, server, call, id));
         }
-        if let Some(server) = self.bridge.get()
+        if let Some(server) = self.legacy_server()
             && let Some(way) = self.way_of_task(state, server, call, id)?
         {
             return Ok(way);
         }
-        Ok(match (self.bridge.get(), call.method()) {
+        Ok(match (self.legacy_server(), call.method()) {
             // A legacy child has said it all already, and knows of no subscription.
             (Some(server), method::DISCOVER) => Way::Here(server.discovered(id)),
             (Some(_), method::LISTEN) => Way::Open,
@@ -474,9 +478,7 @@ pub(super) enum Way {
 
 /// Whether the request answers what an earlier one was asked.
 fn goes_on(call: &Call) -> bool {
-    call.params().is_some_and(|params| {
-        params.get("requestState").is_some() || params.get("inputResponses").is_some()
-    })
+    call.param("requestState").is_some() || call.param("inputResponses").is_some()
 }
 
 /// What a child's answer holds.

@@ -1,4 +1,8 @@
 //! One session: who owns it, what is in flight, and the way in.
+//!
+//! What its [`State`] holds is written down here; what is done with a part of that stands in the file that the part
+//! is from, as more of `impl Session`. Made by `starting`; entered by `pipeline`, and by `shared` and `pump` with
+//! what a child says.
 
 use std::{
     sync::{
@@ -15,15 +19,16 @@ use crate::{
     audit::{self, Audit, Owed},
     auth::{Identity, PrincipalKey},
     authz::{Engine, Permit},
-    mcp::{Call, Era, Id, Shape, bridge::LegacyServer, reverse::ModernServer, spelled, version},
+    mcp::{Call, Era, Id, Shape, spelled, version},
     session::{
         SendError, Sent,
+        bridge::Bridge,
         calls::{InFlight, OutcomeOwed},
         exchange::Failure,
         line::Line,
         listening::{INITIALIZED, Listening},
         load::Places,
-        outbox::{Outbox, Refused},
+        outbox::{MAX_UNWRITTEN, Outbox, Refused, SHORT_QUEUE},
         own::OwnMessage,
         pending::{questions::Questions, seal::Seal},
         probe::Spoken,
@@ -52,10 +57,8 @@ pub struct Session {
     pub(super) room: Arc<Room>,
     /// What its clients speak.
     pub(super) era: Era,
-    /// Its child, where that speaks less than its clients.
-    pub(super) bridge: OnceLock<Box<LegacyServer>>,
-    /// Its child, where that speaks nothing that its client does.
-    pub(super) reversed: OnceLock<Box<ModernServer>>,
+    /// What stands between, where its child does not speak its clients' era.
+    pub(super) bridge: OnceLock<Box<Bridge>>,
     /// What the child speaks, where others share it.
     pub(super) spoken: OnceLock<Arc<Spoken>>,
     /// Closes what modern clients carry from round to round.
@@ -160,7 +163,6 @@ impl Session {
             calls,
             era,
             bridge: OnceLock::new(),
-            reversed: OnceLock::new(),
             spoken: OnceLock::new(),
             seal,
             engine,
@@ -229,7 +231,7 @@ impl Session {
     /// Whether a call stays whole while its answer is waited for, as one that a server may have made again. Of any
     /// other what waits is counted as the session's, and nothing is kept.
     pub fn keeps_calls(&self) -> bool {
-        self.reversed.get().is_some()
+        self.modern_server().is_some()
     }
 
     /// Ends the session by its client's wish or the gateway's; its child is given time to leave.
@@ -260,7 +262,7 @@ impl Session {
         let mut state = self.lock()?;
         state.last_used = Instant::now();
         self.await_listener(&mut state, call.method());
-        if call.method() != "notifications/cancelled" && self.reversed.get().is_some() {
+        if call.method() != "notifications/cancelled" && self.modern_server().is_some() {
             drop(state);
             self.heard_initialized(call.method());
             return Ok(());
@@ -268,7 +270,7 @@ impl Session {
         if call.method() != "notifications/cancelled" {
             return self.write(Line::of(call.message(), &[]));
         }
-        let Some(named) = call.params().and_then(|params| params.get("requestId")) else {
+        let Some(named) = call.param("requestId") else {
             return Ok(());
         };
         let number = state
@@ -310,7 +312,7 @@ impl Session {
                 Err(SendError::NotAsked)
             };
         }
-        if self.reversed.get().is_some() {
+        if self.modern_server().is_some() {
             return self.respond_to_modern(&mut state, call, id);
         }
         // Only then: a client that is told to try again must find its question still there.
@@ -399,11 +401,6 @@ impl Session {
         self.unheard.load(Ordering::Relaxed)
     }
 
-    /// Its child speaks legacy MCP alone: from now on what goes between is translated.
-    pub(super) fn bridged(&self, server: LegacyServer) {
-        let _ = self.bridge.set(Box::new(server));
-    }
-
     /// Its client may come in, under the version that was agreed on.
     pub(super) fn open(&self, version: &str) {
         let mut state = self.state();
@@ -419,7 +416,7 @@ impl Session {
 
     /// Whether its child may say several things at once.
     pub(super) fn takes_batches(&self) -> bool {
-        match self.bridge.get() {
+        match self.legacy_server() {
             Some(server) => server.batches(),
             None => self.speaks(version::BATCHES),
         }
@@ -458,7 +455,7 @@ impl Session {
         let before = self.unwritten.fetch_add(bytes, Ordering::Relaxed);
         let line = if before > 0 && before + bytes > MAX_UNWRITTEN {
             None
-        } else if before + bytes > UNCOUNTED {
+        } else if before + bytes > SHORT_QUEUE {
             // Many children that do not read are many such queues.
             line.kept(|part| self.room.hold_all(part))
         } else {
@@ -489,10 +486,6 @@ impl Session {
 
 /// Requests a child has not yet answered, per session; one more is refused.
 const MAX_IN_FLIGHT: usize = 64;
-/// Bytes of lines waiting for a child that does not read; a single longer one still goes.
-const MAX_UNWRITTEN: usize = 8 << 20;
-/// Bytes of those that are not counted as the session's.
-const UNCOUNTED: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -503,7 +496,10 @@ mod tests {
     use crate::{
         audit::RequestId,
         auth::Identity,
-        mcp::{Message, reverse::Discovered},
+        mcp::{
+            Message,
+            reverse::{Discovered, ModernServer},
+        },
         session::{Exchange, Late, exchange::Event, outbox::Lines, pump, room::Rooms, testing},
     };
 
@@ -682,7 +678,7 @@ mod tests {
         let discovered = r#"{"jsonrpc":"2.0","id":1,"result":{"supportedVersions":["2026-07-28"],"capabilities":{}}}"#;
         let discovered = Message::parse(discovered.into()).unwrap();
         let server = ModernServer::new(Discovered::read(&discovered).unwrap(), &initialize);
-        assert!(session.reversed.set(Box::new(server)).is_ok());
+        assert!(session.bridge_by(Bridge::ToModern(server)));
         session.open("2025-11-25");
         let asks = call(r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#);
         let id = asks.id().unwrap().clone();
@@ -761,7 +757,7 @@ mod tests {
                 )
                 .unwrap();
             let full = (!has_room).then(|| session.room.hold_anyway(vec![0; 64 << 20].into()));
-            let text = "x".repeat(UNCOUNTED);
+            let text = "x".repeat(SHORT_QUEUE);
             let answer = format!(r#"{{"id":1,"result":{{"instructions":"{text}"}}}}"#);
             assert!(pump::take(&session, answer.into()));
             let told = opening.next().await.unwrap();

@@ -1,4 +1,7 @@
 //! A session's child from its start to its end.
+//!
+//! Starts it, ties its streams to whom it serves, and sees it out: patience, signals, and the record of how it ended.
+//! Used by `starting` and `warm`.
 
 use std::{
     sync::{Arc, OnceLock},

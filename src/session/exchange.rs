@@ -1,4 +1,7 @@
-//! What comes back to a client.
+//! What comes back to a client: events, and why there is no answer.
+//!
+//! Values alone. Told by `calls` and `listening` through a `stream`; read by `http`, which has a status and a text for
+//! each failure.
 
 use bytes::Bytes;
 

@@ -13,12 +13,13 @@ use tokio::time::{Duration, Instant};
 use crate::{
     json::Value,
     mcp::{
-        Era, Id, Message, bridge, spelled,
-        subscription::{ACKNOWLEDGED, SUBSCRIPTION},
+        Era, Id, Message, bridge, meta, spelled,
+        subscription::{self, ACKNOWLEDGED},
         task,
     },
     session::{
         SendError, Session,
+        bridge::Bridge,
         calls::InFlight,
         conversation::State,
         exchange::{Event, Failure},
@@ -232,39 +233,38 @@ impl Session {
 
     /// Gives a notification of the child's to the one stream it is meant for; `false` if nobody hears it.
     pub(super) fn pass_on(&self, message: &Message, method: &str) -> bool {
-        if self.bridge.get().is_some() && is_about_the_server(method) {
-            return self.publish(message, method);
-        }
-        if self.bridge.get().is_some() && method == task::TOLD_BY_LEGACY {
-            return self.task_says(message);
-        }
-        if self.reversed.get().is_some() && method == task::TOLD {
-            return self.followed_says(message);
-        }
-        if self.reversed.get().is_some() && method == ACKNOWLEDGED {
-            self.acknowledged(message);
-            return true;
-        }
-        if self.reversed.get().is_some() {
-            if !self.is_for_legacy(message, method) {
-                // Nobody has asked for it.
-                return true;
+        match self.bridge() {
+            Some(Bridge::ToLegacy(_)) if is_about_the_server(method) => {
+                self.publish(message, method)
             }
-            return match self.heard_from_modern(message, method) {
-                Some(text) => {
-                    Message::parse(text).is_ok_and(|message| self.pass_on_plain(&message, method))
-                }
-                None => true,
-            };
+            Some(Bridge::ToLegacy(_)) if method == task::TOLD_BY_LEGACY => self.task_says(message),
+            Some(Bridge::ToModern(_)) => self.pass_on_from_modern(message, method),
+            _ => self.pass_on_plain(message, method),
         }
-        self.pass_on_plain(message, method)
+    }
+
+    fn pass_on_from_modern(&self, message: &Message, method: &str) -> bool {
+        match method {
+            task::TOLD => return self.followed_says(message),
+            ACKNOWLEDGED => self.acknowledged(message),
+            // It asks by its answers alone (sse-6): there is nothing that it could withdraw.
+            CANCELLED => {}
+            // Nobody has asked for it.
+            _ if !self.is_for_legacy(message, method) => {}
+            _ => {
+                let text = subscription::unlabelled(message).into();
+                return Message::parse(text)
+                    .is_ok_and(|message| self.pass_on_plain(&message, method));
+            }
+        }
+        true
     }
 
     pub(super) fn pass_on_plain(&self, message: &Message, method: &str) -> bool {
         let params = message.root().get("params");
         let subscription = params
             .and_then(|params| params.get("_meta"))
-            .and_then(|meta| meta.get(SUBSCRIPTION));
+            .and_then(|meta| meta.get(meta::SUBSCRIPTION));
         let hearers = |uri: &str| {
             let state = self.state();
             let Some(subscription) = subscription else {
@@ -308,7 +308,7 @@ impl Session {
                     .and_then(Value::as_str);
                 let level = level.and_then(|level| bridge::log_level(&level));
                 // A modern child has chosen by itself; a legacy one says everything.
-                logs::hearer(&state, level, self.bridge.get().is_none())
+                logs::hearer(&state, level, self.legacy_server().is_none())
             }
             Era::Modern => None,
             Era::Legacy if method == CANCELLED => params
@@ -348,7 +348,7 @@ impl Session {
     /// Whether its client was asked this, if only once.
     pub(super) fn has_asked(&self, state: &State, id: &Id) -> bool {
         let id = spelled(id.as_json());
-        state.asked.know(&id) || (self.reversed.get().is_some() && reversed::is_past(state, &id))
+        state.asked.know(&id) || (self.modern_server().is_some() && reversed::is_past(state, &id))
     }
 
     /// Forgets a request of the child's that it has itself cancelled.
@@ -361,8 +361,8 @@ impl Session {
 
 /// The request that the child names by the number it was given.
 fn named<'a>(state: &'a State, number: Value<'_>) -> Option<&'a InFlight> {
-    let number = number.as_number()?.parse().ok()?;
-    let call = state.in_flight.get(&state.reversed.first(number));
+    let number = state.reversed.first(number.as_u64()?);
+    let call = state.in_flight.get(&number);
     // A legacy child knows of no subscription.
     call.filter(|call| call.wanted.is_none())
 }

@@ -31,7 +31,7 @@ impl Logs {
 impl Session {
     /// Has a legacy child write what the call wants to hear, if it does not yet.
     pub(super) fn log_from(&self, state: &mut State, call: &Call) -> Result<(), SendError> {
-        let logs = self.bridge.get().is_some_and(|server| server.logs());
+        let logs = self.legacy_server().is_some_and(|server| server.logs());
         let wanted = logs.then(|| level(call)).flatten();
         let Some(wanted) = wanted.filter(|wanted| state.level.is_none_or(|told| *wanted < told))
         else {

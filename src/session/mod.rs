@@ -4,50 +4,52 @@
 //! that hangs up does not cancel (mcp-L4). A client's message enters only as a
 //! `Permit`; what the gateway itself must say to a child is the closed set in
 //! `own`. Used only by `pipeline`, and by `daemon` for ending.
-//!
-//! Where what is:
-//! - a session's life: `table` has all, `starting` and `warm` get it a child, `probe` learns what
-//!   that speaks, `ending` ends both, `leaving` those whose clients went without a word;
-//! - a message's way to the child: `conversation`, `calls`, `rewrite`, `outbox`; and back: `pump`
-//!   reads what the child says, `wording` puts it in its client's words, `stream` and `listening`
-//!   are where a client reads it;
-//! - `pending`: a call that waits for its client, who was asked something; `tasks`;
-//!   `subscriptions`; `reversed`: an older client at a newer child;
-//! - `shared`: one child for several sessions;
-//! - bounds: `room` for memory, `load` for numbers.
 
-mod blame;
-mod calls;
+// A session and its table: who has one, how it begins, and how its child ends.
 mod conversation;
 mod ending;
-mod exchange;
-#[cfg(test)]
-mod faithful;
 mod leaving;
-mod line;
-mod listening;
 mod load;
-mod logs;
+mod sent;
+mod starting;
+mod table;
+mod warm;
+
+// A call on its way to the child: the line, and the queue that it waits in.
+mod calls;
+mod line;
 mod outbox;
 mod own;
-mod pending;
-mod probe;
-mod pump;
-mod reversed;
 mod rewrite;
+
+// What the child says on its way to clients: answers, its own messages, streams, memory.
+mod blame;
+mod exchange;
+mod listening;
+mod logs;
+mod pump;
 mod room;
-mod sent;
-mod shared;
-mod starting;
 mod stream;
+mod tools;
+mod wording;
+
+// One child for several sessions.
+mod shared;
+
+// Which era the child speaks, if it is not its clients'.
+mod bridge;
+mod probe;
+mod reversed;
+
+// What differs most between the eras: calls that wait for input, tasks, subscriptions.
+mod pending;
 mod subscriptions;
-mod table;
 mod tasks;
+
+#[cfg(test)]
+mod faithful;
 #[cfg(test)]
 mod testing;
-mod tools;
-mod warm;
-mod wording;
 
 pub use conversation::Session;
 pub use exchange::{Event, Failure, Finish};

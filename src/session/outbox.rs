@@ -70,7 +70,7 @@ impl Outbox {
         self.put(line.into(), (ENDS, MAX_ENDS))
     }
 
-    /// Puts it in, `beyond` what else may wait by so many lines and bytes.
+    /// Puts it in; where the queue is full, still if no more than so many lines and bytes wait `beyond` what may.
     fn put(&self, line: Line, beyond: (usize, usize)) -> Result<(), Refused> {
         let mut state = self.0.state();
         if state.closed {
@@ -172,6 +172,10 @@ impl Drop for Lines {
     }
 }
 
+/// Bytes of lines that may wait for a child that does not read; a single longer one still goes.
+pub(super) const MAX_UNWRITTEN: usize = 8 << 20;
+/// Bytes of a queue that are not counted as anybody's.
+pub(super) const SHORT_QUEUE: usize = 64 << 10;
 /// Lines for which room is kept when none wait.
 const USUAL: usize = 8;
 /// Lines that end something and wait beyond what else may: what they end has had its place before.

@@ -1,9 +1,17 @@
 //! What the gateway itself says to a child: a closed set.
+//!
+//! The one other way into a child than a `Permit`: what is not here the gateway cannot say of itself. Used all over
+//! `session`, and nowhere else.
+
+use std::fmt::Display;
 
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::{child::stdio, mcp::version};
+use crate::{
+    child::stdio,
+    mcp::{answer, meta, method, version},
+};
 
 /// A message that no client sent.
 pub(super) enum OwnMessage<'a> {
@@ -84,19 +92,19 @@ impl OwnMessage<'_> {
 
     /// The message as a line for the child.
     pub(super) fn line(&self) -> Bytes {
-        let text = match self {
+        stdio::line(match self {
             Self::Cancelled { number, reason } => format!(
                 r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{number},"reason":"{reason}"}}}}"#
             )
             .into_bytes(),
             Self::Discover { number } => {
-                let params = json!({ "_meta": meta() });
-                format!(
-                    r#"{{"jsonrpc":"2.0","id":{number},"method":"server/discover","params":{params}}}"#
-                )
-                .into_bytes()
+                request(*number, method::DISCOVER, json!({ "_meta": meta() }))
             }
-            Self::ListTools { number, is_legacy, cursor } => {
+            Self::ListTools {
+                number,
+                is_legacy,
+                cursor,
+            } => {
                 let mut params = json!({});
                 if let Some(cursor) = cursor {
                     params["cursor"] = (*cursor).into();
@@ -104,87 +112,86 @@ impl OwnMessage<'_> {
                 if !is_legacy {
                     params["_meta"] = meta();
                 }
-                format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"tools/list","params":{params}}}"#)
-                    .into_bytes()
+                request(*number, method::TOOLS, params)
             }
             Self::Initialize { number } => {
                 // All that any client may be asked: which one can be is decided call by call.
-                let params = json!({
-                    "protocolVersion": version::LEGACY[0],
-                    "capabilities": {
-                        "elicitation": { "form": {}, "url": {} },
-                        "sampling": { "tools": {} },
-                        "roots": {},
-                    },
-                    "clientInfo": { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
-                });
-                format!(
-                    r#"{{"jsonrpc":"2.0","id":{number},"method":"initialize","params":{params}}}"#
-                )
-                .into_bytes()
+                let mut all = what_users_are_asked();
+                all["roots"] = json!({});
+                initialize(*number, all)
             }
-            Self::Open { number, asks } => {
-                let capabilities = if *asks {
-                    json!({ "elicitation": { "form": {}, "url": {} }, "sampling": { "tools": {} } })
-                } else {
-                    json!({})
-                };
-                let params = json!({
-                    "protocolVersion": version::LEGACY[0],
-                    "capabilities": capabilities,
-                    "clientInfo": { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
-                });
-                format!(
-                    r#"{{"jsonrpc":"2.0","id":{number},"method":"initialize","params":{params}}}"#
-                )
-                .into_bytes()
-            }
+            Self::Open { number, asks: true } => initialize(*number, what_users_are_asked()),
+            Self::Open { number, .. } => initialize(*number, json!({})),
             Self::Initialized => {
                 br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#.to_vec()
             }
-            Self::Listen { number, wanted, meta } => format!(
-                r#"{{"jsonrpc":"2.0","id":{number},"method":"subscriptions/listen","params":{{"_meta":{meta},"notifications":{wanted}}}}}"#
-            )
-            .into_bytes(),
-            Self::LogFrom { number, level } => format!(
-                r#"{{"jsonrpc":"2.0","id":{number},"method":"logging/setLevel","params":{{"level":"{level}"}}}}"#
-            )
-            .into_bytes(),
-            Self::TaskOf { number, what, task, more } => [
-                format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"tasks/{what}","params":{{"taskId":"#).as_bytes(),
+            Self::Listen {
+                number,
+                wanted,
+                meta,
+            } => {
+                let params = format_args!(r#"{{"_meta":{meta},"notifications":{wanted}}}"#);
+                request(*number, method::LISTEN, params)
+            }
+            Self::LogFrom { number, level } => {
+                request(*number, "logging/setLevel", json!({ "level": level }))
+            }
+            Self::Subscribe { number, uri } => {
+                request(*number, "resources/subscribe", json!({ "uri": uri }))
+            }
+            Self::Unsubscribe { number, uri } => {
+                request(*number, "resources/unsubscribe", json!({ "uri": uri }))
+            }
+            Self::TaskOf {
+                number,
+                what,
                 task,
                 more,
-                b"}}",
-            ]
-            .concat(),
-            Self::Subscribe { number, uri } => resource("subscribe", *number, uri),
-            Self::Unsubscribe { number, uri } => resource("unsubscribe", *number, uri),
-            Self::NobodyThere { id } => {
-                let message = br#","error":{"code":-32601,"message":"no client is listening"}}"#;
-                [br#"{"jsonrpc":"2.0","id":"#, *id, message].concat()
+            } => {
+                // Both are of messages that were parsed, hence text.
+                let (task, more) = (String::from_utf8_lossy(task), String::from_utf8_lossy(more));
+                let params = format_args!(r#"{{"taskId":{task}{more}}}"#);
+                request(*number, &format!("tasks/{what}"), params)
             }
-            Self::Pong { id } => [br#"{"jsonrpc":"2.0","id":"#, *id, br#","result":{}}"#].concat(),
-        };
-        stdio::line(text)
+            Self::NobodyThere { id } => {
+                answer::error(id, br#"{"code":-32601,"message":"no client is listening"}"#)
+            }
+            Self::Pong { id } => answer::result(id, b"{}"),
+        })
     }
+}
+
+/// A request of the gateway's own; `params` are JSON.
+fn request(number: u64, method: &str, params: impl Display) -> Vec<u8> {
+    format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"{method}","params":{params}}}"#)
+        .into_bytes()
+}
+
+/// Opens a conversation as a client with these capabilities.
+fn initialize(number: u64, capabilities: serde_json::Value) -> Vec<u8> {
+    let params = json!({
+        "protocolVersion": version::LEGACY[0],
+        "capabilities": capabilities,
+        "clientInfo": { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
+    });
+    request(number, "initialize", params)
+}
+
+/// The capabilities of a client whose user, or whose model, can be asked anything.
+fn what_users_are_asked() -> serde_json::Value {
+    json!({ "elicitation": { "form": {}, "url": {} }, "sampling": { "tools": {} } })
 }
 
 /// What each modern request says (mcp-T20).
 fn meta() -> serde_json::Value {
     json!({
-        "io.modelcontextprotocol/protocolVersion": version::MODERN,
-        "io.modelcontextprotocol/clientCapabilities": {},
-        "io.modelcontextprotocol/clientInfo": { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
+        meta::VERSION: version::MODERN,
+        meta::CAPABILITIES: {},
+        meta::CLIENT: { "name": "thv", "version": env!("CARGO_PKG_VERSION") },
     })
 }
 
 /// The same as one more member of a modern request's parameters.
 pub(super) fn meta_member() -> Vec<u8> {
     format!(r#","_meta":{}"#, meta()).into_bytes()
-}
-
-fn resource(what: &str, number: u64, uri: &str) -> Vec<u8> {
-    let params = json!({ "uri": uri });
-    format!(r#"{{"jsonrpc":"2.0","id":{number},"method":"resources/{what}","params":{params}}}"#)
-        .into_bytes()
 }

@@ -23,6 +23,7 @@ use crate::{
     },
     session::{
         Sent, Session,
+        bridge::Bridge,
         exchange::Failure,
         own::OwnMessage,
         table::{OpenError, answer_of},
@@ -165,7 +166,7 @@ async fn bridge(session: &Arc<Session>, patience: Duration) -> Result<bool, Open
         return Ok(false);
     };
     session.say(&OwnMessage::Initialized);
-    session.bridged(server);
+    session.bridge_by(Bridge::ToLegacy(server));
     if let Some(spoken) = session.spoken.get() {
         spoken.is_bridged.store(true, Ordering::Relaxed);
     }
@@ -180,14 +181,12 @@ pub(super) async fn for_legacy(session: &Arc<Session>, initialize: Bytes) -> Opt
     let read = move || Call::read(initialize, false);
     let initialize = aside(size, read).await.ok()?;
     let server = ModernServer::new(said, &initialize);
-    let wanted = initialize
-        .params()
-        .and_then(|params| params.get("protocolVersion"));
+    let wanted = initialize.param("protocolVersion");
     let wanted = wanted.and_then(Value::as_str).unwrap_or_default();
     let version = version::LEGACY.iter().find(|version| **version == wanted);
     let text = server.initialized(initialize.id()?, version.unwrap_or(&version::LEGACY[0]));
-    session.reversed.set(Box::new(server)).ok()?;
-    Some(text.into())
+    let is_bridged = session.bridge_by(Bridge::ToModern(server));
+    is_bridged.then(|| text.into())
 }
 
 /// How long a child may think about what it speaks before it is taken for a legacy one (mcp-T27).
@@ -249,7 +248,7 @@ mod tests {
                 true => assert_eq!(readied.unwrap(), Readied::Modern),
                 false => assert!(matches!(readied, Err(OpenError::NoVersion))),
             }
-            assert!(session.bridge.get().is_none());
+            assert!(session.legacy_server().is_none());
         }
     }
     /// mcp-T27: what is not asked because others of its server said nothing, and is no legacy one, is asked then.

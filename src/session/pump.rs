@@ -1,4 +1,7 @@
 //! What a child says, line by line, to whom it is for.
+//!
+//! `run` reads a child's output to its end, for a session or for those that share the child; `take` hands one session
+//! one line. Used by `ending` and `shared`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +17,7 @@ use crate::{
     aside::{aside, is_large},
     audit::Reason,
     child::{
-        Lends,
+        Lends, Share,
         stdio::{self, Line, Reading, Why},
     },
     json::{Kind, Value},
@@ -94,8 +97,7 @@ pub(super) fn run(
         let mut violations = 0_u64;
         let mut complaints = Complaints::default();
         let mut due = None;
-        // A line that is left out, while it comes.
-        let mut overlong: Option<Box<Suspect>> = None;
+        let mut left_out = LeftOut(None);
         loop {
             // One read may bring thousands: others have their turn between them.
             consume_budget().await;
@@ -133,52 +135,29 @@ pub(super) fn run(
                     kept
                 }
                 Ok(Line::Left { part, ends, why }) if why == Why::NoRoom || hears.bears_all() => {
-                    let begins = overlong.is_none();
-                    let mut suspect = overlong.take().unwrap_or_default();
-                    let share = lines.share();
-                    let read = aside(part.len(), move || {
-                        suspect.read(&part);
-                        drop((part, share));
-                        suspect
-                    });
-                    let mut suspect = read.await;
-                    // Nobody waits for the end of what says at once whose answer it is; what says so last is
-                    // believed when all of it was read.
-                    let begun = suspect.begun().filter(|_| begins);
-                    if let Some(number) = begun.or(suspect.whole().filter(|_| ends)) {
-                        suspect.was_told();
-                        hears.fail_one(
-                            number,
-                            match why {
-                                Why::TooLong => Failure::BadAnswer,
-                                Why::NoRoom => Failure::NoRoom,
-                            },
-                        );
-                    }
-                    if !ends {
-                        overlong = Some(suspect);
-                    } else if why == Why::NoRoom
-                        && let Some(number) = suspect.asked()
-                    {
-                        hears.refuse(number);
-                    }
-                    if !begins {
+                    // Boxed: most children never write such a line.
+                    let read = left_out.read((part, lines.share()), (ends, why), &*hears);
+                    if !Box::pin(read).await {
                         continue;
                     }
-                    if why == Why::NoRoom {
-                        if complaints.may_be_said() {
-                            warn!("there is no room for what the server writes, left out");
+                    match why {
+                        Why::TooLong => {
+                            if complaints.may_be_said() {
+                                warn!(
+                                    limit = reading.longest,
+                                    "the server wrote an endless line, left out"
+                                );
+                            }
+                            false
                         }
-                        // That is not its fault.
-                        continue;
+                        Why::NoRoom => {
+                            if complaints.may_be_said() {
+                                warn!("there is no room for what the server writes, left out");
+                            }
+                            // That is not its fault.
+                            continue;
+                        }
                     }
-                    if complaints.may_be_said() {
-                        warn!(
-                            limit = reading.longest,
-                            "the server wrote an endless line, left out"
-                        );
-                    }
-                    false
                 }
                 Ok(Line::Left { .. }) => {
                     warn!(
@@ -208,6 +187,48 @@ pub(super) fn run(
                 }
             }
         }
+    }
+}
+
+/// A line that is left out, while it comes.
+struct LeftOut(Option<Box<Suspect>>);
+
+impl LeftOut {
+    /// Reads the next part of it, and fails the request that it was to answer as soon as that is known. Whether
+    /// this part was the first.
+    async fn read(
+        &mut self,
+        (part, share): (Bytes, Option<Box<Share>>),
+        (ends, why): (bool, Why),
+        hears: &impl Hears,
+    ) -> bool {
+        let begins = self.0.is_none();
+        let mut suspect = self.0.take().unwrap_or_default();
+        let read = aside(part.len(), move || {
+            suspect.read(&part);
+            drop((part, share));
+            suspect
+        });
+        let mut suspect = read.await;
+        // Nobody waits for the end of what says at once whose answer it is; what says so last is
+        // believed when all of it was read.
+        let begun = suspect.begun().filter(|_| begins);
+        if let Some(number) = begun.or(suspect.whole().filter(|_| ends)) {
+            suspect.was_told();
+            let failure = match why {
+                Why::TooLong => Failure::BadAnswer,
+                Why::NoRoom => Failure::NoRoom,
+            };
+            hears.fail_one(number, failure);
+        }
+        if !ends {
+            self.0 = Some(suspect);
+        } else if why == Why::NoRoom
+            && let Some(number) = suspect.asked()
+        {
+            hears.refuse(number);
+        }
+        begins
     }
 }
 
@@ -277,7 +298,7 @@ fn take_one(session: &Session, message: &Message) -> bool {
 }
 
 fn answer(session: &Session, message: &Message, id: Value<'_>, members: &Members<'_>) -> bool {
-    let Some(number) = id.as_number().and_then(|number| number.parse().ok()) else {
+    let Some(number) = id.as_u64() else {
         return false;
     };
     let answer = match (members.result, members.error) {
@@ -297,10 +318,10 @@ fn request(session: &Session, message: &Message, method: &str, id: Value<'_>) ->
     if method == "ping" {
         return session.say(&OwnMessage::Pong { id: id.raw() });
     }
-    let asked = if session.reversed.get().is_some() || length > MAX_SERVER_ID {
+    let asked = if session.modern_server().is_some() || length > MAX_SERVER_ID {
         // A modern server asks by its answers alone (sse-6). And a question's id is kept until it is answered.
         false
-    } else if session.bridge.get().is_some() {
+    } else if session.legacy_server().is_some() {
         session.question(message, method, id)
     } else {
         session.ask(message.bytes().clone(), Bytes::copy_from_slice(id.raw()))

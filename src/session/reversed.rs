@@ -5,8 +5,6 @@
 //! a request, and the call is made again with what the client said, as modern
 //! MCP has it (mcp-M1).
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use foldhash::HashMap;
 use tokio::time::Instant;
@@ -14,10 +12,10 @@ use tokio::time::Instant;
 use crate::{
     json::{Kind, Value},
     mcp::{
-        Call, Id, Message, bridge,
+        Call, Id, Message, answer, bridge,
         input::{self, Question},
-        reverse::{Given, ModernServer, answered_with, refused_with},
-        spelled, subscription,
+        reverse::{Given, ModernServer},
+        spelled,
     },
     session::{
         SendError, Session,
@@ -26,6 +24,7 @@ use crate::{
         exchange::{Event, Failure},
         line::Line,
         listening::OWN,
+        pending::{MAX_ASKED_BYTES, MAX_QUESTIONS, PATIENCE},
         subscriptions::{renewing::Ear, subscribing::Missed},
         tasks::following::{Following, TaskOutcome},
     },
@@ -123,12 +122,12 @@ impl Session {
         id: &Id,
     ) -> Way {
         let can = |kind: &str| server.capabilities().get(kind).is_some();
-        let none = || Way::Here(refused_with(id, -32601, "Method not found"));
-        let done = || Way::Here(answered_with(id, "{}"));
+        let none = || Way::Here(answer::refused(id, -32601, "Method not found"));
+        let done = || Way::Here(answer::result(id.as_json(), b"{}"));
         match call.method() {
             "ping" => done(),
             "logging/setLevel" if can("logging") => {
-                let level = call.params().and_then(|params| params.get("level"));
+                let level = call.param("level");
                 match level
                     .and_then(Value::as_str)
                     .and_then(|level| bridge::log_level(&level))
@@ -137,7 +136,7 @@ impl Session {
                         state.level = Some(level);
                         done()
                     }
-                    None => Way::Here(refused_with(id, -32602, "no such level")),
+                    None => Way::Here(answer::refused(id, -32602, "no such level")),
                 }
             }
             // It is answered when the child has acknowledged the resource.
@@ -151,14 +150,6 @@ impl Session {
                     server.request(call.message(), state.next, level(server, state), None);
                 Way::Child(Line::changed(call.message(), &changes))
             }
-        }
-    }
-
-    /// The text of a modern child's notification as its client is to have it; `None` if not at all.
-    pub(super) fn heard_from_modern(&self, message: &Message, method: &str) -> Option<Bytes> {
-        match method {
-            "notifications/cancelled" => None,
-            _ => Some(subscription::unlabelled(message).into()),
         }
     }
 
@@ -253,7 +244,7 @@ impl Session {
         number: u64,
         round: u32,
     ) -> Result<Vec<Asked>, Failure> {
-        let server = self.reversed.get().ok_or(Failure::BadAnswer)?;
+        let server = self.modern_server().ok_or(Failure::BadAnswer)?;
         let requests = result.get("inputRequests");
         let mut questions = Vec::new();
         let mut bytes = 0;
@@ -327,7 +318,7 @@ impl Session {
         }
         let number = state.next;
         state.next += 1;
-        let Some(server) = self.reversed.get() else {
+        let Some(server) = self.modern_server() else {
             return;
         };
         let level = level(server, state);
@@ -337,14 +328,7 @@ impl Session {
         let Some(again) = call.again.as_deref_mut() else {
             return;
         };
-        let mut responses = b"{".to_vec();
-        for (key, answer) in again.answers() {
-            if responses.len() > 1 {
-                responses.push(b',');
-            }
-            input::member(&mut responses, &key, &answer);
-        }
-        responses.push(b'}');
+        let responses = answer::object(again.answers());
         // Told once: what it answers says what it is to be told next.
         let told = again.state.take();
         let given = Given {
@@ -375,7 +359,7 @@ impl Session {
 impl InFlight {
     /// For a legacy client's call to a modern child.
     pub(super) fn again(session: &Session, call: &Call) -> Option<Box<Again>> {
-        let asks = session.reversed.get().is_some() && input::may_ask(call.method());
+        let asks = session.modern_server().is_some() && input::may_ask(call.method());
         asks.then(|| {
             Box::new(Again {
                 message: ModernServer::outline(call.message()),
@@ -437,8 +421,7 @@ pub(super) fn is_past(state: &State, id: &[u8]) -> bool {
 /// Whether the child was told that it may make tasks.
 fn server_has_tasks(session: &Session) -> bool {
     session
-        .reversed
-        .get()
+        .modern_server()
         .is_some_and(|server| server.makes_tasks())
 }
 
@@ -463,18 +446,15 @@ pub(super) fn is_refusal(answer: &Bytes) -> bool {
 
 /// How the ids begin, as JSON, under which a client is asked.
 const OURS: &str = "\"thv-";
-/// How long a client may take to answer: people read, think and type.
-const PATIENCE: Duration = Duration::from_secs(600);
-/// How often one call may ask, and how much at once.
+/// How often one call may ask.
 const MAX_ROUNDS: u32 = 32;
-const MAX_QUESTIONS: usize = 16;
-/// Bytes of those, and of what the server wants to be told with the answers.
-const MAX_ASKED_BYTES: usize = 1 << 20;
 /// Bytes of what a client answers in one round; more is none.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::time::timeout;
 
     use super::*;

@@ -32,10 +32,7 @@ fn changed(call: &Call, number: u64, bridged: bool, first: &[u8]) -> Line {
         changes.push((id.span(), text.as_bytes()));
     }
     let version = (call.method() == "initialize")
-        .then(|| {
-            call.params()
-                .and_then(|params| params.get("protocolVersion"))
-        })
+        .then(|| call.param("protocolVersion"))
         .flatten();
     if let Some(version) = version
         && !version

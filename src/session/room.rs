@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 
 use crate::{aside::is_large, auth::PrincipalKey, child::Lends, mcp::Message};
 
-/// That of a server.
+/// The memory of a whole server.
 #[derive(Clone)]
 pub(super) struct Rooms(Arc<Inner>);
 
@@ -32,8 +32,7 @@ struct Inner {
     user: usize,
     session: usize,
     taken: Mutex<Taken>,
-    /// Said when something was given back.
-    /// Told that there may be more, each for some of the users: who waits is not woken by what others read.
+    /// Told when something was given back, each for some of the users: who waits is not woken by what others read.
     more: [Notify; GROUPS],
 }
 
@@ -43,7 +42,7 @@ struct Taken {
     users: HashMap<PrincipalKey, usize>,
 }
 
-/// That of one session.
+/// The part of it that one session may have.
 pub(super) struct Room {
     of: Rooms,
     user: PrincipalKey,
@@ -85,7 +84,7 @@ impl Rooms {
         }))
     }
 
-    /// Nothing of it yet.
+    /// The room of a new session of this user, which holds nothing yet.
     pub(super) fn room(&self, user: PrincipalKey) -> Arc<Room> {
         Arc::new(Room {
             of: self.clone(),

@@ -1,4 +1,6 @@
 //! A session's way to a child: its own, or one that it shares.
+//!
+//! The other half of `table`, which calls it: what `scope` says decides whose child it is.
 
 use std::sync::{Arc, atomic::Ordering};
 

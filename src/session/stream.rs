@@ -529,7 +529,7 @@ fn waiting(event: &Event) -> usize {
 const LONG_LIST: usize = 4 << 10;
 /// Events of one stream: unread ones, beyond which messages are left out, and kept ones.
 const MAX_EVENTS: usize = 256;
-/// Bytes of messages waiting for one client, and of what is kept; a single longer one still goes (conn-3).
+/// Bytes of messages waiting for one client; a single longer one still goes (conn-3).
 const MAX_UNREAD: usize = 1 << 20;
 /// Bytes of what is kept of a stream although it was read.
 const MAX_READ: usize = 256 << 10;

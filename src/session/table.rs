@@ -1,4 +1,7 @@
 //! All sessions of one gateway.
+//!
+//! Opens, finds and ends them, and says how many there are; `pipeline` has every session from here, and `daemon`
+//! sweeps and ends them by it.
 
 use std::{
     sync::{

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Exchange, Seal, Session,
+    bridge::Bridge,
     load::Places,
     outbox::{Lines, outbox},
     room::Rooms,
@@ -82,7 +83,7 @@ pub(super) fn bridged_in(capabilities: &str, rooms: &Rooms) -> (Arc<Session>, Li
     let (session, lines) = session_of(alice, Era::Modern, rooms);
     let said = format!(r#"{{"id":1,"result":{{"capabilities":{capabilities}}}}}"#);
     let said = Message::parse(said.into()).unwrap();
-    session.bridged(LegacyServer::read(&said).unwrap());
+    assert!(session.bridge_by(Bridge::ToLegacy(LegacyServer::read(&said).unwrap())));
     (session, lines)
 }
 
@@ -115,6 +116,6 @@ fn reversed_for(client: &str, capabilities: &str, rooms: &Rooms) -> (Arc<Session
     );
     let initialize = Call::read(initialize.into(), false).unwrap();
     let server = ModernServer::new(Discovered::read(&said).unwrap(), &initialize);
-    let _ = session.reversed.set(Box::new(server));
+    assert!(session.bridge_by(Bridge::ToModern(server)));
     (session, lines)
 }

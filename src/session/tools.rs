@@ -112,7 +112,7 @@ impl Session {
 
     async fn list_tools(self: &Arc<Self>) {
         let mut cursor: Option<String> = None;
-        let is_legacy = self.bridge.get().is_some();
+        let is_legacy = self.legacy_server().is_some();
         for _ in 0..MAX_PAGES {
             let asked = self.ask_own(PATIENCE, |number| OwnMessage::ListTools {
                 number,

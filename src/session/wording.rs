@@ -13,8 +13,7 @@ use crate::{
     mcp::{
         Era, Id, Message,
         input::{self, Need},
-        method,
-        subscription::SUBSCRIPTION,
+        meta, method,
     },
     session::{
         Session,
@@ -91,17 +90,17 @@ impl Session {
         let cut = cut.flatten();
         let message = cut.as_ref().unwrap_or(message);
         let id = &wording.id;
-        Bytes::from(match (self.bridge.get(), wording.lacked) {
+        Bytes::from(match (self.legacy_server(), wording.lacked) {
             // It would have asked, and could not go on without.
             (Some(_), Some(need)) if failed => input::missing(id, need),
             (Some(server), _) => server.answered(message, id, wording.cacheable),
-            (None, _) if let Some(server) = self.reversed.get() => server.answered(message, id),
+            (None, _) if let Some(server) = self.modern_server() => server.answered(message, id),
             (None, _) => {
                 let root = message.root();
                 // What ends a subscription names it twice.
                 let named = wording.is_subscription.then(|| {
                     let meta = root.get("result")?.get("_meta")?;
-                    meta.get(SUBSCRIPTION)
+                    meta.get(meta::SUBSCRIPTION)
                 });
                 let change = |name: Value<'_>| (name.span(), id.as_json());
                 match (root.get("id").map(change), named.flatten().map(change)) {

@@ -18,7 +18,7 @@ use crate::{
     aside::aside,
     child::Share,
     json::{Kind as Json, Value},
-    mcp::{Message, version},
+    mcp::{Message, answer, version},
 };
 
 /// From where on a stream is taken up again, and when.
@@ -310,17 +310,8 @@ fn learned(
 fn error_for(number: u64, text: Bytes) -> Option<Bytes> {
     let message = Message::parse(text).ok()?;
     let error = message.root().get("error")?;
-    (error.kind() == Json::Object).then(|| {
-        let id = number.to_string();
-        let error = [
-            br#"{"jsonrpc":"2.0","id":"#,
-            id.as_bytes(),
-            br#","error":"#,
-            error.raw(),
-            b"}",
-        ];
-        error.concat().into()
-    })
+    let is_error = error.kind() == Json::Object;
+    is_error.then(|| answer::error(number.to_string().as_bytes(), error.raw()).into())
 }
 
 /// The version that a result of `initialize` names, for each request that follows; nothing if it is none

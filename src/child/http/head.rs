@@ -9,7 +9,7 @@ use super::mirror::{Mirror, encoded};
 use crate::{
     child::share::{Lends, Share},
     json::Value,
-    mcp::{Message, method, version},
+    mcp::{Message, meta, method, version},
 };
 
 /// One message towards the server, and what it is.
@@ -64,10 +64,9 @@ impl Outgoing {
         let params = root.get("params");
         let member = |name| params.and_then(|params| params.get(name));
         let method = root.get("method").and_then(Value::as_str);
-        let number = |value: Option<Value<'_>>| value?.as_number()?.parse::<u64>().ok();
         let kind = match (method.as_deref(), root.get("id")) {
-            (Some(method), id @ Some(_)) => Kind::Request(
-                number(id)?,
+            (Some(method), Some(id)) => Kind::Request(
+                id.as_u64()?,
                 match method {
                     "initialize" => Asks::Initialize,
                     "server/discover" => Asks::Discover,
@@ -77,13 +76,14 @@ impl Outgoing {
                 },
             ),
             (Some("notifications/cancelled"), None) => {
-                number(member("requestId")).map_or(Kind::Other, Kind::Cancelled)
+                let number = member("requestId").and_then(Value::as_u64);
+                number.map_or(Kind::Other, Kind::Cancelled)
             }
             (Some("notifications/initialized"), None) => Kind::Initialized,
             (None, Some(_)) => Kind::Answer,
             _ => Kind::Other,
         };
-        let named = member("_meta").and_then(|meta| meta.get(VERSION));
+        let named = member("_meta").and_then(|said| said.get(meta::VERSION));
         let is_modern = named.and_then(Value::as_str).as_deref() == Some(version::MODERN);
         let modern = match method.as_deref().filter(|_| is_modern) {
             Some(method) => {
@@ -200,7 +200,6 @@ fn unheard(id: &[u8]) -> Option<Box<str>> {
 
 /// Bytes of the gateway's own words to a server, which are not counted.
 const MAX_OWN: usize = 256;
-const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
 
 #[cfg(test)]
 mod tests {
@@ -229,7 +228,7 @@ mod tests {
             ("=?base64?eA==?=", "=?base64?PT9iYXNlNjQ/ZUE9PT89?="),
         ] {
             let text = format!(
-                r#"{{"id":1,"method":"tools/call","params":{{"name":"{name}","_meta":{{"{VERSION}":"2026-07-28"}}}}}}"#
+                r#"{{"id":1,"method":"tools/call","params":{{"name":"{name}","_meta":{{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}}}}"#
             );
             let found = headers(&text);
             assert_eq!(found[1], ("mcp-method".to_owned(), "tools/call".to_owned()));

@@ -24,7 +24,7 @@ use crate::{
     child::stdio,
     json::Value,
     mcp::{
-        Call, Id, Message,
+        Call, Id, Message, answer,
         input::{self, Abilities, Need, Question},
         spelled, task,
     },
@@ -129,9 +129,7 @@ impl Input {
 
     /// Whether the call says that its user has been everywhere.
     pub(super) fn has_been_away(&self, call: &Call) -> bool {
-        let given = call
-            .params()
-            .and_then(|params| params.get("inputResponses"));
+        let given = call.param("inputResponses");
         let went = |asked: &Asked| {
             let action = given?.get(&asked.question.key)?.get("action")?.as_str()?;
             (action == "accept").then_some(())
@@ -215,7 +213,7 @@ impl Session {
     }
 
     pub(super) fn ask_client(&self, number: u64, call: &mut InFlight) {
-        let (Some(server), Some(input)) = (self.bridge.get(), call.input.as_deref_mut()) else {
+        let (Some(server), Some(input)) = (self.legacy_server(), call.input.as_deref_mut()) else {
             return;
         };
         input.round += 1;
@@ -243,20 +241,19 @@ impl Session {
         questions: &mut Vec<Asked>,
         call: &Call,
     ) -> Result<(), SendError> {
-        let params = call.params();
-        let responses = params.and_then(|params| params.get("inputResponses"));
+        let responses = call.param("inputResponses");
         let mut written = Ok(());
         questions.retain(|asked| {
-            let answer = responses
+            let given = responses
                 .and_then(|all| all.get(&asked.question.key))
-                .filter(|answer| asked.question.fits(*answer));
-            let Some(answer) = answer.filter(|_| written.is_ok()) else {
+                .filter(|given| asked.question.fits(*given));
+            let Some(given) = given.filter(|_| written.is_ok()) else {
                 return true;
             };
             if asked.id.is_empty() {
                 return false;
             }
-            let line = input::response(&asked.id, answer.raw()).to_vec();
+            let line = answer::result(&asked.id, given.raw());
             written = self.write(stdio::line(line));
             written.is_err()
         });
@@ -485,12 +482,12 @@ fn asked_of(state: &mut State, in_task: bool) -> Option<(u64, &mut Input)> {
 }
 
 /// How long a client may take to come back with what it was asked: people read, think and type.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 /// How long a child's further questions are waited for, to be asked together.
 pub(super) const GATHER: Duration = Duration::from_millis(20);
-/// What one call may ask at once, and its bytes; more is refused to the child.
-const MAX_QUESTIONS: usize = 16;
-const MAX_ASKED_BYTES: usize = 1 << 20;
+/// What one call may ask at once, and its bytes; more is refused to the child. For clients of both eras.
+pub(super) const MAX_QUESTIONS: usize = 16;
+pub(super) const MAX_ASKED_BYTES: usize = 1 << 20;
 /// Calls of a session that wait for their clients; no further one may ask.
 const MAX_WAITING: usize = 16;
 

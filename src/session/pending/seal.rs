@@ -168,7 +168,7 @@ impl Ticket {
 
 /// The state that the call brings, if a gateway has made it: a server's own is none of ours.
 pub(in crate::session) fn brought(call: &Call) -> Option<String> {
-    let state = call.params()?.get("requestState")?.as_str()?;
+    let state = call.param("requestState")?.as_str()?;
     state.starts_with(PREFIX).then(|| state.into_owned())
 }
 

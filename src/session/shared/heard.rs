@@ -11,19 +11,13 @@ use tracing::warn;
 use crate::{
     auth::PrincipalKey,
     json::{Kind, Value},
-    mcp::{
-        Message, bridge,
-        input::Question,
-        spelled,
-        subscription::{self, SUBSCRIPTION},
-        task,
-    },
+    mcp::{Message, bridge, input::Question, meta, spelled, subscription, task},
     session::{
         own::{self, OwnMessage},
         pump::MAX_ANSWERED_ID,
         shared::{
             switch::{Asked, Asks, Member, Out, Route, Switch},
-            words::{made_task, number_of, text_of},
+            words::{made_task, text_of},
         },
     },
 };
@@ -87,7 +81,7 @@ impl Switch {
     }
 
     fn answered(&mut self, message: &Message, id: Value<'_>) -> Option<Heard> {
-        let number = number_of(id)?;
+        let number = id.as_u64()?;
         let nobodys = Heard::Lines(Vec::new());
         let result = message.root().get("result");
         self.says_level(number, result.is_some());
@@ -266,7 +260,7 @@ impl Switch {
         let params = message.root().get("params");
         let subscription = params
             .and_then(|params| params.get("_meta"))
-            .and_then(|meta| meta.get(SUBSCRIPTION));
+            .and_then(|meta| meta.get(meta::SUBSCRIPTION));
         let named = match method {
             _ if subscription.is_some() => subscription,
             "notifications/progress" => params.and_then(|params| params.get("progressToken")),
@@ -283,7 +277,7 @@ impl Switch {
             _ => None,
         };
         if let Some(named) = named {
-            let Some((to, own)) = number_of(named).and_then(|number| self.whose(number)) else {
+            let Some((to, own)) = named.as_u64().and_then(|number| self.whose(number)) else {
                 return Vec::new();
             };
             let own = own.to_string();
@@ -369,7 +363,7 @@ impl Switch {
 
     /// A server may end a subscription by its number, too (mcp-T28): told to whose it was.
     fn subscription_ended(&mut self, message: &Message, id: Value<'_>) -> Option<Out> {
-        let number = number_of(id)?;
+        let number = id.as_u64()?;
         let is_listen = |route: &Route| matches!(route.kind, Asks::Listen);
         if !self.routes.get(&number).is_some_and(is_listen) {
             return None;

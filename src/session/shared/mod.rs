@@ -33,7 +33,7 @@ use crate::{
         ending::{Output, Served},
         exchange::Failure,
         line::Line,
-        outbox::{Lines, Outbox, Refused, outbox},
+        outbox::{Lines, MAX_UNWRITTEN, Outbox, Refused, SHORT_QUEUE, outbox},
         own::OwnMessage,
         probe::Spoken,
         pump::{self, Hears},
@@ -96,7 +96,7 @@ impl Shared {
             principal,
             memory,
             stdin,
-            room: Semaphore::new(MAX_UNWRITTEN as usize),
+            room: Semaphore::new(MAX_UNWRITTEN),
             reads: Semaphore::new(MAX_READ as usize),
             beyond: AtomicUsize::new(0),
             read: Notify::new(),
@@ -224,14 +224,14 @@ impl Shared {
         drop(turn);
     }
 
-    /// Whether so many bytes more are a queue that counts.
+    /// Whether so many bytes more are a queue that counts. The gateway's own, which are short and few, never do.
     fn is_behind(&self, bytes: usize) -> bool {
-        self.waiting() + bytes > UNCOUNTED
+        self.waiting() + bytes > SHORT_QUEUE
     }
 
     /// Bytes that wait for the child.
     fn waiting(&self) -> usize {
-        (MAX_UNWRITTEN as usize).saturating_sub(self.room.available_permits())
+        MAX_UNWRITTEN.saturating_sub(self.room.available_permits())
     }
 
     /// The room of a session's for one more line in the queue, which is everybody's. Where it has none its lines wait
@@ -426,7 +426,7 @@ impl Served for Shared {
     }
 
     fn written(&self, bytes: usize) {
-        let mut bytes = bytes.min(MAX_UNWRITTEN as usize);
+        let mut bytes = bytes.min(MAX_UNWRITTEN);
         // What went beyond the room is given back first.
         if self.beyond.load(Ordering::Relaxed) > 0 {
             let less = |beyond: usize| Some(beyond.saturating_sub(bytes));
@@ -461,15 +461,11 @@ impl Served for Shared {
 
 /// What a line takes of the room; a single longer one still goes, by itself.
 fn size(line: &Line) -> u32 {
-    u32::try_from(line.len()).map_or(MAX_UNWRITTEN, |size| size.min(MAX_UNWRITTEN))
+    line.len().min(MAX_UNWRITTEN) as u32
 }
 
-/// Bytes of lines waiting for a child that does not read.
-const MAX_UNWRITTEN: u32 = 8 << 20;
 /// Bytes of large messages that are read at once; a single longer one still is.
 const MAX_READ: u32 = 4 << 20;
-/// Bytes of those that are not counted as anybody's; the gateway's own, which are short and few, never are.
-const UNCOUNTED: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -583,7 +579,7 @@ mod tests {
         ended.sort_unstable();
         assert_eq!(ended, [1, 2]);
         shared.written(rest);
-        assert_eq!(shared.room.available_permits(), MAX_UNWRITTEN as usize);
+        assert_eq!(shared.room.available_permits(), MAX_UNWRITTEN);
     }
 
     /// probe-68: a task that no client can end ends at a child that others share, also where that reads nothing now.
@@ -618,7 +614,7 @@ mod tests {
             heard.sort_unstable();
             let call = "tools/call";
             assert_eq!(heard, ["tasks/cancel", call, call, call, call]);
-            assert_eq!(shared.room.available_permits(), MAX_UNWRITTEN as usize);
+            assert_eq!(shared.room.available_permits(), MAX_UNWRITTEN);
             asks.close();
         };
         let both = async { tokio::join!(served, all) };
@@ -773,6 +769,6 @@ mod tests {
                 shared.written(line.len());
             }
         }
-        assert_eq!(shared.room.available_permits(), MAX_UNWRITTEN as usize);
+        assert_eq!(shared.room.available_permits(), MAX_UNWRITTEN);
     }
 }

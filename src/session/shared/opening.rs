@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::{
     json::Value,
-    mcp::{Message, version},
+    mcp::{Message, answer, version},
 };
 
 /// How far it is.
@@ -133,17 +133,9 @@ impl Kept {
 
 /// Log messages of everybody's child are for nobody, so nobody is told that there are any.
 fn without_logging(capabilities: Value<'_>) -> Vec<u8> {
-    let mut out = vec![b'{'];
-    for (name, value) in capabilities.members().filter(|(name, _)| name != "logging") {
-        if out.len() > 1 {
-            out.push(b',');
-        }
-        out.extend(serde_json::Value::from(name).to_string().into_bytes());
-        out.push(b':');
-        out.extend(value.raw());
-    }
-    out.push(b'}');
-    out
+    let all = capabilities.members();
+    let others = all.filter(|(name, _)| name != "logging");
+    answer::object(others.map(|(name, value)| (name, value.raw())))
 }
 
 #[cfg(test)]

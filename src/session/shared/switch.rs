@@ -25,7 +25,7 @@ use crate::{
         room::Room,
         shared::{
             opening::Opening,
-            words::{DONE, NO_METHOD, NO_TASK, TOO_MANY, answer, number_of, text_of, unsubscribe},
+            words::{DONE, NO_METHOD, NO_TASK, TOO_MANY, answer, text_of},
         },
     },
 };
@@ -165,7 +165,9 @@ impl Switch {
             if !self.is_subscribed(&uri) {
                 // Nobody waits for what it says to that.
                 let number = self.next_number();
-                out.push(Out::ToChild(unsubscribe(number, &uri).into()));
+                let uri = &String::from_utf8_lossy(&uri);
+                let own = OwnMessage::Unsubscribe { number, uri };
+                out.push(Out::ToChild(own.line().into()));
             }
         }
         let asked = self.asked.extract_if(|_, asked| asked.member == member);
@@ -205,7 +207,7 @@ impl Switch {
 
     fn request(&mut self, member: u64, message: &Message, method: &str, id: Value<'_>) -> Vec<Out> {
         let params = message.root().get("params");
-        let (Some(own), true) = (number_of(id), self.members.contains_key(&member)) else {
+        let (Some(own), true) = (id.as_u64(), self.members.contains_key(&member)) else {
             return Vec::new();
         };
         let here = |text: &[u8]| vec![Out::To(member, answer(id.raw(), text))];
@@ -321,7 +323,7 @@ impl Switch {
         match method {
             "notifications/cancelled" => {
                 let named = params.and_then(|params| params.get("requestId"));
-                let own = named.and_then(number_of);
+                let own = named.and_then(Value::as_u64);
                 let numbers = self.members.get_mut(&member).map(|it| &mut it.numbers);
                 let number = own.zip(numbers).and_then(|(own, all)| all.remove(&own));
                 let (Some(named), Some(number)) = (named, number) else {
@@ -515,7 +517,7 @@ mod tests {
                     r#"{{"jsonrpc":"2.0", "method":"tools/call","id":{number},"params":{{"n":1.50e+{salt},"_meta":{{"progressToken":{number} }},"u":"\u00e9é"}}}}"#
                 );
                 let told = sent(switch.says(member, line(text(&own.to_string()))));
-                let number = Message::parse(told.clone()).unwrap().root().get("id").and_then(number_of).unwrap();
+                let number = Message::parse(told.clone()).unwrap().root().get("id").and_then(Value::as_u64).unwrap();
                 prop_assert_eq!(&told, &line(text(&number.to_string())));
                 waiting.push((member, own, number, salt));
             }

@@ -1,17 +1,13 @@
-//! What `switch` itself answers, and how it reads names. Pure.
+//! What `switch` and `heard` answer themselves, and how they read names. Pure.
 
 use bytes::Bytes;
 
-use crate::{child::stdio, json::Value};
+use crate::json::Value;
 
 /// The id of the task that an answer says was made.
 pub(in crate::session) fn made_task(result: Value<'_>) -> Option<Value<'_>> {
     let within = result.get("task").and_then(|task| task.get("taskId"));
     within.or_else(|| result.get("taskId"))
-}
-
-pub(in crate::session) fn number_of(value: Value<'_>) -> Option<u64> {
-    value.as_number()?.parse().ok()
 }
 
 /// A string as it reads, however it is written.
@@ -24,17 +20,6 @@ pub(in crate::session) fn answer(id: &[u8], rest: &[u8]) -> Bytes {
     [br#"{"jsonrpc":"2.0","id":"#, id, b",", rest, b"}"]
         .concat()
         .into()
-}
-
-pub(in crate::session) fn unsubscribe(number: u64, uri: &[u8]) -> Bytes {
-    let uri = String::from_utf8_lossy(uri);
-    let message = serde_json::json!({
-        "jsonrpc": "2.0",
-        "id": number,
-        "method": "resources/unsubscribe",
-        "params": { "uri": uri },
-    });
-    stdio::line(message.to_string().into_bytes())
 }
 
 pub(in crate::session) const DONE: &[u8] = br#""result":{}"#;

@@ -110,7 +110,7 @@ impl Session {
         state: &State,
         call: &Call,
     ) -> Result<Option<Box<Subscription>>, SendError> {
-        let server = self.bridge.get();
+        let server = self.legacy_server();
         let Some(server) = server.filter(|_| call.method() == crate::mcp::method::LISTEN) else {
             return Ok(None);
         };
@@ -254,13 +254,12 @@ impl Session {
     /// an answer (mcp-T28).
     pub(super) fn ended_by_child(&self, named: Value<'_>) -> bool {
         let mut state = self.state();
-        let number = named.as_number().and_then(|number| number.parse().ok());
         let is_open = |number: &u64| {
             let call = state.in_flight.get(number);
             // A legacy child knows of none.
             call.is_some_and(|call| call.is_subscription() && call.wanted.is_none())
         };
-        let Some(number) = number.filter(is_open) else {
+        let Some(number) = named.as_u64().filter(is_open) else {
             return false;
         };
         if let Some(call) = state.in_flight.remove(&number) {
@@ -304,9 +303,9 @@ impl Session {
             subscription.wanted.uris.retain(|uri| taken.contains(uri));
             call.acknowledge();
         }
-        let text = Bytes::from(match self.bridge.get() {
+        let text = Bytes::from(match self.legacy_server() {
             Some(server) => server.ended(&call.id),
-            None => subscription::ended(&call.id, b""),
+            None => subscription::ended(&call.id, None),
         });
         self.finish(state, call, None, text.len(), Event::Answer(text));
     }
@@ -409,6 +408,7 @@ mod tests {
     use super::*;
     use crate::{
         audit::RequestId,
+        mcp::meta,
         session::{
             Exchange,
             outbox::Lines,
@@ -612,7 +612,7 @@ mod tests {
         for guess in 0..8 {
             let named = [
                 format!(r#""progressToken":{guess},"progress":1"#),
-                format!(r#""_meta":{{"{}":{guess}}}"#, subscription::SUBSCRIPTION),
+                format!(r#""_meta":{{"{}":{guess}}}"#, meta::SUBSCRIPTION),
             ];
             for named in named {
                 say(

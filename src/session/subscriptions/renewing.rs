@@ -125,7 +125,7 @@ impl Session {
     /// A notification of the client's that means something to a modern child: all others do not reach it.
     pub(in crate::session) fn heard_initialized(&self, method: &str) {
         if method == "notifications/initialized"
-            && let Some(server) = self.reversed.get()
+            && let Some(server) = self.modern_server()
         {
             self.listen_to_child(&mut self.state(), server);
         }
@@ -209,7 +209,7 @@ impl Session {
         end: End<'_>,
     ) -> bool {
         // No other child was ever asked so.
-        if self.reversed.get().is_none() {
+        if self.modern_server().is_none() {
             return false;
         }
         let now = Instant::now();
@@ -244,13 +244,13 @@ impl Session {
 
     /// The same where the child names it, as it may in place of an answer.
     pub(in crate::session) fn listening_cancelled(&self, named: Value<'_>) -> bool {
-        let number = named.as_number().and_then(|number| number.parse().ok());
+        let number = named.as_u64();
         number.is_some_and(|number| self.listening_ended(&mut self.state(), number, End::Named))
     }
 
     /// Makes those subscriptions again whose time has come.
     pub(in crate::session) fn listen_again(&self, state: &mut State, now: Instant) {
-        let Some(server) = self.reversed.get() else {
+        let Some(server) = self.modern_server() else {
             return;
         };
         if state.reversed.listening.is_due(now) {

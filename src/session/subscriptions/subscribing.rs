@@ -13,8 +13,7 @@ use crate::{
     auth::Identity,
     json::Value,
     mcp::{
-        Call, Message,
-        reverse::{answered_with, refused_with},
+        Call, Message, answer,
         subscription::{self, MAX_URIS, Uri, Wanted},
     },
     session::{
@@ -171,7 +170,7 @@ impl State {
         Some((call, subscribes))
     }
 
-    /// The eldest call that waits for a resource of which that is so.
+    /// The eldest call that waits for such a resource.
     fn waiting(&self, is_so: impl Fn(&str) -> bool) -> Option<u64> {
         let waits = |call: &InFlight| {
             let subscribes = call.subscribes.as_deref();
@@ -194,14 +193,16 @@ impl Session {
         if !matches!(method, "resources/subscribe" | "resources/unsubscribe") {
             return Ok(None);
         }
-        let server = self.reversed.get();
+        let server = self.modern_server();
         let waits = server.is_some_and(|server| server.tells_of_resources());
         // Who hears what is only then of interest.
         if !waits && !self.engine.tells_callers_apart() {
             return Ok(None);
         }
-        let uri = call.params().and_then(|params| params.get("uri"));
-        let uri = uri.and_then(Value::as_str).unwrap_or_default();
+        let uri = call
+            .param("uri")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         if method == "resources/unsubscribe" {
             // Also to what it has not subscribed to yet.
             while let Some(waiting) = state.waiting(|waits| *waits == *uri)
@@ -241,7 +242,7 @@ impl Session {
     /// Asks a modern child for the next resource that a call waits for, unless it is being asked for one; or no longer
     /// for one that no call waits for any more.
     pub(in crate::session) fn ask_for_next(&self, state: &mut State) {
-        let Some(server) = self.reversed.get() else {
+        let Some(server) = self.modern_server() else {
             return;
         };
         if state.has_ended() {
@@ -322,12 +323,12 @@ impl Session {
     }
 
     fn done(&self, state: &mut State, call: InFlight) {
-        let text = answered_with(&call.id, "{}");
+        let text = answer::result(call.id.as_json(), b"{}");
         self.finish(state, call, None, text.len(), Event::Answer(text.into()));
     }
 
     fn not_told(&self, state: &mut State, call: InFlight) {
-        let text = refused_with(
+        let text = answer::refused(
             &call.id,
             -32602,
             "the server does not tell of this resource",
@@ -357,7 +358,7 @@ impl Session {
 
     /// Tells the client what may have changed while a modern child told nothing, if it is time to.
     pub(in crate::session) fn tell_missed(&self, now: Instant) {
-        let Some(server) = self.reversed.get() else {
+        let Some(server) = self.modern_server() else {
             return;
         };
         let mut missed = Wanted::all_of(server.capabilities());
@@ -406,7 +407,7 @@ mod tests {
     use crate::{
         audit::RequestId,
         config::{Authz, PolicyFile},
-        mcp::Era,
+        mcp::{Era, meta},
         session::{Exchange, outbox::Lines, own::OwnMessage, pump, room::Rooms, testing},
     };
 
@@ -480,8 +481,7 @@ mod tests {
 
     fn acknowledge(session: &Session, number: u64, uris: &[&str]) {
         let told = json!({ "resourceSubscriptions": uris });
-        let params =
-            json!({ "notifications": told, "_meta": { subscription::SUBSCRIPTION: number } });
+        let params = json!({ "notifications": told, "_meta": { meta::SUBSCRIPTION: number } });
         say(
             session,
             json!({ "method": subscription::ACKNOWLEDGED, "params": params }),
@@ -493,7 +493,7 @@ mod tests {
     }
 
     fn changes(session: &Session, number: u64, uri: &str) {
-        let params = json!({ "uri": uri, "_meta": { subscription::SUBSCRIPTION: number } });
+        let params = json!({ "uri": uri, "_meta": { meta::SUBSCRIPTION: number } });
         say(session, json!({ "method": UPDATED, "params": params }));
     }
 

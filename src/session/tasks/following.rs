@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::{
     json::Value,
-    mcp::{Era, Message, input, reverse::ModernServer, subscription::Wanted, task},
+    mcp::{Era, Message, answer, reverse::ModernServer, subscription::Wanted, task},
     session::{
         Session,
         calls::{Answer, InFlight},
@@ -58,7 +58,7 @@ impl Session {
     ) -> Option<InFlight> {
         let task = (result.get("taskId"), task::id(result));
         let ((Some(task), Some(name)), Some(again)) = (task, call.again.as_deref_mut()) else {
-            if let Some(server) = self.reversed.get() {
+            if let Some(server) = self.modern_server() {
                 self.has_it_ended(state, result, with_meta(server, b""));
             }
             return Some(call);
@@ -79,7 +79,7 @@ impl Session {
 
     /// Has the child say by itself how the tasks stand that calls have become.
     pub(in crate::session) fn watch_tasks(&self, state: &mut State) {
-        let Some(server) = self.reversed.get() else {
+        let Some(server) = self.modern_server() else {
             return;
         };
         let following = state.in_flight.values().filter_map(InFlight::following);
@@ -125,7 +125,7 @@ impl Session {
 
     /// Asks the child how tasks stand that it is time to ask for.
     pub(in crate::session) fn look_after_tasks(&self, state: &mut State, now: Instant) {
-        let Some(server) = self.reversed.get() else {
+        let Some(server) = self.modern_server() else {
             return;
         };
         let due = |call: &InFlight| {
@@ -164,7 +164,7 @@ impl Session {
         answer: Answer,
         message: &Message,
     ) -> Option<TaskOutcome> {
-        let server = self.reversed.get()?;
+        let server = self.modern_server()?;
         // Elsewhere it is what a tool says of itself.
         if answer != Answer::Result || !server.makes_tasks() {
             return None;
@@ -239,7 +239,7 @@ impl Session {
     /// Tells the child what the client has answered; `false` if the call is no task.
     pub(in crate::session) fn update_task(&self, state: &mut State, first: u64) -> bool {
         let number = state.next;
-        let (Some(server), Some(call)) = (self.reversed.get(), state.in_flight.get_mut(&first))
+        let (Some(server), Some(call)) = (self.modern_server(), state.in_flight.get_mut(&first))
         else {
             return false;
         };
@@ -253,17 +253,10 @@ impl Session {
         let Some(following) = &mut again.task else {
             return false;
         };
+        let names = answers.iter().map(|(key, _)| hashed(key));
+        following.answered.extend(names);
         let mut more = b",".to_vec();
-        let mut responses = b"{".to_vec();
-        for (key, answer) in answers {
-            if responses.len() > 1 {
-                responses.push(b',');
-            }
-            input::member(&mut responses, &key, &answer);
-            following.answered.insert(hashed(&key));
-        }
-        responses.push(b'}');
-        input::member(&mut more, "inputResponses", &responses);
+        answer::member(&mut more, "inputResponses", &answer::object(answers));
         let own = about(server, number, "update", &following.task, &more);
         let said = self.write(own.line());
         following.rest();
@@ -288,7 +281,7 @@ impl Session {
         {
             self.watch_tasks(state);
         }
-        let (Some(server), Some(following)) = (self.reversed.get(), call.following()) else {
+        let (Some(server), Some(following)) = (self.modern_server(), call.following()) else {
             return;
         };
         let number = state.next;
@@ -357,7 +350,7 @@ fn about<'a>(
 fn with_meta(server: &ModernServer, more: &[u8]) -> Vec<u8> {
     let mut members = more.to_vec();
     members.push(b',');
-    input::member(&mut members, "_meta", server.own_meta().as_bytes());
+    answer::member(&mut members, "_meta", server.own_meta().as_bytes());
     members
 }
 

@@ -19,12 +19,10 @@ use tracing::warn;
 use crate::{
     json::Value,
     mcp::{
-        Call, Id, Message, Target,
+        Call, Id, Message, Target, answer,
         bridge::LegacyServer,
-        input::{self, Abilities, Question},
-        method,
-        reverse::refused_with,
-        spelled,
+        input::{Abilities, Question},
+        method, spelled,
         subscription::Wanted,
         task::{self, Standing},
         tools::TaskSupport,
@@ -67,7 +65,7 @@ pub(super) struct Known {
     _claim: Claim,
 }
 
-/// What of a task a modern client's request is about.
+/// What a modern client's request has to do with a task.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum About {
     /// Perhaps it makes one.
@@ -185,17 +183,16 @@ impl Session {
         })
     }
 
-    /// What of a task the request is about.
+    /// What the request has to do with a task, if anything.
     pub(super) fn about(&self, state: &State, call: &Call) -> Option<About> {
-        self.bridge.get()?;
+        self.legacy_server()?;
         match call.method() {
             "tools/call" if self.support(call).is_some() => {
                 task::is_taken_by(call).then(|| About::Making(Abilities::of(call)))
             }
             "tasks/get" => Some(About::Standing),
             "tasks/cancel" => {
-                let task = call.params().and_then(|params| params.get("taskId"));
-                let task = task.and_then(Value::as_str);
+                let task = call.param("taskId").and_then(Value::as_str);
                 let is_known = task.is_some_and(|it| state.tasks.known.contains_key(it.as_ref()));
                 Some(About::Ending { is_known })
             }
@@ -208,7 +205,9 @@ impl Session {
         let Target::Tool(name) = call.target() else {
             return None;
         };
-        let makes = self.bridge.get().is_some_and(|server| server.makes_tasks());
+        let makes = self
+            .legacy_server()
+            .is_some_and(|server| server.makes_tasks());
         makes.then(|| self.tools.get(name)?.task).flatten()
     }
 
@@ -220,15 +219,12 @@ impl Session {
         call: &Call,
         id: &Id,
     ) -> Result<Way, SendError> {
-        let params = call.params();
-        let task = params
-            .and_then(|params| params.get("taskId"))
-            .and_then(Value::as_str);
+        let task = call.param("taskId").and_then(Value::as_str);
         let Some(known) = task.and_then(|task| state.tasks.known.get_mut(task.as_ref())) else {
-            return Ok(Way::Here(refused_with(id, -32602, "no such task")));
+            return Ok(Way::Here(answer::refused(id, -32602, "no such task")));
         };
         self.give_answers(&mut known.questions, call)?;
-        Ok(Way::Here(done(server, id).to_vec()))
+        Ok(Way::Here(done(server, id)))
     }
 
     /// Tells the client what the child's result says of a task; the call is given back if
@@ -240,7 +236,7 @@ impl Session {
         mut call: InFlight,
         message: &Message,
     ) -> Option<InFlight> {
-        let (Some(server), Some(about)) = (self.bridge.get(), call.task) else {
+        let (Some(server), Some(about)) = (self.legacy_server(), call.task) else {
             return Some(call);
         };
         // Where older servers refuse to end what has ended, modern ones do nothing.
@@ -248,7 +244,7 @@ impl Session {
             && error_code(message) == Some("-32602")
         {
             let text = done(server, &call.id);
-            self.tell(state, call, text);
+            self.tell(state, call, text.into());
             return None;
         }
         let result = message.root().get("result");
@@ -270,63 +266,63 @@ impl Session {
         };
         let meta = server.meta_of(result);
         let text = match about {
+            About::Ending { .. } => {
+                let text = done(server, &call.id);
+                self.tell(state, call, text.into());
+                return None;
+            }
             About::Making(abilities) => {
                 if !state.tasks.remember(&name, abilities, &self.room) {
                     self.has_it_ended(state, task, Vec::new());
                     self.fail(state, call, Failure::NoRoom);
                     return None;
                 }
-                // What it has asked by now it asks in the task.
-                let input = call.input.as_deref_mut();
-                let asked = input.map(Input::questions).unwrap_or_default();
-                for asked in asked {
-                    if let Err(asked) = state.tasks.takes(&name, asked) {
-                        self.say(&OwnMessage::NobodyThere { id: &asked.id });
-                    }
-                }
+                self.asks_in_task(state, &mut call, &name);
                 task::modern(task, "task", &Standing::Said, &meta)
             }
-            About::Ending { .. } => {
-                let text = done(server, &call.id);
-                self.tell(state, call, text);
+            About::Standing if task::has_outcome(task) => {
+                self.wait_for_result(state, number, call, (&name, task));
                 return None;
             }
             About::Standing => {
-                let status = task.get("status").and_then(Value::as_str);
-                match status.as_deref() {
-                    Some("completed" | "failed") => {
-                        let Some(stood) = self.stood(task) else {
-                            self.fail(state, call, Failure::NoRoom);
-                            return None;
-                        };
-                        match self.ask_result(state, &name, false) {
-                            Ok(pending) => {
-                                pending.tell(number, stood);
-                                state.in_flight.insert(number, call);
-                                state.tasks.forget_who_left(&name, &state.in_flight);
-                            }
-                            Err(failure) => self.fail(state, call, failure),
-                        }
-                        return None;
-                    }
-                    Some("input_required") => {
-                        // Or when somebody asks again.
-                        let _ = self.ask_result(state, &name, true);
-                        let known = state.tasks.known.get(name.as_ref());
-                        let standing = known.map_or(Standing::Working, Known::asks);
-                        task::modern(task, "complete", &standing, &meta)
-                    }
-                    // It has asked all the same.
-                    Some("working") if let Some(known) = state.tasks.asking(&name) => {
-                        task::modern(task, "complete", &known.asks(), &meta)
-                    }
-                    _ => task::modern(task, "complete", &Standing::Said, &meta),
-                }
+                let standing = self.standing(state, &name, task);
+                task::modern(task, "complete", &standing, &meta)
             }
         };
-        let text = input::response(call.id.as_json(), &text);
-        self.tell(state, call, text);
+        let text = answer::result(call.id.as_json(), &text);
+        self.tell(state, call, text.into());
         None
+    }
+
+    /// What the child has asked in the call by now it asks in the task that the call has become.
+    fn asks_in_task(&self, state: &mut State, call: &mut InFlight, name: &str) {
+        let input = call.input.as_deref_mut();
+        for asked in input.map(Input::questions).unwrap_or_default() {
+            if let Err(asked) = state.tasks.takes(name, asked) {
+                self.say(&OwnMessage::NobodyThere { id: &asked.id });
+            }
+        }
+    }
+
+    /// How a task stands that goes on, by what it says of itself and what it has asked.
+    pub(super) fn standing<'a>(
+        &self,
+        state: &'a mut State,
+        name: &str,
+        task: Value<'_>,
+    ) -> Standing<'a> {
+        let status = task.get("status").and_then(Value::as_str);
+        match status.as_deref() {
+            Some("input_required") => {
+                // Its questions come with that. Where there is no room for it now, then when somebody asks again.
+                let _ = self.ask_result(state, name, true);
+                let known = state.tasks.known.get(name);
+                known.map_or(Standing::Working, Known::asks)
+            }
+            // It may have asked all the same.
+            Some("working") => state.tasks.asking(name).map_or(Standing::Said, Known::asks),
+            _ => Standing::Said,
+        }
     }
 
     /// Has the child end a task that it has just made, and that nobody will know of.
@@ -358,7 +354,9 @@ impl Session {
     pub(super) fn end_made_late(&self, state: &mut State, message: &Message) {
         let result = message.root().get("result");
         let task = result.and_then(|result| result.get("task"));
-        let makes = self.bridge.get().is_some_and(|server| server.makes_tasks());
+        let makes = self
+            .legacy_server()
+            .is_some_and(|server| server.makes_tasks());
         let (true, Some(task)) = (makes, task) else {
             return;
         };
@@ -400,11 +398,10 @@ fn wants_tasks_it_does_not_take(call: &Call) -> bool {
     !task::is_taken_by(call) && !Wanted::read(call).tasks.is_empty()
 }
 
-fn done(server: &LegacyServer, id: &Id) -> Bytes {
-    let mut result = br#"{"resultType":"complete","_meta":"#.to_vec();
-    result.extend_from_slice(&server.meta_of(None));
-    result.push(b'}');
-    input::response(id.as_json(), &result)
+fn done(server: &LegacyServer, id: &Id) -> Vec<u8> {
+    let meta = server.meta_of(None);
+    let result = answer::object([("resultType", &br#""complete""#[..]), ("_meta", &meta)]);
+    answer::result(id.as_json(), &result)
 }
 
 fn error_code(message: &Message) -> Option<&str> {

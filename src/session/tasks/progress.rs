@@ -35,7 +35,7 @@ pub(in crate::session) struct Told {
 impl Progress {
     /// The task whose progress is told under that token of the child's.
     pub(in crate::session) fn of(&self, token: Value<'_>) -> Option<&Told> {
-        let number = token.as_number()?.parse::<u64>().ok()?;
+        let number = token.as_u64()?;
         self.0.iter().find(|told| told.number == number)
     }
 
@@ -51,7 +51,7 @@ impl Progress {
         }
     }
 
-    /// Forgets the task, if it has ended by that.
+    /// Forgets the task that this is said of, if it says that the task has ended.
     pub(in crate::session) fn ends(&mut self, standing: Option<Value<'_>>) {
         if self.0.is_empty() {
             return;
@@ -89,7 +89,7 @@ impl Session {
             all.0.retain(|told| told.result != Some(number));
             all.ends(result());
         }
-        if call.progress_token.is_none() || self.bridge.get().is_some() {
+        if call.progress_token.is_none() || self.legacy_server().is_some() {
             return;
         }
         let made = result().and_then(|result| result.get("task"));
@@ -99,9 +99,7 @@ impl Session {
         let Some(task) = task::id(made) else {
             return;
         };
-        let ttl = made
-            .get("ttl")
-            .and_then(|ttl| ttl.as_number()?.parse().ok());
+        let ttl = made.get("ttl").and_then(Value::as_u64);
         let until = ttl.and_then(|ttl| Instant::now().checked_add(Duration::from_millis(ttl)));
         if all.0.len() == MAX_TASKS {
             all.0.remove(0);

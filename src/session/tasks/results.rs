@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::{
     json::Value,
     mcp::{
-        Message, input,
+        Message, answer,
         task::{self, Standing},
     },
     session::{
@@ -39,13 +39,8 @@ pub(in crate::session) struct Pending {
     _claim: Option<Claim>,
 }
 
+#[cfg(test)]
 impl Pending {
-    /// One more is told with it.
-    pub(in crate::session) fn tell(&mut self, number: u64, stood: Bytes) {
-        self.told.push((number, stood));
-    }
-
-    #[cfg(test)]
     pub(in crate::session) fn told(&self) -> usize {
         self.told.len()
     }
@@ -53,11 +48,7 @@ impl Pending {
 
 impl Tasks {
     /// Keeps no answer for calls that have ended before the result came.
-    pub(in crate::session) fn forget_who_left(
-        &mut self,
-        name: &str,
-        in_flight: &HashMap<u64, InFlight>,
-    ) {
+    fn forget_who_left(&mut self, name: &str, in_flight: &HashMap<u64, InFlight>) {
         let asked = self.known.get(name).and_then(|known| known.asked);
         if let Some(pending) = asked.and_then(|asked| self.results.get_mut(&asked)) {
             pending
@@ -71,6 +62,29 @@ impl Session {
     /// How a task stands, to be told with what it has come to; `None` if there is no room for it.
     pub(in crate::session) fn stood(&self, task: Value<'_>) -> Option<Bytes> {
         self.room.hold_all(task::outline(task).into())
+    }
+
+    /// Has the call, which asks how a task stands, wait for what that has come to, to be told both together.
+    pub(in crate::session) fn wait_for_result(
+        &self,
+        state: &mut State,
+        number: u64,
+        call: InFlight,
+        (name, task): (&str, Value<'_>),
+    ) {
+        let stood = self.stood(task).ok_or(Failure::NoRoom);
+        let asked = stood.and_then(|stood| {
+            let pending = self.ask_result(state, name, false)?;
+            pending.told.push((number, stood));
+            Ok(())
+        });
+        match asked {
+            Ok(()) => {
+                state.in_flight.insert(number, call);
+                state.tasks.forget_who_left(name, &state.in_flight);
+            }
+            Err(failure) => self.fail(state, call, failure),
+        }
     }
 
     /// Asks the child for the result of a task, unless it was asked already. Of a task that
@@ -202,15 +216,15 @@ impl Session {
         outcome: Option<Result<Value<'_>, Value<'_>>>,
     ) {
         let (Some(server), Ok(stood), Some(outcome)) =
-            (self.bridge.get(), Message::parse(stood.clone()), outcome)
+            (self.legacy_server(), Message::parse(stood.clone()), outcome)
         else {
             return self.fail(state, call, Failure::BadAnswer);
         };
         let task = stood.root();
         let meta = server.meta_of(Some(task));
         let text = task::modern(task, "complete", &Standing::Ended(outcome), &meta);
-        let text = input::response(call.id.as_json(), &text);
-        self.tell(state, call, text);
+        let text = answer::result(call.id.as_json(), &text);
+        self.tell(state, call, text.into());
     }
 }
 

@@ -199,47 +199,30 @@ impl Session {
             return known.watched.end();
         }
         known.watched.every = task::pause(task, Era::Legacy);
+        if task::has_outcome(task) {
+            // It is told with that.
+            known.watched.due = None;
+            let asked = self.stood(task).and_then(|stood| {
+                let pending = self.ask_result(state, name, false).ok()?;
+                pending.watched = Some(stood);
+                Some(())
+            });
+            if asked.is_none() {
+                // Where there is no room now it is asked again how it stands.
+                self.look_later(state, name);
+            }
+            return;
+        }
+        let text = task::told(task, &self.standing(state, name, task));
+        self.tell_watching(state, name, &text);
+        let Some(known) = state.tasks.known.get_mut(name) else {
+            return;
+        };
         let status = task.get("status").and_then(Value::as_str);
-        match status.as_deref() {
-            // It is told with what it has come to.
-            Some("completed" | "failed") => {
-                known.watched.due = None;
-                let stood = self.stood(task);
-                let ended = match stood {
-                    Some(stood) => self.ask_result(state, name, false).ok().zip(Some(stood)),
-                    None => None,
-                };
-                match ended {
-                    Some((pending, stood)) => pending.watched = Some(stood),
-                    // Where there is no room now it is asked again how it stands.
-                    None => self.look_later(state, name),
-                }
-            }
-            Some("cancelled") => {
-                self.tell_watching(state, name, &task::told(task, &Standing::Said));
-                if let Some(known) = state.tasks.known.get_mut(name) {
-                    known.watched.end();
-                }
-            }
-            Some("input_required") => {
-                // Or when it is asked again.
-                let _ = self.ask_result(state, name, true);
-                let known = state.tasks.known.get(name);
-                let standing = known.map_or(Standing::Working, Known::asks);
-                let text = task::told(task, &standing);
-                self.tell_watching(state, name, &text);
-                self.look_later(state, name);
-            }
-            status => {
-                // It may have asked all the same.
-                let known = state
-                    .tasks
-                    .asking(name)
-                    .filter(|_| status == Some("working"));
-                let text = task::told(task, &known.map_or(Standing::Said, Known::asks));
-                self.tell_watching(state, name, &text);
-                self.look_later(state, name);
-            }
+        if status.as_deref() == Some("cancelled") {
+            known.watched.end();
+        } else {
+            known.watched.look_later(Instant::now());
         }
     }
 
