@@ -627,6 +627,39 @@ mod tests {
         }
     }
 
+    /// json-14, json-18: what a client cancels is the call that it names, under the number that the child knows; what it has
+    /// not asked, or what has another id, goes on.
+    #[tokio::test]
+    async fn a_client_cancels_the_call_that_it_names() {
+        let (session, mut lines) = testing::session(Era::Legacy);
+        let asks = |id: &str| {
+            let request = format!(
+                r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"t"}}}}"#
+            );
+            testing::asked(&session, &request)
+        };
+        let mut calls = [asks("7"), asks("\"a\"")];
+        let mut told = || std::iter::from_fn(|| lines.try_recv()).count();
+        assert_eq!(told(), 2);
+        let cancels = |id: &str| {
+            let text = format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{id}}}}}"#
+            );
+            session.notify(&call(&text))
+        };
+        for other in ["1", "2", "\"7\"", "\"b\"", "null", "[7]"] {
+            assert_eq!(cancels(other), Ok(()));
+            assert_eq!((session.in_flight(), told()), (2, 0), "{other}");
+        }
+        assert_eq!(cancels("\"a\""), Ok(()));
+        let line = lines.try_recv().unwrap();
+        let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
+        assert_eq!(line["params"]["requestId"], 2);
+        assert_eq!(session.in_flight(), 1);
+        let ended = calls[1].next().await;
+        assert!(matches!(ended, Some(Event::Failed(Failure::Cancelled))));
+    }
+
     /// Whoever has waited for five seconds is given a stream, and nobody else; who listens only then is told so at once.
     #[tokio::test(start_paused = true)]
     async fn who_waits_for_long_waits_on_a_stream() {
