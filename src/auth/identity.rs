@@ -144,3 +144,46 @@ impl Identity {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// mcp-L10: a session is of one issuer's, one subject's, one kind's and one program's; what its token says besides may
+    /// change.
+    #[test]
+    fn a_session_is_its_users_through_one_program() {
+        let with = |identity: Identity, kind, client| identity.with(kind, client, &[], &[]);
+        let alice = || Identity::example("https://a", "alice");
+        let owner = with(alice(), Kind::User, Some("editor"));
+        let later = Identity {
+            expires_at: 7,
+            ..alice().with(Kind::User, Some("editor"), &["admins"], &["write"])
+        };
+        assert!(owner.owns_session_of(&owner) && owner.owns_session_of(&later));
+        for (what, other) in [
+            ("program", with(alice(), Kind::User, Some("other"))),
+            ("no program", with(alice(), Kind::User, None)),
+            ("kind", with(alice(), Kind::Client, Some("editor"))),
+            (
+                "subject",
+                with(
+                    Identity::example("https://a", "bob"),
+                    Kind::User,
+                    Some("editor"),
+                ),
+            ),
+            (
+                "issuer",
+                with(
+                    Identity::example("https://b", "alice"),
+                    Kind::User,
+                    Some("editor"),
+                ),
+            ),
+        ] {
+            assert!(!owner.owns_session_of(&other), "{what}");
+            assert!(!other.owns_session_of(&owner), "{what}");
+        }
+    }
+}

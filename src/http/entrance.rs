@@ -338,6 +338,28 @@ mod tests {
         (client, served, drain)
     }
 
+    /// conn-10: an address has its share of the connections; not one that stands for many, a proxy's or this host's.
+    #[test]
+    fn the_address_that_is_counted_is_the_clients() {
+        let mut entrance = entrance(Some(Told::ProxyProtocol));
+        let proxies = entrance.proxies.as_mut().unwrap();
+        proxies.networks = vec!["10.0.0.0/8".parse().unwrap()];
+        let address = |text: &str| -> std::net::SocketAddr { text.parse().unwrap() };
+        let (proxy, client) = (address("10.0.0.1:1"), address("192.0.2.1:1"));
+        let behind = Peer::Tcp(proxy).speaks_for(client);
+        for (peer, counted) in [
+            (Peer::Tcp(client), Some(client.ip())),
+            (Peer::Tcp(proxy), None),
+            (behind, Some(client.ip())),
+            (Peer::Tcp(proxy).speaks_for(proxy), Some(proxy.ip())),
+            (Peer::Tcp(address("127.0.0.1:1")), None),
+            (Peer::Tcp(address("[::ffff:127.0.0.1]:1")), None),
+            (Peer::Unix(None), None),
+        ] {
+            assert_eq!(entrance.counted(peer), counted, "{peer:?}");
+        }
+    }
+
     /// fault-38: whoever does not come to an end of what it begins is let go.
     #[tokio::test]
     async fn a_slow_beginning_is_not_waited_for() {

@@ -204,3 +204,54 @@ const EACH: Duration = Duration::from_millis(30);
 const EARNS: usize = 256;
 /// More than the library takes of one header block.
 const CONTINUATIONS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, length: u8) -> Vec<u8> {
+        let mut frame = vec![0, 0, length, kind, flags, 0, 0, 0, 1];
+        frame.resize(HEAD + usize::from(length), 0);
+        frame
+    }
+
+    /// conn-13: what a peer sends for nothing has its measure, whatever the library counts by itself: what comes in time,
+    /// and what thv has written, gives some back. A request, and what carries something of one, is no such frame.
+    #[tokio::test(start_paused = true)]
+    async fn frames_for_nothing_have_their_measure() {
+        for (what, one, is_counted) in [
+            ("a reset", frame(3, 0, 4), true),
+            ("settings", frame(4, 0, 0), true),
+            ("a ping", frame(6, 0, 8), true),
+            ("a window update", frame(8, 0, 4), true),
+            ("an unknown frame", frame(0x20, 0, 0), true),
+            ("empty data", frame(DATA, 0, 0), true),
+            ("an empty continuation", frame(CONTINUATION, 0, 0), true),
+            ("a head", frame(HEADERS, END_HEADERS, 5), false),
+            ("data", frame(DATA, 0, 1), false),
+            ("the end of data", frame(DATA, END_STREAM, 0), false),
+            ("a continuation", frame(CONTINUATION, 0, 1), false),
+        ] {
+            let mut frames = Frames::new(Activity::new());
+            let (read, _) = frames.read(PREFACE);
+            assert_eq!(read, PREFACE.len());
+            let burst = one.repeat(BURST as usize);
+            let (read, rest) = frames.read(&burst);
+            assert!(read == burst.len() && matches!(rest, Rest::Waits), "{what}");
+            let mut passes = || matches!(frames.read(&one), (_, Rest::Waits));
+            assert_eq!(passes(), !is_counted, "{what}");
+            if !is_counted {
+                continue;
+            }
+            advance(EACH - Duration::from_millis(1)).await;
+            assert!(!passes(), "{what}");
+            advance(Duration::from_millis(1)).await;
+            assert!(passes() && !passes(), "{what}");
+            frames.wrote(EARNS);
+            let mut passes = || matches!(frames.read(&one), (_, Rest::Waits));
+            assert!(passes() && !passes(), "{what}");
+        }
+    }
+}

@@ -490,6 +490,45 @@ mod tests {
         }
     }
 
+    /// h1-12, h1-13: as much as may be, and one more of it.
+    #[tokio::test]
+    async fn a_head_has_its_size_and_its_lines_and_no_more() {
+        let lines = |count| format!("GET / HTTP/1.1\r\n{}\r\n", "a:\r\n".repeat(count));
+        let bytes = |count: usize| {
+            let (begin, end) = ("GET / HTTP/1.1\r\nX: ", "\r\n\r\n");
+            format!(
+                "{begin}{}{end}",
+                "y".repeat(count - begin.len() - end.len())
+            )
+        };
+        for (fits, over) in [
+            (lines(MAX_HEADERS), lines(MAX_HEADERS + 1)),
+            (bytes(MAX_HEAD), bytes(MAX_HEAD + 1)),
+            // No more is kept of one that is not whole.
+            ("y".repeat(MAX_HEAD), "y".repeat(MAX_HEAD + 1)),
+        ] {
+            for size in [1000, over.len()] {
+                let (_, refused, _) = passed(fits.as_bytes(), size).await;
+                assert!(refused.is_none(), "{} by {size}", fits.len());
+                let (told, refused, _) = passed(over.as_bytes(), size).await;
+                let status = refused.map(|(_, refusal)| refusal.status().as_u16());
+                assert_eq!(status, Some(431), "{} by {size}", over.len());
+                assert_eq!(told, STAND_IN);
+            }
+        }
+    }
+
+    /// h1-3: a length that the library behind this cannot count is too large, and none that goes unanswered.
+    #[tokio::test]
+    async fn a_length_beyond_all_bodies_is_refused() {
+        for (length, refused) in [(i64::MAX as u64, None), (1 << 63, Some(413))] {
+            let head = format!("POST / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n");
+            let (_, found, _) = passed(head.as_bytes(), head.len()).await;
+            let found = found.map(|(_, refusal)| refusal.status().as_u16());
+            assert_eq!(found, refused, "{length}");
+        }
+    }
+
     /// h1-10: where a body's end is not known, nothing is read after it.
     #[tokio::test]
     async fn a_body_that_cannot_be_followed_is_an_error() {

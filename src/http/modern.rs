@@ -271,6 +271,30 @@ mod tests {
         }
     }
 
+    /// mcp-T12, mcp-T13: what is asked of a task names it in a header, too; other requests need no name.
+    #[test]
+    fn a_request_about_a_task_names_it_in_its_header() {
+        let asked = |method: &'static str, names: &[&str]| {
+            let mut headers = vec![
+                ("mcp-protocol-version", "2026-07-28"),
+                ("mcp-method", method),
+            ];
+            headers.extend(names.iter().map(|name| ("mcp-name", *name)));
+            judged(&headers, method, &format!(r#""taskId":"t","_meta":{META}"#))
+        };
+        for method in ["tasks/get", "tasks/update", "tasks/cancel"] {
+            assert!(asked(method, &["t"]).is_ok(), "{method}");
+            for names in [&[][..], &["T"], &["other"], &["t", "t"], &[""]] {
+                let refused = asked(method, names);
+                assert!(
+                    matches!(refused, Err(Refusal::HeaderMismatch(_))),
+                    "{method} {names:?}: {refused:?}"
+                );
+            }
+        }
+        assert!(asked("tools/list", &[]).is_ok());
+    }
+
     /// tok-121, tok-122, tok-123, tok-124, tok-126: mcp-T8, mcp-T12, mcp-T13, mcp-T14, mcp-T15
     #[test]
     fn header_and_body_must_say_the_same() {

@@ -198,4 +198,35 @@ mod tests {
             assert_eq!(Peer::Tcp(parsed.into()).client(None, None), address);
         }
     }
+    /// conn-22: what a header says of the client counts from the proxies that are configured, and from nobody whom one of
+    /// them has named.
+    #[test]
+    fn a_client_is_named_by_configured_proxies_alone() {
+        let proxies = |unix: bool| Proxies {
+            networks: vec!["10.0.0.0/8".parse().unwrap()],
+            unix,
+            told: crate::config::Told::XForwardedFor,
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert("x-forwarded-for", "192.0.2.1".parse().unwrap());
+        let address = |text: &str| -> SocketAddr { text.parse().unwrap() };
+        let named = Peer::Tcp(address("203.0.113.1:1")).speaks_for(address("10.0.0.1:1"));
+        for (peer, unix, client) in [
+            (Peer::Tcp(address("10.0.0.1:1")), false, "192.0.2.1"),
+            (
+                Peer::Tcp(address("[::ffff:10.0.0.1]:1")),
+                false,
+                "192.0.2.1",
+            ),
+            (Peer::Tcp(address("11.0.0.1:1")), true, "11.0.0.1:1"),
+            (Peer::Tcp(address("127.0.0.1:1")), true, "127.0.0.1:1"),
+            (Peer::Unix(None), true, "192.0.2.1"),
+            (Peer::Unix(None), false, "unix"),
+            (named, true, "10.0.0.1:1"),
+        ] {
+            let found = peer.client(Some(&proxies(unix)), Some(&headers));
+            assert_eq!(found, client, "{peer:?} {unix}");
+            assert_ne!(peer.client(None, Some(&headers)), "192.0.2.1");
+        }
+    }
 }

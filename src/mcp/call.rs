@@ -467,6 +467,16 @@ mod tests {
 
     const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
 
+    /// json-9: a method has a name, which is kept for as long as its call.
+    #[test]
+    fn a_method_has_a_name_of_some_length() {
+        let named = |name: &str| format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{name}"}}"#);
+        accepted(&named(&"m".repeat(MAX_METHOD)));
+        refused(&named(&"m".repeat(MAX_METHOD + 1)), "-32600");
+        refused(&named(""), "-32600");
+        refused(&named("m").replace("\"m\"", "1"), "-32600");
+    }
+
     /// json-1, json-2, json-3
     #[test]
     fn what_is_not_one_json_document_is_no_message() {

@@ -162,4 +162,20 @@ mod tests {
             assert!(place.contains(&text.as_ptr()), "nothing is copied");
         }
     }
+    /// json-8, mcp-O2: there is something in a batch, and no more than may be.
+    #[test]
+    fn a_batch_has_its_length() {
+        let batch = |count: usize| {
+            let ping = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+            let body = format!("[{}]", vec![ping; count].join(","));
+            let calls = calls(body.into(), &Lent::nothing());
+            calls.map(|calls| calls.len()).ok()
+        };
+        for count in [1, MAX_MESSAGES] {
+            assert_eq!(batch(count), Some(count));
+        }
+        for count in [0, MAX_MESSAGES + 1, 2 * MAX_MESSAGES] {
+            assert_eq!(batch(count), None, "{count}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
-    audit::{Outcome, Owed, Reason},
+    audit::{Owed, Reason},
     auth::Identity,
     mcp::{Call, Era, Id, Message, method},
     session::{
@@ -20,6 +20,7 @@ use crate::{
         line::Line,
         load::Place,
         logs::Logs,
+        owed::OutcomeOwed,
         own::OwnMessage,
         pending::{
             self, Input,
@@ -68,46 +69,6 @@ pub(super) struct InFlight {
     pub(super) task: Option<About>,
     /// Its place among all calls, given back with it; the gateway's own have none.
     pub(super) place: Option<Place>,
-}
-
-/// The record that every permitted request owes the auditors.
-pub(super) struct OutcomeOwed {
-    owed: Owed,
-    started: Instant,
-    bytes_in: usize,
-}
-
-impl OutcomeOwed {
-    pub(super) fn new(owed: Owed, call: &Call, started: Instant) -> Self {
-        Self {
-            owed,
-            started,
-            bytes_in: call.message().bytes().len(),
-        }
-    }
-
-    pub(super) fn settle(owed: Option<Self>, reason: Option<Reason>, bytes_out: usize) {
-        if let Some(mut owed) = owed {
-            owed.owed.settle(|_, request_id| Outcome {
-                request_id,
-                reason,
-                status: None,
-                duration: owed.started.elapsed(),
-                bytes_in: owed.bytes_in as u64,
-                bytes_out: bytes_out as u64,
-            });
-        }
-    }
-}
-
-impl InFlight {
-    /// Has its client given a stream to wait on, if it has waited for long.
-    pub(super) fn tell_late(&self, now: Instant, era: Era) {
-        let owed = self.outcome.as_ref();
-        if owed.is_some_and(|owed| now.duration_since(owed.started) >= soon(era)) {
-            self.stream.tell_late();
-        }
-    }
 }
 
 impl Session {
@@ -488,18 +449,6 @@ pub(super) enum Answer {
     Error,
     /// Both, or neither: no JSON-RPC answer (json-17).
     Neither,
-}
-
-/// How long an answer may take before the client is given a stream to wait on; looked at once a second.
-pub(super) const SOON: Duration = Duration::from_secs(5);
-
-/// The same of a call of that era. Who has a session is told by status of nothing that fails, and can take up a stream
-/// again whose connection is lost, but not what has not begun.
-fn soon(era: Era) -> Duration {
-    match era {
-        Era::Legacy => Duration::from_secs(1),
-        Era::Modern => SOON,
-    }
 }
 
 /// What became of an answer.

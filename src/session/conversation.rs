@@ -23,12 +23,13 @@ use crate::{
     session::{
         SendError, Sent,
         bridge::Bridge,
-        calls::{InFlight, OutcomeOwed},
+        calls::InFlight,
         exchange::Failure,
         line::Line,
         listening::{INITIALIZED, Listening},
         load::Places,
         outbox::{MAX_UNWRITTEN, Outbox, Refused, SHORT_QUEUE},
+        owed::OutcomeOwed,
         own::OwnMessage,
         pending::{questions::Questions, seal::Seal},
         probe::Spoken,
@@ -618,6 +619,39 @@ mod tests {
             assert_eq!(last["params"]["requestId"], 1);
             assert_eq!(session.unwritten.load(Ordering::Relaxed), 0);
         }
+    }
+
+    /// json-14, json-18: what a client cancels is the call that it names, under the number that the child knows; what it has
+    /// not asked, or what has another id, goes on.
+    #[tokio::test]
+    async fn a_client_cancels_the_call_that_it_names() {
+        let (session, mut lines) = testing::session(Era::Legacy);
+        let asks = |id: &str| {
+            let request = format!(
+                r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"t"}}}}"#
+            );
+            testing::asked(&session, &request)
+        };
+        let mut calls = [asks("7"), asks("\"a\"")];
+        let mut told = || std::iter::from_fn(|| lines.try_recv()).count();
+        assert_eq!(told(), 2);
+        let cancels = |id: &str| {
+            let text = format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{id}}}}}"#
+            );
+            session.notify(&call(&text))
+        };
+        for other in ["1", "2", "\"7\"", "\"b\"", "null", "[7]"] {
+            assert_eq!(cancels(other), Ok(()));
+            assert_eq!((session.in_flight(), told()), (2, 0), "{other}");
+        }
+        assert_eq!(cancels("\"a\""), Ok(()));
+        let line = lines.try_recv().unwrap();
+        let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
+        assert_eq!(line["params"]["requestId"], 2);
+        assert_eq!(session.in_flight(), 1);
+        let ended = calls[1].next().await;
+        assert!(matches!(ended, Some(Event::Failed(Failure::Cancelled))));
     }
 
     /// Whoever has waited for five seconds, or for one in a session, is given a stream, and nobody else; who listens only

@@ -19,6 +19,7 @@ mod warm;
 mod calls;
 mod line;
 mod outbox;
+mod owed;
 mod own;
 mod rewrite;
 

@@ -552,6 +552,46 @@ mod tests {
         tokio::join!(reads, writes);
     }
 
+    /// json-16: an answer to what was never asked counts against its server, and one that comes too late does not.
+    #[tokio::test]
+    async fn an_answer_to_nothing_is_no_message() {
+        let (session, _lines) = testing::session(Era::Legacy);
+        let asks = r#"{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"name":"t"}}"#;
+        let mut asked = testing::asked(&session, asks);
+        let answer = |id: &str| {
+            let answer = format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
+            take(&session, answer.into())
+        };
+        for nothing in ["0", "2", "5", "\"1\"", "1.0", "-1", "null"] {
+            assert!(!answer(nothing), "{nothing}");
+        }
+        assert_eq!(session.in_flight(), 1);
+        assert!(answer("1"));
+        assert!(matches!(asked.next().await, Some(Heard::Answer(_))));
+        assert!(answer("1"), "late");
+        assert!(asked.next().await.is_none());
+    }
+
+    /// sse-6: a modern server asks by its answers alone: what else it asks is refused, though there is a client that listens.
+    #[tokio::test]
+    async fn what_a_modern_server_asks_by_itself_is_refused() {
+        let (session, mut lines) = testing::eliciting();
+        let mut listens = session.listen().unwrap();
+        for method in ["elicitation/create", "roots/list", "sampling/createMessage"] {
+            let asks = format!(
+                r#"{{"jsonrpc":"2.0","id":"q","method":"{method}","params":{{"message":"?"}}}}"#
+            );
+            assert!(take(&session, asks.into()));
+            let told: Vec<_> = std::iter::from_fn(|| lines.try_recv()).collect();
+            let [told] = &told[..] else {
+                panic!("{told:?}");
+            };
+            assert!(told.starts_with(br#"{"jsonrpc":"2.0","id":"q","error":{"code":-32601"#));
+            let heard = timeout(Duration::ZERO, listens.next()).await;
+            assert!(heard.is_err(), "{method}: {heard:?}");
+        }
+    }
+
     /// Whoever goes on, and writes down whose answer was too long.
     #[derive(Default)]
     struct Notes(Mutex<Vec<String>>);

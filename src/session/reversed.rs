@@ -19,11 +19,12 @@ use crate::{
     },
     session::{
         SendError, Session,
-        calls::{InFlight, OutcomeOwed, Way},
+        calls::{InFlight, Way},
         conversation::State,
         exchange::{Event, Failure},
         line::Line,
         listening::OWN,
+        owed::OutcomeOwed,
         pending::{MAX_ASKED_BYTES, MAX_QUESTIONS, PATIENCE},
         subscriptions::{renewing::Ear, subscribing::Missed},
         tasks::following::{Following, TaskOutcome},

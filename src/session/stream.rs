@@ -20,8 +20,8 @@ use crate::{
     audit::Audit,
     session::{
         Session,
-        calls::SOON,
         exchange::{Event, Finish},
+        owed::SOON,
         room::{Room, UNCOUNTED},
     },
 };

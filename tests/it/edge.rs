@@ -163,6 +163,18 @@ async fn a_request_from_another_origin_is_refused() {
         "this origin is not allowed",
         "origin-not-accepted",
     );
+    // Neither what begins nor what ends as ours does.
+    for other in [
+        format!("{ours}.evil.example"),
+        format!("{ours}@evil.example"),
+        format!("{ours}0"),
+        format!("http://evil.{}", edge.host),
+        edge.host.clone(),
+        ours[..ours.len() - 1].to_owned(),
+    ] {
+        let answer = edge.post(&[("Origin", &other)]).await;
+        assert_eq!(answer.status, 403, "{other}: {answer:?}");
+    }
     edge.nothing_started();
     assert_eq!(edge.post(&[("Origin", &ours)]).await.status, 200);
 }
@@ -496,8 +508,10 @@ async fn a_head_over_the_cap_is_refused() {
         "a:\r\n".repeat(1_000_000)
     );
     assert_eq!(flooded(edge.house.address, flood.as_bytes()).await, 431);
-    for length in [9_000, 20_000] {
-        let long = format!("/mcp?{}", "q".repeat(length));
+    let fits = format!("/mcp?{}", "q".repeat((8 << 10) - "/mcp?".len()));
+    assert_eq!(edge.send("POST", &fits, &[], "{}").await.status, 400);
+    for length in [(8 << 10) + 1, 9_000, 20_000] {
+        let long = format!("/mcp?{}", "q".repeat(length - "/mcp?".len()));
         let answer = edge.send("POST", &long, &[], "{}").await;
         assert_eq!(answer.status, 414, "{answer:?}");
     }
@@ -508,7 +522,7 @@ async fn a_head_over_the_cap_is_refused() {
     let refused = records
         .iter()
         .filter(|record| record.contains("THV_DECISION=deny ") && record.contains("bad-header"));
-    assert_eq!(refused.count(), 6, "{records:#?}");
+    assert_eq!(refused.count(), 7, "{records:#?}");
     edge.nothing_started();
 }
 
@@ -687,15 +701,18 @@ async fn trailers_are_dropped() {
 #[tokio::test]
 async fn an_upgrade_is_the_last_request() {
     let edge = Edge::open().await;
-    for protocol in ["h2c", "websocket", "TLS/1.2"] {
+    // Behind what is refused a connection is closed anyway; behind the metadata it stays open else.
+    let metadata = "/.well-known/oauth-protected-resource/mcp";
+    let refused = ["h2c", "websocket", "TLS/1.2"].map(|protocol| (protocol, "/none", 404));
+    for (protocol, path, status) in [refused[0], refused[1], refused[2], ("h2c", metadata, 200)] {
         let request = format!(
-            "GET /none HTTP/1.1\r\nHost: {0}\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {protocol}\r\n\
+            "GET {path} HTTP/1.1\r\nHost: {0}\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {protocol}\r\n\
              HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\nGET /second HTTP/1.1\r\nHost: {0}\r\n\r\n",
             edge.host
         );
         let answer = wire::exchange(edge.house.address, request.as_bytes()).await;
-        assert_eq!(answer.status, 404);
-        assert_eq!(answer.header("connection"), Some("close"));
+        assert_eq!(answer.status, status);
+        assert_eq!(answer.header("connection"), Some("close"), "{path}");
         assert!(!answer.text().contains("HTTP/1.1"), "a second answer");
     }
     let connect = format!(

@@ -300,13 +300,14 @@ async fn older_clients_are_not_told_of_an_id_without_an_event() {
     );
 }
 
-/// json-8, mcp-O2: a batch is for those who agreed on the one version that has them.
+/// json-8, mcp-O2, mcp-T31: a batch is for those who agreed on the one version that has them.
 #[tokio::test]
 async fn a_batch_is_decided_message_by_message() {
     let policy = r#"permit(principal, action, resource) unless { resource == Tool::"secret" };"#;
     let house = house().policy(policy).open().await;
     let batch = format!(
-        "[{},{},{},{}]",
+        "[{},{},{},{},{}]",
+        r#"{"jsonrpc":"2.0","id":3,"method":"tools/list"}"#,
         call(1, "echo", json!({ "a": 1 })),
         call("\"two\"", "secret", json!({})),
         r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#,
@@ -326,13 +327,17 @@ async fn a_batch_is_decided_message_by_message() {
         .map(|data| serde_json::from_str(data).unwrap())
         .collect();
     answers.sort_by_key(|answer| answer["id"].to_string());
-    assert_eq!(answers.len(), 3, "{text}");
+    assert_eq!(answers.len(), 4, "{text}");
     assert_eq!(answers[0]["error"]["data"]["reason"], "denied");
     assert_eq!(
         answers[1]["error"]["code"], -32600,
         "initialize comes alone"
     );
     assert_eq!(answers[2]["result"]["content"][0]["text"], "{\"a\": 1}");
+    // A list shows what may be called, also among others' answers.
+    let tools = answers[3]["result"]["tools"].as_array().unwrap();
+    let shows = |name: &str| tools.iter().any(|tool| tool["name"] == name);
+    assert!(shows("echo") && !shows("secret"), "{text}");
     let seen = alice.seen().await;
     assert!(
         seen.iter()

@@ -30,10 +30,11 @@ use crate::{
     },
     session::{
         SendError, Session, Sessions,
-        calls::{Answer, InFlight, OutcomeOwed},
+        calls::{Answer, InFlight},
         conversation::State,
         exchange::{Event, Failure},
         logs::Logs,
+        owed::OutcomeOwed,
         own::OwnMessage,
         pending::seal::{Binding, StateError, Ticket},
         rewrite::progress_token,
@@ -575,6 +576,30 @@ mod tests {
         assert_eq!(session.in_flight(), 1);
         let _bob = call(&session, "bob");
         assert!(!ask(&session, 3, 1));
+    }
+
+    /// mcp-M2: of each state that a call is given in its rounds the last alone is good.
+    #[tokio::test]
+    async fn a_state_is_of_one_round() {
+        let (session, _lines) = session();
+        let mut alice = call(&session, "alice");
+        assert!(ask(&session, 0, 1) && ask(&session, 1, 1));
+        session.ask_clients();
+        let first = back(alice.next().await, r#""0":{"action":"decline"}"#);
+        let asked = send(&session, &first, "alice").next().await;
+        // One question is still open, so there is another round.
+        let second = back(asked, r#""1":{"action":"decline"}"#);
+        let again = Call::read(first.into(), true).unwrap();
+        let identity = Identity::example("https://a", "alice");
+        let id = again.id().unwrap().clone();
+        let mut owed = session.audit.owes(RequestId::random());
+        let used = session.request(&again, &identity, id, &mut owed);
+        let used = used.map(|_| ()).unwrap_err();
+        assert_eq!(used, SendError::State(StateError::Used));
+        assert_eq!(session.in_flight(), 1);
+        let mut goes_on = send(&session, &second, "alice");
+        assert!(pump::take(&session, r#"{"id":1,"result":{}}"#.into()));
+        assert!(matches!(goes_on.next().await, Some(Event::Answer(_))));
     }
 
     /// conn-3: what a child answers while the clients of its calls are still asked is kept for them as far as there is

@@ -909,6 +909,161 @@ mod tests {
         );
     }
 
+    /// json-18, inc-7: what a member cancels is its own call, under the number that the child knows; what is another's, or
+    /// nobody's, does not reach the child.
+    #[test]
+    fn a_member_cancels_its_own_calls_alone() {
+        let mut switch = switch(false);
+        let call = |own: u64| {
+            line(format!(
+                r#"{{"jsonrpc":"2.0","id":{own},"method":"tools/call"}}"#
+            ))
+        };
+        let cancels = |number: u64| {
+            line(format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{number}}}}}"#
+            ))
+        };
+        sent(switch.says(0, call(1)));
+        sent(switch.says(1, call(7)));
+        // The child knows them as 1 and 2.
+        for (member, other) in [(1, 1), (1, 2), (0, 2), (0, 7), (2, 7)] {
+            assert_eq!(switch.says(member, cancels(other)), [], "{member} {other}");
+        }
+        assert_eq!(sent(switch.says(1, cancels(7))), cancels(2));
+        assert_eq!(switch.says(1, cancels(7)), [], "it is no more");
+        let answer = line(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#.to_owned());
+        assert!(matches!(
+            switch.answers(answer).as_deref(),
+            Some([Out::To(0, _)])
+        ));
+    }
+
+    /// json-19: a child's question is answered by the member that was asked, and its progress told by that one alone; nobody
+    /// is asked for roots, nor anybody where users meet.
+    #[test]
+    fn a_childs_question_is_for_who_was_asked() {
+        let can = r#"{"capabilities":{"elicitation":{},"roots":{}}}"#;
+        let asks = |method: &str| {
+            line(format!(
+                r#"{{"jsonrpc":"2.0","id":"q","method":"{method}","params":{{"_meta":{{"progressToken":"t"}}}}}}"#
+            ))
+        };
+        let answer = || line(r#"{"jsonrpc":"2.0","id":"q","result":{}}"#.to_owned());
+        let progress = || {
+            let text = r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":"t"}}"#;
+            line(text.to_owned())
+        };
+        for (everybody, method, is_asked) in [
+            (false, "elicitation/create", true),
+            (false, "roots/list", false),
+            (true, "elicitation/create", false),
+        ] {
+            let mut switch = switch(everybody);
+            let opens =
+                format!(r#"{{"jsonrpc":"2.0","id":1,"method":"initialize","params":{can}}}"#);
+            for member in [0, 1] {
+                switch.says(member, line(opens.clone()));
+            }
+            let opened = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{can}}}"#);
+            switch.answers(line(opened)).unwrap();
+            let call = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#;
+            sent(switch.says(0, call.into()));
+            let asked = switch.answers(asks(method)).unwrap();
+            if !is_asked {
+                let told = sent(asked);
+                assert!(told.starts_with(br#"{"jsonrpc":"2.0","id":"q","error""#));
+                continue;
+            }
+            assert_eq!(asked, [Out::To(0, asks(method))]);
+            assert_eq!(switch.says(1, progress()), []);
+            assert_eq!(sent(switch.says(0, progress())), progress());
+            assert_eq!(switch.says(1, answer()), []);
+            assert_eq!(sent(switch.says(0, answer())), answer());
+            assert_eq!(switch.says(0, answer()), [], "it is answered");
+        }
+    }
+
+    /// mcp-T28: a child ends a subscription under its own number, of which the member hears under his; what is no subscription
+    /// is not ended so. A question of a member that leaves is nobody's, and the child is told.
+    #[test]
+    fn what_a_child_ends_is_its_members_subscription() {
+        let mut switch = switch(false);
+        let asks = |own: u64, method: &str| {
+            line(format!(
+                r#"{{"jsonrpc":"2.0","id":{own},"method":"{method}"}}"#
+            ))
+        };
+        let ends = |number: u64| {
+            line(format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{number}}}}}"#
+            ))
+        };
+        sent(switch.says(0, asks(7, "tools/call")));
+        sent(switch.says(1, asks(9, method::LISTEN)));
+        assert_eq!(switch.answers(ends(1)), Some(Vec::new()));
+        assert_eq!(switch.answers(ends(2)), Some(vec![Out::To(1, ends(9))]));
+        assert_eq!(switch.answers(ends(2)), Some(Vec::new()), "it has ended");
+        let (member, token) = (0, None);
+        switch.asked.insert("\"q\"".into(), Asked { member, token });
+        assert!(switch.leave(1).is_empty());
+        let left: String = switch
+            .leave(0)
+            .into_iter()
+            .map(|out| String::from_utf8(sent(vec![out]).to_vec()).unwrap())
+            .collect();
+        let nobody = r#"{"jsonrpc":"2.0","id":"q","error":{"code":-32601"#;
+        assert!(left.contains(nobody), "{left}");
+    }
+
+    /// mcp-L11: where users meet, nobody lists all tasks or says from which level on the child logs, and a task's id that
+    /// the child gives to a second user stays the first one's.
+    #[test]
+    fn what_is_of_all_users_is_nobodys_where_they_meet() {
+        let mut switch = switch(true);
+        for method in ["tasks/list", "logging/setLevel"] {
+            let asks = format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{{"level":"debug"}}}}"#
+            );
+            let out = switch.says(0, line(asks));
+            assert!(
+                matches!(&out[..], [Out::To(0, text)] if *text == answer(b"1", NO_METHOD)),
+                "{method}: {out:?}"
+            );
+        }
+        let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"task":{}}}"#;
+        for (member, number) in [(0, 1), (1, 2)] {
+            sent(switch.says(member, call.into()));
+            let made = format!(
+                r#"{{"jsonrpc":"2.0","id":{number},"result":{{"task":{{"taskId":"t"}}}}}}"#
+            );
+            switch.answers(line(made)).unwrap();
+        }
+        let get = r#"{"jsonrpc":"2.0","id":2,"method":"tasks/get","params":{"taskId":"t"}}"#;
+        let refused = Out::To(1, answer(b"2", NO_TASK));
+        assert_eq!(switch.says(1, get.into()), [refused]);
+        sent(switch.says(0, get.into()));
+    }
+
+    /// mcp-T28: of a resource hears who has subscribed to it, or to what it is a part of.
+    #[test]
+    fn a_resource_is_told_of_to_who_has_subscribed_to_it() {
+        let mut switch = switch(true);
+        for (member, uri) in [(0, "a:b"), (1, "a:bc"), (2, "a:b/c")] {
+            let on = format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"resources/subscribe","params":{{"uri":"{uri}"}}}}"#
+            );
+            sent(switch.says(member, line(on)));
+        }
+        let updated = line(
+            r#"{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"a:b/c"}}"#
+                .to_owned(),
+        );
+        let mut told = switch.answers(updated.clone()).unwrap();
+        told.sort_by_key(|out| matches!(out, Out::To(2, _)));
+        assert_eq!(told, [Out::To(0, updated.clone()), Out::To(2, updated)]);
+    }
+
     /// probe-68: a member that subscribes to one resource too many is told so, and the child is not asked; what it has
     /// subscribed to is not one more, and another member has its own.
     #[test]

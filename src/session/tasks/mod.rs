@@ -630,6 +630,45 @@ mod tests {
         assert!((fit * text.len()..MAX_ALL_BYTES).contains(&rooms.taken()));
     }
 
+    /// mcp-M1, fault-46: a task asks what its maker can answer, and no more of it than may wait; the eldest tasks of too many
+    /// are forgotten.
+    #[tokio::test]
+    async fn a_task_asks_what_its_client_can_answer_and_no_more_than_may_wait() {
+        let (session, mut lines) = session();
+        let makes = |number: u32| {
+            let made = ask(&session, "tools/call", r#""name":"t""#);
+            let task = format!(r#"{{"task":{{"taskId":"k{number}","status":"working"}}}}"#);
+            answer(&session, number, &task);
+            made
+        };
+        drop(makes(1));
+        said(&mut lines);
+        let mut asks = |method: &str, id: usize| {
+            let meta = r#""_meta":{"io.modelcontextprotocol/related-task":{"taskId":"k1"}}"#;
+            let text = format!(
+                r#"{{"jsonrpc":"2.0","id":"q{id}","method":"{method}","params":{{"message":"?",{meta}}}}}"#
+            );
+            assert!(pump::take(&session, text.into()));
+            let refused = said(&mut lines);
+            assert!(refused.iter().all(|line| line.contains("-32601")));
+            refused.is_empty()
+        };
+        // Its client has said that it has roots, and nothing else.
+        assert!(!asks("elicitation/create", 0));
+        for id in 1..=MAX_QUESTIONS {
+            assert!(asks("roots/list", id), "{id}");
+        }
+        assert!(!asks("roots/list", MAX_QUESTIONS + 1));
+        for number in 2..=MAX_TASKS + 1 {
+            let number = u32::try_from(number).unwrap();
+            drop(makes(number));
+            said(&mut lines);
+        }
+        let state = session.state();
+        assert_eq!(state.tasks.known.len(), MAX_TASKS);
+        assert!(!state.tasks.has("k1") && state.tasks.has("k2"));
+    }
+
     /// A task of which its server tells when the call has ended here is nobody's, and so is a second one of the same call:
     /// the server is told to end it, and not what a client knows, however often it is said.
     #[tokio::test(start_paused = true)]
