@@ -79,6 +79,14 @@ pub struct LastWords {
 }
 
 impl LastWords {
+    /// Its last lines, no more than are recorded of a flood.
+    pub fn end(&self) -> &[u8] {
+        match memchr::memrchr_iter(b'\n', &self.text).nth(MAX_LINES) {
+            Some(before) => &self.text[before + 1..],
+            None => &self.text,
+        }
+    }
+
     /// The last line that speaks of an error, or else the last: some end with an empty phrase.
     pub(super) fn telling_line(&self) -> Option<String> {
         let text = String::from_utf8_lossy(&self.text);
@@ -116,6 +124,8 @@ impl AsyncRead for Errors {
 /// Bytes of what is read ahead that are kept, and read at once.
 const MAX_KEPT: usize = 64 << 10;
 const CHUNK: usize = 8 << 10;
+/// Lines of what failed to start that are recorded.
+const MAX_LINES: usize = 99;
 /// Bytes that are looked at besides after a failed start, and how long each is waited for.
 const MAX_WORDS: usize = 16 << 10;
 const PATIENCE: Duration = Duration::from_millis(25);
@@ -162,6 +172,26 @@ mod tests {
         assert!(rest.len() >= MAX_KEPT / 2 && rest.len() <= MAX_KEPT + CHUNK);
         assert!(rest.ends_with("early\nlast\nlate\n"), "{first}");
         assert!(errors.early.is_none());
+    }
+
+    /// Of what failed to start the end is recorded, which says why.
+    #[test]
+    fn of_last_words_the_end_counts() {
+        let words = |text: String| LastWords {
+            child: 1,
+            pid: 2,
+            text: text.into_bytes(),
+        };
+        let many: String = (0..500).map(|number| format!("{number}\n")).collect();
+        let many = words(many + "Error: no port\n");
+        assert!(many.end().starts_with(b"402\n") && many.end().ends_with(b"\nError: no port\n"));
+        assert_eq!(many.telling_line().as_deref(), Some("Error: no port"));
+        let few = words("one\ntwo".to_owned());
+        assert_eq!(
+            (few.end(), few.telling_line().as_deref()),
+            (&b"one\ntwo"[..], Some("two"))
+        );
+        assert_eq!(words(String::new()).telling_line(), None);
     }
 
     /// An ordinary beginning is there in full, in order.

@@ -334,7 +334,7 @@ impl Drop for Unready {
 /// What it has written, on either stream: for people both.
 async fn last_words((child, pid): (u64, u32), said: &mut [Errors; 2]) -> LastWords {
     let [output, errors] = said;
-    let text = [output.last_words().await, errors.last_words().await].concat();
+    let text = [output.last_words().await, errors.last_words().await].join(&b'\n');
     LastWords { child, pid, text }
 }
 

@@ -188,13 +188,14 @@ impl Events {
         if let Some(text) = self.ready.pop_front() {
             return Poll::Ready(Some(text));
         }
+        // First: it may say that this ends later, for whom nobody has asked for long.
+        self.join(context);
         if let Some(until) = &mut self.until
             && until.as_mut().poll(context).is_ready()
         {
             self.open.clear();
             self.joining = None;
         }
-        self.join(context);
         if let Some(text) = self.ready.pop_front() {
             return Poll::Ready(Some(text));
         }

@@ -59,6 +59,15 @@ pub fn related(params: Option<Value<'_>>) -> Option<String> {
     Some(related.get("taskId")?.as_str()?.into_owned())
 }
 
+/// Whether it has come to its end, whichever.
+pub fn has_ended(task: Value<'_>) -> bool {
+    let status = task.get("status").and_then(Value::as_str);
+    matches!(
+        status.as_deref(),
+        Some("completed" | "failed" | "cancelled")
+    )
+}
+
 /// Whether the task has ended with a result or an error, by what it says of itself.
 pub fn has_outcome(task: Value<'_>) -> bool {
     let status = task.get("status").and_then(Value::as_str);

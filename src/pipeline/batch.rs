@@ -129,7 +129,10 @@ fn one(
             None
         }
         (Err(error), id) => {
-            let refusal = Refusal::Send(error);
+            let refusal = match id {
+                Some(_) => Refusal::of_call(error),
+                None => Refusal::Send(error),
+            };
             settle(&mut owed, Some(&refusal));
             Some(Answer::Here(refusal.rpc(id.as_ref())))
         }

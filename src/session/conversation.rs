@@ -326,13 +326,15 @@ impl Session {
     /// the same until it reads: nobody would end it later.
     pub(super) fn say(&self, own: &OwnMessage<'_>) -> bool {
         let line = own.line();
-        let said = self.write(line.clone()).is_ok();
-        if said || !own.ends_something() {
-            return said;
+        if self.write(line.clone()).is_ok() {
+            return true;
         }
+        let Some(beyond) = own.beyond() else {
+            return false;
+        };
         let bytes = line.len();
         self.unwritten.fetch_add(bytes, Ordering::Relaxed);
-        let sent = self.stdin.try_send_end(line);
+        let sent = self.stdin.try_send_beyond(line, beyond);
         sent.inspect_err(|_| self.written(bytes)).is_ok()
     }
 

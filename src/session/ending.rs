@@ -50,7 +50,7 @@ pub(super) async fn start(
             });
             if let StartError::NotListening { said, .. } = &error {
                 let log = stderr_of(said.child, said.pid, around.audit.clone());
-                stdio::log_lines(&said.text[..], log).await;
+                stdio::log_lines(said.end(), log).await;
             }
             return Err(error);
         }

@@ -60,14 +60,32 @@ pub(super) fn outbox(most: usize) -> (Outbox, Lines) {
     (Outbox(shared.clone()), Lines(shared))
 }
 
+/// What has a place in a full queue.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Beyond {
+    /// It ends what the child does: nobody would do it later.
+    End,
+    /// It answers what the child has asked, and is said once.
+    Answer,
+}
+
 impl Outbox {
     pub(super) fn try_send(&self, line: impl Into<Line>) -> Result<(), Refused> {
         self.put(line.into(), (0, 0))
     }
 
-    /// The same for a line that ends something, which a full queue must not lose: so many more have a place.
-    pub(super) fn try_send_end(&self, line: impl Into<Line>) -> Result<(), Refused> {
-        self.put(line.into(), (ENDS, MAX_ENDS))
+    /// The same for a line that a full queue must not lose: so many more have a place.
+    pub(super) fn try_send_beyond(
+        &self,
+        line: impl Into<Line>,
+        what: Beyond,
+    ) -> Result<(), Refused> {
+        let line = line.into();
+        match what {
+            Beyond::End => self.put(line, (ENDS, MAX_ENDS)),
+            Beyond::Answer if line.len() > LONGEST_ANSWER => Err(Refused::Full),
+            Beyond::Answer => self.put(line, (ENDS, MAX_ANSWERS)),
+        }
     }
 
     /// Puts it in; where the queue is full, still if no more than so many lines and bytes wait `beyond` what may.
@@ -178,10 +196,14 @@ pub(super) const MAX_UNWRITTEN: usize = 8 << 20;
 pub(super) const SHORT_QUEUE: usize = 64 << 10;
 /// Lines for which room is kept when none wait.
 const USUAL: usize = 8;
-/// Lines that end something and wait beyond what else may: what they end has had its place before.
+/// Lines that wait beyond what else may: what those that end something end has had its place before.
 const ENDS: usize = 1024;
 /// Bytes of all of them: what they name may be long.
 const MAX_ENDS: usize = 1 << 20;
+/// The same where there are answers among them, and of one: a child asks as often as it likes, under ids as long as it
+/// likes.
+const MAX_ANSWERS: usize = 64 << 10;
+const LONGEST_ANSWER: usize = 512;
 
 #[cfg(test)]
 mod tests {
@@ -217,16 +239,39 @@ mod tests {
         let (outbox, mut lines) = outbox(1);
         assert_eq!(outbox.try_send(line(1)), Ok(()));
         for number in 0..ENDS {
-            assert_eq!(outbox.try_send_end(line(number)), Ok(()));
+            assert_eq!(outbox.try_send_beyond(line(number), Beyond::End), Ok(()));
         }
-        assert_eq!(outbox.try_send_end(line(2)), Err(Refused::Full));
+        assert_eq!(
+            outbox.try_send_beyond(line(2), Beyond::End),
+            Err(Refused::Full)
+        );
         assert_eq!(lines.recv().await, Some(line(1)));
-        assert_eq!(outbox.try_send_end(line(3)), Ok(()));
+        assert_eq!(outbox.try_send_beyond(line(3), Beyond::End), Ok(()));
         for number in (0..ENDS).chain([3]) {
             assert_eq!(outbox.try_send(line(3)), Err(Refused::Full));
             assert_eq!(lines.recv().await, Some(line(number)));
         }
         assert_eq!(outbox.try_send(line(3)), Ok(()));
+    }
+
+    /// fault-46: what a child is answered that reads nothing has a smaller bound, for it asks as often as it likes, under ids
+    /// as long as it likes.
+    #[test]
+    fn answers_in_a_full_queue_are_few_bytes() {
+        let (outbox, mut lines) = outbox(4);
+        let long = Bytes::from(vec![b'x'; LONGEST_ANSWER + 1]);
+        let refused = outbox.try_send_beyond(long.clone(), Beyond::Answer);
+        assert_eq!(refused, Err(Refused::Full));
+        assert_eq!(outbox.try_send_beyond(long.clone(), Beyond::End), Ok(()));
+        let fits = long.slice(1..);
+        while outbox.try_send_beyond(fits.clone(), Beyond::Answer).is_ok() {}
+        // What ends something has its place all the same.
+        assert_eq!(outbox.try_send_beyond(fits, Beyond::End), Ok(()));
+        let held: usize = std::iter::from_fn(|| lines.try_recv())
+            .map(|line| line.len())
+            .sum();
+        assert!(held <= MAX_ANSWERS + 8 * LONGEST_ANSWER, "{held}");
+        assert!(held >= MAX_ANSWERS, "{held}");
     }
 
     /// What names a task by a long id is not lost for that; all of it together has a bound, until there was room again.
@@ -237,9 +282,12 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(outbox.try_send(line(1)), Ok(()));
             for _ in 0..4 {
-                assert_eq!(outbox.try_send_end(long()), Ok(()));
+                assert_eq!(outbox.try_send_beyond(long(), Beyond::End), Ok(()));
             }
-            assert_eq!(outbox.try_send_end(line(2)), Err(Refused::Full));
+            assert_eq!(
+                outbox.try_send_beyond(line(2), Beyond::End),
+                Err(Refused::Full)
+            );
             while lines.try_recv().is_some() {}
         }
     }

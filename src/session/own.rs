@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::{
     child::stdio,
     mcp::{answer, meta, method, version},
+    session::outbox::Beyond,
 };
 
 /// A message that no client sent.
@@ -79,15 +80,13 @@ pub(super) enum OwnMessage<'a> {
 }
 
 impl OwnMessage<'_> {
-    /// Whether it ends what the child does, or what that waits for, and is said once.
-    pub(super) fn ends_something(&self) -> bool {
-        matches!(
-            self,
-            Self::Cancelled { .. }
-                | Self::TaskOf { what: "cancel", .. }
-                | Self::NobodyThere { .. }
-                | Self::Pong { .. }
-        )
+    /// What it has a place for in a full queue, if it has one.
+    pub(super) fn beyond(&self) -> Option<Beyond> {
+        match self {
+            Self::Cancelled { .. } | Self::TaskOf { what: "cancel", .. } => Some(Beyond::End),
+            Self::NobodyThere { .. } | Self::Pong { .. } => Some(Beyond::Answer),
+            _ => None,
+        }
     }
 
     /// The message as a line for the child.

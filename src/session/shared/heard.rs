@@ -146,9 +146,9 @@ impl Switch {
         let result = result?;
         let task = result.get("task");
         let is_modern = result.get("resultType").and_then(Value::as_str).as_deref() == Some("task");
-        let task = task
-            .or_else(|| is_modern.then_some(result))?
-            .get("taskId")?;
+        let made = task.or_else(|| is_modern.then_some(result))?;
+        // One that has ended is what some say that they have been told to end.
+        let task = made.get("taskId").filter(|_| !task::has_ended(made))?;
         if self.tasks.contains_key(&text_of(task)) {
             return None;
         }

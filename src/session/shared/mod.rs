@@ -33,7 +33,7 @@ use crate::{
         ending::{Output, Served},
         exchange::Failure,
         line::Line,
-        outbox::{Lines, MAX_UNWRITTEN, Outbox, Refused, SHORT_QUEUE, outbox},
+        outbox::{Beyond, Lines, MAX_UNWRITTEN, Outbox, Refused, SHORT_QUEUE, outbox},
         own::OwnMessage,
         probe::Spoken,
         pump::{self, Hears},
@@ -255,7 +255,7 @@ impl Shared {
         for out in out {
             match out {
                 Out::ToChild(line) => {
-                    let _ = self.end_at_child(line);
+                    let _ = self.pass_beyond(line, Beyond::Answer);
                 }
                 Out::Ends(line) => self.end_nobodys(line),
                 Out::To(member, line) => self.give(member, line),
@@ -278,26 +278,26 @@ impl Shared {
     fn take_leave(&self, out: Vec<Out>) {
         for out in out {
             if let Out::ToChild(line) | Out::Ends(line) = out {
-                let _ = self.end_at_child(line);
+                let _ = self.pass_beyond(line, Beyond::End);
             }
         }
     }
 
     /// What has no room waits until the child reads: nobody would end later what this ends, and the child lives on for
     /// the others.
-    fn end_at_child(&self, line: Line) -> Result<(), Refused> {
+    fn pass_beyond(&self, line: Line, beyond: Beyond) -> Result<(), Refused> {
         let bytes = line.len();
         if self.try_pass(line.clone()) {
             return Ok(());
         }
         // Counted then: one that was written meanwhile has given back what the next one will not.
-        self.stdin.try_send_end(line)?;
+        self.stdin.try_send_beyond(line, beyond)?;
         self.beyond.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
 
     fn end_nobodys(&self, line: Line) {
-        if self.end_at_child(line) == Err(Refused::Full) {
+        if self.pass_beyond(line, Beyond::End) == Err(Refused::Full) {
             warn!("a task that no client can end runs on: the server reads nothing");
         }
     }
@@ -383,7 +383,7 @@ impl Hears for Shared {
         if !self.bears_all() {
             let id = number.to_string();
             let id = id.as_bytes();
-            let _ = self.end_at_child(OwnMessage::NobodyThere { id }.line().into());
+            let _ = self.pass_beyond(OwnMessage::NobodyThere { id }.line().into(), Beyond::Answer);
         }
     }
 

@@ -93,8 +93,11 @@ pub(in crate::session) enum Asks {
     Call,
     /// One that wants to hear log messages.
     Logged,
-    /// That the child log from another level on than its member has heard from before.
-    Level(Option<usize>),
+    /// That the child log from the level on that its member wants, who has heard from another before.
+    Level {
+        before: Option<usize>,
+        wanted: usize,
+    },
     /// Stays open, and so is nobody's being at work.
     Listen,
     Initialize,
@@ -258,7 +261,7 @@ impl Switch {
                     if self.level.as_ref().is_some_and(says) {
                         return here(DONE);
                     }
-                    kind = Asks::Level(before);
+                    kind = Asks::Level { before, wanted };
                     self.level = Some(Level {
                         number: self.next,
                         from: lowest,
@@ -403,7 +406,8 @@ impl Member {
             Asks::Subscribe(uri) => {
                 self.subscribed.remove(&uri);
             }
-            Asks::Level(before) => self.level = before,
+            // Unless it wants another one by now.
+            Asks::Level { before, wanted } if self.level == Some(wanted) => self.level = before,
             _ => {}
         }
     }
@@ -695,6 +699,11 @@ mod tests {
             let number = calls(&mut switch, 4, "resources/read");
             cancels(&mut switch, 4);
             assert_eq!(makes(&mut switch, number, stands), "nobody's");
+            // What is said of the cancelling, by some as of a task that was made, has no answer.
+            let number = calls(&mut switch, 6, "tools/call");
+            cancels(&mut switch, 6);
+            let over = r#"{"task":{"taskId":"f","status":"cancelled"}}"#;
+            assert_eq!(makes(&mut switch, number, over), "nobody's");
             let number = calls(&mut switch, 5, "tools/call");
             switch.leave(0);
             assert_eq!(makes(&mut switch, number, &task("e")), "e");
@@ -818,6 +827,13 @@ mod tests {
             assert_eq!(switch.members[&0].level, None);
         }
         let refused = r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32601}}"#;
+        // What it wants by now is what it has asked for last, whatever becomes of the first.
+        let mut switch = self::switch(false);
+        for level in ["info", "warning"] {
+            sent(switch.says(0, set(level)));
+        }
+        switch.answers(refused.into()).unwrap();
+        assert_eq!(switch.members[&0].level, bridge::log_level("warning"));
         let mut switch = self::switch(false);
         sent(switch.says(0, set("info")));
         switch.answers(refused.into()).unwrap();

@@ -357,7 +357,8 @@ impl Session {
         let makes = self
             .legacy_server()
             .is_some_and(|server| server.makes_tasks());
-        let (true, Some(task)) = (makes, task) else {
+        // One that has ended is what some say that they have been told to end.
+        let (true, Some(task)) = (makes, task.filter(|task| !task::has_ended(*task))) else {
             return;
         };
         // A server may say twice what a client knows, or is to know.
@@ -698,6 +699,24 @@ mod tests {
         assert_eq!(makes(twice, "c"), None);
         assert_eq!(makes(twice, "c"), None);
         assert_eq!(makes(twice, "d"), ended("d"));
+        // What is said of the cancelling, by some as of a task that was made, has no answer.
+        said(&mut lines);
+        let own = u32::try_from(session.state().next - 1).unwrap();
+        answer(
+            &session,
+            own,
+            r#"{"task":{"taskId":"d","status":"cancelled"}}"#,
+        );
+        assert!(said(&mut lines).is_empty());
+        let mut makes = |number: u32, id: &str| {
+            said(&mut lines);
+            let task = format!(r#"{{"task":{{"taskId":"{id}","status":"working"}}}}"#);
+            answer(&session, number, &task);
+            let ends = |line: &String| line.contains("tasks/cancel");
+            let ended = said(&mut lines).into_iter().find(ends)?;
+            let ended: serde_json::Value = serde_json::from_str(&ended).unwrap();
+            Some(ended["params"]["taskId"].as_str().unwrap().to_owned())
+        };
 
         // Also while its client, which was asked something, knows of none yet.
         let (asked, _client) = calls();

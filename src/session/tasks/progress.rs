@@ -59,8 +59,7 @@ impl Progress {
         let Some(standing) = standing else {
             return;
         };
-        let status = standing.get("status").and_then(Value::as_str);
-        if let Some("completed" | "failed" | "cancelled") = status.as_deref()
+        if task::has_ended(standing)
             && let Some(task) = task::id(standing)
         {
             self.0.retain(|told| told.task != task);
