@@ -285,3 +285,42 @@ async fn a_session_that_was_left_makes_room_for_its_users_next() {
     }
     assert_eq!(house.records.count("child-exited"), 1);
 }
+
+/// One at a time, also where its server takes long to end: the place is its own until then.
+#[tokio::test]
+async fn sessions_that_were_left_end_one_by_one() {
+    let script = "\
+import json, sys, time
+for line in sys.stdin:
+    message = json.loads(line)
+    if 'id' not in message: continue
+    result = {'content': []}
+    if message['method'] == 'initialize':
+        result = {'protocolVersion': '2025-11-25', 'capabilities': {'tools': {}}, 'serverInfo': {'name': 'b', 'version': '1'}}
+    print(json.dumps({'jsonrpc': '2.0', 'id': message['id'], 'result': result}), flush=True)
+time.sleep(600)
+";
+    let house = house()
+        .command(&["/usr/bin/python3", "-u", "-c", script])
+        .with("[limits]\nsessions-per-user = 3\nsession-idle = \"10h\"\n")
+        .open()
+        .await;
+    let mut left = Vec::new();
+    for _ in 0..3 {
+        let caller = house.session("alice").await;
+        drop(Events::open(house.address, &caller.bytes("GET", "")).await);
+        left.push(caller);
+    }
+    // Whatever is due is done before somebody else's call comes back.
+    let bob = house.session("bob").await;
+    for seconds in [3, 62, 1, 1, 1] {
+        pass(Duration::from_secs(seconds)).await;
+        assert_eq!(bob.call("any", json!({})).await.status, 200);
+    }
+    let mut statuses = Vec::new();
+    for caller in &left {
+        statuses.push(caller.call("any", json!({})).await.status);
+    }
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 200, 404]);
+}
