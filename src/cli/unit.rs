@@ -85,13 +85,31 @@ pub(super) fn drop_ins(root: &Path, template: &str, name: &str) -> Vec<String> {
         .collect()
 }
 
+/// What these drop-ins set, and to what, in order.
+pub(super) fn settings(drop_ins: &[String]) -> impl Iterator<Item = (&str, &str)> {
+    let lines = drop_ins.iter().flat_map(|text| text.lines());
+    lines.filter_map(|line| {
+        let (name, value) = line.split_once('=')?;
+        Some((name.trim(), value.trim()))
+    })
+}
+
 /// Whether one of these drop-ins has the setting.
 pub(super) fn has(drop_ins: &[String], setting: &str) -> bool {
-    let mut lines = drop_ins.iter().flat_map(|text| text.lines());
-    lines.any(|line| {
-        let name = line.split_once('=').map(|(name, _)| name.trim());
-        name == Some(setting)
-    })
+    settings(drop_ins).any(|(name, _)| name == setting)
+}
+
+/// Whether these drop-ins switch the setting off.
+pub(super) fn is_off(drop_ins: &[String], setting: &str) -> bool {
+    let said = settings(drop_ins).filter(|(name, _)| *name == setting);
+    said.last().is_some_and(|(_, value)| is_no(value))
+}
+
+/// Whether this is one of systemd's words for no.
+pub(super) fn is_no(value: &str) -> bool {
+    ["0", "no", "n", "false", "f", "off"]
+        .iter()
+        .any(|no| value.eq_ignore_ascii_case(no))
 }
 
 /// Whether a server is there: what is written for one that is not is likely to be a slip.
