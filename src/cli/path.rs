@@ -82,7 +82,8 @@ pub(super) fn is_shown(root: &Path, unit: (&str, &ServerName), path: &Path) -> b
     let said = unit::settings(&drop_ins).filter(|(name, _)| *name == "ProtectHome");
     match said.last() {
         Some((_, "tmpfs")) => is_bound(&drop_ins, path),
-        Some((_, value)) => value == "read-only" || unit::is_no(value),
+        // What systemd does not know it passes over, and what counts then is not known here.
+        Some((_, value)) => !unit::is_one_of(unit::YES, value),
         // The unit itself says `yes`, under which a mount below a home is dropped.
         None => false,
     }
@@ -281,7 +282,8 @@ mod tests {
             ),
             ("ProtectHome=read-only", true),
             ("ProtectHome = No", true),
-            ("ProtectHome=no\nProtectHome=yes", false),
+            ("ProtectHome=no\nProtectHome=ON", false),
+            ("ProtectHome=no\nProtectHome=tmp", true),
         ] {
             let root = tempfile::tempdir().unwrap();
             let text = format!("[Service]\n{lines}\n");

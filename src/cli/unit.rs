@@ -102,14 +102,12 @@ pub(super) fn has(drop_ins: &[String], setting: &str) -> bool {
 /// Whether these drop-ins switch the setting off.
 pub(super) fn is_off(drop_ins: &[String], setting: &str) -> bool {
     let said = settings(drop_ins).filter(|(name, _)| *name == setting);
-    said.last().is_some_and(|(_, value)| is_no(value))
+    said.last().is_some_and(|(_, value)| is_one_of(NO, value))
 }
 
-/// Whether this is one of systemd's words for no.
-pub(super) fn is_no(value: &str) -> bool {
-    ["0", "no", "n", "false", "f", "off"]
-        .iter()
-        .any(|no| value.eq_ignore_ascii_case(no))
+/// Whether it is one of systemd's words for yes or for no, which may be written in capitals.
+pub(super) fn is_one_of(words: &[&str], value: &str) -> bool {
+    words.iter().any(|word| value.eq_ignore_ascii_case(word))
 }
 
 /// Whether a server is there: what is written for one that is not is likely to be a slip.
@@ -332,6 +330,8 @@ pub(super) fn write_in_one_step(
     written
 }
 
+pub(super) const YES: &[&str] = &["1", "yes", "y", "true", "t", "on"];
+const NO: &[&str] = &["0", "no", "n", "false", "f", "off"];
 /// Bytes of a drop-in.
 const MAX_DROP_IN: usize = 1 << 20;
 /// Where an administrator's units and drop-ins are.

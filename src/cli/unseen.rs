@@ -307,6 +307,7 @@ mod tests {
             ),
             ("/home/a", "ProtectHome=tmpfs", false),
             ("/home/a", "ProtectHome=yes", false),
+            ("/home/a", "ProtectHome=1\nBindPaths=/home/a", false),
             ("/home/a", "ProtectHome=read-only", true),
             ("/home/a", "ProtectHome = off", true),
             ("/home/a", "PrivateTmp=no", false),
