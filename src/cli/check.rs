@@ -248,8 +248,7 @@ fn warning(root: &Path, server: &str, key: &str, message: String, help: String) 
 /// Whether a drop-in gives the runner of `name` the host's network.
 fn has_network(root: &Path, name: &ServerName) -> bool {
     let drop_ins = unit::drop_ins(root, "thv-runner@", name.as_str());
-    let said = path::settings(&drop_ins, "PrivateNetwork=").last();
-    matches!(said.map(str::trim), Some("no" | "false" | "off" | "0"))
+    unit::is_off(&drop_ins, "PrivateNetwork")
 }
 
 /// Whether it is a program with its arguments, rather than a program: they may hold a secret.
@@ -348,7 +347,9 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
                 path.display()
             );
             warn(key, message, "put it elsewhere, such as /srv".into());
-        } else if path::is_hidden(path) && !path::is_shown(root, &config.server, path) {
+        } else if path::is_hidden(path)
+            && !path::is_shown(root, ("thv-runner@", &config.server), path)
+        {
             let message = format!("`{}` is hidden from the runner by its unit", path.display());
             warn(
                 key,

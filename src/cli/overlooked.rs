@@ -180,9 +180,8 @@ fn introspection(root: &Path, config: &Config) -> Vec<Remark> {
 /// missing where a path is named, and does not say which one it was.
 fn sources(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
     let texts = unit::drop_ins(root, template, server.as_str());
-    let settings = texts.iter().flat_map(|text| text.lines());
-    let missing = settings.filter_map(|line| {
-        let file = secret::from_file(root, line)?;
+    let files = secret::files(root, &texts).into_values();
+    let missing = files.filter_map(|file| {
         (file.is_there == Some(false)).then(|| {
             let service = format!("{template}{server}.service");
             let (name, source) = (file.name, file.source);
@@ -212,9 +211,8 @@ fn late(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .collect();
     let texts = unit::drop_ins(root, template, server.as_str());
-    let settings = texts.iter().flat_map(|text| text.lines());
-    let late = settings.filter_map(|line| {
-        let file = secret::from_file(root, line)?;
+    let files = secret::files(root, &texts).into_values();
+    let late = files.filter_map(|file| {
         // One that is not there would not come with a start, either; a directory is many.
         let is_file = !file.source.starts_with('/') || below(root, file.source).is_file();
         let is_there = file.is_there == Some(true) && is_file;
@@ -482,8 +480,9 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "").unwrap();
         };
-        let text = "[Service]\nLoadCredential=old:/etc/old\nLoadCredential=new:/etc/new\nLoadCredentialEncrypted=stored\n\
-                    LoadCredential=gone:/etc/gone\nLoadCredential=none\nSetCredential=set:x\n";
+        let text = "[Service]\nLoadCredential=before:/etc/new\nLoadCredential=\n\
+                    LoadCredential=old:/etc/old\nLoadCredential=new:/etc/new\nLoadCredentialEncrypted=stored\n\
+                    LoadCredential=gone:/etc/new\nLoadCredential=gone:/etc/gone\nLoadCredential=none\nSetCredential=set:x\n";
         unit::write_drop_in(root.path(), "thv@x.service", "x.conf", text).unwrap();
         for file in ["etc/old", "etc/new", "etc/credstore.encrypted/stored"] {
             put(file);
@@ -620,6 +619,34 @@ mod tests {
             assert!(
                 matches!(&found[..], [one] if one.contains(cure)),
                 "{found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_missing_credential_that_has_a_default_or_is_not_loaded_any_more_is_not_warned_of() {
+        let of = |lines: &str| said(BARE, ("thv@x.service", lines));
+        for fine in [
+            "LoadCredential=opt\nSetCredential=opt:default",
+            "SetCredential=opt:default\nLoadCredential=opt:/etc/none/opt",
+            "LoadCredentialEncrypted=opt\nSetCredentialEncrypted=opt: Whxq",
+            "LoadCredential=key:/etc/gone\nLoadCredential=key:/etc/thv/servers/x.toml",
+            "LoadCredential=key:/etc/gone\nLoadCredential=",
+            // One list of systemd's.
+            "LoadCredential=key:/etc/gone\nLoadCredentialEncrypted = ",
+        ] {
+            assert_eq!(of(fine), [""; 0], "{fine}");
+        }
+        for missing in [
+            "LoadCredential=key:/etc/gone\nSetCredential=other:default",
+            "LoadCredential=key:/etc/gone\nSetCredential=key:default\nSetCredential=",
+            "LoadCredential=key:/etc/thv/servers/x.toml\nLoadCredential=key:/etc/gone",
+            "LoadCredential=\nLoadCredential = key:/etc/gone",
+        ] {
+            let found = of(missing);
+            assert!(
+                matches!(&found[..], [one] if one.contains("loads `key` from `/etc/gone`")),
+                "{missing}: {found:?}"
             );
         }
     }

@@ -4,7 +4,7 @@
 //! and temporary files and locks everything against writing. This opens the
 //! unit; what the child sees of it is still said by `[sandbox]`.
 
-use std::{path::Path, process::ExitCode};
+use std::{os::unix::ffi::OsStrExt as _, path::Path, process::ExitCode};
 
 use anyhow::Result;
 
@@ -70,35 +70,51 @@ pub(super) fn is_hidden(path: &Path) -> bool {
         .any(|hidden| path.starts_with(hidden))
 }
 
-/// Whether drop-ins show `path` (or a directory above it) to the runner of `name`.
-pub(super) fn is_shown(root: &Path, name: &ServerName, path: &Path) -> bool {
-    let drop_ins = unit::drop_ins(root, "thv-runner@", name.as_str());
+/// Whether drop-ins show `path` (or a directory above it) to the unit that is made from a template,
+/// or may do so: what systemd makes of specifiers and quotes is not known here.
+pub(super) fn is_shown(root: &Path, unit: (&str, &ServerName), path: &Path) -> bool {
+    let drop_ins = unit::drop_ins(root, unit.0, unit.1.as_str());
     if !in_homes(path) {
-        return is_bound(&drop_ins, path);
+        // With a dynamic user systemd makes them private whatever is said.
+        let is_off = |setting| unit::is_off(&drop_ins, setting);
+        return is_off("PrivateTmp") && is_off("DynamicUser") || is_bound(&drop_ins, path);
     }
-    match settings(&drop_ins, "ProtectHome=").last() {
-        Some("tmpfs") => is_bound(&drop_ins, path),
-        Some("no" | "false" | "off" | "0" | "read-only") => true,
+    let said = unit::settings(&drop_ins).filter(|(name, _)| *name == "ProtectHome");
+    match said.last() {
+        Some((_, "tmpfs")) => is_bound(&drop_ins, path),
+        // What systemd does not know it passes over, and what counts then is not known here.
+        Some((_, value)) => !unit::is_one_of(unit::YES, value),
         // The unit itself says `yes`, under which a mount below a home is dropped.
-        _ => false,
+        None => false,
     }
 }
 
 fn is_bound(drop_ins: &[String], path: &Path) -> bool {
-    settings(drop_ins, "BindReadOnlyPaths=")
-        .chain(settings(drop_ins, "BindPaths="))
-        .flat_map(str::split_whitespace)
-        // `-` may stand before a path, `:DESTINATION` after it.
-        .filter_map(|entry| entry.trim_start_matches('-').split(':').next())
-        .any(|shown| path.starts_with(shown))
+    let mut shown = Vec::new();
+    for (name, value) in unit::settings(drop_ins) {
+        match (name, value) {
+            // One list of systemd's, which an empty value of either empties.
+            ("BindPaths" | "BindReadOnlyPaths", "") => shown.clear(),
+            ("BindPaths" | "BindReadOnlyPaths", value) => {
+                shown.extend(value.split_whitespace().map(destination));
+            }
+            _ => {}
+        }
+    }
+    shown.into_iter().any(|place| {
+        // What systemd expands or unquotes may be whatever begins so.
+        match place.split_once(['%', '\\', '"', '\'']) {
+            Some((start, _)) => path.as_os_str().as_bytes().starts_with(start.as_bytes()),
+            None => path.starts_with(place),
+        }
+    })
 }
 
-/// What the drop-ins assign to `key`, in order.
-pub(super) fn settings<'d>(drop_ins: &'d [String], key: &'d str) -> impl Iterator<Item = &'d str> {
-    drop_ins
-        .iter()
-        .flat_map(|text| text.lines())
-        .filter_map(move |line| line.trim().strip_prefix(key))
+/// Where the unit finds what `[-]SOURCE[:DESTINATION[:OPTIONS]]` binds.
+fn destination(entry: &str) -> &str {
+    let mut parts = entry.trim_start_matches('-').split(':');
+    let source = parts.next().unwrap_or(entry);
+    parts.next().filter(|at| !at.is_empty()).unwrap_or(source)
 }
 
 fn in_homes(path: &Path) -> bool {
@@ -165,7 +181,11 @@ mod tests {
                 let text = std::fs::read_to_string(directory.join(file)).unwrap();
                 assert_eq!(text.split_once("[Service]\n").unwrap().1, lines);
                 assert_eq!(
-                    is_shown(root.path(), &name, &Path::new(path).join("below")),
+                    is_shown(
+                        root.path(),
+                        ("thv-runner@", &name),
+                        &Path::new(path).join("below")
+                    ),
                     is_hidden(Path::new(path))
                 );
             }
@@ -228,17 +248,24 @@ mod tests {
 
     #[test]
     fn drop_ins_show_what_lies_below_their_paths() {
-        let text = "[Service]\nBindReadOnlyPaths=/tmp/a -/tmp/b:/x\n BindPaths=/tmp/c\n#BindPaths=/tmp/d\n";
+        let text = "[Service]\nBindPaths=/tmp/e\nBindReadOnlyPaths=\nBindReadOnlyPaths=/tmp/a -/tmp/b:/x /srv/f:/tmp/f:rbind\n \
+                    BindPaths = /tmp/c /tmp/%i/g\n#BindPaths=/tmp/d\n";
         let drop_ins = [text.to_owned()];
         for (path, shown) in [
             ("/tmp/a/x", true),
-            ("/tmp/b", true),
+            // It is at /x.
+            ("/tmp/b", false),
             ("/tmp/c", true),
             ("/tmp/d", false),
             ("/tmp/ab", false),
+            ("/tmp/f/x", true),
         ] {
-            assert_eq!(is_bound(&drop_ins, Path::new(path)), shown, "{path}");
+            let text = text.replace(" /tmp/%i/g", "");
+            assert_eq!(is_bound(&[text], Path::new(path)), shown, "{path}");
         }
+        // What the specifier is, systemd knows.
+        assert!(is_bound(&drop_ins, Path::new("/tmp/d")));
+        assert!(!is_bound(&drop_ins, Path::new("/var/tmp/d")));
     }
 
     /// Measured on systemd 257: under `ProtectHome=yes` a bind mount below /home is dropped.
@@ -254,12 +281,15 @@ mod tests {
                 false,
             ),
             ("ProtectHome=read-only", true),
+            ("ProtectHome = No", true),
+            ("ProtectHome=no\nProtectHome=ON", false),
+            ("ProtectHome=no\nProtectHome=tmp", true),
         ] {
             let root = tempfile::tempdir().unwrap();
             let text = format!("[Service]\n{lines}\n");
             unit::write_drop_in(root.path(), "thv-runner@x.service", "a.conf", &text).unwrap();
             assert_eq!(
-                is_shown(root.path(), &name, Path::new("/home/a/x")),
+                is_shown(root.path(), ("thv-runner@", &name), Path::new("/home/a/x")),
                 shown,
                 "{lines}"
             );

@@ -344,15 +344,50 @@ pub(super) struct FromFile<'t> {
     pub(super) is_there: Option<bool>,
 }
 
-/// What this line of a drop-in has systemd read, if it does.
-pub(super) fn from_file<'t>(root: &Path, line: &'t str) -> Option<FromFile<'t>> {
-    let (setting, value) = line.trim().split_once('=')?;
-    let (is_encrypted, stores, passed) = match setting {
-        "LoadCredential" => (false, "credstore", "@system"),
-        "LoadCredentialEncrypted" => (true, "credstore.encrypted", "@encrypted"),
-        _ => return None,
+/// What drop-ins give a unit, as systemd sums it up: the last of each name since the last empty value.
+#[derive(Default)]
+struct Given<'t> {
+    /// By their names, with their sources and whether they are encrypted.
+    loaded: BTreeMap<&'t str, (&'t str, bool)>,
+    set: BTreeSet<&'t str>,
+    imported: BTreeSet<&'t str>,
+}
+
+fn given(texts: &[String]) -> Given<'_> {
+    let mut given = Given::default();
+    for (setting, value) in unit::settings(texts) {
+        let (name, source) = value.split_once(':').unwrap_or((value, value));
+        match setting {
+            "LoadCredential" | "LoadCredentialEncrypted" if value.is_empty() => {
+                given.loaded.clear();
+            }
+            "LoadCredential" | "LoadCredentialEncrypted" => {
+                let is_encrypted = setting == "LoadCredentialEncrypted";
+                given.loaded.insert(name, (source, is_encrypted));
+            }
+            "SetCredential" | "SetCredentialEncrypted" if value.is_empty() => given.set.clear(),
+            "SetCredential" | "SetCredentialEncrypted" => {
+                given.set.insert(name);
+            }
+            "ImportCredential" if value.is_empty() => given.imported.clear(),
+            "ImportCredential" => {
+                given.imported.insert(name);
+            }
+            _ => {}
+        }
+    }
+    given
+}
+
+fn from_file<'t>(
+    root: &Path,
+    name: &'t str,
+    (source, is_encrypted): (&'t str, bool),
+) -> FromFile<'t> {
+    let (stores, passed) = match is_encrypted {
+        false => ("credstore", "@system"),
+        true => ("credstore.encrypted", "@encrypted"),
     };
-    let (name, source) = value.split_once(':').unwrap_or((value, value));
     let places = match source.starts_with('/') {
         true => vec![source.to_owned()],
         false => STORES
@@ -372,20 +407,23 @@ pub(super) fn from_file<'t>(root: &Path, line: &'t str) -> Option<FromFile<'t>> 
             Err(_) => is_there = None,
         }
     }
-    Some(FromFile {
+    FromFile {
         name,
         source,
         is_encrypted,
         is_there: is_there.filter(|_| !source.contains('%') && !source.is_empty()),
-    })
+    }
 }
 
-/// The files of credentials that drop-ins of a unit name, the last of each name.
-fn files<'t>(root: &Path, texts: &'t [String]) -> BTreeMap<&'t str, FromFile<'t>> {
-    let lines = texts.iter().flat_map(|text| text.lines());
-    lines
-        .filter_map(|line| from_file(root, line))
-        .map(|file| (file.name, file))
+/// The files of credentials that drop-ins of a unit name, but those that may be missing:
+/// `SetCredential=` of the same name is a default.
+pub(super) fn files<'t>(root: &Path, texts: &'t [String]) -> BTreeMap<&'t str, FromFile<'t>> {
+    let Given { loaded, set, .. } = given(texts);
+    let files = loaded
+        .into_iter()
+        .map(|(name, source)| (name, from_file(root, name, source)));
+    files
+        .filter(|(name, file)| file.is_there != Some(false) || !set.contains(name))
         .collect()
 }
 
@@ -417,21 +455,13 @@ pub(super) fn cure(template: &str, name: &ServerName, file: &FromFile<'_>) -> St
 /// What drop-ins load; a pattern (`ImportCredential=`) with its star.
 fn loaded(root: &Path, (template, name): (&str, &ServerName)) -> BTreeSet<String> {
     let texts = unit::drop_ins(root, template, name.as_str());
-    let settings = texts.iter().flat_map(|text| text.lines());
-    settings
-        .filter_map(|line| line.trim().split_once('='))
-        .filter(|(setting, _)| {
-            matches!(
-                *setting,
-                "LoadCredential"
-                    | "LoadCredentialEncrypted"
-                    | "SetCredential"
-                    | "SetCredentialEncrypted"
-                    | "ImportCredential"
-            )
-        })
-        .filter_map(|(_, value)| value.split(':').next())
-        .filter(|key| !key.is_empty())
+    let Given {
+        loaded,
+        set,
+        imported,
+    } = given(&texts);
+    let all = loaded.into_keys().chain(set).chain(imported);
+    all.filter(|key| !key.is_empty())
         .map(ToOwned::to_owned)
         .collect()
 }
@@ -450,14 +480,18 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let name = ServerName::parse("x").unwrap();
         let text = "[Service]\nLoadCredentialEncrypted=a:/etc/credstore.encrypted/thv.x.a\n\
-                    LoadCredential=b\nImportCredential=x.*\n#LoadCredential=c\n";
+                    LoadCredential = b\nImportCredential=z*\nImportCredential=\nImportCredential=x.*\n#LoadCredential=c\n\
+                    SetCredential=d:x\nSetCredentialEncrypted=\nSetCredential=e:x\n";
         unit::write_drop_in(root.path(), "thv-runner@x.service", "50-a.conf", text).unwrap();
         for (key, loaded) in [
             ("a", true),
             ("b", true),
             ("c", false),
+            ("d", false),
+            ("e", true),
             ("x.y", true),
             ("y", false),
+            ("z", false),
         ] {
             assert_eq!(is_loaded(root.path(), &name, key), loaded, "{key}");
         }
@@ -554,6 +588,13 @@ mod tests {
         assert_eq!(
             super::listed(root.path(), &name, &Named::default()),
             [listed("b", false, &[], &[])]
+        );
+        // Unless another drop-in has a default for it.
+        let default = "[Service]\nSetCredential=b:default\n";
+        unit::write_drop_in(root.path(), service, "x.conf", default).unwrap();
+        assert_eq!(
+            super::listed(root.path(), &name, &Named::default()),
+            [listed("b", true, &[], &[])]
         );
         // There is nothing left to remove, and that is said.
         let error = remove(root.path(), &name, "a").unwrap_err().to_string();

@@ -85,13 +85,29 @@ pub(super) fn drop_ins(root: &Path, template: &str, name: &str) -> Vec<String> {
         .collect()
 }
 
+/// What these drop-ins set, and to what, in order.
+pub(super) fn settings(drop_ins: &[String]) -> impl Iterator<Item = (&str, &str)> {
+    let lines = drop_ins.iter().flat_map(|text| text.lines());
+    lines.filter_map(|line| {
+        let (name, value) = line.split_once('=')?;
+        Some((name.trim(), value.trim()))
+    })
+}
+
 /// Whether one of these drop-ins has the setting.
 pub(super) fn has(drop_ins: &[String], setting: &str) -> bool {
-    let mut lines = drop_ins.iter().flat_map(|text| text.lines());
-    lines.any(|line| {
-        let name = line.split_once('=').map(|(name, _)| name.trim());
-        name == Some(setting)
-    })
+    settings(drop_ins).any(|(name, _)| name == setting)
+}
+
+/// Whether these drop-ins switch the setting off.
+pub(super) fn is_off(drop_ins: &[String], setting: &str) -> bool {
+    let said = settings(drop_ins).filter(|(name, _)| *name == setting);
+    said.last().is_some_and(|(_, value)| is_one_of(NO, value))
+}
+
+/// Whether it is one of systemd's words for yes or for no, which may be written in capitals.
+pub(super) fn is_one_of(words: &[&str], value: &str) -> bool {
+    words.iter().any(|word| value.eq_ignore_ascii_case(word))
 }
 
 /// Whether a server is there: what is written for one that is not is likely to be a slip.
@@ -314,6 +330,8 @@ pub(super) fn write_in_one_step(
     written
 }
 
+pub(super) const YES: &[&str] = &["1", "yes", "y", "true", "t", "on"];
+const NO: &[&str] = &["0", "no", "n", "false", "f", "off"];
 /// Bytes of a drop-in.
 const MAX_DROP_IN: usize = 1 << 20;
 /// Where an administrator's units and drop-ins are.

@@ -15,15 +15,15 @@ use crate::{
 /// Files of the configuration's own that lie where gateway and runner see nothing, whatever their modes.
 pub(super) fn below_homes(root: &Path, config: &Config) -> Vec<Remark> {
     let texts = unit::drop_ins(root, "thv@", config.server.as_str());
-    // Who has opened the units knows what is there.
-    if unit::has(&texts, "ProtectHome") || unit::has(&texts, "PrivateTmp") {
+    // Who has the unit find other files there knows which.
+    if OTHERS.iter().any(|setting| unit::has(&texts, setting)) {
         return Vec::new();
     }
     let files = named_files(config).into_iter();
     // The configuration's paths are this host's.
     let hidden = files.filter(|(_, file)| {
-        let inside = file.strip_prefix(root).unwrap_or(file);
-        path::is_hidden(&Path::new("/").join(inside))
+        let inside = Path::new("/").join(file.strip_prefix(root).unwrap_or(file));
+        path::is_hidden(&inside) && !path::is_shown(root, ("thv@", &config.server), &inside)
     });
     let remark = |(key, file): (String, PathBuf)| {
         let message = format!(
@@ -38,6 +38,15 @@ pub(super) fn below_homes(root: &Path, config: &Config) -> Vec<Remark> {
     };
     hidden.map(remark).collect()
 }
+
+/// Settings by which a unit may find files where this host has none of its own.
+const OTHERS: &[&str] = &[
+    "ExecStartPre",
+    "JoinsNamespaceOf",
+    "MountImages",
+    "RootDirectory",
+    "RootImage",
+];
 
 /// The files that the gateway reads besides its configuration.
 fn named_files(config: &Config) -> Vec<(String, PathBuf)> {
@@ -205,7 +214,10 @@ mod tests {
     use std::{fs, os::unix::fs::symlink};
 
     use super::*;
-    use crate::config::{self, OwnerRule, ServerName};
+    use crate::{
+        cli::below,
+        config::{self, OwnerRule, ServerName},
+    };
 
     /// The file alone would be shown, and the server would end at its first import.
     #[test]
@@ -255,5 +267,69 @@ mod tests {
         let open = "[Service]\nProtectHome=no\n";
         unit::write_drop_in(root.path(), "thv@x.service", "x.conf", open).unwrap();
         assert_eq!(keys(), ["env.A"]);
+    }
+
+    /// It is a problem to `thv check`, and refuses a reload: what works is none.
+    #[test]
+    fn a_file_that_a_drop_in_shows_to_the_gateway_is_not_warned_of_and_one_that_it_hides_is() {
+        for (place, line, is_shown) in [
+            ("/tmp/certs", "BindReadOnlyPaths=/tmp/certs", true),
+            (
+                "/var/tmp/certs",
+                "BindPaths=/var/tmp/certs:/var/tmp/certs:rbind",
+                true,
+            ),
+            (
+                "/tmp/certs",
+                "BindReadOnlyPaths=/etc/ssl/x:/tmp/certs",
+                true,
+            ),
+            (
+                "/tmp/certs",
+                "BindReadOnlyPaths=/tmp/certs:/etc/ssl/x",
+                false,
+            ),
+            ("/tmp/certs", "BindReadOnlyPaths=/tmp/other", false),
+            ("/tmp/certs", "BindReadOnlyPaths=\"/tmp/certs\"", true),
+            (
+                "/tmp/certs",
+                "ExecStartPre=/usr/bin/cp -r /etc/ssl/x /tmp/certs",
+                true,
+            ),
+            // The unit's user is dynamic, and that makes it private.
+            ("/tmp/certs", "PrivateTmp=no", false),
+            ("/tmp/certs", "PrivateTmp=no\nDynamicUser=no", true),
+            ("/tmp/certs", "ProtectHome=no", false),
+            (
+                "/home/a",
+                "ProtectHome=tmpfs\nBindReadOnlyPaths=/home/a",
+                true,
+            ),
+            ("/home/a", "ProtectHome=tmpfs", false),
+            ("/home/a", "ProtectHome=yes", false),
+            ("/home/a", "ProtectHome=1\nBindPaths=/home/a", false),
+            ("/home/a", "ProtectHome=read-only", true),
+            ("/home/a", "ProtectHome = off", true),
+            ("/home/a", "PrivateTmp=no", false),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let etc = root.path().join("etc/thv/servers");
+            fs::create_dir_all(&etc).unwrap();
+            let certificate = below(root.path(), place).join("x.pem");
+            fs::create_dir_all(certificate.parent().unwrap()).unwrap();
+            fs::write(&certificate, "").unwrap();
+            let text = format!(
+                "resource = \"https://h/x\"\nauthz.allow = \"authenticated\"\ncommand = [\"/bin/sh\"]\n\
+                 [tls]\ncertificate = \"{place}/x.pem\"\nkey = \"/etc/key.pem\"\n\
+                 [[auth.issuer]]\nissuer = \"https://i.example\"\naudience = \"a\"\n"
+            );
+            fs::write(etc.join("x.toml"), text).unwrap();
+            let drop_in = format!("[Service]\n{line}\n");
+            unit::write_drop_in(root.path(), "thv@x.service", "x.conf", &drop_in).unwrap();
+            let name = ServerName::parse("x").unwrap();
+            let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
+            let found = below_homes(root.path(), &config);
+            assert_eq!(found.is_empty(), is_shown, "{place}: {line}: {found:?}");
+        }
     }
 }
