@@ -419,6 +419,30 @@ mod tests {
         Some(String::from_utf8(text.to_vec()).unwrap())
     }
 
+    /// tok-69: a stream that nobody has read for a while does not end where a newer token was shown in time; where none was,
+    /// it does.
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_was_not_read_lives_on_with_a_newer_token() {
+        let minute = Duration::from_secs(60);
+        for is_extended in [true, false] {
+            let (joins, joining) = mpsc::channel(4);
+            let mut events = Events::joined(Bytes::new(), joining, Box::new(()));
+            events.end_at(Instant::now() + minute);
+            assert!(next(&mut events).await.is_some());
+            if is_extended {
+                let until = Joining::Until(Some(Instant::now() + 5 * minute));
+                joins.try_send(until).ok().unwrap();
+            }
+            tokio::time::advance(2 * minute).await;
+            let text = Joining::Text("{}".into());
+            joins.try_send(text).ok().unwrap();
+            // What had come is said in any case.
+            assert!(next(&mut events).await.unwrap().contains("{}"));
+            let later = Joining::Text("[]".into());
+            assert_eq!(joins.try_send(later).is_ok(), is_extended);
+        }
+    }
+
     /// A large message is one event like any other, whether or not it is the first, and none of its bytes is copied.
     #[tokio::test]
     async fn a_large_message_is_one_event_of_the_same_bytes() {

@@ -179,6 +179,20 @@ async fn what_is_refused_of_a_batch_keeps_its_id() {
     );
 }
 
+/// A call in a batch that finds no room is refused and on record as one by itself is.
+#[tokio::test]
+async fn one_call_too_many_in_a_batch_is_told_as_one_by_itself() {
+    let house = house().with("[limits]\ncalls = 1\n").open().await;
+    let alice = session_of(&house, "2025-03-26").await;
+    let calls = [1, 2].map(|id| call(id, "echo", json!({})));
+    let answer = alice.post(&format!("[{}]", calls.join(","))).await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.text().contains("call-limit"), "{}", answer.text());
+    assert!(answer.text().contains("\"result\""), "{}", answer.text());
+    let status = |status: &str| house.records.have(&["THV_REASON=call-limit", status]);
+    assert!(status("THV_STATUS=200") && !status("THV_STATUS=503"));
+}
+
 /// mcp-O2: what a server says at once is heard where that version was agreed on, message by message, and else is no message.
 #[tokio::test]
 async fn a_servers_batch_is_heard_where_there_are_batches() {

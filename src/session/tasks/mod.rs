@@ -679,52 +679,38 @@ mod tests {
             let number = u32::try_from(session.state().next).unwrap();
             (number, ask(&session, "tools/call", r#""name":"t""#))
         };
-        let mut makes = |number: u32, id: &str| {
-            said(&mut lines);
-            let task = format!(r#"{{"task":{{"taskId":"{id}","status":"working"}}}}"#);
+        let stands = |lines: &mut Lines, number: u32, id: &str, status: &str| {
+            said(lines);
+            let task = format!(r#"{{"task":{{"taskId":"{id}","status":"{status}"}}}}"#);
             answer(&session, number, &task);
             let ends = |line: &String| line.contains("tasks/cancel");
-            let ended = said(&mut lines).into_iter().find(ends)?;
+            let ended = said(lines).into_iter().find(ends)?;
             let ended: serde_json::Value = serde_json::from_str(&ended).unwrap();
             Some(ended["params"]["taskId"].as_str().unwrap().to_owned())
         };
+        let makes = |lines: &mut Lines, number, id| stands(lines, number, id, "working");
         let ended = |id: &str| Some(id.to_owned());
         let (gone, client) = calls();
         drop(client);
-        assert_eq!(makes(gone, "a"), ended("a"));
+        assert_eq!(makes(&mut lines, gone, "a"), ended("a"));
         let (slow, _client) = calls();
         session.sweep(Instant::now() + session.call_timeout, Duration::MAX);
-        assert_eq!(makes(slow, "b"), ended("b"));
+        assert_eq!(makes(&mut lines, slow, "b"), ended("b"));
         let (twice, _client) = calls();
-        assert_eq!(makes(twice, "c"), None);
-        assert_eq!(makes(twice, "c"), None);
-        assert_eq!(makes(twice, "d"), ended("d"));
+        assert_eq!(makes(&mut lines, twice, "c"), None);
+        assert_eq!(makes(&mut lines, twice, "c"), None);
+        assert_eq!(makes(&mut lines, twice, "d"), ended("d"));
         // What is said of the cancelling, by some as of a task that was made, has no answer.
-        said(&mut lines);
         let own = u32::try_from(session.state().next - 1).unwrap();
-        answer(
-            &session,
-            own,
-            r#"{"task":{"taskId":"d","status":"cancelled"}}"#,
-        );
-        assert!(said(&mut lines).is_empty());
-        let mut makes = |number: u32, id: &str| {
-            said(&mut lines);
-            let task = format!(r#"{{"task":{{"taskId":"{id}","status":"working"}}}}"#);
-            answer(&session, number, &task);
-            let ends = |line: &String| line.contains("tasks/cancel");
-            let ended = said(&mut lines).into_iter().find(ends)?;
-            let ended: serde_json::Value = serde_json::from_str(&ended).unwrap();
-            Some(ended["params"]["taskId"].as_str().unwrap().to_owned())
-        };
+        assert_eq!(stands(&mut lines, own, "d", "cancelled"), None);
 
         // Also while its client, which was asked something, knows of none yet.
         let (asked, _client) = calls();
         asks(&session);
         session.ask_clients();
-        assert_eq!(makes(asked, "e"), None);
-        assert_eq!(makes(asked, "e"), None);
-        assert_eq!(makes(asked, "f"), ended("f"));
+        assert_eq!(makes(&mut lines, asked, "e"), None);
+        assert_eq!(makes(&mut lines, asked, "e"), None);
+        assert_eq!(makes(&mut lines, asked, "f"), ended("f"));
         said(&mut lines);
         session.sweep(Instant::now() + Duration::from_secs(600), Duration::MAX);
         let withdrawn = said(&mut lines);
