@@ -13,7 +13,7 @@ use foldhash::HashMap;
 use http::{HeaderMap, Method};
 
 use super::{
-    AuthError, Fault, Identity, IntrospectionError, Kind, LocalPeer, Texts,
+    AuthError, Fault, Identity, IntrospectionError, LocalPeer,
     bearer::{self, Scheme, Shown},
     claims::{self, Claimed},
     dpop::{self, Proofs},
@@ -45,8 +45,8 @@ enum Way {
     Tokens(Box<Tokens>),
     /// The kernel says so.
     Local,
-    /// Nobody has to.
-    Open,
+    /// Nobody has to: who it is then.
+    Open(Arc<Identity>),
 }
 
 struct Tokens {
@@ -104,7 +104,7 @@ impl Authenticator {
         let way = match auth {
             Auth::Oidc(issuers) => Way::Tokens(Box::new(Tokens::build(issuers, &around)?)),
             Auth::Peer => Way::Local,
-            Auth::None => Way::Open,
+            Auth::None => Way::Open(Arc::new(Identity::user("", "anonymous"))),
         };
         Ok(Self {
             way,
@@ -139,7 +139,7 @@ impl Authenticator {
                     .await
                     .map(Arc::new);
             }
-            Way::Open => return Ok(Arc::new(anonymous())),
+            Way::Open(anybody) => return Ok(anybody.clone()),
         };
         let shown = bearer::credentials(presented.headers, presented.query, &tokens.schemes)?;
         let now = self.now();
@@ -390,19 +390,6 @@ impl Trusted {
     }
 }
 
-/// Whoever it is, where nobody has to say.
-fn anonymous() -> Identity {
-    Identity {
-        issuer: String::new(),
-        subject: "anonymous".to_owned(),
-        kind: Kind::User,
-        client: None,
-        scopes: Texts::default(),
-        groups: Texts::default(),
-        expires_at: u64::MAX,
-    }
-}
-
 #[cfg(test)]
 impl Authenticator {
     /// The keys of each issuer, for the tests of keys.
@@ -423,6 +410,7 @@ const MAX_VERIFIED: usize = 4096;
 mod tests {
     use http::HeaderMap;
 
+    use super::super::Kind;
     use super::{
         super::testing::{NOW, bearer, bench, build, clock, post, token, unheard},
         *,

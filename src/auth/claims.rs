@@ -4,7 +4,7 @@
 use std::{borrow::Cow, sync::Arc};
 
 use super::{
-    AuthError, Fault, Identity, Kind as Principal, Texts, callers,
+    AuthError, Fault, Identity, Kind as Principal, PrincipalKey, Texts, callers,
     jwt::{Claims, Header, MAX_ID},
 };
 use crate::{
@@ -82,6 +82,7 @@ pub(super) fn check_claims(
     } else {
         Principal::User
     };
+    let principal_key = PrincipalKey::of(kind, &issuer.issuer, &subject);
     let identity = Identity {
         issuer: issuer.issuer.clone(),
         subject: subject.into_owned(),
@@ -90,6 +91,7 @@ pub(super) fn check_claims(
         scopes: scopes(claims, issuer)?,
         groups: groups(claims)?,
         expires_at,
+        principal_key,
     };
     Ok(Claimed {
         identity: Arc::new(identity),

@@ -22,6 +22,8 @@ pub struct Identity {
     pub(super) scopes: Texts,
     pub(super) groups: Texts,
     pub(super) expires_at: u64,
+    /// Of kind, issuer and subject.
+    pub(super) principal_key: PrincipalKey,
 }
 
 /// Whom the subject names.
@@ -34,6 +36,20 @@ pub enum Kind {
 }
 
 impl Identity {
+    /// A user of whom nothing else is known, for ever.
+    pub(super) fn user(issuer: &str, subject: &str) -> Self {
+        Self {
+            issuer: issuer.to_owned(),
+            subject: subject.to_owned(),
+            kind: Kind::User,
+            client: None,
+            scopes: Texts::default(),
+            groups: Texts::default(),
+            expires_at: u64::MAX,
+            principal_key: PrincipalKey::of(Kind::User, issuer, subject),
+        }
+    }
+
     /// The issuer, verbatim.
     pub fn issuer(&self) -> &str {
         &self.issuer
@@ -75,22 +91,9 @@ impl Identity {
             && self.client == other.client
     }
 
-    /// The name of this principal's own directory and children: SHA-256 of
-    /// kind, issuer and subject.
+    /// The name of this principal's own directory and children.
     pub fn principal_key(&self) -> PrincipalKey {
-        let mut context = digest::Context::new(&digest::SHA256);
-        let kind = match self.kind {
-            Kind::User => "user",
-            Kind::Client => "client",
-        };
-        for part in [kind, &self.issuer, &self.subject] {
-            // Length first, so that no two triples give the same bytes.
-            context.update(&(part.len() as u64).to_be_bytes());
-            context.update(part.as_bytes());
-        }
-        let mut key = [0; 32];
-        key.copy_from_slice(context.finish().as_ref());
-        PrincipalKey(key)
+        self.principal_key
     }
 }
 
@@ -106,6 +109,24 @@ impl Hash for PrincipalKey {
 }
 
 impl PrincipalKey {
+    /// SHA-256 of kind, issuer and subject. Made once a token, as it costs more than to look up
+    /// what is kept under it.
+    pub(super) fn of(kind: Kind, issuer: &str, subject: &str) -> Self {
+        let mut context = digest::Context::new(&digest::SHA256);
+        let kind = match kind {
+            Kind::User => "user",
+            Kind::Client => "client",
+        };
+        for part in [kind, issuer, subject] {
+            // Length first, so that no two triples give the same bytes.
+            context.update(&(part.len() as u64).to_be_bytes());
+            context.update(part.as_bytes());
+        }
+        let mut key = [0; 32];
+        key.copy_from_slice(context.finish().as_ref());
+        Self(key)
+    }
+
     /// Of what belongs to all of a server's users: no hash of one is this.
     pub const EVERYBODY: Self = Self([0; 32]);
 }
@@ -120,16 +141,7 @@ impl fmt::Display for PrincipalKey {
 impl Identity {
     /// For the tests of other modules: a user without groups or scopes.
     pub(crate) fn example(issuer: &str, subject: &str) -> Self {
-        let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
-        Self {
-            issuer,
-            subject,
-            kind: Kind::User,
-            client: None,
-            scopes: Texts::default(),
-            groups: Texts::default(),
-            expires_at: u64::MAX,
-        }
+        Self::user(issuer, subject)
     }
 
     pub(crate) fn with(
@@ -140,6 +152,7 @@ impl Identity {
         scopes: &[&str],
     ) -> Self {
         (self.kind, self.client) = (kind, client.map(str::to_owned));
+        self.principal_key = PrincipalKey::of(kind, &self.issuer, &self.subject);
         (self.groups, self.scopes) = (groups.into(), scopes.into());
         self
     }

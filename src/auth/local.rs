@@ -7,7 +7,7 @@ use nix::{
     unistd::{Gid, Group, Uid, User, getgrouplist},
 };
 
-use super::{AuthError, Identity, Kind, Texts};
+use super::{AuthError, Identity};
 
 /// The user and group of the process at the other end of a Unix socket.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -32,15 +32,11 @@ pub(super) fn identity(peer: LocalPeer) -> Result<Identity, AuthError> {
         .collect::<Result<Vec<_>, _>>()?;
     groups.sort_unstable();
     groups.dedup();
+    // One without a name goes by its number, which is no user's name (useradd(8)).
+    let subject = user.map_or_else(|| peer.uid.to_string(), |user| user.name);
     Ok(Identity {
-        issuer: ISSUER.to_owned(),
-        // One without a name goes by its number, which is no user's name (useradd(8)).
-        subject: user.map_or_else(|| peer.uid.to_string(), |user| user.name),
-        kind: Kind::User,
-        client: None,
-        scopes: Texts::default(),
         groups: groups[..].into(),
-        expires_at: u64::MAX,
+        ..Identity::user(ISSUER, &subject)
     })
 }
 
@@ -88,7 +84,7 @@ mod tests {
         let root = identity(LocalPeer { uid: 0, gid: 0 }).unwrap();
         assert_eq!((root.issuer(), root.subject()), ("unix", "root"));
         assert!(root.groups().contains("root"));
-        assert_eq!(root.kind(), Kind::User);
+        assert_eq!(root.kind(), crate::auth::Kind::User);
     }
 
     #[test]
