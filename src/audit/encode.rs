@@ -1,44 +1,51 @@
 //! An event in the journal's two forms.
 
-use std::{fmt::Display, io::Write as _, time::Duration};
+use std::{fmt::Display, io::Write as _};
 
 use memchr::memchr_iter;
 use serde_json::{Map, Value};
 
 use super::{
-    Event, Record,
-    record::{Fields, describe},
+    Kind, Record,
+    queue::Encode,
+    record::{Fields, describe, put_sort},
 };
 
 /// The journal's native form: `NAME=value`, or with a length where the value holds a line break.
 /// A datagram has one: journald's code reads several, an empty line after each, but since
 /// systemd 253 it takes the first alone.
-pub(super) fn native(
-    event: &Event,
-    server: &str,
-    time: Duration,
-    number: Option<u64>,
-    out: &mut Vec<u8>,
-) {
-    out.reserve(USUAL_SIZE);
-    let start = out.len();
-    let mut fields = Native {
-        out,
-        count: 0,
-        may_break: false,
-    };
-    describe(event, server, time, number, &mut fields);
-    // A break in a value is rare, and to look for one in each costs more than all of them at once.
-    let breaks = memchr_iter(b'\n', &fields.out[start..]).count();
-    if breaks != fields.count {
-        fields.out.truncate(start);
-        fields.may_break = true;
-        describe(event, server, time, number, &mut fields);
-    }
+pub(super) fn native(server: &str) -> Encode {
+    let (server, mut sorts) = (server.to_owned(), Vec::new());
+    Box::new(move |event, time, number, out| {
+        out.reserve(USUAL_SIZE);
+        let start = out.len();
+        let mut fields = Native {
+            out,
+            sorts: &mut sorts,
+            count: 0,
+            may_break: false,
+        };
+        describe(event, &server, time, number, &mut fields);
+        // A break in a value is rare, and to look for one in each costs more than all of them at once.
+        let breaks = memchr_iter(b'\n', &fields.out[start..]).count();
+        if breaks != fields.count {
+            fields.out.truncate(start);
+            fields.may_break = true;
+            describe(event, &server, time, number, &mut fields);
+        }
+    })
+}
+
+/// What all records of a kind and a priority say: it is written down once, as each request has two.
+struct Sort {
+    sort: (Kind, u8),
+    fields: usize,
+    written: Vec<u8>,
 }
 
 struct Native<'a> {
     out: &'a mut Vec<u8>,
+    sorts: &'a mut Vec<Sort>,
     /// Fields that were put.
     count: usize,
     /// Values may hold line breaks, and are looked at.
@@ -68,28 +75,40 @@ impl Fields for Native<'_> {
         out.extend_from_slice(value.as_bytes());
         out.push(b'\n');
     }
+
+    fn sort(&mut self, sort: (Kind, u8), server: &str) {
+        if let Some(known) = self.sorts.iter().find(|known| known.sort == sort) {
+            self.out.extend_from_slice(&known.written);
+            self.count += known.fields;
+            return;
+        }
+        let (start, before) = (self.out.len(), self.count);
+        put_sort(self, sort, server);
+        self.sorts.push(Sort {
+            sort,
+            fields: self.count - before,
+            written: self.out[start..].to_vec(),
+        });
+    }
 }
 
 /// One line of JSON: strings, and arrays of strings for names that stand there more than once.
-pub(super) fn json(
-    event: &Event,
-    server: &str,
-    time: Duration,
-    number: Option<u64>,
-    out: &mut Vec<u8>,
-) {
-    let record = Record::of(event, server, time, number);
-    let mut object = Map::new();
-    for (name, value) in record.fields() {
-        let value = Value::from(value);
-        match object.get_mut(name) {
-            None => drop(object.insert(name.to_owned(), value)),
-            Some(Value::Array(values)) => values.push(value),
-            Some(first) => *first = Value::Array(vec![first.take(), value]),
+pub(super) fn json(server: &str) -> Encode {
+    let server = server.to_owned();
+    Box::new(move |event, time, number, out| {
+        let record = Record::of(event, &server, time, number);
+        let mut object = Map::new();
+        for (name, value) in record.fields() {
+            let value = Value::from(value);
+            match object.get_mut(name) {
+                None => drop(object.insert(name.to_owned(), value)),
+                Some(Value::Array(values)) => values.push(value),
+                Some(first) => *first = Value::Array(vec![first.take(), value]),
+            }
         }
-    }
-    out.extend_from_slice(Value::Object(object).to_string().as_bytes());
-    out.push(b'\n');
+        out.extend_from_slice(Value::Object(object).to_string().as_bytes());
+        out.push(b'\n');
+    })
 }
 
 /// Of most records.

@@ -59,8 +59,7 @@ impl Audit {
     pub fn journal(socket: &Path, server: &ServerName) -> io::Result<Self> {
         let queue = queue::Queue::direct(
             journal::Socket::new(socket)?,
-            encode::native,
-            server.as_str(),
+            encode::native(server.as_str()),
         )?;
         Ok(Self::to(Sink::Queue(queue)))
     }
@@ -71,8 +70,7 @@ impl Audit {
     pub fn journal_in_turns(socket: &Path, server: &ServerName) -> io::Result<Self> {
         let queue = queue::Queue::in_turns(
             journal::Socket::new(socket)?,
-            encode::native,
-            server.as_str(),
+            encode::native(server.as_str()),
         )?;
         Ok(Self::to(Sink::Queue(queue)))
     }
@@ -80,7 +78,7 @@ impl Audit {
     /// One JSON object a line, to `out` (normally stderr), with the names and
     /// shapes of `journalctl -o json`. Written by a thread of its own.
     pub fn stderr(out: impl Write + Send + 'static, server: &ServerName) -> io::Result<Self> {
-        let queue = queue::Queue::threaded(Lines(out), encode::json, server.as_str())?;
+        let queue = queue::Queue::threaded(Lines(out), encode::json(server.as_str()))?;
         Ok(Self::to(Sink::Queue(queue)))
     }
 

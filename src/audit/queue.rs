@@ -29,9 +29,9 @@ pub(super) trait Sink: Send + 'static {
     }
 }
 
-/// Appends the record of an event, of which there are the server, the time and the number, in the
-/// form that a sink takes.
-pub(super) type Encode = fn(&Event, &str, Duration, Option<u64>, &mut Vec<u8>);
+/// Appends the record of an event, of which there are the time and the number, in the form that a
+/// sink takes.
+pub(super) type Encode = Box<dyn FnMut(&Event, Duration, Option<u64>, &mut Vec<u8>) + Send>;
 
 /// Whether a sink took a record.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -60,8 +60,6 @@ struct Shared {
     work: Condvar,
     /// Nothing waits any more.
     empty: Condvar,
-    encode: Encode,
-    server: String,
     /// Who may use the sink, and when.
     pace: Pace,
 }
@@ -80,6 +78,7 @@ enum Pace {
 struct State {
     /// `None` while the thread uses it, outside the lock.
     sink: Option<Box<dyn Sink>>,
+    encode: Encode,
     waiting: VecDeque<Item>,
     /// Of records that have gone, for those that come.
     spare: Vec<Vec<u8>>,
@@ -110,23 +109,24 @@ struct Gap {
 
 impl Queue {
     /// For a sink that never blocks: whoever records tries it at once.
-    pub(super) fn direct(sink: impl Sink, encode: Encode, server: &str) -> io::Result<Self> {
-        Self::new(Box::new(sink), encode, server, Pace::AtOnce)
+    pub(super) fn direct(sink: impl Sink, encode: Encode) -> io::Result<Self> {
+        Self::new(Box::new(sink), encode, Pace::AtOnce)
     }
 
     /// The same for whoever calls [`Queue::hand_on`] before anything comes of what was recorded.
-    pub(super) fn in_turns(sink: impl Sink, encode: Encode, server: &str) -> io::Result<Self> {
-        Self::new(Box::new(sink), encode, server, Pace::InTurns)
+    pub(super) fn in_turns(sink: impl Sink, encode: Encode) -> io::Result<Self> {
+        Self::new(Box::new(sink), encode, Pace::InTurns)
     }
 
     /// For a sink that may block: only the queue's thread uses it.
-    pub(super) fn threaded(sink: impl Sink, encode: Encode, server: &str) -> io::Result<Self> {
-        Self::new(Box::new(sink), encode, server, Pace::Threaded)
+    pub(super) fn threaded(sink: impl Sink, encode: Encode) -> io::Result<Self> {
+        Self::new(Box::new(sink), encode, Pace::Threaded)
     }
 
-    fn new(sink: Box<dyn Sink>, encode: Encode, server: &str, pace: Pace) -> io::Result<Self> {
+    fn new(sink: Box<dyn Sink>, encode: Encode, pace: Pace) -> io::Result<Self> {
         let state = State {
             sink: Some(sink),
+            encode,
             waiting: VecDeque::new(),
             spare: Vec::new(),
             bytes: 0,
@@ -141,8 +141,6 @@ impl Queue {
             state: Mutex::new(state),
             work: Condvar::new(),
             empty: Condvar::new(),
-            encode,
-            server: server.to_owned(),
             pace,
         });
         let worker = Arc::clone(&shared);
@@ -164,7 +162,7 @@ impl Queue {
             state.lose(number);
         } else {
             let mut bytes = state.spare.pop().unwrap_or_default();
-            (shared.encode)(event, &shared.server, time, Some(number), &mut bytes);
+            (state.encode)(event, time, Some(number), &mut bytes);
             state.keep(Item { number, bytes });
         }
         match shared.pace {
@@ -320,7 +318,7 @@ impl Shared {
         let all = loop {
             let gap = std::mem::take(&mut state.gap);
             let item = if gap.count > 0 {
-                Some(self.report(gap))
+                Some(state.report(gap))
             } else {
                 state.next()
             };
@@ -347,21 +345,6 @@ impl Shared {
         };
         state.sink = Some(sink);
         (state, count, all)
-    }
-
-    /// The record about lost ones. It has no number: it stands for those it names.
-    fn report(&self, gap: Gap) -> Item {
-        let event = Event::Dropped {
-            count: gap.count,
-            first: gap.first,
-            last: gap.last,
-        };
-        let mut bytes = Vec::new();
-        (self.encode)(&event, &self.server, now(), None, &mut bytes);
-        Item {
-            number: gap.last,
-            bytes,
-        }
     }
 }
 
@@ -405,6 +388,21 @@ impl State {
         }
     }
 
+    /// The record about lost ones. It has no number: it stands for those it names.
+    fn report(&mut self, gap: Gap) -> Item {
+        let event = Event::Dropped {
+            count: gap.count,
+            first: gap.first,
+            last: gap.last,
+        };
+        let mut bytes = Vec::new();
+        (self.encode)(&event, now(), None, &mut bytes);
+        Item {
+            number: gap.last,
+            bytes,
+        }
+    }
+
     fn lose(&mut self, number: u64) {
         self.dropped += 1;
         self.gap.add(number);
@@ -444,9 +442,9 @@ pub(super) fn now() -> Duration {
 const MAX_WAITING: usize = 1024;
 /// Records of one turn, and of one system call; more are handed on at once.
 const MAX_TURN: usize = 64;
-/// Records whose memory is kept for others, and bytes of each.
-const MAX_SPARE: usize = 16;
-const MAX_SPARE_BYTES: usize = 4 << 10;
+/// Records whose memory is kept for others, and bytes of each: enough for the next turn.
+const MAX_SPARE: usize = MAX_TURN;
+const MAX_SPARE_BYTES: usize = 2 << 10;
 /// Beyond so many, what children say is not kept any more.
 const MAX_NOISE: usize = MAX_WAITING / 2;
 /// Bytes of those records; likewise.
@@ -534,12 +532,12 @@ mod tests {
 
     #[test]
     fn of_records_that_have_gone_little_memory_is_kept_and_nothing_that_they_said() {
-        fn small_or_large(_: &Event, _: &str, _: Duration, number: Option<u64>, out: &mut Vec<u8>) {
+        let small_or_large = |_: &Event, _, number: Option<u64>, out: &mut Vec<u8>| {
             assert_eq!(*out, b"");
             let is_large = number.is_some_and(|number| number % 2 == 0);
             out.resize(if is_large { MAX_SPARE_BYTES + 1 } else { 1 }, b'x');
-        }
-        let queue = Queue::in_turns(Taken, small_or_large, "it").unwrap();
+        };
+        let queue = Queue::in_turns(Taken, Box::new(small_or_large)).unwrap();
         for _ in 0..4 * MAX_TURN {
             queue.put(&Event::Ready);
         }
@@ -552,7 +550,7 @@ mod tests {
     /// What is recorded while somebody waits is not left to a turn that may not come.
     #[test]
     fn whoever_waits_for_all_to_go_does_not_wait_for_those_who_record() {
-        let queue = Queue::in_turns(Taken, crate::audit::encode::native, "it").unwrap();
+        let queue = Queue::in_turns(Taken, crate::audit::encode::native("it")).unwrap();
         thread::scope(|scope| {
             let records = scope.spawn(|| (0..100_000).for_each(|_| queue.put(&Event::Ready)));
             while !records.is_finished() {

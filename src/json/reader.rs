@@ -199,9 +199,7 @@ impl Reader<'_> {
         let mut escaped = false;
         self.at += 1;
         loop {
-            let rest = self.text[self.at..].iter();
-            let plain = rest.take_while(|byte| PLAIN[usize::from(**byte)]).count();
-            self.at += plain;
+            self.at += plain(&self.text[self.at..]);
             match self.peek() {
                 Some(b'"') => break,
                 Some(b'\\') => {
@@ -341,20 +339,56 @@ fn index_of(at: usize) -> u32 {
     u32::try_from(at).expect("parse() refuses texts over 4 GiB, and nodes are fewer than bytes")
 }
 
-/// Bytes that stand for themselves in a string (RFC 8259 §7).
-const PLAIN: [bool; 256] = {
-    let mut plain = [true; 256];
-    let mut byte = 0;
-    while byte < 0x20 {
-        plain[byte] = false;
-        byte += 1;
+/// How many bytes a text begins with that stand for themselves in a string (RFC 8259 §7): eight are
+/// looked at by one step.
+fn plain(text: &[u8]) -> usize {
+    let (eights, rest) = text.as_chunks::<8>();
+    for (number, eight) in eights.iter().enumerate() {
+        let others = others(u64::from_le_bytes(*eight));
+        if others != 0 {
+            return 8 * number + others.trailing_zeros() as usize / 8;
+        }
     }
-    plain[b'"' as usize] = false;
-    plain[b'\\' as usize] = false;
-    plain
-};
+    let is_plain = |byte: &&u8| !matches!(byte, 0..b' ' | b'"' | b'\\');
+    8 * eights.len() + rest.iter().take_while(is_plain).count()
+}
+
+/// Zero if all eight bytes stand for themselves. If not, the lowest bit that is set is of the first
+/// byte that does not; what is set above says nothing, for that one may have borrowed there.
+fn others(eight: u64) -> u64 {
+    const ALL: u64 = u64::from_ne_bytes([1; 8]);
+    let below = |limit: u8, bytes: u64| bytes.wrapping_sub(ALL * u64::from(limit)) & !bytes;
+    let equal = |byte: u8| below(1, eight ^ (ALL * u64::from(byte)));
+    (below(b' ', eight) | equal(b'"') | equal(b'\\')) & (ALL << 7)
+}
+
 /// Nodes that are reserved at once: a long text says nothing about how many it has.
 const FIRST_NODES: usize = 256;
 const FEW_NODES: usize = 16;
 /// So many names are compared one by one: that is faster than hashing them.
 const FEW_NAMES: usize = 24;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_byte_that_does_not_stand_for_itself_is_found_wherever_it_is() {
+        let ends = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
+        for byte in 0..=u8::MAX {
+            for length in 0..24 {
+                for at in 0..length {
+                    // What borrows most easily stands behind it, and what is highest before.
+                    let mut text = vec![0xFF; length];
+                    text[at..].fill(0);
+                    text[at] = byte;
+                    let first = if ends(byte) { at } else { (at + 1).min(length) };
+                    assert_eq!(plain(&text), first, "{byte:#x} at {at} of {length}");
+                }
+            }
+            let text = [byte.max(b'0'); 40];
+            let all = if ends(text[0]) { 0 } else { 40 };
+            assert_eq!(plain(&text), all, "{byte:#x}");
+        }
+    }
+}

@@ -247,6 +247,10 @@ impl State {
     fn push(&mut self, event: Event) {
         self.bytes += size(&event);
         self.unread += waiting(&event);
+        if self.kept.capacity() == 0 {
+            // Of most streams it is the only one.
+            self.kept.reserve_exact(1);
+        }
         self.kept.push_back(event);
         // What was read is kept only as far as there is room.
         while self.first < self.next && (self.kept.len() > MAX_EVENTS || self.bytes > MAX_READ) {
