@@ -172,15 +172,16 @@ async fn answer(
         return Box::pin(batch::answer(gateway, head, &identity, body, record)).await;
     }
     let modern = one(&head.headers, &VERSION)? == Some(version::MODERN);
-    let (call, lent) = read(body, modern, (&gateway.bodies, &identity), record).await?;
-    let id = call.id().cloned();
-    let decided = permitted_call(gateway, head, &identity, call, record);
-    let (permit, place) = match decided {
-        Ok(permitted) => permitted,
-        Err(refusal) => return Err(Refused { refusal, id }),
+    let (permitted, id) = {
+        let (call, lent) = read(body, modern, (&gateway.bodies, &identity), record).await?;
+        let id = call.id().cloned();
+        match permitted_call(gateway, head, &identity, call, record) {
+            Ok((permit, place)) => ((permit, lent, place), id),
+            Err(refusal) => return Err(Refused { refusal, id }),
+        }
     };
     let mut owed = record.permits(&gateway.audit);
-    let coming = carried_out(gateway, head, &identity, (permit, lent, place), &mut owed).await;
+    let coming = carried_out(gateway, head, &identity, permitted, &mut owed).await;
     // What its connection has read it into is free from now on, for what comes next.
     let table = Table::of(head);
     Ok(match coming {
