@@ -417,7 +417,7 @@ impl State {
         let result = result.map(|call| &call.stream);
         let stream = result.filter(|stream| stream.is_heard());
         let stream = stream.or_else(|| own(self)).or_else(|| any(self));
-        (stream, Some(&told.token))
+        (stream, told.token.as_ref())
     }
 
     /// Tells the client, where it was asked or else on the session's own stream, that its answer is not waited for
