@@ -136,7 +136,8 @@ pub(super) fn run(
                 }
                 Ok(Line::Left { part, ends, why }) if why == Why::NoRoom || hears.bears_all() => {
                     // Boxed: most children never write such a line.
-                    let read = left_out.read((part, lines.share()), (ends, why), &*hears);
+                    let left = (ends, why, reading.longest);
+                    let read = left_out.read((part, lines.share()), left, &*hears);
                     if !Box::pin(read).await {
                         continue;
                     }
@@ -145,7 +146,7 @@ pub(super) fn run(
                             if complaints.may_be_said() {
                                 warn!(
                                     limit = reading.longest,
-                                    "the server wrote an endless line, left out"
+                                    "the server wrote a line longer than `limits.message`, left out"
                                 );
                             }
                             false
@@ -162,7 +163,7 @@ pub(super) fn run(
                 Ok(Line::Left { .. }) => {
                     warn!(
                         limit = reading.longest,
-                        "the server wrote an endless line, ending it"
+                        "the server wrote a line longer than `limits.message`, ending it"
                     );
                     return Some(Reason::ChildLine);
                 }
@@ -199,7 +200,7 @@ impl LeftOut {
     async fn read(
         &mut self,
         (part, share): (Bytes, Option<Box<Share>>),
-        (ends, why): (bool, Why),
+        (ends, why, longest): (bool, Why, usize),
         hears: &impl Hears,
     ) -> bool {
         let begins = self.0.is_none();
@@ -216,7 +217,7 @@ impl LeftOut {
         if let Some(number) = begun.or(suspect.whole().filter(|_| ends)) {
             suspect.was_told();
             let failure = match why {
-                Why::TooLong => Failure::BadAnswer,
+                Why::TooLong => Failure::TooLarge(longest),
                 Why::NoRoom => Failure::NoRoom,
             };
             hears.fail_one(number, failure);
@@ -614,7 +615,7 @@ mod tests {
         }
 
         fn fail_one(&self, number: u64, failure: Failure) {
-            assert_eq!(failure, Failure::BadAnswer);
+            assert!(matches!(failure, Failure::TooLarge(_)), "{failure:?}");
             self.0.lock().unwrap().push(number.to_string());
         }
     }

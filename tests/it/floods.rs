@@ -44,7 +44,7 @@ async fn a_server_that_pours_out_anything_is_ended() {
     let bob = house.session("bob").await;
     let before = memory();
     for (bytes, lines, reason, fault) in [
-        (1_u64 << 30, false, "server-ended", "child-line"),
+        (1_u64 << 30, false, "message-too-large", "child-line"),
         (1 << 30, true, "server-ended", "child-protocol"),
         (1 << 16, false, "timeout", ""),
     ] {
