@@ -277,6 +277,9 @@ impl Session {
             return false;
         }
         let mut state = self.state();
+        if matches!(method, task::TOLD_BY_LEGACY | task::TOLD) {
+            state.progress.ends(params);
+        }
         if let Some(subscription) = subscription {
             let call = named(&state, subscription);
             return call.is_some_and(|call| {
@@ -297,9 +300,6 @@ impl Session {
                 return false;
             };
             return tell(stream, message.with(&[(token.span(), own)]).into());
-        }
-        if method == task::TOLD_BY_LEGACY {
-            state.progress.ends(params);
         }
         let stream = match self.era {
             Era::Modern if method == "notifications/message" => {

@@ -397,8 +397,6 @@ mod tests {
     };
 
     use tokio::{io::AsyncReadExt as _, task::yield_now, time::timeout};
-    use tracing::{Event, Subscriber, subscriber::set_default};
-    use tracing_subscriber::{Layer, Registry, layer::Context, layer::SubscriberExt as _};
 
     use super::*;
     use crate::{
@@ -694,14 +692,6 @@ mod tests {
         assert_eq!(*notes.0.lock().unwrap(), ["7"]);
     }
 
-    struct Counts(Arc<AtomicUsize>);
-
-    impl<S: Subscriber> Layer<S> for Counts {
-        fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
     /// What a server writes without an end keeps nobody waiting until it has ended.
     #[tokio::test]
     async fn others_have_their_turn_between_the_lines_of_a_flood() {
@@ -727,8 +717,8 @@ mod tests {
     /// probe-70: a server that is borne cannot fill the journal by what is said of it.
     #[tokio::test]
     async fn a_server_that_goes_on_is_not_complained_of_again_and_again() {
-        let said = Arc::new(AtomicUsize::new(0));
-        let _here = set_default(Registry::default().with(Counts(said.clone())));
+        let said = testing::Complaints::default();
+        let _here = said.counted();
         let part = [b"x\n".repeat(100), b"longer than it may be\n{}\n".to_vec()].concat();
         let reading = Reading {
             longest: 10,
@@ -736,7 +726,7 @@ mod tests {
             counts: true,
         };
         run(Arc::new(Bears), &part.repeat(1000)[..], reading).await;
-        assert_eq!(said.load(Ordering::Relaxed), 1);
+        assert_eq!(said.count(), 1);
     }
 
     /// sse-2, probe-69: an answer for which there is no room while it comes fails its call at once, and no child is

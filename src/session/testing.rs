@@ -1,6 +1,18 @@
 //! A session whose child is a channel, for the tests of this room.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tracing::{
+    Subscriber,
+    subscriber::{DefaultGuard, set_default},
+};
+use tracing_subscriber::{Layer, Registry, layer::Context, layer::SubscriberExt as _};
 
 use super::{
     Exchange, Seal, Session,
@@ -54,6 +66,27 @@ pub(super) fn session_under(
         (Arc::new(Seal::fleeting(Clock::new(|| 0))), Arc::new(engine)),
     );
     (session, lines)
+}
+
+/// How often something was logged.
+#[derive(Clone, Default)]
+pub(super) struct Complaints(Arc<AtomicUsize>);
+
+impl Complaints {
+    /// Counts what is logged in this thread from now on.
+    pub(super) fn counted(&self) -> DefaultGuard {
+        set_default(Registry::default().with(self.clone()))
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Complaints {
+    fn on_event(&self, _: &tracing::Event<'_>, _: Context<'_, S>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// What will answer this request of Alice's, of the session's era.

@@ -1,4 +1,4 @@
-//! The tasks of a legacy server that a legacy client has made: which go on, and their progress.
+//! The tasks that clients have made at a server of their own era: which go on, and the progress of a legacy client's.
 //!
 //! A call that becomes a task is answered at once, and its progress token is good for as long as the task
 //! (2025-11-25). What is told under it goes to the request for the task's result, where that is waited for, or else
@@ -37,6 +37,11 @@ impl Progress {
     pub(in crate::session) fn of(&self, token: Value<'_>) -> Option<&Told> {
         let number = token.as_u64()?;
         self.0.iter().find(|told| told.number == number)
+    }
+
+    /// Whether that is one of them.
+    pub(in crate::session) fn has(&self, task: &str) -> bool {
+        self.0.iter().any(|told| told.task == task)
     }
 
     /// Whether any of them may go on.
@@ -94,24 +99,28 @@ impl Session {
             all.ends(result());
         }
         // What stands between two eras knows of its tasks by itself.
-        if self.era == Era::Modern || self.bridge().is_some() {
+        if self.bridge().is_some() {
             return;
         }
-        let made = result().and_then(|result| result.get("task"));
+        let made = result().and_then(|result| task::made(result, self.era));
         let Some(made) = made.filter(|made| !task::has_ended(*made)) else {
             return;
         };
         let Some(task) = task::id(made) else {
             return;
         };
-        let ttl = made.get("ttl").and_then(Value::as_u64);
+        let ttl = made.get("ttl").or_else(|| made.get("ttlMs"));
+        let ttl = ttl.and_then(Value::as_u64);
         let until = ttl.and_then(|ttl| Instant::now().checked_add(Duration::from_millis(ttl)));
         if all.0.len() == MAX_TASKS {
             all.0.remove(0);
         }
+        // A modern client hears nothing more of it when its call is answered.
+        let token = call.progress_token.as_ref();
+        let token = token.filter(|_| self.era == Era::Legacy).cloned();
         all.0.push(Told {
             number,
-            token: call.progress_token.clone(),
+            token,
             task: task.into_owned(),
             until,
             result: None,
