@@ -45,12 +45,27 @@ pub(super) fn session_of(owner: Identity, era: Era, rooms: &Rooms) -> (Arc<Sessi
     session_under(&Authz::Authenticated, owner, era, rooms)
 }
 
+/// A session of Alice's whose calls have these places.
+pub(super) fn session_with(era: Era, calls: Places) -> (Arc<Session>, Lines) {
+    let alice = Identity::example("https://a", "alice");
+    session_of_all(&Authz::Authenticated, alice, era, (calls, &Rooms::new(1)))
+}
+
 /// The same, where that decides what they may do and hear.
 pub(super) fn session_under(
     authz: &Authz,
     owner: Identity,
     era: Era,
     rooms: &Rooms,
+) -> (Arc<Session>, Lines) {
+    session_of_all(authz, owner, era, (Places::new(64, 64), rooms))
+}
+
+fn session_of_all(
+    authz: &Authz,
+    owner: Identity,
+    era: Era,
+    (calls, rooms): (Places, &Rooms),
 ) -> (Arc<Session>, Lines) {
     let server = ServerName::parse("it").unwrap();
     let (audit, _) = Audit::memory(&server);
@@ -60,7 +75,7 @@ pub(super) fn session_under(
         "0123456789abcdef0123456789abcdef".to_owned(),
         Arc::new(owner),
         audit,
-        (Duration::from_secs(60), Places::new(64, 64), rooms),
+        (Duration::from_secs(60), calls, rooms),
         era,
         stdin,
         (Arc::new(Seal::fleeting(Clock::new(|| 0))), Arc::new(engine)),
