@@ -197,7 +197,7 @@ async fn a_list_without_measure_is_an_error() {
     let answer = alice.post(LIST).await;
     let text = answer.text();
     assert_eq!(answer.status, 200, "{text}");
-    assert!(text.contains("\"reason\":\"server-ended\""), "{text}");
+    assert!(text.contains("\"reason\":\"message-too-large\""), "{text}");
     house.records.wait_for("child-died").await;
     let grown = memory().saturating_sub(before);
     // Other tests run in this process, too.
