@@ -78,6 +78,8 @@ pub enum Reason {
     ChildProtocol,
     /// A line of the child's was longer than one message may be.
     ChildLine,
+    /// A message of the server's was longer than one may be.
+    MessageTooLarge,
     ServerUnreachable,
     ServerRefused,
     ExchangeRefused,
@@ -168,6 +170,7 @@ impl Reason {
         Self::ChildGone,
         Self::ChildProtocol,
         Self::ChildLine,
+        Self::MessageTooLarge,
         Self::ServerUnreachable,
         Self::ServerRefused,
         Self::ExchangeRefused,
@@ -257,6 +260,7 @@ impl Reason {
             Self::ChildGone => "child-gone",
             Self::ChildProtocol => "child-protocol",
             Self::ChildLine => "child-line",
+            Self::MessageTooLarge => "message-too-large",
             Self::ServerUnreachable => "server-unreachable",
             Self::ServerRefused => "server-refused",
             Self::ExchangeRefused => "exchange-refused",

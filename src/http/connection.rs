@@ -888,6 +888,32 @@ mod tests {
         }
     }
 
+    /// Whose answer was the last of its connection is told to go at once, and not when it has asked nothing for long.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_of_the_newer_version_that_had_its_last_answer_is_let_go_at_once() {
+        for (refusal, is_last) in [
+            (Refusal::TooManyConnections, true),
+            (Refusal::Misconfigured, true),
+            (Refusal::TooLarge, false),
+        ] {
+            let (mut client, server) = duplex(1 << 20);
+            let (_drain, draining) = watch::channel(false);
+            let refusal = Arc::new(refusal);
+            let answer = move |_| {
+                let refusal = refusal.clone();
+                async move { refusal.response(None, None) }
+            };
+            let mut serving = JoinSet::new();
+            serving.spawn(serving_with(server, draining, answer));
+            let started = Instant::now();
+            let asks = [PREFACE, &frame(4, 0, 0, &[]), &post(1, true)].concat();
+            client.write_all(&asks).await.unwrap();
+            client.read_to_end(&mut Vec::new()).await.unwrap();
+            let waited = started.elapsed();
+            assert_eq!(waited <= GOING * 3, is_last, "{waited:?}");
+        }
+    }
+
     /// conn-2 in HTTP/2.
     #[tokio::test(start_paused = true)]
     async fn a_slow_body_is_refused_in_the_newer_version_too() {

@@ -216,6 +216,10 @@ const MAX_LINE: usize = 107;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::{io::AsyncWriteExt as _, time::timeout};
+
     use super::*;
 
     async fn told(text: &[u8]) -> Result<(Option<String>, Vec<u8>), io::ErrorKind> {
@@ -288,6 +292,29 @@ mod tests {
                 told(bad).await.is_err(),
                 "{:?}",
                 String::from_utf8_lossy(bad)
+            );
+        }
+    }
+
+    /// conn-22: a line of version 1 is no longer than its specification says, and is not waited for beyond that.
+    #[tokio::test(start_paused = true)]
+    async fn a_line_that_a_proxy_does_not_end_is_refused() {
+        const BEGINS: &str = "PROXY UNKNOWN ";
+        for (length, is_line) in [(107, true), (108, false)] {
+            let rest = "x".repeat(length - BEGINS.len() - 2);
+            let found = told(format!("{BEGINS}{rest}\r\n").as_bytes()).await;
+            assert_eq!(found.is_ok(), is_line, "{length}");
+        }
+        for (length, is_refused) in [(106, false), (107, true)] {
+            let (mut proxy, stream) = tokio::io::duplex(1 << 10);
+            let begun = BEGINS.to_owned() + &"x".repeat(length - BEGINS.len());
+            proxy.write_all(begun.as_bytes()).await.unwrap();
+            let mut stream = Guarded::new(stream);
+            let found = timeout(Duration::from_secs(1), preface(&mut stream)).await;
+            assert_eq!(
+                found.is_ok_and(|found| found.is_err()),
+                is_refused,
+                "{length}"
             );
         }
     }

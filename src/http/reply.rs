@@ -135,7 +135,7 @@ pub fn failure(id: Option<&Id>, failure: Failure) -> Bytes {
     error(
         id,
         INTERNAL_ERROR,
-        failure.message(),
+        &failure.message(),
         json!({ "reason": failure.code() }),
     )
 }
@@ -147,6 +147,7 @@ pub fn failure_status(failure: Failure) -> StatusCode {
         Failure::ChildEnded
         | Failure::OutOfMemory
         | Failure::BadAnswer
+        | Failure::TooLarge(_)
         | Failure::Unreachable
         | Failure::Refused => StatusCode::BAD_GATEWAY,
         Failure::Busy | Failure::NoRoom | Failure::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,

@@ -50,6 +50,17 @@ pub fn id(task: Value<'_>) -> Option<Cow<'_, str>> {
     (id.span().len() <= MAX_ID).then(|| id.as_str()).flatten()
 }
 
+/// The task that a server of that era has made of a call, by the call's result.
+pub fn made(result: Value<'_>, era: Era) -> Option<Value<'_>> {
+    match era {
+        Era::Legacy => result.get("task"),
+        Era::Modern => {
+            let kind = result.get("resultType").and_then(Value::as_str);
+            (kind.as_deref() == Some("task")).then_some(result)
+        }
+    }
+}
+
 /// Bytes of a task's id as JSON: thousands of them are remembered.
 pub const MAX_ID: usize = 2 << 10;
 

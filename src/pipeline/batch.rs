@@ -114,9 +114,9 @@ fn one(
     }
     let list = method::filtered_list(call.method());
     let (permit, place) = permitted_call(gateway, head, identity, call, record).map_err(refused)?;
+    // A batch names its session, and what names one is carried out there: an `initialize` is refused by now.
     let Place::Session(session) = place else {
-        let alone = CallError::Invalid("initialize comes alone");
-        return Err(refused(Refusal::Call(alone)));
+        return Err(refused(NONE_HERE));
     };
     let mut owed = record.permits(&gateway.audit);
     Ok(match (session.send(permit, identity, &mut owed), id) {

@@ -153,6 +153,7 @@ impl Session {
         state.next += 1;
         state.last_used = now;
         state.progress.waits(call, number);
+        state.tasks.strays.called();
         let stream = Stream::new(number, self.style(state), &self.room);
         let exchange = stream.attach(None).recorded_in(&self.audit);
         state.in_flight.insert(

@@ -597,6 +597,35 @@ mod tests {
         }
     }
 
+    /// fault-46: so many calls of one session wait for its child at once; one more is refused, until one of them is over.
+    #[tokio::test]
+    async fn one_session_has_so_many_calls_in_flight() {
+        let places = Places::new(100, 100);
+        let (session, mut lines) = testing::session_with(Era::Legacy, places);
+        let asks = |id: u64| {
+            format!(
+                r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"t"}}}}"#
+            )
+        };
+        let mut waiting = Vec::new();
+        for id in 1..=64 {
+            assert_eq!(session.admits(&call(&asks(id))), Ok(()), "{id}");
+            waiting.push(testing::asked(&session, &asks(id)));
+            assert!(lines.try_recv().is_some());
+        }
+        let more = call(&asks(65));
+        assert_eq!(session.admits(&more), Err(SendError::Busy));
+        let id = more.id().unwrap().clone();
+        let mut owed = session.audit.owes(RequestId::random());
+        let alice = Identity::example("https://a", "alice");
+        let sent = session.request(&more, &alice, id, &mut owed);
+        assert_eq!(sent.err(), Some(SendError::Busy));
+        assert!(lines.try_recv().is_none(), "its child hears nothing of it");
+        let answer = r#"{"jsonrpc":"2.0","id":7,"result":{}}"#;
+        assert!(pump::take(&session, answer.into()));
+        assert_eq!(session.admits(&more), Ok(()));
+    }
+
     /// A cancellation is heard, too, when the child reads again, if not in the words of whoever was long about it.
     #[tokio::test]
     async fn what_a_client_cancels_while_the_child_reads_nothing_is_cancelled_there_later() {

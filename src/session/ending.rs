@@ -217,6 +217,7 @@ pub(super) fn tend(
         pid,
         ended,
         fault,
+        longest: reading.longest,
         input,
         _streams: streams,
         ways_out,
@@ -240,6 +241,8 @@ struct Tended<S> {
     pid: u32,
     ended: oneshot::Receiver<Ended>,
     fault: Arc<OnceLock<Reason>>,
+    /// Bytes of the longest line that it may write.
+    longest: usize,
     /// What writes to it.
     input: AbortHandle,
     _streams: JoinSet<()>,
@@ -281,15 +284,20 @@ impl<S: Served> Tended<S> {
         if status.is_some() {
             // What it wrote before it ended is still to be read (fault-18).
             let _ = timeout(LAST_WORDS, self.session.end().notified()).await;
-        } else if self.session.in_flight() > 0 {
+        } else if self.session.in_flight() > 0 && self.fault.get().is_none() {
             // Its output ended: how it ended itself decides what its callers are told.
             status = self.ends_within(LAST_WORDS).await;
         }
-        self.session.fail_all(match status {
-            Some(Ended::Exited {
-                out_of_memory: true,
-                ..
-            }) => Failure::OutOfMemory,
+        self.session.fail_all(match (self.fault.get(), status) {
+            // Whose answer it was stands at its end, where some write that: all are told.
+            (Some(Reason::ChildLine), _) => Failure::TooLarge(self.longest),
+            (
+                _,
+                Some(Ended::Exited {
+                    out_of_memory: true,
+                    ..
+                }),
+            ) => Failure::OutOfMemory,
             _ => Failure::ChildEnded,
         });
         // Closes its input.

@@ -3,6 +3,8 @@
 //! Values alone. Told by `calls` and `listening` through a `stream`; read by `http`, which has a status and a text for
 //! each failure.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use crate::{audit::Reason, child::Fault, session::SendError};
@@ -29,6 +31,8 @@ pub enum Failure {
     OutOfMemory,
     /// The child answered with something that is no JSON-RPC answer (json-17).
     BadAnswer,
+    /// A message of the server's was longer than `limits.message`, so many bytes.
+    TooLarge(usize),
     /// A server that speaks HTTP takes no connection.
     Unreachable,
     /// It took the request and refused it, or what it was shown.
@@ -53,6 +57,7 @@ impl Failure {
             Self::ChildEnded => "server-ended",
             Self::OutOfMemory => "server-out-of-memory",
             Self::BadAnswer => "server-protocol-error",
+            Self::TooLarge(_) => "message-too-large",
             Self::Unreachable => "server-unreachable",
             Self::Refused => "server-refused",
             Self::Cancelled => "cancelled",
@@ -69,6 +74,7 @@ impl Failure {
             Self::Timeout => Reason::CallTimeout,
             Self::ChildEnded | Self::OutOfMemory => Reason::ChildGone,
             Self::BadAnswer => Reason::ChildProtocol,
+            Self::TooLarge(_) => Reason::MessageTooLarge,
             Self::Unreachable => Reason::ServerUnreachable,
             Self::Refused => Reason::ServerRefused,
             Self::Cancelled => Reason::Cancelled,
@@ -80,12 +86,19 @@ impl Failure {
     }
 
     /// What a person reads.
-    pub fn message(self) -> &'static str {
-        match self {
+    pub fn message(self) -> Cow<'static, str> {
+        let said = match self {
             Self::Timeout => "the server did not answer in time",
             Self::ChildEnded => "the server ended before it answered",
             Self::OutOfMemory => "the server ran out of memory",
             Self::BadAnswer => "the server's answer is not a JSON-RPC answer",
+            Self::TooLarge(limit) => {
+                return format!(
+                    "the server wrote a message of more than {limit} bytes, which is all that `limits.message` allows: \
+                     ask for less, or have that raised"
+                )
+                .into();
+            }
             Self::Unreachable => "the server cannot be reached",
             Self::Refused => "the server refuses the request",
             Self::Cancelled => "cancelled by the client",
@@ -95,7 +108,8 @@ impl Failure {
                 "the server answered, and too much waits to be read already: the answer is lost"
             }
             Self::ShuttingDown => "shutting down, outcome unknown",
-        }
+        };
+        said.into()
     }
 }
 
@@ -119,6 +133,7 @@ impl From<Fault> for Failure {
             Fault::Lost | Fault::Gone => Self::ChildEnded,
             Fault::Refused => Self::Refused,
             Fault::BadAnswer => Self::BadAnswer,
+            Fault::TooLarge(limit) => Self::TooLarge(limit),
             Fault::Busy => Self::Busy,
             Fault::NoRoom => Self::NoRoom,
         }

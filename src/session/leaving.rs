@@ -23,11 +23,20 @@ pub(super) struct Left {
     going: HashMap<PrincipalKey, Weak<Session>>,
 }
 
+/// Whether something goes on in a session that its client may come back for: a task, or a question of its server's.
+///
+/// Such a session is given up when its user has left no other, and not kept before all: a task may have no end, and a
+/// client that has begun one and crashed would keep its user out for as long as a session may be idle.
+#[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
+struct Awaits(bool);
+
 impl Session {
     /// When it was used last, if its client has gone: it had a stream of its own open, and neither that nor a call now.
-    fn left(&self) -> Option<Instant> {
+    fn left(&self) -> Option<(Awaits, Instant)> {
         let state = self.state();
-        (state.in_flight.is_empty() && state.listening.is_left()).then_some(state.last_used)
+        let awaits = state.progress.goes_on() || state.asked.wait();
+        (state.in_flight.is_empty() && state.listening.is_left())
+            .then_some((Awaits(awaits), state.last_used))
     }
 }
 
@@ -37,9 +46,11 @@ impl Sessions {
     pub(super) fn make_room(&self, sessions: &[Arc<Session>], left: &mut Left, now: Instant) {
         let left_before = std::mem::take(&mut left.since);
         left.going.retain(|_, going| going.strong_count() > 0);
-        let mut first: HashMap<_, (Instant, &Arc<Session>)> = HashMap::default();
+        let mut first: HashMap<_, ((Awaits, Instant), &Arc<Session>)> = HashMap::default();
         for session in sessions {
-            let Some(used) = session.left() else { continue };
+            let Some((awaits, used)) = session.left() else {
+                continue;
+            };
             let since = left_before.get(session.id()).copied().unwrap_or(now);
             left.since.insert(session.id().to_owned(), since);
             let since = since.max(used);
@@ -50,9 +61,10 @@ impl Sessions {
             if now.duration_since(since) < PATIENCE || !is_full() {
                 continue;
             }
-            let found = first.entry(whose).or_insert((since, session));
-            if since < found.0 {
-                *found = (since, session);
+            let place = (awaits, since);
+            let found = first.entry(whose).or_insert((place, session));
+            if place < found.0 {
+                *found = (place, session);
             }
         }
         for (whose, (_, session)) in first {

@@ -277,6 +277,9 @@ impl Session {
             return false;
         }
         let mut state = self.state();
+        if matches!(method, task::TOLD_BY_LEGACY | task::TOLD) {
+            state.progress.ends(params);
+        }
         if let Some(subscription) = subscription {
             let call = named(&state, subscription);
             return call.is_some_and(|call| {
@@ -297,9 +300,6 @@ impl Session {
                 return false;
             };
             return tell(stream, message.with(&[(token.span(), own)]).into());
-        }
-        if method == task::TOLD_BY_LEGACY {
-            state.progress.ends(params);
         }
         let stream = match self.era {
             Era::Modern if method == "notifications/message" => {
@@ -417,7 +417,7 @@ impl State {
         let result = result.map(|call| &call.stream);
         let stream = result.filter(|stream| stream.is_heard());
         let stream = stream.or_else(|| own(self)).or_else(|| any(self));
-        (stream, Some(&told.token))
+        (stream, told.token.as_ref())
     }
 
     /// Tells the client, where it was asked or else on the session's own stream, that its answer is not waited for

@@ -136,7 +136,8 @@ pub(super) fn run(
                 }
                 Ok(Line::Left { part, ends, why }) if why == Why::NoRoom || hears.bears_all() => {
                     // Boxed: most children never write such a line.
-                    let read = left_out.read((part, lines.share()), (ends, why), &*hears);
+                    let left = (ends, why, reading.longest);
+                    let read = left_out.read((part, lines.share()), left, &*hears);
                     if !Box::pin(read).await {
                         continue;
                     }
@@ -145,7 +146,7 @@ pub(super) fn run(
                             if complaints.may_be_said() {
                                 warn!(
                                     limit = reading.longest,
-                                    "the server wrote an endless line, left out"
+                                    "the server wrote a line longer than `limits.message`, left out"
                                 );
                             }
                             false
@@ -162,7 +163,7 @@ pub(super) fn run(
                 Ok(Line::Left { .. }) => {
                     warn!(
                         limit = reading.longest,
-                        "the server wrote an endless line, ending it"
+                        "the server wrote a line longer than `limits.message`, ending it"
                     );
                     return Some(Reason::ChildLine);
                 }
@@ -199,7 +200,7 @@ impl LeftOut {
     async fn read(
         &mut self,
         (part, share): (Bytes, Option<Box<Share>>),
-        (ends, why): (bool, Why),
+        (ends, why, longest): (bool, Why, usize),
         hears: &impl Hears,
     ) -> bool {
         let begins = self.0.is_none();
@@ -216,7 +217,7 @@ impl LeftOut {
         if let Some(number) = begun.or(suspect.whole().filter(|_| ends)) {
             suspect.was_told();
             let failure = match why {
-                Why::TooLong => Failure::BadAnswer,
+                Why::TooLong => Failure::TooLarge(longest),
                 Why::NoRoom => Failure::NoRoom,
             };
             hears.fail_one(number, failure);
@@ -396,8 +397,6 @@ mod tests {
     };
 
     use tokio::{io::AsyncReadExt as _, task::yield_now, time::timeout};
-    use tracing::{Event, Subscriber, subscriber::set_default};
-    use tracing_subscriber::{Layer, Registry, layer::Context, layer::SubscriberExt as _};
 
     use super::*;
     use crate::{
@@ -614,7 +613,7 @@ mod tests {
         }
 
         fn fail_one(&self, number: u64, failure: Failure) {
-            assert_eq!(failure, Failure::BadAnswer);
+            assert!(matches!(failure, Failure::TooLarge(_)), "{failure:?}");
             self.0.lock().unwrap().push(number.to_string());
         }
     }
@@ -693,14 +692,6 @@ mod tests {
         assert_eq!(*notes.0.lock().unwrap(), ["7"]);
     }
 
-    struct Counts(Arc<AtomicUsize>);
-
-    impl<S: Subscriber> Layer<S> for Counts {
-        fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
     /// What a server writes without an end keeps nobody waiting until it has ended.
     #[tokio::test]
     async fn others_have_their_turn_between_the_lines_of_a_flood() {
@@ -726,8 +717,8 @@ mod tests {
     /// probe-70: a server that is borne cannot fill the journal by what is said of it.
     #[tokio::test]
     async fn a_server_that_goes_on_is_not_complained_of_again_and_again() {
-        let said = Arc::new(AtomicUsize::new(0));
-        let _here = set_default(Registry::default().with(Counts(said.clone())));
+        let said = testing::Complaints::default();
+        let _here = said.counted();
         let part = [b"x\n".repeat(100), b"longer than it may be\n{}\n".to_vec()].concat();
         let reading = Reading {
             longest: 10,
@@ -735,7 +726,7 @@ mod tests {
             counts: true,
         };
         run(Arc::new(Bears), &part.repeat(1000)[..], reading).await;
-        assert_eq!(said.load(Ordering::Relaxed), 1);
+        assert_eq!(said.count(), 1);
     }
 
     /// sse-2, probe-69: an answer for which there is no room while it comes fails its call at once, and no child is

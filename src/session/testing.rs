@@ -1,6 +1,18 @@
 //! A session whose child is a channel, for the tests of this room.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tracing::{
+    Subscriber,
+    subscriber::{DefaultGuard, set_default},
+};
+use tracing_subscriber::{Layer, Registry, layer::Context, layer::SubscriberExt as _};
 
 use super::{
     Exchange, Seal, Session,
@@ -33,12 +45,27 @@ pub(super) fn session_of(owner: Identity, era: Era, rooms: &Rooms) -> (Arc<Sessi
     session_under(&Authz::Authenticated, owner, era, rooms)
 }
 
+/// A session of Alice's whose calls have these places.
+pub(super) fn session_with(era: Era, calls: Places) -> (Arc<Session>, Lines) {
+    let alice = Identity::example("https://a", "alice");
+    session_of_all(&Authz::Authenticated, alice, era, (calls, &Rooms::new(1)))
+}
+
 /// The same, where that decides what they may do and hear.
 pub(super) fn session_under(
     authz: &Authz,
     owner: Identity,
     era: Era,
     rooms: &Rooms,
+) -> (Arc<Session>, Lines) {
+    session_of_all(authz, owner, era, (Places::new(64, 64), rooms))
+}
+
+fn session_of_all(
+    authz: &Authz,
+    owner: Identity,
+    era: Era,
+    (calls, rooms): (Places, &Rooms),
 ) -> (Arc<Session>, Lines) {
     let server = ServerName::parse("it").unwrap();
     let (audit, _) = Audit::memory(&server);
@@ -48,12 +75,33 @@ pub(super) fn session_under(
         "0123456789abcdef0123456789abcdef".to_owned(),
         Arc::new(owner),
         audit,
-        (Duration::from_secs(60), Places::new(64, 64), rooms),
+        (Duration::from_secs(60), calls, rooms),
         era,
         stdin,
         (Arc::new(Seal::fleeting(Clock::new(|| 0))), Arc::new(engine)),
     );
     (session, lines)
+}
+
+/// How often something was logged.
+#[derive(Clone, Default)]
+pub(super) struct Complaints(Arc<AtomicUsize>);
+
+impl Complaints {
+    /// Counts what is logged in this thread from now on.
+    pub(super) fn counted(&self) -> DefaultGuard {
+        set_default(Registry::default().with(self.clone()))
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Complaints {
+    fn on_event(&self, _: &tracing::Event<'_>, _: Context<'_, S>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// What will answer this request of Alice's, of the session's era.

@@ -217,8 +217,8 @@ pub(crate) async fn each_has_its_own(house: &House) {
         ("garbage", json!({}), 200, "server-protocol-error"),
         ("other-type", json!({}), 200, "server-protocol-error"),
         ("unanswered", json!({}), 0, "server-ended"),
-        ("huge", json!({}), 200, "server-protocol-error"),
-        ("endless", json!({}), 200, "server-protocol-error"),
+        ("huge", json!({}), 200, "message-too-large"),
+        ("endless", json!({}), 200, "message-too-large"),
         ("drop", json!({}), 200, "server-ended"),
         ("status", json!({ "status": 500 }), 200, "server-refused"),
         ("status", json!({ "status": 401 }), 200, "server-refused"),
@@ -231,7 +231,12 @@ pub(crate) async fn each_has_its_own(house: &House) {
         ),
     ] {
         let answer = alice.call(tool, arguments).await;
-        assert_eq!(answer.json()["error"]["data"]["reason"], reason, "{tool}");
+        let error = &answer.json()["error"];
+        assert_eq!(error["data"]["reason"], reason, "{tool}");
+        if reason == "message-too-large" {
+            let message = error["message"].as_str().unwrap();
+            assert!(message.contains("4194304 bytes") && message.contains("`limits.message`"));
+        }
         if status != 0 {
             assert_eq!(answer.status, status, "{tool}");
         }

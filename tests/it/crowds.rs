@@ -324,3 +324,53 @@ time.sleep(600)
     statuses.sort_unstable();
     assert_eq!(statuses, [200, 200, 404]);
 }
+
+/// What goes on in a session is what its client may come back for: one with a task that has not ended, or whose server
+/// waits for an answer, is given up when there is no other, though it was left first.
+#[tokio::test]
+async fn a_left_session_in_which_something_goes_on_makes_room_last() {
+    let script = "\
+import json, sys
+def say(message): print(json.dumps({'jsonrpc': '2.0'} | message), flush=True)
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get('method') not in ('initialize', 'tools/call', 'tasks/get'): continue
+    result = {'content': []}
+    if message['method'] == 'initialize':
+        result = {'protocolVersion': '2025-11-25', 'capabilities': {'tools': {}}, 'serverInfo': {'name': 'b', 'version': '1'}}
+    stands = {'taskId': 't', 'status': 'working', 'ttl': None}
+    if message['method'] == 'tasks/get': result = stands | {'status': 'completed'}
+    if message.get('params', {}).get('name') in ('task', 'done'): result = {'task': stands}
+    say({'id': message['id'], 'result': result})
+    if message.get('params', {}).get('name') == 'asks': say({'id': 'q', 'method': 'roots/list'})
+";
+    let house = house()
+        .command(&["/usr/bin/python3", "-u", "-c", script])
+        .with("[limits]\nsessions-per-user = 4\nsession-idle = \"10h\"\n")
+        .open()
+        .await;
+    let mut left = Vec::new();
+    for tool in ["task", "asks", "done", "any"] {
+        let caller = house.session("alice").await;
+        let mut stream = Events::open(house.address, &caller.bytes("GET", "")).await;
+        assert_eq!(caller.call(tool, json!({})).await.status, 200);
+        if tool == "asks" {
+            stream.next_request().await;
+        }
+        if tool == "done" {
+            let get = json!({ "jsonrpc": "2.0", "id": 9, "method": "tasks/get", "params": { "taskId": "t" } });
+            assert_eq!(caller.post(&get.to_string()).await.status, 200);
+        }
+        drop(stream);
+        left.push(caller);
+        pass(Duration::from_secs(3)).await;
+    }
+    // The first that nothing keeps, the next such, and then the first of the others.
+    for (ended, gone) in [(1, 2), (2, 3), (3, 0)] {
+        pass(Duration::from_secs(62)).await;
+        house.records.wait_for_all(&["child-exited"], ended).await;
+        assert_eq!(left[gone].call("any", json!({})).await.status, 404);
+        house.session("alice").await;
+    }
+    assert_eq!(left[1].call("any", json!({})).await.status, 200);
+}

@@ -44,7 +44,7 @@ async fn a_server_that_pours_out_anything_is_ended() {
     let bob = house.session("bob").await;
     let before = memory();
     for (bytes, lines, reason, fault) in [
-        (1_u64 << 30, false, "server-ended", "child-line"),
+        (1_u64 << 30, false, "message-too-large", "child-line"),
         (1 << 30, true, "server-ended", "child-protocol"),
         (1 << 16, false, "timeout", ""),
     ] {
@@ -197,7 +197,7 @@ async fn a_list_without_measure_is_an_error() {
     let answer = alice.post(LIST).await;
     let text = answer.text();
     assert_eq!(answer.status, 200, "{text}");
-    assert!(text.contains("\"reason\":\"server-ended\""), "{text}");
+    assert!(text.contains("\"reason\":\"message-too-large\""), "{text}");
     house.records.wait_for("child-died").await;
     let grown = memory().saturating_sub(before);
     // Other tests run in this process, too.

@@ -219,7 +219,10 @@ struct Edge {
 
 impl Edge {
     async fn open() -> Self {
-        let house = house().open().await;
+        Self::at(house().open().await)
+    }
+
+    fn at(house: House) -> Self {
         let host = house.address.to_string();
         let bearer = None;
         Self {
@@ -231,9 +234,12 @@ impl Edge {
 
     /// Whose requests have all that it takes to be served.
     async fn of_alice() -> Self {
-        let mut edge = Self::open().await;
-        edge.bearer = Some(format!("Bearer {}", edge.house.token("alice")));
-        edge
+        Self::open().await.for_alice()
+    }
+
+    fn for_alice(mut self) -> Self {
+        self.bearer = Some(format!("Bearer {}", self.house.token("alice")));
+        self
     }
 
     fn good<'a>(&'a self, more: &[(&'a str, &'a str)]) -> Vec<u8> {
@@ -457,6 +463,21 @@ async fn a_malformed_request_is_a_protocol_error() {
     );
     let frames = [head, frame(DATA, 0, 1, whole), late].concat();
     assert_eq!(stranger.end_of(&frames).await, End::Status(401));
+}
+
+/// json-5, conn-5: what is not announced is looked at, too, where it comes in one frame and is small.
+#[tokio::test]
+async fn a_body_over_a_small_limit_in_one_frame_is_refused() {
+    const LIMIT: usize = 2048;
+    let limits = "[limits]\nbody = \"2K\"\n";
+    let edge = Edge::at(house().with(limits).open().await).for_alice();
+    for (bytes, status) in [(LIMIT, 200), (LIMIT + 1, 413)] {
+        let body = format!("{:bytes$}", initialize("2025-11-25"));
+        let head = frame(HEADERS, END_HEADERS, 1, &edge.good(&[]));
+        let body = frame(DATA, END_STREAM, 1, body.as_bytes());
+        let end = edge.end_of(&[head, body].concat()).await;
+        assert_eq!(end, End::Status(status), "{bytes}");
+    }
 }
 
 /// conn-6 in HTTP/2: what has not ended is no request, however whole its message is, and it is on record as in HTTP/1.1:

@@ -38,10 +38,15 @@ fn text(size: usize) -> String {
 }
 
 async fn large(limits: &str) -> House {
+    large_in("session", limits).await
+}
+
+async fn large_in(scope: &str, limits: &str) -> House {
     let servers = format!("{}/tests/it/servers", env!("CARGO_MANIFEST_DIR"));
     let script = format!("{servers}/large.py");
     house()
         .command(&["/usr/bin/python3", "-u", &script])
+        .top(&format!("scope = \"{scope}\"\n"))
         .with(&format!("[limits]\nmemory = \"1G\"\n{limits}"))
         .open()
         .await
@@ -343,10 +348,23 @@ async fn what_a_deaf_child_does_not_read_keeps_no_body_from_being_read() {
     }
 }
 
-/// json-5, conn-5, sse-2: one byte over is told so, in both directions, and the next is served.
+/// json-5, conn-5, sse-2: what is larger is told so, in both directions, with the limit and its name, and the next is
+/// served; also where the child goes on.
 #[tokio::test]
 async fn what_is_larger_than_its_limit_is_refused_in_both_directions() {
-    let house = large("body = \"256K\"\nmessage = \"128K\"\n").await;
+    for scope in ["session", "user", "server"] {
+        let limits = "body = \"256K\"\nmessage = \"128K\"\n";
+        let house = large_in(scope, limits).await;
+        refuses_what_is_larger(&house).await;
+        if scope == "server" {
+            assert_eq!(house.records.count("child-died"), 0);
+        } else {
+            house.records.wait_for("child-died").await;
+        }
+    }
+}
+
+async fn refuses_what_is_larger(house: &House) {
     let alice = house.session("alice").await;
     let fits = text(100 << 10);
     let answer = alice.post(&call("1", &fits)).await;
@@ -355,8 +373,12 @@ async fn what_is_larger_than_its_limit_is_refused_in_both_directions() {
     assert_eq!(alice.post(&body).await.status, 413);
     // What its server would say to this is too long for a line of its.
     let answer = alice.post(&call("3", &text(130 << 10))).await;
-    let reason = &answer.json()["error"]["data"]["reason"];
-    assert_eq!(reason, "server-ended", "{}", answer.text());
+    let error = &answer.json()["error"];
+    assert_eq!(error["data"]["reason"], "message-too-large", "{error}");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("131072 bytes") && message.contains("`limits.message`"));
+    let outcome = ["THV_EVENT=outcome ", "THV_REASON=message-too-large "];
+    house.records.wait_for_all(&outcome, 1).await;
     let bob = house.session("bob").await;
     assert_eq!(bob.post(&call("4", "{}")).await.status, 200);
 }

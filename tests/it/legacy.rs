@@ -193,6 +193,38 @@ async fn one_call_too_many_in_a_batch_is_told_as_one_by_itself() {
     assert!(status("THV_STATUS=200") && !status("THV_STATUS=503"));
 }
 
+/// What a policy has permitted in a batch, and its child's queue has no room for, is told so under its own id beside what
+/// waits for an answer, and is on record as failed: also a notification, which has none.
+#[tokio::test]
+async fn what_a_full_queue_does_not_take_of_a_batch_is_told_and_on_record() {
+    let house = house().with("[limits]\nbody = \"20M\"\n").open().await;
+    let alice = session_of(&house, "2025-03-26").await;
+    let get = |id: &str, tool: &str, arguments| alice.bytes("POST", &call(id, tool, arguments));
+    let _asleep = Events::open(house.address, &get("1", "sleep", json!({}))).await;
+    let large = "x".repeat(5 << 20);
+    let takes = call("\"takes\"", "echo", json!({ "x": large }));
+    let note = json!({ "jsonrpc": "2.0", "method": "notifications/roots/list_changed", "params": { "x": large } });
+    let batch = format!("[{takes},{},{note}]", takes.replace("takes", "lacks"));
+    let mut told = Events::open(house.address, &alice.bytes("POST", &batch)).await;
+    let (first, second) = (told.next().await, told.next().await);
+    for (answer, id) in [(&first, json!("lacks")), (&second, Value::Null)] {
+        assert_eq!(answer["id"], id, "{answer}");
+        assert_eq!(
+            answer["error"]["data"]["reason"], "in-flight-limit",
+            "{answer}"
+        );
+    }
+    let failed = ["THV_EVENT=outcome ", "THV_REASON=in-flight-limit "];
+    let failed = house.records.wait_for_all(&failed, 2).await;
+    assert_eq!(failed.len(), 2, "{failed:#?}");
+    assert_eq!(alice.send("DELETE", "").await.status, 204);
+    let last = told.next().await;
+    assert_eq!(
+        (&last["id"], &last["error"]["data"]["reason"]),
+        (&json!("takes"), &json!("server-ended"))
+    );
+}
+
 /// mcp-O2: what a server says at once is heard where that version was agreed on, message by message, and else is no message.
 #[tokio::test]
 async fn a_servers_batch_is_heard_where_there_are_batches() {

@@ -665,7 +665,7 @@ async fn what_one_user_has_a_shared_server_print_ends_it_for_nobody() {
             let large = mallory.call("large", large).await;
             assert_eq!(
                 (large.status, &large.json()["error"]["data"]["reason"]),
-                (200, &json!("server-protocol-error"))
+                (200, &json!("message-too-large"))
             );
         }
         // The end of what is no answer names nobody, whoever waits.

@@ -166,7 +166,8 @@ impl Talk {
                     return Ok(heard);
                 }
             }
-            while let Some(text) = reader.next().map_err(|_| Fault::BadAnswer)? {
+            let too_large = |_| Fault::TooLarge(self.peer.longest);
+            while let Some(text) = reader.next().map_err(too_large)? {
                 if heard != Heard::Answer {
                     let answers = match until {
                         Some((number, asks)) => self.learn(number, asks, &text).await,
@@ -204,7 +205,7 @@ impl Talk {
             let mut share = self.share();
             let error = match answer.whole(self.peer.longest, &mut share).await {
                 Ok(text) => aside(text.len(), move || error_for(number, text)).await,
-                Err(Fault::BadAnswer) => None,
+                Err(Fault::TooLarge(_)) => None,
                 Err(fault) => return Err(fault),
             };
             // A server that knows no such session says so with an error, too.

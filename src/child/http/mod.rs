@@ -56,8 +56,10 @@ pub enum Fault {
     Lost,
     /// It answered with a status that is no answer to a request.
     Refused,
-    /// What it answered is no MCP, or too much.
+    /// What it answered is no MCP.
     BadAnswer,
+    /// A message of its was longer than so many bytes.
+    TooLarge(usize),
     /// It knows nothing of its own session any more.
     Gone,
     /// Too much waits for it: it was told nothing of the request.

@@ -123,7 +123,7 @@ impl Answer {
             // At once, where it is known: of many none has to wait in its middle.
             let length = usize::try_from(length).unwrap_or(usize::MAX);
             if length > max {
-                return Err(Fault::BadAnswer);
+                return Err(Fault::TooLarge(max));
             }
             if !share.wait_for(length).await {
                 return Err(Fault::NoRoom);
@@ -133,7 +133,7 @@ impl Answer {
         while let Some(chunk) = self.chunk().await.map_err(|_| Fault::Lost)? {
             let length = whole.len() + chunk.len();
             if length > max {
-                return Err(Fault::BadAnswer);
+                return Err(Fault::TooLarge(max));
             }
             if !share.wait_for(length).await {
                 return Err(Fault::NoRoom);

@@ -42,6 +42,11 @@ impl Questions {
         Some(self.find(id)?.on)
     }
 
+    /// Whether any waits.
+    pub(in crate::session) fn wait(&self) -> bool {
+        self.0.iter().any(|question| question.waits)
+    }
+
     /// Whether any waits on that stream.
     pub(in crate::session) fn waits_on(&self, on: u64) -> bool {
         self.0

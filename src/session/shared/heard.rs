@@ -11,7 +11,7 @@ use tracing::warn;
 use crate::{
     auth::PrincipalKey,
     json::{Kind, Value},
-    mcp::{Message, bridge, input::Question, meta, spelled, subscription, task},
+    mcp::{Era, Message, bridge, input::Question, meta, spelled, subscription, task},
     session::{
         own::{self, OwnMessage},
         pump::MAX_ANSWERED_ID,
@@ -144,12 +144,10 @@ impl Switch {
     /// What ends the task that a call has become of which nobody waits to hear, unless it is somebody's.
     fn made_late(&mut self, result: Option<Value<'_>>) -> Option<Out> {
         let result = result?;
-        let task = result.get("task");
-        let is_modern = result.get("resultType").and_then(Value::as_str).as_deref() == Some("task");
-        let made = task.or_else(|| is_modern.then_some(result))?;
+        let made = task::made(result, Era::Legacy).or_else(|| task::made(result, Era::Modern))?;
         // One that has ended is what some say that they have been told to end.
         let task = made.get("taskId").filter(|_| !task::has_ended(made))?;
-        if self.tasks.contains_key(&text_of(task)) {
+        if self.tasks.contains_key(&text_of(task)) || !self.strays.ends_one() {
             return None;
         }
         Some(Out::Ends(self.ends_nobodys(result, task)?.into()))

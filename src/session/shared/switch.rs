@@ -27,6 +27,7 @@ use crate::{
             opening::Opening,
             words::{DONE, NO_METHOD, NO_TASK, TOO_MANY, answer, text_of},
         },
+        tasks::Strays,
     },
 };
 
@@ -57,6 +58,7 @@ pub(in crate::session) struct Switch {
     /// Tasks of the child's, and whose they are; the oldest is forgotten first.
     pub(in crate::session) tasks: HashMap<Bytes, PrincipalKey>,
     pub(in crate::session) eldest: VecDeque<Bytes>,
+    pub(in crate::session) strays: Strays,
     /// The numbers of calls that have become tasks, and whose they are: their progress tokens are still good.
     pub(in crate::session) made: VecDeque<(u64, (u64, u64))>,
 }
@@ -122,6 +124,7 @@ impl Switch {
             sent_to_pages: VecDeque::new(),
             tasks: HashMap::default(),
             eldest: VecDeque::new(),
+            strays: Strays::default(),
             made: VecDeque::new(),
         }
     }
@@ -286,6 +289,7 @@ impl Switch {
         {
             kind = Asks::Logged;
         }
+        self.strays.called();
         let number = self.number(Some((member, own)), kind);
         let text = number.to_string();
         changes.push((id.span(), text.as_bytes()));
@@ -707,6 +711,36 @@ mod tests {
             let number = calls(&mut switch, 5, "tools/call");
             switch.leave(0);
             assert_eq!(makes(&mut switch, number, &task("e")), "e");
+        }
+    }
+
+    /// fault-46: a server that goes on with such a task, whenever it is told to end it, is told so no more often than it was
+    /// called.
+    #[test]
+    fn a_server_that_does_not_end_its_tasks_is_let_go() {
+        for everybody in [false, true] {
+            let mut switch = switch(everybody);
+            for own in 1..=3 {
+                let call = format!(r#"{{"jsonrpc":"2.0","id":{own},"method":"tools/call"}}"#);
+                sent(switch.says(0, line(call)));
+            }
+            switch.leave(0);
+            let mut number = 1;
+            let mut told = 0;
+            loop {
+                let made = format!(
+                    r#"{{"jsonrpc":"2.0","id":{number},"result":{{"task":{{"taskId":"a"}}}}}}"#
+                );
+                let out = switch.answers(line(made)).unwrap();
+                let [Out::Ends(Line::Whole(ends))] = &out[..] else {
+                    break;
+                };
+                let ends: serde_json::Value = serde_json::from_slice(ends).unwrap();
+                number = ends["id"].as_u64().unwrap();
+                told += 1;
+                assert!(told <= 3);
+            }
+            assert_eq!(told, 3);
         }
     }
 

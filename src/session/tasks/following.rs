@@ -42,6 +42,11 @@ pub(in crate::session) struct Following {
 }
 
 impl Following {
+    /// Whether that is its task.
+    pub(super) fn is_of(&self, task: &str) -> bool {
+        *self.name == *task
+    }
+
     fn rest(&mut self) {
         self.due = Some(Instant::now() + self.every);
     }
@@ -347,7 +352,7 @@ fn about<'a>(
 }
 
 /// These members of a request and what each says to a modern child.
-fn with_meta(server: &ModernServer, more: &[u8]) -> Vec<u8> {
+pub(super) fn with_meta(server: &ModernServer, more: &[u8]) -> Vec<u8> {
     let mut members = more.to_vec();
     members.push(b',');
     answer::member(&mut members, "_meta", server.own_meta().as_bytes());

@@ -19,7 +19,7 @@ use tracing::warn;
 use crate::{
     json::Value,
     mcp::{
-        Call, Id, Message, Target, answer,
+        Call, Era, Id, Message, Target, answer,
         bridge::LegacyServer,
         input::{Abilities, Question},
         method, spelled,
@@ -29,10 +29,11 @@ use crate::{
     },
     session::{
         SendError, Session,
+        bridge::Bridge,
         calls::{InFlight, Way},
         conversation::State,
         exchange::{Event, Failure},
-        own::OwnMessage,
+        own::{self, OwnMessage},
         pending::{Asked, Input},
         rewrite::as_task,
         room::{Claim, Room},
@@ -53,6 +54,34 @@ pub(super) struct Tasks {
     pub(super) results: HashMap<u64, Pending>,
     /// It was asked on nobody's behalf how tasks stand, under these.
     pub(super) looks: HashMap<u64, Look>,
+    pub(super) strays: Strays,
+}
+
+/// Tasks that a child may still make of calls when nobody waits to hear of them any more.
+///
+/// Each is ended, and none can be where no call was. One that says of such a task that it goes on, whenever it is told
+/// to end it, would be told so for ever.
+#[derive(Default)]
+pub(super) struct Strays {
+    may_come: u16,
+    is_let_go: bool,
+}
+
+impl Strays {
+    /// There was a call, which may become one.
+    pub(super) fn called(&mut self) {
+        self.may_come = (self.may_come + 1).min(MAX_STRAYS);
+    }
+
+    /// Whether one that has come is to be ended.
+    pub(super) fn ends_one(&mut self) -> bool {
+        let may = self.may_come > 0;
+        self.may_come = self.may_come.saturating_sub(1);
+        if !may && !std::mem::replace(&mut self.is_let_go, true) {
+            warn!("the server goes on with tasks that it was told to end, and is told so no more");
+        }
+        may
+    }
 }
 
 pub(super) struct Known {
@@ -352,23 +381,34 @@ impl Session {
 
     /// The same, if that is what the message says when no call waits for it any more: nobody would know of the task.
     pub(super) fn end_made_late(&self, state: &mut State, message: &Message) {
-        let result = message.root().get("result");
-        let task = result.and_then(|result| result.get("task"));
-        let makes = self
-            .legacy_server()
-            .is_some_and(|server| server.makes_tasks());
+        let (speaks, makes) = match self.bridge() {
+            Some(Bridge::ToLegacy(server)) => (Era::Legacy, server.makes_tasks()),
+            Some(Bridge::ToModern(server)) => (Era::Modern, server.makes_tasks()),
+            None => (self.era, true),
+        };
+        let result = message.root().get("result").filter(|_| makes);
+        let task = result.and_then(|result| task::made(result, speaks));
         // One that has ended is what some say that they have been told to end.
-        let (true, Some(task)) = (makes, task.filter(|task| !task::has_ended(*task))) else {
+        let Some(task) = task.filter(|task| !task::has_ended(*task)) else {
             return;
         };
         // A server may say twice what a client knows, or is to know.
         let is_known = task::id(task).is_some_and(|id| {
+            let is_of = |call: &InFlight| {
+                call.is_told_of(&id) || call.following().is_some_and(|it| it.is_of(&id))
+            };
             let mut calls = state.in_flight.values();
-            state.tasks.has(&id) || calls.any(|call| call.is_told_of(&id))
+            state.tasks.has(&id) || state.progress.has(&id) || calls.any(is_of)
         });
-        if !is_known {
-            self.has_it_ended(state, task, Vec::new());
+        if is_known || !state.tasks.strays.ends_one() {
+            return;
         }
+        let more = match (self.modern_server(), speaks) {
+            (Some(server), _) => following::with_meta(server, b""),
+            (None, Era::Modern) => own::meta_member(),
+            (None, Era::Legacy) => Vec::new(),
+        };
+        self.has_it_ended(state, task, more);
     }
 
     pub(super) fn tell(&self, state: &mut State, call: InFlight, text: Bytes) {
@@ -414,6 +454,8 @@ pub(super) const MAX_TASKS: usize = 1024;
 const MAX_QUESTIONS: usize = 16;
 const MAX_BYTES: usize = 256 << 10;
 const MAX_ALL_BYTES: usize = 4 << 20;
+/// Tasks that a child may make too late and that are ended, however many calls there were.
+const MAX_STRAYS: u16 = 256;
 
 #[cfg(test)]
 mod tests {
@@ -426,7 +468,13 @@ mod tests {
         audit::RequestId,
         auth::Identity,
         child::{Lends as _, stdio::Reading},
-        session::{Exchange, outbox::Lines, pump, room::Rooms, testing::bridged_in},
+        session::{
+            Exchange,
+            outbox::Lines,
+            pump,
+            room::Rooms,
+            testing::{self, bridged_in},
+        },
     };
 
     /// A bridged session whose tool `t` is a task alone, and what its child is told.
@@ -730,6 +778,95 @@ mod tests {
                 .iter()
                 .any(|line| line.contains("tasks/cancel"))
         );
+    }
+
+    /// The same before a server of the clients' own era, and before a modern one of a legacy client.
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_comes_too_late_ends_whatever_its_server_speaks() {
+        let tasks = r#"{"extensions":{"io.modelcontextprotocol/tasks":{}}}"#;
+        for (kind, (session, mut lines)) in [
+            ("legacy", testing::session(Era::Legacy)),
+            ("modern", testing::session(Era::Modern)),
+            ("reversed", testing::reversed(tasks)),
+        ] {
+            let calls = |id: u32| {
+                let text = format!(
+                    r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"t"}}}}"#
+                );
+                let number = u32::try_from(session.state().next).unwrap();
+                (number, testing::asked(&session, &text))
+            };
+            let result = |id: &str, status: &str| match kind {
+                "legacy" => format!(r#"{{"task":{{"taskId":"{id}","status":"{status}"}}}}"#),
+                _ => format!(r#"{{"resultType":"task","taskId":"{id}","status":"{status}"}}"#),
+            };
+            let ended = |lines: &mut Lines| {
+                let said = said(lines).into_iter();
+                let ended: Vec<_> = said.filter(|it| it.contains("tasks/cancel")).collect();
+                let has_meta = |line: &String| line.contains("\"_meta\":{");
+                assert!(ended.iter().all(|it| has_meta(it) == (kind != "legacy")));
+                let named = |line: &String| {
+                    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                    line["params"]["taskId"].as_str().unwrap().to_owned()
+                };
+                ended.iter().map(named).collect::<Vec<_>>()
+            };
+            let (late, _client) = calls(1);
+            session.sweep(Instant::now() + session.call_timeout, Duration::MAX);
+            for (status, ends) in [("cancelled", 0), ("working", 1)] {
+                answer(&session, late, &result("a", status));
+                assert_eq!(ended(&mut lines), vec!["a"; ends], "{kind}");
+            }
+            // What a client knows stays, however often it is said, until it has ended.
+            let (made, _client) = calls(2);
+            for _ in 0..2 {
+                answer(&session, made, &result("b", "working"));
+                assert_eq!(ended(&mut lines), [""; 0], "{kind}");
+            }
+            // What tells of a task makes none.
+            answer(&session, late, r#"{"taskId":"c","status":"working"}"#);
+            assert_eq!(ended(&mut lines), [""; 0], "{kind}");
+        }
+    }
+
+    /// fault-46: a server that says of a task that it goes on, whenever it is told to end it, is told so no more often
+    /// than it was called, nor than some hundred times; what may be complained of is so once.
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_does_not_end_its_tasks_is_let_go() {
+        let complaints = testing::Complaints::default();
+        let _here = complaints.counted();
+        let (session, mut lines) = testing::session(Era::Legacy);
+        let calls = |lines: &mut Lines, times: u16| {
+            for id in 0..times {
+                let text = format!(
+                    r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"t"}}}}"#
+                );
+                let _client = testing::asked(&session, &text);
+                session.sweep(Instant::now() + session.call_timeout, Duration::MAX);
+                while let Some(line) = lines.try_recv() {
+                    session.written(line.len());
+                }
+            }
+        };
+        let vain = |lines: &mut Lines| {
+            let goes_on = r#"{"task":{"taskId":"a","status":"working"}}"#;
+            answer(&session, 1, goes_on);
+            let mut vain = 0;
+            while let Some(line) = lines.try_recv() {
+                session.written(line.len());
+                let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
+                assert_eq!(line["method"], "tasks/cancel");
+                vain += 1;
+                assert!(vain <= MAX_STRAYS);
+                let number = u32::try_from(line["id"].as_u64().unwrap()).unwrap();
+                answer(&session, number, goes_on);
+            }
+            vain
+        };
+        for (called, told) in [(1, 1), (3, 3), (MAX_STRAYS + 1, MAX_STRAYS)] {
+            calls(&mut lines, called);
+            assert_eq!((vain(&mut lines), complaints.count()), (told, 1));
+        }
     }
 
     /// Two clients of one user ask at once how a task stands that has ended: both are told.

@@ -1,4 +1,4 @@
-//! The progress of a legacy server's tasks, towards the legacy client that has made them.
+//! The tasks that clients have made at a server of their own era: which go on, and the progress of a legacy client's.
 //!
 //! A call that becomes a task is answered at once, and its progress token is good for as long as the task
 //! (2025-11-25). What is told under it goes to the request for the task's result, where that is waited for, or else
@@ -11,11 +11,11 @@ use tokio::time::Instant;
 
 use crate::{
     json::Value,
-    mcp::{Call, Message, task},
+    mcp::{Call, Era, Message, task},
     session::{Session, calls::InFlight, conversation::State},
 };
 
-/// The tasks of a session whose progress its client wants to hear.
+/// The tasks of a session that have not ended, as far as anybody has said.
 #[derive(Default)]
 pub(in crate::session) struct Progress(Vec<Told>);
 
@@ -23,8 +23,8 @@ pub(in crate::session) struct Progress(Vec<Told>);
 pub(in crate::session) struct Told {
     /// The number of the call that has become it: the token that the child has.
     number: u64,
-    /// The client's own, as JSON.
-    pub(in crate::session) token: Bytes,
+    /// The client's own, as JSON, where it wants to hear of progress.
+    pub(in crate::session) token: Option<Bytes>,
     task: String,
     /// The task is kept no longer.
     until: Option<Instant>,
@@ -37,6 +37,16 @@ impl Progress {
     pub(in crate::session) fn of(&self, token: Value<'_>) -> Option<&Told> {
         let number = token.as_u64()?;
         self.0.iter().find(|told| told.number == number)
+    }
+
+    /// Whether that is one of them.
+    pub(in crate::session) fn has(&self, task: &str) -> bool {
+        self.0.iter().any(|told| told.task == task)
+    }
+
+    /// Whether any of them may go on.
+    pub(in crate::session) fn goes_on(&self) -> bool {
+        !self.0.is_empty()
     }
 
     /// Notes who waits for the result of one of these.
@@ -88,24 +98,29 @@ impl Session {
             all.0.retain(|told| told.result != Some(number));
             all.ends(result());
         }
-        if call.progress_token.is_none() || self.legacy_server().is_some() {
+        // What stands between two eras knows of its tasks by itself.
+        if self.bridge().is_some() {
             return;
         }
-        let made = result().and_then(|result| result.get("task"));
-        let (Some(made), Some(token)) = (made, &call.progress_token) else {
+        let made = result().and_then(|result| task::made(result, self.era));
+        let Some(made) = made.filter(|made| !task::has_ended(*made)) else {
             return;
         };
         let Some(task) = task::id(made) else {
             return;
         };
-        let ttl = made.get("ttl").and_then(Value::as_u64);
+        let ttl = made.get("ttl").or_else(|| made.get("ttlMs"));
+        let ttl = ttl.and_then(Value::as_u64);
         let until = ttl.and_then(|ttl| Instant::now().checked_add(Duration::from_millis(ttl)));
         if all.0.len() == MAX_TASKS {
             all.0.remove(0);
         }
+        // A modern client hears nothing more of it when its call is answered.
+        let token = call.progress_token.as_ref();
+        let token = token.filter(|_| self.era == Era::Legacy).cloned();
         all.0.push(Told {
             number,
-            token: token.clone(),
+            token,
             task: task.into_owned(),
             until,
             result: None,
@@ -113,7 +128,7 @@ impl Session {
     }
 }
 
-/// Tasks of one session whose progress is told; of more the oldest is told no longer.
+/// Tasks of one session that are known to go on; of more the oldest is forgotten, and its progress told no longer.
 const MAX_TASKS: usize = 64;
 
 #[cfg(test)]
