@@ -15,7 +15,7 @@ use crate::{
     mcp::{Call, Era, Id, Message, method},
     session::{
         SendError, Session,
-        conversation::State,
+        conversation::SessionState,
         exchange::{Event, Failure},
         line::Line,
         load::Place,
@@ -119,7 +119,7 @@ impl Session {
     /// Makes the call, in its `place` or one of its own.
     fn make(
         self: &Arc<Self>,
-        state: &mut State,
+        state: &mut SessionState,
         call: &Call,
         ((id, owed), identity): ((Id, &mut Owed), &Identity),
         holder: Option<Binding>,
@@ -312,7 +312,7 @@ impl Session {
     /// What the child has answered to a call, which may be a task.
     pub(super) fn answered(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         call: InFlight,
         (answer, message): (Answer, &Message),
@@ -351,7 +351,7 @@ impl Session {
         }
     }
 
-    pub(super) fn fail(&self, state: &mut State, call: InFlight, failure: Failure) {
+    pub(super) fn fail(&self, state: &mut SessionState, call: InFlight, failure: Failure) {
         self.finish(
             state,
             call,
@@ -364,7 +364,7 @@ impl Session {
     /// The way out of every request: the outcome is recorded, then the client told.
     pub(super) fn finish(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         mut call: InFlight,
         mut reason: Option<Reason>,
         mut bytes_out: usize,
@@ -409,7 +409,7 @@ impl Session {
 
 impl Session {
     /// Whether a client's request goes to the child, under the number `state.next`, or is answered here.
-    fn way_of(&self, state: &mut State, call: &Call, id: &Id) -> Result<Way, SendError> {
+    fn way_of(&self, state: &mut SessionState, call: &Call, id: &Id) -> Result<Way, SendError> {
         if let Some(server) = self.modern_server() {
             return Ok(self.way_to_modern(state, server, call, id));
         }

@@ -1,6 +1,6 @@
 //! One session: who owns it, what is in flight, and the way in.
 //!
-//! What its [`State`] holds is written down here; what is done with a part of that stands in the file that the part
+//! What its [`SessionState`] holds is written down here; what is done with a part of that stands in the file that the part
 //! is from, as more of `impl Session`. Made by `starting`; entered by `pipeline`, and by `shared` and `pump` with
 //! what a child says.
 
@@ -70,7 +70,7 @@ pub struct Session {
     stdin: Outbox,
     /// Bytes of those lines.
     unwritten: AtomicUsize,
-    state: Mutex<State>,
+    state: Mutex<SessionState>,
     /// Messages of the child's that nobody could be given.
     unheard: AtomicU64,
     /// The child has asked what its clients are still to be asked.
@@ -81,7 +81,7 @@ pub struct Session {
     pub(super) end: Notify,
 }
 
-pub(super) struct State {
+pub(super) struct SessionState {
     /// The number of the next request towards the child; never used twice.
     pub(super) next: u64,
     pub(super) in_flight: HashMap<u64, InFlight>,
@@ -104,7 +104,7 @@ pub(super) struct State {
     pub(super) subscribed: Subscribed,
 }
 
-impl State {
+impl SessionState {
     pub(super) fn has_ended(&self) -> bool {
         self.ended
     }
@@ -135,7 +135,7 @@ impl Session {
         stdin: Outbox,
         (seal, engine): (Arc<Seal>, Arc<Engine>),
     ) -> Arc<Self> {
-        let state = State {
+        let state = SessionState {
             next: 1,
             in_flight: HashMap::default(),
             asked: Questions::default(),
@@ -251,7 +251,7 @@ impl Session {
         self.state().unwanted
     }
 
-    pub(super) fn style(&self, state: &State) -> Style {
+    pub(super) fn style(&self, state: &SessionState) -> Style {
         match (self.era, state.version.as_str()) {
             (Era::Modern, _) => Style::Plain,
             (Era::Legacy, "2025-11-25") => Style::Primed,
@@ -472,7 +472,7 @@ impl Session {
             })
     }
 
-    pub(super) fn lock(&self) -> Result<MutexGuard<'_, State>, SendError> {
+    pub(super) fn lock(&self) -> Result<MutexGuard<'_, SessionState>, SendError> {
         let state = self.state();
         if state.ended {
             Err(SendError::Gone)
@@ -481,7 +481,7 @@ impl Session {
         }
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, SessionState> {
         // No code path leaves the state half changed, so a panic elsewhere does not taint it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

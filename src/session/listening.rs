@@ -21,7 +21,7 @@ use crate::{
         SendError, Session,
         bridge::Bridge,
         calls::InFlight,
-        conversation::State,
+        conversation::SessionState,
         exchange::{Event, Failure},
         logs,
         own::OwnMessage,
@@ -146,7 +146,7 @@ impl Listening {
 impl Session {
     /// The text, counted if it is large, in place of what was read where there is no other; `None` if there is no
     /// room for it.
-    pub(super) fn hold(&self, state: &mut State, text: Bytes) -> Option<Bytes> {
+    pub(super) fn hold(&self, state: &mut SessionState, text: Bytes) -> Option<Bytes> {
         self.room.hold(text.clone()).or_else(|| {
             state.forget_read();
             self.room.hold(text)
@@ -154,7 +154,7 @@ impl Session {
     }
 
     /// What was read is kept for those who come back, but not where what is to be read needs its room.
-    pub(super) fn forget_read_if_scarce(&self, state: &mut State) {
+    pub(super) fn forget_read_if_scarce(&self, state: &mut SessionState) {
         if self.room.is_scarce() {
             state.forget_read();
         }
@@ -173,7 +173,7 @@ impl Session {
     }
 
     /// Who says that is about to listen to the session's own stream, if ever: what is for that waits a while.
-    pub(super) fn await_listener(&self, state: &mut State, method: &str) {
+    pub(super) fn await_listener(&self, state: &mut SessionState, method: &str) {
         if method != INITIALIZED || !state.open {
             return;
         }
@@ -183,7 +183,7 @@ impl Session {
     }
 
     /// Keeps no stream longer than it may be: what waits for a client that has not come is for nobody.
-    pub(super) fn sweep_streams(&self, state: &mut State, now: Instant) {
+    pub(super) fn sweep_streams(&self, state: &mut SessionState, now: Instant) {
         state.listening.sweep(now);
         state.progress.sweep(now);
         let Some(own) = state.listening.not_opened(now) else {
@@ -346,7 +346,7 @@ impl Session {
     }
 
     /// Whether its client was asked this, if only once.
-    pub(super) fn has_asked(&self, state: &State, id: &Id) -> bool {
+    pub(super) fn has_asked(&self, state: &SessionState, id: &Id) -> bool {
         let id = spelled(id.as_json());
         state.asked.know(&id) || (self.modern_server().is_some() && reversed::is_past(state, &id))
     }
@@ -360,7 +360,7 @@ impl Session {
 }
 
 /// The request that the child names by the number it was given.
-fn named<'a>(state: &'a State, number: Value<'_>) -> Option<&'a InFlight> {
+fn named<'a>(state: &'a SessionState, number: Value<'_>) -> Option<&'a InFlight> {
     let number = state.reversed.first(number.as_u64()?);
     let call = state.in_flight.get(&number);
     // A legacy child knows of no subscription.
@@ -368,7 +368,7 @@ fn named<'a>(state: &'a State, number: Value<'_>) -> Option<&'a InFlight> {
 }
 
 /// The stream of the latest request that somebody listens to.
-fn newest(state: &State) -> Option<&Arc<Stream>> {
+fn newest(state: &SessionState) -> Option<&Arc<Stream>> {
     state
         .in_flight
         .iter()
@@ -377,12 +377,12 @@ fn newest(state: &State) -> Option<&Arc<Stream>> {
         .map(|(_, call)| &call.stream)
 }
 
-fn own(state: &State) -> Option<&Arc<Stream>> {
+fn own(state: &SessionState) -> Option<&Arc<Stream>> {
     state.listening.own.as_ref().filter(|own| own.is_heard())
 }
 
 /// The stream for what is about nothing in particular.
-fn any(state: &State) -> Option<&Arc<Stream>> {
+fn any(state: &SessionState) -> Option<&Arc<Stream>> {
     let awaited = || {
         let own = state.listening.own.as_ref();
         own.filter(|own| own.is_awaited())
@@ -390,7 +390,7 @@ fn any(state: &State) -> Option<&Arc<Stream>> {
     newest(state).or_else(|| own(state)).or_else(awaited)
 }
 
-impl State {
+impl SessionState {
     /// A call begins: a server that answers none before its question has its answer does not wait for long.
     pub(super) fn hurry(&mut self, now: Instant) {
         if self.asked.waits_on(OWN) {

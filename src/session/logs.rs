@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::{
     mcp::{Call, bridge, meta},
     session::{
-        SendError, Session, conversation::State, own::OwnMessage, pending::seal::Binding,
+        SendError, Session, conversation::SessionState, own::OwnMessage, pending::seal::Binding,
         stream::Stream,
     },
 };
@@ -30,7 +30,7 @@ impl Logs {
 
 impl Session {
     /// Has a legacy child write what the call wants to hear, if it does not yet.
-    pub(super) fn log_from(&self, state: &mut State, call: &Call) -> Result<(), SendError> {
+    pub(super) fn log_from(&self, state: &mut SessionState, call: &Call) -> Result<(), SendError> {
         let logs = self.legacy_server().is_some_and(|server| server.logs());
         let wanted = logs.then(|| level(call)).flatten();
         let Some(wanted) = wanted.filter(|wanted| state.level.is_none_or(|told| *wanted < told))
@@ -49,7 +49,11 @@ impl Session {
 /// A log message names no request: it is for the one that asked for any (mcp-T29), and where several did for the
 /// latest that wants it; for nobody if those are not all of one client, or it might cross to another.
 /// A subscription is about other things (mcp-T28).
-pub(super) fn hearer(state: &State, level: Option<usize>, is_chosen: bool) -> Option<&Arc<Stream>> {
+pub(super) fn hearer(
+    state: &SessionState,
+    level: Option<usize>,
+    is_chosen: bool,
+) -> Option<&Arc<Stream>> {
     let calls = state.in_flight.iter();
     let calls = calls.filter(|(_, call)| !call.is_subscription());
     let calls = calls.filter_map(|(number, call)| Some((number, call, call.logs.as_deref()?)));

@@ -15,21 +15,23 @@ use tokio::sync::Notify;
 use super::line::Line;
 
 /// The end at which lines are put in.
-pub(super) struct Outbox(Arc<Shared>);
+pub(super) struct Outbox(Arc<Channel>);
 
 /// The end at which they come out.
-pub(super) struct Lines(Arc<Shared>);
+pub(super) struct Lines(Arc<Channel>);
 
-struct Shared {
-    state: Mutex<State>,
+/// What both ends share.
+struct Channel {
+    queue: Mutex<LineQueue>,
     /// There are lines, or there will be no more.
     more: Notify,
     /// There is room, or nobody takes any more.
     room: Notify,
 }
 
-struct State {
+struct LineQueue {
     waiting: VecDeque<Bytes>,
+    /// How many of them there may be.
     most: usize,
     /// Bytes of what was put in beyond that, since it was last full.
     beyond: usize,
@@ -46,18 +48,18 @@ pub(super) enum Refused {
 
 /// A queue for at most `most` lines.
 pub(super) fn outbox(most: usize) -> (Outbox, Lines) {
-    let state = State {
+    let queue = LineQueue {
         waiting: VecDeque::new(),
         most,
         beyond: 0,
         closed: false,
     };
-    let shared = Arc::new(Shared {
-        state: Mutex::new(state),
+    let channel = Arc::new(Channel {
+        queue: Mutex::new(queue),
         more: Notify::new(),
         room: Notify::new(),
     });
-    (Outbox(shared.clone()), Lines(shared))
+    (Outbox(channel.clone()), Lines(channel))
 }
 
 /// What has a place in a full queue.
@@ -90,25 +92,25 @@ impl Outbox {
 
     /// Puts it in; where the queue is full, still if no more than so many lines and bytes wait `beyond` what may.
     fn put(&self, line: Line, beyond: (usize, usize)) -> Result<(), Refused> {
-        let mut state = self.0.state();
-        if state.closed {
+        let mut queue = self.0.queue();
+        if queue.closed {
             return Err(Refused::Closed);
         }
-        if state.waiting.len() < state.most {
-            state.beyond = 0;
+        if queue.waiting.len() < queue.most {
+            queue.beyond = 0;
         } else {
-            let bytes = state.beyond + line.len();
-            if state.waiting.len() >= state.most + beyond.0 || bytes > beyond.1 {
+            let bytes = queue.beyond + line.len();
+            if queue.waiting.len() >= queue.most + beyond.0 || bytes > beyond.1 {
                 return Err(Refused::Full);
             }
-            state.beyond = bytes;
+            queue.beyond = bytes;
         }
         match line {
-            Line::Whole(text) => state.waiting.push_back(text),
+            Line::Whole(text) => queue.waiting.push_back(text),
             // Together: nothing comes between them.
-            Line::Parts(parts) => state.waiting.extend(parts),
+            Line::Parts(parts) => queue.waiting.extend(parts),
         }
-        drop(state);
+        drop(queue);
         self.0.more.notify_one();
         Ok(())
     }
@@ -138,10 +140,10 @@ impl Lines {
 
     /// The next one, or that there will be none, if either can be said now.
     fn next(&self) -> Option<Option<Bytes>> {
-        let mut state = self.0.state();
-        let line = state.next();
-        let is_over = line.is_some() || state.closed;
-        drop(state);
+        let mut queue = self.0.queue();
+        let line = queue.next();
+        let is_over = line.is_some() || queue.closed;
+        drop(queue);
         if line.is_some() {
             self.0.room.notify_one();
         }
@@ -151,18 +153,18 @@ impl Lines {
     /// The next line that is there already.
     #[cfg(test)]
     pub(super) fn try_recv(&mut self) -> Option<Bytes> {
-        self.0.state().next()
+        self.0.queue().next()
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        // No code path leaves the state half changed, so a panic elsewhere does not taint it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl Channel {
+    fn queue(&self) -> MutexGuard<'_, LineQueue> {
+        // No code path leaves it half changed, so a panic elsewhere does not taint it.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl LineQueue {
     fn next(&mut self) -> Option<Bytes> {
         let line = self.waiting.pop_front();
         if self.waiting.is_empty() && self.waiting.capacity() > USUAL {
@@ -175,17 +177,17 @@ impl State {
 impl Drop for Outbox {
     fn drop(&mut self) {
         // What waits is still taken out.
-        self.0.state().closed = true;
+        self.0.queue().closed = true;
         self.0.more.notify_one();
     }
 }
 
 impl Drop for Lines {
     fn drop(&mut self) {
-        let mut state = self.0.state();
-        state.closed = true;
-        state.waiting = VecDeque::new();
-        drop(state);
+        let mut queue = self.0.queue();
+        queue.closed = true;
+        queue.waiting = VecDeque::new();
+        drop(queue);
         self.0.room.notify_one();
     }
 }
@@ -230,7 +232,7 @@ mod tests {
             }
         };
         tokio::join!(sent, received);
-        assert!(outbox.0.state().waiting.capacity() <= USUAL);
+        assert!(outbox.0.queue().waiting.capacity() <= USUAL);
     }
 
     /// probe-68: what ends something has its place behind all that waits, and that has a bound, too.

@@ -20,7 +20,7 @@ use crate::{
     session::{
         SendError, Session,
         calls::{InFlight, Way},
-        conversation::State,
+        conversation::SessionState,
         exchange::{Event, Failure},
         line::Line,
         listening::OWN,
@@ -103,7 +103,7 @@ impl Again {
     }
 }
 
-impl State {
+impl SessionState {
     /// The call that began as `first` goes by another number towards the child.
     pub(super) fn renumber(&mut self, first: u64, before: Option<u64>, number: u64) {
         if let Some(before) = before {
@@ -117,7 +117,7 @@ impl Session {
     /// What becomes of a client's request to a modern child.
     pub(super) fn way_to_modern(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         server: &ModernServer,
         call: &Call,
         id: &Id,
@@ -158,7 +158,7 @@ impl Session {
     /// back where that answer is one, and dropped where it waits or has failed.
     pub(super) fn asks_for_more(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         mut call: InFlight,
         (message, outcome): (&Message, Option<TaskOutcome>),
@@ -214,7 +214,7 @@ impl Session {
     }
 
     /// Asks the client what its call is being asked.
-    pub(super) fn ask_legacy(&self, state: &mut State, number: u64, mut call: InFlight) {
+    pub(super) fn ask_legacy(&self, state: &mut SessionState, number: u64, mut call: InFlight) {
         call.deadline = Some(Instant::now() + PATIENCE);
         let again = call.again.as_deref().expect("it was asked just now");
         let all_heard = again.questions.iter().all(|asked| {
@@ -270,7 +270,7 @@ impl Session {
     /// Takes the client's answer to what a modern child has asked for.
     pub(super) fn respond_to_modern(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         call: &Call,
         id: &Id,
     ) -> Result<(), SendError> {
@@ -313,7 +313,7 @@ impl Session {
     }
 
     /// Makes the call again, with what the client has answered.
-    fn make_again(&self, state: &mut State, first: u64) {
+    fn make_again(&self, state: &mut SessionState, first: u64) {
         if self.update_task(state, first) {
             return;
         }
@@ -349,7 +349,7 @@ impl Session {
     }
 
     /// Forgets what a call that ends has left to be remembered.
-    pub(super) fn forget_again(&self, state: &mut State, call: &InFlight) {
+    pub(super) fn forget_again(&self, state: &mut SessionState, call: &InFlight) {
         if call.again.is_some() {
             self.end_task(state, call);
             forget(state, call);
@@ -387,7 +387,7 @@ impl InFlight {
     }
 }
 
-fn forget(state: &mut State, call: &InFlight) {
+fn forget(state: &mut SessionState, call: &InFlight) {
     if let Some(again) = &call.again {
         for asked in &again.questions {
             // Of what it has answered its client waits for nothing.
@@ -403,7 +403,7 @@ fn forget(state: &mut State, call: &InFlight) {
 }
 
 /// Whether that is the id, as JSON, of a question that a call of this session may have asked.
-pub(super) fn is_past(state: &State, id: &[u8]) -> bool {
+pub(super) fn is_past(state: &SessionState, id: &[u8]) -> bool {
     let number = || {
         let rest = str::from_utf8(id).ok()?.strip_prefix(OURS)?;
         let mut parts = rest.strip_suffix('"')?.splitn(3, '-');
@@ -427,7 +427,7 @@ fn server_has_tasks(session: &Session) -> bool {
 }
 
 /// From which level on log messages are wanted: legacy servers log without being told to.
-fn level(server: &ModernServer, state: &State) -> Option<&'static str> {
+fn level(server: &ModernServer, state: &SessionState) -> Option<&'static str> {
     let logs = server
         .capabilities()
         .get("logging")

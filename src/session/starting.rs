@@ -18,7 +18,7 @@ use crate::{
         exchange::Failure,
         load::Place,
         outbox::{Lines, outbox},
-        shared::Shared,
+        shared::SharedChild,
         table::{Opening, lock, new_id},
     },
 };
@@ -99,7 +99,7 @@ impl Sessions {
                 };
                 let child = self.start(&owner, caller).await?;
                 let (shared, outbox) =
-                    Shared::new((whose, self.rooms.room(whose)), everybody, MAX_LINES);
+                    SharedChild::new((whose, self.rooms.room(whose)), everybody, MAX_LINES);
                 let member = shared.join(&session, told);
                 let tended = ending::tend(
                     shared.clone(),

@@ -37,7 +37,7 @@ use crate::{
         probe::{self, First, Readied, Untold},
         reversed::is_refusal,
         room::Rooms,
-        shared::Shared,
+        shared::SharedChild,
         warm::Warm,
     },
     sys::random,
@@ -97,7 +97,7 @@ pub struct Sessions {
 type Seat = tokio::sync::Mutex<Weak<Session>>;
 
 /// Where the child is that several sessions share; locked while it starts.
-type Backend = tokio::sync::Mutex<Weak<Shared>>;
+type Backend = tokio::sync::Mutex<Weak<SharedChild>>;
 
 /// Why a session was not opened.
 #[derive(Clone, Debug, thiserror::Error)]

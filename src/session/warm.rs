@@ -44,13 +44,13 @@ pub(super) struct Warm {
     reading: Reading,
     /// That of those who go away.
     memory: Arc<Room>,
-    state: Mutex<State>,
+    pool: Mutex<Pool>,
     /// Said when there is one more, or one less.
     changed: Notify,
 }
 
 #[derive(Default)]
-struct State {
+struct Pool {
     /// The next one is the last.
     ready: Vec<Child>,
     starting: usize,
@@ -63,7 +63,7 @@ struct State {
     idle_since: Option<Instant>,
 }
 
-impl State {
+impl Pool {
     fn count(&self) -> usize {
         self.ready.len() + self.starting + self.leaving
     }
@@ -82,7 +82,7 @@ impl Warm {
             most,
             reading,
             memory,
-            state: Mutex::default(),
+            pool: Mutex::default(),
             changed: Notify::new(),
         }
     }
@@ -113,7 +113,7 @@ impl Warm {
     async fn closed(&self) {
         loop {
             let changed = self.changed.notified();
-            if self.state().is_closed {
+            if self.pool().is_closed {
                 return;
             }
             changed.await;
@@ -123,29 +123,29 @@ impl Warm {
     /// One that was started, or was not, is no longer on the way; it is given back if
     /// nobody will need it.
     fn arrived(&self, child: Option<Child>) -> Option<Child> {
-        let mut state = self.state();
-        state.starting -= 1;
-        state.is_filled &= child.is_some();
+        let mut pool = self.pool();
+        pool.starting -= 1;
+        pool.is_filled &= child.is_some();
         let child = child?;
-        if state.is_closed {
-            state.leaving += 1;
+        if pool.is_closed {
+            pool.leaving += 1;
             Some(child)
         } else {
-            state.ready.insert(0, child);
+            pool.ready.insert(0, child);
             None
         }
     }
 
     /// Takes a place for one more, if one is wanted and there is room.
     fn lacks_one(&self) -> bool {
-        let mut state = self.state();
-        let lacks = !state.is_closed
-            && state.ready.len() + state.starting < self.wanted
-            && self.slots.count() + state.count() < self.most;
+        let mut pool = self.pool();
+        let lacks = !pool.is_closed
+            && pool.ready.len() + pool.starting < self.wanted
+            && self.slots.count() + pool.count() < self.most;
         if lacks {
-            state.starting += 1;
+            pool.starting += 1;
         } else {
-            state.is_filled = false;
+            pool.is_filled = false;
         }
         lacks
     }
@@ -161,13 +161,13 @@ impl Warm {
             unneeded.end.notify_one();
         }
         ending::tend(Arc::new(unneeded), child, (nothing, self.reading), around).await;
-        self.state().leaving -= 1;
+        self.pool().leaving -= 1;
         self.changed.notify_waiters();
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // No code path leaves the state half changed, so a panic elsewhere does not taint it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pool(&self) -> MutexGuard<'_, Pool> {
+        // No code path leaves it half changed, so a panic elsewhere does not taint it.
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -183,19 +183,19 @@ impl Sessions {
             let changed = warm.changed.notified();
             let (mut taken, mut dead) = (None, Vec::new());
             let is_full = {
-                let mut state = warm.state();
-                state.idle_since = None;
+                let mut pool = warm.pool();
+                pool.idle_since = None;
                 while taken.is_none()
-                    && let Some(mut child) = state.ready.pop()
+                    && let Some(mut child) = pool.ready.pop()
                 {
                     if is_running(&mut child) {
                         taken = Some(child);
                     } else {
-                        state.leaving += 1;
+                        pool.leaving += 1;
                         dead.push(child);
                     }
                 }
-                warm.slots.count() + state.count() > warm.most
+                warm.slots.count() + pool.count() > warm.most
             };
             for child in dead {
                 let seen_out = warm.clone().see_out(child, self.around(), false);
@@ -211,8 +211,8 @@ impl Sessions {
     /// Has what is missing started, beside everything else.
     pub(super) fn fill_warm(&self) {
         let is_filled = {
-            let mut state = self.warm.state();
-            std::mem::replace(&mut state.is_filled, true)
+            let mut pool = self.warm.pool();
+            std::mem::replace(&mut pool.is_filled, true)
         };
         if !is_filled {
             self.tasks().spawn(self.warm.clone().fill(self.around()));
@@ -223,17 +223,17 @@ impl Sessions {
     pub(super) fn cool(&self, now: Instant, patience: Duration) {
         let is_idle = self.is_idle();
         let unneeded = {
-            let mut state = self.warm.state();
+            let mut pool = self.warm.pool();
             if !is_idle || patience.is_zero() {
-                state.idle_since = None;
+                pool.idle_since = None;
                 return;
             }
-            let since = *state.idle_since.get_or_insert(now);
+            let since = *pool.idle_since.get_or_insert(now);
             if now.duration_since(since) < patience {
                 return;
             }
-            let unneeded = std::mem::take(&mut state.ready);
-            state.leaving += unneeded.len();
+            let unneeded = std::mem::take(&mut pool.ready);
+            pool.leaving += unneeded.len();
             unneeded
         };
         self.see_all_out(unneeded);
@@ -242,10 +242,10 @@ impl Sessions {
     /// Ends those that wait, for good.
     pub(super) fn close_warm(&self) {
         let unneeded = {
-            let mut state = self.warm.state();
-            state.is_closed = true;
-            let unneeded = std::mem::take(&mut state.ready);
-            state.leaving += unneeded.len();
+            let mut pool = self.warm.pool();
+            pool.is_closed = true;
+            let unneeded = std::mem::take(&mut pool.ready);
+            pool.leaving += unneeded.len();
             unneeded
         };
         self.warm.changed.notify_waiters();

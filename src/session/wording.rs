@@ -18,7 +18,7 @@ use crate::{
     session::{
         Session,
         calls::{Answer, InFlight},
-        conversation::State,
+        conversation::SessionState,
         exchange::{Event, Failure},
     },
 };
@@ -67,7 +67,7 @@ impl Session {
     /// Gives the call's client what the child has answered.
     pub(super) fn deliver(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         call: InFlight,
         answer: Answer,
         message: &Message,
@@ -116,7 +116,13 @@ impl Session {
     }
 
     /// Tells the call's client.
-    pub(super) fn delivered(&self, state: &mut State, call: InFlight, answer: Answer, text: Bytes) {
+    pub(super) fn delivered(
+        &self,
+        state: &mut SessionState,
+        call: InFlight,
+        answer: Answer,
+        text: Bytes,
+    ) {
         let failed = answer == Answer::Error;
         let reason = failed.then_some(Reason::ServerError);
         let bytes = text.len();

@@ -31,7 +31,7 @@ use crate::{
     session::{
         SendError, Session, Sessions,
         calls::{Answer, InFlight},
-        conversation::State,
+        conversation::SessionState,
         exchange::{Event, Failure},
         logs::Logs,
         owed::OutcomeOwed,
@@ -193,7 +193,7 @@ impl Session {
     }
 
     /// Whether one more call may wait for its client.
-    pub(super) fn may_wait(state: &State) -> bool {
+    pub(super) fn may_wait(state: &SessionState) -> bool {
         state.in_flight.values().filter(|call| call.waits()).count() < MAX_WAITING
     }
 
@@ -318,7 +318,7 @@ impl Session {
     }
 
     /// Ends the calls that wait for what a client says: it would come to another process.
-    pub(super) fn give_up_waiting(&self, state: &mut State) {
+    pub(super) fn give_up_waiting(&self, state: &mut SessionState) {
         let waiting: Vec<u64> = state
             .in_flight
             .iter()
@@ -337,7 +337,7 @@ impl Session {
     /// asked under the other; `false` if none such waits.
     pub(super) fn keeps_answer(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         (number, asked): (u64, u64),
         (answer, message): (Answer, &Message),
     ) -> bool {
@@ -364,7 +364,7 @@ impl Session {
     }
 
     /// Tells the child that nobody will answer what it has asked in this call, nor know of the task that it has become.
-    pub(super) fn withdraw(&self, state: &mut State, call: &InFlight) {
+    pub(super) fn withdraw(&self, state: &mut SessionState, call: &InFlight) {
         let told = call.input.as_deref().and_then(|input| input.told.as_ref());
         if let Some(Told::Answer(_, kept)) = told {
             self.end_made(state, call, &kept.message);
@@ -376,7 +376,7 @@ impl Session {
     }
 
     /// Forgets what the child no longer wants to know.
-    pub(super) fn forget_question(state: &mut State, id: &[u8]) {
+    pub(super) fn forget_question(state: &mut SessionState, id: &[u8]) {
         let id = &*spelled(id);
         for input in state
             .in_flight
@@ -454,7 +454,10 @@ pub(super) fn open(
     }
 }
 
-pub(super) fn waiting_for<'a>(state: &'a mut State, ticket: &Ticket) -> Option<&'a mut InFlight> {
+pub(super) fn waiting_for<'a>(
+    state: &'a mut SessionState,
+    ticket: &Ticket,
+) -> Option<&'a mut InFlight> {
     let call = state.in_flight.get_mut(&ticket.number)?;
     let input = call.input.as_deref()?;
     (input.waits && input.round == ticket.round && input.binding == ticket.binding).then_some(call)
@@ -463,7 +466,7 @@ pub(super) fn waiting_for<'a>(state: &'a mut State, ticket: &Ticket) -> Option<&
 /// The call that a child's question is asked in. The child names none, so it is the
 /// latest that somebody reads; where calls of several callers are open it might be
 /// another's, and then it is none.
-fn asked_of(state: &mut State, in_task: bool) -> Option<(u64, &mut Input)> {
+fn asked_of(state: &mut SessionState, in_task: bool) -> Option<(u64, &mut Input)> {
     let mut holder = None;
     let mut best: Option<(bool, u64)> = None;
     for (number, call) in &state.in_flight {

@@ -10,7 +10,7 @@ use crate::{
     session::{
         SendError, Session,
         calls::{Answer, InFlight},
-        conversation::State,
+        conversation::SessionState,
         load::Place,
         pending::{
             seal::{StateError, Ticket},
@@ -26,7 +26,7 @@ impl Session {
     /// that says nothing of the kind, or the client cannot.
     pub(in crate::session) fn sends_away(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         mut call: InFlight,
         (answer, message): (Answer, &Message),
@@ -72,7 +72,10 @@ pub(in crate::session) struct Away {
 
 impl Away {
     /// The one that waits for who brings this: nobody else can make it again meanwhile.
-    pub(in crate::session) fn taken(state: &mut State, ticket: &Ticket) -> Result<Self, SendError> {
+    pub(in crate::session) fn taken(
+        state: &mut SessionState,
+        ticket: &Ticket,
+    ) -> Result<Self, SendError> {
         waiting_for(state, ticket).ok_or(StateError::Used)?;
         let number = ticket.number;
         let call = state.in_flight.remove(&number).ok_or(StateError::Used)?;
@@ -85,7 +88,7 @@ impl Away {
     }
 
     /// It could not be made: its client may come back once more.
-    pub(in crate::session) fn waits_on(mut self, state: &mut State, place: Option<Place>) {
+    pub(in crate::session) fn waits_on(mut self, state: &mut SessionState, place: Option<Place>) {
         self.call.place = place;
         state.in_flight.insert(self.number, self.call);
     }

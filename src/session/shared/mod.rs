@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// A child and those that share it.
-pub(super) struct Shared {
+pub(super) struct SharedChild {
     /// Whose it is, for the record.
     principal: PrincipalKey,
     /// The memory of what is on its way to the child or from it.
@@ -56,7 +56,7 @@ pub(super) struct Shared {
     /// Said when the child has read something, where a session waits for that.
     read: Notify,
     awaited: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<Membership>,
     /// Bytes of large messages that may still be read.
     reads: Semaphore,
     /// Lines of members enter the child in the order in which they were switched.
@@ -68,7 +68,7 @@ pub(super) struct Shared {
     end: Notify,
 }
 
-struct State {
+struct Membership {
     switch: Switch,
     sessions: HashMap<u64, Arc<Session>>,
     next: u64,
@@ -77,7 +77,7 @@ struct State {
     unwanted: bool,
 }
 
-impl Shared {
+impl SharedChild {
     /// The child's side of it, which must be tended, is the receiver.
     pub(super) fn new(
         (principal, memory): (PrincipalKey, Arc<Room>),
@@ -85,7 +85,7 @@ impl Shared {
         lines: usize,
     ) -> (Arc<Self>, Lines) {
         let (stdin, outbox) = outbox(lines);
-        let state = State {
+        let state = Membership {
             switch: Switch::new(everybody),
             sessions: HashMap::new(),
             next: 1,
@@ -331,13 +331,13 @@ impl Shared {
         self.state().sessions.values().cloned().collect()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Membership> {
         // No code path leaves the state half changed, so a panic elsewhere does not taint it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Hears for Shared {
+impl Hears for SharedChild {
     fn take(&self, line: Bytes) -> bool {
         let said = Message::parse(line.clone()).ok();
         if let Some(batch) = said
@@ -392,7 +392,7 @@ impl Hears for Shared {
     }
 }
 
-impl Served for Shared {
+impl Served for SharedChild {
     fn principal(&self) -> String {
         self.principal.to_string()
     }
@@ -490,7 +490,7 @@ mod tests {
     }
 
     /// Somebody who has asked two things, and leaves when the child knows of both.
-    async fn leaves_two(shared: &Arc<Shared>, first: impl FnOnce()) {
+    async fn leaves_two(shared: &Arc<SharedChild>, first: impl FnOnce()) {
         let (leaves, lines) = session();
         let member = shared.join(&leaves, None).unwrap();
         for number in 1..=2 {
@@ -510,7 +510,7 @@ mod tests {
     /// probe-68: a large message of one member's is read beside what the others say.
     #[tokio::test]
     async fn a_large_message_holds_up_no_other_member() {
-        let (shared, mut child) = Shared::new(everybody(), true, 8);
+        let (shared, mut child) = SharedChild::new(everybody(), true, 8);
         // No other is read meanwhile, wherever it is.
         let mut goes_on = Vec::new();
         let mut all = JoinSet::new();
@@ -559,7 +559,7 @@ mod tests {
     /// leaves; the room is what it was.
     #[tokio::test]
     async fn what_a_member_leaves_behind_ends_when_a_busy_child_reads_again() {
-        let (shared, mut child) = Shared::new(everybody(), true, 2);
+        let (shared, mut child) = SharedChild::new(everybody(), true, 2);
         let (other, _others) = session();
         shared.join(&other, None).unwrap();
         // And nothing more has room.
@@ -585,7 +585,7 @@ mod tests {
     /// probe-68: a task that no client can end ends at a child that others share, also where that reads nothing now.
     #[tokio::test]
     async fn a_task_that_is_nobodys_ends_when_a_busy_child_reads_again() {
-        let (shared, mut child) = Shared::new(everybody(), true, 2);
+        let (shared, mut child) = SharedChild::new(everybody(), true, 2);
         let (asks, lines) = session();
         let member = shared.join(&asks, None).unwrap();
         let served = shared.serve(member, asks.clone(), lines);
@@ -625,7 +625,7 @@ mod tests {
     /// answer.
     #[test]
     fn what_a_busy_child_asks_is_answered_when_it_reads_again() {
-        let (shared, mut child) = Shared::new(everybody(), false, 2);
+        let (shared, mut child) = SharedChild::new(everybody(), false, 2);
         let line = || OwnMessage::Discover { number: 0 }.line();
         while shared.stdin.try_send(line()).is_ok() {}
         let asks = r#"{"jsonrpc":"2.0","id":"q","method":"roots/list"}"#;
@@ -646,7 +646,7 @@ mod tests {
     #[tokio::test]
     async fn what_waits_for_a_shared_child_counts_as_whose_it_is() {
         let rooms = Rooms::new(1);
-        let (shared, mut child) = Shared::new(everybody(), true, 128);
+        let (shared, mut child) = SharedChild::new(everybody(), true, 128);
         let member = |name: &str| {
             let user = Identity::example("https://a", name);
             let (session, lines) = testing::session_of(user, Era::Legacy, &rooms);
@@ -726,7 +726,7 @@ mod tests {
     #[tokio::test]
     async fn a_large_line_for_a_shared_child_is_counted_once() {
         let rooms = Rooms::new(1);
-        let (shared, mut child) = Shared::new(everybody(), true, 128);
+        let (shared, mut child) = SharedChild::new(everybody(), true, 128);
         let alice = Identity::example("https://a", "alice");
         let (session, lines) = testing::session_of(alice, Era::Legacy, &rooms);
         let member = shared.join(&session, None).unwrap();
@@ -758,7 +758,7 @@ mod tests {
     /// it would be missing to everybody else for as long as the child lives.
     #[tokio::test]
     async fn what_waits_for_a_slow_child_gives_its_room_back_with_its_session() {
-        let (shared, mut child) = Shared::new(everybody(), true, 1);
+        let (shared, mut child) = SharedChild::new(everybody(), true, 1);
         // Somebody else stays.
         let (other, _others) = session();
         shared.join(&other, None).unwrap();

@@ -28,7 +28,7 @@ use crate::{
     session::{
         SendError, Session,
         calls::{Answer, InFlight},
-        conversation::State,
+        conversation::SessionState,
         exchange::{Event, Failure},
         own::OwnMessage,
         room::Room,
@@ -107,7 +107,7 @@ impl Session {
     /// no room for what it names.
     pub(super) fn subscribes(
         &self,
-        state: &State,
+        state: &SessionState,
         call: &Call,
     ) -> Result<Option<Box<Subscription>>, SendError> {
         let server = self.legacy_server();
@@ -141,7 +141,7 @@ impl Session {
     /// Asks the child to tell of what nobody wanted to hear of before.
     pub(super) fn subscribe(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         subscription: &Subscription,
     ) -> Result<(), SendError> {
         for uri in &subscription.wanted.uris {
@@ -162,7 +162,7 @@ impl Session {
     }
 
     /// Has the child no longer tell of what nobody else wants to hear of.
-    pub(super) fn unsubscribe(&self, state: &mut State, subscription: &Subscription) {
+    pub(super) fn unsubscribe(&self, state: &mut SessionState, subscription: &Subscription) {
         for uri in &subscription.wanted.uris {
             // Of what it has not answered yet it is told so when it has.
             if !is_wanted(state, uri) && state.resources.taken.remove(uri) {
@@ -171,7 +171,7 @@ impl Session {
         }
     }
 
-    fn say_unsubscribe(&self, state: &mut State, uri: &Uri) {
+    fn say_unsubscribe(&self, state: &mut SessionState, uri: &Uri) {
         let number = state.next;
         if self.say(&OwnMessage::Unsubscribe { number, uri }) {
             state.next += 1;
@@ -183,7 +183,7 @@ impl Session {
     /// Takes the child's answer to request `number`, if that asked it to tell of a resource.
     pub(super) fn subscribe_answered(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         answer: Answer,
     ) -> bool {
@@ -202,7 +202,7 @@ impl Session {
     }
 
     /// Waits no longer for what the child does not answer: it does not tell of that.
-    pub(super) fn give_up_subscribing(&self, state: &mut State, now: Instant) {
+    pub(super) fn give_up_subscribing(&self, state: &mut SessionState, now: Instant) {
         for uri in std::mem::take(&mut state.resources.untold) {
             self.say_unsubscribe(state, &uri);
         }
@@ -226,7 +226,7 @@ impl Session {
     }
 
     /// Acknowledges the subscriptions of whose resources the child has answered each.
-    pub(super) fn acknowledge(&self, state: &mut State) {
+    pub(super) fn acknowledge(&self, state: &mut SessionState) {
         let mut begun = Vec::new();
         for call in state.in_flight.values_mut() {
             let Some(subscription) = call.wanted.as_deref() else {
@@ -269,7 +269,7 @@ impl Session {
     }
 
     /// Fails the calls that are meant to stay open.
-    pub(super) fn fail_open_ended(&self, state: &mut State, failure: Failure) {
+    pub(super) fn fail_open_ended(&self, state: &mut SessionState, failure: Failure) {
         let open: Vec<u64> = state
             .in_flight
             .iter()
@@ -296,7 +296,7 @@ impl Session {
     }
 
     /// Ends a subscription as one that its server has ended (mcp-T28).
-    pub(super) fn end_well(&self, state: &mut State, mut call: InFlight) {
+    pub(super) fn end_well(&self, state: &mut SessionState, mut call: InFlight) {
         if let Some(subscription) = call.wanted.as_deref_mut() {
             // Nothing comes before that, not even the end.
             let taken = &state.resources.taken;
@@ -379,7 +379,7 @@ impl InFlight {
 }
 
 /// The child does not tell of that resource: nobody is told that it would.
-fn refuse(state: &mut State, uri: &str) {
+fn refuse(state: &mut SessionState, uri: &str) {
     for call in state.in_flight.values_mut() {
         if let Some(subscription) = call.wanted.as_deref_mut() {
             subscription.wanted.uris.retain(|wanted| **wanted != *uri);
@@ -387,7 +387,7 @@ fn refuse(state: &mut State, uri: &str) {
     }
 }
 
-fn is_wanted(state: &State, uri: &str) -> bool {
+fn is_wanted(state: &SessionState, uri: &str) -> bool {
     let mut calls = state.in_flight.values();
     calls.any(|call| {
         let subscription = call.wanted.as_deref();

@@ -13,7 +13,7 @@ use crate::{
     json::Value,
     mcp::{reverse::ModernServer, subscription::Wanted},
     session::{
-        Session, conversation::State, own::OwnMessage, reversed::Reversed,
+        Session, conversation::SessionState, own::OwnMessage, reversed::Reversed,
         subscriptions::subscribing::End,
     },
 };
@@ -132,7 +132,11 @@ impl Session {
     }
 
     /// Has the child tell what the client wants to hear, and of what it tells by itself.
-    pub(in crate::session) fn listen_to_child(&self, state: &mut State, server: &ModernServer) {
+    pub(in crate::session) fn listen_to_child(
+        &self,
+        state: &mut SessionState,
+        server: &ModernServer,
+    ) {
         let mut wanted = Wanted::all_of(server.capabilities());
         wanted.uris.extend(state.subscribed.uris().cloned());
         if let Some(asked) = state.asked_for().filter(|uri| !wanted.uris.contains(uri)) {
@@ -146,7 +150,7 @@ impl Session {
     /// Subscribes at the child to what is `wanted`, in place of an earlier subscription.
     pub(in crate::session) fn listen_at(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         server: &ModernServer,
         wanted: Wanted,
         ear: &mut Ear,
@@ -204,7 +208,7 @@ impl Session {
     /// Takes what ends request `number`, if that was such a subscription.
     pub(in crate::session) fn listening_ended(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         end: End<'_>,
     ) -> bool {
@@ -249,7 +253,7 @@ impl Session {
     }
 
     /// Makes those subscriptions again whose time has come.
-    pub(in crate::session) fn listen_again(&self, state: &mut State, now: Instant) {
+    pub(in crate::session) fn listen_again(&self, state: &mut SessionState, now: Instant) {
         let Some(server) = self.modern_server() else {
             return;
         };

@@ -19,7 +19,7 @@ use crate::{
     session::{
         SendError, Session,
         calls::{Answer, InFlight},
-        conversation::State,
+        conversation::SessionState,
         exchange::{Event, Failure},
         subscriptions::hearing::UPDATED,
     },
@@ -138,7 +138,7 @@ impl Missed {
     }
 }
 
-impl State {
+impl SessionState {
     /// The child has ended what it told by.
     pub(in crate::session) fn misses(&mut self) {
         self.reversed.missed.owed = true;
@@ -185,7 +185,7 @@ impl Session {
     /// Notes what a legacy client's call says of what it wants to hear.
     pub(in crate::session) fn subscribes_to(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         call: &Call,
         identity: &Identity,
     ) -> Result<Option<Box<Subscribes>>, SendError> {
@@ -233,7 +233,7 @@ impl Session {
     }
 
     /// The child tells of what the call has subscribed to.
-    pub(in crate::session) fn has_subscribed(&self, state: &mut State, call: &mut InFlight) {
+    pub(in crate::session) fn has_subscribed(&self, state: &mut SessionState, call: &mut InFlight) {
         if let Some(it) = call.subscribes.take() {
             state.subscribed.add(it.uri, it.hearer);
         }
@@ -241,7 +241,7 @@ impl Session {
 
     /// Asks a modern child for the next resource that a call waits for, unless it is being asked for one; or no longer
     /// for one that no call waits for any more.
-    pub(in crate::session) fn ask_for_next(&self, state: &mut State) {
+    pub(in crate::session) fn ask_for_next(&self, state: &mut SessionState) {
         let Some(server) = self.modern_server() else {
             return;
         };
@@ -309,7 +309,7 @@ impl Session {
     /// The call whose resource the child was asked for will have no acknowledgement.
     pub(in crate::session) fn not_acknowledged(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         call: InFlight,
         end: End<'_>,
     ) {
@@ -322,12 +322,12 @@ impl Session {
         }
     }
 
-    fn done(&self, state: &mut State, call: InFlight) {
+    fn done(&self, state: &mut SessionState, call: InFlight) {
         let text = answer::result(call.id.as_json(), b"{}");
         self.finish(state, call, None, text.len(), Event::Answer(text.into()));
     }
 
-    fn not_told(&self, state: &mut State, call: InFlight) {
+    fn not_told(&self, state: &mut SessionState, call: InFlight) {
         let text = answer::refused(
             &call.id,
             -32602,

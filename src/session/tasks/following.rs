@@ -21,7 +21,7 @@ use crate::{
     session::{
         Session,
         calls::{Answer, InFlight},
-        conversation::State,
+        conversation::SessionState,
         exchange::Failure,
         own::OwnMessage,
         reversed::Again,
@@ -51,7 +51,7 @@ impl Session {
     /// Follows the task that the child has made of a call; it is given back if it has made none that has a usable id.
     pub(in crate::session) fn follow(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         mut call: InFlight,
         result: Value<'_>,
@@ -78,7 +78,7 @@ impl Session {
     }
 
     /// Has the child say by itself how the tasks stand that calls have become.
-    pub(in crate::session) fn watch_tasks(&self, state: &mut State) {
+    pub(in crate::session) fn watch_tasks(&self, state: &mut SessionState) {
         let Some(server) = self.modern_server() else {
             return;
         };
@@ -124,7 +124,7 @@ impl Session {
     }
 
     /// Asks the child how tasks stand that it is time to ask for.
-    pub(in crate::session) fn look_after_tasks(&self, state: &mut State, now: Instant) {
+    pub(in crate::session) fn look_after_tasks(&self, state: &mut SessionState, now: Instant) {
         let Some(server) = self.modern_server() else {
             return;
         };
@@ -176,7 +176,7 @@ impl Session {
     /// if it is no such call.
     pub(in crate::session) fn task_stands(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         mut call: InFlight,
         (result, outcome): (Value<'_>, Option<TaskOutcome>),
@@ -212,7 +212,13 @@ impl Session {
     }
 
     /// Asks the client what a task asks, as far as it was not asked already.
-    fn task_asks(&self, state: &mut State, number: u64, mut call: InFlight, result: Value<'_>) {
+    fn task_asks(
+        &self,
+        state: &mut SessionState,
+        number: u64,
+        mut call: InFlight,
+        result: Value<'_>,
+    ) {
         let Some(again) = call.again.as_deref_mut() else {
             return self.fail(state, call, Failure::NoInput);
         };
@@ -237,7 +243,7 @@ impl Session {
     }
 
     /// Tells the child what the client has answered; `false` if the call is no task.
-    pub(in crate::session) fn update_task(&self, state: &mut State, first: u64) -> bool {
+    pub(in crate::session) fn update_task(&self, state: &mut SessionState, first: u64) -> bool {
         let number = state.next;
         let (Some(server), Some(call)) = (self.modern_server(), state.in_flight.get_mut(&first))
         else {
@@ -272,7 +278,7 @@ impl Session {
     }
 
     /// Has the child end a task whose call has ended.
-    pub(in crate::session) fn end_task(&self, state: &mut State, call: &InFlight) {
+    pub(in crate::session) fn end_task(&self, state: &mut SessionState, call: &InFlight) {
         if state.reversed.watching.is_wanted()
             && !state
                 .in_flight

@@ -30,7 +30,7 @@ use crate::{
     session::{
         SendError, Session,
         calls::{InFlight, Way},
-        conversation::State,
+        conversation::SessionState,
         exchange::{Event, Failure},
         own::OwnMessage,
         pending::{Asked, Input},
@@ -161,7 +161,7 @@ impl Session {
     /// What becomes of a modern client's request to a legacy child, if it is about tasks.
     pub(super) fn way_of_task(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         server: &LegacyServer,
         call: &Call,
         id: &Id,
@@ -184,7 +184,7 @@ impl Session {
     }
 
     /// What the request has to do with a task, if anything.
-    pub(super) fn about(&self, state: &State, call: &Call) -> Option<About> {
+    pub(super) fn about(&self, state: &SessionState, call: &Call) -> Option<About> {
         self.legacy_server()?;
         match call.method() {
             "tools/call" if self.support(call).is_some() => {
@@ -214,7 +214,7 @@ impl Session {
     /// Gives the child what the client says to its questions.
     fn update(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         server: &LegacyServer,
         call: &Call,
         id: &Id,
@@ -231,7 +231,7 @@ impl Session {
     /// that says nothing of any, and dropped where it is told or waits.
     pub(super) fn task_answered(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         mut call: InFlight,
         message: &Message,
@@ -295,7 +295,7 @@ impl Session {
     }
 
     /// What the child has asked in the call by now it asks in the task that the call has become.
-    fn asks_in_task(&self, state: &mut State, call: &mut InFlight, name: &str) {
+    fn asks_in_task(&self, state: &mut SessionState, call: &mut InFlight, name: &str) {
         let input = call.input.as_deref_mut();
         for asked in input.map(Input::questions).unwrap_or_default() {
             if let Err(asked) = state.tasks.takes(name, asked) {
@@ -307,7 +307,7 @@ impl Session {
     /// How a task stands that goes on, by what it says of itself and what it has asked.
     pub(super) fn standing<'a>(
         &self,
-        state: &'a mut State,
+        state: &'a mut SessionState,
         name: &str,
         task: Value<'_>,
     ) -> Standing<'a> {
@@ -326,7 +326,7 @@ impl Session {
     }
 
     /// Has the child end a task that it has just made, and that nobody will know of.
-    pub(super) fn has_it_ended(&self, state: &mut State, task: Value<'_>, more: Vec<u8>) {
+    pub(super) fn has_it_ended(&self, state: &mut SessionState, task: Value<'_>, more: Vec<u8>) {
         let Some(id) = task.get("taskId") else { return };
         let own = OwnMessage::TaskOf {
             number: state.next,
@@ -343,7 +343,7 @@ impl Session {
     }
 
     /// The same, if that is what the message answers to the call.
-    pub(super) fn end_made(&self, state: &mut State, call: &InFlight, message: &Message) {
+    pub(super) fn end_made(&self, state: &mut SessionState, call: &InFlight, message: &Message) {
         let result = message.root().get("result").filter(|_| call.makes_task());
         if let Some(task) = result.and_then(|result| result.get("task")) {
             self.has_it_ended(state, task, Vec::new());
@@ -351,7 +351,7 @@ impl Session {
     }
 
     /// The same, if that is what the message says when no call waits for it any more: nobody would know of the task.
-    pub(super) fn end_made_late(&self, state: &mut State, message: &Message) {
+    pub(super) fn end_made_late(&self, state: &mut SessionState, message: &Message) {
         let result = message.root().get("result");
         let task = result.and_then(|result| result.get("task"));
         let makes = self
@@ -371,7 +371,7 @@ impl Session {
         }
     }
 
-    pub(super) fn tell(&self, state: &mut State, call: InFlight, text: Bytes) {
+    pub(super) fn tell(&self, state: &mut SessionState, call: InFlight, text: Bytes) {
         self.finish(state, call, None, text.len(), Event::Answer(text));
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::{
     json::Value,
     mcp::{Call, Message, task},
-    session::{Session, calls::InFlight, conversation::State},
+    session::{Session, calls::InFlight, conversation::SessionState},
 };
 
 /// The tasks of a session whose progress its client wants to hear.
@@ -76,7 +76,7 @@ impl Session {
     /// Notes what the child's answer to that call says of a task.
     pub(in crate::session) fn progresses(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         call: &InFlight,
         message: &Message,

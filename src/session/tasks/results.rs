@@ -18,7 +18,7 @@ use crate::{
     session::{
         Session,
         calls::{Answer, InFlight},
-        conversation::State,
+        conversation::SessionState,
         exchange::Failure,
         own::OwnMessage,
         room::Claim,
@@ -67,7 +67,7 @@ impl Session {
     /// Has the call, which asks how a task stands, wait for what that has come to, to be told both together.
     pub(in crate::session) fn wait_for_result(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         call: InFlight,
         (name, task): (&str, Value<'_>),
@@ -91,7 +91,7 @@ impl Session {
     /// `asks` its client it comes when that has answered: it is waited for as long as anybody looks.
     pub(in crate::session) fn ask_result<'a>(
         &self,
-        state: &'a mut State,
+        state: &'a mut SessionState,
         name: &str,
         asks: bool,
     ) -> Result<&'a mut Pending, Failure> {
@@ -140,7 +140,7 @@ impl Session {
     }
 
     /// Waits no longer for results that the child does not give.
-    pub(in crate::session) fn give_up_results(&self, state: &mut State, now: Instant) {
+    pub(in crate::session) fn give_up_results(&self, state: &mut SessionState, now: Instant) {
         let overdue = state.tasks.results.extract_if(|_, it| it.deadline <= now);
         let overdue: Vec<(u64, Pending)> = overdue.collect();
         for (number, pending) in overdue {
@@ -155,7 +155,7 @@ impl Session {
     /// Request `number` will have no answer; `false` if that asked for no task's result.
     pub(in crate::session) fn result_failed(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         failure: Failure,
     ) -> bool {
@@ -165,7 +165,13 @@ impl Session {
         given_up.is_some()
     }
 
-    fn give_up_result(&self, state: &mut State, pending: Pending, now: Instant, failure: Failure) {
+    fn give_up_result(
+        &self,
+        state: &mut SessionState,
+        pending: Pending,
+        now: Instant,
+        failure: Failure,
+    ) {
         // What it has asked may still be answered.
         if let Some(known) = state.tasks.known.get_mut(&pending.task) {
             known.asked = None;
@@ -181,7 +187,7 @@ impl Session {
     /// Takes the child's answer to request `number`, if that asked for a task's result.
     pub(in crate::session) fn result_answered(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         answer: Answer,
         message: &Message,
@@ -210,7 +216,7 @@ impl Session {
 
     fn tell_ended(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         call: InFlight,
         stood: &Bytes,
         outcome: Option<Result<Value<'_>, Value<'_>>>,
