@@ -37,7 +37,7 @@ use crate::{
         room::{Room, Rooms},
         stream::Style,
         subscriptions::{Resources, subscribing::Subscribed},
-        tasks::{Tasks, progress::Progress},
+        tasks::{Tasks, progress::ProgressTokens},
         tools::Known,
     },
 };
@@ -99,7 +99,7 @@ pub(super) struct SessionState {
     pub(super) level: Option<usize>,
     pub(super) reversed: Reversed,
     pub(super) tasks: Tasks,
-    pub(super) progress: Progress,
+    pub(super) progress: ProgressTokens,
     pub(super) resources: Resources,
     pub(super) subscribed: Subscribed,
 }
@@ -148,7 +148,7 @@ impl Session {
             level: None,
             reversed: Reversed::default(),
             tasks: Tasks::default(),
-            progress: Progress::default(),
+            progress: ProgressTokens::default(),
             resources: Resources::default(),
             subscribed: Subscribed::default(),
         };

@@ -38,10 +38,11 @@ pub(super) struct Listening {
     /// Until then it may.
     awaited: Option<Instant>,
     /// Streams that have ended, oldest first, for whom lost the end.
-    kept: VecDeque<Kept>,
+    kept: VecDeque<EndedStream>,
 }
 
-struct Kept {
+/// The stream of a request that has its answer.
+struct EndedStream {
     stream: Arc<Stream>,
     id: Id,
     list: Option<&'static str>,
@@ -78,14 +79,15 @@ impl Listening {
         if !call.stream.is_known() {
             return;
         }
-        self.kept.push_back(Kept {
+        self.kept.push_back(EndedStream {
             stream: call.stream,
             id: call.id,
             list: call.list,
             since: Instant::now(),
         });
-        let bytes =
-            |kept: &VecDeque<Kept>| kept.iter().map(|kept| kept.stream.kept()).sum::<usize>();
+        let bytes = |kept: &VecDeque<EndedStream>| {
+            kept.iter().map(|kept| kept.stream.kept()).sum::<usize>()
+        };
         while self.kept.len() > MAX_KEPT || bytes(&self.kept) > MAX_KEPT_BYTES {
             self.kept.pop_front();
         }

@@ -65,17 +65,18 @@ pub(super) struct Again {
     /// As JSON.
     state: Option<Bytes>,
     /// What the client is being asked.
-    questions: Vec<Asked>,
+    questions: Vec<InputRequest>,
 }
 
-pub(super) struct Asked {
+/// What a modern child's answer asks for (`inputRequests`), as a question to the client.
+pub(super) struct InputRequest {
     question: Question,
     /// The id that it has towards the client, as JSON.
     id: Bytes,
     answer: Option<Bytes>,
 }
 
-impl Asked {
+impl InputRequest {
     pub(super) fn key(&self) -> &str {
         &self.question.key
     }
@@ -90,7 +91,7 @@ impl Again {
         self.rounds <= MAX_ROUNDS
     }
 
-    pub(super) fn ask(&mut self, questions: Vec<Asked>) {
+    pub(super) fn ask(&mut self, questions: Vec<InputRequest>) {
         self.questions = questions;
     }
 
@@ -244,7 +245,7 @@ impl Session {
         result: Value<'_>,
         number: u64,
         round: u32,
-    ) -> Result<Vec<Asked>, Failure> {
+    ) -> Result<Vec<InputRequest>, Failure> {
         let server = self.modern_server().ok_or(Failure::BadAnswer)?;
         let requests = result.get("inputRequests");
         let mut questions = Vec::new();
@@ -258,7 +259,7 @@ impl Session {
             }
             let question = self.kept(question).ok_or(Failure::NoRoom)?;
             let id = format!("{OURS}{number}-{round}-{}\"", questions.len());
-            questions.push(Asked {
+            questions.push(InputRequest {
                 question,
                 id: id.into(),
                 answer: None,
@@ -276,7 +277,7 @@ impl Session {
     ) -> Result<(), SendError> {
         // Ours has one spelling, which is the one that all of its spellings have.
         let id = spelled(id.as_json());
-        let of = |asked: &Asked| *asked.id == *id;
+        let of = |asked: &InputRequest| *asked.id == *id;
         let waiting = state.in_flight.iter_mut().find_map(|(number, call)| {
             let again = call.again.as_deref_mut()?;
             again.questions.iter().any(of).then_some((*number, again))

@@ -63,7 +63,7 @@ struct Held {
 }
 
 /// A message that waits for long, with all that is known of it.
-pub(super) struct Kept {
+pub(super) struct KeptMessage {
     pub(super) message: Message,
     _claim: Claim,
 }
@@ -130,12 +130,12 @@ impl Room {
 
     /// The message of a child's, counted with what it takes to know what stands where in it: of many small values that is
     /// more than their text. `None` if there is no room for it.
-    pub(super) fn keep(self: &Arc<Self>, message: &Message) -> Option<Kept> {
+    pub(super) fn keep(self: &Arc<Self>, message: &Message) -> Option<KeptMessage> {
         // What is large is held as it came.
         let text = message.bytes().len();
         let text = if is_large(text) { 0 } else { text };
         let claim = self.claim(text + message.document_size())?;
-        Some(Kept {
+        Some(KeptMessage {
             message: message.clone(),
             _claim: claim,
         })

@@ -38,7 +38,7 @@ use crate::{
         own::OwnMessage,
         pending::seal::{Binding, StateError, Ticket},
         rewrite::progress_token,
-        room::Kept,
+        room::KeptMessage,
         stream::{Exchange, Stream, Style},
         tasks::About,
     },
@@ -49,28 +49,29 @@ pub(super) struct Input {
     holder: Binding,
     binding: Binding,
     abilities: Abilities,
-    questions: Vec<Asked>,
+    questions: Vec<OpenQuestion>,
     /// How often the client was asked.
     round: u64,
     /// It was, and has not come back: nobody reads the call's stream.
     pub(super) waits: bool,
     /// The answer to the call, which came all the same.
-    told: Option<Told>,
+    told: Option<EarlyAnswer>,
     /// What the child would have asked, had the client been able to answer.
     pub(super) lacked: Option<Need>,
     /// The child has answered, and it is the client's user who goes somewhere first.
     away: bool,
 }
 
-pub(super) struct Asked {
+/// A question of a legacy child's that its client has not answered.
+pub(super) struct OpenQuestion {
     pub(super) question: Question,
     /// The child's own id for it, as JSON; empty where the child has asked by its answer.
     pub(super) id: Bytes,
 }
 
 /// What the child has answered to a call whose client is being asked.
-enum Told {
-    Answer(Answer, Kept),
+enum EarlyAnswer {
+    Answer(Answer, KeptMessage),
     /// There was no room for it.
     Dropped,
 }
@@ -94,7 +95,7 @@ impl Input {
     }
 
     fn takes(&self, question: &Question) -> bool {
-        let size = |asked: &Asked| asked.question.size();
+        let size = |asked: &OpenQuestion| asked.question.size();
         let bytes: usize = self.questions.iter().map(size).sum();
         self.questions.len() < MAX_QUESTIONS
             && bytes + question.size() <= MAX_ASKED_BYTES
@@ -110,7 +111,7 @@ impl Input {
     pub(super) fn sends_away(
         &mut self,
         visits: Vec<Question>,
-        (answer, message): (Answer, Kept),
+        (answer, message): (Answer, KeptMessage),
     ) -> bool {
         for question in visits {
             if let Some(need) = question.lacking(self.abilities) {
@@ -121,9 +122,9 @@ impl Input {
                 return false;
             }
             let id = Bytes::new();
-            self.questions.push(Asked { question, id });
+            self.questions.push(OpenQuestion { question, id });
         }
-        self.told = Some(Told::Answer(answer, message));
+        self.told = Some(EarlyAnswer::Answer(answer, message));
         self.away = true;
         true
     }
@@ -131,7 +132,7 @@ impl Input {
     /// Whether the call says that its user has been everywhere.
     pub(super) fn has_been_away(&self, call: &Call) -> bool {
         let given = call.param("inputResponses");
-        let went = |asked: &Asked| {
+        let went = |asked: &OpenQuestion| {
             let action = given?.get(&asked.question.key)?.get("action")?.as_str()?;
             (action == "accept").then_some(())
         };
@@ -139,19 +140,19 @@ impl Input {
     }
 
     /// What was asked and not answered.
-    pub(super) fn questions(&mut self) -> Vec<Asked> {
+    pub(super) fn questions(&mut self) -> Vec<OpenQuestion> {
         std::mem::take(&mut self.questions)
     }
 
     /// Keeps the answer to a call whose client is being asked; one that `goes_on` as a task
     /// still wants to know. `None` is one that there is no room for.
-    pub(super) fn keep(&mut self, answer: Option<(Answer, Kept)>, goes_on: bool) {
+    pub(super) fn keep(&mut self, answer: Option<(Answer, KeptMessage)>, goes_on: bool) {
         if !goes_on {
             self.questions.clear();
         }
         self.told = Some(match answer {
-            Some((answer, message)) => Told::Answer(answer, message),
-            None => Told::Dropped,
+            Some((answer, message)) => EarlyAnswer::Answer(answer, message),
+            None => EarlyAnswer::Dropped,
         });
     }
 }
@@ -182,7 +183,7 @@ impl Session {
             return false;
         }
         let id = Bytes::copy_from_slice(id.raw());
-        input.questions.push(Asked { question, id });
+        input.questions.push(OpenQuestion { question, id });
         self.asking.store(true, Ordering::Relaxed);
         true
     }
@@ -239,7 +240,7 @@ impl Session {
     /// what was asked for, is left to be asked again.
     pub(super) fn give_answers(
         &self,
-        questions: &mut Vec<Asked>,
+        questions: &mut Vec<OpenQuestion>,
         call: &Call,
     ) -> Result<(), SendError> {
         let responses = call.param("inputResponses");
@@ -298,11 +299,11 @@ impl Session {
         if let Some(told) = input.told.take() {
             if let Some(call) = state.in_flight.remove(&ticket.number) {
                 match told {
-                    Told::Answer(answer, told) => {
+                    EarlyAnswer::Answer(answer, told) => {
                         let message = &told.message;
                         self.answered(state, ticket.number, call, (answer, message));
                     }
-                    Told::Dropped => self.fail(state, call, Failure::NoRoom),
+                    EarlyAnswer::Dropped => self.fail(state, call, Failure::NoRoom),
                 }
             }
         } else if !input.questions.is_empty() {
@@ -366,7 +367,7 @@ impl Session {
     /// Tells the child that nobody will answer what it has asked in this call, nor know of the task that it has become.
     pub(super) fn withdraw(&self, state: &mut SessionState, call: &InFlight) {
         let told = call.input.as_deref().and_then(|input| input.told.as_ref());
-        if let Some(Told::Answer(_, kept)) = told {
+        if let Some(EarlyAnswer::Answer(_, kept)) = told {
             self.end_made(state, call, &kept.message);
         }
         let asked = call.input.iter().flat_map(|input| &input.questions);
@@ -405,7 +406,7 @@ impl InFlight {
     /// Whether that answer is that it has become this task.
     pub(super) fn is_told_of(&self, task: &str) -> bool {
         let told = self.input.as_deref().and_then(|input| input.told.as_ref());
-        let Some(Told::Answer(_, kept)) = told else {
+        let Some(EarlyAnswer::Answer(_, kept)) = told else {
             return false;
         };
         let made = kept.message.root().get("result");

@@ -16,7 +16,7 @@ use crate::{
             seal::{StateError, Ticket},
             waiting_for,
         },
-        room::Kept,
+        room::KeptMessage,
         tasks::About,
     },
 };
@@ -39,7 +39,8 @@ impl Session {
             return Some(call);
         };
         let visits = visits.into_iter().map(|visit| self.kept(visit)).collect();
-        let kept: Option<(Vec<Question>, Kept)> = Option::zip(visits, self.room.keep(message));
+        let kept: Option<(Vec<Question>, KeptMessage)> =
+            Option::zip(visits, self.room.keep(message));
         let Some((visits, message)) = kept.filter(|_| Self::may_wait(state)) else {
             return Some(call);
         };

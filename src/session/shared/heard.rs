@@ -16,7 +16,7 @@ use crate::{
         own::{self, OwnMessage},
         pump::MAX_ANSWERED_ID,
         shared::{
-            switch::{Asked, Asks, Member, Out, Route, Switch},
+            switch::{Asks, Member, Out, QuestionRoute, Route, Switch},
             words::{made_task, text_of},
         },
     },
@@ -229,7 +229,7 @@ impl Switch {
         };
         let token = token.map(|token| Bytes::copy_from_slice(token.raw()));
         let id = Bytes::copy_from_slice(&spelled(id.raw()));
-        self.asked.insert(id, Asked { member, token });
+        self.asked.insert(id, QuestionRoute { member, token });
         if let Some(params) = params {
             self.sends_to_page(member, params);
         }

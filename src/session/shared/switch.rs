@@ -48,7 +48,7 @@ pub(in crate::session) struct Switch {
     pub(in crate::session) next: u64,
     pub(in crate::session) routes: HashMap<u64, Route>,
     /// The child's own questions, by their id as JSON.
-    pub(in crate::session) asked: HashMap<Bytes, Asked>,
+    pub(in crate::session) asked: HashMap<Bytes, QuestionRoute>,
     pub(in crate::session) opening: Opening,
     /// From which level on the child was told last to write log messages.
     pub(in crate::session) level: Option<Level>,
@@ -104,7 +104,8 @@ pub(in crate::session) enum Asks {
     Subscribe(Bytes),
 }
 
-pub(in crate::session) struct Asked {
+/// Whom a question of the child's was given to, and the token under which its progress is told.
+pub(in crate::session) struct QuestionRoute {
     pub(in crate::session) member: u64,
     pub(in crate::session) token: Option<Bytes>,
 }
@@ -195,7 +196,7 @@ impl Switch {
             (Some(method), Some(id)) => self.request(member, message, &method, id),
             (Some(method), None) => self.notice(member, message, &method),
             (None, Some(id)) => {
-                let mine = |asked: &Asked| asked.member == member;
+                let mine = |asked: &QuestionRoute| asked.member == member;
                 let id = spelled(id.raw());
                 if self.asked.get(&*id).is_some_and(mine) {
                     self.asked.remove(&*id);
@@ -341,7 +342,7 @@ impl Switch {
             }
             "notifications/progress" => {
                 let token = params.and_then(|params| params.get("progressToken"));
-                let mine = |asked: &Asked| {
+                let mine = |asked: &QuestionRoute| {
                     let same = |token: Value<'_>| asked.token.as_deref() == Some(token.raw());
                     asked.member == member && token.is_some_and(same)
                 };
@@ -1021,7 +1022,9 @@ mod tests {
         assert_eq!(switch.answers(ends(2)), Some(vec![Out::To(1, ends(9))]));
         assert_eq!(switch.answers(ends(2)), Some(Vec::new()), "it has ended");
         let (member, token) = (0, None);
-        switch.asked.insert("\"q\"".into(), Asked { member, token });
+        switch
+            .asked
+            .insert("\"q\"".into(), QuestionRoute { member, token });
         assert!(switch.leave(1).is_empty());
         let left: String = switch
             .leave(0)

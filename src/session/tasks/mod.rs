@@ -33,7 +33,7 @@ use crate::{
         conversation::SessionState,
         exchange::{Event, Failure},
         own::OwnMessage,
-        pending::{Asked, Input},
+        pending::{Input, OpenQuestion},
         rewrite::as_task,
         room::{Claim, Room},
         tasks::{
@@ -57,7 +57,7 @@ pub(super) struct Tasks {
 
 pub(super) struct Known {
     abilities: Abilities,
-    pub(super) questions: Vec<Asked>,
+    pub(super) questions: Vec<OpenQuestion>,
     /// The number under which the child was asked for its result: older servers ask nothing before.
     pub(super) asked: Option<u64>,
     pub(super) watched: Watched,
@@ -107,11 +107,11 @@ impl Tasks {
     /// Keeps a question of the child's for whoever asks how its task stands; `false` if nobody can be asked.
     pub(super) fn keep(&mut self, task: &str, question: Question, id: Value<'_>) -> bool {
         let id = Bytes::copy_from_slice(id.raw());
-        self.takes(task, Asked { question, id }).is_ok()
+        self.takes(task, OpenQuestion { question, id }).is_ok()
     }
 
     /// Keeps a question of a task, unless it cannot be asked.
-    fn takes(&mut self, task: &str, asked: Asked) -> Result<(), Asked> {
+    fn takes(&mut self, task: &str, asked: OpenQuestion) -> Result<(), OpenQuestion> {
         let all = self.known.values().flat_map(|known| &known.questions);
         let bytes: usize = all.map(|it| it.question.size()).sum();
         match self.known.get_mut(task) {
@@ -141,7 +141,7 @@ impl Tasks {
 
 impl Known {
     /// Keeps a question, unless it cannot be asked.
-    fn takes(&mut self, asked: Asked) -> Result<(), Asked> {
+    fn takes(&mut self, asked: OpenQuestion) -> Result<(), OpenQuestion> {
         let bytes: usize = self.questions.iter().map(|it| it.question.size()).sum();
         let mut others = self.questions.iter();
         let is_new = others.all(|it| it.question.key != asked.question.key);

@@ -17,10 +17,10 @@ use crate::{
 
 /// The tasks of a session whose progress its client wants to hear.
 #[derive(Default)]
-pub(in crate::session) struct Progress(Vec<Told>);
+pub(in crate::session) struct ProgressTokens(Vec<TaskProgress>);
 
 /// One of them.
-pub(in crate::session) struct Told {
+pub(in crate::session) struct TaskProgress {
     /// The number of the call that has become it: the token that the child has.
     number: u64,
     /// The client's own, as JSON.
@@ -32,9 +32,9 @@ pub(in crate::session) struct Told {
     pub(in crate::session) result: Option<u64>,
 }
 
-impl Progress {
+impl ProgressTokens {
     /// The task whose progress is told under that token of the child's.
-    pub(in crate::session) fn of(&self, token: Value<'_>) -> Option<&Told> {
+    pub(in crate::session) fn of(&self, token: Value<'_>) -> Option<&TaskProgress> {
         let number = token.as_u64()?;
         self.0.iter().find(|told| told.number == number)
     }
@@ -103,7 +103,7 @@ impl Session {
         if all.0.len() == MAX_TASKS {
             all.0.remove(0);
         }
-        all.0.push(Told {
+        all.0.push(TaskProgress {
             number,
             token: token.clone(),
             task: task.into_owned(),
