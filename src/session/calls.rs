@@ -18,7 +18,7 @@ use crate::{
         conversation::SessionState,
         exchange::{Event, Failure},
         line::Line,
-        load::Place,
+        load::Slot,
         logs::Logs,
         owed::OutcomeOwed,
         own::OwnMessage,
@@ -32,7 +32,7 @@ use crate::{
         stream::{Exchange, Stream, Style},
         subscriptions::{
             Subscription,
-            subscribing::{End, Subscribes},
+            subscribing::{Subscribes, SubscriptionEnd},
         },
         tasks::About,
     },
@@ -67,8 +67,8 @@ pub(super) struct InFlight {
     pub(super) input: Option<Box<Input>>,
     /// What a modern client's request has to do with a legacy child's task.
     pub(super) task: Option<About>,
-    /// Its place among all calls, given back with it; the gateway's own have none.
-    pub(super) place: Option<Place>,
+    /// Its slot among all calls, given back with it; the gateway's own have none.
+    pub(super) slot: Option<Slot>,
 }
 
 impl Session {
@@ -104,30 +104,30 @@ impl Session {
         if bridged && away.is_none() && goes_on(call) && !call.method().starts_with("tasks/") {
             return Err(SendError::NotAsked);
         }
-        let mut place = away.as_mut().and_then(Away::place);
+        let mut slot = away.as_mut().and_then(Away::slot);
         let asks = (id, owed);
-        let made = self.make(&mut state, call, (asks, identity), holder, &mut place);
+        let made = self.make(&mut state, call, (asks, identity), holder, &mut slot);
         match away {
             // Who is told to try again finds it as it was.
-            Some(away) if made.is_err() => away.waits_on(&mut state, place),
+            Some(away) if made.is_err() => away.waits_on(&mut state, slot),
             Some(away) => self.withdraw(&mut state, &away.call),
             None => {}
         }
         made
     }
 
-    /// Makes the call, in its `place` or one of its own.
+    /// Makes the call, in its `slot` or one of its own.
     fn make(
         self: &Arc<Self>,
         state: &mut SessionState,
         call: &Call,
         ((id, owed), identity): ((Id, &mut Owed), &Identity),
         holder: Option<Binding>,
-        place: &mut Option<Place>,
+        slot: &mut Option<Slot>,
     ) -> Result<Exchange, SendError> {
         state.admits(self.era, &id)?;
-        if place.is_none() {
-            *place = Some(self.calls.take(self.principal())?);
+        if slot.is_none() {
+            *slot = Some(self.calls.take(self.principal())?);
         }
         self.log_from(state, call)?;
         let wanted = self.subscribes(state, call)?;
@@ -142,12 +142,12 @@ impl Session {
         // Something else may have been said to the child first.
         let number = state.next;
         let told = match way {
-            Way::Child(line) => {
+            RequestWay::Child(line) => {
                 self.write(line)?;
                 None
             }
-            Way::Here(text) => Some(Bytes::from(text)),
-            Way::Open => None,
+            RequestWay::Here(text) => Some(Bytes::from(text)),
+            RequestWay::Open => None,
         };
         let now = Instant::now();
         state.next += 1;
@@ -173,7 +173,7 @@ impl Session {
                 opens: call.method() == "initialize",
                 input: holder.and_then(|holder| Input::of(call, &holder)),
                 task,
-                place: place.take(),
+                slot: slot.take(),
             },
         );
         state.hurry(now);
@@ -225,7 +225,7 @@ impl Session {
                 opens: false,
                 input: None,
                 task: None,
-                place: None,
+                slot: None,
             },
         );
         Ok(exchange)
@@ -250,7 +250,7 @@ impl Session {
     }
 
     /// The child's answer to request `number`, which stands at `id` in it.
-    pub(super) fn answer(&self, number: u64, answer: Answer, message: &Message) -> Answered {
+    pub(super) fn answer(&self, number: u64, answer: AnswerKind, message: &Message) -> Answered {
         let ahead = self.worded_ahead(number, answer, message);
         let outcome = self.outcome_of_task(answer, message);
         let mut state = self.state();
@@ -258,7 +258,11 @@ impl Session {
         if self.result_answered(&mut state, asked, answer, message)
             || self.look_answered(&mut state, asked, answer, message)
             || self.subscribe_answered(&mut state, asked, answer)
-            || self.listening_ended(&mut state, asked, End::Answered(answer, message))
+            || self.listening_ended(
+                &mut state,
+                asked,
+                SubscriptionEnd::Answered(answer, message),
+            )
         {
             return Answered::Delivered;
         }
@@ -275,13 +279,13 @@ impl Session {
             }
             Some(mut call) => {
                 state.last_used = Instant::now();
-                if answer == Answer::Result {
+                if answer == AnswerKind::Result {
                     self.has_subscribed(&mut state, &mut call);
                 }
-                if answer != Answer::Neither {
+                if answer != AnswerKind::Neither {
                     self.progresses(&mut state, number, &call, message);
                 }
-                let reversed = self.modern_server().is_some() && answer == Answer::Result;
+                let reversed = self.modern_server().is_some() && answer == AnswerKind::Result;
                 let call = if reversed {
                     self.asks_for_more(&mut state, number, call, (message, outcome))
                 } else {
@@ -315,9 +319,9 @@ impl Session {
         state: &mut SessionState,
         number: u64,
         call: InFlight,
-        (answer, message): (Answer, &Message),
+        (answer, message): (AnswerKind, &Message),
     ) {
-        let call = if call.task.is_some() && answer != Answer::Neither {
+        let call = if call.task.is_some() && answer != AnswerKind::Neither {
             self.task_answered(state, number, call, message)
         } else {
             Some(call)
@@ -333,8 +337,8 @@ impl Session {
         let asked = number;
         if self.result_failed(&mut state, asked, failure)
             || self.look_failed(&mut state, asked)
-            || self.subscribe_answered(&mut state, asked, Answer::Neither)
-            || self.listening_ended(&mut state, asked, End::Failed(failure))
+            || self.subscribe_answered(&mut state, asked, AnswerKind::Neither)
+            || self.listening_ended(&mut state, asked, SubscriptionEnd::Failed(failure))
         {
             return;
         }
@@ -392,7 +396,7 @@ impl Session {
         }
         call.stream.end(event);
         // A client that lost the connection may come back for the answer.
-        state.listening.keep(call);
+        state.streams.keep(call);
     }
 
     /// Records what became of a request.
@@ -409,7 +413,12 @@ impl Session {
 
 impl Session {
     /// Whether a client's request goes to the child, under the number `state.next`, or is answered here.
-    fn way_of(&self, state: &mut SessionState, call: &Call, id: &Id) -> Result<Way, SendError> {
+    fn way_of(
+        &self,
+        state: &mut SessionState,
+        call: &Call,
+        id: &Id,
+    ) -> Result<RequestWay, SendError> {
         if let Some(server) = self.modern_server() {
             return Ok(self.way_to_modern(state, server, call, id));
         }
@@ -420,15 +429,15 @@ impl Session {
         }
         Ok(match (self.legacy_server(), call.method()) {
             // A legacy child has said it all already, and knows of no subscription.
-            (Some(server), method::DISCOVER) => Way::Here(server.discovered(id)),
-            (Some(_), method::LISTEN) => Way::Open,
-            (bridge, _) => Way::Child(renumbered(call, state.next, bridge.is_some())),
+            (Some(server), method::DISCOVER) => RequestWay::Here(server.discovered(id)),
+            (Some(_), method::LISTEN) => RequestWay::Open,
+            (bridge, _) => RequestWay::Child(renumbered(call, state.next, bridge.is_some())),
         })
     }
 }
 
 /// What becomes of a request.
-pub(super) enum Way {
+pub(super) enum RequestWay {
     /// This line goes to the child.
     Child(Line),
     /// It is answered here.
@@ -444,7 +453,7 @@ fn goes_on(call: &Call) -> bool {
 
 /// What a child's answer holds.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Answer {
+pub(super) enum AnswerKind {
     Result,
     Error,
     /// Both, or neither: no JSON-RPC answer (json-17).

@@ -26,9 +26,9 @@ use crate::{
         calls::InFlight,
         exchange::Failure,
         line::Line,
-        listening::{INITIALIZED, Listening},
-        load::Places,
-        outbox::{MAX_UNWRITTEN, Outbox, Refused, SHORT_QUEUE},
+        listening::{INITIALIZED, SessionStreams},
+        load::Slots,
+        outbox::{MAX_UNWRITTEN, NotQueued, Outbox, SHORT_QUEUE},
         owed::OutcomeOwed,
         own::OwnMessage,
         pending::{questions::Questions, seal::Seal},
@@ -38,7 +38,7 @@ use crate::{
         stream::Style,
         subscriptions::{Resources, subscribing::Subscribed},
         tasks::{Tasks, progress::ProgressTokens},
-        tools::Known,
+        tools::KnownTools,
     },
 };
 
@@ -53,7 +53,7 @@ pub struct Session {
     pub(super) audit: Audit,
     pub(super) call_timeout: Duration,
     /// How many calls may wait for an answer, of its user and of all.
-    pub(super) calls: Places,
+    pub(super) calls: Slots,
     /// The memory of what waits for its clients.
     pub(super) room: Arc<Room>,
     /// What its clients speak.
@@ -76,7 +76,7 @@ pub struct Session {
     /// The child has asked what its clients are still to be asked.
     pub(super) asking: AtomicBool,
     /// What its child's tools want to be known of them.
-    pub(super) tools: Known,
+    pub(super) tools: KnownTools,
     /// Said once when the session must end.
     pub(super) end: Notify,
 }
@@ -93,7 +93,7 @@ pub(super) struct SessionState {
     pub(super) open: bool,
     /// The protocol version that was agreed on then.
     version: String,
-    pub(super) listening: Listening,
+    pub(super) streams: SessionStreams,
     ended: bool,
     /// From which level on a legacy child writes log messages, once it was told.
     pub(super) level: Option<usize>,
@@ -130,7 +130,7 @@ impl Session {
         id: String,
         owner: Arc<Identity>,
         audit: Audit,
-        (call_timeout, calls, rooms): (Duration, Places, &Rooms),
+        (call_timeout, calls, rooms): (Duration, Slots, &Rooms),
         era: Era,
         stdin: Outbox,
         (seal, engine): (Arc<Seal>, Arc<Engine>),
@@ -143,7 +143,7 @@ impl Session {
             unwanted: false,
             open: false,
             version: String::new(),
-            listening: Listening::default(),
+            streams: SessionStreams::default(),
             ended: false,
             level: None,
             reversed: Reversed::default(),
@@ -172,7 +172,7 @@ impl Session {
             state: Mutex::new(state),
             unheard: AtomicU64::new(0),
             asking: AtomicBool::new(false),
-            tools: Known::default(),
+            tools: KnownTools::default(),
             end: Notify::new(),
         })
     }
@@ -391,7 +391,7 @@ impl Session {
         for call in calls {
             self.fail(&mut state, call, failure);
         }
-        state.listening.close();
+        state.streams.close();
     }
 
     /// Counts a message of the child's that nobody could be given.
@@ -464,11 +464,11 @@ impl Session {
         } else {
             Some(line)
         };
-        let sent = line.map_or(Err(Refused::Full), |line| self.stdin.try_send(line));
+        let sent = line.map_or(Err(NotQueued::Full), |line| self.stdin.try_send(line));
         sent.inspect_err(|_| self.written(bytes))
             .map_err(|error| match error {
-                Refused::Full => SendError::Busy,
-                Refused::Closed => SendError::Gone,
+                NotQueued::Full => SendError::Busy,
+                NotQueued::Closed => SendError::Gone,
             })
     }
 
@@ -503,7 +503,9 @@ mod tests {
             Message,
             reverse::{Discovered, ModernServer},
         },
-        session::{Exchange, Late, exchange::Event, outbox::Lines, pump, room::Rooms, testing},
+        session::{
+            Exchange, Late, exchange::Event, outbox::OutboxReader, pump, room::Rooms, testing,
+        },
     };
 
     /// probe-68: the lines of many sessions whose children do not read are bounded together, each user's apart; what
@@ -706,7 +708,7 @@ mod tests {
     }
 
     /// A legacy client's session with a modern child, what that is told, and a call of Alice's that asks her something.
-    async fn reversed() -> (Arc<Session>, Lines, Exchange) {
+    async fn reversed() -> (Arc<Session>, OutboxReader, Exchange) {
         let (session, mut lines) = testing::session(Era::Legacy);
         let initialize = call(
             r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{"elicitation":{}}}}"#,

@@ -23,11 +23,11 @@ use crate::{
     child::{Child, Ended, Lends, Source, StartError, Translation, stdio},
     egress,
     frames::{Caller, Signal, Status},
-    session::{Session, exchange::Failure, line::Line, outbox::Lines, pump},
+    session::{Session, exchange::Failure, line::Line, outbox::OutboxReader, pump},
 };
 
-/// What a child's whole life needs.
-pub(super) struct Around {
+/// What is around a child all its life.
+pub(super) struct ChildContext {
     pub(super) source: Arc<Source>,
     pub(super) egress: Arc<egress::Rules>,
     pub(super) audit: Audit,
@@ -35,28 +35,28 @@ pub(super) struct Around {
 
 /// Starts a child for `owner`, and records it.
 pub(super) async fn start(
-    around: &Around,
+    context: &ChildContext,
     owner: &Owner,
     caller: Option<Caller>,
 ) -> Result<Child, StartError> {
     // Nothing is started before it is on record for whom.
-    around.audit.hand_on();
-    let child = match around.source.start(owner, caller).await {
+    context.audit.hand_on();
+    let child = match context.source.start(owner, caller).await {
         Ok(child) => child,
         Err(error) => {
-            around.audit.record(&Event::LayerFailed {
+            context.audit.record(&Event::LayerFailed {
                 layer: error.layer().to_owned(),
                 reason: error.in_full(),
             });
             if let StartError::NotListening { said, .. } = &error {
-                let log = stderr_of(said.child, said.pid, around.audit.clone());
+                let log = stderr_of(said.child, said.pid, context.audit.clone());
                 stdio::log_lines(said.end(), log).await;
             }
             return Err(error);
         }
     };
     let whose = owner.principal();
-    around.audit.record(&Event::ChildStarted {
+    context.audit.record(&Event::ChildStarted {
         child: child.number,
         pid: child.pid,
         principal: (whose != PrincipalKey::EVERYBODY).then(|| whose.to_string()),
@@ -76,7 +76,7 @@ fn stderr_of(child: u64, pid: u32, audit: Audit) -> impl FnMut(&[u8]) {
 }
 
 /// What a child says.
-pub(super) type Output = Box<dyn AsyncRead + Send + Unpin>;
+pub(super) type ChildOutput = Box<dyn AsyncRead + Send + Unpin>;
 
 /// What a child serves: one session, or those that share it.
 pub(super) trait Served: Send + Sync + 'static {
@@ -102,7 +102,7 @@ pub(super) trait Served: Send + Sync + 'static {
     /// may not, which is told.
     fn hear(
         self: Arc<Self>,
-        stdout: Output,
+        stdout: ChildOutput,
         reading: stdio::Reading,
     ) -> impl Future<Output = Option<Reason>> + Send;
 }
@@ -150,7 +150,7 @@ impl Served for Session {
 
     fn hear(
         self: Arc<Self>,
-        stdout: Output,
+        stdout: ChildOutput,
         reading: stdio::Reading,
     ) -> impl Future<Output = Option<Reason>> + Send {
         pump::run(self, stdout, reading)
@@ -165,14 +165,14 @@ impl Served for Session {
 pub(super) fn tend(
     session: Arc<impl Served>,
     child: Child,
-    (lines, reading): (Lines, stdio::Reading),
-    around: Around,
+    (lines, reading): (OutboxReader, stdio::Reading),
+    context: ChildContext,
 ) -> impl Future<Output = ()> + Send {
-    let Around {
+    let ChildContext {
         source,
         egress,
         audit,
-    } = around;
+    } = context;
     let Child {
         number,
         pid,
@@ -346,7 +346,7 @@ impl<S: Served> Tended<S> {
 /// Reads what the child says until that ends, and notes what it did wrong.
 async fn listen(
     session: Arc<impl Served>,
-    stdout: Output,
+    stdout: ChildOutput,
     reading: stdio::Reading,
     noted: Arc<OnceLock<Reason>>,
 ) {
@@ -368,7 +368,7 @@ impl<S: Served> Drop for HangsUp<S> {
 
 fn write(
     session: Arc<impl Served>,
-    mut lines: Lines,
+    mut lines: OutboxReader,
     mut stdin: impl AsyncWrite + Send + Unpin,
     audit: Audit,
 ) -> impl Future<Output = ()> + Send {

@@ -11,7 +11,7 @@ use std::{
 use foldhash::HashMap;
 use tokio::time::Instant;
 
-use super::{Session, load::Over, table::Sessions};
+use super::{Session, load::LimitReached, table::Sessions};
 use crate::auth::PrincipalKey;
 
 /// What is known of sessions that were left.
@@ -27,7 +27,7 @@ impl Session {
     /// When it was used last, if its client has gone: it had a stream of its own open, and neither that nor a call now.
     fn left(&self) -> Option<Instant> {
         let state = self.state();
-        (state.in_flight.is_empty() && state.listening.is_left()).then_some(state.last_used)
+        (state.in_flight.is_empty() && state.streams.is_left()).then_some(state.last_used)
     }
 }
 
@@ -45,8 +45,10 @@ impl Sessions {
             let since = since.max(used);
             // Nobody makes room for others: of what all may have together, nobody's is to go.
             let whose = session.principal();
-            let is_full =
-                || !left.going.contains_key(&whose) && self.slots.look(whose) == Err(Over::User);
+            let is_full = || {
+                !left.going.contains_key(&whose)
+                    && self.slots.look(whose) == Err(LimitReached::User)
+            };
             if now.duration_since(since) < PATIENCE || !is_full() {
                 continue;
             }

@@ -32,7 +32,7 @@ use crate::{
 
 /// The streams of a session besides those of requests in flight.
 #[derive(Default)]
-pub(super) struct Listening {
+pub(super) struct SessionStreams {
     /// The session's own (GET), once it was opened, or while it may be soon.
     own: Option<Arc<Stream>>,
     /// Until then it may.
@@ -68,7 +68,7 @@ pub enum NoStream {
     Event,
 }
 
-impl Listening {
+impl SessionStreams {
     /// Whether its client had opened the session's own stream, and reads it no more.
     pub(super) fn is_left(&self) -> bool {
         self.own.as_ref().is_some_and(|own| own.is_left())
@@ -168,7 +168,7 @@ impl Session {
         state.last_used = Instant::now();
         let style = self.style(&state);
         let own = state
-            .listening
+            .streams
             .own
             .get_or_insert_with(|| Stream::new(OWN, style, &self.room));
         Ok(own.attach(None))
@@ -181,14 +181,14 @@ impl Session {
         }
         let style = self.style(state);
         let stream = || Stream::new(OWN, style, &self.room);
-        state.listening.await_client(Instant::now(), stream);
+        state.streams.await_client(Instant::now(), stream);
     }
 
     /// Keeps no stream longer than it may be: what waits for a client that has not come is for nobody.
     pub(super) fn sweep_streams(&self, state: &mut SessionState, now: Instant) {
-        state.listening.sweep(now);
+        state.streams.sweep(now);
         state.progress.sweep(now);
-        let Some(own) = state.listening.not_opened(now) else {
+        let Some(own) = state.streams.not_opened(now) else {
             return;
         };
         for id in state.asked.close_all(OWN) {
@@ -205,12 +205,12 @@ impl Session {
         let mut state = self.lock()?;
         state.last_used = Instant::now();
         let (stream, id, list) = if number == OWN {
-            let own = state.listening.own.as_ref();
+            let own = state.streams.own.as_ref();
             own.map(|own| (own, None, None))
         } else if let Some(call) = state.in_flight.get(&number) {
             Some((&call.stream, Some(&call.id), call.list))
         } else {
-            let kept = state.listening.kept.iter();
+            let kept = state.streams.kept.iter();
             kept.rev()
                 .find(|kept| kept.stream.number == number)
                 .map(|kept| (&kept.stream, Some(&kept.id), kept.list))
@@ -228,7 +228,7 @@ impl Session {
     /// wait for a client who can no longer come in.
     pub(super) fn end_streams(&self) {
         let mut state = self.state();
-        state.listening.close();
+        state.streams.close();
         self.fail_open_ended(&mut state, Failure::ShuttingDown);
         self.give_up_waiting(&mut state);
     }
@@ -380,13 +380,13 @@ fn newest(state: &SessionState) -> Option<&Arc<Stream>> {
 }
 
 fn own(state: &SessionState) -> Option<&Arc<Stream>> {
-    state.listening.own.as_ref().filter(|own| own.is_heard())
+    state.streams.own.as_ref().filter(|own| own.is_heard())
 }
 
 /// The stream for what is about nothing in particular.
 fn any(state: &SessionState) -> Option<&Arc<Stream>> {
     let awaited = || {
-        let own = state.listening.own.as_ref();
+        let own = state.streams.own.as_ref();
         own.filter(|own| own.is_awaited())
     };
     newest(state).or_else(|| own(state)).or_else(awaited)
@@ -396,7 +396,7 @@ impl SessionState {
     /// A call begins: a server that answers none before its question has its answer does not wait for long.
     pub(super) fn hurry(&mut self, now: Instant) {
         if self.asked.waits_on(OWN) {
-            self.listening.hurry(now);
+            self.streams.hurry(now);
         }
     }
 
@@ -404,7 +404,7 @@ impl SessionState {
     fn asked_on(&self, id: Value<'_>) -> Option<&Arc<Stream>> {
         let number = self.asked.stream_of(&spelled(id.raw()))?;
         let stream = match number {
-            OWN => self.listening.own.as_ref(),
+            OWN => self.streams.own.as_ref(),
             _ => self.in_flight.get(&number).map(|call| &call.stream),
         };
         stream.filter(|stream| stream.is_heard() || stream.is_awaited())
@@ -435,13 +435,13 @@ impl SessionState {
         let text = Event::Message(text.concat().into());
         let is_told = on.is_some_and(|stream| stream.tell(text.clone()));
         // Also where its client is still to open that: the question waits there, too.
-        if let Some(own) = self.listening.own.as_ref().filter(|_| !is_told) {
+        if let Some(own) = self.streams.own.as_ref().filter(|_| !is_told) {
             own.tell(text);
         }
     }
 
     fn forget_read(&mut self) {
-        self.listening.forget_read();
+        self.streams.forget_read();
         for call in self.in_flight.values() {
             call.stream.forget_read();
         }
@@ -481,7 +481,7 @@ mod tests {
     use crate::{
         auth::Identity,
         mcp::{Call, Shape},
-        session::{outbox::Lines, pump, room::Rooms, testing},
+        session::{outbox::OutboxReader, pump, room::Rooms, testing},
     };
 
     const ASKS: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","_meta":{"progressToken":1}}}"#;
@@ -548,7 +548,7 @@ mod tests {
         next.await.expect("there is nothing to be read")
     }
 
-    fn said(lines: &mut Lines) -> Vec<String> {
+    fn said(lines: &mut OutboxReader) -> Vec<String> {
         let lines = std::iter::from_fn(|| lines.try_recv());
         lines
             .map(|line| String::from_utf8(line.to_vec()).unwrap())
@@ -693,7 +693,7 @@ mod tests {
                 let refused = r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"no client is listening"}}"#;
                 assert_eq!(heard, [format!("{refused}\n")]);
                 assert_eq!(session.unheard(), 4);
-                assert!(session.state().listening.own.is_none());
+                assert!(session.state().streams.own.is_none());
                 assert_eq!(responds(&session, "7"), Ok(()));
                 assert_eq!(said(&mut lines), [""; 0]);
                 // Now that nobody is expected it is as ever.
@@ -735,7 +735,7 @@ mod tests {
         assert!(matches!(now(&mut asked).await, Some(Event::Message(text)) if text == CHANGED));
         // While nothing is said nothing is kept.
         session.sweep(Instant::now() + GRACE, idle);
-        assert!(session.state().listening.own.is_none());
+        assert!(session.state().streams.own.is_none());
     }
 
     /// conn-3: what waits for a client that may not come is bounded as for one that does not read, counted, and given back.

@@ -18,7 +18,7 @@ use super::line::Line;
 pub(super) struct Outbox(Arc<Channel>);
 
 /// The end at which they come out.
-pub(super) struct Lines(Arc<Channel>);
+pub(super) struct OutboxReader(Arc<Channel>);
 
 /// What both ends share.
 struct Channel {
@@ -41,13 +41,13 @@ struct LineQueue {
 
 /// Why a line was not put in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Refused {
+pub(super) enum NotQueued {
     Full,
     Closed,
 }
 
 /// A queue for at most `most` lines.
-pub(super) fn outbox(most: usize) -> (Outbox, Lines) {
+pub(super) fn outbox(most: usize) -> (Outbox, OutboxReader) {
     let queue = LineQueue {
         waiting: VecDeque::new(),
         most,
@@ -59,7 +59,7 @@ pub(super) fn outbox(most: usize) -> (Outbox, Lines) {
         more: Notify::new(),
         room: Notify::new(),
     });
-    (Outbox(channel.clone()), Lines(channel))
+    (Outbox(channel.clone()), OutboxReader(channel))
 }
 
 /// What has a place in a full queue.
@@ -72,7 +72,7 @@ pub(super) enum Beyond {
 }
 
 impl Outbox {
-    pub(super) fn try_send(&self, line: impl Into<Line>) -> Result<(), Refused> {
+    pub(super) fn try_send(&self, line: impl Into<Line>) -> Result<(), NotQueued> {
         self.put(line.into(), (0, 0))
     }
 
@@ -81,27 +81,27 @@ impl Outbox {
         &self,
         line: impl Into<Line>,
         what: Beyond,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), NotQueued> {
         let line = line.into();
         match what {
             Beyond::End => self.put(line, (ENDS, MAX_ENDS)),
-            Beyond::Answer if line.len() > LONGEST_ANSWER => Err(Refused::Full),
+            Beyond::Answer if line.len() > LONGEST_ANSWER => Err(NotQueued::Full),
             Beyond::Answer => self.put(line, (ENDS, MAX_ANSWERS)),
         }
     }
 
     /// Puts it in; where the queue is full, still if no more than so many lines and bytes wait `beyond` what may.
-    fn put(&self, line: Line, beyond: (usize, usize)) -> Result<(), Refused> {
+    fn put(&self, line: Line, beyond: (usize, usize)) -> Result<(), NotQueued> {
         let mut queue = self.0.queue();
         if queue.closed {
-            return Err(Refused::Closed);
+            return Err(NotQueued::Closed);
         }
         if queue.waiting.len() < queue.most {
             queue.beyond = 0;
         } else {
             let bytes = queue.beyond + line.len();
             if queue.waiting.len() >= queue.most + beyond.0 || bytes > beyond.1 {
-                return Err(Refused::Full);
+                return Err(NotQueued::Full);
             }
             queue.beyond = bytes;
         }
@@ -120,14 +120,14 @@ impl Outbox {
         loop {
             match self.try_send(line.clone()) {
                 Ok(()) => return true,
-                Err(Refused::Closed) => return false,
-                Err(Refused::Full) => self.0.room.notified().await,
+                Err(NotQueued::Closed) => return false,
+                Err(NotQueued::Full) => self.0.room.notified().await,
             }
         }
     }
 }
 
-impl Lines {
+impl OutboxReader {
     /// The next line, or part of one; `None` when there will be no more. Safe to drop and call again.
     pub(super) async fn recv(&mut self) -> Option<Bytes> {
         loop {
@@ -182,7 +182,7 @@ impl Drop for Outbox {
     }
 }
 
-impl Drop for Lines {
+impl Drop for OutboxReader {
     fn drop(&mut self) {
         let mut queue = self.0.queue();
         queue.closed = true;
@@ -245,12 +245,12 @@ mod tests {
         }
         assert_eq!(
             outbox.try_send_beyond(line(2), Beyond::End),
-            Err(Refused::Full)
+            Err(NotQueued::Full)
         );
         assert_eq!(lines.recv().await, Some(line(1)));
         assert_eq!(outbox.try_send_beyond(line(3), Beyond::End), Ok(()));
         for number in (0..ENDS).chain([3]) {
-            assert_eq!(outbox.try_send(line(3)), Err(Refused::Full));
+            assert_eq!(outbox.try_send(line(3)), Err(NotQueued::Full));
             assert_eq!(lines.recv().await, Some(line(number)));
         }
         assert_eq!(outbox.try_send(line(3)), Ok(()));
@@ -263,7 +263,7 @@ mod tests {
         let (outbox, mut lines) = outbox(4);
         let long = Bytes::from(vec![b'x'; LONGEST_ANSWER + 1]);
         let refused = outbox.try_send_beyond(long.clone(), Beyond::Answer);
-        assert_eq!(refused, Err(Refused::Full));
+        assert_eq!(refused, Err(NotQueued::Full));
         assert_eq!(outbox.try_send_beyond(long.clone(), Beyond::End), Ok(()));
         let fits = long.slice(1..);
         while outbox.try_send_beyond(fits.clone(), Beyond::Answer).is_ok() {}
@@ -288,7 +288,7 @@ mod tests {
             }
             assert_eq!(
                 outbox.try_send_beyond(line(2), Beyond::End),
-                Err(Refused::Full)
+                Err(NotQueued::Full)
             );
             while lines.try_recv().is_some() {}
         }
@@ -299,7 +299,7 @@ mod tests {
         let (outbox, mut lines) = outbox(2);
         assert_eq!(outbox.try_send(line(1)), Ok(()));
         assert_eq!(outbox.try_send(line(2)), Ok(()));
-        assert_eq!(outbox.try_send(line(3)), Err(Refused::Full));
+        assert_eq!(outbox.try_send(line(3)), Err(NotQueued::Full));
         drop(outbox);
         assert_eq!(lines.recv().await, Some(line(1)));
         assert_eq!(lines.recv().await, Some(line(2)));

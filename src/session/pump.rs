@@ -18,14 +18,14 @@ use crate::{
     audit::Reason,
     child::{
         Lends, Share,
-        stdio::{self, Line, Reading, Why},
+        stdio::{self, Reading, Why},
     },
     json::{Kind, Value},
     mcp::{Members, Message},
     session::{
         Session,
         blame::Suspect,
-        calls::{Answer, Answered},
+        calls::{AnswerKind, Answered},
         exchange::Failure,
         own::OwnMessage,
         pending::GATHER,
@@ -114,11 +114,11 @@ pub(super) fn run(
                 },
             };
             let kept = match line {
-                Ok(Line::Text(text)) if text.trim_ascii().is_empty() => {
+                Ok(stdio::Line::Text(text)) if text.trim_ascii().is_empty() => {
                     drop(lines.share());
                     continue;
                 }
-                Ok(Line::Text(text)) => {
+                Ok(stdio::Line::Text(text)) => {
                     // What comes behind a large line waits until that was read, for whomever it is: who is to have the
                     // large one is known only then, and what one client is told must keep its order. It is bounded by
                     // `limits.message`, about 5 ms a MiB; and a child that others share is read no faster for that.
@@ -134,7 +134,9 @@ pub(super) fn run(
                     }
                     kept
                 }
-                Ok(Line::Left { part, ends, why }) if why == Why::NoRoom || hears.bears_all() => {
+                Ok(stdio::Line::Left { part, ends, why })
+                    if why == Why::NoRoom || hears.bears_all() =>
+                {
                     // Boxed: most children never write such a line.
                     let read = left_out.read((part, lines.share()), (ends, why), &*hears);
                     if !Box::pin(read).await {
@@ -159,14 +161,14 @@ pub(super) fn run(
                         }
                     }
                 }
-                Ok(Line::Left { .. }) => {
+                Ok(stdio::Line::Left { .. }) => {
                     warn!(
                         limit = reading.longest,
                         "the server wrote an endless line, ending it"
                     );
                     return Some(Reason::ChildLine);
                 }
-                Ok(Line::End) => return None,
+                Ok(stdio::Line::End) => return None,
                 Err(error) => {
                     debug!(%error, "reading the server's output failed");
                     return None;
@@ -302,9 +304,9 @@ fn answer(session: &Session, message: &Message, id: Value<'_>, members: &Members
         return false;
     };
     let answer = match (members.result, members.error) {
-        (Some(_), None) => Answer::Result,
-        (None, Some(_)) => Answer::Error,
-        _ => Answer::Neither,
+        (Some(_), None) => AnswerKind::Result,
+        (None, Some(_)) => AnswerKind::Error,
+        _ => AnswerKind::Neither,
     };
     let answered = session.answer(number, answer, message);
     answered != Answered::Unknown

@@ -19,7 +19,7 @@ use crate::{
     },
     session::{
         SendError, Session,
-        calls::{InFlight, Way},
+        calls::{InFlight, RequestWay},
         conversation::SessionState,
         exchange::{Event, Failure},
         line::Line,
@@ -122,10 +122,10 @@ impl Session {
         server: &ModernServer,
         call: &Call,
         id: &Id,
-    ) -> Way {
+    ) -> RequestWay {
         let can = |kind: &str| server.capabilities().get(kind).is_some();
-        let none = || Way::Here(answer::refused(id, -32601, "Method not found"));
-        let done = || Way::Here(answer::result(id.as_json(), b"{}"));
+        let none = || RequestWay::Here(answer::refused(id, -32601, "Method not found"));
+        let done = || RequestWay::Here(answer::result(id.as_json(), b"{}"));
         match call.method() {
             "ping" => done(),
             "logging/setLevel" if can("logging") => {
@@ -138,11 +138,11 @@ impl Session {
                         state.level = Some(level);
                         done()
                     }
-                    None => Way::Here(answer::refused(id, -32602, "no such level")),
+                    None => RequestWay::Here(answer::refused(id, -32602, "no such level")),
                 }
             }
             // It is answered when the child has acknowledged the resource.
-            "resources/subscribe" if server.tells_of_resources() => Way::Open,
+            "resources/subscribe" if server.tells_of_resources() => RequestWay::Open,
             "resources/unsubscribe" if server.tells_of_resources() => done(),
             "logging/setLevel" | "resources/subscribe" | "resources/unsubscribe" => none(),
             // Those of older versions are others than the newer extension's.
@@ -150,7 +150,7 @@ impl Session {
             _ => {
                 let changes =
                     server.request(call.message(), state.next, level(server, state), None);
-                Way::Child(Line::changed(call.message(), &changes))
+                RequestWay::Child(Line::changed(call.message(), &changes))
             }
         }
     }
@@ -221,7 +221,7 @@ impl Session {
         let all_heard = again.questions.iter().all(|asked| {
             let text = Event::Message(asked.question.request(&asked.id).into());
             let in_call = call.stream.is_heard() && call.stream.tell(text.clone());
-            let heard = in_call || state.listening.tell(text);
+            let heard = in_call || state.streams.tell(text);
             if heard {
                 let on = if in_call { number } else { OWN };
                 state.asked.ask(asked.id.clone(), on);

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use super::{
     Exchange, Seal, Session,
     bridge::Bridge,
-    load::Places,
-    outbox::{Lines, outbox},
+    load::Slots,
+    outbox::{OutboxReader, outbox},
     room::Rooms,
 };
 use crate::{
@@ -23,13 +23,13 @@ use crate::{
 };
 
 /// A session of Alice's, and what its child is told.
-pub(super) fn session(era: Era) -> (Arc<Session>, Lines) {
+pub(super) fn session(era: Era) -> (Arc<Session>, OutboxReader) {
     let alice = Identity::example("https://a", "alice");
     session_of(alice, era, &Rooms::new(1))
 }
 
 /// A session of theirs, with its share of that memory.
-pub(super) fn session_of(owner: Identity, era: Era, rooms: &Rooms) -> (Arc<Session>, Lines) {
+pub(super) fn session_of(owner: Identity, era: Era, rooms: &Rooms) -> (Arc<Session>, OutboxReader) {
     session_under(&Authz::Authenticated, owner, era, rooms)
 }
 
@@ -39,7 +39,7 @@ pub(super) fn session_under(
     owner: Identity,
     era: Era,
     rooms: &Rooms,
-) -> (Arc<Session>, Lines) {
+) -> (Arc<Session>, OutboxReader) {
     let server = ServerName::parse("it").unwrap();
     let (audit, _) = Audit::memory(&server);
     let engine = Engine::build(authz, &server).unwrap();
@@ -48,7 +48,7 @@ pub(super) fn session_under(
         "0123456789abcdef0123456789abcdef".to_owned(),
         Arc::new(owner),
         audit,
-        (Duration::from_secs(60), Places::new(64, 64), rooms),
+        (Duration::from_secs(60), Slots::new(64, 64), rooms),
         era,
         stdin,
         (Arc::new(Seal::fleeting(Clock::new(|| 0))), Arc::new(engine)),
@@ -73,12 +73,12 @@ pub(super) fn asked(session: &Arc<Session>, request: &str) -> Exchange {
 }
 
 /// The same, before a server of the legacy era that has said these capabilities.
-pub(super) fn bridged(capabilities: &str) -> (Arc<Session>, Lines) {
+pub(super) fn bridged(capabilities: &str) -> (Arc<Session>, OutboxReader) {
     bridged_in(capabilities, &Rooms::new(1))
 }
 
 /// The same, with its share of that memory.
-pub(super) fn bridged_in(capabilities: &str, rooms: &Rooms) -> (Arc<Session>, Lines) {
+pub(super) fn bridged_in(capabilities: &str, rooms: &Rooms) -> (Arc<Session>, OutboxReader) {
     let alice = Identity::example("https://a", "alice");
     let (session, lines) = session_of(alice, Era::Modern, rooms);
     let said = format!(r#"{{"id":1,"result":{{"capabilities":{capabilities}}}}}"#);
@@ -88,23 +88,23 @@ pub(super) fn bridged_in(capabilities: &str, rooms: &Rooms) -> (Arc<Session>, Li
 }
 
 /// A session of a legacy client before a server of the modern era that has said these capabilities.
-pub(super) fn reversed(capabilities: &str) -> (Arc<Session>, Lines) {
+pub(super) fn reversed(capabilities: &str) -> (Arc<Session>, OutboxReader) {
     reversed_in(capabilities, &Rooms::new(1))
 }
 
 /// The same, with its share of that memory.
-pub(super) fn reversed_in(capabilities: &str, rooms: &Rooms) -> (Arc<Session>, Lines) {
+pub(super) fn reversed_in(capabilities: &str, rooms: &Rooms) -> (Arc<Session>, OutboxReader) {
     reversed_for(r#"{"elicitation":{}}"#, capabilities, rooms)
 }
 
 /// The same, whose client can be asked; its session is open.
-pub(super) fn eliciting() -> (Arc<Session>, Lines) {
+pub(super) fn eliciting() -> (Arc<Session>, OutboxReader) {
     let (session, lines) = reversed_for(r#"{"elicitation":{},"roots":{}}"#, "{}", &Rooms::new(1));
     session.open("2025-11-25");
     (session, lines)
 }
 
-fn reversed_for(client: &str, capabilities: &str, rooms: &Rooms) -> (Arc<Session>, Lines) {
+fn reversed_for(client: &str, capabilities: &str, rooms: &Rooms) -> (Arc<Session>, OutboxReader) {
     let alice = Identity::example("https://a", "alice");
     let (session, lines) = session_of(alice, Era::Legacy, rooms);
     let said = format!(

@@ -28,7 +28,7 @@ use crate::{
 
 /// What is known of a child's tools.
 #[derive(Default)]
-pub(super) struct Known {
+pub(super) struct KnownTools {
     list: Mutex<ToolList>,
     /// Held by whoever asks.
     asking: tokio::sync::Mutex<()>,
@@ -45,7 +45,7 @@ struct ToolList {
     changes: u64,
 }
 
-impl Known {
+impl KnownTools {
     /// Reads the child's answer to `tools/list`.
     pub(super) fn learn(&self, answer: &Message) {
         if let Some(result) = answer.root().get("result") {

@@ -26,9 +26,9 @@ use crate::{
     child::{Child, Ended, Lends, stdio::Reading},
     session::{
         Sessions,
-        ending::{self, Around, Output, Served},
+        ending::{self, ChildContext, ChildOutput, Served},
         exchange::Failure,
-        load::Places,
+        load::Slots,
         outbox::outbox,
         room::Room,
     },
@@ -39,7 +39,7 @@ pub(super) struct Warm {
     /// How many are to wait.
     wanted: usize,
     /// Sessions, and how many there may be: what waits here counts as one each.
-    slots: Places,
+    slots: Slots,
     most: usize,
     reading: Reading,
     /// That of those who go away.
@@ -72,7 +72,7 @@ impl Pool {
 impl Warm {
     pub(super) fn new(
         wanted: usize,
-        (slots, most): (Places, usize),
+        (slots, most): (Slots, usize),
         reading: Reading,
         memory: Arc<Room>,
     ) -> Self {
@@ -88,10 +88,10 @@ impl Warm {
     }
 
     /// Starts what is missing, one after the other: each takes a processor for a while.
-    async fn fill(self: Arc<Self>, around: Around) {
+    async fn fill(self: Arc<Self>, context: ChildContext) {
         while self.lacks_one() {
             let started = tokio::select! {
-                started = ending::start(&around, &Owner::EVERYBODY, None) => started,
+                started = ending::start(&context, &Owner::EVERYBODY, None) => started,
                 // A start can hang. With the gateway ends whatever its runner has begun.
                 () = self.closed() => return,
             };
@@ -99,7 +99,7 @@ impl Warm {
             let unneeded = self.arrived(started.ok());
             self.changed.notify_waiters();
             if let Some(child) = unneeded {
-                self.clone().see_out(child, around, true).await;
+                self.clone().see_out(child, context, true).await;
                 return;
             }
             // Why is on record; the next session has it tried anew.
@@ -150,7 +150,7 @@ impl Warm {
         lacks
     }
 
-    async fn see_out(self: Arc<Self>, child: Child, around: Around, is_unwanted: bool) {
+    async fn see_out(self: Arc<Self>, child: Child, context: ChildContext, is_unwanted: bool) {
         let (_, nothing) = outbox(1);
         let unneeded = Unneeded {
             end: Notify::new(),
@@ -160,7 +160,7 @@ impl Warm {
         if is_unwanted {
             unneeded.end.notify_one();
         }
-        ending::tend(Arc::new(unneeded), child, (nothing, self.reading), around).await;
+        ending::tend(Arc::new(unneeded), child, (nothing, self.reading), context).await;
         self.pool().leaving -= 1;
         self.changed.notify_waiters();
     }
@@ -198,7 +198,7 @@ impl Sessions {
                 warm.slots.count() + pool.count() > warm.most
             };
             for child in dead {
-                let seen_out = warm.clone().see_out(child, self.around(), false);
+                let seen_out = warm.clone().see_out(child, self.context(), false);
                 self.tasks().spawn(seen_out);
             }
             if taken.is_some() || !is_full {
@@ -215,7 +215,7 @@ impl Sessions {
             std::mem::replace(&mut pool.is_filled, true)
         };
         if !is_filled {
-            self.tasks().spawn(self.warm.clone().fill(self.around()));
+            self.tasks().spawn(self.warm.clone().fill(self.context()));
         }
     }
 
@@ -254,7 +254,7 @@ impl Sessions {
 
     fn see_all_out(&self, children: Vec<Child>) {
         for child in children {
-            let seen_out = self.warm.clone().see_out(child, self.around(), true);
+            let seen_out = self.warm.clone().see_out(child, self.context(), true);
             self.tasks().spawn(seen_out);
         }
     }
@@ -324,7 +324,7 @@ impl Served for Unneeded {
 
     fn fail_one(&self, _: u64, _: Failure) {}
 
-    async fn hear(self: Arc<Self>, mut stdout: Output, _: Reading) -> Option<Reason> {
+    async fn hear(self: Arc<Self>, mut stdout: ChildOutput, _: Reading) -> Option<Reason> {
         let _ = copy(&mut stdout, &mut sink()).await;
         None
     }

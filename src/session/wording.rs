@@ -17,7 +17,7 @@ use crate::{
     },
     session::{
         Session,
-        calls::{Answer, InFlight},
+        calls::{AnswerKind, InFlight},
         conversation::SessionState,
         exchange::{Event, Failure},
     },
@@ -49,10 +49,10 @@ impl Session {
     pub(super) fn worded_ahead(
         &self,
         number: u64,
-        answer: Answer,
+        answer: AnswerKind,
         message: &Message,
     ) -> Option<Bytes> {
-        if !is_large(message.bytes().len()) || answer == Answer::Neither {
+        if !is_large(message.bytes().len()) || answer == AnswerKind::Neither {
             return None;
         }
         let wording = {
@@ -69,10 +69,10 @@ impl Session {
         &self,
         state: &mut SessionState,
         call: InFlight,
-        answer: Answer,
+        answer: AnswerKind,
         message: &Message,
     ) {
-        if answer == Answer::Neither {
+        if answer == AnswerKind::Neither {
             return self.fail(state, call, Failure::BadAnswer);
         }
         let text = self.worded(&call.wording(), answer, message);
@@ -80,8 +80,8 @@ impl Session {
     }
 
     /// The child's answer in the words of the call's client.
-    fn worded(&self, wording: &Wording, answer: Answer, message: &Message) -> Bytes {
-        let failed = answer == Answer::Error;
+    fn worded(&self, wording: &Wording, answer: AnswerKind, message: &Message) -> Bytes {
+        let failed = answer == AnswerKind::Error;
         let is_of_tools = wording.list == Some(method::TOOLS);
         if self.era == Era::Modern && is_of_tools {
             self.tools.learn(message);
@@ -120,10 +120,10 @@ impl Session {
         &self,
         state: &mut SessionState,
         call: InFlight,
-        answer: Answer,
+        answer: AnswerKind,
         text: Bytes,
     ) {
-        let failed = answer == Answer::Error;
+        let failed = answer == AnswerKind::Error;
         let reason = failed.then_some(Reason::ServerError);
         let bytes = text.len();
         self.finish(state, call, reason, bytes, Event::Answer(text));

@@ -30,7 +30,7 @@ use crate::{
     },
     session::{
         SendError, Session, Sessions,
-        calls::{Answer, InFlight},
+        calls::{AnswerKind, InFlight},
         conversation::SessionState,
         exchange::{Event, Failure},
         logs::Logs,
@@ -71,7 +71,7 @@ pub(super) struct OpenQuestion {
 
 /// What the child has answered to a call whose client is being asked.
 enum EarlyAnswer {
-    Answer(Answer, KeptMessage),
+    Answer(AnswerKind, KeptMessage),
     /// There was no room for it.
     Dropped,
 }
@@ -111,7 +111,7 @@ impl Input {
     pub(super) fn sends_away(
         &mut self,
         visits: Vec<Question>,
-        (answer, message): (Answer, KeptMessage),
+        (answer, message): (AnswerKind, KeptMessage),
     ) -> bool {
         for question in visits {
             if let Some(need) = question.lacking(self.abilities) {
@@ -146,7 +146,7 @@ impl Input {
 
     /// Keeps the answer to a call whose client is being asked; one that `goes_on` as a task
     /// still wants to know. `None` is one that there is no room for.
-    pub(super) fn keep(&mut self, answer: Option<(Answer, KeptMessage)>, goes_on: bool) {
+    pub(super) fn keep(&mut self, answer: Option<(AnswerKind, KeptMessage)>, goes_on: bool) {
         if !goes_on {
             self.questions.clear();
         }
@@ -340,7 +340,7 @@ impl Session {
         &self,
         state: &mut SessionState,
         (number, asked): (u64, u64),
-        (answer, message): (Answer, &Message),
+        (answer, message): (AnswerKind, &Message),
     ) -> bool {
         // One that has its answer takes no other.
         let keeps = |call: &InFlight| call.waits() && call.number(number) == Some(asked);
@@ -356,7 +356,7 @@ impl Session {
             self.withdraw(state, &call);
             self.end_made(state, &call, message);
         }
-        let goes_on = kept.is_some() && call.makes_task() && answer == Answer::Result;
+        let goes_on = kept.is_some() && call.makes_task() && answer == AnswerKind::Result;
         if let Some(input) = call.input.as_deref_mut() {
             input.keep(kept, goes_on);
         }
@@ -502,7 +502,7 @@ mod tests {
     use crate::{
         audit::RequestId,
         session::{
-            outbox::Lines,
+            outbox::OutboxReader,
             pump::{self, MAX_ANSWERED_ID},
             room::Rooms,
             testing::{bridged, bridged_in},
@@ -514,7 +514,7 @@ mod tests {
     }
 
     /// A bridged session, and what its child is told.
-    fn session() -> (Arc<Session>, Lines) {
+    fn session() -> (Arc<Session>, OutboxReader) {
         bridged("{}")
     }
 

@@ -9,9 +9,9 @@ use crate::{
     mcp::{Call, Message, input::Question},
     session::{
         SendError, Session,
-        calls::{Answer, InFlight},
+        calls::{AnswerKind, InFlight},
         conversation::SessionState,
-        load::Place,
+        load::Slot,
         pending::{
             seal::{StateError, Ticket},
             waiting_for,
@@ -29,12 +29,14 @@ impl Session {
         state: &mut SessionState,
         number: u64,
         mut call: InFlight,
-        (answer, message): (Answer, &Message),
+        (answer, message): (AnswerKind, &Message),
     ) -> Option<InFlight> {
         // A task has ended with it, and the client knows its id: to make the call again would make another.
         let may = matches!(call.task, None | Some(About::Making(_)));
         let input = call.input.as_deref_mut().filter(|_| may);
-        let visits = (answer == Answer::Error).then(|| visits(message)).flatten();
+        let visits = (answer == AnswerKind::Error)
+            .then(|| visits(message))
+            .flatten();
         let (Some(input), Some(visits)) = (input, visits) else {
             return Some(call);
         };
@@ -83,14 +85,14 @@ impl Away {
         Ok(Self { number, call })
     }
 
-    /// Its place among all calls.
-    pub(in crate::session) fn place(&mut self) -> Option<Place> {
-        self.call.place.take()
+    /// Its slot among all calls.
+    pub(in crate::session) fn slot(&mut self) -> Option<Slot> {
+        self.call.slot.take()
     }
 
     /// It could not be made: its client may come back once more.
-    pub(in crate::session) fn waits_on(mut self, state: &mut SessionState, place: Option<Place>) {
-        self.call.place = place;
+    pub(in crate::session) fn waits_on(mut self, state: &mut SessionState, slot: Option<Slot>) {
+        self.call.slot = slot;
         state.in_flight.insert(self.number, self.call);
     }
 }
@@ -117,7 +119,7 @@ mod tests {
         audit::RequestId,
         auth::Identity,
         session::{
-            exchange::Event, outbox::Lines, own::OwnMessage, pump, stream::Exchange,
+            exchange::Event, outbox::OutboxReader, own::OwnMessage, pump, stream::Exchange,
             testing::bridged,
         },
     };
@@ -138,7 +140,7 @@ mod tests {
     }
 
     /// A session, what its child is told, and the state that the client of a call is given to come back with.
-    async fn sent_away() -> (Arc<Session>, Lines, String) {
+    async fn sent_away() -> (Arc<Session>, OutboxReader, String) {
         let (session, mut lines) = bridged("{}");
         let mut asked = send(&session, "").unwrap();
         lines.recv().await.unwrap();

@@ -16,14 +16,14 @@ use crate::{
         own::{self, OwnMessage},
         pump::MAX_ANSWERED_ID,
         shared::{
-            switch::{Asks, Member, Out, QuestionRoute, Route, Switch},
+            switch::{Member, Out, QuestionRoute, RequestRoute, RouteKind, Switch},
             words::{made_task, text_of},
         },
     },
 };
 
 /// What is to be done with what a child has said.
-pub(in crate::session) enum Heard {
+pub(in crate::session) enum SaidByChild {
     /// It is a member's answer, under the member's own number.
     Answer {
         to: u64,
@@ -34,7 +34,7 @@ pub(in crate::session) enum Heard {
     Lines(Vec<Out>),
 }
 
-impl Heard {
+impl SaidByChild {
     /// The lines of it. Apart from the switch, which everybody needs: an answer may be large.
     pub(in crate::session) fn written(self, message: &Message) -> Vec<Out> {
         match self {
@@ -67,30 +67,30 @@ impl Member {
 
 impl Switch {
     /// What the child says; `None` for what the protocol does not allow.
-    pub(in crate::session) fn said_by_child(&mut self, message: &Message) -> Option<Heard> {
+    pub(in crate::session) fn said_by_child(&mut self, message: &Message) -> Option<SaidByChild> {
         let root = message.root();
         if root.kind() != Kind::Object {
             return None;
         }
         match (root.get("method").and_then(Value::as_str), root.get("id")) {
             (None, Some(id)) => self.answered(message, id),
-            (Some(method), Some(id)) => self.question(message, &method, id).map(Heard::Lines),
-            (Some(method), None) => Some(Heard::Lines(self.told(message, &method))),
+            (Some(method), Some(id)) => self.question(message, &method, id).map(SaidByChild::Lines),
+            (Some(method), None) => Some(SaidByChild::Lines(self.told(message, &method))),
             (None, None) => None,
         }
     }
 
-    fn answered(&mut self, message: &Message, id: Value<'_>) -> Option<Heard> {
+    fn answered(&mut self, message: &Message, id: Value<'_>) -> Option<SaidByChild> {
         let number = id.as_u64()?;
-        let nobodys = Heard::Lines(Vec::new());
+        let nobodys = SaidByChild::Lines(Vec::new());
         let result = message.root().get("result");
         self.says_level(number, result.is_some());
         let Some(route) = self.routes.remove(&number) else {
             // Cancelled, or answered already: the child could not know (fault-17).
             let is_late = (1..self.next).contains(&number);
-            return is_late.then(|| Heard::Lines(Vec::from_iter(self.made_late(result))));
+            return is_late.then(|| SaidByChild::Lines(Vec::from_iter(self.made_late(result))));
         };
-        if let Asks::Initialize = route.kind {
+        if let RouteKind::Initialize = route.kind {
             let mut out = Vec::new();
             if message.root().get("result").is_some() {
                 out.push(Out::ToChild(OwnMessage::Initialized.line().into()));
@@ -105,7 +105,7 @@ impl Switch {
             };
             let waited = self.opening.opened(message, self.everybody, keep);
             out.extend(waited.into_iter().map(|(to, text)| Out::To(to, text)));
-            return Some(Heard::Lines(out));
+            return Some(SaidByChild::Lines(out));
         }
         let Some((to, own)) = route.to else {
             return Some(nobodys);
@@ -138,7 +138,7 @@ impl Switch {
                 }
             }
         }
-        Some(Heard::Answer { to, own, ends })
+        Some(SaidByChild::Answer { to, own, ends })
     }
 
     /// What ends the task that a call has become of which nobody waits to hear, unless it is somebody's.
@@ -187,7 +187,7 @@ impl Switch {
         let Some(route) = self.routes.remove(&number) else {
             return Vec::new();
         };
-        if let Asks::Initialize = route.kind {
+        if let RouteKind::Initialize = route.kind {
             return self.opening.failed();
         }
         if let Some((to, own)) = route.to
@@ -242,11 +242,11 @@ impl Switch {
         if self.everybody {
             return None;
         }
-        self.sole(|kind| !matches!(kind, Asks::Listen))
+        self.sole(|kind| !matches!(kind, RouteKind::Listen))
     }
 
     /// The one member that has anything of such a kind in flight.
-    fn sole(&self, is_meant: impl Fn(&Asks) -> bool) -> Option<u64> {
+    fn sole(&self, is_meant: impl Fn(&RouteKind) -> bool) -> Option<u64> {
         let mut members = self
             .routes
             .values()
@@ -329,7 +329,7 @@ impl Switch {
         let mut logged = self
             .routes
             .values()
-            .filter(|route| matches!(route.kind, Asks::Logged))
+            .filter(|route| matches!(route.kind, RouteKind::Logged))
             .filter_map(|route| Some(route.to?.0))
             .peekable();
         // A child that speaks modern MCP says what calls have asked for.
@@ -364,7 +364,7 @@ impl Switch {
     /// A server may end a subscription by its number, too (mcp-T28): told to whose it was.
     fn subscription_ended(&mut self, message: &Message, id: Value<'_>) -> Option<Out> {
         let number = id.as_u64()?;
-        let is_listen = |route: &Route| matches!(route.kind, Asks::Listen);
+        let is_listen = |route: &RequestRoute| matches!(route.kind, RouteKind::Listen);
         if !self.routes.get(&number).is_some_and(is_listen) {
             return None;
         }

@@ -30,10 +30,10 @@ use crate::{
     mcp::{Message, version},
     session::{
         Session, blame,
-        ending::{Output, Served},
+        ending::{ChildOutput, Served},
         exchange::Failure,
         line::Line,
-        outbox::{Beyond, Lines, MAX_UNWRITTEN, Outbox, Refused, SHORT_QUEUE, outbox},
+        outbox::{Beyond, MAX_UNWRITTEN, NotQueued, Outbox, OutboxReader, SHORT_QUEUE, outbox},
         own::OwnMessage,
         probe::Spoken,
         pump::{self, Hears},
@@ -83,7 +83,7 @@ impl SharedChild {
         (principal, memory): (PrincipalKey, Arc<Room>),
         everybody: bool,
         lines: usize,
-    ) -> (Arc<Self>, Lines) {
+    ) -> (Arc<Self>, OutboxReader) {
         let (stdin, outbox) = outbox(lines);
         let state = Membership {
             switch: Switch::new(everybody),
@@ -138,7 +138,7 @@ impl SharedChild {
     }
 
     /// Carries the session's lines to the child until the session ends.
-    pub(super) async fn serve(&self, member: u64, session: Arc<Session>, mut lines: Lines) {
+    pub(super) async fn serve(&self, member: u64, session: Arc<Session>, mut lines: OutboxReader) {
         let mut parts = Vec::new();
         loop {
             let part = tokio::select! {
@@ -285,7 +285,7 @@ impl SharedChild {
 
     /// What has no room waits until the child reads: nobody would end later what this ends, and the child lives on for
     /// the others.
-    fn pass_beyond(&self, line: Line, beyond: Beyond) -> Result<(), Refused> {
+    fn pass_beyond(&self, line: Line, beyond: Beyond) -> Result<(), NotQueued> {
         let bytes = line.len();
         if self.try_pass(line.clone()) {
             return Ok(());
@@ -297,7 +297,7 @@ impl SharedChild {
     }
 
     fn end_nobodys(&self, line: Line) {
-        if self.pass_beyond(line, Beyond::End) == Err(Refused::Full) {
+        if self.pass_beyond(line, Beyond::End) == Err(NotQueued::Full) {
             warn!("a task that no client can end runs on: the server reads nothing");
         }
     }
@@ -454,7 +454,7 @@ impl Served for SharedChild {
         self.end.notify_one();
     }
 
-    async fn hear(self: Arc<Self>, stdout: Output, reading: Reading) -> Option<Reason> {
+    async fn hear(self: Arc<Self>, stdout: ChildOutput, reading: Reading) -> Option<Reason> {
         pump::run(self, stdout, reading).await
     }
 }
@@ -485,7 +485,7 @@ mod tests {
         (key, Rooms::new(1).room(key))
     }
 
-    fn session() -> (Arc<Session>, Lines) {
+    fn session() -> (Arc<Session>, OutboxReader) {
         testing::session(Era::Legacy)
     }
 

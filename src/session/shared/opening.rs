@@ -12,7 +12,7 @@ use crate::{
 
 /// How far it is.
 #[derive(Default)]
-pub(in crate::session) struct Opening {
+pub(in crate::session) struct SharedOpening {
     result: Option<InitializeResult>,
     /// Asked, and who waits: member, its own number, its version if that is served.
     waiting: Option<Vec<(u64, u64, Option<&'static str>)>>,
@@ -28,7 +28,7 @@ struct InitializeResult {
     capabilities: Option<Bytes>,
 }
 
-impl Opening {
+impl SharedOpening {
     /// The answer for whoever asks now, if it is known.
     pub(in crate::session) fn answer(&self, own: u64, asked: &str) -> Option<Bytes> {
         self.result.as_ref()?.told(own, version::legacy(asked))
@@ -145,7 +145,7 @@ mod tests {
     /// What one that asked for `asked` is told of a child's version, as JSON.
     fn told(asked: &str, version: &str) -> String {
         let answer = format!(r#"{{"id":1,"result":{{"protocolVersion":{version}}}}}"#);
-        let mut opening = Opening::default();
+        let mut opening = SharedOpening::default();
         opening.wait(3, 7, asked);
         let waited = opening.opened(&Message::parse(answer.into()).unwrap(), false, |text| text);
         let (member, first) = waited.into_iter().next().unwrap();
@@ -162,7 +162,7 @@ mod tests {
         let mut buffer = bytes::BytesMut::with_capacity(1 << 20);
         buffer.extend_from_slice(answer);
         let message = Message::parse(buffer.split_to(answer.len()).freeze()).unwrap();
-        let mut opening = Opening::default();
+        let mut opening = SharedOpening::default();
         opening.opened(&message, false, |text| text);
         drop((message, buffer));
         let text = opening.result.unwrap().text;

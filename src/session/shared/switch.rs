@@ -24,7 +24,7 @@ use crate::{
         own::OwnMessage,
         room::Room,
         shared::{
-            opening::Opening,
+            opening::SharedOpening,
             words::{DONE, NO_METHOD, NO_TASK, TOO_MANY, answer, text_of},
         },
     },
@@ -46,10 +46,10 @@ pub(in crate::session) struct Switch {
     pub(in crate::session) members: HashMap<u64, Member>,
     /// The number of the next request towards the child; never used twice.
     pub(in crate::session) next: u64,
-    pub(in crate::session) routes: HashMap<u64, Route>,
+    pub(in crate::session) routes: HashMap<u64, RequestRoute>,
     /// The child's own questions, by their id as JSON.
     pub(in crate::session) asked: HashMap<Bytes, QuestionRoute>,
-    pub(in crate::session) opening: Opening,
+    pub(in crate::session) opening: SharedOpening,
     /// From which level on the child was told last to write log messages.
     pub(in crate::session) level: Option<Level>,
     /// By their ids, the pages that members' clients were sent to; the oldest is forgotten first.
@@ -69,6 +69,7 @@ pub(in crate::session) struct Level {
     pub(in crate::session) agreed: bool,
 }
 
+/// A session that shares the child.
 pub(in crate::session) struct Member {
     pub(in crate::session) principal: PrincipalKey,
     /// What the server is told of who calls, as JSON.
@@ -83,13 +84,15 @@ pub(in crate::session) struct Member {
     pub(in crate::session) abilities: Abilities,
 }
 
-pub(in crate::session) struct Route {
+/// Whose a request is that the child has not answered.
+pub(in crate::session) struct RequestRoute {
     /// `None` for what is asked on everybody's behalf.
     pub(in crate::session) to: Option<(u64, u64)>,
-    pub(in crate::session) kind: Asks,
+    pub(in crate::session) kind: RouteKind,
 }
 
-pub(in crate::session) enum Asks {
+/// What is asked in it.
+pub(in crate::session) enum RouteKind {
     Call,
     /// One that wants to hear log messages.
     Logged,
@@ -118,7 +121,7 @@ impl Switch {
             next: 1,
             routes: HashMap::default(),
             asked: HashMap::default(),
-            opening: Opening::default(),
+            opening: SharedOpening::default(),
             level: None,
             sent_to_pages: VecDeque::new(),
             tasks: HashMap::default(),
@@ -185,7 +188,7 @@ impl Switch {
 
     /// How many questions of members' wait for the child.
     pub(in crate::session) fn waiting(&self) -> usize {
-        let waits = |route: &&Route| !matches!(route.kind, Asks::Listen);
+        let waits = |route: &&RequestRoute| !matches!(route.kind, RouteKind::Listen);
         self.routes.values().filter(waits).count()
     }
 
@@ -215,7 +218,7 @@ impl Switch {
             return Vec::new();
         };
         let here = |text: &[u8]| vec![Out::To(member, answer(id.raw(), text))];
-        let mut kind = Asks::Call;
+        let mut kind = RouteKind::Call;
         let mut changes = Vec::new();
         let level;
         match method {
@@ -224,7 +227,7 @@ impl Switch {
                 if self.everybody && !self.owns_what_it_hears(member, params) {
                     return here(NO_TASK);
                 }
-                kind = Asks::Listen;
+                kind = RouteKind::Listen;
             }
             "resources/subscribe" => {
                 if let Some(uri) = params.and_then(|params| params.get("uri")) {
@@ -232,7 +235,7 @@ impl Switch {
                     let Some(uri) = member.and_then(|it| it.subscribe(text_of(uri))) else {
                         return here(TOO_MANY);
                     };
-                    kind = Asks::Subscribe(uri);
+                    kind = RouteKind::Subscribe(uri);
                 }
             }
             "resources/unsubscribe" => {
@@ -262,7 +265,7 @@ impl Switch {
                     if self.level.as_ref().is_some_and(says) {
                         return here(DONE);
                     }
-                    kind = Asks::Level { before, wanted };
+                    kind = RouteKind::Level { before, wanted };
                     self.level = Some(Level {
                         number: self.next,
                         from: lowest,
@@ -282,10 +285,10 @@ impl Switch {
             _ => {}
         }
         let said = params.and_then(|params| params.get("_meta"));
-        if matches!(kind, Asks::Call)
+        if matches!(kind, RouteKind::Call)
             && said.is_some_and(|said| said.get(meta::LOG_LEVEL).is_some())
         {
-            kind = Asks::Logged;
+            kind = RouteKind::Logged;
         }
         let number = self.number(Some((member, own)), kind);
         let text = number.to_string();
@@ -315,7 +318,7 @@ impl Switch {
         if self.opening.wait(member, own, &version) {
             return Vec::new();
         }
-        let number = self.number(None, Asks::Initialize);
+        let number = self.number(None, RouteKind::Initialize);
         let asks = !self.everybody;
         vec![Out::ToChild(
             OwnMessage::Open { number, asks }.line().into(),
@@ -358,9 +361,9 @@ impl Switch {
         }
     }
 
-    fn number(&mut self, to: Option<(u64, u64)>, kind: Asks) -> u64 {
+    fn number(&mut self, to: Option<(u64, u64)>, kind: RouteKind) -> u64 {
         let number = self.next_number();
-        self.routes.insert(number, Route { to, kind });
+        self.routes.insert(number, RequestRoute { to, kind });
         if let Some((member, own)) = to
             && let Some(member) = self.members.get_mut(&member)
         {
@@ -402,13 +405,15 @@ impl Switch {
 
 impl Member {
     /// The child does not do what was asked of it so.
-    pub(in crate::session) fn take_back(&mut self, asked: Asks) {
+    pub(in crate::session) fn take_back(&mut self, asked: RouteKind) {
         match asked {
-            Asks::Subscribe(uri) => {
+            RouteKind::Subscribe(uri) => {
                 self.subscribed.remove(&uri);
             }
             // Unless it wants another one by now.
-            Asks::Level { before, wanted } if self.level == Some(wanted) => self.level = before,
+            RouteKind::Level { before, wanted } if self.level == Some(wanted) => {
+                self.level = before
+            }
             _ => {}
         }
     }
@@ -429,10 +434,10 @@ impl Member {
     /// Forgets the elder half of what the child has not answered. What its session waits for ends by itself, and
     /// takes its route along; what it says by the way, as that a subscription has ended, it does not wait for, and a
     /// child may never answer that.
-    fn forget_elder(&mut self, routes: &mut HashMap<u64, Route>) {
+    fn forget_elder(&mut self, routes: &mut HashMap<u64, RequestRoute>) {
         let ends = |number: &u64| {
             let route = routes.get(number);
-            route.is_none_or(|route| !matches!(route.kind, Asks::Listen))
+            route.is_none_or(|route| !matches!(route.kind, RouteKind::Listen))
         };
         let mut elder: Vec<(u64, u64)> = self.numbers.iter().map(|(own, it)| (*it, *own)).collect();
         elder.retain(|(number, _)| ends(number));

@@ -27,7 +27,7 @@ use crate::{
     },
     session::{
         SendError, Session,
-        calls::{Answer, InFlight},
+        calls::{AnswerKind, InFlight},
         conversation::SessionState,
         exchange::{Event, Failure},
         own::OwnMessage,
@@ -185,12 +185,12 @@ impl Session {
         &self,
         state: &mut SessionState,
         number: u64,
-        answer: Answer,
+        answer: AnswerKind,
     ) -> bool {
         let Some(uri) = state.resources.answered(number) else {
             return false;
         };
-        if answer != Answer::Result {
+        if answer != AnswerKind::Result {
             refuse(state, &uri);
         } else if is_wanted(state, &uri) {
             state.resources.taken.insert(uri);
@@ -411,7 +411,7 @@ mod tests {
         mcp::meta,
         session::{
             Exchange,
-            outbox::Lines,
+            outbox::OutboxReader,
             pump,
             room::Rooms,
             testing::{asked, bridged, bridged_in},
@@ -419,7 +419,7 @@ mod tests {
     };
 
     /// A session at a legacy child that tells of resources, and what that is told.
-    fn session() -> (Arc<Session>, Lines) {
+    fn session() -> (Arc<Session>, OutboxReader) {
         bridged(r#"{"resources":{"subscribe":true}}"#)
     }
 
@@ -451,7 +451,7 @@ mod tests {
         assert!(pump::take(session, line.into()));
     }
 
-    fn said(lines: &mut Lines) -> Vec<String> {
+    fn said(lines: &mut OutboxReader) -> Vec<String> {
         let mut said = Vec::new();
         while let Some(line) = lines.try_recv() {
             said.push(String::from_utf8(line.to_vec()).unwrap());

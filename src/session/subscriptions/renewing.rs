@@ -14,7 +14,7 @@ use crate::{
     mcp::{reverse::ModernServer, subscription::Wanted},
     session::{
         Session, conversation::SessionState, own::OwnMessage, reversed::Reversed,
-        subscriptions::subscribing::End,
+        subscriptions::subscribing::SubscriptionEnd,
     },
 };
 
@@ -22,9 +22,9 @@ use crate::{
 #[derive(Default)]
 pub(in crate::session) struct Ear {
     /// What the child tells by now.
-    heard: Option<Box<Open>>,
+    heard: Option<Box<OpenSubscription>>,
     /// What it is to tell by instead, and has not acknowledged.
-    begun: Option<Box<Open>>,
+    begun: Option<Box<OpenSubscription>>,
     /// When it is to be made again, if the child has ended it.
     due: Option<Instant>,
     /// How long that waits the next time.
@@ -32,7 +32,7 @@ pub(in crate::session) struct Ear {
 }
 
 /// A subscription that is open at the child.
-struct Open {
+struct OpenSubscription {
     /// The number that the child knows it by, and since when that is so.
     number: u64,
     since: Instant,
@@ -92,8 +92,8 @@ impl Ear {
     }
 
     /// The child has ended it: what it was, and whether it was heard.
-    fn ended(&mut self, number: u64, now: Instant) -> Option<(Box<Open>, bool)> {
-        let is_it = |open: &mut Box<Open>| open.number == number;
+    fn ended(&mut self, number: u64, now: Instant) -> Option<(Box<OpenSubscription>, bool)> {
+        let is_it = |open: &mut Box<OpenSubscription>| open.number == number;
         let begun = self.begun.take_if(is_it).map(|open| (open, false));
         let heard = || Some((self.heard.take_if(is_it)?, true));
         let ended = begun.or_else(heard)?;
@@ -160,7 +160,9 @@ impl Session {
         let asks = state
             .asked_for()
             .is_some_and(|uri| wanted.uris.contains(uri));
-        let is_it = |open: &Option<Box<Open>>| open.as_ref().is_some_and(|it| it.wanted == wanted);
+        let is_it = |open: &Option<Box<OpenSubscription>>| {
+            open.as_ref().is_some_and(|it| it.wanted == wanted)
+        };
         if is_it(&ear.begun) {
             return;
         }
@@ -183,7 +185,7 @@ impl Session {
                 return;
             }
             // What is heard stays until this one is acknowledged: between the two nothing is missed.
-            let begun = Box::new(Open {
+            let begun = Box::new(OpenSubscription {
                 number,
                 since,
                 wanted,
@@ -210,7 +212,7 @@ impl Session {
         &self,
         state: &mut SessionState,
         number: u64,
-        end: End<'_>,
+        end: SubscriptionEnd<'_>,
     ) -> bool {
         // No other child was ever asked so.
         if self.modern_server().is_none() {
@@ -249,7 +251,9 @@ impl Session {
     /// The same where the child names it, as it may in place of an answer.
     pub(in crate::session) fn listening_cancelled(&self, named: Value<'_>) -> bool {
         let number = named.as_u64();
-        number.is_some_and(|number| self.listening_ended(&mut self.state(), number, End::Named))
+        number.is_some_and(|number| {
+            self.listening_ended(&mut self.state(), number, SubscriptionEnd::Named)
+        })
     }
 
     /// Makes those subscriptions again whose time has come.
@@ -280,23 +284,23 @@ mod tests {
     use crate::{
         audit::RequestId,
         mcp::{Call, Message},
-        session::{Exchange, exchange::Failure, outbox::Lines, pump, testing},
+        session::{Exchange, exchange::Failure, outbox::OutboxReader, pump, testing},
     };
 
     /// A session of a legacy client at a modern child that tells of tools, and what that is told.
-    fn session() -> (Arc<Session>, Lines) {
+    fn session() -> (Arc<Session>, OutboxReader) {
         testing::reversed(
             r#"{"tools":{"listChanged":true},"resources":{"subscribe":true},"extensions":{"io.modelcontextprotocol/tasks":{}}}"#,
         )
     }
 
     /// The numbers of the subscriptions that the child was told of.
-    fn begun(lines: &mut Lines) -> Vec<u64> {
+    fn begun(lines: &mut OutboxReader) -> Vec<u64> {
         ends(lines).0
     }
 
     /// The same, and the numbers of those that have ended.
-    fn ends(lines: &mut Lines) -> (Vec<u64>, Vec<u64>) {
+    fn ends(lines: &mut OutboxReader) -> (Vec<u64>, Vec<u64>) {
         let (mut began, mut ended) = (Vec::new(), Vec::new());
         while let Some(line) = lines.try_recv() {
             let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
@@ -311,7 +315,7 @@ mod tests {
     }
 
     /// A call that the child has made a task, and the subscription to that.
-    fn task(session: &Arc<Session>, lines: &mut Lines) -> (Exchange, Vec<u64>) {
+    fn task(session: &Arc<Session>, lines: &mut OutboxReader) -> (Exchange, Vec<u64>) {
         let call = r#"{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"name":"t"}}"#;
         let waits = testing::asked(session, call);
         let task = r#"{"resultType":"task","taskId":"k","status":"working"}"#;

@@ -18,7 +18,7 @@ use crate::{
     },
     session::{
         SendError, Session,
-        calls::{Answer, InFlight},
+        calls::{AnswerKind, InFlight},
         conversation::SessionState,
         exchange::{Event, Failure},
         subscriptions::hearing::UPDATED,
@@ -36,12 +36,12 @@ pub(in crate::session) struct Subscribes {
 /// What a legacy client has subscribed to.
 #[derive(Default)]
 pub(in crate::session) struct Subscribed {
-    all: Vec<Resource>,
+    all: Vec<SubscribedResource>,
     /// As whom it has subscribed last.
     last: Option<Arc<Identity>>,
 }
 
-struct Resource {
+struct SubscribedResource {
     uri: Uri,
     /// As whom the client hears of it.
     hearer: Arc<Identity>,
@@ -106,7 +106,7 @@ impl Subscribed {
     fn add(&mut self, uri: Uri, hearer: Arc<Identity>) {
         match self.all.iter_mut().find(|one| one.uri == uri) {
             Some(one) => (one.hearer, one.told) = (hearer, true),
-            None => self.all.push(Resource {
+            None => self.all.push(SubscribedResource {
                 uri,
                 hearer,
                 missed: false,
@@ -311,14 +311,14 @@ impl Session {
         &self,
         state: &mut SessionState,
         call: InFlight,
-        end: End<'_>,
+        end: SubscriptionEnd<'_>,
     ) {
         match end {
-            End::Answered(Answer::Error, message) => {
-                self.deliver(state, call, Answer::Error, message);
+            SubscriptionEnd::Answered(AnswerKind::Error, message) => {
+                self.deliver(state, call, AnswerKind::Error, message);
             }
-            End::Failed(failure) => self.fail(state, call, failure),
-            End::Answered(..) | End::Named => self.not_told(state, call),
+            SubscriptionEnd::Failed(failure) => self.fail(state, call, failure),
+            SubscriptionEnd::Answered(..) | SubscriptionEnd::Named => self.not_told(state, call),
         }
     }
 
@@ -333,7 +333,7 @@ impl Session {
             -32602,
             "the server does not tell of this resource",
         );
-        self.delivered(state, call, Answer::Error, text.into());
+        self.delivered(state, call, AnswerKind::Error, text.into());
     }
 
     /// Whether what a modern child says by a subscription, or of a resource, is for its legacy client.
@@ -387,8 +387,8 @@ impl Session {
 
 /// How a subscription has ended that the child had not acknowledged.
 #[derive(Clone, Copy)]
-pub(in crate::session) enum End<'a> {
-    Answered(Answer, &'a Message),
+pub(in crate::session) enum SubscriptionEnd<'a> {
+    Answered(AnswerKind, &'a Message),
     Failed(Failure),
     /// The child has named it (mcp-T28).
     Named,
@@ -408,11 +408,11 @@ mod tests {
         audit::RequestId,
         config::{Authz, PolicyFile},
         mcp::{Era, meta},
-        session::{Exchange, outbox::Lines, own::OwnMessage, pump, room::Rooms, testing},
+        session::{Exchange, outbox::OutboxReader, own::OwnMessage, pump, room::Rooms, testing},
     };
 
     /// A session of a legacy client at a modern child that tells of tools and resources, and what that is told.
-    fn session() -> (Arc<Session>, Lines) {
+    fn session() -> (Arc<Session>, OutboxReader) {
         testing::reversed(
             r#"{"tools":{"listChanged":true},"prompts":{"listChanged":false},"resources":{"subscribe":true}}"#,
         )
@@ -446,7 +446,7 @@ mod tests {
     }
 
     /// What the child has been told: the number and the resources of each subscription, and the numbers of those that are ended.
-    fn said(lines: &mut Lines) -> (Vec<(u64, Vec<String>)>, Vec<u64>) {
+    fn said(lines: &mut OutboxReader) -> (Vec<(u64, Vec<String>)>, Vec<u64>) {
         let (mut began, mut ended) = (Vec::new(), Vec::new());
         while let Some(line) = lines.try_recv() {
             let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
@@ -468,7 +468,7 @@ mod tests {
 
     /// The one subscription that the child has been asked for, which is for these resources.
     #[track_caller]
-    fn asked(lines: &mut Lines, uris: &[&str]) -> u64 {
+    fn asked(lines: &mut OutboxReader, uris: &[&str]) -> u64 {
         match said(lines).0.as_slice() {
             [(number, asked)] if *asked == uris => *number,
             other => panic!("{other:?}"),

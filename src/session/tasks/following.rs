@@ -20,7 +20,7 @@ use crate::{
     mcp::{Era, Message, answer, reverse::ModernServer, subscription::Wanted, task},
     session::{
         Session,
-        calls::{Answer, InFlight},
+        calls::{AnswerKind, InFlight},
         conversation::SessionState,
         exchange::Failure,
         own::OwnMessage,
@@ -161,12 +161,12 @@ impl Session {
     /// What a task has come to, if that is what a modern child's answer says.
     pub(in crate::session) fn outcome_of_task(
         &self,
-        answer: Answer,
+        answer: AnswerKind,
         message: &Message,
     ) -> Option<TaskOutcome> {
         let server = self.modern_server()?;
         // Elsewhere it is what a tool says of itself.
-        if answer != Answer::Result || !server.makes_tasks() {
+        if answer != AnswerKind::Result || !server.makes_tasks() {
             return None;
         }
         outcome(message.root().get("result")?)
@@ -297,14 +297,14 @@ impl Session {
 }
 
 /// What a task has come to: its result or error, as the answer to a call.
-pub(in crate::session) type TaskOutcome = (Answer, Message);
+pub(in crate::session) type TaskOutcome = (AnswerKind, Message);
 
 /// The outcome of a task of which that is said, read before anybody needs the session: it may be large.
 fn outcome(task: Value<'_>) -> Option<TaskOutcome> {
     let status = task.get("status").and_then(Value::as_str)?;
     let (answer, name) = match &*status {
-        "completed" => (Answer::Result, "result"),
-        "failed" => (Answer::Error, "error"),
+        "completed" => (AnswerKind::Result, "result"),
+        "failed" => (AnswerKind::Error, "error"),
         _ => return None,
     };
     let text = [
@@ -377,7 +377,7 @@ mod tests {
             let mut asked = testing::asked(&session, asks);
             let said = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{{OWN}}}}}"#);
             let message = Message::parse(said.clone().into()).unwrap();
-            let outcome = session.outcome_of_task(Answer::Result, &message);
+            let outcome = session.outcome_of_task(AnswerKind::Result, &message);
             assert_eq!(outcome.is_some(), may_be);
             assert!(pump::take(&session, said.into()));
             let told = asked.next().await;

@@ -29,7 +29,7 @@ use crate::{
     },
     session::{
         SendError, Session,
-        calls::{InFlight, Way},
+        calls::{InFlight, RequestWay},
         conversation::SessionState,
         exchange::{Event, Failure},
         own::OwnMessage,
@@ -37,8 +37,8 @@ use crate::{
         rewrite::as_task,
         room::{Claim, Room},
         tasks::{
-            results::Pending,
-            watching::{Look, Watched},
+            results::ResultRequest,
+            watching::{TaskLook, Watched},
         },
     },
 };
@@ -46,16 +46,17 @@ use crate::{
 /// What is known of the tasks of one child.
 #[derive(Default)]
 pub(super) struct Tasks {
-    pub(super) known: HashMap<Arc<str>, Known>,
+    pub(super) known: HashMap<Arc<str>, KnownTask>,
     /// The one that is forgotten first comes first.
     eldest: VecDeque<Arc<str>>,
     /// The child was asked for results under these numbers.
-    pub(super) results: HashMap<u64, Pending>,
+    pub(super) results: HashMap<u64, ResultRequest>,
     /// It was asked on nobody's behalf how tasks stand, under these.
-    pub(super) looks: HashMap<u64, Look>,
+    pub(super) looks: HashMap<u64, TaskLook>,
 }
 
-pub(super) struct Known {
+/// A task that the child has made for a client of this session.
+pub(super) struct KnownTask {
     abilities: Abilities,
     pub(super) questions: Vec<OpenQuestion>,
     /// The number under which the child was asked for its result: older servers ask nothing before.
@@ -86,7 +87,7 @@ impl Tasks {
         let Some(claim) = room.claim(task.len()) else {
             return false;
         };
-        let known = Known {
+        let known = KnownTask {
             abilities,
             questions: Vec::new(),
             asked: None,
@@ -121,7 +122,7 @@ impl Tasks {
     }
 
     /// The task, if its client is asked something.
-    pub(super) fn asking(&self, task: &str) -> Option<&Known> {
+    pub(super) fn asking(&self, task: &str) -> Option<&KnownTask> {
         let known = self.known.get(task)?;
         (!known.questions.is_empty()).then_some(known)
     }
@@ -139,7 +140,7 @@ impl Tasks {
     }
 }
 
-impl Known {
+impl KnownTask {
     /// Keeps a question, unless it cannot be asked.
     fn takes(&mut self, asked: OpenQuestion) -> Result<(), OpenQuestion> {
         let bytes: usize = self.questions.iter().map(|it| it.question.size()).sum();
@@ -165,19 +166,21 @@ impl Session {
         server: &LegacyServer,
         call: &Call,
         id: &Id,
-    ) -> Result<Option<Way>, SendError> {
+    ) -> Result<Option<RequestWay>, SendError> {
         Ok(match (call.method(), self.about(state, call)) {
             ("tasks/get" | "tasks/update" | "tasks/cancel", _) if !task::is_taken_by(call) => {
-                Some(Way::Here(task::missing(id)))
+                Some(RequestWay::Here(task::missing(id)))
             }
             ("tasks/update", _) => Some(self.update(state, server, call, id)?),
-            ("tools/call", Some(About::Making(_))) => Some(Way::Child(as_task(call, state.next))),
+            ("tools/call", Some(About::Making(_))) => {
+                Some(RequestWay::Child(as_task(call, state.next)))
+            }
             // It would only say that it cannot.
             ("tools/call", None) if self.support(call) == Some(TaskSupport::Required) => {
-                Some(Way::Here(task::missing(id)))
+                Some(RequestWay::Here(task::missing(id)))
             }
             (method::LISTEN, _) if wants_tasks_it_does_not_take(call) => {
-                Some(Way::Here(task::missing(id)))
+                Some(RequestWay::Here(task::missing(id)))
             }
             _ => None,
         })
@@ -218,13 +221,17 @@ impl Session {
         server: &LegacyServer,
         call: &Call,
         id: &Id,
-    ) -> Result<Way, SendError> {
+    ) -> Result<RequestWay, SendError> {
         let task = call.param("taskId").and_then(Value::as_str);
         let Some(known) = task.and_then(|task| state.tasks.known.get_mut(task.as_ref())) else {
-            return Ok(Way::Here(answer::refused(id, -32602, "no such task")));
+            return Ok(RequestWay::Here(answer::refused(
+                id,
+                -32602,
+                "no such task",
+            )));
         };
         self.give_answers(&mut known.questions, call)?;
-        Ok(Way::Here(done(server, id)))
+        Ok(RequestWay::Here(done(server, id)))
     }
 
     /// Tells the client what the child's result says of a task; the call is given back if
@@ -317,10 +324,13 @@ impl Session {
                 // Its questions come with that. Where there is no room for it now, then when somebody asks again.
                 let _ = self.ask_result(state, name, true);
                 let known = state.tasks.known.get(name);
-                known.map_or(Standing::Working, Known::asks)
+                known.map_or(Standing::Working, KnownTask::asks)
             }
             // It may have asked all the same.
-            Some("working") => state.tasks.asking(name).map_or(Standing::Said, Known::asks),
+            Some("working") => state
+                .tasks
+                .asking(name)
+                .map_or(Standing::Said, KnownTask::asks),
             _ => Standing::Said,
         }
     }
@@ -376,7 +386,7 @@ impl Session {
     }
 }
 
-impl Known {
+impl KnownTask {
     /// How its task stands that waits for its client.
     pub(super) fn asks(&self) -> Standing<'_> {
         if self.questions.is_empty() {
@@ -426,16 +436,16 @@ mod tests {
         audit::RequestId,
         auth::Identity,
         child::{Lends as _, stdio::Reading},
-        session::{Exchange, outbox::Lines, pump, room::Rooms, testing::bridged_in},
+        session::{Exchange, outbox::OutboxReader, pump, room::Rooms, testing::bridged_in},
     };
 
     /// A bridged session whose tool `t` is a task alone, and what its child is told.
-    fn session() -> (Arc<Session>, Lines) {
+    fn session() -> (Arc<Session>, OutboxReader) {
         session_in(&Rooms::new(1))
     }
 
     /// The same, with its share of that memory.
-    fn session_in(rooms: &Rooms) -> (Arc<Session>, Lines) {
+    fn session_in(rooms: &Rooms) -> (Arc<Session>, OutboxReader) {
         let tasks = r#"{"tasks":{"requests":{"tools":{"call":{}}}}}"#;
         let (session, lines) = bridged_in(tasks, rooms);
         let tool =
@@ -470,7 +480,7 @@ mod tests {
         assert!(pump::take(session, line.into()));
     }
 
-    fn said(lines: &mut Lines) -> Vec<String> {
+    fn said(lines: &mut OutboxReader) -> Vec<String> {
         let mut said = Vec::new();
         while let Some(line) = lines.try_recv() {
             said.push(String::from_utf8(line.to_vec()).unwrap());
@@ -501,7 +511,7 @@ mod tests {
         }
         let mut stays = ask(&session, "tasks/get", r#""taskId":"k""#);
         answer(&session, 104, r#"{"taskId":"k","status":"completed"}"#);
-        let told = Pending::told;
+        let told = ResultRequest::told;
         let kept: Vec<usize> = session.state().tasks.results.values().map(told).collect();
         assert_eq!(kept, [1]);
         answer(&session, 3, r#"{"content":[]}"#);
@@ -679,7 +689,7 @@ mod tests {
             let number = u32::try_from(session.state().next).unwrap();
             (number, ask(&session, "tools/call", r#""name":"t""#))
         };
-        let stands = |lines: &mut Lines, number: u32, id: &str, status: &str| {
+        let stands = |lines: &mut OutboxReader, number: u32, id: &str, status: &str| {
             said(lines);
             let task = format!(r#"{{"task":{{"taskId":"{id}","status":"{status}"}}}}"#);
             answer(&session, number, &task);
@@ -688,7 +698,7 @@ mod tests {
             let ended: serde_json::Value = serde_json::from_str(&ended).unwrap();
             Some(ended["params"]["taskId"].as_str().unwrap().to_owned())
         };
-        let makes = |lines: &mut Lines, number, id| stands(lines, number, id, "working");
+        let makes = |lines: &mut OutboxReader, number, id| stands(lines, number, id, "working");
         let ended = |id: &str| Some(id.to_owned());
         let (gone, client) = calls();
         drop(client);
@@ -848,7 +858,7 @@ mod tests {
         let wanted = r#""notifications":{"taskIds":["x"]}"#;
         let mut events = ask(&session, "subscriptions/listen", wanted);
         next(&mut events).await;
-        let asks = async |lines: &mut Lines, number: u32, what: &str| {
+        let asks = async |lines: &mut OutboxReader, number: u32, what: &str| {
             said(lines);
             tokio::time::advance(session.call_timeout / 2).await;
             session.sweep(Instant::now(), Duration::MAX);

@@ -123,7 +123,7 @@ mod tests {
     use super::*;
     use crate::{
         mcp::Era,
-        session::{Event, Exchange, outbox::Lines, pump, testing},
+        session::{Event, Exchange, outbox::OutboxReader, pump, testing},
     };
 
     fn line(session: &Session, text: &str) {
@@ -163,7 +163,7 @@ mod tests {
         }
     }
 
-    fn session() -> (Arc<Session>, Exchange, Lines) {
+    fn session() -> (Arc<Session>, Exchange, OutboxReader) {
         let (session, lines) = testing::session(Era::Legacy);
         session.open("2025-11-25");
         let own = session.listen().unwrap();

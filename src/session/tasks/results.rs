@@ -17,7 +17,7 @@ use crate::{
     },
     session::{
         Session,
-        calls::{Answer, InFlight},
+        calls::{AnswerKind, InFlight},
         conversation::SessionState,
         exchange::Failure,
         own::OwnMessage,
@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// A child that was asked for a task's result.
-pub(in crate::session) struct Pending {
+pub(in crate::session) struct ResultRequest {
     task: Arc<str>,
     /// Who is told with it, and how the task stood then: what it said of itself, as JSON.
     told: Vec<(u64, Bytes)>,
@@ -40,7 +40,7 @@ pub(in crate::session) struct Pending {
 }
 
 #[cfg(test)]
-impl Pending {
+impl ResultRequest {
     pub(in crate::session) fn told(&self) -> usize {
         self.told.len()
     }
@@ -94,7 +94,7 @@ impl Session {
         state: &'a mut SessionState,
         name: &str,
         asks: bool,
-    ) -> Result<&'a mut Pending, Failure> {
+    ) -> Result<&'a mut ResultRequest, Failure> {
         let deadline = Instant::now() + self.call_timeout;
         if let Some(asked) = state.tasks.known.get(name).and_then(|known| known.asked) {
             let pending = state.tasks.results.get_mut(&asked);
@@ -129,7 +129,7 @@ impl Session {
         if let Some(known) = state.tasks.known.get_mut(name) {
             known.asked = Some(number);
         }
-        let pending = Pending {
+        let pending = ResultRequest {
             task,
             told: Vec::new(),
             watched: None,
@@ -142,7 +142,7 @@ impl Session {
     /// Waits no longer for results that the child does not give.
     pub(in crate::session) fn give_up_results(&self, state: &mut SessionState, now: Instant) {
         let overdue = state.tasks.results.extract_if(|_, it| it.deadline <= now);
-        let overdue: Vec<(u64, Pending)> = overdue.collect();
+        let overdue: Vec<(u64, ResultRequest)> = overdue.collect();
         for (number, pending) in overdue {
             self.say(&OwnMessage::Cancelled {
                 number,
@@ -168,7 +168,7 @@ impl Session {
     fn give_up_result(
         &self,
         state: &mut SessionState,
-        pending: Pending,
+        pending: ResultRequest,
         now: Instant,
         failure: Failure,
     ) {
@@ -189,7 +189,7 @@ impl Session {
         &self,
         state: &mut SessionState,
         number: u64,
-        answer: Answer,
+        answer: AnswerKind,
         message: &Message,
     ) -> bool {
         let Some(pending) = state.tasks.results.remove(&number) else {
@@ -235,11 +235,11 @@ impl Session {
 }
 
 /// What the call of a task has come to, by the child's answer when it is asked for that.
-fn outcome(answer: Answer, message: &Message) -> Option<Result<Value<'_>, Value<'_>>> {
+fn outcome(answer: AnswerKind, message: &Message) -> Option<Result<Value<'_>, Value<'_>>> {
     let root = message.root();
     match answer {
-        Answer::Result => root.get("result").map(Ok),
-        Answer::Error => root.get("error").map(Err),
-        Answer::Neither => None,
+        AnswerKind::Result => root.get("result").map(Ok),
+        AnswerKind::Error => root.get("error").map(Err),
+        AnswerKind::Neither => None,
     }
 }

@@ -23,11 +23,11 @@ use crate::{
     },
     session::{
         Session,
-        calls::Answer,
+        calls::AnswerKind,
         conversation::SessionState,
         exchange::Event,
         own::OwnMessage,
-        tasks::{Known, Tasks},
+        tasks::{KnownTask, Tasks},
     },
 };
 
@@ -44,7 +44,7 @@ pub(in crate::session) struct Watched {
 }
 
 /// A question to the child how a task stands.
-pub(in crate::session) struct Look {
+pub(in crate::session) struct TaskLook {
     task: Arc<str>,
     deadline: Instant,
 }
@@ -91,7 +91,7 @@ impl Watched {
 
 impl Tasks {
     /// What was asked has no answer: how it stands is asked again.
-    fn looks_later(&mut self, look: &Look, now: Instant) {
+    fn looks_later(&mut self, look: &TaskLook, now: Instant) {
         if let Some(known) = self.known.get_mut(&look.task) {
             known.watched.is_being_asked = false;
             known.watched.look_later(now);
@@ -103,11 +103,11 @@ impl Session {
     /// Asks the child how tasks stand that somebody subscribes to and that it is time to ask for.
     pub(in crate::session) fn look_at_watched(&self, state: &mut SessionState, now: Instant) {
         let overdue = state.tasks.looks.extract_if(|_, it| it.deadline <= now);
-        let overdue: Vec<Look> = overdue.map(|(_, look)| look).collect();
+        let overdue: Vec<TaskLook> = overdue.map(|(_, look)| look).collect();
         for look in overdue {
             state.tasks.looks_later(&look, now);
         }
-        let is_due = |known: &Known| {
+        let is_due = |known: &KnownTask| {
             let watched = &known.watched;
             !watched.is_being_asked && watched.due.is_some_and(|due| due <= now)
         };
@@ -137,7 +137,7 @@ impl Session {
             state.next += 1;
             known.watched.due = None;
             known.watched.is_being_asked = true;
-            let look = Look {
+            let look = TaskLook {
                 task: name,
                 deadline: now + self.call_timeout,
             };
@@ -157,7 +157,7 @@ impl Session {
         &self,
         state: &mut SessionState,
         number: u64,
-        answer: Answer,
+        answer: AnswerKind,
         message: &Message,
     ) -> bool {
         let Some(look) = state.tasks.looks.remove(&number) else {
@@ -170,9 +170,9 @@ impl Session {
         let task = message.root().get("result");
         let is_it = |task: &Value<'_>| named(*task).is_some_and(|name| *name == *look.task);
         match (answer, task.filter(is_it)) {
-            (Answer::Result, Some(_)) => self.stands(state, &look.task, message),
+            (AnswerKind::Result, Some(_)) => self.stands(state, &look.task, message),
             // The child has forgotten it.
-            (Answer::Error, _) => known.watched.end(),
+            (AnswerKind::Error, _) => known.watched.end(),
             _ => known.watched.look_later(Instant::now()),
         }
         true
