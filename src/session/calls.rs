@@ -30,10 +30,7 @@ use crate::{
         reversed::Again,
         rewrite::{progress_token, renumbered},
         stream::{Exchange, Stream, Style},
-        subscriptions::{
-            Subscription,
-            subscribing::{Subscribes, SubscriptionEnd},
-        },
+        subscriptions::{CallSubscription, subscribing::SubscriptionEnd},
         tasks::About,
     },
 };
@@ -42,8 +39,8 @@ use crate::{
 pub(super) struct InFlight {
     pub(super) id: Id,
     pub(super) stream: Arc<Stream>,
-    /// `None` for one that is meant to stay open.
-    pub(super) deadline: Option<Instant>,
+    /// It is answered by then, unless it is meant to stay open.
+    pub(super) deadline: Instant,
     pub(super) progress_token: Option<Bytes>,
     /// Its method, if its answer is filtered.
     pub(super) list: Option<&'static str>,
@@ -53,12 +50,8 @@ pub(super) struct InFlight {
     pub(super) logs: Option<Box<Logs>>,
     /// `None` for what the gateway itself asked, and where the client was told already.
     pub(super) outcome: Option<OutcomeOwed>,
-    /// What it subscribes to at a legacy child, which knows nothing of it.
-    pub(super) wanted: Option<Box<Subscription>>,
-    /// As whom it hears of resources.
-    pub(super) hearer: Option<Arc<Identity>>,
-    /// What it subscribes to for a legacy client.
-    pub(super) subscribes: Option<Box<Subscribes>>,
+    /// What it subscribes to.
+    pub(super) subscription: Option<CallSubscription>,
     /// What is needed to make a legacy client's call to a modern child again.
     pub(super) again: Option<Box<Again>>,
     /// It opens the session: who opens it decides what becomes of it.
@@ -130,13 +123,8 @@ impl Session {
             *slot = Some(self.calls.take(self.principal())?);
         }
         self.log_from(state, call)?;
-        let wanted = self.subscribes(state, call)?;
-        let hearer = (call.method() == method::LISTEN).then(|| Arc::new(identity.clone()));
-        let subscribes = self.subscribes_to(state, call, identity)?;
-        let (listens, asks_for_one) = (wanted.is_some(), subscribes.is_some());
-        if let Some(wanted) = &wanted {
-            self.subscribe(state, wanted)?;
-        }
+        let subscription = self.subscription_of(state, call, identity)?;
+        let subscribes = subscription.is_some();
         let task = self.about(state, call);
         let way = self.way_of(state, call, &id)?;
         // Something else may have been said to the child first.
@@ -160,15 +148,13 @@ impl Session {
             InFlight {
                 id,
                 stream,
-                deadline: (call.method() != method::LISTEN).then(|| now + self.call_timeout),
+                deadline: now + self.call_timeout,
                 progress_token: progress_token(call),
                 list: method::filtered_list(call.method()),
                 cacheable: method::is_cacheable(call.method()),
                 logs: Logs::of(call, || holder.unwrap_or_else(|| seal::holder(identity))),
                 outcome: Some(OutcomeOwed::new(owed.take(), call, now)),
-                wanted,
-                hearer,
-                subscribes,
+                subscription,
                 again: InFlight::again(self, call),
                 opens: call.method() == "initialize",
                 input: holder.and_then(|holder| Input::of(call, &holder)),
@@ -177,11 +163,8 @@ impl Session {
             },
         );
         state.hurry(now);
-        if listens {
-            self.acknowledge(state);
-        }
-        if asks_for_one {
-            self.ask_for_next(state);
+        if subscribes {
+            self.has_begun_to_subscribe(state, number);
         }
         self.look_at_watched(state, now);
         if let Some(text) = told
@@ -212,15 +195,13 @@ impl Session {
             InFlight {
                 id: Id::own(),
                 stream,
-                deadline: Some(Instant::now() + patience),
+                deadline: Instant::now() + patience,
                 progress_token: None,
                 list: None,
                 cacheable: false,
                 logs: None,
                 outcome: None,
-                wanted: None,
-                hearer: None,
-                subscribes: None,
+                subscription: None,
                 again: None,
                 opens: false,
                 input: None,
@@ -236,7 +217,7 @@ impl Session {
         let mut state = self.state();
         if let Some(call) = state.in_flight.remove(&number) {
             // A legacy child knows of no subscription.
-            if call.wanted.is_none() {
+            if call.bridged_subscription().is_none() {
                 self.say(&OwnMessage::Cancelled {
                     number,
                     reason: "the client has gone",
@@ -391,8 +372,8 @@ impl Session {
         if call.awaits_acknowledgement() {
             self.ask_for_next(state);
         }
-        if let Some(wanted) = call.wanted.take() {
-            self.unsubscribe(state, &wanted);
+        if let Some(subscription) = call.bridged_subscription() {
+            self.unsubscribe(state, subscription);
         }
         call.stream.end(event);
         // A client that lost the connection may come back for the answer.

@@ -344,7 +344,7 @@ impl Session {
         let overdue: Vec<(u64, Option<u64>)> = state
             .in_flight
             .iter()
-            .filter(|(_, call)| call.deadline.is_some_and(|deadline| deadline <= now))
+            .filter(|(_, call)| call.is_overdue(now))
             .map(|(number, call)| (*number, call.number(*number)))
             .collect();
         for (number, told) in overdue {
@@ -442,7 +442,7 @@ impl Session {
     /// How many calls wait for an answer; those that are meant to stay open are none.
     pub(super) fn in_flight(&self) -> usize {
         let state = self.state();
-        let waits = |call: &&InFlight| call.deadline.is_some();
+        let waits = |call: &&InFlight| !call.is_subscription();
         state.in_flight.values().filter(waits).count()
     }
 

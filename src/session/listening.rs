@@ -273,7 +273,7 @@ impl Session {
                 return state.subscribed.hearers_of(uri);
             };
             let call = named(&state, subscription);
-            Vec::from_iter(call.and_then(|call| call.hearer.clone()))
+            Vec::from_iter(call.and_then(InFlight::hearer).cloned())
         };
         if !self.may_hear(hearers, message, method) {
             return false;
@@ -366,7 +366,7 @@ fn named<'a>(state: &'a SessionState, number: Value<'_>) -> Option<&'a InFlight>
     let number = state.reversed.first(number.as_u64()?);
     let call = state.in_flight.get(&number);
     // A legacy child knows of no subscription.
-    call.filter(|call| call.wanted.is_none())
+    call.filter(|call| call.bridged_subscription().is_none())
 }
 
 /// The stream of the latest request that somebody listens to.

@@ -216,7 +216,7 @@ impl Session {
 
     /// Asks the client what its call is being asked.
     pub(super) fn ask_legacy(&self, state: &mut SessionState, number: u64, mut call: InFlight) {
-        call.deadline = Some(Instant::now() + PATIENCE);
+        call.deadline = Instant::now() + PATIENCE;
         let again = call.again.as_deref().expect("it was asked just now");
         let all_heard = again.questions.iter().all(|asked| {
             let text = Event::Message(asked.question.request(&asked.id).into());
@@ -340,7 +340,7 @@ impl Session {
         let changes = server.request(&again.message, number, level, Some(given));
         let line = Line::changed(&again.message, &changes);
         let before = again.number.replace(number);
-        call.deadline = Some(Instant::now() + self.call_timeout);
+        call.deadline = Instant::now() + self.call_timeout;
         state.renumber(first, before, number);
         if let Err(error) = self.write(line)
             && let Some(call) = state.in_flight.remove(&first)

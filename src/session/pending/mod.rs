@@ -229,7 +229,7 @@ impl Session {
         });
         let questions = input.questions.iter().map(|asked| &asked.question);
         let text = Bytes::from(input::required(&call.id, questions, &state, server.info()));
-        call.deadline = Some(Instant::now() + PATIENCE);
+        call.deadline = Instant::now() + PATIENCE;
         (call.logs, call.progress_token) = (None, None);
         self.settle(call, None, text.len());
         // No more than its questions are.
@@ -293,7 +293,7 @@ impl Session {
         waiting.outcome = Some(OutcomeOwed::new(owed.take(), call, now));
         waiting.logs = Logs::of(call, || input.holder);
         waiting.progress_token = progress_token(call);
-        waiting.deadline = Some(now + self.call_timeout);
+        waiting.deadline = now + self.call_timeout;
         input.waits = false;
         let exchange = waiting.stream.attach(None).recorded_in(&self.audit);
         if let Some(told) = input.told.take() {

@@ -21,7 +21,7 @@ use crate::{
     auth::Identity,
     json::Value,
     mcp::{
-        Call, Era, Message,
+        Call, Era, Message, method,
         subscription::{self, Uri, Wanted},
         task,
     },
@@ -32,11 +32,25 @@ use crate::{
         exchange::{Event, Failure},
         own::OwnMessage,
         room::Room,
+        subscriptions::subscribing::ResourceSubscription,
     },
 };
 
-/// A subscription at a legacy child.
-pub(super) struct Subscription {
+/// What a request subscribes to.
+pub(super) enum CallSubscription {
+    /// A modern client's stays open (`subscriptions/listen`).
+    Listen {
+        /// As whom it hears of resources.
+        hearer: Arc<Identity>,
+        /// At a legacy child, which knows nothing of it.
+        bridged: Option<Box<BridgedSubscription>>,
+    },
+    /// A legacy client's to one resource (`resources/subscribe`).
+    Resource(Box<ResourceSubscription>),
+}
+
+/// A modern client's subscription at a legacy child.
+pub(super) struct BridgedSubscription {
     wanted: Wanted,
     /// What it would have been told before it was acknowledged; `None` once it is.
     held: Option<Vec<Bytes>>,
@@ -81,7 +95,7 @@ impl Resources {
     }
 }
 
-impl Subscription {
+impl BridgedSubscription {
     fn wants_resource(&self, uri: &str) -> bool {
         self.wanted.uris.iter().any(|wanted| **wanted == *uri)
     }
@@ -103,15 +117,45 @@ impl Subscription {
 }
 
 impl Session {
-    /// What the client will be told of what it wants, if this call subscribes at a legacy child; refused where there is
-    /// no room for what it names.
-    pub(super) fn subscribes(
+    /// What the call subscribes to, of which the child is told as far as it must be; refused where there is no room for
+    /// what it names.
+    pub(super) fn subscription_of(
+        &self,
+        state: &mut SessionState,
+        call: &Call,
+        identity: &Identity,
+    ) -> Result<Option<CallSubscription>, SendError> {
+        if call.method() != method::LISTEN {
+            let resource = self.resource_subscription(state, call, identity)?;
+            return Ok(resource.map(CallSubscription::Resource));
+        }
+        let bridged = self.bridged_subscription(state, call)?;
+        if let Some(subscription) = &bridged {
+            self.subscribe(state, subscription)?;
+        }
+        let hearer = Arc::new(identity.clone());
+        Ok(Some(CallSubscription::Listen { hearer, bridged }))
+    }
+
+    /// Goes on with what the request of that number subscribes to.
+    pub(super) fn has_begun_to_subscribe(&self, state: &mut SessionState, number: u64) {
+        let call = state.in_flight.get(&number);
+        match call.and_then(|call| call.subscription.as_ref()) {
+            Some(CallSubscription::Listen { bridged, .. }) if bridged.is_some() => {
+                self.acknowledge(state);
+            }
+            Some(CallSubscription::Resource(_)) => self.ask_for_next(state),
+            _ => {}
+        }
+    }
+
+    /// What a legacy child's client will be told of what it wants.
+    fn bridged_subscription(
         &self,
         state: &SessionState,
         call: &Call,
-    ) -> Result<Option<Box<Subscription>>, SendError> {
-        let server = self.legacy_server();
-        let Some(server) = server.filter(|_| call.method() == crate::mcp::method::LISTEN) else {
+    ) -> Result<Option<Box<BridgedSubscription>>, SendError> {
+        let Some(server) = self.legacy_server() else {
             return Ok(None);
         };
         let mut wanted = Wanted::read(call).told_by(server.capabilities());
@@ -129,7 +173,7 @@ impl Session {
             };
         }
         let held = Some(Vec::new());
-        Ok(Some(Box::new(Subscription { wanted, held })))
+        Ok(Some(Box::new(BridgedSubscription { wanted, held })))
     }
 
     /// The URI, counted for as long as anybody knows it.
@@ -139,10 +183,10 @@ impl Session {
     }
 
     /// Asks the child to tell of what nobody wanted to hear of before.
-    pub(super) fn subscribe(
+    fn subscribe(
         &self,
         state: &mut SessionState,
-        subscription: &Subscription,
+        subscription: &BridgedSubscription,
     ) -> Result<(), SendError> {
         for uri in &subscription.wanted.uris {
             if state.resources.taken.contains(uri) || state.resources.waiting.contains(uri) {
@@ -162,7 +206,7 @@ impl Session {
     }
 
     /// Has the child no longer tell of what nobody else wants to hear of.
-    pub(super) fn unsubscribe(&self, state: &mut SessionState, subscription: &Subscription) {
+    pub(super) fn unsubscribe(&self, state: &mut SessionState, subscription: &BridgedSubscription) {
         for uri in &subscription.wanted.uris {
             // Of what it has not answered yet it is told so when it has.
             if !is_wanted(state, uri) && state.resources.taken.remove(uri) {
@@ -229,7 +273,7 @@ impl Session {
     pub(super) fn acknowledge(&self, state: &mut SessionState) {
         let mut begun = Vec::new();
         for call in state.in_flight.values_mut() {
-            let Some(subscription) = call.wanted.as_deref() else {
+            let Some(subscription) = call.bridged_subscription() else {
                 continue;
             };
             let waiting = &state.resources.waiting;
@@ -257,7 +301,7 @@ impl Session {
         let is_open = |number: &u64| {
             let call = state.in_flight.get(number);
             // A legacy child knows of none.
-            call.is_some_and(|call| call.is_subscription() && call.wanted.is_none())
+            call.is_some_and(|call| call.is_subscription() && call.bridged_subscription().is_none())
         };
         let Some(number) = named.as_u64().filter(is_open) else {
             return false;
@@ -273,16 +317,16 @@ impl Session {
         let open: Vec<u64> = state
             .in_flight
             .iter()
-            .filter(|(_, call)| call.deadline.is_none())
+            .filter(|(_, call)| call.is_subscription())
             .map(|(number, _)| *number)
             .collect();
         for number in open {
             let Some(call) = state.in_flight.remove(&number) else {
                 continue;
             };
-            if self.era == Era::Modern && call.is_subscription() {
+            if self.era == Era::Modern {
                 // Its child goes on for the calls that are answered still.
-                if call.wanted.is_none() {
+                if call.bridged_subscription().is_none() {
                     self.say(&OwnMessage::Cancelled {
                         number,
                         reason: "shutting down",
@@ -297,7 +341,7 @@ impl Session {
 
     /// Ends a subscription as one that its server has ended (mcp-T28).
     pub(super) fn end_well(&self, state: &mut SessionState, mut call: InFlight) {
-        if let Some(subscription) = call.wanted.as_deref_mut() {
+        if let Some(subscription) = call.bridged_subscription_mut() {
             // Nothing comes before that, not even the end.
             let taken = &state.resources.taken;
             subscription.wanted.uris.retain(|uri| taken.contains(uri));
@@ -313,27 +357,32 @@ impl Session {
     /// Tells each subscription that wants it; `false` if there is none.
     pub(super) fn publish(&self, message: &Message, method: &str) -> bool {
         let wants = |call: &InFlight| {
-            let subscription = call.wanted.as_deref();
+            let subscription = call.bridged_subscription();
             subscription.is_some_and(|it| it.wanted.wants(method, message))
         };
         // Most of a session's subscriptions are one caller's, who is asked about once.
         let mut hearers: Vec<Arc<Identity>> = Vec::new();
         for call in self.state().in_flight.values().filter(|call| wants(call)) {
-            hearers.extend(call.hearer.clone().filter(|it| !hearers.contains(it)));
+            let hearer = call.hearer().filter(|it| !hearers.contains(it));
+            hearers.extend(hearer.cloned());
         }
         hearers.retain(|hearer| self.may_hear(|_| vec![hearer.clone()], message, method));
         let mut state = self.state();
         let mut heard = false;
         for call in state.in_flight.values_mut() {
-            let may = call.hearer.as_ref().is_some_and(|it| hearers.contains(it));
+            let may = call.hearer().is_some_and(|it| hearers.contains(it));
             if !may || !wants(call) {
                 continue;
             }
-            let Some(subscription) = call.wanted.as_deref_mut() else {
+            let Some(CallSubscription::Listen {
+                bridged: Some(subscription),
+                ..
+            }) = &mut call.subscription
+            else {
                 continue;
             };
             heard |= match &mut subscription.held {
-                Some(held) => Subscription::hold(held, message, &self.room),
+                Some(held) => BridgedSubscription::hold(held, message, &self.room),
                 None => {
                     let text = subscription::labelled(message, &call.id);
                     call.stream.tell(Event::Message(text.into()))
@@ -347,12 +396,40 @@ impl Session {
 impl InFlight {
     /// Whether it is meant to stay open.
     pub(super) fn is_subscription(&self) -> bool {
-        self.deadline.is_none()
+        matches!(self.subscription, Some(CallSubscription::Listen { .. }))
+    }
+
+    /// Whether it should have its answer by now.
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+        self.deadline <= now && !self.is_subscription()
+    }
+
+    /// What it is told of by a legacy child, if it is a subscription there.
+    pub(super) fn bridged_subscription(&self) -> Option<&BridgedSubscription> {
+        match &self.subscription {
+            Some(CallSubscription::Listen { bridged, .. }) => bridged.as_deref(),
+            _ => None,
+        }
+    }
+
+    fn bridged_subscription_mut(&mut self) -> Option<&mut BridgedSubscription> {
+        match &mut self.subscription {
+            Some(CallSubscription::Listen { bridged, .. }) => bridged.as_deref_mut(),
+            _ => None,
+        }
+    }
+
+    /// As whom a subscription hears of resources.
+    pub(super) fn hearer(&self) -> Option<&Arc<Identity>> {
+        match &self.subscription {
+            Some(CallSubscription::Listen { hearer, .. }) => Some(hearer),
+            _ => None,
+        }
     }
 
     /// Whether it is to be told how that task stands.
     pub(super) fn wants_task(&self, name: &str) -> bool {
-        self.wanted.as_deref().is_some_and(|subscription| {
+        self.bridged_subscription().is_some_and(|subscription| {
             let mut tasks = subscription.wanted.tasks.iter();
             subscription.held.is_none() && tasks.any(|task| **task == *name)
         })
@@ -360,7 +437,11 @@ impl InFlight {
 
     /// Tells a subscription's client what it will be told, and then what there was to tell, unless it was told.
     fn acknowledge(&mut self) {
-        let Some(subscription) = self.wanted.as_deref_mut() else {
+        let Some(CallSubscription::Listen {
+            bridged: Some(subscription),
+            ..
+        }) = &mut self.subscription
+        else {
             return;
         };
         let Some(held) = subscription.held.take() else {
@@ -381,7 +462,7 @@ impl InFlight {
 /// The child does not tell of that resource: nobody is told that it would.
 fn refuse(state: &mut SessionState, uri: &str) {
     for call in state.in_flight.values_mut() {
-        if let Some(subscription) = call.wanted.as_deref_mut() {
+        if let Some(subscription) = call.bridged_subscription_mut() {
             subscription.wanted.uris.retain(|wanted| **wanted != *uri);
         }
     }
@@ -390,7 +471,7 @@ fn refuse(state: &mut SessionState, uri: &str) {
 fn is_wanted(state: &SessionState, uri: &str) -> bool {
     let mut calls = state.in_flight.values();
     calls.any(|call| {
-        let subscription = call.wanted.as_deref();
+        let subscription = call.bridged_subscription();
         subscription.is_some_and(|subscription| subscription.wants_resource(uri))
     })
 }

@@ -21,12 +21,12 @@ use crate::{
         calls::{AnswerKind, InFlight},
         conversation::SessionState,
         exchange::{Event, Failure},
-        subscriptions::hearing::UPDATED,
+        subscriptions::{CallSubscription, hearing::UPDATED},
     },
 };
 
 /// A call by which a legacy client subscribes to a resource.
-pub(in crate::session) struct Subscribes {
+pub(in crate::session) struct ResourceSubscription {
     uri: Uri,
     hearer: Arc<Identity>,
     /// It waits here for a modern child's acknowledgement.
@@ -54,7 +54,24 @@ struct SubscribedResource {
 impl InFlight {
     /// Whether it is answered when a modern child acknowledges a resource: the child knows nothing of the call.
     pub(in crate::session) fn awaits_acknowledgement(&self) -> bool {
-        self.subscribes.as_deref().is_some_and(|it| it.waits)
+        self.resource_subscription().is_some_and(|it| it.waits)
+    }
+
+    /// The resource that a legacy client subscribes to by it.
+    fn resource_subscription(&self) -> Option<&ResourceSubscription> {
+        match &self.subscription {
+            Some(CallSubscription::Resource(it)) => Some(it),
+            _ => None,
+        }
+    }
+
+    /// The same, which its answer has decided on.
+    fn take_resource_subscription(&mut self) -> Option<Box<ResourceSubscription>> {
+        let is_one = |it: &mut CallSubscription| matches!(it, CallSubscription::Resource(_));
+        match self.subscription.take_if(is_one)? {
+            CallSubscription::Resource(it) => Some(it),
+            CallSubscription::Listen { .. } => None,
+        }
     }
 }
 
@@ -156,25 +173,25 @@ impl SessionState {
     /// The resource that the child is being asked for besides those that it tells of.
     pub(in crate::session) fn asked_for(&self) -> Option<&Uri> {
         let call = self.in_flight.get(&self.reversed.asking?)?;
-        Some(&call.subscribes.as_deref()?.uri)
+        Some(&call.resource_subscription()?.uri)
     }
 
     /// The call for that, if the resource is among these: it will be answered now.
     pub(in crate::session) fn take_asking(
         &mut self,
         wanted: &Wanted,
-    ) -> Option<(InFlight, Box<Subscribes>)> {
+    ) -> Option<(InFlight, Box<ResourceSubscription>)> {
         self.asked_for().filter(|uri| wanted.uris.contains(uri))?;
         let mut call = self.in_flight.remove(&self.reversed.asking.take()?)?;
-        let subscribes = call.subscribes.take()?;
-        Some((call, subscribes))
+        let subscription = call.take_resource_subscription()?;
+        Some((call, subscription))
     }
 
     /// The eldest call that waits for such a resource.
     fn waiting(&self, is_so: impl Fn(&str) -> bool) -> Option<u64> {
         let waits = |call: &InFlight| {
-            let subscribes = call.subscribes.as_deref();
-            subscribes.is_some_and(|it| it.waits && is_so(&it.uri))
+            let subscription = call.resource_subscription();
+            subscription.is_some_and(|it| it.waits && is_so(&it.uri))
         };
         let waiting = self.in_flight.iter().filter(|(_, call)| waits(call));
         waiting.map(|(number, _)| *number).min()
@@ -182,13 +199,13 @@ impl SessionState {
 }
 
 impl Session {
-    /// Notes what a legacy client's call says of what it wants to hear.
-    pub(in crate::session) fn subscribes_to(
+    /// Notes what a legacy client's call says of what it wants to hear, and what it subscribes to.
+    pub(in crate::session) fn resource_subscription(
         &self,
         state: &mut SessionState,
         call: &Call,
         identity: &Identity,
-    ) -> Result<Option<Box<Subscribes>>, SendError> {
+    ) -> Result<Option<Box<ResourceSubscription>>, SendError> {
         let method = call.method();
         if !matches!(method, "resources/subscribe" | "resources/unsubscribe") {
             return Ok(None);
@@ -219,13 +236,14 @@ impl Session {
         }
         let most = if waits { MAX_URIS } else { MAX_SUBSCRIBED };
         let waiting = state.in_flight.values();
-        let waiting = waiting.filter(|call| call.subscribes.is_some()).count();
+        let subscribes = |call: &&InFlight| call.resource_subscription().is_some();
+        let waiting = waiting.filter(subscribes).count();
         let uri = match state.subscribed.known(&uri) {
             Some(known) => known.clone(),
             None if state.subscribed.all.len() + waiting >= most => return Err(SendError::Busy),
             None => self.claimed(&uri)?,
         };
-        Ok(Some(Box::new(Subscribes {
+        Ok(Some(Box::new(ResourceSubscription {
             uri,
             hearer: state.subscribed.hearer(identity),
             waits,
@@ -234,7 +252,7 @@ impl Session {
 
     /// The child tells of what the call has subscribed to.
     pub(in crate::session) fn has_subscribed(&self, state: &mut SessionState, call: &mut InFlight) {
-        if let Some(it) = call.subscribes.take() {
+        if let Some(it) = call.take_resource_subscription() {
             state.subscribed.add(it.uri, it.hearer);
         }
     }
@@ -289,15 +307,14 @@ impl Session {
         for one in &mut state.subscribed.all {
             one.told = told.contains(&*one.uri);
         }
-        if let Some((mut call, subscribes)) = state.take_asking(&wanted) {
-            if told.contains(&*subscribes.uri) {
-                call.subscribes = Some(subscribes);
-                self.has_subscribed(&mut state, &mut call);
+        if let Some((call, it)) = state.take_asking(&wanted) {
+            if told.contains(&*it.uri) {
+                state.subscribed.add(it.uri, it.hearer);
                 self.done(&mut state, call);
             } else {
                 // Nor is it asked for that again by what follows.
-                state.reversed.listening.is_not_told(&subscribes.uri);
-                state.subscribed.remove(&subscribes.uri);
+                state.reversed.listening.is_not_told(&it.uri);
+                state.subscribed.remove(&it.uri);
                 self.not_told(&mut state, call);
             }
         }

@@ -266,7 +266,7 @@ impl Session {
         let own = about(server, number, "update", &following.task, &more);
         let said = self.write(own.line());
         following.rest();
-        call.deadline = Some(Instant::now() + self.call_timeout);
+        call.deadline = Instant::now() + self.call_timeout;
         // That it has heard is not waited for: how the task stands tells more.
         state.next += 1;
         if let Err(error) = said
