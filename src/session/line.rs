@@ -11,7 +11,8 @@ use bytes::Bytes;
 use crate::{
     aside::is_large,
     child::stdio,
-    mcp::{Message, meta::Change},
+    json::Value,
+    mcp::{Message, answer, meta::Change},
 };
 
 /// A line with its end.
@@ -54,6 +55,11 @@ impl Line {
         Self::of(message, &changes)
     }
 
+    /// The client's answer to what the child has asked under that id, which is JSON.
+    pub(super) fn answering(id: &[u8], given: Value<'_>) -> Self {
+        Self::Whole(stdio::line(answer::result(id, given.raw())))
+    }
+
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Whole(text) => text.len(),
@@ -75,18 +81,6 @@ impl Line {
     }
 }
 
-impl From<Bytes> for Line {
-    fn from(text: Bytes) -> Self {
-        Self::Whole(text)
-    }
-}
-
-impl From<Vec<u8>> for Line {
-    fn from(text: Vec<u8>) -> Self {
-        Self::Whole(text.into())
-    }
-}
-
 impl IntoIterator for Line {
     type IntoIter = std::vec::IntoIter<Bytes>;
     type Item = Bytes;
@@ -96,6 +90,13 @@ impl IntoIterator for Line {
             Self::Whole(text) => vec![text].into_iter(),
             Self::Parts(parts) => parts.into_iter(),
         }
+    }
+}
+
+#[cfg(test)]
+impl From<Bytes> for Line {
+    fn from(text: Bytes) -> Self {
+        Self::Whole(text)
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::line::Line;
+use super::{line::Line, own::OwnLine};
 
 /// The end at which lines are put in.
 pub(super) struct Outbox(Arc<Channel>);
@@ -76,17 +76,12 @@ impl Outbox {
         self.put(line.into(), (0, 0))
     }
 
-    /// The same for a line that a full queue must not lose: so many more have a place.
-    pub(super) fn try_send_beyond(
-        &self,
-        line: impl Into<Line>,
-        what: Beyond,
-    ) -> Result<(), NotQueued> {
-        let line = line.into();
+    /// The same for a line of the gateway's own that a full queue must not lose: so many more have a place.
+    pub(super) fn try_send_beyond(&self, line: OwnLine, what: Beyond) -> Result<(), NotQueued> {
         match what {
-            Beyond::End => self.put(line, (ENDS, MAX_ENDS)),
+            Beyond::End => self.put(line.into(), (ENDS, MAX_ENDS)),
             Beyond::Answer if line.len() > LONGEST_ANSWER => Err(NotQueued::Full),
-            Beyond::Answer => self.put(line, (ENDS, MAX_ANSWERS)),
+            Beyond::Answer => self.put(line.into(), (ENDS, MAX_ANSWERS)),
         }
     }
 
@@ -211,7 +206,11 @@ const LONGEST_ANSWER: usize = 512;
 mod tests {
     use super::*;
 
-    fn line(number: usize) -> Bytes {
+    fn line(number: usize) -> OwnLine {
+        OwnLine::example(number.to_string())
+    }
+
+    fn text(number: usize) -> Bytes {
         Bytes::from(number.to_string())
     }
 
@@ -228,7 +227,7 @@ mod tests {
         };
         let received = async {
             for number in 0..1000 {
-                assert_eq!(lines.recv().await, Some(line(number)));
+                assert_eq!(lines.recv().await, Some(text(number)));
             }
         };
         tokio::join!(sent, received);
@@ -247,11 +246,11 @@ mod tests {
             outbox.try_send_beyond(line(2), Beyond::End),
             Err(NotQueued::Full)
         );
-        assert_eq!(lines.recv().await, Some(line(1)));
+        assert_eq!(lines.recv().await, Some(text(1)));
         assert_eq!(outbox.try_send_beyond(line(3), Beyond::End), Ok(()));
         for number in (0..ENDS).chain([3]) {
             assert_eq!(outbox.try_send(line(3)), Err(NotQueued::Full));
-            assert_eq!(lines.recv().await, Some(line(number)));
+            assert_eq!(lines.recv().await, Some(text(number)));
         }
         assert_eq!(outbox.try_send(line(3)), Ok(()));
     }
@@ -261,11 +260,10 @@ mod tests {
     #[test]
     fn answers_in_a_full_queue_are_few_bytes() {
         let (outbox, mut lines) = outbox(4);
-        let long = Bytes::from(vec![b'x'; LONGEST_ANSWER + 1]);
+        let [fits, long] = [0, 1].map(|more| OwnLine::example(vec![b'x'; LONGEST_ANSWER + more]));
         let refused = outbox.try_send_beyond(long.clone(), Beyond::Answer);
         assert_eq!(refused, Err(NotQueued::Full));
-        assert_eq!(outbox.try_send_beyond(long.clone(), Beyond::End), Ok(()));
-        let fits = long.slice(1..);
+        assert_eq!(outbox.try_send_beyond(long, Beyond::End), Ok(()));
         while outbox.try_send_beyond(fits.clone(), Beyond::Answer).is_ok() {}
         // What ends something has its place all the same.
         assert_eq!(outbox.try_send_beyond(fits, Beyond::End), Ok(()));
@@ -280,7 +278,7 @@ mod tests {
     #[tokio::test]
     async fn what_ends_something_may_be_long_and_not_all_of_it() {
         let (outbox, mut lines) = outbox(1);
-        let long = || Bytes::from(vec![b'x'; MAX_ENDS / 4]);
+        let long = || OwnLine::example(vec![b'x'; MAX_ENDS / 4]);
         for _ in 0..2 {
             assert_eq!(outbox.try_send(line(1)), Ok(()));
             for _ in 0..4 {
@@ -301,8 +299,8 @@ mod tests {
         assert_eq!(outbox.try_send(line(2)), Ok(()));
         assert_eq!(outbox.try_send(line(3)), Err(NotQueued::Full));
         drop(outbox);
-        assert_eq!(lines.recv().await, Some(line(1)));
-        assert_eq!(lines.recv().await, Some(line(2)));
+        assert_eq!(lines.recv().await, Some(text(1)));
+        assert_eq!(lines.recv().await, Some(text(2)));
         assert_eq!(lines.recv().await, None);
     }
 

@@ -21,10 +21,9 @@ use tokio::time::Instant;
 use crate::{
     audit::Owed,
     auth::Identity,
-    child::stdio,
     json::Value,
     mcp::{
-        Call, Id, Message, answer,
+        Call, Id, Message,
         input::{self, Abilities, Need, Question},
         spelled, task,
     },
@@ -33,6 +32,7 @@ use crate::{
         calls::{AnswerKind, InFlight},
         conversation::SessionState,
         exchange::{Event, Failure},
+        line::Line,
         logs::Logs,
         owed::OutcomeOwed,
         own::OwnMessage,
@@ -255,8 +255,7 @@ impl Session {
             if asked.id.is_empty() {
                 return false;
             }
-            let line = answer::result(&asked.id, given.raw());
-            written = self.write(stdio::line(line));
+            written = self.write(Line::answering(&asked.id, given));
             written.is_err()
         });
         written

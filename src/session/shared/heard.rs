@@ -13,14 +13,24 @@ use crate::{
     json::{Kind, Value},
     mcp::{Message, bridge, input::Question, meta, spelled, subscription, task},
     session::{
-        own::{self, OwnMessage},
+        own::{self, OwnLine, OwnMessage},
         pump::MAX_ANSWERED_ID,
         shared::{
-            switch::{Member, Out, QuestionRoute, RequestRoute, RouteKind, Switch},
+            switch::{Member, QuestionRoute, RequestRoute, RouteKind, Switch},
             words::{made_task, text_of},
         },
     },
 };
+
+/// What comes of what a child has said. Nothing of its own comes back to it.
+#[derive(Debug, Eq, PartialEq)]
+pub(in crate::session) enum Out {
+    ToChild(OwnLine),
+    /// For the child, and it ends there what nobody would end later.
+    Ends(OwnLine),
+    /// For that member.
+    To(u64, Bytes),
+}
 
 /// What is to be done with what a child has said.
 pub(in crate::session) enum SaidByChild {
@@ -29,7 +39,7 @@ pub(in crate::session) enum SaidByChild {
         to: u64,
         own: u64,
         /// What the child is told first.
-        ends: Option<Bytes>,
+        ends: Option<OwnLine>,
     },
     Lines(Vec<Out>),
 }
@@ -46,7 +56,7 @@ impl SaidByChild {
                 let answer = Out::To(to, message.with(&Vec::from_iter(id)).into());
                 match ends {
                     None => vec![answer],
-                    Some(ends) => vec![Out::Ends(ends.into()), answer],
+                    Some(ends) => vec![Out::Ends(ends), answer],
                 }
             }
         }
@@ -93,7 +103,7 @@ impl Switch {
         if let RouteKind::Initialize = route.kind {
             let mut out = Vec::new();
             if message.root().get("result").is_some() {
-                out.push(Out::ToChild(OwnMessage::Initialized.line().into()));
+                out.push(Out::ToChild(OwnMessage::Initialized.line()));
             }
             // What is kept of it is the first one's, of whose user the others often are, too.
             let first = self.opening.first();
@@ -152,12 +162,12 @@ impl Switch {
         if self.tasks.contains_key(&text_of(task)) {
             return None;
         }
-        Some(Out::Ends(self.ends_nobodys(result, task)?.into()))
+        Some(Out::Ends(self.ends_nobodys(result, task)?))
     }
 
     /// Whose a task is that is not remembered nobody can say: where users meet no client can end it, and nobody hears
     /// of it.
-    fn ends_nobodys(&mut self, result: Value<'_>, task: Value<'_>) -> Option<Bytes> {
+    fn ends_nobodys(&mut self, result: Value<'_>, task: Value<'_>) -> Option<OwnLine> {
         if task.span().len() > MAX_ANSWERED_ID {
             warn!("a task that no client can end runs on: its id is too long");
             return None;
@@ -206,7 +216,7 @@ impl Switch {
         }
         if method == "ping" {
             let pong = OwnMessage::Pong { id: id.raw() };
-            return Some(vec![Out::ToChild(pong.line().into())]);
+            return Some(vec![Out::ToChild(pong.line())]);
         }
         // What one client's roots are is no business of the others'.
         let question = Question::asked(method, id, message).filter(|_| method != "roots/list");
@@ -225,7 +235,7 @@ impl Switch {
         });
         let Some(member) = to else {
             let nobody = OwnMessage::NobodyThere { id: id.raw() };
-            return Some(vec![Out::ToChild(nobody.line().into())]);
+            return Some(vec![Out::ToChild(nobody.line())]);
         };
         let token = token.map(|token| Bytes::copy_from_slice(token.raw()));
         let id = Bytes::copy_from_slice(&spelled(id.raw()));

@@ -34,11 +34,14 @@ use crate::{
         exchange::Failure,
         line::Line,
         outbox::{Beyond, MAX_UNWRITTEN, NotQueued, Outbox, OutboxReader, SHORT_QUEUE, outbox},
-        own::OwnMessage,
+        own::{OwnLine, OwnMessage},
         probe::Spoken,
         pump::{self, Hears},
         room::{Claim, Room},
-        shared::switch::{Out, Switch},
+        shared::{
+            heard::Out,
+            switch::{SaidByMember, Switch},
+        },
     },
 };
 
@@ -199,27 +202,25 @@ impl SharedChild {
             return;
         };
         let turn = self.order.lock().await;
-        let out = self.state().switch.said_by(member, &message);
+        let said = self.state().switch.said_by_member(member, &message);
         drop((message, place));
-        for out in out {
-            match out {
-                Out::ToChild(line) => {
-                    let taken = self.room.acquire_many(size(&line)).await;
-                    let line = match (line, claim.take()) {
-                        (Line::Whole(text), Some(claim)) => claim.of(text).into(),
-                        (line, _) => line,
-                    };
-                    // Or it is ending, and so are its sessions. Until the line has its place,
-                    // its room goes back with whoever leaves.
-                    if self.stdin.send(line).await
-                        && let Ok(taken) = taken
-                    {
-                        taken.forget();
-                    }
+        match said {
+            Some(SaidByMember::ToChild(line)) => {
+                let taken = self.room.acquire_many(size(line.len())).await;
+                let line = match (line, claim) {
+                    (Line::Whole(text), Some(claim)) => Line::Whole(claim.of(text)),
+                    (line, _) => line,
+                };
+                // Or it is ending, and so are its sessions. Until the line has its place,
+                // its room goes back with whoever leaves.
+                if self.stdin.send(line).await
+                    && let Ok(taken) = taken
+                {
+                    taken.forget();
                 }
-                Out::Ends(line) => self.end_nobodys(line),
-                Out::To(member, line) => self.give(member, line),
             }
+            Some(SaidByMember::Answered(text)) => self.give(member, text),
+            None => {}
         }
         drop(turn);
     }
@@ -263,8 +264,8 @@ impl SharedChild {
         }
     }
 
-    fn try_pass(&self, line: Line) -> bool {
-        let Ok(taken) = self.room.try_acquire_many(size(&line)) else {
+    fn try_pass(&self, line: OwnLine) -> bool {
+        let Ok(taken) = self.room.try_acquire_many(size(line.len())) else {
             return false;
         };
         let is_sent = self.stdin.try_send(line).is_ok();
@@ -275,17 +276,15 @@ impl SharedChild {
     }
 
     /// What a member leaves behind ends.
-    fn take_leave(&self, out: Vec<Out>) {
-        for out in out {
-            if let Out::ToChild(line) | Out::Ends(line) = out {
-                let _ = self.pass_beyond(line, Beyond::End);
-            }
+    fn take_leave(&self, lines: Vec<OwnLine>) {
+        for line in lines {
+            let _ = self.pass_beyond(line, Beyond::End);
         }
     }
 
     /// What has no room waits until the child reads: nobody would end later what this ends, and the child lives on for
     /// the others.
-    fn pass_beyond(&self, line: Line, beyond: Beyond) -> Result<(), NotQueued> {
+    fn pass_beyond(&self, line: OwnLine, beyond: Beyond) -> Result<(), NotQueued> {
         let bytes = line.len();
         if self.try_pass(line.clone()) {
             return Ok(());
@@ -296,7 +295,7 @@ impl SharedChild {
         Ok(())
     }
 
-    fn end_nobodys(&self, line: Line) {
+    fn end_nobodys(&self, line: OwnLine) {
         if self.pass_beyond(line, Beyond::End) == Err(NotQueued::Full) {
             warn!("a task that no client can end runs on: the server reads nothing");
         }
@@ -383,7 +382,7 @@ impl Hears for SharedChild {
         if !self.bears_all() {
             let id = number.to_string();
             let id = id.as_bytes();
-            let _ = self.pass_beyond(OwnMessage::NobodyThere { id }.line().into(), Beyond::Answer);
+            let _ = self.pass_beyond(OwnMessage::NobodyThere { id }.line(), Beyond::Answer);
         }
     }
 
@@ -460,8 +459,8 @@ impl Served for SharedChild {
 }
 
 /// What a line takes of the room; a single longer one still goes, by itself.
-fn size(line: &Line) -> u32 {
-    line.len().min(MAX_UNWRITTEN) as u32
+fn size(line: usize) -> u32 {
+    line.min(MAX_UNWRITTEN) as u32
 }
 
 /// Bytes of large messages that are read at once; a single longer one still is.
