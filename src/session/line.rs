@@ -1,7 +1,7 @@
 //! A line for a child: one text, or where the message is large the parts of it, uncopied.
 //!
 //! Of a client's message little is changed. What is large is not copied for that where everybody
-//! waits: the parts between go as they came. Made by `rewrite`, `reversed`, `conversation` and
+//! waits: the parts between go as they came. Made by `rewrite`, `reversed`, `pending`, `conversation`, `own` and
 //! `switch`; taken apart by `outbox`.
 
 use std::ops::Range;

@@ -7,7 +7,7 @@
 //! more is refused. What one user may have is half of what the others leave: however many are greedy,
 //! there is room for one more. What is remembered of tasks, resources and questions counts with it.
 //! Counts; decides nothing else. Used by `pump`, `stream`, `calls`, `pending`, `tasks`, `subscriptions`,
-//! `switch`, `shared` and `conversation`.
+//! `member`, `shared` and `conversation`.
 
 use std::{
     hash::BuildHasher,

@@ -11,12 +11,13 @@ use tracing::warn;
 use crate::{
     auth::PrincipalKey,
     json::{Kind, Value},
-    mcp::{Message, bridge, input::Question, meta, spelled, subscription, task},
+    mcp::{Message, bridge, input::Question, meta, spelled, task},
     session::{
         own::{self, OwnLine, OwnMessage},
         pump::MAX_ANSWERED_ID,
         shared::{
-            switch::{Member, QuestionRoute, RequestRoute, RouteKind, Switch},
+            member::Member,
+            switch::{QuestionRoute, RequestRoute, RouteKind, Switch},
             words::{made_task, text_of},
         },
     },
@@ -60,18 +61,6 @@ impl SaidByChild {
                 }
             }
         }
-    }
-}
-
-impl Member {
-    /// Whether it has subscribed to that resource, or to one that it is a part of.
-    fn hears_of(&self, uri: Value<'_>) -> bool {
-        uri.as_str().is_some_and(|uri| {
-            let named = |wanted: &Bytes| {
-                str::from_utf8(wanted).is_ok_and(|wanted| subscription::concerns(wanted, &uri))
-            };
-            self.subscribed.contains(uri.as_bytes()) || self.subscribed.iter().any(named)
-        })
     }
 }
 

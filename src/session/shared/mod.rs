@@ -5,6 +5,7 @@
 //! it. Made by `table`; a message reaches it only through a session.
 
 pub(super) mod heard;
+pub(super) mod member;
 pub(super) mod opening;
 pub(super) mod switch;
 pub(super) mod words;

@@ -7,10 +7,7 @@
 //! questions that belong to nobody's call) is given to none: what the child says
 //! is in `heard`. Used by `shared`.
 
-use std::{
-    collections::{HashSet, VecDeque},
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use foldhash::HashMap;
@@ -24,6 +21,7 @@ use crate::{
         own::{OwnLine, OwnMessage},
         room::Room,
         shared::{
+            member::Member,
             opening::SharedOpening,
             words::{DONE, NO_METHOD, NO_TASK, TOO_MANY, answer, text_of},
         },
@@ -68,21 +66,6 @@ pub(in crate::session) struct Level {
     pub(in crate::session) agreed: bool,
 }
 
-/// A session that shares the child.
-pub(in crate::session) struct Member {
-    pub(in crate::session) principal: PrincipalKey,
-    /// What the server is told of who calls, as JSON.
-    caller: Option<Bytes>,
-    /// For what is kept of it here.
-    pub(in crate::session) room: Arc<Room>,
-    /// Its own numbers of what is in flight, and the child's.
-    pub(in crate::session) numbers: HashMap<u64, u64>,
-    pub(in crate::session) subscribed: HashSet<Bytes>,
-    pub(in crate::session) level: Option<usize>,
-    /// What its client can be asked.
-    pub(in crate::session) abilities: Abilities,
-}
-
 /// Whose a request is that the child has not answered.
 pub(in crate::session) struct RequestRoute {
     /// `None` for what is asked on everybody's behalf.
@@ -112,6 +95,14 @@ pub(in crate::session) struct QuestionRoute {
     pub(in crate::session) token: Option<Bytes>,
 }
 
+/// A request of a member's, and what stands in it.
+struct MemberRequest<'a> {
+    message: &'a Message,
+    id: Value<'a>,
+    params: Option<Value<'a>>,
+    meta: Option<Value<'a>>,
+}
+
 impl Switch {
     pub(in crate::session) fn new(everybody: bool) -> Self {
         Self {
@@ -136,18 +127,8 @@ impl Switch {
         caller: Option<Bytes>,
         room: Arc<Room>,
     ) {
-        self.members.insert(
-            member,
-            Member {
-                principal,
-                caller,
-                room,
-                numbers: HashMap::default(),
-                subscribed: HashSet::new(),
-                level: None,
-                abilities: Abilities::default(),
-            },
-        );
+        let joins = Member::new(principal, caller, room);
+        self.members.insert(member, joins);
     }
 
     /// What the child is told for what is left of a member's.
@@ -223,92 +204,146 @@ impl Switch {
         let (Some(own), true) = (id.as_u64(), self.members.contains_key(&member)) else {
             return None;
         };
-        let here = |text: &[u8]| Some(SaidByMember::Answered(answer(id.raw(), text)));
-        let mut kind = RouteKind::Call;
-        let mut changes = Vec::new();
-        let level;
-        match method {
-            "initialize" => return self.initialize(member, own, params),
-            method::LISTEN => {
-                if self.everybody && !self.owns_what_it_hears(member, params) {
-                    return here(NO_TASK);
-                }
-                kind = RouteKind::Listen;
+        if method == "initialize" {
+            return self.initialize(member, own, params);
+        }
+        let meta = params.and_then(|params| params.get("_meta"));
+        let wants_logs = || meta.is_some_and(|meta| meta.get(meta::LOG_LEVEL).is_some());
+        let kind = match self.kind_of(member, method, params) {
+            Ok(RouteKind::Call) if wants_logs() => RouteKind::Logged,
+            Ok(kind) => kind,
+            Err(text) => return Some(SaidByMember::Answered(answer(id.raw(), text))),
+        };
+        let request = MemberRequest {
+            message,
+            id,
+            params,
+            meta,
+        };
+        let line = self.told_to_child((member, own), kind, &request);
+        Some(SaidByMember::ToChild(line))
+    }
+
+    /// What is asked of the child; or what the member is answered, whose request is none of the child's business.
+    fn kind_of(
+        &mut self,
+        member: u64,
+        method: &str,
+        params: Option<Value<'_>>,
+    ) -> Result<RouteKind, &'static [u8]> {
+        Ok(match method {
+            method::LISTEN if self.everybody && !self.owns_what_it_hears(member, params) => {
+                return Err(NO_TASK);
             }
-            "resources/subscribe" => {
-                if let Some(uri) = params.and_then(|params| params.get("uri")) {
-                    let member = self.members.get_mut(&member);
-                    let Some(uri) = member.and_then(|it| it.subscribe(text_of(uri))) else {
-                        return here(TOO_MANY);
-                    };
-                    kind = RouteKind::Subscribe(uri);
-                }
-            }
-            "resources/unsubscribe" => {
-                if let Some(uri) = params.and_then(|params| params.get("uri")) {
-                    let uri = text_of(uri);
-                    if let Some(member) = self.members.get_mut(&member) {
-                        member.subscribed.remove(&uri);
-                    }
-                    if self.is_subscribed(&uri) {
-                        return here(DONE);
-                    }
-                }
-            }
+            method::LISTEN => RouteKind::Listen,
+            "resources/subscribe" => self.subscribe(member, params)?,
+            "resources/unsubscribe" => self.unsubscribe(member, params)?,
             // Of a child of everybody's nobody can say whose work a message tells of.
-            "logging/setLevel" if self.everybody => return here(NO_METHOD),
-            "logging/setLevel" => {
-                let value = params.and_then(|params| params.get("level"));
-                let known = value
-                    .and_then(Value::as_str)
-                    .and_then(|name| bridge::log_level(&name));
-                if let (Some(value), Some(wanted)) = (value, known) {
-                    let member = self.members.get_mut(&member);
-                    let before = member.and_then(|member| member.level.replace(wanted));
-                    let levels = self.members.values().filter_map(|member| member.level);
-                    let lowest = levels.min().unwrap_or(wanted);
-                    let says = |told: &Level| told.agreed && told.from == lowest;
-                    if self.level.as_ref().is_some_and(says) {
-                        return here(DONE);
-                    }
-                    kind = RouteKind::Level { before, wanted };
-                    self.level = Some(Level {
-                        number: self.next,
-                        from: lowest,
-                        agreed: false,
-                    });
-                    level = format!("\"{}\"", bridge::level_name(lowest));
-                    changes.push((value.span(), level.as_bytes()));
-                }
-            }
-            "tasks/list" if self.everybody => return here(NO_METHOD),
+            "logging/setLevel" | "tasks/list" if self.everybody => return Err(NO_METHOD),
+            "logging/setLevel" => self.set_level(member, params)?,
             _ if self.everybody && method.starts_with("tasks/") => {
                 let task = params.and_then(|params| params.get("taskId"));
                 if !task.is_some_and(|task| self.owns(member, task)) {
-                    return here(NO_TASK);
+                    return Err(NO_TASK);
                 }
+                RouteKind::Call
             }
-            _ => {}
+            _ => RouteKind::Call,
+        })
+    }
+
+    fn subscribe(
+        &mut self,
+        member: u64,
+        params: Option<Value<'_>>,
+    ) -> Result<RouteKind, &'static [u8]> {
+        let Some(uri) = params.and_then(|params| params.get("uri")) else {
+            return Ok(RouteKind::Call);
+        };
+        let member = self.members.get_mut(&member);
+        let uri = member.and_then(|it| it.subscribe(text_of(uri)));
+        Ok(RouteKind::Subscribe(uri.ok_or(TOO_MANY)?))
+    }
+
+    /// The child is told only when no other member hears of the resource.
+    fn unsubscribe(
+        &mut self,
+        member: u64,
+        params: Option<Value<'_>>,
+    ) -> Result<RouteKind, &'static [u8]> {
+        if let Some(uri) = params.and_then(|params| params.get("uri")) {
+            let uri = text_of(uri);
+            if let Some(member) = self.members.get_mut(&member) {
+                member.subscribed.remove(&uri);
+            }
+            if self.is_subscribed(&uri) {
+                return Err(DONE);
+            }
         }
-        let said = params.and_then(|params| params.get("_meta"));
-        if matches!(kind, RouteKind::Call)
-            && said.is_some_and(|said| said.get(meta::LOG_LEVEL).is_some())
+        Ok(RouteKind::Call)
+    }
+
+    /// The child logs from the lowest level on that any member wants, and is told only what it does not do yet.
+    fn set_level(
+        &mut self,
+        member: u64,
+        params: Option<Value<'_>>,
+    ) -> Result<RouteKind, &'static [u8]> {
+        let wanted = params
+            .and_then(|params| params.get("level"))
+            .and_then(Value::as_str)
+            .and_then(|name| bridge::log_level(&name));
+        let Some(wanted) = wanted else {
+            return Ok(RouteKind::Call);
+        };
+        let member = self.members.get_mut(&member);
+        let before = member.and_then(|member| member.level.replace(wanted));
+        let levels = self.members.values().filter_map(|member| member.level);
+        let from = levels.min().unwrap_or(wanted);
+        let says = |told: &Level| told.agreed && told.from == from;
+        if self.level.as_ref().is_some_and(says) {
+            return Err(DONE);
+        }
+        self.level = Some(Level {
+            number: self.next,
+            from,
+            agreed: false,
+        });
+        Ok(RouteKind::Level { before, wanted })
+    }
+
+    /// The member's request under the child's number, with what the child is told of who calls.
+    fn told_to_child(
+        &mut self,
+        (member, own): (u64, u64),
+        kind: RouteKind,
+        request: &MemberRequest<'_>,
+    ) -> Line {
+        let mut changes = Vec::new();
+        let level = match (&kind, &self.level) {
+            (RouteKind::Level { .. }, Some(told)) => {
+                Some(format!("\"{}\"", bridge::level_name(told.from)))
+            }
+            _ => None,
+        };
+        if let Some(level) = &level
+            && let Some(named) = request.params.and_then(|params| params.get("level"))
         {
-            kind = RouteKind::Logged;
+            changes.push((named.span(), level.as_bytes()));
         }
         let number = self.number(Some((member, own)), kind);
         let text = number.to_string();
-        changes.push((id.span(), text.as_bytes()));
-        if let Some(token) = said.and_then(|said| said.get("progressToken")) {
+        changes.push((request.id.span(), text.as_bytes()));
+        if let Some(token) = request.meta.and_then(|meta| meta.get("progressToken")) {
             changes.push((token.span(), text.as_bytes()));
         }
         let caller = self.members.get(&member).and_then(|it| it.caller.clone());
-        let told = caller.map(|caller| meta::added(message, &[(meta::CALLER, &caller)]));
+        let told = caller.map(|caller| meta::added(request.message, &[(meta::CALLER, &caller)]));
         for (span, text) in told.iter().flatten() {
             changes.push((span.clone(), text.as_slice()));
         }
         changes.sort_by_key(|(span, _)| span.start);
-        Some(SaidByMember::ToChild(Line::of(message, &changes)))
+        Line::of(request.message, &changes)
     }
 
     fn initialize(
@@ -369,10 +404,7 @@ impl Switch {
         if let Some((member, own)) = to
             && let Some(member) = self.members.get_mut(&member)
         {
-            if member.numbers.len() >= MAX_NUMBERS {
-                member.forget_elder(&mut self.routes);
-            }
-            member.numbers.insert(own, number);
+            member.is_numbered(own, number, &mut self.routes);
         }
         number
     }
@@ -405,58 +437,6 @@ impl Switch {
     }
 }
 
-impl Member {
-    /// The child does not do what was asked of it so.
-    pub(in crate::session) fn take_back(&mut self, asked: RouteKind) {
-        match asked {
-            RouteKind::Subscribe(uri) => {
-                self.subscribed.remove(&uri);
-            }
-            // Unless it wants another one by now.
-            RouteKind::Level { before, wanted } if self.level == Some(wanted) => {
-                self.level = before
-            }
-            _ => {}
-        }
-    }
-
-    /// It wants to hear of that resource: the one text that is kept of its URI; `None` if there is no room for one more.
-    fn subscribe(&mut self, uri: Bytes) -> Option<Bytes> {
-        if let Some(known) = self.subscribed.get(&uri) {
-            return Some(known.clone());
-        }
-        if self.subscribed.len() >= MAX_SUBSCRIBED {
-            return None;
-        }
-        let uri = self.room.hold_all(uri)?;
-        self.subscribed.insert(uri.clone());
-        Some(uri)
-    }
-
-    /// Forgets the elder half of what the child has not answered. What its session waits for ends by itself, and
-    /// takes its route along; what it says by the way, as that a subscription has ended, it does not wait for, and a
-    /// child may never answer that.
-    fn forget_elder(&mut self, routes: &mut HashMap<u64, RequestRoute>) {
-        let ends = |number: &u64| {
-            let route = routes.get(number);
-            route.is_none_or(|route| !matches!(route.kind, RouteKind::Listen))
-        };
-        let mut elder: Vec<(u64, u64)> = self.numbers.iter().map(|(own, it)| (*it, *own)).collect();
-        elder.retain(|(number, _)| ends(number));
-        elder.sort_unstable();
-        elder.truncate(MAX_NUMBERS / 2);
-        for (number, own) in elder {
-            routes.remove(&number);
-            self.numbers.remove(&own);
-        }
-    }
-}
-
-/// Questions of one member's that the child has not answered; its session waits for fewer than half as many at once.
-const MAX_NUMBERS: usize = 8192;
-/// Resources that one member is told of.
-const MAX_SUBSCRIBED: usize = 1024;
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -465,7 +445,13 @@ mod tests {
     use crate::{
         auth::Identity,
         mcp::task,
-        session::{room::Rooms, shared::heard::Out},
+        session::{
+            room::Rooms,
+            shared::{
+                heard::Out,
+                member::{MAX_NUMBERS, MAX_SUBSCRIBED},
+            },
+        },
     };
 
     /// Lines as they come.
