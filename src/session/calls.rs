@@ -31,7 +31,7 @@ use crate::{
         rewrite::{progress_token, renumbered},
         stream::{Exchange, Stream, Style},
         subscriptions::{CallSubscription, subscribing::SubscriptionEnd},
-        tasks::About,
+        tasks::{About, following::TaskOutcome},
     },
 };
 
@@ -62,6 +62,57 @@ pub(super) struct InFlight {
     pub(super) task: Option<About>,
     /// Its slot among all calls, given back with it; the gateway's own have none.
     pub(super) slot: Option<Slot>,
+}
+
+impl InFlight {
+    /// One of which nothing more is known.
+    fn new(id: Id, stream: Arc<Stream>, deadline: Instant) -> Self {
+        Self {
+            id,
+            stream,
+            deadline,
+            progress_token: None,
+            list: None,
+            cacheable: false,
+            logs: None,
+            outcome: None,
+            subscription: None,
+            again: None,
+            opens: false,
+            input: None,
+            task: None,
+            slot: None,
+        }
+    }
+}
+
+/// A client's call that is to be made.
+struct ClientCall<'a> {
+    call: &'a Call,
+    identity: &'a Identity,
+    /// Who makes it, where a legacy child may ask him something.
+    holder: Option<Binding>,
+    id: Id,
+    owed: &'a mut Owed,
+}
+
+impl ClientCall<'_> {
+    /// The call from now on, whose answer comes on that stream.
+    fn in_flight(self, session: &Session, stream: Arc<Stream>, now: Instant) -> InFlight {
+        let (call, method) = (self.call, self.call.method());
+        let holder = || self.holder.unwrap_or_else(|| seal::holder(self.identity));
+        InFlight {
+            progress_token: progress_token(call),
+            list: method::filtered_list(method),
+            cacheable: method::is_cacheable(method),
+            logs: Logs::of(call, holder),
+            outcome: Some(OutcomeOwed::new(self.owed.take(), call, now)),
+            again: InFlight::again(session, call),
+            opens: method == "initialize",
+            input: self.holder.and_then(|holder| Input::of(call, &holder)),
+            ..InFlight::new(self.id, stream, now + session.call_timeout)
+        }
+    }
 }
 
 impl Session {
@@ -98,8 +149,14 @@ impl Session {
             return Err(SendError::NotAsked);
         }
         let mut slot = away.as_mut().and_then(Away::slot);
-        let asks = (id, owed);
-        let made = self.make(&mut state, call, (asks, identity), holder, &mut slot);
+        let made = ClientCall {
+            call,
+            identity,
+            holder,
+            id,
+            owed,
+        };
+        let made = self.make(&mut state, made, &mut slot);
         match away {
             // Who is told to try again finds it as it was.
             Some(away) if made.is_err() => away.waits_on(&mut state, slot),
@@ -113,61 +170,37 @@ impl Session {
     fn make(
         self: &Arc<Self>,
         state: &mut SessionState,
-        call: &Call,
-        ((id, owed), identity): ((Id, &mut Owed), &Identity),
-        holder: Option<Binding>,
+        made: ClientCall<'_>,
         slot: &mut Option<Slot>,
     ) -> Result<Exchange, SendError> {
-        state.admits(self.era, &id)?;
+        let call = made.call;
+        state.admits(self.era, &made.id)?;
         if slot.is_none() {
             *slot = Some(self.calls.take(self.principal())?);
         }
         self.log_from(state, call)?;
-        let subscription = self.subscription_of(state, call, identity)?;
+        let subscription = self.subscription_of(state, call, made.identity)?;
         let subscribes = subscription.is_some();
         let task = self.about(state, call);
-        let way = self.way_of(state, call, &id)?;
+        let way = self.way_of(state, call, &made.id)?;
         // Something else may have been said to the child first.
         let number = state.next;
-        let told = match way {
-            RequestWay::Child(line) => {
-                self.write(line)?;
-                None
-            }
-            RequestWay::Here(text) => Some(Bytes::from(text)),
-            RequestWay::Open => None,
-        };
+        let answered = self.written_or_answered(way)?;
         let now = Instant::now();
         state.next += 1;
         state.last_used = now;
         state.progress.waits(call, number);
         let stream = Stream::new(number, self.style(state), &self.room);
         let exchange = stream.attach(None).recorded_in(&self.audit);
-        state.in_flight.insert(
-            number,
-            InFlight {
-                id,
-                stream,
-                deadline: now + self.call_timeout,
-                progress_token: progress_token(call),
-                list: method::filtered_list(call.method()),
-                cacheable: method::is_cacheable(call.method()),
-                logs: Logs::of(call, || holder.unwrap_or_else(|| seal::holder(identity))),
-                outcome: Some(OutcomeOwed::new(owed.take(), call, now)),
-                subscription,
-                again: InFlight::again(self, call),
-                opens: call.method() == "initialize",
-                input: holder.and_then(|holder| Input::of(call, &holder)),
-                task,
-                slot: slot.take(),
-            },
-        );
+        let mut begun = made.in_flight(self, stream, now);
+        (begun.subscription, begun.task, begun.slot) = (subscription, task, slot.take());
+        state.in_flight.insert(number, begun);
         state.hurry(now);
         if subscribes {
             self.has_begun_to_subscribe(state, number);
         }
         self.look_at_watched(state, now);
-        if let Some(text) = told
+        if let Some(text) = answered
             && let Some(call) = state.in_flight.remove(&number)
         {
             self.finish(state, call, None, text.len(), Event::Answer(text));
@@ -176,6 +209,15 @@ impl Session {
             Era::Legacy => exchange,
             Era::Modern => exchange.cancelling(Arc::downgrade(self)),
         })
+    }
+
+    /// Writes what goes to the child; the answer of what is answered here.
+    fn written_or_answered(&self, way: RequestWay) -> Result<Option<Bytes>, SendError> {
+        match way {
+            RequestWay::Child(line) => self.write(line).map(|()| None),
+            RequestWay::Here(text) => Ok(Some(text.into())),
+            RequestWay::Open => Ok(None),
+        }
     }
 
     /// Asks something of the gateway's own, within `patience`.
@@ -190,25 +232,9 @@ impl Session {
         state.next += 1;
         let stream = Stream::new(number, Style::Plain, &self.room);
         let exchange = stream.attach(None);
-        state.in_flight.insert(
-            number,
-            InFlight {
-                id: Id::own(),
-                stream,
-                deadline: Instant::now() + patience,
-                progress_token: None,
-                list: None,
-                cacheable: false,
-                logs: None,
-                outcome: None,
-                subscription: None,
-                again: None,
-                opens: false,
-                input: None,
-                task: None,
-                slot: None,
-            },
-        );
+        let deadline = Instant::now() + patience;
+        let begun = InFlight::new(Id::own(), stream, deadline);
+        state.in_flight.insert(number, begun);
         Ok(exchange)
     }
 
@@ -258,31 +284,14 @@ impl Session {
                 self.end_made_late(&mut state, message);
                 Answered::Late
             }
-            Some(mut call) => {
-                state.last_used = Instant::now();
-                if answer == AnswerKind::Result {
-                    self.has_subscribed(&mut state, &mut call);
-                }
-                if answer != AnswerKind::Neither {
-                    self.progresses(&mut state, number, &call, message);
-                }
-                let reversed = self.modern_server().is_some() && answer == AnswerKind::Result;
-                let call = if reversed {
-                    self.asks_for_more(&mut state, number, call, (message, outcome))
-                } else {
-                    Some(call)
-                };
-                let call = call
-                    .and_then(|call| self.sends_away(&mut state, number, call, (answer, message)));
-                match (call, ahead) {
-                    (Some(call), Some(text)) if call.task.is_none() => {
-                        self.delivered(&mut state, call, answer, text);
-                    }
-                    (Some(call), _) => {
-                        self.answered(&mut state, number, call, (answer, message));
-                    }
-                    (None, _) => {}
-                }
+            Some(call) => {
+                self.takes_answer(
+                    &mut state,
+                    number,
+                    call,
+                    (answer, message),
+                    (ahead, outcome),
+                );
                 Answered::Delivered
             }
             // Cancelled or timed out: the child could not know (fault-17).
@@ -291,6 +300,39 @@ impl Session {
                 Answered::Late
             }
             None => Answered::Unknown,
+        }
+    }
+
+    /// The child has answered the call: its client is told, or is asked first for what the answer wants. What was made of
+    /// that answer beforehand is its wording for the client, and the outcome of a task.
+    fn takes_answer(
+        &self,
+        state: &mut SessionState,
+        number: u64,
+        mut call: InFlight,
+        (answer, message): (AnswerKind, &Message),
+        (worded, outcome): (Option<Bytes>, Option<TaskOutcome>),
+    ) {
+        state.last_used = Instant::now();
+        if answer == AnswerKind::Result {
+            self.has_subscribed(state, &mut call);
+        }
+        if answer != AnswerKind::Neither {
+            self.progresses(state, number, &call, message);
+        }
+        let reversed = self.modern_server().is_some() && answer == AnswerKind::Result;
+        let call = if reversed {
+            self.asks_for_more(state, number, call, (message, outcome))
+        } else {
+            Some(call)
+        };
+        let call = call.and_then(|call| self.sends_away(state, number, call, (answer, message)));
+        match (call, worded) {
+            (Some(call), Some(text)) if call.task.is_none() => {
+                self.delivered(state, call, answer, text);
+            }
+            (Some(call), _) => self.answered(state, number, call, (answer, message)),
+            (None, _) => {}
         }
     }
 

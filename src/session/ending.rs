@@ -318,28 +318,29 @@ impl<S: Served> Tended<S> {
         if let Some(ways_out) = self.ways_out {
             ways_out.close().await;
         }
-        let exit = match status {
-            Some(Ended::Exited {
-                out_of_memory: true,
-                ..
-            }) => Exit::OutOfMemory,
-            Some(Ended::Exited {
-                status: Status::Code(code),
-                ..
-            }) => Exit::Code(code),
-            Some(Ended::Exited {
-                status: Status::Signal(signal),
-                ..
-            }) => Exit::Signal(signal),
-            Some(Ended::RunnerGone) | None => Exit::Unknown,
-        };
         self.audit.record(&Event::ChildExited {
             child,
             pid,
-            exit,
+            exit: exit_of(status),
             expected,
             fault: self.fault.get().copied(),
         });
+    }
+}
+
+/// How a child has ended, for the record.
+fn exit_of(status: Option<Ended>) -> Exit {
+    let (status, out_of_memory) = match status {
+        Some(Ended::Exited {
+            status,
+            out_of_memory,
+        }) => (status, out_of_memory),
+        Some(Ended::RunnerGone) | None => return Exit::Unknown,
+    };
+    match status {
+        _ if out_of_memory => Exit::OutOfMemory,
+        Status::Code(code) => Exit::Code(code),
+        Status::Signal(signal) => Exit::Signal(signal),
     }
 }
 

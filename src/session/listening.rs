@@ -287,40 +287,39 @@ impl Session {
             });
         }
         if method == "notifications/progress" {
-            let token = params.and_then(|params| params.get("progressToken"));
-            let Some(token) = token else {
-                return false;
-            };
-            let (stream, own) = match named(&state, token) {
-                Some(call) => (Some(&call.stream), call.progress_token.as_ref()),
-                None => state.told_of_task(token),
-            };
-            let Some((stream, own)) = stream.zip(own) else {
-                return false;
-            };
-            return tell(stream, message.with(&[(token.span(), own)]).into());
+            return pass_on_progress(&state, message, params);
         }
         if method == task::TOLD_BY_LEGACY {
             state.progress.ends(params);
         }
-        let stream = match self.era {
+        let stream = self.stream_for(&state, method, params);
+        stream.is_some_and(|stream| tell(stream, message.bytes().clone()))
+    }
+
+    /// The stream for a notification that names no request.
+    fn stream_for<'a>(
+        &self,
+        state: &'a SessionState,
+        method: &str,
+        params: Option<Value<'_>>,
+    ) -> Option<&'a Arc<Stream>> {
+        match self.era {
             Era::Modern if method == "notifications/message" => {
                 let level = params
                     .and_then(|params| params.get("level"))
                     .and_then(Value::as_str);
                 let level = level.and_then(|level| bridge::log_level(&level));
                 // A modern child has chosen by itself; a legacy one says everything.
-                logs::hearer(&state, level, self.legacy_server().is_none())
+                logs::hearer(state, level, self.legacy_server().is_none())
             }
             Era::Modern => None,
             Era::Legacy if method == CANCELLED => params
                 .and_then(|params| params.get("requestId"))
                 .and_then(|id| state.asked_on(id))
-                .or_else(|| any(&state)),
-            Era::Legacy if is_about_the_server(method) => own(&state).or_else(|| any(&state)),
-            Era::Legacy => any(&state),
-        };
-        stream.is_some_and(|stream| tell(stream, message.bytes().clone()))
+                .or_else(|| any(state)),
+            Era::Legacy if is_about_the_server(method) => own(state).or_else(|| any(state)),
+            Era::Legacy => any(state),
+        }
     }
 
     /// Gives a request of the child's to a client that can answer it.
@@ -359,6 +358,22 @@ impl Session {
         state.asked.close(&spelled(id));
         Self::forget_question(&mut state, id);
     }
+}
+
+/// Gives progress to the call or the task whose token it names, under the client's own; `false` if nobody hears it.
+fn pass_on_progress(state: &SessionState, message: &Message, params: Option<Value<'_>>) -> bool {
+    let token = params.and_then(|params| params.get("progressToken"));
+    let Some(token) = token else {
+        return false;
+    };
+    let (stream, own) = match named(state, token) {
+        Some(call) => (Some(&call.stream), call.progress_token.as_ref()),
+        None => state.told_of_task(token),
+    };
+    let Some((stream, own)) = stream.zip(own) else {
+        return false;
+    };
+    tell(stream, message.with(&[(token.span(), own)]).into())
 }
 
 /// The request that the child names by the number it was given.

@@ -119,16 +119,7 @@ pub(super) fn run(
                     continue;
                 }
                 Ok(stdio::Line::Text(text)) => {
-                    // What comes behind a large line waits until that was read, for whomever it is: who is to have the
-                    // large one is known only then, and what one client is told must keep its order. It is bounded by
-                    // `limits.message`, about 5 ms a MiB; and a child that others share is read no faster for that.
-                    let (taker, share) = (hears.clone(), lines.share());
-                    let take = aside(text.len(), move || {
-                        // From here on it is counted as what was said.
-                        drop(share);
-                        taker.take(text)
-                    });
-                    let kept = take.await;
+                    let kept = taken(hears.clone(), text, lines.share()).await;
                     if hears.was_asked() {
                         due = due.or(Some(Instant::now() + GATHER));
                     }
@@ -142,24 +133,12 @@ pub(super) fn run(
                     if !Box::pin(read).await {
                         continue;
                     }
-                    match why {
-                        Why::TooLong => {
-                            if complaints.may_be_said() {
-                                warn!(
-                                    limit = reading.longest,
-                                    "the server wrote an endless line, left out"
-                                );
-                            }
-                            false
-                        }
-                        Why::NoRoom => {
-                            if complaints.may_be_said() {
-                                warn!("there is no room for what the server writes, left out");
-                            }
-                            // That is not its fault.
-                            continue;
-                        }
+                    complaints.say_left_out(why, reading.longest);
+                    if why == Why::NoRoom {
+                        // That is not its fault.
+                        continue;
                     }
+                    false
                 }
                 Ok(stdio::Line::Left { .. }) => {
                     warn!(
@@ -179,17 +158,35 @@ pub(super) fn run(
                 continue;
             }
             violations += 1;
-            if violations == MAX_VIOLATIONS {
-                if !hears.bears_all() {
-                    warn!(violations, "the server writes what is no MCP, ending it");
-                    return Some(Reason::ChildProtocol);
-                }
-                if complaints.may_be_said() {
-                    warn!(violations, "the server writes what is no MCP, left out");
-                }
+            if violations < MAX_VIOLATIONS {
+                continue;
+            }
+            if !hears.bears_all() {
+                warn!(violations, "the server writes what is no MCP, ending it");
+                return Some(Reason::ChildProtocol);
+            }
+            if violations == MAX_VIOLATIONS && complaints.may_be_said() {
+                warn!(violations, "the server writes what is no MCP, left out");
             }
         }
     }
+}
+
+/// Hands on the line, of which so much was counted; `false` for what the protocol does not allow.
+///
+/// What comes behind a large line waits until that was read, for whomever it is: who is to have the
+/// large one is known only then, and what one client is told must keep its order. It is bounded by
+/// `limits.message`, about 5 ms a MiB; and a child that others share is read no faster for that.
+fn taken(
+    taker: Arc<impl Hears>,
+    text: Bytes,
+    share: Option<Box<Share>>,
+) -> impl Future<Output = bool> + Send {
+    aside(text.len(), move || {
+        // From here on it is counted as what was said.
+        drop(share);
+        taker.take(text)
+    })
 }
 
 /// A line that is left out, while it comes.
@@ -241,6 +238,20 @@ struct Complaints {
 }
 
 impl Complaints {
+    /// Of a line that is left out, of which one may be at most so long.
+    fn say_left_out(&mut self, why: Why, longest: usize) {
+        if !self.may_be_said() {
+            return;
+        }
+        match why {
+            Why::TooLong => warn!(
+                limit = longest,
+                "the server wrote an endless line, left out"
+            ),
+            Why::NoRoom => warn!("there is no room for what the server writes, left out"),
+        }
+    }
+
     fn may_be_said(&mut self) -> bool {
         let may = self.last.is_none_or(|last| last.elapsed() >= BETWEEN);
         if may {
