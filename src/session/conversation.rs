@@ -497,12 +497,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        audit::RequestId,
         auth::Identity,
-        mcp::{
-            Message,
-            reverse::{Discovered, ModernServer},
-        },
         session::{
             Exchange, Late, exchange::Event, outbox::OutboxReader, pump, room::Rooms, testing,
         },
@@ -709,26 +704,9 @@ mod tests {
 
     /// A legacy client's session with a modern child, what that is told, and a call of Alice's that asks her something.
     async fn reversed() -> (Arc<Session>, OutboxReader, Exchange) {
-        let (session, mut lines) = testing::session(Era::Legacy);
-        let initialize = call(
-            r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{"elicitation":{}}}}"#,
-        );
-        let discovered = r#"{"jsonrpc":"2.0","id":1,"result":{"supportedVersions":["2026-07-28"],"capabilities":{}}}"#;
-        let discovered = Message::parse(discovered.into()).unwrap();
-        let server = ModernServer::new(Discovered::read(&discovered).unwrap(), &initialize);
-        assert!(session.bridge_by(Bridge::ToModern(server)));
-        session.open("2025-11-25");
-        let asks = call(r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#);
-        let id = asks.id().unwrap().clone();
-        let alice = Identity::example("https://a", "alice");
-        let asked = session
-            .request(
-                &asks,
-                &alice,
-                id,
-                &mut session.audit.owes(RequestId::random()),
-            )
-            .unwrap();
+        let (session, mut lines) = testing::eliciting();
+        let asks = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#;
+        let asked = testing::asked(&session, asks);
         lines.recv().await.unwrap();
         let question = r#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required","inputRequests":{"a":{"method":"elicitation/create","params":{"message":"?","requestedSchema":{"type":"object","properties":{}}}}}}}"#;
         assert!(pump::take(&session, question.into()));
@@ -783,17 +761,7 @@ mod tests {
         for (has_room, owes) in [(true, true), (false, false)] {
             let (session, _lines) = testing::session(Era::Legacy);
             let body = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25"}}"#;
-            let call = Call::read(body.into(), false).unwrap();
-            let id = call.id().unwrap().clone();
-            let alice = Identity::example("https://a", "alice");
-            let mut opening = session
-                .request(
-                    &call,
-                    &alice,
-                    id,
-                    &mut session.audit.owes(RequestId::random()),
-                )
-                .unwrap();
+            let mut opening = testing::asked(&session, body);
             let full = (!has_room).then(|| session.room.hold_anyway(vec![0; 64 << 20].into()));
             let text = "x".repeat(SHORT_QUEUE);
             let answer = format!(r#"{{"id":1,"result":{{"instructions":"{text}"}}}}"#);

@@ -490,13 +490,15 @@ const KEPT_FOR: Duration = Duration::from_secs(120);
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::timeout;
-
     use super::*;
     use crate::{
         auth::Identity,
-        mcp::{Call, Shape},
-        session::{outbox::OutboxReader, pump, room::Rooms, testing},
+        mcp::Call,
+        session::{
+            pump,
+            room::Rooms,
+            testing::{self, now, said},
+        },
     };
 
     const ASKS: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","_meta":{"progressToken":1}}}"#;
@@ -544,30 +546,12 @@ mod tests {
 
     fn responds(session: &Session, id: &str) -> Result<(), SendError> {
         let text = format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
-        let call = Call::read(text.into(), false).unwrap();
-        let Shape::Response(id) = call.shape() else {
-            panic!("it is a response");
-        };
-        session.admits(&call)?;
-        session.respond(&call, id)
+        testing::responds(session, &text)
     }
 
     fn asks(session: &Session, id: &str) {
         let text = format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"elicitation/create"}}"#);
         assert!(pump::take(session, text.into()));
-    }
-
-    /// What is there to be read.
-    async fn now(exchange: &mut Exchange) -> Option<Event> {
-        let next = timeout(Duration::from_secs(1), exchange.next());
-        next.await.expect("there is nothing to be read")
-    }
-
-    fn said(lines: &mut OutboxReader) -> Vec<String> {
-        let lines = std::iter::from_fn(|| lines.try_recv());
-        lines
-            .map(|line| String::from_utf8(line.to_vec()).unwrap())
-            .collect()
     }
 
     /// tok-132: an answer to what the server does not wait for any more is accepted, and does not reach it; the

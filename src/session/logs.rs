@@ -78,18 +78,12 @@ fn level(call: &Call) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use bytes::Bytes;
-    use tokio::time::timeout;
-
     use super::*;
     use crate::{
-        audit::RequestId,
-        auth::Identity,
         mcp::Era,
         session::{Event, pump, testing},
     };
+    use bytes::Bytes;
 
     /// mcp-T29: of the calls of one client that want log messages the latest that wants this one has it; where they are
     /// of several clients nobody.
@@ -102,11 +96,7 @@ mod tests {
             let text = format!(
                 r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"x","_meta":{meta}}}}}"#
             );
-            let call = Call::read(text.into(), true).unwrap();
-            let owed = &mut session.audit.owes(RequestId::random());
-            let identity = Identity::example("https://a", who);
-            let id = call.id().unwrap().clone();
-            session.request(&call, &identity, id, owed).unwrap()
+            testing::tried_by(who, session, &text).unwrap()
         };
         let log = |level: &str| {
             let level = format!(r#""level":"{level}","data":1"#);
@@ -130,9 +120,7 @@ mod tests {
                 (&mut late, &["error"]),
             ] {
                 for level in levels {
-                    let next = timeout(Duration::from_secs(1), exchange.next())
-                        .await
-                        .expect("it is there");
+                    let next = testing::now(exchange).await;
                     assert!(
                         matches!(&next, Some(Event::Message(text)) if *text == log(level)),
                         "{next:?}"

@@ -457,12 +457,15 @@ const MAX_ANSWER_BYTES: usize = 4 << 20;
 mod tests {
     use std::time::Duration;
 
-    use tokio::time::timeout;
-
     use super::*;
     use crate::{
         mcp::Shape,
-        session::{Exchange, SendError, own::OwnMessage, pump, room::Rooms, testing},
+        session::{
+            own::OwnMessage,
+            pump,
+            room::Rooms,
+            testing::{self, now, text},
+        },
     };
 
     /// fault-46: where each of many values stands is not kept for as long as a call waits, only their text.
@@ -580,27 +583,9 @@ mod tests {
         }
     }
 
-    /// What is there to be read.
-    async fn now(exchange: &mut Exchange) -> Option<Event> {
-        let next = timeout(Duration::from_secs(1), exchange.next());
-        next.await.expect("there is nothing to be read")
-    }
-
-    fn text(event: Option<Event>) -> String {
-        match event {
-            Some(Event::Message(text)) => String::from_utf8(text.to_vec()).unwrap(),
-            other => panic!("{other:?}"),
-        }
-    }
-
     fn answers(session: &Session, id: &str) -> Result<(), SendError> {
         let text = format!(r#"{{"jsonrpc":"2.0","id":"{id}","result":{{"action":"decline"}}}}"#);
-        let call = Call::read(text.into(), false).unwrap();
-        let Shape::Response(id) = call.shape() else {
-            panic!("it is a response");
-        };
-        session.admits(&call)?;
-        session.respond(&call, id)
+        testing::responds(session, &text)
     }
 
     /// tok-132: when a call ends otherwise its client is told that what it was asked is not waited for any more, once and

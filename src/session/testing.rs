@@ -1,12 +1,20 @@
 //! A session whose child is a channel, for the tests of this room.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::time::timeout;
 
 use super::{
-    Exchange, Seal, Session,
+    Event, Exchange, Seal, SendError, Session,
     bridge::Bridge,
     load::Slots,
     outbox::{OutboxReader, outbox},
+    pump,
     room::Rooms,
 };
 use crate::{
@@ -15,7 +23,7 @@ use crate::{
     authz::Engine,
     config::{Authz, ServerName},
     mcp::{
-        Call, Era, Message,
+        Call, Era, Message, Shape,
         bridge::LegacyServer,
         reverse::{Discovered, ModernServer},
     },
@@ -58,18 +66,89 @@ pub(super) fn session_under(
 
 /// What will answer this request of Alice's, of the session's era.
 pub(super) fn asked(session: &Arc<Session>, request: &str) -> Exchange {
+    tried(session, request).unwrap()
+}
+
+/// The same, or why nothing will.
+pub(super) fn tried(session: &Arc<Session>, request: &str) -> Result<Exchange, SendError> {
+    tried_by("alice", session, request)
+}
+
+/// The same for a request of somebody's.
+pub(super) fn tried_by(
+    who: &str,
+    session: &Arc<Session>,
+    request: &str,
+) -> Result<Exchange, SendError> {
     let is_modern = session.era == Era::Modern;
     let call = Call::read(request.to_owned().into(), is_modern).unwrap();
     let id = call.id().unwrap().clone();
-    let alice = Identity::example("https://a", "alice");
-    session
-        .request(
-            &call,
-            &alice,
-            id,
-            &mut session.audit.owes(RequestId::random()),
-        )
-        .unwrap()
+    let identity = Identity::example("https://a", who);
+    let mut owed = session.audit.owes(RequestId::random());
+    session.request(&call, &identity, id, &mut owed)
+}
+
+/// Its owner cancels the request of that id, which is JSON.
+pub(super) fn cancels(session: &Arc<Session>, id: &str) {
+    let cancel = format!(
+        r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{id}}}}}"#
+    );
+    let cancel = Call::read(cancel.into(), false).unwrap();
+    let permit = session.engine.decide(session.owner(), cancel).unwrap();
+    let mut owed = session.audit.owes(RequestId::random());
+    let told = session.send(permit, session.owner(), &mut owed);
+    assert!(told.is_ok());
+}
+
+/// What comes of this response of a legacy client's.
+pub(super) fn responds(session: &Session, response: &str) -> Result<(), SendError> {
+    let call = Call::read(response.to_owned().into(), false).unwrap();
+    let Shape::Response(id) = call.shape() else {
+        panic!("it is a response");
+    };
+    session.admits(&call)?;
+    session.respond(&call, id)
+}
+
+/// The child says that.
+#[track_caller]
+pub(super) fn say(session: &Session, line: impl Into<Bytes>) {
+    assert!(pump::take(session, line.into()));
+}
+
+/// What was said to the child by now.
+pub(super) fn said(lines: &mut OutboxReader) -> Vec<String> {
+    let lines = std::iter::from_fn(|| lines.try_recv());
+    lines
+        .map(|line| String::from_utf8(line.to_vec()).unwrap())
+        .collect()
+}
+
+/// The next event, which is there to be read.
+pub(super) async fn now(exchange: &mut Exchange) -> Option<Event> {
+    let next = timeout(Duration::from_secs(1), exchange.next());
+    next.await.expect("there is nothing to be read")
+}
+
+/// The events that are there to be read.
+pub(super) fn by_now(exchange: &mut Exchange) -> Vec<Event> {
+    let mut context = Context::from_waker(Waker::noop());
+    let mut events = Vec::new();
+    while let Poll::Ready(Some(event)) = exchange.poll_next(&mut context) {
+        events.push(event);
+    }
+    events
+}
+
+/// What a message or an answer says.
+#[track_caller]
+pub(super) fn text(event: Option<Event>) -> String {
+    match event {
+        Some(Event::Message(text) | Event::Answer(text)) => {
+            String::from_utf8(text.to_vec()).unwrap()
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 /// The same, before a server of the legacy era that has said these capabilities.

@@ -498,14 +498,11 @@ const MAX_WAITING: usize = 16;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        audit::RequestId,
-        session::{
-            outbox::OutboxReader,
-            pump::{self, MAX_ANSWERED_ID},
-            room::Rooms,
-            testing::{bridged, bridged_in},
-        },
+    use crate::session::{
+        outbox::OutboxReader,
+        pump::{self, MAX_ANSWERED_ID},
+        room::Rooms,
+        testing::{bridged, bridged_in, tried, tried_by},
     };
 
     fn message(text: &str) -> Message {
@@ -523,17 +520,7 @@ mod tests {
     }
 
     fn send(session: &Arc<Session>, body: &str, who: &str) -> Exchange {
-        let call = Call::read(Bytes::copy_from_slice(body.as_bytes()), true).unwrap();
-        let identity = Identity::example("https://a", who);
-        let id = call.id().unwrap().clone();
-        session
-            .request(
-                &call,
-                &identity,
-                id,
-                &mut session.audit.owes(RequestId::random()),
-            )
-            .unwrap()
+        tried_by(who, session, body).unwrap()
     }
 
     /// The call again, with these responses to what it was asked.
@@ -592,13 +579,8 @@ mod tests {
         let asked = send(&session, &first, "alice").next().await;
         // One question is still open, so there is another round.
         let second = back(asked, r#""1":{"action":"decline"}"#);
-        let again = Call::read(first.into(), true).unwrap();
-        let identity = Identity::example("https://a", "alice");
-        let id = again.id().unwrap().clone();
-        let mut owed = session.audit.owes(RequestId::random());
-        let used = session.request(&again, &identity, id, &mut owed);
-        let used = used.map(|_| ()).unwrap_err();
-        assert_eq!(used, SendError::State(StateError::Used));
+        let used = tried(&session, &first).err();
+        assert_eq!(used, Some(SendError::State(StateError::Used)));
         assert_eq!(session.in_flight(), 1);
         let mut goes_on = send(&session, &second, "alice");
         assert!(pump::take(&session, r#"{"id":1,"result":{}}"#.into()));

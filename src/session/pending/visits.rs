@@ -112,31 +112,21 @@ const FIRST_A_VISIT: &str = "-32042";
 mod tests {
     use std::sync::Arc;
 
-    use bytes::Bytes;
-
     use super::*;
-    use crate::{
-        audit::RequestId,
-        auth::Identity,
-        session::{
-            exchange::Event, outbox::OutboxReader, own::OwnMessage, pump, stream::Exchange,
-            testing::bridged,
-        },
+    use crate::session::{
+        exchange::Event,
+        outbox::OutboxReader,
+        own::OwnMessage,
+        pump,
+        stream::Exchange,
+        testing::{bridged, tried},
     };
 
     fn send(session: &Arc<Session>, more: &str) -> Result<Exchange, SendError> {
         let body = format!(
             r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"x",{more}"_meta":{{"io.modelcontextprotocol/clientCapabilities":{{"elicitation":{{"url":{{}}}}}}}}}}}}"#
         );
-        let call = Call::read(Bytes::from(body), true).unwrap();
-        let id = call.id().unwrap().clone();
-        let alice = Identity::example("https://a", "alice");
-        session.request(
-            &call,
-            &alice,
-            id,
-            &mut session.audit.owes(RequestId::random()),
-        )
+        tried(session, &body)
     }
 
     /// A session, what its child is told, and the state that the client of a call is given to come back with.

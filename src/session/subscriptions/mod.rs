@@ -488,14 +488,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        audit::RequestId,
         mcp::meta,
         session::{
             Exchange,
             outbox::OutboxReader,
             pump,
             room::Rooms,
-            testing::{asked, bridged, bridged_in},
+            testing::{asked, bridged, bridged_in, by_now, said, say, text, tried},
         },
     };
 
@@ -509,15 +508,7 @@ mod tests {
         let body = format!(
             r#"{{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{{"notifications":{wanted}}}}}"#
         );
-        let call = Call::read(body.into(), true).unwrap();
-        let id = call.id().unwrap().clone();
-        let alice = Identity::example("https://a", "alice");
-        session.request(
-            &call,
-            &alice,
-            id,
-            &mut session.audit.owes(RequestId::random()),
-        )
+        tried(session, &body)
     }
 
     fn request(session: &Arc<Session>, asks: &str) -> Exchange {
@@ -528,31 +519,10 @@ mod tests {
         names.map(|name| format!("a:{name:04}")).collect()
     }
 
-    fn say(session: &Session, line: String) {
-        assert!(pump::take(session, line.into()));
-    }
-
-    fn said(lines: &mut OutboxReader) -> Vec<String> {
-        let mut said = Vec::new();
-        while let Some(line) = lines.try_recv() {
-            said.push(String::from_utf8(line.to_vec()).unwrap());
-        }
-        said
-    }
-
-    /// What has been told by now.
+    /// What the client has been told by now.
     fn told(exchange: &mut Exchange) -> Vec<String> {
-        let mut told = Vec::new();
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        while let std::task::Poll::Ready(Some(event)) = exchange.poll_next(&mut context) {
-            match event {
-                Event::Message(text) | Event::Answer(text) => {
-                    told.push(String::from_utf8(text.to_vec()).unwrap());
-                }
-                Event::Failed(failure) => panic!("{failure:?}"),
-            }
-        }
-        told
+        let events = by_now(exchange).into_iter();
+        events.map(|event| text(Some(event))).collect()
     }
 
     /// mcp-T28: nothing comes before the acknowledgement, not the end either; and what waits for it is bounded.

@@ -282,9 +282,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        audit::RequestId,
-        mcp::{Call, Message},
-        session::{Exchange, exchange::Failure, outbox::OutboxReader, pump, testing},
+        mcp::Message,
+        session::{
+            Exchange,
+            exchange::Failure,
+            outbox::OutboxReader,
+            testing::{self, say},
+        },
     };
 
     /// A session of a legacy client at a modern child that tells of tools, and what that is told.
@@ -324,10 +328,6 @@ mod tests {
             format!(r#"{{"jsonrpc":"2.0","id":1,"result":{task}}}"#),
         );
         (waits, begun(lines))
-    }
-
-    fn say(session: &Session, line: String) {
-        assert!(pump::take(session, line.into()));
     }
 
     /// The child takes all that it is asked for.
@@ -390,23 +390,11 @@ mod tests {
         );
         let open = begun(&mut lines);
         assert_eq!(open.len(), 1);
-        let cancel =
-            r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}"#;
-        let cancel = Call::read(cancel.into(), false).unwrap();
         say(
             &session,
             format!(r#"{{"jsonrpc":"2.0","id":{},"result":{{}}}}"#, open[0]),
         );
-        let permit = session.engine.decide(session.owner(), cancel).unwrap();
-        assert!(
-            session
-                .send(
-                    permit,
-                    session.owner(),
-                    &mut session.audit.owes(RequestId::random())
-                )
-                .is_ok()
-        );
+        testing::cancels(&session, "5");
         tokio::time::advance(LONGEST_PAUSE).await;
         sweep(&session);
         assert_eq!(begun(&mut lines), [0; 0], "nobody waits for it");

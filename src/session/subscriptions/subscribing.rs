@@ -422,10 +422,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        audit::RequestId,
         config::{Authz, PolicyFile},
         mcp::{Era, meta},
-        session::{Exchange, outbox::OutboxReader, own::OwnMessage, pump, room::Rooms, testing},
+        session::{Exchange, outbox::OutboxReader, own::OwnMessage, room::Rooms, testing},
     };
 
     /// A session of a legacy client at a modern child that tells of tools and resources, and what that is told.
@@ -443,15 +442,7 @@ mod tests {
     ) -> Result<Exchange, SendError> {
         let params = json!({ "uri": uri });
         let body = json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
-        let call = Call::read(body.to_string().into(), false).unwrap();
-        let id = call.id().unwrap().clone();
-        let alice = Identity::example("https://a", "alice");
-        session.request(
-            &call,
-            &alice,
-            id,
-            &mut session.audit.owes(RequestId::random()),
-        )
+        testing::tried(session, &body.to_string())
     }
 
     fn request(session: &Arc<Session>, method: &str, uri: &str) -> Result<Exchange, SendError> {
@@ -493,7 +484,7 @@ mod tests {
     }
 
     fn say(session: &Session, message: serde_json::Value) {
-        assert!(pump::take(session, message.to_string().into()));
+        testing::say(session, message.to_string());
     }
 
     fn acknowledge(session: &Session, number: u64, uris: &[&str]) {
@@ -517,8 +508,7 @@ mod tests {
     /// What has come, as one word each: the resource, the list or what the answer is.
     fn heard(exchange: &mut Exchange) -> Vec<String> {
         let mut heard = Vec::new();
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        while let std::task::Poll::Ready(Some(event)) = exchange.poll_next(&mut context) {
+        for event in testing::by_now(exchange) {
             heard.push(match event {
                 Event::Message(text) => {
                     let message: serde_json::Value = serde_json::from_slice(&text).unwrap();
@@ -761,16 +751,7 @@ mod tests {
         say(&session, json!({ "id": number, "error": { "code": 7 } }));
         assert_eq!(heard(&mut b), [r#"{"code":7}"#]);
         let number = asked(&mut lines, &["a:a", "a:c"]);
-        let gone =
-            r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"a:c"}}"#;
-        let gone = Call::read(gone.into(), false).unwrap();
-        let permit = session.engine.decide(session.owner(), gone).unwrap();
-        let told = session.send(
-            permit,
-            session.owner(),
-            &mut session.audit.owes(RequestId::random()),
-        );
-        assert!(told.is_ok());
+        testing::cancels(&session, r#""a:c""#);
         assert_eq!(heard(&mut c), ["cancelled"]);
         // That it was asked for is taken back, and of the call itself the child never heard.
         assert_eq!(said(&mut lines), (vec![], vec![number]));

@@ -433,10 +433,14 @@ mod tests {
 
     use super::*;
     use crate::{
-        audit::RequestId,
-        auth::Identity,
         child::{Lends as _, stdio::Reading},
-        session::{Exchange, outbox::OutboxReader, pump, room::Rooms, testing::bridged_in},
+        session::{
+            Exchange,
+            outbox::OutboxReader,
+            pump,
+            room::Rooms,
+            testing::{self, asked, bridged_in, said, say, text},
+        },
     };
 
     /// A bridged session whose tool `t` is a task alone, and what its child is told.
@@ -454,47 +458,21 @@ mod tests {
         (session, lines)
     }
 
-    fn alice() -> Identity {
-        Identity::example("https://a", "alice")
-    }
-
     fn ask(session: &Arc<Session>, method: &str, params: &str) -> Exchange {
         let meta = r#""_meta":{"io.modelcontextprotocol/clientCapabilities":{"roots":{},"extensions":{"io.modelcontextprotocol/tasks":{}}}}"#;
         let body = format!(
             r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{{{params},{meta}}}}}"#
         );
-        let call = Call::read(body.into(), true).unwrap();
-        let id = call.id().unwrap().clone();
-        session
-            .request(
-                &call,
-                &alice(),
-                id,
-                &mut session.audit.owes(RequestId::random()),
-            )
-            .unwrap()
+        asked(session, &body)
     }
 
     fn answer(session: &Session, number: u32, result: &str) {
         let line = format!(r#"{{"jsonrpc":"2.0","id":{number},"result":{result}}}"#);
-        assert!(pump::take(session, line.into()));
-    }
-
-    fn said(lines: &mut OutboxReader) -> Vec<String> {
-        let mut said = Vec::new();
-        while let Some(line) = lines.try_recv() {
-            said.push(String::from_utf8(line.to_vec()).unwrap());
-        }
-        said
+        say(session, line);
     }
 
     async fn next(exchange: &mut Exchange) -> String {
-        match timeout(Duration::from_secs(1), exchange.next()).await {
-            Ok(Some(Event::Answer(text) | Event::Message(text))) => {
-                String::from_utf8(text.to_vec()).unwrap()
-            }
-            other => panic!("{other:?}"),
-        }
+        text(testing::now(exchange).await)
     }
 
     /// conn-3: who asks how a task stands and leaves, again and again, leaves nothing while its result does not come.

@@ -123,12 +123,12 @@ mod tests {
     use super::*;
     use crate::{
         mcp::Era,
-        session::{Event, Exchange, outbox::OutboxReader, pump, testing},
+        session::{
+            Exchange,
+            outbox::OutboxReader,
+            testing::{self, say},
+        },
     };
-
-    fn line(session: &Session, text: &str) {
-        assert!(pump::take(session, text.to_owned().into()));
-    }
 
     fn make(session: &Arc<Session>, id: u64, ttl: &str) {
         let asks = format!(
@@ -136,9 +136,9 @@ mod tests {
         );
         let _made = testing::asked(session, &asks);
         let number = session.state().next - 1;
-        line(
+        say(
             session,
-            &format!(
+            format!(
                 r#"{{"jsonrpc":"2.0","id":{number},"result":{{"task":{{"taskId":"t{number}","status":"working","ttl":{ttl}}}}}}}"#
             ),
         );
@@ -146,9 +146,9 @@ mod tests {
 
     fn step(session: &Session, number: u64) -> bool {
         let before = session.unheard();
-        line(
+        say(
             session,
-            &format!(
+            format!(
                 r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken":{number},"progress":1}}}}"#
             ),
         );
@@ -156,11 +156,7 @@ mod tests {
     }
 
     async fn heard(exchange: &mut Exchange) -> String {
-        let next = tokio::time::timeout(Duration::from_secs(1), exchange.next());
-        match next.await {
-            Ok(Some(Event::Message(text))) => String::from_utf8(text.to_vec()).unwrap(),
-            other => panic!("{other:?}"),
-        }
+        testing::text(testing::now(exchange).await)
     }
 
     fn session() -> (Arc<Session>, Exchange, OutboxReader) {
@@ -193,7 +189,7 @@ mod tests {
                     .await
                     .contains(r#""progressToken":"mine-1""#)
             );
-            line(&session, &told("working"));
+            say(&session, told("working"));
             heard(&mut own).await;
             let mut waits = testing::asked(&session, WAITS);
             assert!(step(&session, 1));
@@ -203,22 +199,22 @@ mod tests {
                     .contains(r#""progressToken":"mine-1""#)
             );
             match ends {
-                "result" => line(
+                "result" => say(
                     &session,
                     r#"{"jsonrpc":"2.0","id":2,"result":{"content":[]}}"#,
                 ),
-                "error" => line(
+                "error" => say(
                     &session,
                     r#"{"jsonrpc":"2.0","id":2,"error":{"code":-32603,"message":"no"}}"#,
                 ),
-                "told" => line(&session, &told("cancelled")),
+                "told" => say(&session, told("cancelled")),
                 "looked" => {
                     let get = WAITS.replace("result", "get").replace("\"r\"", "\"g\"");
                     let _looks = testing::asked(&session, &get);
                     let stands = status("failed");
-                    line(
+                    say(
                         &session,
-                        &format!(r#"{{"jsonrpc":"2.0","id":3,"result":{{{stands}}}}}"#),
+                        format!(r#"{{"jsonrpc":"2.0","id":3,"result":{{{stands}}}}}"#),
                     );
                 }
                 _ => {}
