@@ -27,7 +27,7 @@ use crate::{
             seal::{self, Binding, StateError},
             visits::Away,
         },
-        reversed::Again,
+        reversed::{Again, way_to_modern},
         rewrite::{progress_token, renumbered},
         stream::{Exchange, Stream, Style},
         subscriptions::{CallSubscription, subscribing::SubscriptionEnd},
@@ -315,7 +315,7 @@ impl Session {
     ) {
         state.last_used = Instant::now();
         if answer == AnswerKind::Result {
-            self.has_subscribed(state, &mut call);
+            state.has_subscribed(&mut call);
         }
         if answer != AnswerKind::Neither {
             self.progresses(state, number, &call, message);
@@ -409,7 +409,7 @@ impl Session {
         if call.opens && matches!(event, Event::Answer(_)) {
             state.reversed.opening = call.outcome.take();
         }
-        self.settle(&mut call, reason, bytes_out);
+        call.settle(reason, bytes_out);
         self.forget_again(state, &call);
         if call.awaits_acknowledgement() {
             self.ask_for_next(state);
@@ -420,11 +420,6 @@ impl Session {
         call.stream.end(event);
         // A client that lost the connection may come back for the answer.
         state.streams.keep(call);
-    }
-
-    /// Records what became of a request.
-    pub(super) fn settle(&self, call: &mut InFlight, reason: Option<Reason>, bytes_out: usize) {
-        OutcomeOwed::settle(call.outcome.take(), reason, bytes_out);
     }
 
     /// Records what became of the `initialize` that a child did not know.
@@ -443,7 +438,7 @@ impl Session {
         id: &Id,
     ) -> Result<RequestWay, SendError> {
         if let Some(server) = self.modern_server() {
-            return Ok(self.way_to_modern(state, server, call, id));
+            return Ok(way_to_modern(state, server, call, id));
         }
         if let Some(server) = self.legacy_server()
             && let Some(way) = self.way_of_task(state, server, call, id)?

@@ -81,14 +81,12 @@ impl Line {
     }
 }
 
-impl IntoIterator for Line {
-    type IntoIter = std::vec::IntoIter<Bytes>;
-    type Item = Bytes;
-
-    fn into_iter(self) -> Self::IntoIter {
+#[cfg(test)]
+impl Line {
+    fn into_parts(self) -> Vec<Bytes> {
         match self {
-            Self::Whole(text) => vec![text].into_iter(),
-            Self::Parts(parts) => parts.into_iter(),
+            Self::Whole(text) => vec![text],
+            Self::Parts(parts) => parts,
         }
     }
 }
@@ -129,7 +127,7 @@ mod tests {
                         let expected = String::from_utf8(message.with(changes)).unwrap();
                         let expected = expected.replace(['\r', '\n'], " ") + "\n";
                         assert_eq!(line.len(), expected.len());
-                        let parts: Vec<Bytes> = line.into_iter().collect();
+                        let parts = line.into_parts();
                         let (last, others) = parts.split_last().unwrap();
                         assert!(Line::is_end(last));
                         assert!(!others.iter().any(|part| part.contains(&b'\n')));
@@ -166,7 +164,7 @@ mod tests {
     fn a_large_line_is_no_copy() {
         let message = message(&format!("{{\"id\":1,\"v\":\"{}\"}}", "x".repeat(2 << 20)));
         let id = message.root().get("id").unwrap().span();
-        let parts: Vec<Bytes> = Line::of(&message, &[(id, b"2")]).into_iter().collect();
+        let parts = Line::of(&message, &[(id, b"2")]).into_parts();
         let whole = message.bytes().as_ptr_range();
         let longest = parts.iter().max_by_key(|part| part.len()).unwrap();
         assert!(whole.contains(&longest.as_ptr()));

@@ -1,8 +1,8 @@
 //! Lines that wait for a child: so many, and in no more memory than they need. A large one comes
 //! out in its parts, one behind the other.
 //!
-//! A session has one for as long as it lives, and nothing waits in it most of that time. The
-//! channels of tokio keep room for 32 values and more, which was most of a session's queues.
+//! A session has one for as long as it lives, and nothing waits in it most of that time: the
+//! channels of tokio would keep room for 32 values and more.
 
 use std::{
     collections::VecDeque,

@@ -115,46 +115,6 @@ impl SessionState {
 }
 
 impl Session {
-    /// What becomes of a client's request to a modern child.
-    pub(super) fn way_to_modern(
-        &self,
-        state: &mut SessionState,
-        server: &ModernServer,
-        call: &Call,
-        id: &Id,
-    ) -> RequestWay {
-        let can = |kind: &str| server.capabilities().get(kind).is_some();
-        let none = || RequestWay::Here(answer::refused(id, -32601, "Method not found"));
-        let done = || RequestWay::Here(answer::result(id.as_json(), b"{}"));
-        match call.method() {
-            "ping" => done(),
-            "logging/setLevel" if can("logging") => {
-                let level = call.param("level");
-                match level
-                    .and_then(Value::as_str)
-                    .and_then(|level| bridge::log_level(&level))
-                {
-                    Some(level) => {
-                        state.level = Some(level);
-                        done()
-                    }
-                    None => RequestWay::Here(answer::refused(id, -32602, "no such level")),
-                }
-            }
-            // It is answered when the child has acknowledged the resource.
-            "resources/subscribe" if server.tells_of_resources() => RequestWay::Open,
-            "resources/unsubscribe" if server.tells_of_resources() => done(),
-            "logging/setLevel" | "resources/subscribe" | "resources/unsubscribe" => none(),
-            // Those of older versions are others than the newer extension's.
-            method if method.starts_with("tasks/") => none(),
-            _ => {
-                let changes =
-                    server.request(call.message(), state.next, level(server, state), None);
-                RequestWay::Child(Line::changed(call.message(), &changes))
-            }
-        }
-    }
-
     /// Asks the client what a modern child's answer to `call` asks for; the call is given
     /// back where that answer is one, and dropped where it waits or has failed.
     pub(super) fn asks_for_more(
@@ -418,6 +378,44 @@ pub(super) fn is_past(state: &SessionState, id: &[u8]) -> bool {
         may_be.then_some(number)
     };
     number().is_some_and(|number| (1..state.next).contains(&number))
+}
+
+/// What becomes of a client's request to a modern child.
+pub(super) fn way_to_modern(
+    state: &mut SessionState,
+    server: &ModernServer,
+    call: &Call,
+    id: &Id,
+) -> RequestWay {
+    let can = |kind: &str| server.capabilities().get(kind).is_some();
+    let none = || RequestWay::Here(answer::refused(id, -32601, "Method not found"));
+    let done = || RequestWay::Here(answer::result(id.as_json(), b"{}"));
+    match call.method() {
+        "ping" => done(),
+        "logging/setLevel" if can("logging") => {
+            let level = call.param("level");
+            match level
+                .and_then(Value::as_str)
+                .and_then(|level| bridge::log_level(&level))
+            {
+                Some(level) => {
+                    state.level = Some(level);
+                    done()
+                }
+                None => RequestWay::Here(answer::refused(id, -32602, "no such level")),
+            }
+        }
+        // It is answered when the child has acknowledged the resource.
+        "resources/subscribe" if server.tells_of_resources() => RequestWay::Open,
+        "resources/unsubscribe" if server.tells_of_resources() => done(),
+        "logging/setLevel" | "resources/subscribe" | "resources/unsubscribe" => none(),
+        // Those of older versions are others than the newer extension's.
+        method if method.starts_with("tasks/") => none(),
+        _ => {
+            let changes = server.request(call.message(), state.next, level(server, state), None);
+            RequestWay::Child(Line::changed(call.message(), &changes))
+        }
+    }
 }
 
 /// Whether the child was told that it may make tasks.

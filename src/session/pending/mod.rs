@@ -172,7 +172,7 @@ impl Session {
         }
         let may_wait = Self::may_wait(&state);
         // A task that is not known yet is the work of a call that becomes one, and can still be asked in.
-        let Some((_, input)) = asked_of(&mut state, related.is_some()) else {
+        let Some(input) = asked_of(&mut state, related.is_some()) else {
             return false;
         };
         if let Some(need) = question.lacking(input.abilities) {
@@ -231,7 +231,7 @@ impl Session {
         let text = Bytes::from(input::required(&call.id, questions, &state, server.info()));
         call.deadline = Instant::now() + PATIENCE;
         (call.logs, call.progress_token) = (None, None);
-        self.settle(call, None, text.len());
+        call.settle(None, text.len());
         // No more than its questions are.
         call.stream.end(Event::Answer(self.room.hold_anyway(text)));
     }
@@ -466,7 +466,7 @@ pub(super) fn waiting_for<'a>(
 /// The call that a child's question is asked in. The child names none, so it is the
 /// latest that somebody reads; where calls of several callers are open it might be
 /// another's, and then it is none.
-fn asked_of(state: &mut SessionState, in_task: bool) -> Option<(u64, &mut Input)> {
+fn asked_of(state: &mut SessionState, in_task: bool) -> Option<&mut Input> {
     let mut holder = None;
     let mut best: Option<(bool, u64)> = None;
     for (number, call) in &state.in_flight {
@@ -481,8 +481,7 @@ fn asked_of(state: &mut SessionState, in_task: bool) -> Option<(u64, &mut Input)
         }
     }
     let (_, number) = best?;
-    let input = state.in_flight.get_mut(&number)?.input.as_deref_mut()?;
-    Some((number, input))
+    state.in_flight.get_mut(&number)?.input.as_deref_mut()
 }
 
 /// How long a client may take to come back with what it was asked: people read, think and type.

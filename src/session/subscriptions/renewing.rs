@@ -193,18 +193,16 @@ impl Session {
             [None, ear.begun.replace(begun)]
         };
         for open in before.into_iter().flatten() {
-            self.replace(Some(open.number));
+            self.replace(open.number);
         }
     }
 
     /// Tells the child that what it was asked under that number is not needed any more.
-    pub(in crate::session) fn replace(&self, number: Option<u64>) {
-        if let Some(number) = number {
-            self.say(&OwnMessage::Cancelled {
-                number,
-                reason: "replaced",
-            });
-        }
+    pub(in crate::session) fn replace(&self, number: u64) {
+        self.say(&OwnMessage::Cancelled {
+            number,
+            reason: "replaced",
+        });
     }
 
     /// Takes what ends request `number`, if that was such a subscription.

@@ -187,6 +187,13 @@ impl SessionState {
         Some((call, subscription))
     }
 
+    /// The child tells of what the call has subscribed to.
+    pub(in crate::session) fn has_subscribed(&mut self, call: &mut InFlight) {
+        if let Some(it) = call.take_resource_subscription() {
+            self.subscribed.add(it.uri, it.hearer);
+        }
+    }
+
     /// The eldest call that waits for such a resource.
     fn waiting(&self, is_so: impl Fn(&str) -> bool) -> Option<u64> {
         let waits = |call: &InFlight| {
@@ -250,13 +257,6 @@ impl Session {
         })))
     }
 
-    /// The child tells of what the call has subscribed to.
-    pub(in crate::session) fn has_subscribed(&self, state: &mut SessionState, call: &mut InFlight) {
-        if let Some(it) = call.take_resource_subscription() {
-            state.subscribed.add(it.uri, it.hearer);
-        }
-    }
-
     /// Asks a modern child for the next resource that a call waits for, unless it is being asked for one; or no longer
     /// for one that no call waits for any more.
     pub(in crate::session) fn ask_for_next(&self, state: &mut SessionState) {
@@ -270,7 +270,7 @@ impl Session {
         while let Some(known) = state.waiting(|uri| state.subscribed.is_told(uri))
             && let Some(mut call) = state.in_flight.remove(&known)
         {
-            self.has_subscribed(state, &mut call);
+            state.has_subscribed(&mut call);
             self.done(state, call);
         }
         if state.asked_for().is_some() {
@@ -294,8 +294,9 @@ impl Session {
         let Some(ear) = state.reversed.ear(number) else {
             return;
         };
-        let replaced = ear.acknowledged(number);
-        self.replace(replaced);
+        if let Some(replaced) = ear.acknowledged(number) {
+            self.replace(replaced);
+        }
         let Some(wanted) = state.reversed.listening.heard_by(number) else {
             return;
         };
