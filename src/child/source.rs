@@ -203,30 +203,11 @@ async fn listening(
         StartError::Unreachable(format!("its descriptors are not usable: {error}"))
     })?;
     let mut said = [process.stdout, process.stderr].map(Errors::of);
-    let whose = (process.number, process.pid);
-    let deadline = Instant::now() + patience;
-    let first = loop {
-        let error = match entrance.connect().await {
-            Ok(io) => break io,
-            Err(error) => error,
-        };
-        said.iter_mut().for_each(Errors::read_ahead);
-        if Instant::now() >= deadline {
-            let said = last_words(whose, &mut said).await;
-            let reason = format!(
-                "nothing listens at {entrance} within {} s (limits.start-timeout): {error}; `port` or `socket` must be where it does",
-                patience.as_secs()
-            );
+    let first = match connected(&entrance, patience, &mut process.ended, &mut said).await {
+        Ok(first) => first,
+        Err(reason) => {
+            let said = last_words((process.number, process.pid), &mut said).await;
             return Err(StartError::NotListening { reason, said });
-        }
-        // Nobody says when a port is bound: it is tried.
-        tokio::select! {
-            _ = &mut process.ended => {
-                let said = last_words(whose, &mut said).await;
-                let reason = "the server ended before it listened".to_owned();
-                return Err(StartError::NotListening { reason, said });
-            }
-            () = sleep(POLL) => {}
         }
     };
     let peer = Peer {
@@ -328,6 +309,35 @@ struct Unready {
 impl Drop for Unready {
     fn drop(&mut self) {
         self.launcher.kill(self.child);
+    }
+}
+
+/// The first connection to what listens there, or why there is none within that time. What the server writes meanwhile
+/// is read.
+async fn connected(
+    entrance: &Entrance,
+    patience: Duration,
+    ended: &mut oneshot::Receiver<Ended>,
+    said: &mut [Errors; 2],
+) -> Result<Box<dyn Io>, String> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let error = match entrance.connect().await {
+            Ok(io) => return Ok(io),
+            Err(error) => error,
+        };
+        said.iter_mut().for_each(Errors::read_ahead);
+        if Instant::now() >= deadline {
+            return Err(format!(
+                "nothing listens at {entrance} within {} s (limits.start-timeout): {error}; `port` or `socket` must be where it does",
+                patience.as_secs()
+            ));
+        }
+        // Nobody says when a port is bound: it is tried.
+        tokio::select! {
+            _ = &mut *ended => return Err("the server ended before it listened".to_owned()),
+            () = sleep(POLL) => {}
+        }
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) fn answered(line: &[u8]) -> Option<u64> {
 
 /// What is known of such a line, which may come in parts: none of them is kept.
 pub(super) struct Suspect {
-    at: At,
+    at: SuspectAt,
     depth: usize,
     /// The number at its outermost `id`.
     id: Option<u64>,
@@ -42,7 +42,7 @@ pub(super) struct Suspect {
 }
 
 #[derive(Clone, Copy)]
-enum At {
+enum SuspectAt {
     /// Before anything; behind so much of a byte order mark, which is no part of JSON either.
     Start(usize),
     Between,
@@ -62,7 +62,7 @@ enum At {
 impl Default for Suspect {
     fn default() -> Self {
         Self {
-            at: At::Start(0),
+            at: SuspectAt::Start(0),
             depth: 0,
             id: None,
             answers: false,
@@ -77,18 +77,18 @@ impl Suspect {
     /// Reads the next part of the line.
     pub(super) fn read(&mut self, mut part: &[u8]) {
         while let Some(byte) = part.first() {
-            if let At::Refuted = self.at {
+            if let SuspectAt::Refuted = self.at {
                 return;
             }
-            if let At::String = self.at {
+            if let SuspectAt::String = self.at {
                 let end = memchr2(b'"', b'\\', part).unwrap_or(part.len());
                 self.name(&part[..end]);
                 part = &part[end..];
                 match part.first() {
-                    Some(b'"') => self.at = At::Behind,
+                    Some(b'"') => self.at = SuspectAt::Behind,
                     Some(_) => {
                         self.name(b"\\");
-                        self.at = At::Escape;
+                        self.at = SuspectAt::Escape;
                     }
                     None => return,
                 }
@@ -103,95 +103,96 @@ impl Suspect {
     pub(super) fn begun(&self) -> Option<u64> {
         let answers = self.answers && !self.asks;
         self.id
-            .filter(|_| answers && !matches!(self.at, At::Refuted))
+            .filter(|_| answers && !matches!(self.at, SuspectAt::Refuted))
     }
 
     /// The number of the question that one was which has come to its end.
     pub(super) fn asked(&self) -> Option<u64> {
         let asks = self.asks && !self.answers;
-        self.id.filter(|_| asks && matches!(self.at, At::End))
+        self.id
+            .filter(|_| asks && matches!(self.at, SuspectAt::End))
     }
 
     /// The same of one that has come to its end.
     pub(super) fn whole(&self) -> Option<u64> {
         // Inside of a string all that came before may have been another's.
-        let inside = matches!(self.at, At::String | At::Escape);
+        let inside = matches!(self.at, SuspectAt::String | SuspectAt::Escape);
         self.begun().filter(|_| !inside)
     }
 
     /// It was told whose it was: the rest says nothing more.
     pub(super) fn was_told(&mut self) {
-        self.at = At::Refuted;
+        self.at = SuspectAt::Refuted;
     }
 
-    fn next(&mut self, byte: u8) -> At {
+    fn next(&mut self, byte: u8) -> SuspectAt {
         match self.at {
-            At::Start(marked) if BYTE_ORDER_MARK.get(marked) == Some(&byte) => {
-                At::Start(marked + 1)
+            SuspectAt::Start(marked) if BYTE_ORDER_MARK.get(marked) == Some(&byte) => {
+                SuspectAt::Start(marked + 1)
             }
-            At::Start(0 | MARKED) if byte.is_ascii_whitespace() => At::Start(MARKED),
-            At::Start(0 | MARKED) if byte == b'{' => {
+            SuspectAt::Start(0 | MARKED) if byte.is_ascii_whitespace() => SuspectAt::Start(MARKED),
+            SuspectAt::Start(0 | MARKED) if byte == b'{' => {
                 self.depth = 1;
-                At::Between
+                SuspectAt::Between
             }
-            At::Between => self.between(byte),
-            At::Escape => {
+            SuspectAt::Between => self.between(byte),
+            SuspectAt::Escape => {
                 self.name(&[byte]);
-                At::String
+                SuspectAt::String
             }
-            At::Behind if byte.is_ascii_whitespace() => At::Behind,
-            At::Behind if byte == b':' && self.depth == 1 => self.named(),
-            At::Behind => self.between(byte),
-            At::Number(None) if byte.is_ascii_whitespace() => At::Number(None),
-            At::Number(before) if byte.is_ascii_digit() => {
+            SuspectAt::Behind if byte.is_ascii_whitespace() => SuspectAt::Behind,
+            SuspectAt::Behind if byte == b':' && self.depth == 1 => self.named(),
+            SuspectAt::Behind => self.between(byte),
+            SuspectAt::Number(None) if byte.is_ascii_whitespace() => SuspectAt::Number(None),
+            SuspectAt::Number(before) if byte.is_ascii_digit() => {
                 let more = before.unwrap_or(0).checked_mul(10);
                 let more = more.and_then(|more| more.checked_add(u64::from(byte - b'0')));
-                more.map_or(At::Refuted, |more| At::Number(Some(more)))
+                more.map_or(SuspectAt::Refuted, |more| SuspectAt::Number(Some(more)))
             }
-            At::Number(Some(number))
+            SuspectAt::Number(Some(number))
                 if byte.is_ascii_whitespace() || matches!(byte, b',' | b'}') =>
             {
                 self.id = Some(number);
                 self.between(byte)
             }
-            At::End if byte.is_ascii_whitespace() => At::End,
-            _ => At::Refuted,
+            SuspectAt::End if byte.is_ascii_whitespace() => SuspectAt::End,
+            _ => SuspectAt::Refuted,
         }
     }
 
-    fn between(&mut self, byte: u8) -> At {
+    fn between(&mut self, byte: u8) -> SuspectAt {
         match byte {
             b'"' => {
                 self.length = 0;
-                return At::String;
+                return SuspectAt::String;
             }
             b'{' | b'[' => self.depth += 1,
             b'}' | b']' => {
                 self.depth -= 1;
                 if self.depth == 0 {
-                    return At::End;
+                    return SuspectAt::End;
                 }
             }
             byte if is_between(byte) => {}
             // Another language's quotes, say: what they hold is no name of ours.
-            _ => return At::Refuted,
+            _ => return SuspectAt::Refuted,
         }
-        At::Between
+        SuspectAt::Between
     }
 
-    fn named(&mut self) -> At {
+    fn named(&mut self) -> SuspectAt {
         match self.text.get(..self.length) {
             Some(b"method") => {
                 self.asks = true;
-                At::Between
+                SuspectAt::Between
             }
-            Some(b"id") if self.id.is_some() => At::Refuted,
-            Some(b"id") => At::Number(None),
+            Some(b"id") if self.id.is_some() => SuspectAt::Refuted,
+            Some(b"id") => SuspectAt::Number(None),
             Some(b"result" | b"error") => {
                 self.answers = true;
-                At::Between
+                SuspectAt::Between
             }
-            _ => At::Between,
+            _ => SuspectAt::Between,
         }
     }
 

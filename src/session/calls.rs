@@ -15,10 +15,10 @@ use crate::{
     mcp::{Call, Era, Id, Message, method},
     session::{
         SendError, Session,
-        conversation::State,
+        conversation::SessionState,
         exchange::{Event, Failure},
         line::Line,
-        load::Place,
+        load::Slot,
         logs::Logs,
         owed::OutcomeOwed,
         own::OwnMessage,
@@ -27,14 +27,11 @@ use crate::{
             seal::{self, Binding, StateError},
             visits::Away,
         },
-        reversed::Again,
+        reversed::{Again, way_to_modern},
         rewrite::{progress_token, renumbered},
         stream::{Exchange, Stream, Style},
-        subscriptions::{
-            Subscription,
-            subscribing::{End, Subscribes},
-        },
-        tasks::About,
+        subscriptions::{CallSubscription, subscribing::SubscriptionEnd},
+        tasks::{About, following::TaskOutcome},
     },
 };
 
@@ -42,8 +39,8 @@ use crate::{
 pub(super) struct InFlight {
     pub(super) id: Id,
     pub(super) stream: Arc<Stream>,
-    /// `None` for one that is meant to stay open.
-    pub(super) deadline: Option<Instant>,
+    /// It is answered by then, unless it is meant to stay open.
+    pub(super) deadline: Instant,
     pub(super) progress_token: Option<Bytes>,
     /// Its method, if its answer is filtered.
     pub(super) list: Option<&'static str>,
@@ -53,12 +50,8 @@ pub(super) struct InFlight {
     pub(super) logs: Option<Box<Logs>>,
     /// `None` for what the gateway itself asked, and where the client was told already.
     pub(super) outcome: Option<OutcomeOwed>,
-    /// What it subscribes to at a legacy child, which knows nothing of it.
-    pub(super) wanted: Option<Box<Subscription>>,
-    /// As whom it hears of resources.
-    pub(super) hearer: Option<Arc<Identity>>,
-    /// What it subscribes to for a legacy client.
-    pub(super) subscribes: Option<Box<Subscribes>>,
+    /// What it subscribes to.
+    pub(super) subscription: Option<CallSubscription>,
     /// What is needed to make a legacy client's call to a modern child again.
     pub(super) again: Option<Box<Again>>,
     /// It opens the session: who opens it decides what becomes of it.
@@ -67,8 +60,59 @@ pub(super) struct InFlight {
     pub(super) input: Option<Box<Input>>,
     /// What a modern client's request has to do with a legacy child's task.
     pub(super) task: Option<About>,
-    /// Its place among all calls, given back with it; the gateway's own have none.
-    pub(super) place: Option<Place>,
+    /// Its slot among all calls, given back with it; the gateway's own have none.
+    pub(super) slot: Option<Slot>,
+}
+
+impl InFlight {
+    /// One of which nothing more is known.
+    fn new(id: Id, stream: Arc<Stream>, deadline: Instant) -> Self {
+        Self {
+            id,
+            stream,
+            deadline,
+            progress_token: None,
+            list: None,
+            cacheable: false,
+            logs: None,
+            outcome: None,
+            subscription: None,
+            again: None,
+            opens: false,
+            input: None,
+            task: None,
+            slot: None,
+        }
+    }
+}
+
+/// A client's call that is to be made.
+struct ClientCall<'a> {
+    call: &'a Call,
+    identity: &'a Identity,
+    /// Who makes it, where a legacy child may ask him something.
+    holder: Option<Binding>,
+    id: Id,
+    owed: &'a mut Owed,
+}
+
+impl ClientCall<'_> {
+    /// The call from now on, whose answer comes on that stream.
+    fn in_flight(self, session: &Session, stream: Arc<Stream>, now: Instant) -> InFlight {
+        let (call, method) = (self.call, self.call.method());
+        let holder = || self.holder.unwrap_or_else(|| seal::holder(self.identity));
+        InFlight {
+            progress_token: progress_token(call),
+            list: method::filtered_list(method),
+            cacheable: method::is_cacheable(method),
+            logs: Logs::of(call, holder),
+            outcome: Some(OutcomeOwed::new(self.owed.take(), call, now)),
+            again: InFlight::again(session, call),
+            opens: method == "initialize",
+            input: self.holder.and_then(|holder| Input::of(call, &holder)),
+            ..InFlight::new(self.id, stream, now + session.call_timeout)
+        }
+    }
 }
 
 impl Session {
@@ -104,51 +148,44 @@ impl Session {
         if bridged && away.is_none() && goes_on(call) && !call.method().starts_with("tasks/") {
             return Err(SendError::NotAsked);
         }
-        let mut place = away.as_mut().and_then(Away::place);
-        let asks = (id, owed);
-        let made = self.make(&mut state, call, (asks, identity), holder, &mut place);
+        let mut slot = away.as_mut().and_then(Away::slot);
+        let made = ClientCall {
+            call,
+            identity,
+            holder,
+            id,
+            owed,
+        };
+        let made = self.make(&mut state, made, &mut slot);
         match away {
             // Who is told to try again finds it as it was.
-            Some(away) if made.is_err() => away.waits_on(&mut state, place),
+            Some(away) if made.is_err() => away.waits_on(&mut state, slot),
             Some(away) => self.withdraw(&mut state, &away.call),
             None => {}
         }
         made
     }
 
-    /// Makes the call, in its `place` or one of its own.
+    /// Makes the call, in its `slot` or one of its own.
     fn make(
         self: &Arc<Self>,
-        state: &mut State,
-        call: &Call,
-        ((id, owed), identity): ((Id, &mut Owed), &Identity),
-        holder: Option<Binding>,
-        place: &mut Option<Place>,
+        state: &mut SessionState,
+        made: ClientCall<'_>,
+        slot: &mut Option<Slot>,
     ) -> Result<Exchange, SendError> {
-        state.admits(self.era, &id)?;
-        if place.is_none() {
-            *place = Some(self.calls.take(self.principal())?);
+        let call = made.call;
+        state.admits(self.era, &made.id)?;
+        if slot.is_none() {
+            *slot = Some(self.calls.take(self.principal())?);
         }
         self.log_from(state, call)?;
-        let wanted = self.subscribes(state, call)?;
-        let hearer = (call.method() == method::LISTEN).then(|| Arc::new(identity.clone()));
-        let subscribes = self.subscribes_to(state, call, identity)?;
-        let (listens, asks_for_one) = (wanted.is_some(), subscribes.is_some());
-        if let Some(wanted) = &wanted {
-            self.subscribe(state, wanted)?;
-        }
+        let subscription = self.subscription_of(state, call, made.identity)?;
+        let subscribes = subscription.is_some();
         let task = self.about(state, call);
-        let way = self.way_of(state, call, &id)?;
+        let way = self.way_of(state, call, &made.id)?;
         // Something else may have been said to the child first.
         let number = state.next;
-        let told = match way {
-            Way::Child(line) => {
-                self.write(line)?;
-                None
-            }
-            Way::Here(text) => Some(Bytes::from(text)),
-            Way::Open => None,
-        };
+        let answered = self.written_or_answered(way)?;
         let now = Instant::now();
         state.next += 1;
         state.last_used = now;
@@ -156,36 +193,15 @@ impl Session {
         state.tasks.strays.called();
         let stream = Stream::new(number, self.style(state), &self.room);
         let exchange = stream.attach(None).recorded_in(&self.audit);
-        state.in_flight.insert(
-            number,
-            InFlight {
-                id,
-                stream,
-                deadline: (call.method() != method::LISTEN).then(|| now + self.call_timeout),
-                progress_token: progress_token(call),
-                list: method::filtered_list(call.method()),
-                cacheable: method::is_cacheable(call.method()),
-                logs: Logs::of(call, || holder.unwrap_or_else(|| seal::holder(identity))),
-                outcome: Some(OutcomeOwed::new(owed.take(), call, now)),
-                wanted,
-                hearer,
-                subscribes,
-                again: InFlight::again(self, call),
-                opens: call.method() == "initialize",
-                input: holder.and_then(|holder| Input::of(call, &holder)),
-                task,
-                place: place.take(),
-            },
-        );
+        let mut begun = made.in_flight(self, stream, now);
+        (begun.subscription, begun.task, begun.slot) = (subscription, task, slot.take());
+        state.in_flight.insert(number, begun);
         state.hurry(now);
-        if listens {
-            self.acknowledge(state);
-        }
-        if asks_for_one {
-            self.ask_for_next(state);
+        if subscribes {
+            self.has_begun_to_subscribe(state, number);
         }
         self.look_at_watched(state, now);
-        if let Some(text) = told
+        if let Some(text) = answered
             && let Some(call) = state.in_flight.remove(&number)
         {
             self.finish(state, call, None, text.len(), Event::Answer(text));
@@ -194,6 +210,15 @@ impl Session {
             Era::Legacy => exchange,
             Era::Modern => exchange.cancelling(Arc::downgrade(self)),
         })
+    }
+
+    /// Writes what goes to the child; the answer of what is answered here.
+    fn written_or_answered(&self, way: RequestWay) -> Result<Option<Bytes>, SendError> {
+        match way {
+            RequestWay::Child(line) => self.write(line).map(|()| None),
+            RequestWay::Here(text) => Ok(Some(text.into())),
+            RequestWay::Open => Ok(None),
+        }
     }
 
     /// Asks something of the gateway's own, within `patience`.
@@ -208,27 +233,9 @@ impl Session {
         state.next += 1;
         let stream = Stream::new(number, Style::Plain, &self.room);
         let exchange = stream.attach(None);
-        state.in_flight.insert(
-            number,
-            InFlight {
-                id: Id::own(),
-                stream,
-                deadline: Some(Instant::now() + patience),
-                progress_token: None,
-                list: None,
-                cacheable: false,
-                logs: None,
-                outcome: None,
-                wanted: None,
-                hearer: None,
-                subscribes: None,
-                again: None,
-                opens: false,
-                input: None,
-                task: None,
-                place: None,
-            },
-        );
+        let deadline = Instant::now() + patience;
+        let begun = InFlight::new(Id::own(), stream, deadline);
+        state.in_flight.insert(number, begun);
         Ok(exchange)
     }
 
@@ -237,7 +244,7 @@ impl Session {
         let mut state = self.state();
         if let Some(call) = state.in_flight.remove(&number) {
             // A legacy child knows of no subscription.
-            if call.wanted.is_none() {
+            if call.bridged_subscription().is_none() {
                 self.say(&OwnMessage::Cancelled {
                     number,
                     reason: "the client has gone",
@@ -251,7 +258,7 @@ impl Session {
     }
 
     /// The child's answer to request `number`, which stands at `id` in it.
-    pub(super) fn answer(&self, number: u64, answer: Answer, message: &Message) -> Answered {
+    pub(super) fn answer(&self, number: u64, answer: AnswerKind, message: &Message) -> Answered {
         let ahead = self.worded_ahead(number, answer, message);
         let outcome = self.outcome_of_task(answer, message);
         let mut state = self.state();
@@ -259,7 +266,11 @@ impl Session {
         if self.result_answered(&mut state, asked, answer, message)
             || self.look_answered(&mut state, asked, answer, message)
             || self.subscribe_answered(&mut state, asked, answer)
-            || self.listening_ended(&mut state, asked, End::Answered(answer, message))
+            || self.listening_ended(
+                &mut state,
+                asked,
+                SubscriptionEnd::Answered(answer, message),
+            )
         {
             return Answered::Delivered;
         }
@@ -274,31 +285,14 @@ impl Session {
                 self.end_made_late(&mut state, message);
                 Answered::Late
             }
-            Some(mut call) => {
-                state.last_used = Instant::now();
-                if answer == Answer::Result {
-                    self.has_subscribed(&mut state, &mut call);
-                }
-                if answer != Answer::Neither {
-                    self.progresses(&mut state, number, &call, message);
-                }
-                let reversed = self.modern_server().is_some() && answer == Answer::Result;
-                let call = if reversed {
-                    self.asks_for_more(&mut state, number, call, (message, outcome))
-                } else {
-                    Some(call)
-                };
-                let call = call
-                    .and_then(|call| self.sends_away(&mut state, number, call, (answer, message)));
-                match (call, ahead) {
-                    (Some(call), Some(text)) if call.task.is_none() => {
-                        self.delivered(&mut state, call, answer, text);
-                    }
-                    (Some(call), _) => {
-                        self.answered(&mut state, number, call, (answer, message));
-                    }
-                    (None, _) => {}
-                }
+            Some(call) => {
+                self.takes_answer(
+                    &mut state,
+                    number,
+                    call,
+                    (answer, message),
+                    (ahead, outcome),
+                );
                 Answered::Delivered
             }
             // Cancelled or timed out: the child could not know (fault-17).
@@ -310,15 +304,48 @@ impl Session {
         }
     }
 
+    /// The child has answered the call: its client is told, or is asked first for what the answer wants. What was made of
+    /// that answer beforehand is its wording for the client, and the outcome of a task.
+    fn takes_answer(
+        &self,
+        state: &mut SessionState,
+        number: u64,
+        mut call: InFlight,
+        (answer, message): (AnswerKind, &Message),
+        (worded, outcome): (Option<Bytes>, Option<TaskOutcome>),
+    ) {
+        state.last_used = Instant::now();
+        if answer == AnswerKind::Result {
+            state.has_subscribed(&mut call);
+        }
+        if answer != AnswerKind::Neither {
+            self.progresses(state, number, &call, message);
+        }
+        let reversed = self.modern_server().is_some() && answer == AnswerKind::Result;
+        let call = if reversed {
+            self.asks_for_more(state, number, call, (message, outcome))
+        } else {
+            Some(call)
+        };
+        let call = call.and_then(|call| self.sends_away(state, number, call, (answer, message)));
+        match (call, worded) {
+            (Some(call), Some(text)) if call.task.is_none() => {
+                self.delivered(state, call, answer, text);
+            }
+            (Some(call), _) => self.answered(state, number, call, (answer, message)),
+            (None, _) => {}
+        }
+    }
+
     /// What the child has answered to a call, which may be a task.
     pub(super) fn answered(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         call: InFlight,
-        (answer, message): (Answer, &Message),
+        (answer, message): (AnswerKind, &Message),
     ) {
-        let call = if call.task.is_some() && answer != Answer::Neither {
+        let call = if call.task.is_some() && answer != AnswerKind::Neither {
             self.task_answered(state, number, call, message)
         } else {
             Some(call)
@@ -334,8 +361,8 @@ impl Session {
         let asked = number;
         if self.result_failed(&mut state, asked, failure)
             || self.look_failed(&mut state, asked)
-            || self.subscribe_answered(&mut state, asked, Answer::Neither)
-            || self.listening_ended(&mut state, asked, End::Failed(failure))
+            || self.subscribe_answered(&mut state, asked, AnswerKind::Neither)
+            || self.listening_ended(&mut state, asked, SubscriptionEnd::Failed(failure))
         {
             return;
         }
@@ -352,7 +379,7 @@ impl Session {
         }
     }
 
-    pub(super) fn fail(&self, state: &mut State, call: InFlight, failure: Failure) {
+    pub(super) fn fail(&self, state: &mut SessionState, call: InFlight, failure: Failure) {
         self.finish(
             state,
             call,
@@ -365,7 +392,7 @@ impl Session {
     /// The way out of every request: the outcome is recorded, then the client told.
     pub(super) fn finish(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         mut call: InFlight,
         mut reason: Option<Reason>,
         mut bytes_out: usize,
@@ -383,22 +410,17 @@ impl Session {
         if call.opens && matches!(event, Event::Answer(_)) {
             state.reversed.opening = call.outcome.take();
         }
-        self.settle(&mut call, reason, bytes_out);
+        call.settle(reason, bytes_out);
         self.forget_again(state, &call);
         if call.awaits_acknowledgement() {
             self.ask_for_next(state);
         }
-        if let Some(wanted) = call.wanted.take() {
-            self.unsubscribe(state, &wanted);
+        if let Some(subscription) = call.bridged_subscription() {
+            self.unsubscribe(state, subscription);
         }
         call.stream.end(event);
         // A client that lost the connection may come back for the answer.
-        state.listening.keep(call);
-    }
-
-    /// Records what became of a request.
-    pub(super) fn settle(&self, call: &mut InFlight, reason: Option<Reason>, bytes_out: usize) {
-        OutcomeOwed::settle(call.outcome.take(), reason, bytes_out);
+        state.streams.keep(call);
     }
 
     /// Records what became of the `initialize` that a child did not know.
@@ -410,9 +432,14 @@ impl Session {
 
 impl Session {
     /// Whether a client's request goes to the child, under the number `state.next`, or is answered here.
-    fn way_of(&self, state: &mut State, call: &Call, id: &Id) -> Result<Way, SendError> {
+    fn way_of(
+        &self,
+        state: &mut SessionState,
+        call: &Call,
+        id: &Id,
+    ) -> Result<RequestWay, SendError> {
         if let Some(server) = self.modern_server() {
-            return Ok(self.way_to_modern(state, server, call, id));
+            return Ok(way_to_modern(state, server, call, id));
         }
         if let Some(server) = self.legacy_server()
             && let Some(way) = self.way_of_task(state, server, call, id)?
@@ -421,15 +448,15 @@ impl Session {
         }
         Ok(match (self.legacy_server(), call.method()) {
             // A legacy child has said it all already, and knows of no subscription.
-            (Some(server), method::DISCOVER) => Way::Here(server.discovered(id)),
-            (Some(_), method::LISTEN) => Way::Open,
-            (bridge, _) => Way::Child(renumbered(call, state.next, bridge.is_some())),
+            (Some(server), method::DISCOVER) => RequestWay::Here(server.discovered(id)),
+            (Some(_), method::LISTEN) => RequestWay::Open,
+            (bridge, _) => RequestWay::Child(renumbered(call, state.next, bridge.is_some())),
         })
     }
 }
 
 /// What becomes of a request.
-pub(super) enum Way {
+pub(super) enum RequestWay {
     /// This line goes to the child.
     Child(Line),
     /// It is answered here.
@@ -445,7 +472,7 @@ fn goes_on(call: &Call) -> bool {
 
 /// What a child's answer holds.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Answer {
+pub(super) enum AnswerKind {
     Result,
     Error,
     /// Both, or neither: no JSON-RPC answer (json-17).

@@ -1,6 +1,6 @@
 //! One session: who owns it, what is in flight, and the way in.
 //!
-//! What its [`State`] holds is written down here; what is done with a part of that stands in the file that the part
+//! What its [`SessionState`] holds is written down here; what is done with a part of that stands in the file that the part
 //! is from, as more of `impl Session`. Made by `starting`; entered by `pipeline`, and by `shared` and `pump` with
 //! what a child says.
 
@@ -26,9 +26,9 @@ use crate::{
         calls::InFlight,
         exchange::Failure,
         line::Line,
-        listening::{INITIALIZED, Listening},
-        load::Places,
-        outbox::{MAX_UNWRITTEN, Outbox, Refused, SHORT_QUEUE},
+        listening::{INITIALIZED, SessionStreams},
+        load::Slots,
+        outbox::{MAX_UNWRITTEN, NotQueued, Outbox, SHORT_QUEUE},
         owed::OutcomeOwed,
         own::OwnMessage,
         pending::{questions::Questions, seal::Seal},
@@ -37,8 +37,8 @@ use crate::{
         room::{Room, Rooms},
         stream::Style,
         subscriptions::{Resources, subscribing::Subscribed},
-        tasks::{Tasks, progress::Progress},
-        tools::Known,
+        tasks::{Tasks, progress::RunningTasks},
+        tools::KnownTools,
     },
 };
 
@@ -53,7 +53,7 @@ pub struct Session {
     pub(super) audit: Audit,
     pub(super) call_timeout: Duration,
     /// How many calls may wait for an answer, of its user and of all.
-    pub(super) calls: Places,
+    pub(super) calls: Slots,
     /// The memory of what waits for its clients.
     pub(super) room: Arc<Room>,
     /// What its clients speak.
@@ -70,18 +70,18 @@ pub struct Session {
     stdin: Outbox,
     /// Bytes of those lines.
     unwritten: AtomicUsize,
-    state: Mutex<State>,
+    state: Mutex<SessionState>,
     /// Messages of the child's that nobody could be given.
     unheard: AtomicU64,
     /// The child has asked what its clients are still to be asked.
     pub(super) asking: AtomicBool,
     /// What its child's tools want to be known of them.
-    pub(super) tools: Known,
+    pub(super) tools: KnownTools,
     /// Said once when the session must end.
     pub(super) end: Notify,
 }
 
-pub(super) struct State {
+pub(super) struct SessionState {
     /// The number of the next request towards the child; never used twice.
     pub(super) next: u64,
     pub(super) in_flight: HashMap<u64, InFlight>,
@@ -93,18 +93,18 @@ pub(super) struct State {
     pub(super) open: bool,
     /// The protocol version that was agreed on then.
     version: String,
-    pub(super) listening: Listening,
+    pub(super) streams: SessionStreams,
     ended: bool,
     /// From which level on a legacy child writes log messages, once it was told.
     pub(super) level: Option<usize>,
     pub(super) reversed: Reversed,
     pub(super) tasks: Tasks,
-    pub(super) progress: Progress,
+    pub(super) progress: RunningTasks,
     pub(super) resources: Resources,
     pub(super) subscribed: Subscribed,
 }
 
-impl State {
+impl SessionState {
     pub(super) fn has_ended(&self) -> bool {
         self.ended
     }
@@ -130,12 +130,12 @@ impl Session {
         id: String,
         owner: Arc<Identity>,
         audit: Audit,
-        (call_timeout, calls, rooms): (Duration, Places, &Rooms),
+        (call_timeout, calls, rooms): (Duration, Slots, &Rooms),
         era: Era,
         stdin: Outbox,
         (seal, engine): (Arc<Seal>, Arc<Engine>),
     ) -> Arc<Self> {
-        let state = State {
+        let state = SessionState {
             next: 1,
             in_flight: HashMap::default(),
             asked: Questions::default(),
@@ -143,12 +143,12 @@ impl Session {
             unwanted: false,
             open: false,
             version: String::new(),
-            listening: Listening::default(),
+            streams: SessionStreams::default(),
             ended: false,
             level: None,
             reversed: Reversed::default(),
             tasks: Tasks::default(),
-            progress: Progress::default(),
+            progress: RunningTasks::default(),
             resources: Resources::default(),
             subscribed: Subscribed::default(),
         };
@@ -172,7 +172,7 @@ impl Session {
             state: Mutex::new(state),
             unheard: AtomicU64::new(0),
             asking: AtomicBool::new(false),
-            tools: Known::default(),
+            tools: KnownTools::default(),
             end: Notify::new(),
         })
     }
@@ -251,7 +251,7 @@ impl Session {
         self.state().unwanted
     }
 
-    pub(super) fn style(&self, state: &State) -> Style {
+    pub(super) fn style(&self, state: &SessionState) -> Style {
         match (self.era, state.version.as_str()) {
             (Era::Modern, _) => Style::Plain,
             (Era::Legacy, "2025-11-25") => Style::Primed,
@@ -344,7 +344,7 @@ impl Session {
         let overdue: Vec<(u64, Option<u64>)> = state
             .in_flight
             .iter()
-            .filter(|(_, call)| call.deadline.is_some_and(|deadline| deadline <= now))
+            .filter(|(_, call)| call.is_overdue(now))
             .map(|(number, call)| (*number, call.number(*number)))
             .collect();
         for (number, told) in overdue {
@@ -391,7 +391,7 @@ impl Session {
         for call in calls {
             self.fail(&mut state, call, failure);
         }
-        state.listening.close();
+        state.streams.close();
     }
 
     /// Counts a message of the child's that nobody could be given.
@@ -442,7 +442,7 @@ impl Session {
     /// How many calls wait for an answer; those that are meant to stay open are none.
     pub(super) fn in_flight(&self) -> usize {
         let state = self.state();
-        let waits = |call: &&InFlight| call.deadline.is_some();
+        let waits = |call: &&InFlight| !call.is_subscription();
         state.in_flight.values().filter(waits).count()
     }
 
@@ -464,15 +464,15 @@ impl Session {
         } else {
             Some(line)
         };
-        let sent = line.map_or(Err(Refused::Full), |line| self.stdin.try_send(line));
+        let sent = line.map_or(Err(NotQueued::Full), |line| self.stdin.try_send(line));
         sent.inspect_err(|_| self.written(bytes))
             .map_err(|error| match error {
-                Refused::Full => SendError::Busy,
-                Refused::Closed => SendError::Gone,
+                NotQueued::Full => SendError::Busy,
+                NotQueued::Closed => SendError::Gone,
             })
     }
 
-    pub(super) fn lock(&self) -> Result<MutexGuard<'_, State>, SendError> {
+    pub(super) fn lock(&self) -> Result<MutexGuard<'_, SessionState>, SendError> {
         let state = self.state();
         if state.ended {
             Err(SendError::Gone)
@@ -481,7 +481,7 @@ impl Session {
         }
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, SessionState> {
         // No code path leaves the state half changed, so a panic elsewhere does not taint it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -497,13 +497,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        audit::RequestId,
         auth::Identity,
-        mcp::{
-            Message,
-            reverse::{Discovered, ModernServer},
+        session::{
+            Exchange, Late, exchange::Event, outbox::OutboxReader, pump, room::Rooms, testing,
         },
-        session::{Exchange, Late, exchange::Event, outbox::Lines, pump, room::Rooms, testing},
     };
 
     /// probe-68: the lines of many sessions whose children do not read are bounded together, each user's apart; what
@@ -600,8 +597,8 @@ mod tests {
     /// fault-46: so many calls of one session wait for its child at once; one more is refused, until one of them is over.
     #[tokio::test]
     async fn one_session_has_so_many_calls_in_flight() {
-        let places = Places::new(100, 100);
-        let (session, mut lines) = testing::session_with(Era::Legacy, places);
+        let slots = Slots::new(100, 100);
+        let (session, mut lines) = testing::session_with(Era::Legacy, slots);
         let asks = |id: u64| {
             format!(
                 r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"t"}}}}"#
@@ -615,10 +612,7 @@ mod tests {
         }
         let more = call(&asks(65));
         assert_eq!(session.admits(&more), Err(SendError::Busy));
-        let id = more.id().unwrap().clone();
-        let mut owed = session.audit.owes(RequestId::random());
-        let alice = Identity::example("https://a", "alice");
-        let sent = session.request(&more, &alice, id, &mut owed);
+        let sent = testing::tried(&session, &asks(65));
         assert_eq!(sent.err(), Some(SendError::Busy));
         assert!(lines.try_recv().is_none(), "its child hears nothing of it");
         let answer = r#"{"jsonrpc":"2.0","id":7,"result":{}}"#;
@@ -735,27 +729,10 @@ mod tests {
     }
 
     /// A legacy client's session with a modern child, what that is told, and a call of Alice's that asks her something.
-    async fn reversed() -> (Arc<Session>, Lines, Exchange) {
-        let (session, mut lines) = testing::session(Era::Legacy);
-        let initialize = call(
-            r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{"elicitation":{}}}}"#,
-        );
-        let discovered = r#"{"jsonrpc":"2.0","id":1,"result":{"supportedVersions":["2026-07-28"],"capabilities":{}}}"#;
-        let discovered = Message::parse(discovered.into()).unwrap();
-        let server = ModernServer::new(Discovered::read(&discovered).unwrap(), &initialize);
-        assert!(session.bridge_by(Bridge::ToModern(server)));
-        session.open("2025-11-25");
-        let asks = call(r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#);
-        let id = asks.id().unwrap().clone();
-        let alice = Identity::example("https://a", "alice");
-        let asked = session
-            .request(
-                &asks,
-                &alice,
-                id,
-                &mut session.audit.owes(RequestId::random()),
-            )
-            .unwrap();
+    async fn reversed() -> (Arc<Session>, OutboxReader, Exchange) {
+        let (session, mut lines) = testing::eliciting();
+        let asks = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}"#;
+        let asked = testing::asked(&session, asks);
         lines.recv().await.unwrap();
         let question = r#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required","inputRequests":{"a":{"method":"elicitation/create","params":{"message":"?","requestedSchema":{"type":"object","properties":{}}}}}}}"#;
         assert!(pump::take(&session, question.into()));
@@ -810,17 +787,7 @@ mod tests {
         for (has_room, owes) in [(true, true), (false, false)] {
             let (session, _lines) = testing::session(Era::Legacy);
             let body = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25"}}"#;
-            let call = Call::read(body.into(), false).unwrap();
-            let id = call.id().unwrap().clone();
-            let alice = Identity::example("https://a", "alice");
-            let mut opening = session
-                .request(
-                    &call,
-                    &alice,
-                    id,
-                    &mut session.audit.owes(RequestId::random()),
-                )
-                .unwrap();
+            let mut opening = testing::asked(&session, body);
             let full = (!has_room).then(|| session.room.hold_anyway(vec![0; 64 << 20].into()));
             let text = "x".repeat(SHORT_QUEUE);
             let answer = format!(r#"{{"id":1,"result":{{"instructions":"{text}"}}}}"#);

@@ -23,11 +23,11 @@ use crate::{
     child::{Child, Ended, Lends, Source, StartError, Translation, stdio},
     egress,
     frames::{Caller, Signal, Status},
-    session::{Session, exchange::Failure, line::Line, outbox::Lines, pump},
+    session::{Session, exchange::Failure, line::Line, outbox::OutboxReader, pump},
 };
 
-/// What a child's whole life needs.
-pub(super) struct Around {
+/// What is around a child all its life.
+pub(super) struct ChildContext {
     pub(super) source: Arc<Source>,
     pub(super) egress: Arc<egress::Rules>,
     pub(super) audit: Audit,
@@ -35,28 +35,28 @@ pub(super) struct Around {
 
 /// Starts a child for `owner`, and records it.
 pub(super) async fn start(
-    around: &Around,
+    context: &ChildContext,
     owner: &Owner,
     caller: Option<Caller>,
 ) -> Result<Child, StartError> {
     // Nothing is started before it is on record for whom.
-    around.audit.hand_on();
-    let child = match around.source.start(owner, caller).await {
+    context.audit.hand_on();
+    let child = match context.source.start(owner, caller).await {
         Ok(child) => child,
         Err(error) => {
-            around.audit.record(&Event::LayerFailed {
+            context.audit.record(&Event::LayerFailed {
                 layer: error.layer().to_owned(),
                 reason: error.in_full(),
             });
             if let StartError::NotListening { said, .. } = &error {
-                let log = stderr_of(said.child, said.pid, around.audit.clone());
+                let log = stderr_of(said.child, said.pid, context.audit.clone());
                 stdio::log_lines(said.end(), log).await;
             }
             return Err(error);
         }
     };
     let whose = owner.principal();
-    around.audit.record(&Event::ChildStarted {
+    context.audit.record(&Event::ChildStarted {
         child: child.number,
         pid: child.pid,
         principal: (whose != PrincipalKey::EVERYBODY).then(|| whose.to_string()),
@@ -76,7 +76,7 @@ fn stderr_of(child: u64, pid: u32, audit: Audit) -> impl FnMut(&[u8]) {
 }
 
 /// What a child says.
-pub(super) type Output = Box<dyn AsyncRead + Send + Unpin>;
+pub(super) type ChildOutput = Box<dyn AsyncRead + Send + Unpin>;
 
 /// What a child serves: one session, or those that share it.
 pub(super) trait Served: Send + Sync + 'static {
@@ -102,7 +102,7 @@ pub(super) trait Served: Send + Sync + 'static {
     /// may not, which is told.
     fn hear(
         self: Arc<Self>,
-        stdout: Output,
+        stdout: ChildOutput,
         reading: stdio::Reading,
     ) -> impl Future<Output = Option<Reason>> + Send;
 }
@@ -150,7 +150,7 @@ impl Served for Session {
 
     fn hear(
         self: Arc<Self>,
-        stdout: Output,
+        stdout: ChildOutput,
         reading: stdio::Reading,
     ) -> impl Future<Output = Option<Reason>> + Send {
         pump::run(self, stdout, reading)
@@ -165,14 +165,14 @@ impl Served for Session {
 pub(super) fn tend(
     session: Arc<impl Served>,
     child: Child,
-    (lines, reading): (Lines, stdio::Reading),
-    around: Around,
+    (lines, reading): (OutboxReader, stdio::Reading),
+    context: ChildContext,
 ) -> impl Future<Output = ()> + Send {
-    let Around {
+    let ChildContext {
         source,
         egress,
         audit,
-    } = around;
+    } = context;
     let Child {
         number,
         pid,
@@ -326,35 +326,36 @@ impl<S: Served> Tended<S> {
         if let Some(ways_out) = self.ways_out {
             ways_out.close().await;
         }
-        let exit = match status {
-            Some(Ended::Exited {
-                out_of_memory: true,
-                ..
-            }) => Exit::OutOfMemory,
-            Some(Ended::Exited {
-                status: Status::Code(code),
-                ..
-            }) => Exit::Code(code),
-            Some(Ended::Exited {
-                status: Status::Signal(signal),
-                ..
-            }) => Exit::Signal(signal),
-            Some(Ended::RunnerGone) | None => Exit::Unknown,
-        };
         self.audit.record(&Event::ChildExited {
             child,
             pid,
-            exit,
+            exit: exit_of(status),
             expected,
             fault: self.fault.get().copied(),
         });
     }
 }
 
+/// How a child has ended, for the record.
+fn exit_of(status: Option<Ended>) -> Exit {
+    let (status, out_of_memory) = match status {
+        Some(Ended::Exited {
+            status,
+            out_of_memory,
+        }) => (status, out_of_memory),
+        Some(Ended::RunnerGone) | None => return Exit::Unknown,
+    };
+    match status {
+        _ if out_of_memory => Exit::OutOfMemory,
+        Status::Code(code) => Exit::Code(code),
+        Status::Signal(signal) => Exit::Signal(signal),
+    }
+}
+
 /// Reads what the child says until that ends, and notes what it did wrong.
 async fn listen(
     session: Arc<impl Served>,
-    stdout: Output,
+    stdout: ChildOutput,
     reading: stdio::Reading,
     noted: Arc<OnceLock<Reason>>,
 ) {
@@ -376,7 +377,7 @@ impl<S: Served> Drop for HangsUp<S> {
 
 fn write(
     session: Arc<impl Served>,
-    mut lines: Lines,
+    mut lines: OutboxReader,
     mut stdin: impl AsyncWrite + Send + Unpin,
     audit: Audit,
 ) -> impl Future<Output = ()> + Send {

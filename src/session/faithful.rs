@@ -14,11 +14,11 @@ use crate::{
     authz::Engine,
     config::{Authz, ServerName},
     mcp::{Call, CallError, Era},
-    session::{Exchange, outbox::Lines},
+    session::{Exchange, outbox::OutboxReader},
 };
 
 /// A session of the era, whose child speaks the same unless it is `bridged`, and what that child is told.
-fn session(era: Era, bridged: bool) -> (Arc<Session>, Lines) {
+fn session(era: Era, bridged: bool) -> (Arc<Session>, OutboxReader) {
     if bridged {
         testing::bridged("{}")
     } else {

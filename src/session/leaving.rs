@@ -11,7 +11,7 @@ use std::{
 use foldhash::HashMap;
 use tokio::time::Instant;
 
-use super::{Session, load::Over, table::Sessions};
+use super::{Session, load::LimitReached, table::Sessions};
 use crate::auth::PrincipalKey;
 
 /// What is known of sessions that were left.
@@ -35,7 +35,7 @@ impl Session {
     fn left(&self) -> Option<(Awaits, Instant)> {
         let state = self.state();
         let awaits = state.progress.goes_on() || state.asked.wait();
-        (state.in_flight.is_empty() && state.listening.is_left())
+        (state.in_flight.is_empty() && state.streams.is_left())
             .then_some((Awaits(awaits), state.last_used))
     }
 }
@@ -56,8 +56,10 @@ impl Sessions {
             let since = since.max(used);
             // Nobody makes room for others: of what all may have together, nobody's is to go.
             let whose = session.principal();
-            let is_full =
-                || !left.going.contains_key(&whose) && self.slots.look(whose) == Err(Over::User);
+            let is_full = || {
+                !left.going.contains_key(&whose)
+                    && self.slots.look(whose) == Err(LimitReached::User)
+            };
             if now.duration_since(since) < PATIENCE || !is_full() {
                 continue;
             }

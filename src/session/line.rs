@@ -1,7 +1,7 @@
 //! A line for a child: one text, or where the message is large the parts of it, uncopied.
 //!
 //! Of a client's message little is changed. What is large is not copied for that where everybody
-//! waits: the parts between go as they came. Made by `rewrite`, `reversed`, `conversation` and
+//! waits: the parts between go as they came. Made by `rewrite`, `reversed`, `pending`, `conversation`, `own` and
 //! `switch`; taken apart by `outbox`.
 
 use std::ops::Range;
@@ -11,7 +11,8 @@ use bytes::Bytes;
 use crate::{
     aside::is_large,
     child::stdio,
-    mcp::{Message, meta::Change},
+    json::Value,
+    mcp::{Message, answer, meta::Change},
 };
 
 /// A line with its end.
@@ -54,6 +55,11 @@ impl Line {
         Self::of(message, &changes)
     }
 
+    /// The client's answer to what the child has asked under that id, which is JSON.
+    pub(super) fn answering(id: &[u8], given: Value<'_>) -> Self {
+        Self::Whole(stdio::line(answer::result(id, given.raw())))
+    }
+
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Whole(text) => text.len(),
@@ -75,27 +81,20 @@ impl Line {
     }
 }
 
+#[cfg(test)]
+impl Line {
+    fn into_parts(self) -> Vec<Bytes> {
+        match self {
+            Self::Whole(text) => vec![text],
+            Self::Parts(parts) => parts,
+        }
+    }
+}
+
+#[cfg(test)]
 impl From<Bytes> for Line {
     fn from(text: Bytes) -> Self {
         Self::Whole(text)
-    }
-}
-
-impl From<Vec<u8>> for Line {
-    fn from(text: Vec<u8>) -> Self {
-        Self::Whole(text.into())
-    }
-}
-
-impl IntoIterator for Line {
-    type IntoIter = std::vec::IntoIter<Bytes>;
-    type Item = Bytes;
-
-    fn into_iter(self) -> Self::IntoIter {
-        match self {
-            Self::Whole(text) => vec![text].into_iter(),
-            Self::Parts(parts) => parts.into_iter(),
-        }
     }
 }
 
@@ -128,7 +127,7 @@ mod tests {
                         let expected = String::from_utf8(message.with(changes)).unwrap();
                         let expected = expected.replace(['\r', '\n'], " ") + "\n";
                         assert_eq!(line.len(), expected.len());
-                        let parts: Vec<Bytes> = line.into_iter().collect();
+                        let parts = line.into_parts();
                         let (last, others) = parts.split_last().unwrap();
                         assert!(Line::is_end(last));
                         assert!(!others.iter().any(|part| part.contains(&b'\n')));
@@ -165,7 +164,7 @@ mod tests {
     fn a_large_line_is_no_copy() {
         let message = message(&format!("{{\"id\":1,\"v\":\"{}\"}}", "x".repeat(2 << 20)));
         let id = message.root().get("id").unwrap().span();
-        let parts: Vec<Bytes> = Line::of(&message, &[(id, b"2")]).into_iter().collect();
+        let parts = Line::of(&message, &[(id, b"2")]).into_parts();
         let whole = message.bytes().as_ptr_range();
         let longest = parts.iter().max_by_key(|part| part.len()).unwrap();
         assert!(whole.contains(&longest.as_ptr()));

@@ -21,7 +21,7 @@ use crate::{
         SendError, Session,
         bridge::Bridge,
         calls::InFlight,
-        conversation::State,
+        conversation::SessionState,
         exchange::{Event, Failure},
         logs,
         own::OwnMessage,
@@ -32,16 +32,17 @@ use crate::{
 
 /// The streams of a session besides those of requests in flight.
 #[derive(Default)]
-pub(super) struct Listening {
+pub(super) struct SessionStreams {
     /// The session's own (GET), once it was opened, or while it may be soon.
     own: Option<Arc<Stream>>,
     /// Until then it may.
     awaited: Option<Instant>,
     /// Streams that have ended, oldest first, for whom lost the end.
-    kept: VecDeque<Kept>,
+    kept: VecDeque<EndedStream>,
 }
 
-struct Kept {
+/// The stream of a request that has its answer.
+struct EndedStream {
     stream: Arc<Stream>,
     id: Id,
     list: Option<&'static str>,
@@ -67,7 +68,7 @@ pub enum NoStream {
     Event,
 }
 
-impl Listening {
+impl SessionStreams {
     /// Whether its client had opened the session's own stream, and reads it no more.
     pub(super) fn is_left(&self) -> bool {
         self.own.as_ref().is_some_and(|own| own.is_left())
@@ -78,14 +79,15 @@ impl Listening {
         if !call.stream.is_known() {
             return;
         }
-        self.kept.push_back(Kept {
+        self.kept.push_back(EndedStream {
             stream: call.stream,
             id: call.id,
             list: call.list,
             since: Instant::now(),
         });
-        let bytes =
-            |kept: &VecDeque<Kept>| kept.iter().map(|kept| kept.stream.kept()).sum::<usize>();
+        let bytes = |kept: &VecDeque<EndedStream>| {
+            kept.iter().map(|kept| kept.stream.kept()).sum::<usize>()
+        };
         while self.kept.len() > MAX_KEPT || bytes(&self.kept) > MAX_KEPT_BYTES {
             self.kept.pop_front();
         }
@@ -146,7 +148,7 @@ impl Listening {
 impl Session {
     /// The text, counted if it is large, in place of what was read where there is no other; `None` if there is no
     /// room for it.
-    pub(super) fn hold(&self, state: &mut State, text: Bytes) -> Option<Bytes> {
+    pub(super) fn hold(&self, state: &mut SessionState, text: Bytes) -> Option<Bytes> {
         self.room.hold(text.clone()).or_else(|| {
             state.forget_read();
             self.room.hold(text)
@@ -154,7 +156,7 @@ impl Session {
     }
 
     /// What was read is kept for those who come back, but not where what is to be read needs its room.
-    pub(super) fn forget_read_if_scarce(&self, state: &mut State) {
+    pub(super) fn forget_read_if_scarce(&self, state: &mut SessionState) {
         if self.room.is_scarce() {
             state.forget_read();
         }
@@ -166,27 +168,27 @@ impl Session {
         state.last_used = Instant::now();
         let style = self.style(&state);
         let own = state
-            .listening
+            .streams
             .own
             .get_or_insert_with(|| Stream::new(OWN, style, &self.room));
         Ok(own.attach(None))
     }
 
     /// Who says that is about to listen to the session's own stream, if ever: what is for that waits a while.
-    pub(super) fn await_listener(&self, state: &mut State, method: &str) {
+    pub(super) fn await_listener(&self, state: &mut SessionState, method: &str) {
         if method != INITIALIZED || !state.open {
             return;
         }
         let style = self.style(state);
         let stream = || Stream::new(OWN, style, &self.room);
-        state.listening.await_client(Instant::now(), stream);
+        state.streams.await_client(Instant::now(), stream);
     }
 
     /// Keeps no stream longer than it may be: what waits for a client that has not come is for nobody.
-    pub(super) fn sweep_streams(&self, state: &mut State, now: Instant) {
-        state.listening.sweep(now);
+    pub(super) fn sweep_streams(&self, state: &mut SessionState, now: Instant) {
+        state.streams.sweep(now);
         state.progress.sweep(now);
-        let Some(own) = state.listening.not_opened(now) else {
+        let Some(own) = state.streams.not_opened(now) else {
             return;
         };
         for id in state.asked.close_all(OWN) {
@@ -203,12 +205,12 @@ impl Session {
         let mut state = self.lock()?;
         state.last_used = Instant::now();
         let (stream, id, list) = if number == OWN {
-            let own = state.listening.own.as_ref();
+            let own = state.streams.own.as_ref();
             own.map(|own| (own, None, None))
         } else if let Some(call) = state.in_flight.get(&number) {
             Some((&call.stream, Some(&call.id), call.list))
         } else {
-            let kept = state.listening.kept.iter();
+            let kept = state.streams.kept.iter();
             kept.rev()
                 .find(|kept| kept.stream.number == number)
                 .map(|kept| (&kept.stream, Some(&kept.id), kept.list))
@@ -226,7 +228,7 @@ impl Session {
     /// wait for a client who can no longer come in.
     pub(super) fn end_streams(&self) {
         let mut state = self.state();
-        state.listening.close();
+        state.streams.close();
         self.fail_open_ended(&mut state, Failure::ShuttingDown);
         self.give_up_waiting(&mut state);
     }
@@ -271,7 +273,7 @@ impl Session {
                 return state.subscribed.hearers_of(uri);
             };
             let call = named(&state, subscription);
-            Vec::from_iter(call.and_then(|call| call.hearer.clone()))
+            Vec::from_iter(call.and_then(InFlight::hearer).cloned())
         };
         if !self.may_hear(hearers, message, method) {
             return false;
@@ -288,37 +290,36 @@ impl Session {
             });
         }
         if method == "notifications/progress" {
-            let token = params.and_then(|params| params.get("progressToken"));
-            let Some(token) = token else {
-                return false;
-            };
-            let (stream, own) = match named(&state, token) {
-                Some(call) => (Some(&call.stream), call.progress_token.as_ref()),
-                None => state.told_of_task(token),
-            };
-            let Some((stream, own)) = stream.zip(own) else {
-                return false;
-            };
-            return tell(stream, message.with(&[(token.span(), own)]).into());
+            return pass_on_progress(&state, message, params);
         }
-        let stream = match self.era {
+        let stream = self.stream_for(&state, method, params);
+        stream.is_some_and(|stream| tell(stream, message.bytes().clone()))
+    }
+
+    /// The stream for a notification that names no request.
+    fn stream_for<'a>(
+        &self,
+        state: &'a SessionState,
+        method: &str,
+        params: Option<Value<'_>>,
+    ) -> Option<&'a Arc<Stream>> {
+        match self.era {
             Era::Modern if method == "notifications/message" => {
                 let level = params
                     .and_then(|params| params.get("level"))
                     .and_then(Value::as_str);
                 let level = level.and_then(|level| bridge::log_level(&level));
                 // A modern child has chosen by itself; a legacy one says everything.
-                logs::hearer(&state, level, self.legacy_server().is_none())
+                logs::hearer(state, level, self.legacy_server().is_none())
             }
             Era::Modern => None,
             Era::Legacy if method == CANCELLED => params
                 .and_then(|params| params.get("requestId"))
                 .and_then(|id| state.asked_on(id))
-                .or_else(|| any(&state)),
-            Era::Legacy if is_about_the_server(method) => own(&state).or_else(|| any(&state)),
-            Era::Legacy => any(&state),
-        };
-        stream.is_some_and(|stream| tell(stream, message.bytes().clone()))
+                .or_else(|| any(state)),
+            Era::Legacy if is_about_the_server(method) => own(state).or_else(|| any(state)),
+            Era::Legacy => any(state),
+        }
     }
 
     /// Gives a request of the child's to a client that can answer it.
@@ -346,7 +347,7 @@ impl Session {
     }
 
     /// Whether its client was asked this, if only once.
-    pub(super) fn has_asked(&self, state: &State, id: &Id) -> bool {
+    pub(super) fn has_asked(&self, state: &SessionState, id: &Id) -> bool {
         let id = spelled(id.as_json());
         state.asked.know(&id) || (self.modern_server().is_some() && reversed::is_past(state, &id))
     }
@@ -359,16 +360,32 @@ impl Session {
     }
 }
 
+/// Gives progress to the call or the task whose token it names, under the client's own; `false` if nobody hears it.
+fn pass_on_progress(state: &SessionState, message: &Message, params: Option<Value<'_>>) -> bool {
+    let token = params.and_then(|params| params.get("progressToken"));
+    let Some(token) = token else {
+        return false;
+    };
+    let (stream, own) = match named(state, token) {
+        Some(call) => (Some(&call.stream), call.progress_token.as_ref()),
+        None => state.told_of_task(token),
+    };
+    let Some((stream, own)) = stream.zip(own) else {
+        return false;
+    };
+    tell(stream, message.with(&[(token.span(), own)]).into())
+}
+
 /// The request that the child names by the number it was given.
-fn named<'a>(state: &'a State, number: Value<'_>) -> Option<&'a InFlight> {
+fn named<'a>(state: &'a SessionState, number: Value<'_>) -> Option<&'a InFlight> {
     let number = state.reversed.first(number.as_u64()?);
     let call = state.in_flight.get(&number);
     // A legacy child knows of no subscription.
-    call.filter(|call| call.wanted.is_none())
+    call.filter(|call| call.bridged_subscription().is_none())
 }
 
 /// The stream of the latest request that somebody listens to.
-fn newest(state: &State) -> Option<&Arc<Stream>> {
+fn newest(state: &SessionState) -> Option<&Arc<Stream>> {
     state
         .in_flight
         .iter()
@@ -377,24 +394,24 @@ fn newest(state: &State) -> Option<&Arc<Stream>> {
         .map(|(_, call)| &call.stream)
 }
 
-fn own(state: &State) -> Option<&Arc<Stream>> {
-    state.listening.own.as_ref().filter(|own| own.is_heard())
+fn own(state: &SessionState) -> Option<&Arc<Stream>> {
+    state.streams.own.as_ref().filter(|own| own.is_heard())
 }
 
 /// The stream for what is about nothing in particular.
-fn any(state: &State) -> Option<&Arc<Stream>> {
+fn any(state: &SessionState) -> Option<&Arc<Stream>> {
     let awaited = || {
-        let own = state.listening.own.as_ref();
+        let own = state.streams.own.as_ref();
         own.filter(|own| own.is_awaited())
     };
     newest(state).or_else(|| own(state)).or_else(awaited)
 }
 
-impl State {
+impl SessionState {
     /// A call begins: a server that answers none before its question has its answer does not wait for long.
     pub(super) fn hurry(&mut self, now: Instant) {
         if self.asked.waits_on(OWN) {
-            self.listening.hurry(now);
+            self.streams.hurry(now);
         }
     }
 
@@ -402,7 +419,7 @@ impl State {
     fn asked_on(&self, id: Value<'_>) -> Option<&Arc<Stream>> {
         let number = self.asked.stream_of(&spelled(id.raw()))?;
         let stream = match number {
-            OWN => self.listening.own.as_ref(),
+            OWN => self.streams.own.as_ref(),
             _ => self.in_flight.get(&number).map(|call| &call.stream),
         };
         stream.filter(|stream| stream.is_heard() || stream.is_awaited())
@@ -433,13 +450,13 @@ impl State {
         let text = Event::Message(text.concat().into());
         let is_told = on.is_some_and(|stream| stream.tell(text.clone()));
         // Also where its client is still to open that: the question waits there, too.
-        if let Some(own) = self.listening.own.as_ref().filter(|_| !is_told) {
+        if let Some(own) = self.streams.own.as_ref().filter(|_| !is_told) {
             own.tell(text);
         }
     }
 
     fn forget_read(&mut self) {
-        self.listening.forget_read();
+        self.streams.forget_read();
         for call in self.in_flight.values() {
             call.stream.forget_read();
         }
@@ -473,13 +490,15 @@ const KEPT_FOR: Duration = Duration::from_secs(120);
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::timeout;
-
     use super::*;
     use crate::{
         auth::Identity,
-        mcp::{Call, Shape},
-        session::{outbox::Lines, pump, room::Rooms, testing},
+        mcp::Call,
+        session::{
+            pump,
+            room::Rooms,
+            testing::{self, now, said},
+        },
     };
 
     const ASKS: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","_meta":{"progressToken":1}}}"#;
@@ -527,30 +546,12 @@ mod tests {
 
     fn responds(session: &Session, id: &str) -> Result<(), SendError> {
         let text = format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
-        let call = Call::read(text.into(), false).unwrap();
-        let Shape::Response(id) = call.shape() else {
-            panic!("it is a response");
-        };
-        session.admits(&call)?;
-        session.respond(&call, id)
+        testing::responds(session, &text)
     }
 
     fn asks(session: &Session, id: &str) {
         let text = format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"elicitation/create"}}"#);
         assert!(pump::take(session, text.into()));
-    }
-
-    /// What is there to be read.
-    async fn now(exchange: &mut Exchange) -> Option<Event> {
-        let next = timeout(Duration::from_secs(1), exchange.next());
-        next.await.expect("there is nothing to be read")
-    }
-
-    fn said(lines: &mut Lines) -> Vec<String> {
-        let lines = std::iter::from_fn(|| lines.try_recv());
-        lines
-            .map(|line| String::from_utf8(line.to_vec()).unwrap())
-            .collect()
     }
 
     /// tok-132: an answer to what the server does not wait for any more is accepted, and does not reach it; the
@@ -691,7 +692,7 @@ mod tests {
                 let refused = r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"no client is listening"}}"#;
                 assert_eq!(heard, [format!("{refused}\n")]);
                 assert_eq!(session.unheard(), 4);
-                assert!(session.state().listening.own.is_none());
+                assert!(session.state().streams.own.is_none());
                 assert_eq!(responds(&session, "7"), Ok(()));
                 assert_eq!(said(&mut lines), [""; 0]);
                 // Now that nobody is expected it is as ever.
@@ -733,7 +734,7 @@ mod tests {
         assert!(matches!(now(&mut asked).await, Some(Event::Message(text)) if text == CHANGED));
         // While nothing is said nothing is kept.
         session.sweep(Instant::now() + GRACE, idle);
-        assert!(session.state().listening.own.is_none());
+        assert!(session.state().streams.own.is_none());
     }
 
     /// conn-3: what waits for a client that may not come is bounded as for one that does not read, counted, and given back.

@@ -1,6 +1,6 @@
 //! How much one user, and all of them, may have at once.
 //!
-//! A place is taken before anything starts and given back when it is dropped,
+//! A slot is taken before anything starts and given back when it is dropped,
 //! so that no way out forgets it. Counts; decides nothing else. Used by `table`
 //! for sessions and by `calls` for what is in flight.
 
@@ -10,68 +10,69 @@ use foldhash::HashMap;
 
 use crate::auth::PrincipalKey;
 
-/// Which bound is reached.
+/// Which limit is reached.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Over {
+pub(super) enum LimitReached {
     Server,
     User,
 }
 
-/// Places of one kind.
+/// The slots of one kind.
 #[derive(Clone)]
-pub(super) struct Places(Arc<Inner>);
+pub(super) struct Slots(Arc<SlotLimits>);
 
-struct Inner {
+/// How many there may be, and are.
+struct SlotLimits {
     all: usize,
     each: usize,
-    taken: Mutex<Taken>,
+    taken: Mutex<SlotsTaken>,
 }
 
 #[derive(Default)]
-struct Taken {
+struct SlotsTaken {
     all: usize,
     each: HashMap<PrincipalKey, usize>,
 }
 
-/// One place, until it is dropped.
-pub(super) struct Place {
-    of: Places,
+/// One slot, until it is dropped.
+pub(super) struct Slot {
+    of: Slots,
     user: PrincipalKey,
 }
 
-impl Places {
+impl Slots {
     /// So many at once: of everybody, and of each.
     pub(super) fn new(all: usize, each: usize) -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(SlotLimits {
             all,
             each,
             taken: Mutex::default(),
         }))
     }
 
-    /// One place for this user, or which bound is in the way.
-    pub(super) fn take(&self, user: PrincipalKey) -> Result<Place, Over> {
+    /// One slot for this user, or which limit is in the way.
+    pub(super) fn take(&self, user: PrincipalKey) -> Result<Slot, LimitReached> {
         let mut taken = self.taken();
         self.fits(&taken, user)?;
         taken.all += 1;
         *taken.each.entry(user).or_default() += 1;
         drop(taken);
-        Ok(Place {
+        Ok(Slot {
             of: self.clone(),
             user,
         })
     }
 
     /// Whether there is one.
-    pub(super) fn look(&self, user: PrincipalKey) -> Result<(), Over> {
+    pub(super) fn look(&self, user: PrincipalKey) -> Result<(), LimitReached> {
         self.fits(&self.taken(), user)
     }
 
-    fn fits(&self, taken: &Taken, user: PrincipalKey) -> Result<(), Over> {
+    fn fits(&self, taken: &SlotsTaken, user: PrincipalKey) -> Result<(), LimitReached> {
         if taken.each.get(&user).copied().unwrap_or_default() >= self.0.each {
-            Err(Over::User)
+            Err(LimitReached::User)
         } else if taken.all >= self.0.all {
-            Err(Over::Server)
+            Err(LimitReached::Server)
         } else {
             Ok(())
         }
@@ -81,13 +82,13 @@ impl Places {
         self.taken().all
     }
 
-    fn taken(&self) -> std::sync::MutexGuard<'_, Taken> {
+    fn taken(&self) -> std::sync::MutexGuard<'_, SlotsTaken> {
         // No code path leaves it half changed.
         self.0.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         let mut taken = self.of.taken();
         taken.all -= 1;
@@ -108,16 +109,16 @@ mod tests {
     #[test]
     fn each_bound_is_reached_beside_what_still_fits_and_a_dropped_place_is_free() {
         let key = |subject: &str| Identity::example("https://i", subject).principal_key();
-        let places = Places::new(3, 2);
-        let first = places.take(key("a")).ok();
-        let second = places.take(key("a")).ok();
-        assert_eq!(places.take(key("a")).err(), Some(Over::User));
-        let third = places.take(key("b")).ok();
-        assert_eq!(places.look(key("c")), Err(Over::Server));
+        let slots = Slots::new(3, 2);
+        let first = slots.take(key("a")).ok();
+        let second = slots.take(key("a")).ok();
+        assert_eq!(slots.take(key("a")).err(), Some(LimitReached::User));
+        let third = slots.take(key("b")).ok();
+        assert_eq!(slots.look(key("c")), Err(LimitReached::Server));
         drop(first);
-        assert_eq!(places.look(key("c")), Ok(()));
-        assert_eq!(places.look(key("a")), Ok(()));
+        assert_eq!(slots.look(key("c")), Ok(()));
+        assert_eq!(slots.look(key("a")), Ok(()));
         drop((second, third));
-        assert_eq!((places.count(), places.taken().each.len()), (0, 0));
+        assert_eq!((slots.count(), slots.taken().each.len()), (0, 0));
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::{
     mcp::{Call, bridge, meta},
     session::{
-        SendError, Session, conversation::State, own::OwnMessage, pending::seal::Binding,
+        SendError, Session, conversation::SessionState, own::OwnMessage, pending::seal::Binding,
         stream::Stream,
     },
 };
@@ -30,7 +30,7 @@ impl Logs {
 
 impl Session {
     /// Has a legacy child write what the call wants to hear, if it does not yet.
-    pub(super) fn log_from(&self, state: &mut State, call: &Call) -> Result<(), SendError> {
+    pub(super) fn log_from(&self, state: &mut SessionState, call: &Call) -> Result<(), SendError> {
         let logs = self.legacy_server().is_some_and(|server| server.logs());
         let wanted = logs.then(|| level(call)).flatten();
         let Some(wanted) = wanted.filter(|wanted| state.level.is_none_or(|told| *wanted < told))
@@ -49,7 +49,11 @@ impl Session {
 /// A log message names no request: it is for the one that asked for any (mcp-T29), and where several did for the
 /// latest that wants it; for nobody if those are not all of one client, or it might cross to another.
 /// A subscription is about other things (mcp-T28).
-pub(super) fn hearer(state: &State, level: Option<usize>, is_chosen: bool) -> Option<&Arc<Stream>> {
+pub(super) fn hearer(
+    state: &SessionState,
+    level: Option<usize>,
+    is_chosen: bool,
+) -> Option<&Arc<Stream>> {
     let calls = state.in_flight.iter();
     let calls = calls.filter(|(_, call)| !call.is_subscription());
     let calls = calls.filter_map(|(number, call)| Some((number, call, call.logs.as_deref()?)));
@@ -74,18 +78,12 @@ fn level(call: &Call) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use bytes::Bytes;
-    use tokio::time::timeout;
-
     use super::*;
     use crate::{
-        audit::RequestId,
-        auth::Identity,
         mcp::Era,
         session::{Event, pump, testing},
     };
+    use bytes::Bytes;
 
     /// mcp-T29: of the calls of one client that want log messages the latest that wants this one has it; where they are
     /// of several clients nobody.
@@ -98,11 +96,7 @@ mod tests {
             let text = format!(
                 r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"x","_meta":{meta}}}}}"#
             );
-            let call = Call::read(text.into(), true).unwrap();
-            let owed = &mut session.audit.owes(RequestId::random());
-            let identity = Identity::example("https://a", who);
-            let id = call.id().unwrap().clone();
-            session.request(&call, &identity, id, owed).unwrap()
+            testing::tried_by(who, session, &text).unwrap()
         };
         let log = |level: &str| {
             let level = format!(r#""level":"{level}","data":1"#);
@@ -126,9 +120,7 @@ mod tests {
                 (&mut late, &["error"]),
             ] {
                 for level in levels {
-                    let next = timeout(Duration::from_secs(1), exchange.next())
-                        .await
-                        .expect("it is there");
+                    let next = testing::now(exchange).await;
                     assert!(
                         matches!(&next, Some(Event::Message(text)) if *text == log(level)),
                         "{next:?}"

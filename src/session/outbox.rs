@@ -1,8 +1,8 @@
 //! Lines that wait for a child: so many, and in no more memory than they need. A large one comes
 //! out in its parts, one behind the other.
 //!
-//! A session has one for as long as it lives, and nothing waits in it most of that time. The
-//! channels of tokio keep room for 32 values and more, which was most of a session's queues.
+//! A session has one for as long as it lives, and nothing waits in it most of that time: the
+//! channels of tokio would keep room for 32 values and more.
 
 use std::{
     collections::VecDeque,
@@ -12,24 +12,26 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::line::Line;
+use super::{line::Line, own::OwnLine};
 
 /// The end at which lines are put in.
-pub(super) struct Outbox(Arc<Shared>);
+pub(super) struct Outbox(Arc<Channel>);
 
 /// The end at which they come out.
-pub(super) struct Lines(Arc<Shared>);
+pub(super) struct OutboxReader(Arc<Channel>);
 
-struct Shared {
-    state: Mutex<State>,
+/// What both ends share.
+struct Channel {
+    queue: Mutex<LineQueue>,
     /// There are lines, or there will be no more.
     more: Notify,
     /// There is room, or nobody takes any more.
     room: Notify,
 }
 
-struct State {
+struct LineQueue {
     waiting: VecDeque<Bytes>,
+    /// How many of them there may be.
     most: usize,
     /// Bytes of what was put in beyond that, since it was last full.
     beyond: usize,
@@ -39,25 +41,25 @@ struct State {
 
 /// Why a line was not put in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Refused {
+pub(super) enum NotQueued {
     Full,
     Closed,
 }
 
 /// A queue for at most `most` lines.
-pub(super) fn outbox(most: usize) -> (Outbox, Lines) {
-    let state = State {
+pub(super) fn outbox(most: usize) -> (Outbox, OutboxReader) {
+    let queue = LineQueue {
         waiting: VecDeque::new(),
         most,
         beyond: 0,
         closed: false,
     };
-    let shared = Arc::new(Shared {
-        state: Mutex::new(state),
+    let channel = Arc::new(Channel {
+        queue: Mutex::new(queue),
         more: Notify::new(),
         room: Notify::new(),
     });
-    (Outbox(shared.clone()), Lines(shared))
+    (Outbox(channel.clone()), OutboxReader(channel))
 }
 
 /// What has a place in a full queue.
@@ -70,45 +72,40 @@ pub(super) enum Beyond {
 }
 
 impl Outbox {
-    pub(super) fn try_send(&self, line: impl Into<Line>) -> Result<(), Refused> {
+    pub(super) fn try_send(&self, line: impl Into<Line>) -> Result<(), NotQueued> {
         self.put(line.into(), (0, 0))
     }
 
-    /// The same for a line that a full queue must not lose: so many more have a place.
-    pub(super) fn try_send_beyond(
-        &self,
-        line: impl Into<Line>,
-        what: Beyond,
-    ) -> Result<(), Refused> {
-        let line = line.into();
+    /// The same for a line of the gateway's own that a full queue must not lose: so many more have a place.
+    pub(super) fn try_send_beyond(&self, line: OwnLine, what: Beyond) -> Result<(), NotQueued> {
         match what {
-            Beyond::End => self.put(line, (ENDS, MAX_ENDS)),
-            Beyond::Answer if line.len() > LONGEST_ANSWER => Err(Refused::Full),
-            Beyond::Answer => self.put(line, (ENDS, MAX_ANSWERS)),
+            Beyond::End => self.put(line.into(), (ENDS, MAX_ENDS)),
+            Beyond::Answer if line.len() > LONGEST_ANSWER => Err(NotQueued::Full),
+            Beyond::Answer => self.put(line.into(), (ENDS, MAX_ANSWERS)),
         }
     }
 
     /// Puts it in; where the queue is full, still if no more than so many lines and bytes wait `beyond` what may.
-    fn put(&self, line: Line, beyond: (usize, usize)) -> Result<(), Refused> {
-        let mut state = self.0.state();
-        if state.closed {
-            return Err(Refused::Closed);
+    fn put(&self, line: Line, beyond: (usize, usize)) -> Result<(), NotQueued> {
+        let mut queue = self.0.queue();
+        if queue.closed {
+            return Err(NotQueued::Closed);
         }
-        if state.waiting.len() < state.most {
-            state.beyond = 0;
+        if queue.waiting.len() < queue.most {
+            queue.beyond = 0;
         } else {
-            let bytes = state.beyond + line.len();
-            if state.waiting.len() >= state.most + beyond.0 || bytes > beyond.1 {
-                return Err(Refused::Full);
+            let bytes = queue.beyond + line.len();
+            if queue.waiting.len() >= queue.most + beyond.0 || bytes > beyond.1 {
+                return Err(NotQueued::Full);
             }
-            state.beyond = bytes;
+            queue.beyond = bytes;
         }
         match line {
-            Line::Whole(text) => state.waiting.push_back(text),
+            Line::Whole(text) => queue.waiting.push_back(text),
             // Together: nothing comes between them.
-            Line::Parts(parts) => state.waiting.extend(parts),
+            Line::Parts(parts) => queue.waiting.extend(parts),
         }
-        drop(state);
+        drop(queue);
         self.0.more.notify_one();
         Ok(())
     }
@@ -118,14 +115,14 @@ impl Outbox {
         loop {
             match self.try_send(line.clone()) {
                 Ok(()) => return true,
-                Err(Refused::Closed) => return false,
-                Err(Refused::Full) => self.0.room.notified().await,
+                Err(NotQueued::Closed) => return false,
+                Err(NotQueued::Full) => self.0.room.notified().await,
             }
         }
     }
 }
 
-impl Lines {
+impl OutboxReader {
     /// The next line, or part of one; `None` when there will be no more. Safe to drop and call again.
     pub(super) async fn recv(&mut self) -> Option<Bytes> {
         loop {
@@ -138,10 +135,10 @@ impl Lines {
 
     /// The next one, or that there will be none, if either can be said now.
     fn next(&self) -> Option<Option<Bytes>> {
-        let mut state = self.0.state();
-        let line = state.next();
-        let is_over = line.is_some() || state.closed;
-        drop(state);
+        let mut queue = self.0.queue();
+        let line = queue.next();
+        let is_over = line.is_some() || queue.closed;
+        drop(queue);
         if line.is_some() {
             self.0.room.notify_one();
         }
@@ -151,18 +148,18 @@ impl Lines {
     /// The next line that is there already.
     #[cfg(test)]
     pub(super) fn try_recv(&mut self) -> Option<Bytes> {
-        self.0.state().next()
+        self.0.queue().next()
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        // No code path leaves the state half changed, so a panic elsewhere does not taint it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl Channel {
+    fn queue(&self) -> MutexGuard<'_, LineQueue> {
+        // No code path leaves it half changed, so a panic elsewhere does not taint it.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl LineQueue {
     fn next(&mut self) -> Option<Bytes> {
         let line = self.waiting.pop_front();
         if self.waiting.is_empty() && self.waiting.capacity() > USUAL {
@@ -175,17 +172,17 @@ impl State {
 impl Drop for Outbox {
     fn drop(&mut self) {
         // What waits is still taken out.
-        self.0.state().closed = true;
+        self.0.queue().closed = true;
         self.0.more.notify_one();
     }
 }
 
-impl Drop for Lines {
+impl Drop for OutboxReader {
     fn drop(&mut self) {
-        let mut state = self.0.state();
-        state.closed = true;
-        state.waiting = VecDeque::new();
-        drop(state);
+        let mut queue = self.0.queue();
+        queue.closed = true;
+        queue.waiting = VecDeque::new();
+        drop(queue);
         self.0.room.notify_one();
     }
 }
@@ -209,7 +206,11 @@ const LONGEST_ANSWER: usize = 512;
 mod tests {
     use super::*;
 
-    fn line(number: usize) -> Bytes {
+    fn line(number: usize) -> OwnLine {
+        OwnLine::example(number.to_string())
+    }
+
+    fn text(number: usize) -> Bytes {
         Bytes::from(number.to_string())
     }
 
@@ -226,11 +227,11 @@ mod tests {
         };
         let received = async {
             for number in 0..1000 {
-                assert_eq!(lines.recv().await, Some(line(number)));
+                assert_eq!(lines.recv().await, Some(text(number)));
             }
         };
         tokio::join!(sent, received);
-        assert!(outbox.0.state().waiting.capacity() <= USUAL);
+        assert!(outbox.0.queue().waiting.capacity() <= USUAL);
     }
 
     /// probe-68: what ends something has its place behind all that waits, and that has a bound, too.
@@ -243,13 +244,13 @@ mod tests {
         }
         assert_eq!(
             outbox.try_send_beyond(line(2), Beyond::End),
-            Err(Refused::Full)
+            Err(NotQueued::Full)
         );
-        assert_eq!(lines.recv().await, Some(line(1)));
+        assert_eq!(lines.recv().await, Some(text(1)));
         assert_eq!(outbox.try_send_beyond(line(3), Beyond::End), Ok(()));
         for number in (0..ENDS).chain([3]) {
-            assert_eq!(outbox.try_send(line(3)), Err(Refused::Full));
-            assert_eq!(lines.recv().await, Some(line(number)));
+            assert_eq!(outbox.try_send(line(3)), Err(NotQueued::Full));
+            assert_eq!(lines.recv().await, Some(text(number)));
         }
         assert_eq!(outbox.try_send(line(3)), Ok(()));
     }
@@ -259,11 +260,10 @@ mod tests {
     #[test]
     fn answers_in_a_full_queue_are_few_bytes() {
         let (outbox, mut lines) = outbox(4);
-        let long = Bytes::from(vec![b'x'; LONGEST_ANSWER + 1]);
+        let [fits, long] = [0, 1].map(|more| OwnLine::example(vec![b'x'; LONGEST_ANSWER + more]));
         let refused = outbox.try_send_beyond(long.clone(), Beyond::Answer);
-        assert_eq!(refused, Err(Refused::Full));
-        assert_eq!(outbox.try_send_beyond(long.clone(), Beyond::End), Ok(()));
-        let fits = long.slice(1..);
+        assert_eq!(refused, Err(NotQueued::Full));
+        assert_eq!(outbox.try_send_beyond(long, Beyond::End), Ok(()));
         while outbox.try_send_beyond(fits.clone(), Beyond::Answer).is_ok() {}
         // What ends something has its place all the same.
         assert_eq!(outbox.try_send_beyond(fits, Beyond::End), Ok(()));
@@ -278,7 +278,7 @@ mod tests {
     #[tokio::test]
     async fn what_ends_something_may_be_long_and_not_all_of_it() {
         let (outbox, mut lines) = outbox(1);
-        let long = || Bytes::from(vec![b'x'; MAX_ENDS / 4]);
+        let long = || OwnLine::example(vec![b'x'; MAX_ENDS / 4]);
         for _ in 0..2 {
             assert_eq!(outbox.try_send(line(1)), Ok(()));
             for _ in 0..4 {
@@ -286,7 +286,7 @@ mod tests {
             }
             assert_eq!(
                 outbox.try_send_beyond(line(2), Beyond::End),
-                Err(Refused::Full)
+                Err(NotQueued::Full)
             );
             while lines.try_recv().is_some() {}
         }
@@ -297,10 +297,10 @@ mod tests {
         let (outbox, mut lines) = outbox(2);
         assert_eq!(outbox.try_send(line(1)), Ok(()));
         assert_eq!(outbox.try_send(line(2)), Ok(()));
-        assert_eq!(outbox.try_send(line(3)), Err(Refused::Full));
+        assert_eq!(outbox.try_send(line(3)), Err(NotQueued::Full));
         drop(outbox);
-        assert_eq!(lines.recv().await, Some(line(1)));
-        assert_eq!(lines.recv().await, Some(line(2)));
+        assert_eq!(lines.recv().await, Some(text(1)));
+        assert_eq!(lines.recv().await, Some(text(2)));
         assert_eq!(lines.recv().await, None);
     }
 

@@ -42,6 +42,11 @@ impl OutcomeOwed {
 }
 
 impl InFlight {
+    /// Records what became of it, once.
+    pub(super) fn settle(&mut self, reason: Option<Reason>, bytes_out: usize) {
+        OutcomeOwed::settle(self.outcome.take(), reason, bytes_out);
+    }
+
     /// Has its client given a stream to wait on, if it has waited for long.
     pub(super) fn tell_late(&self, now: Instant, era: Era) {
         let owed = self.outcome.as_ref();

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::{
     child::stdio,
     mcp::{answer, meta, method, version},
-    session::outbox::Beyond,
+    session::{line::Line, outbox::Beyond},
 };
 
 /// A message that no client sent.
@@ -90,8 +90,8 @@ impl OwnMessage<'_> {
     }
 
     /// The message as a line for the child.
-    pub(super) fn line(&self) -> Bytes {
-        stdio::line(match self {
+    pub(super) fn line(&self) -> OwnLine {
+        OwnLine(stdio::line(match self {
             Self::Cancelled { number, reason } => format!(
                 r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{number},"reason":"{reason}"}}}}"#
             )
@@ -156,7 +156,35 @@ impl OwnMessage<'_> {
                 answer::error(id, br#"{"code":-32601,"message":"no client is listening"}"#)
             }
             Self::Pong { id } => answer::result(id, b"{}"),
-        })
+        }))
+    }
+}
+
+/// A line that says such a message, and can say nothing else.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct OwnLine(Bytes);
+
+impl OwnLine {
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// What it says, without its end.
+    #[cfg(test)]
+    pub(super) fn text(&self) -> Bytes {
+        self.0.slice(..self.len() - 1)
+    }
+
+    /// One of any text.
+    #[cfg(test)]
+    pub(super) fn example(text: impl Into<Bytes>) -> Self {
+        Self(text.into())
+    }
+}
+
+impl From<OwnLine> for Line {
+    fn from(line: OwnLine) -> Self {
+        Self::Whole(line.0)
     }
 }
 

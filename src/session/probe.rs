@@ -41,7 +41,7 @@ pub(super) struct Spoken {
 
 /// What a child is asked first.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum First {
+pub(super) enum FirstRequest {
     Discover,
     /// It would end at anything else.
     Initialize,
@@ -67,18 +67,18 @@ pub(super) struct Untold(Mutex<Option<Instant>>);
 
 impl Untold {
     /// What the next one is asked first.
-    pub(super) fn first(&self, now: Instant) -> First {
+    pub(super) fn first(&self, now: Instant) -> FirstRequest {
         match *self.until() {
-            Some(until) if now < until => First::Initialize,
-            _ => First::Discover,
+            Some(until) if now < until => FirstRequest::Initialize,
+            _ => FirstRequest::Discover,
         }
     }
 
     /// What came of asking one that first. Who was not asked has said nothing new, however long it took to begin.
-    pub(super) fn learn(&self, readied: Readied, asked: First, now: Instant) {
+    pub(super) fn learn(&self, readied: Readied, asked: FirstRequest, now: Instant) {
         match (readied, asked) {
             (Readied::Modern, _) => self.forget(),
-            (Readied::Untold, First::Discover) => *self.until() = Some(now + WHILE),
+            (Readied::Untold, FirstRequest::Discover) => *self.until() = Some(now + WHILE),
             _ => {}
         }
     }
@@ -98,9 +98,9 @@ impl Untold {
 pub(super) async fn for_modern(
     session: &Arc<Session>,
     patience: Duration,
-    first: First,
+    first: FirstRequest,
 ) -> Result<Readied, OpenError> {
-    if first == First::Initialize && bridge(session, patience).await? {
+    if first == FirstRequest::Initialize && bridge(session, patience).await? {
         return Ok(Readied::Untold);
     }
     let told = discovered(session).await;
@@ -109,7 +109,7 @@ pub(super) async fn for_modern(
         Ok(Some(_)) => Ok(Readied::Modern),
         // Whatever else it says to that, it is a legacy one (mcp-T27).
         Ok(None) | Err(Failure::Timeout) => {
-            let is_asked = first == First::Discover;
+            let is_asked = first == FirstRequest::Discover;
             if is_asked && bridge(session, patience).await? {
                 return Ok(if is_slow {
                     Readied::Untold
@@ -123,7 +123,7 @@ pub(super) async fn for_modern(
                 .then_some(Readied::Modern)
                 .ok_or(OpenError::NoVersion)
         }
-        Err(Failure::ChildEnded) if first == First::Discover => Ok(Readied::Ended),
+        Err(Failure::ChildEnded) if first == FirstRequest::Discover => Ok(Readied::Ended),
         Err(failure) => Err(OpenError::Failed(failure)),
     }
 }
@@ -201,11 +201,11 @@ mod tests {
     use super::*;
     use crate::{
         mcp::Era,
-        session::{outbox::Lines, pump, testing},
+        session::{outbox::OutboxReader, pump, testing},
     };
 
     /// The next line for the child, and its number.
-    async fn line(lines: &mut Lines) -> (String, u64) {
+    async fn line(lines: &mut OutboxReader) -> (String, u64) {
         let line = lines.recv().await.unwrap();
         let message = Message::parse(line.clone()).unwrap();
         let number = message.root().get("id").and_then(Value::as_number);
@@ -240,7 +240,7 @@ mod tests {
                 say(&session, number, again);
             };
             let both = async {
-                let readied = for_modern(&session, patience, First::Discover);
+                let readied = for_modern(&session, patience, FirstRequest::Discover);
                 tokio::join!(readied, child).0
             };
             let readied = timeout(patience, both).await.unwrap();
@@ -262,7 +262,7 @@ mod tests {
                 say(&session, number, answer);
             }
         };
-        let readied = for_modern(&session, PROBE, First::Initialize);
+        let readied = for_modern(&session, PROBE, FirstRequest::Initialize);
         let (readied, ()) = tokio::join!(readied, child);
         assert_eq!(readied.unwrap(), Readied::Modern);
     }
@@ -272,24 +272,24 @@ mod tests {
     fn what_a_server_does_not_say_is_remembered_for_a_while() {
         let (untold, now) = (Untold::default(), Instant::now());
         let minute = Duration::from_secs(60);
-        assert_eq!(untold.first(now), First::Discover);
+        assert_eq!(untold.first(now), FirstRequest::Discover);
         for readied in [Readied::Legacy, Readied::Modern] {
-            untold.learn(readied, First::Discover, now);
-            assert_eq!(untold.first(now), First::Discover);
+            untold.learn(readied, FirstRequest::Discover, now);
+            assert_eq!(untold.first(now), FirstRequest::Discover);
         }
-        untold.learn(Readied::Untold, First::Discover, now);
+        untold.learn(Readied::Untold, FirstRequest::Discover, now);
         for minutes in 0..60 {
             let asked = untold.first(now + minute * minutes);
-            assert_eq!(asked, First::Initialize);
+            assert_eq!(asked, FirstRequest::Initialize);
             // One that takes long to begin, too.
             untold.learn(Readied::Untold, asked, now + minute * (minutes + 5));
             untold.learn(Readied::Legacy, asked, now + minute * (minutes + 5));
         }
-        assert_eq!(untold.first(now + minute * 60), First::Discover);
-        untold.learn(Readied::Untold, First::Discover, now + minute * 60);
-        assert_eq!(untold.first(now + minute * 61), First::Initialize);
-        untold.learn(Readied::Modern, First::Initialize, now + minute * 62);
-        assert_eq!(untold.first(now + minute * 62), First::Discover);
+        assert_eq!(untold.first(now + minute * 60), FirstRequest::Discover);
+        untold.learn(Readied::Untold, FirstRequest::Discover, now + minute * 60);
+        assert_eq!(untold.first(now + minute * 61), FirstRequest::Initialize);
+        untold.learn(Readied::Modern, FirstRequest::Initialize, now + minute * 62);
+        assert_eq!(untold.first(now + minute * 62), FirstRequest::Discover);
     }
 
     /// mcp-T27: those that share a child which never says that it does not know the question wait for it together, not
@@ -321,7 +321,7 @@ mod tests {
                     }
                 };
                 tokio::select! {
-                    readied = for_modern(&session, PROBE, First::Discover) => readied.unwrap(),
+                    readied = for_modern(&session, PROBE, FirstRequest::Discover) => readied.unwrap(),
                     () = child => unreachable!(),
                 }
             });

@@ -18,14 +18,14 @@ use crate::{
     audit::Reason,
     child::{
         Lends, Share,
-        stdio::{self, Line, Reading, Why},
+        stdio::{self, Reading, Why},
     },
     json::{Kind, Value},
     mcp::{Members, Message},
     session::{
         Session,
         blame::Suspect,
-        calls::{Answer, Answered},
+        calls::{AnswerKind, Answered},
         exchange::Failure,
         own::OwnMessage,
         pending::GATHER,
@@ -114,60 +114,41 @@ pub(super) fn run(
                 },
             };
             let kept = match line {
-                Ok(Line::Text(text)) if text.trim_ascii().is_empty() => {
+                Ok(stdio::Line::Text(text)) if text.trim_ascii().is_empty() => {
                     drop(lines.share());
                     continue;
                 }
-                Ok(Line::Text(text)) => {
-                    // What comes behind a large line waits until that was read, for whomever it is: who is to have the
-                    // large one is known only then, and what one client is told must keep its order. It is bounded by
-                    // `limits.message`, about 5 ms a MiB; and a child that others share is read no faster for that.
-                    let (taker, share) = (hears.clone(), lines.share());
-                    let take = aside(text.len(), move || {
-                        // From here on it is counted as what was said.
-                        drop(share);
-                        taker.take(text)
-                    });
-                    let kept = take.await;
+                Ok(stdio::Line::Text(text)) => {
+                    let kept = taken(hears.clone(), text, lines.share()).await;
                     if hears.was_asked() {
                         due = due.or(Some(Instant::now() + GATHER));
                     }
                     kept
                 }
-                Ok(Line::Left { part, ends, why }) if why == Why::NoRoom || hears.bears_all() => {
+                Ok(stdio::Line::Left { part, ends, why })
+                    if why == Why::NoRoom || hears.bears_all() =>
+                {
                     // Boxed: most children never write such a line.
                     let left = (ends, why, reading.longest);
                     let read = left_out.read((part, lines.share()), left, &*hears);
                     if !Box::pin(read).await {
                         continue;
                     }
-                    match why {
-                        Why::TooLong => {
-                            if complaints.may_be_said() {
-                                warn!(
-                                    limit = reading.longest,
-                                    "the server wrote a line longer than `limits.message`, left out"
-                                );
-                            }
-                            false
-                        }
-                        Why::NoRoom => {
-                            if complaints.may_be_said() {
-                                warn!("there is no room for what the server writes, left out");
-                            }
-                            // That is not its fault.
-                            continue;
-                        }
+                    complaints.say_left_out(why, reading.longest);
+                    if why == Why::NoRoom {
+                        // That is not its fault.
+                        continue;
                     }
+                    false
                 }
-                Ok(Line::Left { .. }) => {
+                Ok(stdio::Line::Left { .. }) => {
                     warn!(
                         limit = reading.longest,
                         "the server wrote a line longer than `limits.message`, ending it"
                     );
                     return Some(Reason::ChildLine);
                 }
-                Ok(Line::End) => return None,
+                Ok(stdio::Line::End) => return None,
                 Err(error) => {
                     debug!(%error, "reading the server's output failed");
                     return None;
@@ -178,17 +159,35 @@ pub(super) fn run(
                 continue;
             }
             violations += 1;
-            if violations == MAX_VIOLATIONS {
-                if !hears.bears_all() {
-                    warn!(violations, "the server writes what is no MCP, ending it");
-                    return Some(Reason::ChildProtocol);
-                }
-                if complaints.may_be_said() {
-                    warn!(violations, "the server writes what is no MCP, left out");
-                }
+            if violations < MAX_VIOLATIONS {
+                continue;
+            }
+            if !hears.bears_all() {
+                warn!(violations, "the server writes what is no MCP, ending it");
+                return Some(Reason::ChildProtocol);
+            }
+            if violations == MAX_VIOLATIONS && complaints.may_be_said() {
+                warn!(violations, "the server writes what is no MCP, left out");
             }
         }
     }
+}
+
+/// Hands on the line, of which so much was counted; `false` for what the protocol does not allow.
+///
+/// What comes behind a large line waits until that was read, for whomever it is: who is to have the
+/// large one is known only then, and what one client is told must keep its order. It is bounded by
+/// `limits.message`, about 5 ms a MiB; and a child that others share is read no faster for that.
+fn taken(
+    taker: Arc<impl Hears>,
+    text: Bytes,
+    share: Option<Box<Share>>,
+) -> impl Future<Output = bool> + Send {
+    aside(text.len(), move || {
+        // From here on it is counted as what was said.
+        drop(share);
+        taker.take(text)
+    })
 }
 
 /// A line that is left out, while it comes.
@@ -240,6 +239,20 @@ struct Complaints {
 }
 
 impl Complaints {
+    /// Of a line that is left out, of which one may be at most so long.
+    fn say_left_out(&mut self, why: Why, longest: usize) {
+        if !self.may_be_said() {
+            return;
+        }
+        match why {
+            Why::TooLong => warn!(
+                limit = longest,
+                "the server wrote a line longer than `limits.message`, left out"
+            ),
+            Why::NoRoom => warn!("there is no room for what the server writes, left out"),
+        }
+    }
+
     fn may_be_said(&mut self) -> bool {
         let may = self.last.is_none_or(|last| last.elapsed() >= BETWEEN);
         if may {
@@ -303,9 +316,9 @@ fn answer(session: &Session, message: &Message, id: Value<'_>, members: &Members
         return false;
     };
     let answer = match (members.result, members.error) {
-        (Some(_), None) => Answer::Result,
-        (None, Some(_)) => Answer::Error,
-        _ => Answer::Neither,
+        (Some(_), None) => AnswerKind::Result,
+        (None, Some(_)) => AnswerKind::Error,
+        _ => AnswerKind::Neither,
     };
     let answered = session.answer(number, answer, message);
     answered != Answered::Unknown

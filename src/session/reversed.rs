@@ -19,8 +19,8 @@ use crate::{
     },
     session::{
         SendError, Session,
-        calls::{InFlight, Way},
-        conversation::State,
+        calls::{InFlight, RequestWay},
+        conversation::SessionState,
         exchange::{Event, Failure},
         line::Line,
         listening::OWN,
@@ -65,17 +65,18 @@ pub(super) struct Again {
     /// As JSON.
     state: Option<Bytes>,
     /// What the client is being asked.
-    questions: Vec<Asked>,
+    questions: Vec<InputRequest>,
 }
 
-pub(super) struct Asked {
+/// What a modern child's answer asks for (`inputRequests`), as a question to the client.
+pub(super) struct InputRequest {
     question: Question,
     /// The id that it has towards the client, as JSON.
     id: Bytes,
     answer: Option<Bytes>,
 }
 
-impl Asked {
+impl InputRequest {
     pub(super) fn key(&self) -> &str {
         &self.question.key
     }
@@ -90,7 +91,7 @@ impl Again {
         self.rounds <= MAX_ROUNDS
     }
 
-    pub(super) fn ask(&mut self, questions: Vec<Asked>) {
+    pub(super) fn ask(&mut self, questions: Vec<InputRequest>) {
         self.questions = questions;
     }
 
@@ -103,7 +104,7 @@ impl Again {
     }
 }
 
-impl State {
+impl SessionState {
     /// The call that began as `first` goes by another number towards the child.
     pub(super) fn renumber(&mut self, first: u64, before: Option<u64>, number: u64) {
         if let Some(before) = before {
@@ -114,51 +115,11 @@ impl State {
 }
 
 impl Session {
-    /// What becomes of a client's request to a modern child.
-    pub(super) fn way_to_modern(
-        &self,
-        state: &mut State,
-        server: &ModernServer,
-        call: &Call,
-        id: &Id,
-    ) -> Way {
-        let can = |kind: &str| server.capabilities().get(kind).is_some();
-        let none = || Way::Here(answer::refused(id, -32601, "Method not found"));
-        let done = || Way::Here(answer::result(id.as_json(), b"{}"));
-        match call.method() {
-            "ping" => done(),
-            "logging/setLevel" if can("logging") => {
-                let level = call.param("level");
-                match level
-                    .and_then(Value::as_str)
-                    .and_then(|level| bridge::log_level(&level))
-                {
-                    Some(level) => {
-                        state.level = Some(level);
-                        done()
-                    }
-                    None => Way::Here(answer::refused(id, -32602, "no such level")),
-                }
-            }
-            // It is answered when the child has acknowledged the resource.
-            "resources/subscribe" if server.tells_of_resources() => Way::Open,
-            "resources/unsubscribe" if server.tells_of_resources() => done(),
-            "logging/setLevel" | "resources/subscribe" | "resources/unsubscribe" => none(),
-            // Those of older versions are others than the newer extension's.
-            method if method.starts_with("tasks/") => none(),
-            _ => {
-                let changes =
-                    server.request(call.message(), state.next, level(server, state), None);
-                Way::Child(Line::changed(call.message(), &changes))
-            }
-        }
-    }
-
     /// Asks the client what a modern child's answer to `call` asks for; the call is given
     /// back where that answer is one, and dropped where it waits or has failed.
     pub(super) fn asks_for_more(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         mut call: InFlight,
         (message, outcome): (&Message, Option<TaskOutcome>),
@@ -214,13 +175,13 @@ impl Session {
     }
 
     /// Asks the client what its call is being asked.
-    pub(super) fn ask_legacy(&self, state: &mut State, number: u64, mut call: InFlight) {
-        call.deadline = Some(Instant::now() + PATIENCE);
+    pub(super) fn ask_legacy(&self, state: &mut SessionState, number: u64, mut call: InFlight) {
+        call.deadline = Instant::now() + PATIENCE;
         let again = call.again.as_deref().expect("it was asked just now");
         let all_heard = again.questions.iter().all(|asked| {
             let text = Event::Message(asked.question.request(&asked.id).into());
             let in_call = call.stream.is_heard() && call.stream.tell(text.clone());
-            let heard = in_call || state.listening.tell(text);
+            let heard = in_call || state.streams.tell(text);
             if heard {
                 let on = if in_call { number } else { OWN };
                 state.asked.ask(asked.id.clone(), on);
@@ -244,7 +205,7 @@ impl Session {
         result: Value<'_>,
         number: u64,
         round: u32,
-    ) -> Result<Vec<Asked>, Failure> {
+    ) -> Result<Vec<InputRequest>, Failure> {
         let server = self.modern_server().ok_or(Failure::BadAnswer)?;
         let requests = result.get("inputRequests");
         let mut questions = Vec::new();
@@ -258,7 +219,7 @@ impl Session {
             }
             let question = self.kept(question).ok_or(Failure::NoRoom)?;
             let id = format!("{OURS}{number}-{round}-{}\"", questions.len());
-            questions.push(Asked {
+            questions.push(InputRequest {
                 question,
                 id: id.into(),
                 answer: None,
@@ -270,13 +231,13 @@ impl Session {
     /// Takes the client's answer to what a modern child has asked for.
     pub(super) fn respond_to_modern(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         call: &Call,
         id: &Id,
     ) -> Result<(), SendError> {
         // Ours has one spelling, which is the one that all of its spellings have.
         let id = spelled(id.as_json());
-        let of = |asked: &Asked| *asked.id == *id;
+        let of = |asked: &InputRequest| *asked.id == *id;
         let waiting = state.in_flight.iter_mut().find_map(|(number, call)| {
             let again = call.again.as_deref_mut()?;
             again.questions.iter().any(of).then_some((*number, again))
@@ -313,7 +274,7 @@ impl Session {
     }
 
     /// Makes the call again, with what the client has answered.
-    fn make_again(&self, state: &mut State, first: u64) {
+    fn make_again(&self, state: &mut SessionState, first: u64) {
         if self.update_task(state, first) {
             return;
         }
@@ -339,7 +300,7 @@ impl Session {
         let changes = server.request(&again.message, number, level, Some(given));
         let line = Line::changed(&again.message, &changes);
         let before = again.number.replace(number);
-        call.deadline = Some(Instant::now() + self.call_timeout);
+        call.deadline = Instant::now() + self.call_timeout;
         state.renumber(first, before, number);
         if let Err(error) = self.write(line)
             && let Some(call) = state.in_flight.remove(&first)
@@ -349,7 +310,7 @@ impl Session {
     }
 
     /// Forgets what a call that ends has left to be remembered.
-    pub(super) fn forget_again(&self, state: &mut State, call: &InFlight) {
+    pub(super) fn forget_again(&self, state: &mut SessionState, call: &InFlight) {
         if call.again.is_some() {
             self.end_task(state, call);
             forget(state, call);
@@ -387,7 +348,7 @@ impl InFlight {
     }
 }
 
-fn forget(state: &mut State, call: &InFlight) {
+fn forget(state: &mut SessionState, call: &InFlight) {
     if let Some(again) = &call.again {
         for asked in &again.questions {
             // Of what it has answered its client waits for nothing.
@@ -403,7 +364,7 @@ fn forget(state: &mut State, call: &InFlight) {
 }
 
 /// Whether that is the id, as JSON, of a question that a call of this session may have asked.
-pub(super) fn is_past(state: &State, id: &[u8]) -> bool {
+pub(super) fn is_past(state: &SessionState, id: &[u8]) -> bool {
     let number = || {
         let rest = str::from_utf8(id).ok()?.strip_prefix(OURS)?;
         let mut parts = rest.strip_suffix('"')?.splitn(3, '-');
@@ -419,6 +380,44 @@ pub(super) fn is_past(state: &State, id: &[u8]) -> bool {
     number().is_some_and(|number| (1..state.next).contains(&number))
 }
 
+/// What becomes of a client's request to a modern child.
+pub(super) fn way_to_modern(
+    state: &mut SessionState,
+    server: &ModernServer,
+    call: &Call,
+    id: &Id,
+) -> RequestWay {
+    let can = |kind: &str| server.capabilities().get(kind).is_some();
+    let none = || RequestWay::Here(answer::refused(id, -32601, "Method not found"));
+    let done = || RequestWay::Here(answer::result(id.as_json(), b"{}"));
+    match call.method() {
+        "ping" => done(),
+        "logging/setLevel" if can("logging") => {
+            let level = call.param("level");
+            match level
+                .and_then(Value::as_str)
+                .and_then(|level| bridge::log_level(&level))
+            {
+                Some(level) => {
+                    state.level = Some(level);
+                    done()
+                }
+                None => RequestWay::Here(answer::refused(id, -32602, "no such level")),
+            }
+        }
+        // It is answered when the child has acknowledged the resource.
+        "resources/subscribe" if server.tells_of_resources() => RequestWay::Open,
+        "resources/unsubscribe" if server.tells_of_resources() => done(),
+        "logging/setLevel" | "resources/subscribe" | "resources/unsubscribe" => none(),
+        // Those of older versions are others than the newer extension's.
+        method if method.starts_with("tasks/") => none(),
+        _ => {
+            let changes = server.request(call.message(), state.next, level(server, state), None);
+            RequestWay::Child(Line::changed(call.message(), &changes))
+        }
+    }
+}
+
 /// Whether the child was told that it may make tasks.
 fn server_has_tasks(session: &Session) -> bool {
     session
@@ -427,7 +426,7 @@ fn server_has_tasks(session: &Session) -> bool {
 }
 
 /// From which level on log messages are wanted: legacy servers log without being told to.
-fn level(server: &ModernServer, state: &State) -> Option<&'static str> {
+fn level(server: &ModernServer, state: &SessionState) -> Option<&'static str> {
     let logs = server
         .capabilities()
         .get("logging")
@@ -456,12 +455,15 @@ const MAX_ANSWER_BYTES: usize = 4 << 20;
 mod tests {
     use std::time::Duration;
 
-    use tokio::time::timeout;
-
     use super::*;
     use crate::{
         mcp::Shape,
-        session::{Exchange, SendError, own::OwnMessage, pump, room::Rooms, testing},
+        session::{
+            own::OwnMessage,
+            pump,
+            room::Rooms,
+            testing::{self, now, text},
+        },
     };
 
     /// fault-46: where each of many values stands is not kept for as long as a call waits, only their text.
@@ -579,27 +581,9 @@ mod tests {
         }
     }
 
-    /// What is there to be read.
-    async fn now(exchange: &mut Exchange) -> Option<Event> {
-        let next = timeout(Duration::from_secs(1), exchange.next());
-        next.await.expect("there is nothing to be read")
-    }
-
-    fn text(event: Option<Event>) -> String {
-        match event {
-            Some(Event::Message(text)) => String::from_utf8(text.to_vec()).unwrap(),
-            other => panic!("{other:?}"),
-        }
-    }
-
     fn answers(session: &Session, id: &str) -> Result<(), SendError> {
         let text = format!(r#"{{"jsonrpc":"2.0","id":"{id}","result":{{"action":"decline"}}}}"#);
-        let call = Call::read(text.into(), false).unwrap();
-        let Shape::Response(id) = call.shape() else {
-            panic!("it is a response");
-        };
-        session.admits(&call)?;
-        session.respond(&call, id)
+        testing::responds(session, &text)
     }
 
     /// tok-132: when a call ends otherwise its client is told that what it was asked is not waited for any more, once and

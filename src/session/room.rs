@@ -7,7 +7,7 @@
 //! more is refused. What one user may have is half of what the others leave: however many are greedy,
 //! there is room for one more. What is remembered of tasks, resources and questions counts with it.
 //! Counts; decides nothing else. Used by `pump`, `stream`, `calls`, `pending`, `tasks`, `subscriptions`,
-//! `switch`, `shared` and `conversation`.
+//! `member`, `shared` and `conversation`.
 
 use std::{
     hash::BuildHasher,
@@ -25,19 +25,19 @@ use crate::{aside::is_large, auth::PrincipalKey, child::Lends, mcp::Message};
 
 /// The memory of a whole server.
 #[derive(Clone)]
-pub(super) struct Rooms(Arc<Inner>);
+pub(super) struct Rooms(Arc<ServerMemory>);
 
-struct Inner {
+struct ServerMemory {
     all: usize,
     user: usize,
     session: usize,
-    taken: Mutex<Taken>,
+    taken: Mutex<BytesTaken>,
     /// Told when something was given back, each for some of the users: who waits is not woken by what others read.
     more: [Notify; GROUPS],
 }
 
 #[derive(Default)]
-struct Taken {
+struct BytesTaken {
     all: usize,
     users: HashMap<PrincipalKey, usize>,
 }
@@ -57,13 +57,13 @@ pub(super) struct Claim {
 }
 
 /// A text, and what it takes for as long as anybody holds a part of it.
-struct Held {
+struct HeldText {
     text: Bytes,
     _claim: Claim,
 }
 
 /// A message that waits for long, with all that is known of it.
-pub(super) struct Kept {
+pub(super) struct KeptMessage {
     pub(super) message: Message,
     _claim: Claim,
 }
@@ -74,7 +74,7 @@ impl Rooms {
         // A message is held twice while it is written for its client: it and another fit in any case.
         let session = SESSION.max(longest.saturating_mul(3));
         let user = (SERVER / 2).max(session);
-        Self(Arc::new(Inner {
+        Self(Arc::new(ServerMemory {
             // Where one user has all he may, the half of the rest is a session of another's.
             all: SERVER.max(user + session * 2),
             user,
@@ -99,7 +99,7 @@ impl Rooms {
         self.lock().all
     }
 
-    fn lock(&self) -> MutexGuard<'_, Taken> {
+    fn lock(&self) -> MutexGuard<'_, BytesTaken> {
         // No code path leaves it half changed.
         self.0.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -130,12 +130,12 @@ impl Room {
 
     /// The message of a child's, counted with what it takes to know what stands where in it: of many small values that is
     /// more than their text. `None` if there is no room for it.
-    pub(super) fn keep(self: &Arc<Self>, message: &Message) -> Option<Kept> {
+    pub(super) fn keep(self: &Arc<Self>, message: &Message) -> Option<KeptMessage> {
         // What is large is held as it came.
         let text = message.bytes().len();
         let text = if is_large(text) { 0 } else { text };
         let claim = self.claim(text + message.document_size())?;
-        Some(Kept {
+        Some(KeptMessage {
             message: message.clone(),
             _claim: claim,
         })
@@ -168,12 +168,12 @@ impl Room {
         may
     }
 
-    fn count(&self, taken: &mut Taken, bytes: usize) {
+    fn count(&self, taken: &mut BytesTaken, bytes: usize) {
         taken.all += bytes;
         *taken.users.entry(self.user).or_default() += bytes;
     }
 
-    fn uncount(&self, mut taken: MutexGuard<'_, Taken>, bytes: usize) {
+    fn uncount(&self, mut taken: MutexGuard<'_, BytesTaken>, bytes: usize) {
         taken.all -= bytes;
         if let Some(user) = taken.users.get_mut(&self.user) {
             *user -= bytes;
@@ -185,21 +185,21 @@ impl Room {
         self.more().notify_waiters();
     }
 
-    fn fits(&self, taken: &Taken, more: usize) -> bool {
+    fn fits(&self, taken: &BytesTaken, more: usize) -> bool {
         // Changed under the same lock alone.
         let session = self.taken.load(Ordering::Relaxed);
         self.fits_user(taken, more) && session + more <= self.of.0.session
     }
 
-    fn fits_user(&self, taken: &Taken, more: usize) -> bool {
+    fn fits_user(&self, taken: &BytesTaken, more: usize) -> bool {
         let user = taken.users.get(&self.user).copied().unwrap_or_default();
         user + more <= self.of.0.may_have(taken, user)
     }
 }
 
-impl Inner {
+impl ServerMemory {
     /// Bytes that one may have in all who has so many now.
-    fn may_have(&self, taken: &Taken, user: usize) -> usize {
+    fn may_have(&self, taken: &BytesTaken, user: usize) -> usize {
         // Whoever takes leaves as much as he has to those who come later.
         let left_by_others = self.all.saturating_sub(taken.all - user);
         self.user.min(left_by_others / 2)
@@ -229,11 +229,11 @@ impl Lends for Room {
 impl Claim {
     /// The text for which it is.
     pub(super) fn of(self, text: Bytes) -> Bytes {
-        Bytes::from_owner(Held { text, _claim: self })
+        Bytes::from_owner(HeldText { text, _claim: self })
     }
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for HeldText {
     fn as_ref(&self) -> &[u8] {
         &self.text
     }

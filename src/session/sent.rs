@@ -1,6 +1,6 @@
 //! What became of a message that was to enter a session.
 
-use crate::session::{load::Over, pending::seal::StateError, stream::Exchange};
+use crate::session::{load::LimitReached, pending::seal::StateError, stream::Exchange};
 
 /// What became of a message that was sent.
 pub enum Sent {
@@ -30,11 +30,11 @@ pub enum SendError {
     State(#[from] StateError),
 }
 
-impl From<Over> for SendError {
-    fn from(over: Over) -> Self {
+impl From<LimitReached> for SendError {
+    fn from(over: LimitReached) -> Self {
         match over {
-            Over::Server => Self::ServerCalls,
-            Over::User => Self::UserCalls,
+            LimitReached::Server => Self::ServerCalls,
+            LimitReached::User => Self::UserCalls,
         }
     }
 }

@@ -16,10 +16,10 @@ use crate::{
     session::{
         OpenError, Session, Sessions, ending,
         exchange::Failure,
-        load::Place,
-        outbox::{Lines, outbox},
-        shared::Shared,
-        table::{Opening, lock, new_id},
+        load::Slot,
+        outbox::{OutboxReader, outbox},
+        shared::SharedChild,
+        table::{OpeningSession, lock, new_id},
     },
 };
 
@@ -29,7 +29,7 @@ impl Sessions {
         &self,
         identity: &Arc<Identity>,
         era: Era,
-    ) -> Result<Opening, OpenError> {
+    ) -> Result<OpeningSession, OpenError> {
         let slot = self.slots.take(identity.principal_key())?;
         let (stdin, lines) = outbox(MAX_LINES);
         let session = Session::new(
@@ -57,7 +57,7 @@ impl Sessions {
                     session.clone(),
                     child,
                     (lines, self.setup.reading),
-                    self.around(),
+                    self.context(),
                 );
                 Ok(self.enter_in_table(session, slot, tended))
             }
@@ -74,9 +74,9 @@ impl Sessions {
         &self,
         owner: Owner,
         session: Arc<Session>,
-        lines: Lines,
-        slot: Place,
-    ) -> Result<Opening, OpenError> {
+        lines: OutboxReader,
+        slot: Slot,
+    ) -> Result<OpeningSession, OpenError> {
         let whose = owner.principal();
         let everybody = whose == PrincipalKey::EVERYBODY;
         let told = (everybody && self.setup.pass_identity).then(|| {
@@ -99,13 +99,13 @@ impl Sessions {
                 };
                 let child = self.start(&owner, caller).await?;
                 let (shared, outbox) =
-                    Shared::new((whose, self.rooms.room(whose)), everybody, MAX_LINES);
+                    SharedChild::new((whose, self.rooms.room(whose)), everybody, MAX_LINES);
                 let member = shared.join(&session, told);
                 let tended = ending::tend(
                     shared.clone(),
                     child,
                     (outbox, self.setup.reading),
-                    self.around(),
+                    self.context(),
                 );
                 let (children, ended) = (self.children.clone(), self.ended.clone());
                 children.fetch_add(1, Ordering::Relaxed);
@@ -130,11 +130,11 @@ impl Sessions {
     fn enter_in_table(
         &self,
         session: Arc<Session>,
-        slot: Place,
+        slot: Slot,
         tended: impl Future<Output = ()> + Send + 'static,
-    ) -> Opening {
+    ) -> OpeningSession {
         let (leaves, gone) = oneshot::channel();
-        let opening = Opening {
+        let opening = OpeningSession {
             session: session.clone(),
             kept: false,
             gone,
@@ -154,8 +154,8 @@ impl Sessions {
         opening
     }
 
-    pub(super) fn around(&self) -> ending::Around {
-        ending::Around {
+    pub(super) fn context(&self) -> ending::ChildContext {
+        ending::ChildContext {
             source: self.setup.source.clone(),
             egress: self.setup.egress.clone(),
             audit: self.setup.audit.clone(),
@@ -182,7 +182,7 @@ impl Sessions {
                 self.record_taken(&child, owner);
                 child
             }
-            None => ending::start(&self.around(), owner, caller).await?,
+            None => ending::start(&self.context(), owner, caller).await?,
         };
         self.fill_warm();
         Ok(child)

@@ -46,10 +46,10 @@ pub(super) struct Stream {
     style: Style,
     /// The memory of what waits in it.
     room: Arc<Room>,
-    state: Mutex<State>,
+    buffer: Mutex<EventBuffer>,
 }
 
-struct State {
+struct EventBuffer {
     /// Read and unread events, in order.
     kept: VecDeque<Event>,
     /// The sequence number of the first of them; the first of all has 1.
@@ -75,7 +75,7 @@ struct State {
 
 impl Stream {
     pub(super) fn new(number: u64, style: Style, room: &Arc<Room>) -> Arc<Self> {
-        let state = State {
+        let buffer = EventBuffer {
             kept: VecDeque::new(),
             first: 1,
             next: 1,
@@ -93,28 +93,28 @@ impl Stream {
             number,
             style,
             room: room.clone(),
-            state: Mutex::new(state),
+            buffer: Mutex::new(buffer),
         })
     }
 
     /// A reader from the event after `after` on, or from the first unread one.
     /// Whoever read before reads no more.
     pub(super) fn attach(self: &Arc<Self>, after: Option<u64>) -> Exchange {
-        let mut state = self.state();
-        state.reader += 1;
-        state.attached = true;
-        state.awaited = false;
+        let mut buffer = self.buffer();
+        buffer.reader += 1;
+        buffer.attached = true;
+        buffer.awaited = false;
         if let Some(after) = after {
-            let end = state.first + state.kept.len() as u64;
-            state.next = after.saturating_add(1).clamp(state.first, end);
-            let read = (state.next - state.first) as usize;
-            state.unread = state.kept.iter().skip(read).map(waiting).sum();
+            let end = buffer.first + buffer.kept.len() as u64;
+            buffer.next = after.saturating_add(1).clamp(buffer.first, end);
+            let read = (buffer.next - buffer.first) as usize;
+            buffer.unread = buffer.kept.iter().skip(read).map(waiting).sum();
         }
-        state.wake();
+        buffer.wake();
         Exchange {
             stream: self.clone(),
-            reader: state.reader,
-            last: state.next - 1,
+            reader: buffer.reader,
+            last: buffer.next - 1,
             style: self.style,
             finish: Finishing::Nothing,
             cancels: None,
@@ -124,28 +124,28 @@ impl Stream {
 
     /// Has what is told wait for its first reader.
     pub(super) fn wait_for_reader(&self) {
-        self.state().awaited = true;
+        self.buffer().awaited = true;
     }
 
     /// Whether it waits for its first reader.
     pub(super) fn is_awaited(&self) -> bool {
-        let state = self.state();
-        !state.done && state.awaited
+        let buffer = self.buffer();
+        !buffer.done && buffer.awaited
     }
 
     /// How many events nobody has read.
     pub(super) fn unread(&self) -> usize {
-        self.state().unread_events()
+        self.buffer().unread_events()
     }
 
     /// Adds a message, if somebody keeps up with the stream or may come back to it.
     pub(super) fn tell(&self, message: Event) -> bool {
-        let mut state = self.state();
-        let unread = state.unread_events();
+        let mut buffer = self.buffer();
+        let unread = buffer.unread_events();
         let bytes = waiting(&message);
         let fits =
-            unread + 1 < MAX_EVENTS && (state.unread == 0 || state.unread + bytes <= MAX_UNREAD);
-        if !fits || state.done || !(state.attached || state.known || state.awaited) {
+            unread + 1 < MAX_EVENTS && (buffer.unread == 0 || buffer.unread + bytes <= MAX_UNREAD);
+        if !fits || buffer.done || !(buffer.attached || buffer.known || buffer.awaited) {
             return false;
         }
         // It may wait for long, and must not keep what it was read with.
@@ -156,94 +156,94 @@ impl Stream {
             message => message,
         };
         let message = match message {
-            Event::Message(text) if state.bytes + bytes > UNCOUNTED => {
-                match state.room_for(text, &self.room) {
+            Event::Message(text) if buffer.bytes + bytes > UNCOUNTED => {
+                match buffer.room_for(text, &self.room) {
                     Some(text) => Event::Message(text),
                     None => return false,
                 }
             }
             message => message,
         };
-        state.push(message);
+        buffer.push(message);
         true
     }
 
     /// Adds the last event; there is always room for it.
     pub(super) fn end(&self, last: Event) {
-        let mut state = self.state();
-        if !state.done {
-            state.push(last);
-            state.done = true;
+        let mut buffer = self.buffer();
+        if !buffer.done {
+            buffer.push(last);
+            buffer.done = true;
         }
     }
 
     /// Ends the stream without a last event.
     pub(super) fn close(&self) {
-        let mut state = self.state();
-        state.done = true;
-        state.wake();
+        let mut buffer = self.buffer();
+        buffer.done = true;
+        buffer.wake();
     }
 
     /// Whoever waits for something soon waits no more.
     pub(super) fn tell_late(&self) {
-        let mut state = self.state();
-        if !state.late {
-            state.late = true;
-            state.wake();
+        let mut buffer = self.buffer();
+        if !buffer.late {
+            buffer.late = true;
+            buffer.wake();
         }
     }
 
     /// Whether a client listens, or may come back and listen.
     pub(super) fn is_heard(&self) -> bool {
-        let state = self.state();
-        !state.done && (state.attached || state.known)
+        let buffer = self.buffer();
+        !buffer.done && (buffer.attached || buffer.known)
     }
 
     /// Keeps nothing that was read.
     pub(super) fn forget_read(&self) {
-        let mut state = self.state();
-        while state.first < state.next {
-            state.forget_first();
+        let mut buffer = self.buffer();
+        while buffer.first < buffer.next {
+            buffer.forget_first();
         }
     }
 
     /// Whether all of it was read.
     pub(super) fn is_read(&self) -> bool {
-        self.state().unread_events() == 0
+        self.buffer().unread_events() == 0
     }
 
     /// Whether it had a reader, and has none.
     pub(super) fn is_left(&self) -> bool {
-        let state = self.state();
-        state.reader > 0 && !state.attached
+        let buffer = self.buffer();
+        buffer.reader > 0 && !buffer.attached
     }
 
     /// Whether a client may come back for it.
     pub(super) fn is_known(&self) -> bool {
-        let state = self.state();
+        let buffer = self.buffer();
         // More than an answer alone was sent, so it is being read as events.
-        self.style != Style::Plain && (state.known || state.first + state.kept.len() as u64 > 2)
+        self.style != Style::Plain && (buffer.known || buffer.first + buffer.kept.len() as u64 > 2)
     }
 
     /// Whether there was an event of that number, which a client may have seen: of what
     /// came after it as much is told again as is kept, its answer in any case.
     pub(super) fn has_come_to(&self, event: u64) -> bool {
-        let state = self.state();
-        event < state.first + state.kept.len() as u64
+        let buffer = self.buffer();
+        event < buffer.first + buffer.kept.len() as u64
     }
 
     /// Bytes of what is kept.
     pub(super) fn kept(&self) -> usize {
-        self.state().bytes
+        self.buffer().bytes
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // No code path leaves the state half changed, so a panic elsewhere does not taint it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn buffer(&self) -> MutexGuard<'_, EventBuffer> {
+        // No code path leaves it half changed, so a panic elsewhere does not taint it.
+        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl EventBuffer {
     fn push(&mut self, event: Event) {
         self.bytes += size(&event);
         self.unread += waiting(&event);
@@ -342,7 +342,7 @@ impl Exchange {
     /// From here on the client reads events: says how.
     pub fn as_events(&self) -> Style {
         if self.style != Style::Plain {
-            self.stream.state().known = true;
+            self.stream.buffer().known = true;
         }
         self.style
     }
@@ -366,7 +366,7 @@ impl Exchange {
     pub async fn next_soon(&mut self) -> Result<Option<Event>, Late> {
         let soon = std::future::poll_fn(|context| match self.poll_next(context) {
             Poll::Ready(event) => Poll::Ready(Some(Ok(event))),
-            Poll::Pending if self.stream.state().late => Poll::Ready(Some(Err(Late))),
+            Poll::Pending if self.stream.buffer().late => Poll::Ready(Some(Err(Late))),
             Poll::Pending if matches!(self.finish, Finishing::Begun(_)) => Poll::Ready(None),
             Poll::Pending => Poll::Pending,
         });
@@ -377,39 +377,39 @@ impl Exchange {
     }
 
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
-        let mut state = self.stream.state();
-        if state.reader != self.reader {
+        let mut buffer = self.stream.buffer();
+        if buffer.reader != self.reader {
             return Poll::Ready(None);
         }
-        let read = (state.next - state.first) as usize;
-        let Some(event) = state.kept.get(read).cloned() else {
-            if state.done {
+        let read = (buffer.next - buffer.first) as usize;
+        let Some(event) = buffer.kept.get(read).cloned() else {
+            if buffer.done {
                 return Poll::Ready(None);
             }
-            state.waker = Some(context.waker().clone());
+            buffer.waker = Some(context.waker().clone());
             return Poll::Pending;
         };
         let event = match (event, &self.finish) {
             (Event::Answer(answer), Finishing::Waits(_) | Finishing::Begun(_)) => {
                 // Whoever takes over meanwhile wakes this one.
-                state.waker = Some(context.waker().clone());
-                drop(state);
+                buffer.waker = Some(context.waker().clone());
+                drop(buffer);
                 let answer = ready!(self.finished(answer, context));
-                state = self.stream.state();
-                if state.reader != self.reader {
+                buffer = self.stream.buffer();
+                if buffer.reader != self.reader {
                     return Poll::Ready(None);
                 }
                 Event::Answer(answer)
             }
             (event, _) => event,
         };
-        self.last = state.next;
-        state.next += 1;
-        state.unread -= waiting(&event);
+        self.last = buffer.next;
+        buffer.next += 1;
+        buffer.unread -= waiting(&event);
         if self.style == Style::Plain {
-            state.forget_first();
+            buffer.forget_first();
         }
-        drop(state);
+        drop(buffer);
         if let (Event::Answer(_) | Event::Failed(_), Some(audit)) = (&event, &self.records) {
             audit.hand_on();
         }
@@ -448,14 +448,14 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        let mut state = self.stream.state();
-        if state.reader != self.reader {
+        let mut buffer = self.stream.buffer();
+        if buffer.reader != self.reader {
             return;
         }
-        state.attached = false;
-        state.waker = None;
-        let done = state.done;
-        drop(state);
+        buffer.attached = false;
+        buffer.waker = None;
+        let done = buffer.done;
+        drop(buffer);
         if !done && let Some(session) = self.cancels.take().and_then(|session| session.upgrade()) {
             session.abandon(self.stream.number);
         }
@@ -481,7 +481,7 @@ impl Exchange {
     pub(crate) fn example_with(said: &Bytes) -> (Arc<impl Sized + use<>>, Self) {
         let stream = Stream::new(0, Style::Primed, &example());
         let exchange = stream.attach(None);
-        stream.state().push(Event::Message(said.clone()));
+        stream.buffer().push(Event::Message(said.clone()));
         (stream, exchange)
     }
 

@@ -30,14 +30,14 @@ use crate::{
     mcp::{Era, Message, version},
     session::{
         SendError, Sent, Session,
-        exchange::{Event as Heard, Failure},
+        exchange::{Event, Failure},
         leaving::Left,
-        load::{Over, Places},
+        load::{LimitReached, Slots},
         pending::seal::Seal,
-        probe::{self, First, Readied, Untold},
+        probe::{self, FirstRequest, Readied, Untold},
         reversed::is_refusal,
         room::Rooms,
-        shared::Shared,
+        shared::SharedChild,
         warm::Warm,
     },
     sys::random,
@@ -78,15 +78,15 @@ pub struct Setup {
 /// The table: session ids to sessions, and the tasks that tend them.
 pub struct Sessions {
     pub(super) setup: Setup,
-    pub(super) slots: Places,
-    pub(super) calls: Places,
+    pub(super) slots: Slots,
+    pub(super) calls: Slots,
     pub(super) rooms: Rooms,
     pub(super) warm: Arc<Warm>,
     /// Shared children that have not ended for good.
     pub(super) children: Arc<AtomicUsize>,
     pub(super) backends: Mutex<HashMap<PrincipalKey, Arc<Backend>>>,
     pub(super) table: Arc<Mutex<HashMap<String, Arc<Session>>>>,
-    shared: Mutex<HashMap<PrincipalKey, Arc<Seat>>>,
+    shared: Mutex<HashMap<PrincipalKey, Arc<PrincipalSession>>>,
     left: Mutex<Left>,
     tasks: Mutex<JoinSet<()>>,
     pub(super) ended: Arc<Notify>,
@@ -94,10 +94,10 @@ pub struct Sessions {
 }
 
 /// Where the session of one principal's sessionless requests is; locked while it is made.
-type Seat = tokio::sync::Mutex<Weak<Session>>;
+type PrincipalSession = tokio::sync::Mutex<Weak<Session>>;
 
 /// Where the child is that several sessions share; locked while it starts.
-type Backend = tokio::sync::Mutex<Weak<Shared>>;
+type Backend = tokio::sync::Mutex<Weak<SharedChild>>;
 
 /// Why a session was not opened.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -117,23 +117,23 @@ pub enum OpenError {
     Send(#[from] SendError),
 }
 
-impl From<Over> for OpenError {
-    fn from(over: Over) -> Self {
+impl From<LimitReached> for OpenError {
+    fn from(over: LimitReached) -> Self {
         match over {
-            Over::Server => Self::Full,
-            Over::User => Self::UserFull,
+            LimitReached::Server => Self::Full,
+            LimitReached::User => Self::UserFull,
         }
     }
 }
 
 impl Sessions {
     pub fn new(setup: Setup) -> Self {
-        let slots = Places::new(setup.sessions.0, setup.sessions.1);
-        let calls = Places::new(setup.calls.0, setup.calls.1);
+        let slots = Slots::new(setup.sessions.0, setup.sessions.1);
+        let calls = Slots::new(setup.calls.0, setup.calls.1);
         let rooms = Rooms::new(setup.reading.longest.max(setup.longest_body));
         let nobodys = rooms.room(PrincipalKey::EVERYBODY);
-        let places = (slots.clone(), setup.sessions.0);
-        let warm = Warm::new(setup.warm, places, setup.reading, nobodys);
+        let slots_and_most = (slots.clone(), setup.sessions.0);
+        let warm = Warm::new(setup.warm, slots_and_most, setup.reading, nobodys);
         Self {
             setup,
             slots,
@@ -208,7 +208,7 @@ impl Sessions {
 
     async fn shared_in(
         &self,
-        place: &Seat,
+        place: &PrincipalSession,
         identity: &Arc<Identity>,
     ) -> Result<Arc<Session>, OpenError> {
         let mut place = place.lock().await;
@@ -231,8 +231,8 @@ impl Sessions {
             let readied = probe::for_modern(&opening.session, patience, first).await;
             match readied.inspect_err(|_| self.untold.forget())? {
                 Readied::Ended => {
-                    first = First::Initialize;
-                    // Its place is free when its child has been seen out.
+                    first = FirstRequest::Initialize;
+                    // Its slot is free when its child has been seen out.
                     opening.seen_out().await;
                 }
                 readied => {
@@ -381,14 +381,14 @@ pub enum NoSession {
 }
 
 /// A session that is being opened: it ends with whoever opens it, unless it is kept.
-pub(super) struct Opening {
+pub(super) struct OpeningSession {
     pub(super) session: Arc<Session>,
     pub(super) kept: bool,
-    /// Ends when nothing is left of it, its place included.
+    /// Ends when nothing is left of it, its slot included.
     pub(super) gone: oneshot::Receiver<()>,
 }
 
-impl Opening {
+impl OpeningSession {
     fn keep(mut self) -> Arc<Session> {
         self.kept = true;
         self.session.clone()
@@ -401,7 +401,7 @@ impl Opening {
     }
 }
 
-impl Drop for Opening {
+impl Drop for OpeningSession {
     fn drop(&mut self) {
         if !self.kept {
             self.session.close();
@@ -415,10 +415,10 @@ pub(super) async fn answer_of(sent: Sent) -> Result<Bytes, Failure> {
     };
     loop {
         match exchange.next().await {
-            Some(Heard::Answer(answer)) => return Ok(answer),
-            Some(Heard::Failed(failure)) => return Err(failure),
+            Some(Event::Answer(answer)) => return Ok(answer),
+            Some(Event::Failed(failure)) => return Err(failure),
             // Before its session exists a client has nowhere to hear this.
-            Some(Heard::Message(_)) => {}
+            Some(Event::Message(_)) => {}
             None => return Err(Failure::ChildEnded),
         }
     }

@@ -28,8 +28,8 @@ use crate::{
 
 /// What is known of a child's tools.
 #[derive(Default)]
-pub(super) struct Known {
-    tools: Mutex<State>,
+pub(super) struct KnownTools {
+    list: Mutex<ToolList>,
     /// Held by whoever asks.
     asking: tokio::sync::Mutex<()>,
     /// Whether they may have any name.
@@ -37,7 +37,7 @@ pub(super) struct Known {
 }
 
 #[derive(Default)]
-struct State {
+struct ToolList {
     tools: Tools,
     /// All that there is was read, or asked for in vain: such a server has said nothing that could be wrong.
     whole: bool,
@@ -45,11 +45,11 @@ struct State {
     changes: u64,
 }
 
-impl Known {
+impl KnownTools {
     /// Reads the child's answer to `tools/list`.
     pub(super) fn learn(&self, answer: &Message) {
         if let Some(result) = answer.root().get("result") {
-            self.state().tools.learn(result);
+            self.list().tools.learn(result);
         }
     }
 
@@ -60,23 +60,23 @@ impl Known {
 
     /// The child says that its tools are others now.
     pub(super) fn changed(&self) {
-        let mut state = self.state();
-        state.whole = false;
-        state.changes += 1;
+        let mut list = self.list();
+        list.whole = false;
+        list.changes += 1;
     }
 
     /// What is known of the tool now.
     pub(super) fn get(&self, name: &str) -> Option<Tool> {
-        self.state().tools.get(name).cloned()
+        self.list().tools.get(name).cloned()
     }
 
     fn seen(&self) -> (bool, u64) {
-        let state = self.state();
-        (state.whole, state.changes)
+        let list = self.list();
+        (list.whole, list.changes)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.tools.lock().unwrap_or_else(PoisonError::into_inner)
+    fn list(&self) -> MutexGuard<'_, ToolList> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -105,8 +105,8 @@ impl Session {
         let (whole, changes) = self.tools.seen();
         if !whole {
             self.list_tools().await;
-            let mut state = self.tools.state();
-            state.whole = state.changes == changes;
+            let mut list = self.tools.list();
+            list.whole = list.changes == changes;
         }
     }
 

@@ -26,9 +26,9 @@ use crate::{
     child::{Child, Ended, Lends, stdio::Reading},
     session::{
         Sessions,
-        ending::{self, Around, Output, Served},
+        ending::{self, ChildContext, ChildOutput, Served},
         exchange::Failure,
-        load::Places,
+        load::Slots,
         outbox::outbox,
         room::Room,
     },
@@ -39,18 +39,18 @@ pub(super) struct Warm {
     /// How many are to wait.
     wanted: usize,
     /// Sessions, and how many there may be: what waits here counts as one each.
-    slots: Places,
+    slots: Slots,
     most: usize,
     reading: Reading,
     /// That of those who go away.
     memory: Arc<Room>,
-    state: Mutex<State>,
+    pool: Mutex<Pool>,
     /// Said when there is one more, or one less.
     changed: Notify,
 }
 
 #[derive(Default)]
-struct State {
+struct Pool {
     /// The next one is the last.
     ready: Vec<Child>,
     starting: usize,
@@ -63,7 +63,7 @@ struct State {
     idle_since: Option<Instant>,
 }
 
-impl State {
+impl Pool {
     fn count(&self) -> usize {
         self.ready.len() + self.starting + self.leaving
     }
@@ -72,7 +72,7 @@ impl State {
 impl Warm {
     pub(super) fn new(
         wanted: usize,
-        (slots, most): (Places, usize),
+        (slots, most): (Slots, usize),
         reading: Reading,
         memory: Arc<Room>,
     ) -> Self {
@@ -82,16 +82,16 @@ impl Warm {
             most,
             reading,
             memory,
-            state: Mutex::default(),
+            pool: Mutex::default(),
             changed: Notify::new(),
         }
     }
 
     /// Starts what is missing, one after the other: each takes a processor for a while.
-    async fn fill(self: Arc<Self>, around: Around) {
+    async fn fill(self: Arc<Self>, context: ChildContext) {
         while self.lacks_one() {
             let started = tokio::select! {
-                started = ending::start(&around, &Owner::EVERYBODY, None) => started,
+                started = ending::start(&context, &Owner::EVERYBODY, None) => started,
                 // A start can hang. With the gateway ends whatever its runner has begun.
                 () = self.closed() => return,
             };
@@ -99,7 +99,7 @@ impl Warm {
             let unneeded = self.arrived(started.ok());
             self.changed.notify_waiters();
             if let Some(child) = unneeded {
-                self.clone().see_out(child, around, true).await;
+                self.clone().see_out(child, context, true).await;
                 return;
             }
             // Why is on record; the next session has it tried anew.
@@ -113,7 +113,7 @@ impl Warm {
     async fn closed(&self) {
         loop {
             let changed = self.changed.notified();
-            if self.state().is_closed {
+            if self.pool().is_closed {
                 return;
             }
             changed.await;
@@ -123,34 +123,34 @@ impl Warm {
     /// One that was started, or was not, is no longer on the way; it is given back if
     /// nobody will need it.
     fn arrived(&self, child: Option<Child>) -> Option<Child> {
-        let mut state = self.state();
-        state.starting -= 1;
-        state.is_filled &= child.is_some();
+        let mut pool = self.pool();
+        pool.starting -= 1;
+        pool.is_filled &= child.is_some();
         let child = child?;
-        if state.is_closed {
-            state.leaving += 1;
+        if pool.is_closed {
+            pool.leaving += 1;
             Some(child)
         } else {
-            state.ready.insert(0, child);
+            pool.ready.insert(0, child);
             None
         }
     }
 
     /// Takes a place for one more, if one is wanted and there is room.
     fn lacks_one(&self) -> bool {
-        let mut state = self.state();
-        let lacks = !state.is_closed
-            && state.ready.len() + state.starting < self.wanted
-            && self.slots.count() + state.count() < self.most;
+        let mut pool = self.pool();
+        let lacks = !pool.is_closed
+            && pool.ready.len() + pool.starting < self.wanted
+            && self.slots.count() + pool.count() < self.most;
         if lacks {
-            state.starting += 1;
+            pool.starting += 1;
         } else {
-            state.is_filled = false;
+            pool.is_filled = false;
         }
         lacks
     }
 
-    async fn see_out(self: Arc<Self>, child: Child, around: Around, is_unwanted: bool) {
+    async fn see_out(self: Arc<Self>, child: Child, context: ChildContext, is_unwanted: bool) {
         let (_, nothing) = outbox(1);
         let unneeded = Unneeded {
             end: Notify::new(),
@@ -160,14 +160,14 @@ impl Warm {
         if is_unwanted {
             unneeded.end.notify_one();
         }
-        ending::tend(Arc::new(unneeded), child, (nothing, self.reading), around).await;
-        self.state().leaving -= 1;
+        ending::tend(Arc::new(unneeded), child, (nothing, self.reading), context).await;
+        self.pool().leaving -= 1;
         self.changed.notify_waiters();
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // No code path leaves the state half changed, so a panic elsewhere does not taint it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pool(&self) -> MutexGuard<'_, Pool> {
+        // No code path leaves it half changed, so a panic elsewhere does not taint it.
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -183,22 +183,22 @@ impl Sessions {
             let changed = warm.changed.notified();
             let (mut taken, mut dead) = (None, Vec::new());
             let is_full = {
-                let mut state = warm.state();
-                state.idle_since = None;
+                let mut pool = warm.pool();
+                pool.idle_since = None;
                 while taken.is_none()
-                    && let Some(mut child) = state.ready.pop()
+                    && let Some(mut child) = pool.ready.pop()
                 {
                     if is_running(&mut child) {
                         taken = Some(child);
                     } else {
-                        state.leaving += 1;
+                        pool.leaving += 1;
                         dead.push(child);
                     }
                 }
-                warm.slots.count() + state.count() > warm.most
+                warm.slots.count() + pool.count() > warm.most
             };
             for child in dead {
-                let seen_out = warm.clone().see_out(child, self.around(), false);
+                let seen_out = warm.clone().see_out(child, self.context(), false);
                 self.tasks().spawn(seen_out);
             }
             if taken.is_some() || !is_full {
@@ -211,11 +211,11 @@ impl Sessions {
     /// Has what is missing started, beside everything else.
     pub(super) fn fill_warm(&self) {
         let is_filled = {
-            let mut state = self.warm.state();
-            std::mem::replace(&mut state.is_filled, true)
+            let mut pool = self.warm.pool();
+            std::mem::replace(&mut pool.is_filled, true)
         };
         if !is_filled {
-            self.tasks().spawn(self.warm.clone().fill(self.around()));
+            self.tasks().spawn(self.warm.clone().fill(self.context()));
         }
     }
 
@@ -223,17 +223,17 @@ impl Sessions {
     pub(super) fn cool(&self, now: Instant, patience: Duration) {
         let is_idle = self.is_idle();
         let unneeded = {
-            let mut state = self.warm.state();
+            let mut pool = self.warm.pool();
             if !is_idle || patience.is_zero() {
-                state.idle_since = None;
+                pool.idle_since = None;
                 return;
             }
-            let since = *state.idle_since.get_or_insert(now);
+            let since = *pool.idle_since.get_or_insert(now);
             if now.duration_since(since) < patience {
                 return;
             }
-            let unneeded = std::mem::take(&mut state.ready);
-            state.leaving += unneeded.len();
+            let unneeded = std::mem::take(&mut pool.ready);
+            pool.leaving += unneeded.len();
             unneeded
         };
         self.see_all_out(unneeded);
@@ -242,10 +242,10 @@ impl Sessions {
     /// Ends those that wait, for good.
     pub(super) fn close_warm(&self) {
         let unneeded = {
-            let mut state = self.warm.state();
-            state.is_closed = true;
-            let unneeded = std::mem::take(&mut state.ready);
-            state.leaving += unneeded.len();
+            let mut pool = self.warm.pool();
+            pool.is_closed = true;
+            let unneeded = std::mem::take(&mut pool.ready);
+            pool.leaving += unneeded.len();
             unneeded
         };
         self.warm.changed.notify_waiters();
@@ -254,7 +254,7 @@ impl Sessions {
 
     fn see_all_out(&self, children: Vec<Child>) {
         for child in children {
-            let seen_out = self.warm.clone().see_out(child, self.around(), true);
+            let seen_out = self.warm.clone().see_out(child, self.context(), true);
             self.tasks().spawn(seen_out);
         }
     }
@@ -324,7 +324,7 @@ impl Served for Unneeded {
 
     fn fail_one(&self, _: u64, _: Failure) {}
 
-    async fn hear(self: Arc<Self>, mut stdout: Output, _: Reading) -> Option<Reason> {
+    async fn hear(self: Arc<Self>, mut stdout: ChildOutput, _: Reading) -> Option<Reason> {
         let _ = copy(&mut stdout, &mut sink()).await;
         None
     }

@@ -17,8 +17,8 @@ use crate::{
     },
     session::{
         Session,
-        calls::{Answer, InFlight},
-        conversation::State,
+        calls::{AnswerKind, InFlight},
+        conversation::SessionState,
         exchange::{Event, Failure},
     },
 };
@@ -49,10 +49,10 @@ impl Session {
     pub(super) fn worded_ahead(
         &self,
         number: u64,
-        answer: Answer,
+        answer: AnswerKind,
         message: &Message,
     ) -> Option<Bytes> {
-        if !is_large(message.bytes().len()) || answer == Answer::Neither {
+        if !is_large(message.bytes().len()) || answer == AnswerKind::Neither {
             return None;
         }
         let wording = {
@@ -67,12 +67,12 @@ impl Session {
     /// Gives the call's client what the child has answered.
     pub(super) fn deliver(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         call: InFlight,
-        answer: Answer,
+        answer: AnswerKind,
         message: &Message,
     ) {
-        if answer == Answer::Neither {
+        if answer == AnswerKind::Neither {
             return self.fail(state, call, Failure::BadAnswer);
         }
         let text = self.worded(&call.wording(), answer, message);
@@ -80,8 +80,8 @@ impl Session {
     }
 
     /// The child's answer in the words of the call's client.
-    fn worded(&self, wording: &Wording, answer: Answer, message: &Message) -> Bytes {
-        let failed = answer == Answer::Error;
+    fn worded(&self, wording: &Wording, answer: AnswerKind, message: &Message) -> Bytes {
+        let failed = answer == AnswerKind::Error;
         let is_of_tools = wording.list == Some(method::TOOLS);
         if self.era == Era::Modern && is_of_tools {
             self.tools.learn(message);
@@ -116,8 +116,14 @@ impl Session {
     }
 
     /// Tells the call's client.
-    pub(super) fn delivered(&self, state: &mut State, call: InFlight, answer: Answer, text: Bytes) {
-        let failed = answer == Answer::Error;
+    pub(super) fn delivered(
+        &self,
+        state: &mut SessionState,
+        call: InFlight,
+        answer: AnswerKind,
+        text: Bytes,
+    ) {
+        let failed = answer == AnswerKind::Error;
         let reason = failed.then_some(Reason::ServerError);
         let bytes = text.len();
         self.finish(state, call, reason, bytes, Event::Answer(text));

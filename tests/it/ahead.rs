@@ -1,13 +1,10 @@
 //! Sandboxes that are made before anybody asks for them.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::house::{Caller, house};
+use crate::house::{Caller, children_of, house};
 
 /// Several have come, so there is one for the next, and it is the same as the others in
 /// all that a server can see; with the last session it is gone.
@@ -17,13 +14,13 @@ async fn a_sandbox_that_was_made_ahead_is_like_any_other() {
     let runner = house.runner_pid();
     let first = house.session("alice").await;
     let alone = look(&first).await;
-    assert_eq!(children(runner).len(), 1, "one that is alone needs none");
+    assert_eq!(children_of(runner).len(), 1, "one that is alone needs none");
     let second = house.session("bob").await;
     let with_spare = until(runner, 3).await;
     let third = house.session("carol").await;
     assert_eq!(look(&third).await, alone);
     // It became the third's: none of these has gone.
-    let now = children(runner);
+    let now = children_of(runner);
     assert!(
         with_spare.iter().all(|pid| now.contains(pid)),
         "{with_spare:?}, {now:?}"
@@ -34,7 +31,7 @@ async fn a_sandbox_that_was_made_ahead_is_like_any_other() {
         caller.send("DELETE", "").await;
         house.records.wait_for_more("child-exited", before).await;
     }
-    assert_eq!(children(runner), Vec::<i32>::new());
+    assert_eq!(children_of(runner), Vec::<i32>::new());
 }
 
 /// A spare one that has ended, for whatever reason, is not what the next session gets.
@@ -43,7 +40,7 @@ async fn a_sandbox_that_ended_before_its_time_is_replaced() {
     let house = house().open().await;
     let runner = house.runner_pid();
     let sessions = [house.session("alice").await, house.session("bob").await];
-    let taken: Vec<i32> = children(runner);
+    let taken: Vec<i32> = children_of(runner);
     let all = until(runner, 3).await;
     let spare = all.iter().find(|pid| !taken.contains(pid));
     let Some(spare) = spare else {
@@ -71,7 +68,7 @@ async fn where_nobody_else_may_come_none_is_made_ahead() {
     while Instant::now() < end {
         assert_eq!(alice.call("echo", json!({})).await.status, 200);
     }
-    assert_eq!(children(runner).len(), 2);
+    assert_eq!(children_of(runner).len(), 2);
 }
 
 /// Who is told of its caller was made for that caller: none is made ahead, and each is told of its own.
@@ -93,7 +90,7 @@ async fn where_each_is_told_of_its_caller_none_is_made_ahead() {
             assert!(said.contains(&told), "{said}");
         }
     }
-    assert_eq!(children(runner).len(), 3);
+    assert_eq!(children_of(runner).len(), 3);
 }
 
 /// What a server can tell of its sandbox.
@@ -138,18 +135,11 @@ async fn look(caller: &Caller) -> Vec<String> {
 async fn until(runner: u32, count: usize) -> Vec<i32> {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
-        let there = children(runner);
+        let there = children_of(runner);
         if there.len() == count {
             return there;
         }
         assert!(Instant::now() < end, "{there:?}, not {count}");
         tokio::task::yield_now().await;
     }
-}
-
-fn children(pid: u32) -> Vec<i32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    text.split_whitespace()
-        .filter_map(|child| child.parse().ok())
-        .collect()
 }

@@ -26,11 +26,6 @@ async fn answered(stream: TcpStream) -> wire::Answer {
     timeout(PATIENCE, read).await.unwrap()
 }
 
-async fn until_seen(caller: &Caller, what: &str) {
-    let seen = async { while !caller.seen().await.iter().any(|line| line.contains(what)) {} };
-    timeout(PATIENCE, seen).await.expect(what);
-}
-
 /// json-16: the second answer to a request, and one that comes after its client has cancelled it, reach nobody, not
 /// even who has the same id now.
 #[tokio::test]
@@ -44,12 +39,12 @@ async fn an_answer_that_comes_twice_or_late_reaches_nobody() {
     assert_eq!(again.said(), "{\"n\": 1}");
 
     let _given_up = asked(&alice, &call(7, "wait", json!({ "for": "late" }))).await;
-    until_seen(&alice, "late").await;
+    alice.until_seen("late").await;
     let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}"#;
     assert_eq!(alice.post(cancel).await.status, 202);
-    until_seen(&alice, "notifications/cancelled").await;
+    alice.until_seen("notifications/cancelled").await;
     let waits = asked(&alice, &call(7, "wait", json!({ "for": "mine" }))).await;
-    until_seen(&alice, "mine").await;
+    alice.until_seen("mine").await;
     alice.call("release", json!({ "for": "late" })).await;
     assert_eq!(alice.call("echo", json!({})).await.said(), "{}");
     alice.call("release", json!({ "for": "mine" })).await;
@@ -71,8 +66,8 @@ async fn a_number_and_its_digits_are_two_ids() {
     let alice = house.session("alice").await;
     let number = asked(&alice, &call(1, "wait", json!({ "for": "number" }))).await;
     let text = asked(&alice, &call("\"1\"", "wait", json!({ "for": "text" }))).await;
-    until_seen(&alice, "number").await;
-    until_seen(&alice, "\"text").await;
+    alice.until_seen("number").await;
+    alice.until_seen("\"text").await;
     for (what, stream, id) in [("text", text, json!("1")), ("number", number, json!(1))] {
         let release = call("\"r\"", "release", json!({ "for": what }));
         assert_eq!(alice.post(&release).await.said(), "done");
@@ -92,7 +87,7 @@ async fn to_cancel_anothers_request_has_no_effect() {
         let house = house().top(&top).open().await;
         let (alice, bob) = (house.session("alice").await, house.session("bob").await);
         let waits = asked(&alice, &call(41, "wait", json!({ "for": "x" }))).await;
-        until_seen(&alice, "\"x").await;
+        alice.until_seen("\"x").await;
         let before = house.records.count("decision");
         for id in ["41", "1", "2", "3", "4", "5", "\"41\""] {
             let cancel = format!(

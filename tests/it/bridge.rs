@@ -324,15 +324,7 @@ async fn an_answer_that_comes_before_the_input_is_kept() {
 async fn a_subscription_hears_what_a_legacy_server_says_of_changes() {
     let house = house().argument("--changes").open().await;
     let alice = house.caller("alice");
-    let listen = |id: &str, wanted: Value| {
-        let body = body(
-            id,
-            "subscriptions/listen",
-            json!({ "notifications": wanted }),
-            json!({}),
-        );
-        modern::bytes(&alice, "subscriptions/listen", None, &body)
-    };
+    let listen = |id: &str, wanted: Value| modern::listens(&alice, id, wanted);
     let discovered = modern::ask(&alice, "server/discover", json!({}))
         .await
         .json();

@@ -92,13 +92,7 @@ async fn a_panic_leaves_one_outcome_wherever_it_comes() {
     let house = house().clock(clock).open().await;
     let alice = house.caller("alice");
     modern::tool(&alice, "echo", json!({})).await;
-    let subscribes = modern::body(
-        1,
-        "subscriptions/listen",
-        json!({ "notifications": {} }),
-        json!({}),
-    );
-    let request = modern::bytes(&alice, "subscriptions/listen", None, &subscribes);
+    let request = modern::listens(&alice, 1, json!({}));
     let mut permitted = 0;
     for looks in 1.. {
         let before = house.records.all().len();
@@ -305,9 +299,8 @@ async fn a_subscription_ends_well_when_it_stops() {
         let command = ["--", "/usr/bin/python3", "-u", script, speaks];
         let running = Running::start(&command, None).await;
         let caller = running.caller("toolhive");
-        let wanted = json!({ "notifications": { "toolsListChanged": true } });
-        let listen = modern::body("\"mine\"", "subscriptions/listen", wanted, json!({}));
-        let listen = modern::bytes(&caller, "subscriptions/listen", None, &listen);
+        let wanted = json!({ "toolsListChanged": true });
+        let listen = modern::listens(&caller, "\"mine\"", wanted);
         let mut open = Events::open(running.address, &listen).await;
         assert_eq!(
             open.next().await["method"],

@@ -9,7 +9,7 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    house::house,
+    house::{children_of, house},
     large::ALONE,
     lease::{self, Lease},
 };
@@ -21,7 +21,7 @@ const LIST: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
 async fn a_server_that_closes_its_streams_and_stays_is_killed() {
     let house = house().open().await;
     let alice = house.session("alice").await;
-    let before = children(house.runner_pid());
+    let before = children_of(house.runner_pid());
     assert_eq!(before.len(), 1, "its init");
     let answer = alice.call("mute", json!({})).await;
     assert_eq!(
@@ -242,17 +242,10 @@ async fn a_start_that_hangs_ends_at_its_deadline() {
         "{:?}",
         house.records.all()
     );
-    assert_eq!(children(house.runner_pid()), Vec::<i32>::new());
+    assert_eq!(children_of(house.runner_pid()), Vec::<i32>::new());
     drop(lease);
     // The one place is free again.
     house.serves("alice").await;
-}
-
-fn children(pid: u32) -> Vec<i32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    text.split_whitespace()
-        .filter_map(|child| child.parse().ok())
-        .collect()
 }
 
 /// KiB of memory of this process, in which the gateways of the tests run.

@@ -19,7 +19,7 @@ use thv::{
     systemd::Credentials,
     time::Clock,
 };
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::timeout};
 
 use crate::wire::{self, Answer, Events, PATIENCE};
 
@@ -71,6 +71,11 @@ pub struct House {
 
 /// A server that many may share: who gets another's answer can tell.
 pub const CROWD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/servers/crowd.py");
+
+/// A house with that server, which is configured so.
+pub fn crowd(top: &str) -> Plan {
+    house().command(&["/usr/bin/python3", "-u", CROWD]).top(top)
+}
 
 /// A house with the scripted server, in which everybody may do everything.
 pub fn house() -> Plan {
@@ -386,7 +391,7 @@ impl House {
 
     /// Waits for the gateway to end by itself.
     pub async fn ended(mut self) -> daemon::Exit {
-        tokio::time::timeout(PATIENCE, &mut self.gateway)
+        timeout(PATIENCE, &mut self.gateway)
             .await
             .unwrap()
             .unwrap()
@@ -494,7 +499,7 @@ impl Records {
             let of_kind = |record: &&Record| line(record).contains(&event);
             records.iter().filter(of_kind).count() > before
         });
-        tokio::time::timeout(PATIENCE, there)
+        timeout(PATIENCE, there)
             .await
             .unwrap_or_else(|_| panic!("no {kind}: {:#?}", self.all()));
     }
@@ -508,7 +513,7 @@ impl Records {
                 .collect()
         };
         let there = self.0.until(|records| found(records).len() >= count);
-        tokio::time::timeout(PATIENCE, there)
+        timeout(PATIENCE, there)
             .await
             .unwrap_or_else(|_| panic!("no {count} of {words:?}: {:#?}", self.all()));
         found(&self.0.records())
@@ -526,6 +531,14 @@ impl Records {
         let has = |record: &Record| line(record).contains(text);
         self.0.until(|records| records.iter().any(has)).await;
     }
+}
+
+/// The processes that this one has begun, as a runner's children are.
+pub fn children_of(pid: u32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace()
+        .filter_map(|child| child.parse().ok())
+        .collect()
 }
 
 /// What a record (of [`Records::all`]) says in this field, up to its first space.
@@ -568,6 +581,19 @@ impl Caller {
     /// The lines that have reached this session's server.
     pub async fn seen(&self) -> Vec<String> {
         serde_json::from_str(&self.post(&call("\"seen\"", "seen", json!({}))).await.said()).unwrap()
+    }
+
+    /// The same, when there is one of that among them.
+    pub async fn until_seen(&self, what: &str) -> Vec<String> {
+        let seen = async {
+            loop {
+                let lines = self.seen().await;
+                if lines.iter().any(|line| line.contains(what)) {
+                    return lines;
+                }
+            }
+        };
+        timeout(PATIENCE, seen).await.expect(what)
     }
 
     pub async fn post(&self, body: &str) -> Answer {

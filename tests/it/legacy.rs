@@ -23,19 +23,6 @@ async fn with(caller: &Caller, method: &str, more: &[(&str, &str)], body: &str) 
     wire::exchange(caller.address, &caller.bytes_with(method, more, body)).await
 }
 
-/// Whether such a line reaches the session's server, which may take a moment.
-async fn until_seen(caller: &Caller, what: &str) -> Vec<String> {
-    let seen = async {
-        loop {
-            let lines = caller.seen().await;
-            if lines.iter().any(|line| line.contains(what)) {
-                return lines;
-            }
-        }
-    };
-    tokio::time::timeout(wire::PATIENCE, seen).await.unwrap()
-}
-
 /// mcp-L9: who names a version that is served has it; who names another is answered with one that
 /// is, also by a server that echoes whatever it hears.
 #[tokio::test]
@@ -262,7 +249,7 @@ async fn a_cancelled_call_is_over() {
         let alice = alice.clone();
         async move { alice.post(&waits).await }
     });
-    let lines = until_seen(&alice, r#""for":"it""#).await;
+    let lines = alice.until_seen(r#""for":"it""#).await;
     let line = lines.iter().find(|line| line.contains(r#""for":"it""#));
     let number = serde_json::from_str::<Value>(line.unwrap()).unwrap()["id"].clone();
     // However the id is spelled.
@@ -288,7 +275,7 @@ async fn a_cancelled_call_is_over() {
         let alice = alice.clone();
         async move { alice.post(&more).await }
     });
-    until_seen(&alice, r#""for":"more""#).await;
+    alice.until_seen(r#""for":"more""#).await;
     for released in ["it", "more"] {
         let answer = alice.call("release", json!({ "for": released })).await;
         assert_eq!(answer.said(), "done");
@@ -330,7 +317,7 @@ async fn the_end_of_a_session_is_its_owners_and_the_end_of_all_that_is_open() {
         let waits = call(7, "wait", json!({ "for": "it" }));
         async move { alice.post(&waits).await }
     });
-    until_seen(&alice, r#""for":"it""#).await;
+    alice.until_seen(r#""for":"it""#).await;
     let mut bob = house.caller("bob");
     bob.session.clone_from(&alice.session);
     for (caller, status) in [(&bob, 404), (&house.caller("alice"), 400)] {

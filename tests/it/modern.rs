@@ -29,6 +29,13 @@ pub fn bytes(caller: &Caller, method: &str, name: Option<&str>, body: &str) -> V
     caller.bytes_with("POST", &headers, body)
 }
 
+/// The request by which a client subscribes to that, under an id that is JSON.
+pub fn listens(caller: &Caller, id: impl std::fmt::Display, wanted: Value) -> Vec<u8> {
+    let params = json!({ "notifications": wanted });
+    let body = body(id, "subscriptions/listen", params, json!({}));
+    bytes(caller, "subscriptions/listen", None, &body)
+}
+
 pub async fn ask(caller: &Caller, method: &str, params: Value) -> Answer {
     let name = params["name"].as_str().map(str::to_owned);
     let body = body(1, method, params, json!({}));
@@ -313,9 +320,8 @@ async fn a_subscription_hears_its_own_and_needs_a_permit_for_each_resource() {
     let house = modern(Some(policy)).await;
     let alice = house.caller("alice");
     let listen = |id: &str, resources: Value| {
-        let wanted = json!({ "notifications": { "toolsListChanged": true, "resourceSubscriptions": resources } });
-        let body = body(id, "subscriptions/listen", wanted, json!({}));
-        bytes(&alice, "subscriptions/listen", None, &body)
+        let wanted = json!({ "toolsListChanged": true, "resourceSubscriptions": resources });
+        listens(&alice, id, wanted)
     };
     for secret in [
         json!(["file:///a", "file:///secret"]),
@@ -576,15 +582,8 @@ async fn a_subscription_ends_under_its_own_name() {
         let top = format!("scope = \"{scope}\"\n");
         let house = house().argument("--modern").top(&top).open().await;
         let alice = house.caller("alice");
-        let wanted = json!({ "notifications": { "toolsListChanged": true } });
         for by in ["answer", "cancelled"] {
-            let listen = body(
-                "\"mine\"",
-                "subscriptions/listen",
-                wanted.clone(),
-                json!({}),
-            );
-            let listen = bytes(&alice, "subscriptions/listen", None, &listen);
+            let listen = listens(&alice, "\"mine\"", json!({ "toolsListChanged": true }));
             let mut open = Events::open(house.address, &listen).await;
             let mut other = Events::open(house.address, &listen).await;
             for stream in [&mut open, &mut other] {
@@ -676,9 +675,7 @@ async fn both_eras_are_served_at_one_path() {
 async fn a_stream_that_stays_open_says_that_it_is() {
     let house = modern(None).await;
     let alice = house.caller("alice");
-    let wanted = json!({ "notifications": { "toolsListChanged": true } });
-    let listen = body(1, "subscriptions/listen", wanted, json!({}));
-    let listen = bytes(&alice, "subscriptions/listen", None, &listen);
+    let listen = listens(&alice, 1, json!({ "toolsListChanged": true }));
     let mut open = Events::open(house.address, &listen).await;
     for _ in 0..2 {
         open.next().await;

@@ -357,13 +357,7 @@ async fn a_modern_subscription_ends_with_its_token() {
         &house,
         with(&house, json!({ "iat": start, "exp": start + 60 })),
     );
-    let listen = modern::body(
-        1,
-        "subscriptions/listen",
-        json!({ "notifications": { "toolsListChanged": true } }),
-        json!({}),
-    );
-    let listen = modern::bytes(&alice, "subscriptions/listen", None, &listen);
+    let listen = modern::listens(&alice, 1, json!({ "toolsListChanged": true }));
     let mut open = Events::open(house.address, &listen).await;
     assert_eq!(
         open.next().await["method"],

@@ -1225,13 +1225,7 @@ async fn what_waits_for_a_client_does_not_hold_up_the_end() {
     )
     .await;
     assert_eq!(asked.json()["result"]["resultType"], "input_required");
-    let listen = body(
-        2,
-        "subscriptions/listen",
-        json!({ "notifications": {} }),
-        json!({}),
-    );
-    let listen = modern::bytes(&alice, "subscriptions/listen", None, &listen);
+    let listen = modern::listens(&alice, 2, json!({}));
     let mut stream = wire::Events::open(alice.address, &listen).await;
     stream.next().await;
     let since = std::time::Instant::now();

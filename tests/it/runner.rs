@@ -20,7 +20,7 @@ use thv::{
 };
 
 use crate::{
-    house,
+    house::{self, children_of},
     lease::{self, Lease},
 };
 
@@ -208,7 +208,7 @@ fn a_principal_finds_its_own_state_again_and_none_is_made_ahead_without_one() {
         // Longer than the runner would wait before it made one.
         let end = Instant::now() + Duration::from_millis(100);
         while Instant::now() < end {
-            assert_eq!(children(runner.id()), held.len());
+            assert_eq!(children_of(runner.id()).len(), held.len());
             std::thread::yield_now();
         }
     }
@@ -220,18 +220,6 @@ fn a_principal_finds_its_own_state_again_and_none_is_made_ahead_without_one() {
     }
     drop((socket, held));
     assert!(runner.wait().unwrap().success());
-}
-
-fn children(runner: u32) -> usize {
-    children_of(runner).len()
-}
-
-fn children_of(runner: u32) -> Vec<i32> {
-    let list = fs::read_to_string(format!("/proc/{runner}/task/{runner}/children"));
-    let list = list.unwrap_or_default();
-    list.split_whitespace()
-        .filter_map(|child| child.parse().ok())
-        .collect()
 }
 
 /// One that was made ahead can end between the look at it and the word that it is wanted, which
@@ -332,7 +320,7 @@ fn a_child_that_hangs_in_its_exec_ends_when_it_is_told_to() {
         matches!(last, Some(Reply::Exited { child: 1, .. })),
         "{last:?}"
     );
-    assert_eq!(children(runner.pid()), 0);
+    assert_eq!(children_of(runner.pid()).len(), 0);
 }
 
 /// As a unit it listens: whoever connects and says nothing is let go, and with nobody left it ends.

@@ -9,15 +9,13 @@ use tokio::{
 
 use crate::{
     bridge,
-    house::{CROWD, Caller, House, Plan, call, house, initialize},
+    house::{self, Caller, House, Plan, call, house, initialize},
     modern,
     wire::{self, Events, PATIENCE},
 };
 
 fn crowd(scope: &str) -> Plan {
-    house()
-        .command(&["/usr/bin/python3", "-u", CROWD])
-        .top(&format!("scope = \"{scope}\"\n"))
+    house::crowd(&format!("scope = \"{scope}\"\n"))
 }
 
 async fn session_of(house: &House, subject: &str, version: &str) -> Caller {
@@ -501,9 +499,8 @@ async fn subscriptions_of_users_who_share_a_child_are_their_own() {
     let house = house().argument("--modern");
     let house = house.top("scope = \"server\"\n").open().await;
     let listen = |subject: &str, uri: &str| {
-        let wanted = json!({ "notifications": { "resourceSubscriptions": [uri] } });
-        let body = modern::body("\"same\"", "subscriptions/listen", wanted, json!({}));
-        modern::bytes(&house.caller(subject), "subscriptions/listen", None, &body)
+        let wanted = json!({ "resourceSubscriptions": [uri] });
+        modern::listens(&house.caller(subject), "\"same\"", wanted)
     };
     let mut hers = Events::open(house.address, &listen("alice", "a:a")).await;
     let mut his = Events::open(house.address, &listen("bob", "b:b")).await;

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use crate::{
     backends::inside,
     house::{Caller, house},
-    modern::{self, body, seen, tool},
+    modern::{self, seen, tool},
     wire::{Events, PATIENCE},
 };
 
@@ -15,9 +15,8 @@ const UPDATED: &str = "notifications/resources/updated";
 
 /// A modern client subscribes to resources.
 async fn listens(caller: &Caller, id: &str, uris: &[&str]) -> Events {
-    let wanted = json!({ "notifications": { "resourceSubscriptions": uris } });
-    let body = body(json!(id), "subscriptions/listen", wanted, json!({}));
-    let request = modern::bytes(caller, "subscriptions/listen", None, &body);
+    let wanted = json!({ "resourceSubscriptions": uris });
+    let request = modern::listens(caller, json!(id), wanted);
     Events::open(caller.address, &request).await
 }
 

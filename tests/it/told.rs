@@ -3,14 +3,10 @@
 use serde_json::{Value, json};
 
 use crate::{
-    house::{CROWD, Caller, House, Plan, call, house},
+    house::{Caller, House, call, crowd, house},
     modern::{self, tool},
     wire::{self, Events},
 };
-
-fn crowd(top: &str) -> Plan {
-    house().command(&["/usr/bin/python3", "-u", CROWD]).top(top)
-}
 
 /// The environment of a caller's server.
 async fn environment(caller: &Caller) -> Value {

@@ -6,17 +6,13 @@ use serde_json::{Value, json};
 
 use crate::{
     house::{
-        CROWD, Caller, House, Plan, field, house, in_a_process_of_its_own,
+        CROWD, Caller, House, crowd, field, house, in_a_process_of_its_own,
         is_in_a_process_of_its_own,
     },
     lease::{self, Lease},
     modern::tool,
     wire::PATIENCE,
 };
-
-fn crowd(top: &str) -> Plan {
-    house().command(&["/usr/bin/python3", "-u", CROWD]).top(top)
-}
 
 /// The numbers of children that records of that kind name, with the principal.
 fn children(house: &House, kind: &str) -> Vec<(String, Option<String>)> {

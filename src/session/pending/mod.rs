@@ -21,24 +21,24 @@ use tokio::time::Instant;
 use crate::{
     audit::Owed,
     auth::Identity,
-    child::stdio,
     json::Value,
     mcp::{
-        Call, Id, Message, answer,
+        Call, Id, Message,
         input::{self, Abilities, Need, Question},
         spelled, task,
     },
     session::{
         SendError, Session, Sessions,
-        calls::{Answer, InFlight},
-        conversation::State,
+        calls::{AnswerKind, InFlight},
+        conversation::SessionState,
         exchange::{Event, Failure},
+        line::Line,
         logs::Logs,
         owed::OutcomeOwed,
         own::OwnMessage,
         pending::seal::{Binding, StateError, Ticket},
         rewrite::progress_token,
-        room::Kept,
+        room::KeptMessage,
         stream::{Exchange, Stream, Style},
         tasks::About,
     },
@@ -49,28 +49,29 @@ pub(super) struct Input {
     holder: Binding,
     binding: Binding,
     abilities: Abilities,
-    questions: Vec<Asked>,
+    questions: Vec<OpenQuestion>,
     /// How often the client was asked.
     round: u64,
     /// It was, and has not come back: nobody reads the call's stream.
     pub(super) waits: bool,
     /// The answer to the call, which came all the same.
-    told: Option<Told>,
+    told: Option<EarlyAnswer>,
     /// What the child would have asked, had the client been able to answer.
     pub(super) lacked: Option<Need>,
     /// The child has answered, and it is the client's user who goes somewhere first.
     away: bool,
 }
 
-pub(super) struct Asked {
+/// A question of a legacy child's that its client has not answered.
+pub(super) struct OpenQuestion {
     pub(super) question: Question,
     /// The child's own id for it, as JSON; empty where the child has asked by its answer.
     pub(super) id: Bytes,
 }
 
 /// What the child has answered to a call whose client is being asked.
-enum Told {
-    Answer(Answer, Kept),
+enum EarlyAnswer {
+    Answer(AnswerKind, KeptMessage),
     /// There was no room for it.
     Dropped,
 }
@@ -94,7 +95,7 @@ impl Input {
     }
 
     fn takes(&self, question: &Question) -> bool {
-        let size = |asked: &Asked| asked.question.size();
+        let size = |asked: &OpenQuestion| asked.question.size();
         let bytes: usize = self.questions.iter().map(size).sum();
         self.questions.len() < MAX_QUESTIONS
             && bytes + question.size() <= MAX_ASKED_BYTES
@@ -110,7 +111,7 @@ impl Input {
     pub(super) fn sends_away(
         &mut self,
         visits: Vec<Question>,
-        (answer, message): (Answer, Kept),
+        (answer, message): (AnswerKind, KeptMessage),
     ) -> bool {
         for question in visits {
             if let Some(need) = question.lacking(self.abilities) {
@@ -121,9 +122,9 @@ impl Input {
                 return false;
             }
             let id = Bytes::new();
-            self.questions.push(Asked { question, id });
+            self.questions.push(OpenQuestion { question, id });
         }
-        self.told = Some(Told::Answer(answer, message));
+        self.told = Some(EarlyAnswer::Answer(answer, message));
         self.away = true;
         true
     }
@@ -131,7 +132,7 @@ impl Input {
     /// Whether the call says that its user has been everywhere.
     pub(super) fn has_been_away(&self, call: &Call) -> bool {
         let given = call.param("inputResponses");
-        let went = |asked: &Asked| {
+        let went = |asked: &OpenQuestion| {
             let action = given?.get(&asked.question.key)?.get("action")?.as_str()?;
             (action == "accept").then_some(())
         };
@@ -139,19 +140,19 @@ impl Input {
     }
 
     /// What was asked and not answered.
-    pub(super) fn questions(&mut self) -> Vec<Asked> {
+    pub(super) fn questions(&mut self) -> Vec<OpenQuestion> {
         std::mem::take(&mut self.questions)
     }
 
     /// Keeps the answer to a call whose client is being asked; one that `goes_on` as a task
     /// still wants to know. `None` is one that there is no room for.
-    pub(super) fn keep(&mut self, answer: Option<(Answer, Kept)>, goes_on: bool) {
+    pub(super) fn keep(&mut self, answer: Option<(AnswerKind, KeptMessage)>, goes_on: bool) {
         if !goes_on {
             self.questions.clear();
         }
         self.told = Some(match answer {
-            Some((answer, message)) => Told::Answer(answer, message),
-            None => Told::Dropped,
+            Some((answer, message)) => EarlyAnswer::Answer(answer, message),
+            None => EarlyAnswer::Dropped,
         });
     }
 }
@@ -171,7 +172,7 @@ impl Session {
         }
         let may_wait = Self::may_wait(&state);
         // A task that is not known yet is the work of a call that becomes one, and can still be asked in.
-        let Some((_, input)) = asked_of(&mut state, related.is_some()) else {
+        let Some(input) = asked_of(&mut state, related.is_some()) else {
             return false;
         };
         if let Some(need) = question.lacking(input.abilities) {
@@ -182,7 +183,7 @@ impl Session {
             return false;
         }
         let id = Bytes::copy_from_slice(id.raw());
-        input.questions.push(Asked { question, id });
+        input.questions.push(OpenQuestion { question, id });
         self.asking.store(true, Ordering::Relaxed);
         true
     }
@@ -193,7 +194,7 @@ impl Session {
     }
 
     /// Whether one more call may wait for its client.
-    pub(super) fn may_wait(state: &State) -> bool {
+    pub(super) fn may_wait(state: &SessionState) -> bool {
         state.in_flight.values().filter(|call| call.waits()).count() < MAX_WAITING
     }
 
@@ -228,9 +229,9 @@ impl Session {
         });
         let questions = input.questions.iter().map(|asked| &asked.question);
         let text = Bytes::from(input::required(&call.id, questions, &state, server.info()));
-        call.deadline = Some(Instant::now() + PATIENCE);
+        call.deadline = Instant::now() + PATIENCE;
         (call.logs, call.progress_token) = (None, None);
-        self.settle(call, None, text.len());
+        call.settle(None, text.len());
         // No more than its questions are.
         call.stream.end(Event::Answer(self.room.hold_anyway(text)));
     }
@@ -239,7 +240,7 @@ impl Session {
     /// what was asked for, is left to be asked again.
     pub(super) fn give_answers(
         &self,
-        questions: &mut Vec<Asked>,
+        questions: &mut Vec<OpenQuestion>,
         call: &Call,
     ) -> Result<(), SendError> {
         let responses = call.param("inputResponses");
@@ -254,8 +255,7 @@ impl Session {
             if asked.id.is_empty() {
                 return false;
             }
-            let line = answer::result(&asked.id, given.raw());
-            written = self.write(stdio::line(line));
+            written = self.write(Line::answering(&asked.id, given));
             written.is_err()
         });
         written
@@ -292,17 +292,17 @@ impl Session {
         waiting.outcome = Some(OutcomeOwed::new(owed.take(), call, now));
         waiting.logs = Logs::of(call, || input.holder);
         waiting.progress_token = progress_token(call);
-        waiting.deadline = Some(now + self.call_timeout);
+        waiting.deadline = now + self.call_timeout;
         input.waits = false;
         let exchange = waiting.stream.attach(None).recorded_in(&self.audit);
         if let Some(told) = input.told.take() {
             if let Some(call) = state.in_flight.remove(&ticket.number) {
                 match told {
-                    Told::Answer(answer, told) => {
+                    EarlyAnswer::Answer(answer, told) => {
                         let message = &told.message;
                         self.answered(state, ticket.number, call, (answer, message));
                     }
-                    Told::Dropped => self.fail(state, call, Failure::NoRoom),
+                    EarlyAnswer::Dropped => self.fail(state, call, Failure::NoRoom),
                 }
             }
         } else if !input.questions.is_empty() {
@@ -318,7 +318,7 @@ impl Session {
     }
 
     /// Ends the calls that wait for what a client says: it would come to another process.
-    pub(super) fn give_up_waiting(&self, state: &mut State) {
+    pub(super) fn give_up_waiting(&self, state: &mut SessionState) {
         let waiting: Vec<u64> = state
             .in_flight
             .iter()
@@ -337,9 +337,9 @@ impl Session {
     /// asked under the other; `false` if none such waits.
     pub(super) fn keeps_answer(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         (number, asked): (u64, u64),
-        (answer, message): (Answer, &Message),
+        (answer, message): (AnswerKind, &Message),
     ) -> bool {
         // One that has its answer takes no other.
         let keeps = |call: &InFlight| call.waits() && call.number(number) == Some(asked);
@@ -355,7 +355,7 @@ impl Session {
             self.withdraw(state, &call);
             self.end_made(state, &call, message);
         }
-        let goes_on = kept.is_some() && call.makes_task() && answer == Answer::Result;
+        let goes_on = kept.is_some() && call.makes_task() && answer == AnswerKind::Result;
         if let Some(input) = call.input.as_deref_mut() {
             input.keep(kept, goes_on);
         }
@@ -364,9 +364,9 @@ impl Session {
     }
 
     /// Tells the child that nobody will answer what it has asked in this call, nor know of the task that it has become.
-    pub(super) fn withdraw(&self, state: &mut State, call: &InFlight) {
+    pub(super) fn withdraw(&self, state: &mut SessionState, call: &InFlight) {
         let told = call.input.as_deref().and_then(|input| input.told.as_ref());
-        if let Some(Told::Answer(_, kept)) = told {
+        if let Some(EarlyAnswer::Answer(_, kept)) = told {
             self.end_made(state, call, &kept.message);
         }
         let asked = call.input.iter().flat_map(|input| &input.questions);
@@ -376,7 +376,7 @@ impl Session {
     }
 
     /// Forgets what the child no longer wants to know.
-    pub(super) fn forget_question(state: &mut State, id: &[u8]) {
+    pub(super) fn forget_question(state: &mut SessionState, id: &[u8]) {
         let id = &*spelled(id);
         for input in state
             .in_flight
@@ -405,7 +405,7 @@ impl InFlight {
     /// Whether that answer is that it has become this task.
     pub(super) fn is_told_of(&self, task: &str) -> bool {
         let told = self.input.as_deref().and_then(|input| input.told.as_ref());
-        let Some(Told::Answer(_, kept)) = told else {
+        let Some(EarlyAnswer::Answer(_, kept)) = told else {
             return false;
         };
         let made = kept.message.root().get("result");
@@ -454,7 +454,10 @@ pub(super) fn open(
     }
 }
 
-pub(super) fn waiting_for<'a>(state: &'a mut State, ticket: &Ticket) -> Option<&'a mut InFlight> {
+pub(super) fn waiting_for<'a>(
+    state: &'a mut SessionState,
+    ticket: &Ticket,
+) -> Option<&'a mut InFlight> {
     let call = state.in_flight.get_mut(&ticket.number)?;
     let input = call.input.as_deref()?;
     (input.waits && input.round == ticket.round && input.binding == ticket.binding).then_some(call)
@@ -463,7 +466,7 @@ pub(super) fn waiting_for<'a>(state: &'a mut State, ticket: &Ticket) -> Option<&
 /// The call that a child's question is asked in. The child names none, so it is the
 /// latest that somebody reads; where calls of several callers are open it might be
 /// another's, and then it is none.
-fn asked_of(state: &mut State, in_task: bool) -> Option<(u64, &mut Input)> {
+fn asked_of(state: &mut SessionState, in_task: bool) -> Option<&mut Input> {
     let mut holder = None;
     let mut best: Option<(bool, u64)> = None;
     for (number, call) in &state.in_flight {
@@ -478,8 +481,7 @@ fn asked_of(state: &mut State, in_task: bool) -> Option<(u64, &mut Input)> {
         }
     }
     let (_, number) = best?;
-    let input = state.in_flight.get_mut(&number)?.input.as_deref_mut()?;
-    Some((number, input))
+    state.in_flight.get_mut(&number)?.input.as_deref_mut()
 }
 
 /// How long a client may take to come back with what it was asked: people read, think and type.
@@ -495,14 +497,11 @@ const MAX_WAITING: usize = 16;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        audit::RequestId,
-        session::{
-            outbox::Lines,
-            pump::{self, MAX_ANSWERED_ID},
-            room::Rooms,
-            testing::{bridged, bridged_in},
-        },
+    use crate::session::{
+        outbox::OutboxReader,
+        pump::{self, MAX_ANSWERED_ID},
+        room::Rooms,
+        testing::{bridged, bridged_in, tried, tried_by},
     };
 
     fn message(text: &str) -> Message {
@@ -510,7 +509,7 @@ mod tests {
     }
 
     /// A bridged session, and what its child is told.
-    fn session() -> (Arc<Session>, Lines) {
+    fn session() -> (Arc<Session>, OutboxReader) {
         bridged("{}")
     }
 
@@ -520,17 +519,7 @@ mod tests {
     }
 
     fn send(session: &Arc<Session>, body: &str, who: &str) -> Exchange {
-        let call = Call::read(Bytes::copy_from_slice(body.as_bytes()), true).unwrap();
-        let identity = Identity::example("https://a", who);
-        let id = call.id().unwrap().clone();
-        session
-            .request(
-                &call,
-                &identity,
-                id,
-                &mut session.audit.owes(RequestId::random()),
-            )
-            .unwrap()
+        tried_by(who, session, body).unwrap()
     }
 
     /// The call again, with these responses to what it was asked.
@@ -589,13 +578,8 @@ mod tests {
         let asked = send(&session, &first, "alice").next().await;
         // One question is still open, so there is another round.
         let second = back(asked, r#""1":{"action":"decline"}"#);
-        let again = Call::read(first.into(), true).unwrap();
-        let identity = Identity::example("https://a", "alice");
-        let id = again.id().unwrap().clone();
-        let mut owed = session.audit.owes(RequestId::random());
-        let used = session.request(&again, &identity, id, &mut owed);
-        let used = used.map(|_| ()).unwrap_err();
-        assert_eq!(used, SendError::State(StateError::Used));
+        let used = tried(&session, &first).err();
+        assert_eq!(used, Some(SendError::State(StateError::Used)));
         assert_eq!(session.in_flight(), 1);
         let mut goes_on = send(&session, &second, "alice");
         assert!(pump::take(&session, r#"{"id":1,"result":{}}"#.into()));

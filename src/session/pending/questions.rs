@@ -9,9 +9,10 @@ use bytes::Bytes;
 
 /// The questions of one session, the oldest first.
 #[derive(Default)]
-pub(in crate::session) struct Questions(Vec<Question>);
+pub(in crate::session) struct Questions(Vec<SentQuestion>);
 
-struct Question {
+/// A request of the server's that a client was given.
+struct SentQuestion {
     /// As JSON, in the one spelling.
     id: Bytes,
     /// The number of the stream that it came on.
@@ -24,7 +25,7 @@ impl Questions {
         // A server that uses an id again means this one.
         self.0.retain(|question| question.id != id);
         let waits = true;
-        self.0.push(Question { id, on, waits });
+        self.0.push(SentQuestion { id, on, waits });
     }
 
     /// Whether its client may answer this.
@@ -56,7 +57,7 @@ impl Questions {
 
     /// It waits no more, but is known for a while.
     pub(in crate::session) fn close(&mut self, id: &[u8]) {
-        let closes = |question: &mut Question| {
+        let closes = |question: &mut SentQuestion| {
             let is_it = question.waits && *question.id == *id;
             if is_it {
                 question.waits = false;
@@ -100,7 +101,7 @@ impl Questions {
         closed
     }
 
-    fn find(&self, id: &[u8]) -> Option<&Question> {
+    fn find(&self, id: &[u8]) -> Option<&SentQuestion> {
         self.0.iter().find(|question| *question.id == *id)
     }
 

@@ -9,14 +9,14 @@ use crate::{
     mcp::{Call, Message, input::Question},
     session::{
         SendError, Session,
-        calls::{Answer, InFlight},
-        conversation::State,
-        load::Place,
+        calls::{AnswerKind, InFlight},
+        conversation::SessionState,
+        load::Slot,
         pending::{
             seal::{StateError, Ticket},
             waiting_for,
         },
-        room::Kept,
+        room::KeptMessage,
         tasks::About,
     },
 };
@@ -26,20 +26,23 @@ impl Session {
     /// that says nothing of the kind, or the client cannot.
     pub(in crate::session) fn sends_away(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         mut call: InFlight,
-        (answer, message): (Answer, &Message),
+        (answer, message): (AnswerKind, &Message),
     ) -> Option<InFlight> {
         // A task has ended with it, and the client knows its id: to make the call again would make another.
         let may = matches!(call.task, None | Some(About::Making(_)));
         let input = call.input.as_deref_mut().filter(|_| may);
-        let visits = (answer == Answer::Error).then(|| visits(message)).flatten();
+        let visits = (answer == AnswerKind::Error)
+            .then(|| visits(message))
+            .flatten();
         let (Some(input), Some(visits)) = (input, visits) else {
             return Some(call);
         };
         let visits = visits.into_iter().map(|visit| self.kept(visit)).collect();
-        let kept: Option<(Vec<Question>, Kept)> = Option::zip(visits, self.room.keep(message));
+        let kept: Option<(Vec<Question>, KeptMessage)> =
+            Option::zip(visits, self.room.keep(message));
         let Some((visits, message)) = kept.filter(|_| Self::may_wait(state)) else {
             return Some(call);
         };
@@ -72,21 +75,24 @@ pub(in crate::session) struct Away {
 
 impl Away {
     /// The one that waits for who brings this: nobody else can make it again meanwhile.
-    pub(in crate::session) fn taken(state: &mut State, ticket: &Ticket) -> Result<Self, SendError> {
+    pub(in crate::session) fn taken(
+        state: &mut SessionState,
+        ticket: &Ticket,
+    ) -> Result<Self, SendError> {
         waiting_for(state, ticket).ok_or(StateError::Used)?;
         let number = ticket.number;
         let call = state.in_flight.remove(&number).ok_or(StateError::Used)?;
         Ok(Self { number, call })
     }
 
-    /// Its place among all calls.
-    pub(in crate::session) fn place(&mut self) -> Option<Place> {
-        self.call.place.take()
+    /// Its slot among all calls.
+    pub(in crate::session) fn slot(&mut self) -> Option<Slot> {
+        self.call.slot.take()
     }
 
     /// It could not be made: its client may come back once more.
-    pub(in crate::session) fn waits_on(mut self, state: &mut State, place: Option<Place>) {
-        self.call.place = place;
+    pub(in crate::session) fn waits_on(mut self, state: &mut SessionState, slot: Option<Slot>) {
+        self.call.slot = slot;
         state.in_flight.insert(self.number, self.call);
     }
 }
@@ -106,35 +112,25 @@ const FIRST_A_VISIT: &str = "-32042";
 mod tests {
     use std::sync::Arc;
 
-    use bytes::Bytes;
-
     use super::*;
-    use crate::{
-        audit::RequestId,
-        auth::Identity,
-        session::{
-            exchange::Event, outbox::Lines, own::OwnMessage, pump, stream::Exchange,
-            testing::bridged,
-        },
+    use crate::session::{
+        exchange::Event,
+        outbox::OutboxReader,
+        own::OwnMessage,
+        pump,
+        stream::Exchange,
+        testing::{bridged, tried},
     };
 
     fn send(session: &Arc<Session>, more: &str) -> Result<Exchange, SendError> {
         let body = format!(
             r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"x",{more}"_meta":{{"io.modelcontextprotocol/clientCapabilities":{{"elicitation":{{"url":{{}}}}}}}}}}}}"#
         );
-        let call = Call::read(Bytes::from(body), true).unwrap();
-        let id = call.id().unwrap().clone();
-        let alice = Identity::example("https://a", "alice");
-        session.request(
-            &call,
-            &alice,
-            id,
-            &mut session.audit.owes(RequestId::random()),
-        )
+        tried(session, &body)
     }
 
     /// A session, what its child is told, and the state that the client of a call is given to come back with.
-    async fn sent_away() -> (Arc<Session>, Lines, String) {
+    async fn sent_away() -> (Arc<Session>, OutboxReader, String) {
         let (session, mut lines) = bridged("{}");
         let mut asked = send(&session, "").unwrap();
         lines.recv().await.unwrap();

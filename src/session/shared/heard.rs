@@ -11,30 +11,41 @@ use tracing::warn;
 use crate::{
     auth::PrincipalKey,
     json::{Kind, Value},
-    mcp::{Era, Message, bridge, input::Question, meta, spelled, subscription, task},
+    mcp::{Era, Message, bridge, input::Question, meta, spelled, task},
     session::{
-        own::{self, OwnMessage},
+        own::{self, OwnLine, OwnMessage},
         pump::MAX_ANSWERED_ID,
         shared::{
-            switch::{Asked, Asks, Member, Out, Route, Switch},
+            member::Member,
+            switch::{QuestionRoute, RequestRoute, RouteKind, Switch},
             words::{made_task, text_of},
         },
     },
 };
 
+/// What comes of what a child has said. Nothing of its own comes back to it.
+#[derive(Debug, Eq, PartialEq)]
+pub(in crate::session) enum Out {
+    ToChild(OwnLine),
+    /// For the child, and it ends there what nobody would end later.
+    Ends(OwnLine),
+    /// For that member.
+    To(u64, Bytes),
+}
+
 /// What is to be done with what a child has said.
-pub(in crate::session) enum Heard {
+pub(in crate::session) enum SaidByChild {
     /// It is a member's answer, under the member's own number.
     Answer {
         to: u64,
         own: u64,
         /// What the child is told first.
-        ends: Option<Bytes>,
+        ends: Option<OwnLine>,
     },
     Lines(Vec<Out>),
 }
 
-impl Heard {
+impl SaidByChild {
     /// The lines of it. Apart from the switch, which everybody needs: an answer may be large.
     pub(in crate::session) fn written(self, message: &Message) -> Vec<Out> {
         match self {
@@ -46,54 +57,42 @@ impl Heard {
                 let answer = Out::To(to, message.with(&Vec::from_iter(id)).into());
                 match ends {
                     None => vec![answer],
-                    Some(ends) => vec![Out::Ends(ends.into()), answer],
+                    Some(ends) => vec![Out::Ends(ends), answer],
                 }
             }
         }
     }
 }
 
-impl Member {
-    /// Whether it has subscribed to that resource, or to one that it is a part of.
-    fn hears_of(&self, uri: Value<'_>) -> bool {
-        uri.as_str().is_some_and(|uri| {
-            let named = |wanted: &Bytes| {
-                str::from_utf8(wanted).is_ok_and(|wanted| subscription::concerns(wanted, &uri))
-            };
-            self.subscribed.contains(uri.as_bytes()) || self.subscribed.iter().any(named)
-        })
-    }
-}
-
 impl Switch {
     /// What the child says; `None` for what the protocol does not allow.
-    pub(in crate::session) fn said_by_child(&mut self, message: &Message) -> Option<Heard> {
+    pub(in crate::session) fn said_by_child(&mut self, message: &Message) -> Option<SaidByChild> {
         let root = message.root();
         if root.kind() != Kind::Object {
             return None;
         }
         match (root.get("method").and_then(Value::as_str), root.get("id")) {
             (None, Some(id)) => self.answered(message, id),
-            (Some(method), Some(id)) => self.question(message, &method, id).map(Heard::Lines),
-            (Some(method), None) => Some(Heard::Lines(self.told(message, &method))),
+            (Some(method), Some(id)) => self.question(message, &method, id).map(SaidByChild::Lines),
+            (Some(method), None) => Some(SaidByChild::Lines(self.told(message, &method))),
             (None, None) => None,
         }
     }
 
-    fn answered(&mut self, message: &Message, id: Value<'_>) -> Option<Heard> {
+    fn answered(&mut self, message: &Message, id: Value<'_>) -> Option<SaidByChild> {
         let number = id.as_u64()?;
-        let nobodys = Heard::Lines(Vec::new());
+        let nobodys = SaidByChild::Lines(Vec::new());
         let result = message.root().get("result");
         self.says_level(number, result.is_some());
         let Some(route) = self.routes.remove(&number) else {
             // Cancelled, or answered already: the child could not know (fault-17).
             let is_late = (1..self.next).contains(&number);
-            return is_late.then(|| Heard::Lines(Vec::from_iter(self.made_late(result))));
+            return is_late.then(|| SaidByChild::Lines(Vec::from_iter(self.made_late(result))));
         };
-        if let Asks::Initialize = route.kind {
+        if let RouteKind::Initialize = route.kind {
             let mut out = Vec::new();
             if message.root().get("result").is_some() {
-                out.push(Out::ToChild(OwnMessage::Initialized.line().into()));
+                out.push(Out::ToChild(OwnMessage::Initialized.line()));
             }
             // What is kept of it is the first one's, of whose user the others often are, too.
             let first = self.opening.first();
@@ -105,7 +104,7 @@ impl Switch {
             };
             let waited = self.opening.opened(message, self.everybody, keep);
             out.extend(waited.into_iter().map(|(to, text)| Out::To(to, text)));
-            return Some(Heard::Lines(out));
+            return Some(SaidByChild::Lines(out));
         }
         let Some((to, own)) = route.to else {
             return Some(nobodys);
@@ -138,7 +137,7 @@ impl Switch {
                 }
             }
         }
-        Some(Heard::Answer { to, own, ends })
+        Some(SaidByChild::Answer { to, own, ends })
     }
 
     /// What ends the task that a call has become of which nobody waits to hear, unless it is somebody's.
@@ -150,12 +149,12 @@ impl Switch {
         if self.tasks.contains_key(&text_of(task)) || !self.strays.ends_one() {
             return None;
         }
-        Some(Out::Ends(self.ends_nobodys(result, task)?.into()))
+        Some(Out::Ends(self.ends_nobodys(result, task)?))
     }
 
     /// Whose a task is that is not remembered nobody can say: where users meet no client can end it, and nobody hears
     /// of it.
-    fn ends_nobodys(&mut self, result: Value<'_>, task: Value<'_>) -> Option<Bytes> {
+    fn ends_nobodys(&mut self, result: Value<'_>, task: Value<'_>) -> Option<OwnLine> {
         if task.span().len() > MAX_ANSWERED_ID {
             warn!("a task that no client can end runs on: its id is too long");
             return None;
@@ -185,7 +184,7 @@ impl Switch {
         let Some(route) = self.routes.remove(&number) else {
             return Vec::new();
         };
-        if let Asks::Initialize = route.kind {
+        if let RouteKind::Initialize = route.kind {
             return self.opening.failed();
         }
         if let Some((to, own)) = route.to
@@ -204,7 +203,7 @@ impl Switch {
         }
         if method == "ping" {
             let pong = OwnMessage::Pong { id: id.raw() };
-            return Some(vec![Out::ToChild(pong.line().into())]);
+            return Some(vec![Out::ToChild(pong.line())]);
         }
         // What one client's roots are is no business of the others'.
         let question = Question::asked(method, id, message).filter(|_| method != "roots/list");
@@ -223,11 +222,11 @@ impl Switch {
         });
         let Some(member) = to else {
             let nobody = OwnMessage::NobodyThere { id: id.raw() };
-            return Some(vec![Out::ToChild(nobody.line().into())]);
+            return Some(vec![Out::ToChild(nobody.line())]);
         };
         let token = token.map(|token| Bytes::copy_from_slice(token.raw()));
         let id = Bytes::copy_from_slice(&spelled(id.raw()));
-        self.asked.insert(id, Asked { member, token });
+        self.asked.insert(id, QuestionRoute { member, token });
         if let Some(params) = params {
             self.sends_to_page(member, params);
         }
@@ -240,11 +239,11 @@ impl Switch {
         if self.everybody {
             return None;
         }
-        self.sole(|kind| !matches!(kind, Asks::Listen))
+        self.sole(|kind| !matches!(kind, RouteKind::Listen))
     }
 
     /// The one member that has anything of such a kind in flight.
-    fn sole(&self, is_meant: impl Fn(&Asks) -> bool) -> Option<u64> {
+    fn sole(&self, is_meant: impl Fn(&RouteKind) -> bool) -> Option<u64> {
         let mut members = self
             .routes
             .values()
@@ -327,7 +326,7 @@ impl Switch {
         let mut logged = self
             .routes
             .values()
-            .filter(|route| matches!(route.kind, Asks::Logged))
+            .filter(|route| matches!(route.kind, RouteKind::Logged))
             .filter_map(|route| Some(route.to?.0))
             .peekable();
         // A child that speaks modern MCP says what calls have asked for.
@@ -362,7 +361,7 @@ impl Switch {
     /// A server may end a subscription by its number, too (mcp-T28): told to whose it was.
     fn subscription_ended(&mut self, message: &Message, id: Value<'_>) -> Option<Out> {
         let number = id.as_u64()?;
-        let is_listen = |route: &Route| matches!(route.kind, Asks::Listen);
+        let is_listen = |route: &RequestRoute| matches!(route.kind, RouteKind::Listen);
         if !self.routes.get(&number).is_some_and(is_listen) {
             return None;
         }

@@ -5,6 +5,7 @@
 //! it. Made by `table`; a message reaches it only through a session.
 
 pub(super) mod heard;
+pub(super) mod member;
 pub(super) mod opening;
 pub(super) mod switch;
 pub(super) mod words;
@@ -30,20 +31,23 @@ use crate::{
     mcp::{Message, version},
     session::{
         Session, blame,
-        ending::{Output, Served},
+        ending::{ChildOutput, Served},
         exchange::Failure,
         line::Line,
-        outbox::{Beyond, Lines, MAX_UNWRITTEN, Outbox, Refused, SHORT_QUEUE, outbox},
-        own::OwnMessage,
+        outbox::{Beyond, MAX_UNWRITTEN, NotQueued, Outbox, OutboxReader, SHORT_QUEUE, outbox},
+        own::{OwnLine, OwnMessage},
         probe::Spoken,
         pump::{self, Hears},
         room::{Claim, Room},
-        shared::switch::{Out, Switch},
+        shared::{
+            heard::Out,
+            switch::{SaidByMember, Switch},
+        },
     },
 };
 
 /// A child and those that share it.
-pub(super) struct Shared {
+pub(super) struct SharedChild {
     /// Whose it is, for the record.
     principal: PrincipalKey,
     /// The memory of what is on its way to the child or from it.
@@ -56,7 +60,7 @@ pub(super) struct Shared {
     /// Said when the child has read something, where a session waits for that.
     read: Notify,
     awaited: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<Membership>,
     /// Bytes of large messages that may still be read.
     reads: Semaphore,
     /// Lines of members enter the child in the order in which they were switched.
@@ -68,7 +72,7 @@ pub(super) struct Shared {
     end: Notify,
 }
 
-struct State {
+struct Membership {
     switch: Switch,
     sessions: HashMap<u64, Arc<Session>>,
     next: u64,
@@ -77,15 +81,15 @@ struct State {
     unwanted: bool,
 }
 
-impl Shared {
+impl SharedChild {
     /// The child's side of it, which must be tended, is the receiver.
     pub(super) fn new(
         (principal, memory): (PrincipalKey, Arc<Room>),
         everybody: bool,
         lines: usize,
-    ) -> (Arc<Self>, Lines) {
+    ) -> (Arc<Self>, OutboxReader) {
         let (stdin, outbox) = outbox(lines);
-        let state = State {
+        let state = Membership {
             switch: Switch::new(everybody),
             sessions: HashMap::new(),
             next: 1,
@@ -138,7 +142,7 @@ impl Shared {
     }
 
     /// Carries the session's lines to the child until the session ends.
-    pub(super) async fn serve(&self, member: u64, session: Arc<Session>, mut lines: Lines) {
+    pub(super) async fn serve(&self, member: u64, session: Arc<Session>, mut lines: OutboxReader) {
         let mut parts = Vec::new();
         loop {
             let part = tokio::select! {
@@ -199,27 +203,25 @@ impl Shared {
             return;
         };
         let turn = self.order.lock().await;
-        let out = self.state().switch.said_by(member, &message);
+        let said = self.state().switch.said_by_member(member, &message);
         drop((message, place));
-        for out in out {
-            match out {
-                Out::ToChild(line) => {
-                    let taken = self.room.acquire_many(size(&line)).await;
-                    let line = match (line, claim.take()) {
-                        (Line::Whole(text), Some(claim)) => claim.of(text).into(),
-                        (line, _) => line,
-                    };
-                    // Or it is ending, and so are its sessions. Until the line has its place,
-                    // its room goes back with whoever leaves.
-                    if self.stdin.send(line).await
-                        && let Ok(taken) = taken
-                    {
-                        taken.forget();
-                    }
+        match said {
+            Some(SaidByMember::ToChild(line)) => {
+                let taken = self.room.acquire_many(size(line.len())).await;
+                let line = match (line, claim) {
+                    (Line::Whole(text), Some(claim)) => Line::Whole(claim.of(text)),
+                    (line, _) => line,
+                };
+                // Or it is ending, and so are its sessions. Until the line has its place,
+                // its room goes back with whoever leaves.
+                if self.stdin.send(line).await
+                    && let Ok(taken) = taken
+                {
+                    taken.forget();
                 }
-                Out::Ends(line) => self.end_nobodys(line),
-                Out::To(member, line) => self.give(member, line),
             }
+            Some(SaidByMember::Answered(text)) => self.give(member, text),
+            None => {}
         }
         drop(turn);
     }
@@ -263,8 +265,8 @@ impl Shared {
         }
     }
 
-    fn try_pass(&self, line: Line) -> bool {
-        let Ok(taken) = self.room.try_acquire_many(size(&line)) else {
+    fn try_pass(&self, line: OwnLine) -> bool {
+        let Ok(taken) = self.room.try_acquire_many(size(line.len())) else {
             return false;
         };
         let is_sent = self.stdin.try_send(line).is_ok();
@@ -275,17 +277,15 @@ impl Shared {
     }
 
     /// What a member leaves behind ends.
-    fn take_leave(&self, out: Vec<Out>) {
-        for out in out {
-            if let Out::ToChild(line) | Out::Ends(line) = out {
-                let _ = self.pass_beyond(line, Beyond::End);
-            }
+    fn take_leave(&self, lines: Vec<OwnLine>) {
+        for line in lines {
+            let _ = self.pass_beyond(line, Beyond::End);
         }
     }
 
     /// What has no room waits until the child reads: nobody would end later what this ends, and the child lives on for
     /// the others.
-    fn pass_beyond(&self, line: Line, beyond: Beyond) -> Result<(), Refused> {
+    fn pass_beyond(&self, line: OwnLine, beyond: Beyond) -> Result<(), NotQueued> {
         let bytes = line.len();
         if self.try_pass(line.clone()) {
             return Ok(());
@@ -296,8 +296,8 @@ impl Shared {
         Ok(())
     }
 
-    fn end_nobodys(&self, line: Line) {
-        if self.pass_beyond(line, Beyond::End) == Err(Refused::Full) {
+    fn end_nobodys(&self, line: OwnLine) {
+        if self.pass_beyond(line, Beyond::End) == Err(NotQueued::Full) {
             warn!("a task that no client can end runs on: the server reads nothing");
         }
     }
@@ -331,13 +331,13 @@ impl Shared {
         self.state().sessions.values().cloned().collect()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Membership> {
         // No code path leaves the state half changed, so a panic elsewhere does not taint it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Hears for Shared {
+impl Hears for SharedChild {
     fn take(&self, line: Bytes) -> bool {
         let said = Message::parse(line.clone()).ok();
         if let Some(batch) = said
@@ -383,7 +383,7 @@ impl Hears for Shared {
         if !self.bears_all() {
             let id = number.to_string();
             let id = id.as_bytes();
-            let _ = self.pass_beyond(OwnMessage::NobodyThere { id }.line().into(), Beyond::Answer);
+            let _ = self.pass_beyond(OwnMessage::NobodyThere { id }.line(), Beyond::Answer);
         }
     }
 
@@ -392,7 +392,7 @@ impl Hears for Shared {
     }
 }
 
-impl Served for Shared {
+impl Served for SharedChild {
     fn principal(&self) -> String {
         self.principal.to_string()
     }
@@ -454,14 +454,14 @@ impl Served for Shared {
         self.end.notify_one();
     }
 
-    async fn hear(self: Arc<Self>, stdout: Output, reading: Reading) -> Option<Reason> {
+    async fn hear(self: Arc<Self>, stdout: ChildOutput, reading: Reading) -> Option<Reason> {
         pump::run(self, stdout, reading).await
     }
 }
 
 /// What a line takes of the room; a single longer one still goes, by itself.
-fn size(line: &Line) -> u32 {
-    line.len().min(MAX_UNWRITTEN) as u32
+fn size(line: usize) -> u32 {
+    line.min(MAX_UNWRITTEN) as u32
 }
 
 /// Bytes of large messages that are read at once; a single longer one still is.
@@ -485,12 +485,12 @@ mod tests {
         (key, Rooms::new(1).room(key))
     }
 
-    fn session() -> (Arc<Session>, Lines) {
+    fn session() -> (Arc<Session>, OutboxReader) {
         testing::session(Era::Legacy)
     }
 
     /// Somebody who has asked two things, and leaves when the child knows of both.
-    async fn leaves_two(shared: &Arc<Shared>, first: impl FnOnce()) {
+    async fn leaves_two(shared: &Arc<SharedChild>, first: impl FnOnce()) {
         let (leaves, lines) = session();
         let member = shared.join(&leaves, None).unwrap();
         for number in 1..=2 {
@@ -510,7 +510,7 @@ mod tests {
     /// probe-68: a large message of one member's is read beside what the others say.
     #[tokio::test]
     async fn a_large_message_holds_up_no_other_member() {
-        let (shared, mut child) = Shared::new(everybody(), true, 8);
+        let (shared, mut child) = SharedChild::new(everybody(), true, 8);
         // No other is read meanwhile, wherever it is.
         let mut goes_on = Vec::new();
         let mut all = JoinSet::new();
@@ -559,7 +559,7 @@ mod tests {
     /// leaves; the room is what it was.
     #[tokio::test]
     async fn what_a_member_leaves_behind_ends_when_a_busy_child_reads_again() {
-        let (shared, mut child) = Shared::new(everybody(), true, 2);
+        let (shared, mut child) = SharedChild::new(everybody(), true, 2);
         let (other, _others) = session();
         shared.join(&other, None).unwrap();
         // And nothing more has room.
@@ -585,7 +585,7 @@ mod tests {
     /// probe-68: a task that no client can end ends at a child that others share, also where that reads nothing now.
     #[tokio::test]
     async fn a_task_that_is_nobodys_ends_when_a_busy_child_reads_again() {
-        let (shared, mut child) = Shared::new(everybody(), true, 2);
+        let (shared, mut child) = SharedChild::new(everybody(), true, 2);
         let (asks, lines) = session();
         let member = shared.join(&asks, None).unwrap();
         let served = shared.serve(member, asks.clone(), lines);
@@ -625,7 +625,7 @@ mod tests {
     /// answer.
     #[test]
     fn what_a_busy_child_asks_is_answered_when_it_reads_again() {
-        let (shared, mut child) = Shared::new(everybody(), false, 2);
+        let (shared, mut child) = SharedChild::new(everybody(), false, 2);
         let line = || OwnMessage::Discover { number: 0 }.line();
         while shared.stdin.try_send(line()).is_ok() {}
         let asks = r#"{"jsonrpc":"2.0","id":"q","method":"roots/list"}"#;
@@ -646,7 +646,7 @@ mod tests {
     #[tokio::test]
     async fn what_waits_for_a_shared_child_counts_as_whose_it_is() {
         let rooms = Rooms::new(1);
-        let (shared, mut child) = Shared::new(everybody(), true, 128);
+        let (shared, mut child) = SharedChild::new(everybody(), true, 128);
         let member = |name: &str| {
             let user = Identity::example("https://a", name);
             let (session, lines) = testing::session_of(user, Era::Legacy, &rooms);
@@ -726,7 +726,7 @@ mod tests {
     #[tokio::test]
     async fn a_large_line_for_a_shared_child_is_counted_once() {
         let rooms = Rooms::new(1);
-        let (shared, mut child) = Shared::new(everybody(), true, 128);
+        let (shared, mut child) = SharedChild::new(everybody(), true, 128);
         let alice = Identity::example("https://a", "alice");
         let (session, lines) = testing::session_of(alice, Era::Legacy, &rooms);
         let member = shared.join(&session, None).unwrap();
@@ -758,7 +758,7 @@ mod tests {
     /// it would be missing to everybody else for as long as the child lives.
     #[tokio::test]
     async fn what_waits_for_a_slow_child_gives_its_room_back_with_its_session() {
-        let (shared, mut child) = Shared::new(everybody(), true, 1);
+        let (shared, mut child) = SharedChild::new(everybody(), true, 1);
         // Somebody else stays.
         let (other, _others) = session();
         shared.join(&other, None).unwrap();

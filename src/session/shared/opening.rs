@@ -12,14 +12,14 @@ use crate::{
 
 /// How far it is.
 #[derive(Default)]
-pub(in crate::session) struct Opening {
-    kept: Option<Kept>,
+pub(in crate::session) struct SharedOpening {
+    result: Option<InitializeResult>,
     /// Asked, and who waits: member, its own number, its version if that is served.
     waiting: Option<Vec<(u64, u64, Option<&'static str>)>>,
 }
 
-/// The child's answer.
-struct Kept {
+/// The child's answer to `initialize`.
+struct InitializeResult {
     /// Read again for each: what stands where in it may take ten times its length.
     text: Bytes,
     /// Nothing if it is none that is served.
@@ -28,17 +28,17 @@ struct Kept {
     capabilities: Option<Bytes>,
 }
 
-impl Opening {
+impl SharedOpening {
     /// The answer for whoever asks now, if it is known.
     pub(in crate::session) fn answer(&self, own: u64, asked: &str) -> Option<Bytes> {
-        self.kept.as_ref()?.told(own, version::legacy(asked))
+        self.result.as_ref()?.told(own, version::legacy(asked))
     }
 
     /// Whether the child has agreed on this version.
     pub(in crate::session) fn speaks(&self, version: &str) -> bool {
-        self.kept
+        self.result
             .as_ref()
-            .is_some_and(|kept| kept.version == Some(version))
+            .is_some_and(|result| result.version == Some(version))
     }
 
     /// Whether the child was asked already. Notes who waits either way.
@@ -78,18 +78,18 @@ impl Opening {
     ) -> Vec<(u64, Bytes)> {
         let waited = self.waiting.take().unwrap_or_default();
         let result = message.root().get("result");
-        self.kept = result.map(|result| {
+        self.result = result.map(|result| {
             let version = result.get("protocolVersion").and_then(Value::as_str);
             let capabilities = result.get("capabilities").filter(|_| everybody);
-            Kept {
+            InitializeResult {
                 text: keep(Bytes::copy_from_slice(message.bytes())),
                 version: version.and_then(|version| version::legacy(&version)),
                 capabilities: capabilities.map(|all| keep(without_logging(all).into())),
             }
         });
         let told = |(member, own, asked): (u64, u64, Option<&'static str>)| {
-            let text = match &self.kept {
-                Some(kept) => kept.told(own, asked)?,
+            let text = match &self.result {
+                Some(result) => result.told(own, asked)?,
                 None => {
                     let id = message.root().get("id")?;
                     let own = own.to_string();
@@ -102,7 +102,7 @@ impl Opening {
     }
 }
 
-impl Kept {
+impl InitializeResult {
     fn told(&self, own: u64, asked: Option<&'static str>) -> Option<Bytes> {
         let message = Message::parse(self.text.clone()).ok()?;
         let root = message.root();
@@ -145,7 +145,7 @@ mod tests {
     /// What one that asked for `asked` is told of a child's version, as JSON.
     fn told(asked: &str, version: &str) -> String {
         let answer = format!(r#"{{"id":1,"result":{{"protocolVersion":{version}}}}}"#);
-        let mut opening = Opening::default();
+        let mut opening = SharedOpening::default();
         opening.wait(3, 7, asked);
         let waited = opening.opened(&Message::parse(answer.into()).unwrap(), false, |text| text);
         let (member, first) = waited.into_iter().next().unwrap();
@@ -162,10 +162,10 @@ mod tests {
         let mut buffer = bytes::BytesMut::with_capacity(1 << 20);
         buffer.extend_from_slice(answer);
         let message = Message::parse(buffer.split_to(answer.len()).freeze()).unwrap();
-        let mut opening = Opening::default();
+        let mut opening = SharedOpening::default();
         opening.opened(&message, false, |text| text);
         drop((message, buffer));
-        let text = opening.kept.unwrap().text;
+        let text = opening.result.unwrap().text;
         assert_eq!(text.try_into_mut().unwrap().capacity(), answer.len());
     }
 

@@ -7,10 +7,7 @@
 //! questions that belong to nobody's call) is given to none: what the child says
 //! is in `heard`. Used by `shared`.
 
-use std::{
-    collections::{HashSet, VecDeque},
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use foldhash::HashMap;
@@ -21,23 +18,23 @@ use crate::{
     mcp::{Message, bridge, input::Abilities, meta, method, spelled},
     session::{
         line::Line,
-        own::OwnMessage,
+        own::{OwnLine, OwnMessage},
         room::Room,
         shared::{
-            opening::Opening,
+            member::Member,
+            opening::SharedOpening,
             words::{DONE, NO_METHOD, NO_TASK, TOO_MANY, answer, text_of},
         },
         tasks::Strays,
     },
 };
 
-/// A line and whom it is for.
+/// What comes of what a member has said.
 #[derive(Debug, Eq, PartialEq)]
-pub(in crate::session) enum Out {
+pub(in crate::session) enum SaidByMember {
     ToChild(Line),
-    /// For the child, and it ends there what nobody would end later.
-    Ends(Line),
-    To(u64, Bytes),
+    /// It is answered here.
+    Answered(Bytes),
 }
 
 /// All that is between a child and its members.
@@ -47,10 +44,10 @@ pub(in crate::session) struct Switch {
     pub(in crate::session) members: HashMap<u64, Member>,
     /// The number of the next request towards the child; never used twice.
     pub(in crate::session) next: u64,
-    pub(in crate::session) routes: HashMap<u64, Route>,
+    pub(in crate::session) routes: HashMap<u64, RequestRoute>,
     /// The child's own questions, by their id as JSON.
-    pub(in crate::session) asked: HashMap<Bytes, Asked>,
-    pub(in crate::session) opening: Opening,
+    pub(in crate::session) asked: HashMap<Bytes, QuestionRoute>,
+    pub(in crate::session) opening: SharedOpening,
     /// From which level on the child was told last to write log messages.
     pub(in crate::session) level: Option<Level>,
     /// By their ids, the pages that members' clients were sent to; the oldest is forgotten first.
@@ -71,27 +68,15 @@ pub(in crate::session) struct Level {
     pub(in crate::session) agreed: bool,
 }
 
-pub(in crate::session) struct Member {
-    pub(in crate::session) principal: PrincipalKey,
-    /// What the server is told of who calls, as JSON.
-    caller: Option<Bytes>,
-    /// For what is kept of it here.
-    pub(in crate::session) room: Arc<Room>,
-    /// Its own numbers of what is in flight, and the child's.
-    pub(in crate::session) numbers: HashMap<u64, u64>,
-    pub(in crate::session) subscribed: HashSet<Bytes>,
-    pub(in crate::session) level: Option<usize>,
-    /// What its client can be asked.
-    pub(in crate::session) abilities: Abilities,
-}
-
-pub(in crate::session) struct Route {
+/// Whose a request is that the child has not answered.
+pub(in crate::session) struct RequestRoute {
     /// `None` for what is asked on everybody's behalf.
     pub(in crate::session) to: Option<(u64, u64)>,
-    pub(in crate::session) kind: Asks,
+    pub(in crate::session) kind: RouteKind,
 }
 
-pub(in crate::session) enum Asks {
+/// What is asked in it.
+pub(in crate::session) enum RouteKind {
     Call,
     /// One that wants to hear log messages.
     Logged,
@@ -106,9 +91,18 @@ pub(in crate::session) enum Asks {
     Subscribe(Bytes),
 }
 
-pub(in crate::session) struct Asked {
+/// Whom a question of the child's was given to, and the token under which its progress is told.
+pub(in crate::session) struct QuestionRoute {
     pub(in crate::session) member: u64,
     pub(in crate::session) token: Option<Bytes>,
+}
+
+/// A request of a member's, and what stands in it.
+struct MemberRequest<'a> {
+    message: &'a Message,
+    id: Value<'a>,
+    params: Option<Value<'a>>,
+    meta: Option<Value<'a>>,
 }
 
 impl Switch {
@@ -119,7 +113,7 @@ impl Switch {
             next: 1,
             routes: HashMap::default(),
             asked: HashMap::default(),
-            opening: Opening::default(),
+            opening: SharedOpening::default(),
             level: None,
             sent_to_pages: VecDeque::new(),
             tasks: HashMap::default(),
@@ -136,22 +130,12 @@ impl Switch {
         caller: Option<Bytes>,
         room: Arc<Room>,
     ) {
-        self.members.insert(
-            member,
-            Member {
-                principal,
-                caller,
-                room,
-                numbers: HashMap::default(),
-                subscribed: HashSet::new(),
-                level: None,
-                abilities: Abilities::default(),
-            },
-        );
+        let joins = Member::new(principal, caller, room);
+        self.members.insert(member, joins);
     }
 
-    /// What is left of a member's is taken back.
-    pub(in crate::session) fn leave(&mut self, member: u64) -> Vec<Out> {
+    /// What the child is told for what is left of a member's.
+    pub(in crate::session) fn leave(&mut self, member: u64) -> Vec<OwnLine> {
         let mut out = Vec::new();
         let Some(gone) = self.members.remove(&member) else {
             return out;
@@ -164,7 +148,7 @@ impl Switch {
                     number,
                     reason: "the client has gone",
                 };
-                out.push(Out::ToChild(own.line().into()));
+                out.push(own.line());
             }
         }
         for uri in gone.subscribed {
@@ -173,139 +157,205 @@ impl Switch {
                 let number = self.next_number();
                 let uri = &String::from_utf8_lossy(&uri);
                 let own = OwnMessage::Unsubscribe { number, uri };
-                out.push(Out::ToChild(own.line().into()));
+                out.push(own.line());
             }
         }
         let asked = self.asked.extract_if(|_, asked| asked.member == member);
         for (id, _) in asked {
-            out.push(Out::ToChild(
-                OwnMessage::NobodyThere { id: &id }.line().into(),
-            ));
+            out.push(OwnMessage::NobodyThere { id: &id }.line());
         }
         out
     }
 
     /// How many questions of members' wait for the child.
     pub(in crate::session) fn waiting(&self) -> usize {
-        let waits = |route: &&Route| !matches!(route.kind, Asks::Listen);
+        let waits = |route: &&RequestRoute| !matches!(route.kind, RouteKind::Listen);
         self.routes.values().filter(waits).count()
     }
 
-    /// What a member says.
-    pub(in crate::session) fn said_by(&mut self, member: u64, message: &Message) -> Vec<Out> {
+    /// What a member says; `None` for what is for nobody.
+    pub(in crate::session) fn said_by_member(
+        &mut self,
+        member: u64,
+        message: &Message,
+    ) -> Option<SaidByMember> {
         let root = message.root();
         match (root.get("method").and_then(Value::as_str), root.get("id")) {
             (Some(method), Some(id)) => self.request(member, message, &method, id),
             (Some(method), None) => self.notice(member, message, &method),
             (None, Some(id)) => {
-                let mine = |asked: &Asked| asked.member == member;
+                let mine = |asked: &QuestionRoute| asked.member == member;
                 let id = spelled(id.raw());
-                if self.asked.get(&*id).is_some_and(mine) {
-                    self.asked.remove(&*id);
-                    vec![Out::ToChild(Line::of(message, &[]))]
-                } else {
-                    Vec::new()
+                if !self.asked.get(&*id).is_some_and(mine) {
+                    return None;
                 }
+                self.asked.remove(&*id);
+                Some(SaidByMember::ToChild(Line::of(message, &[])))
             }
-            (None, None) => Vec::new(),
+            (None, None) => None,
         }
     }
 
-    fn request(&mut self, member: u64, message: &Message, method: &str, id: Value<'_>) -> Vec<Out> {
+    fn request(
+        &mut self,
+        member: u64,
+        message: &Message,
+        method: &str,
+        id: Value<'_>,
+    ) -> Option<SaidByMember> {
         let params = message.root().get("params");
         let (Some(own), true) = (id.as_u64(), self.members.contains_key(&member)) else {
-            return Vec::new();
+            return None;
         };
-        let here = |text: &[u8]| vec![Out::To(member, answer(id.raw(), text))];
-        let mut kind = Asks::Call;
-        let mut changes = Vec::new();
-        let level;
-        match method {
-            "initialize" => return self.initialize(member, own, params),
-            method::LISTEN => {
-                if self.everybody && !self.owns_what_it_hears(member, params) {
-                    return here(NO_TASK);
-                }
-                kind = Asks::Listen;
+        if method == "initialize" {
+            return self.initialize(member, own, params);
+        }
+        let meta = params.and_then(|params| params.get("_meta"));
+        let wants_logs = || meta.is_some_and(|meta| meta.get(meta::LOG_LEVEL).is_some());
+        let kind = match self.kind_of(member, method, params) {
+            Ok(RouteKind::Call) if wants_logs() => RouteKind::Logged,
+            Ok(kind) => kind,
+            Err(text) => return Some(SaidByMember::Answered(answer(id.raw(), text))),
+        };
+        let request = MemberRequest {
+            message,
+            id,
+            params,
+            meta,
+        };
+        let line = self.told_to_child((member, own), kind, &request);
+        Some(SaidByMember::ToChild(line))
+    }
+
+    /// What is asked of the child; or what the member is answered, whose request is none of the child's business.
+    fn kind_of(
+        &mut self,
+        member: u64,
+        method: &str,
+        params: Option<Value<'_>>,
+    ) -> Result<RouteKind, &'static [u8]> {
+        Ok(match method {
+            method::LISTEN if self.everybody && !self.owns_what_it_hears(member, params) => {
+                return Err(NO_TASK);
             }
-            "resources/subscribe" => {
-                if let Some(uri) = params.and_then(|params| params.get("uri")) {
-                    let member = self.members.get_mut(&member);
-                    let Some(uri) = member.and_then(|it| it.subscribe(text_of(uri))) else {
-                        return here(TOO_MANY);
-                    };
-                    kind = Asks::Subscribe(uri);
-                }
-            }
-            "resources/unsubscribe" => {
-                if let Some(uri) = params.and_then(|params| params.get("uri")) {
-                    let uri = text_of(uri);
-                    if let Some(member) = self.members.get_mut(&member) {
-                        member.subscribed.remove(&uri);
-                    }
-                    if self.is_subscribed(&uri) {
-                        return here(DONE);
-                    }
-                }
-            }
+            method::LISTEN => RouteKind::Listen,
+            "resources/subscribe" => self.subscribe(member, params)?,
+            "resources/unsubscribe" => self.unsubscribe(member, params)?,
             // Of a child of everybody's nobody can say whose work a message tells of.
-            "logging/setLevel" if self.everybody => return here(NO_METHOD),
-            "logging/setLevel" => {
-                let value = params.and_then(|params| params.get("level"));
-                let known = value
-                    .and_then(Value::as_str)
-                    .and_then(|name| bridge::log_level(&name));
-                if let (Some(value), Some(wanted)) = (value, known) {
-                    let member = self.members.get_mut(&member);
-                    let before = member.and_then(|member| member.level.replace(wanted));
-                    let levels = self.members.values().filter_map(|member| member.level);
-                    let lowest = levels.min().unwrap_or(wanted);
-                    let says = |told: &Level| told.agreed && told.from == lowest;
-                    if self.level.as_ref().is_some_and(says) {
-                        return here(DONE);
-                    }
-                    kind = Asks::Level { before, wanted };
-                    self.level = Some(Level {
-                        number: self.next,
-                        from: lowest,
-                        agreed: false,
-                    });
-                    level = format!("\"{}\"", bridge::level_name(lowest));
-                    changes.push((value.span(), level.as_bytes()));
-                }
-            }
-            "tasks/list" if self.everybody => return here(NO_METHOD),
+            "logging/setLevel" | "tasks/list" if self.everybody => return Err(NO_METHOD),
+            "logging/setLevel" => self.set_level(member, params)?,
             _ if self.everybody && method.starts_with("tasks/") => {
                 let task = params.and_then(|params| params.get("taskId"));
                 if !task.is_some_and(|task| self.owns(member, task)) {
-                    return here(NO_TASK);
+                    return Err(NO_TASK);
                 }
+                RouteKind::Call
             }
-            _ => {}
+            _ => RouteKind::Call,
+        })
+    }
+
+    fn subscribe(
+        &mut self,
+        member: u64,
+        params: Option<Value<'_>>,
+    ) -> Result<RouteKind, &'static [u8]> {
+        let Some(uri) = params.and_then(|params| params.get("uri")) else {
+            return Ok(RouteKind::Call);
+        };
+        let member = self.members.get_mut(&member);
+        let uri = member.and_then(|it| it.subscribe(text_of(uri)));
+        Ok(RouteKind::Subscribe(uri.ok_or(TOO_MANY)?))
+    }
+
+    /// The child is told only when no other member hears of the resource.
+    fn unsubscribe(
+        &mut self,
+        member: u64,
+        params: Option<Value<'_>>,
+    ) -> Result<RouteKind, &'static [u8]> {
+        if let Some(uri) = params.and_then(|params| params.get("uri")) {
+            let uri = text_of(uri);
+            if let Some(member) = self.members.get_mut(&member) {
+                member.subscribed.remove(&uri);
+            }
+            if self.is_subscribed(&uri) {
+                return Err(DONE);
+            }
         }
-        let said = params.and_then(|params| params.get("_meta"));
-        if matches!(kind, Asks::Call)
-            && said.is_some_and(|said| said.get(meta::LOG_LEVEL).is_some())
+        Ok(RouteKind::Call)
+    }
+
+    /// The child logs from the lowest level on that any member wants, and is told only what it does not do yet.
+    fn set_level(
+        &mut self,
+        member: u64,
+        params: Option<Value<'_>>,
+    ) -> Result<RouteKind, &'static [u8]> {
+        let wanted = params
+            .and_then(|params| params.get("level"))
+            .and_then(Value::as_str)
+            .and_then(|name| bridge::log_level(&name));
+        let Some(wanted) = wanted else {
+            return Ok(RouteKind::Call);
+        };
+        let member = self.members.get_mut(&member);
+        let before = member.and_then(|member| member.level.replace(wanted));
+        let levels = self.members.values().filter_map(|member| member.level);
+        let from = levels.min().unwrap_or(wanted);
+        let says = |told: &Level| told.agreed && told.from == from;
+        if self.level.as_ref().is_some_and(says) {
+            return Err(DONE);
+        }
+        self.level = Some(Level {
+            number: self.next,
+            from,
+            agreed: false,
+        });
+        Ok(RouteKind::Level { before, wanted })
+    }
+
+    /// The member's request under the child's number, with what the child is told of who calls.
+    fn told_to_child(
+        &mut self,
+        (member, own): (u64, u64),
+        kind: RouteKind,
+        request: &MemberRequest<'_>,
+    ) -> Line {
+        let mut changes = Vec::new();
+        let level = match (&kind, &self.level) {
+            (RouteKind::Level { .. }, Some(told)) => {
+                Some(format!("\"{}\"", bridge::level_name(told.from)))
+            }
+            _ => None,
+        };
+        if let Some(level) = &level
+            && let Some(named) = request.params.and_then(|params| params.get("level"))
         {
-            kind = Asks::Logged;
+            changes.push((named.span(), level.as_bytes()));
         }
         self.strays.called();
         let number = self.number(Some((member, own)), kind);
         let text = number.to_string();
-        changes.push((id.span(), text.as_bytes()));
-        if let Some(token) = said.and_then(|said| said.get("progressToken")) {
+        changes.push((request.id.span(), text.as_bytes()));
+        if let Some(token) = request.meta.and_then(|meta| meta.get("progressToken")) {
             changes.push((token.span(), text.as_bytes()));
         }
         let caller = self.members.get(&member).and_then(|it| it.caller.clone());
-        let told = caller.map(|caller| meta::added(message, &[(meta::CALLER, &caller)]));
+        let told = caller.map(|caller| meta::added(request.message, &[(meta::CALLER, &caller)]));
         for (span, text) in told.iter().flatten() {
             changes.push((span.clone(), text.as_slice()));
         }
         changes.sort_by_key(|(span, _)| span.start);
-        vec![Out::ToChild(Line::of(message, &changes))]
+        Line::of(request.message, &changes)
     }
 
-    fn initialize(&mut self, member: u64, own: u64, params: Option<Value<'_>>) -> Vec<Out> {
+    fn initialize(
+        &mut self,
+        member: u64,
+        own: u64,
+        params: Option<Value<'_>>,
+    ) -> Option<SaidByMember> {
         let can = params.and_then(|params| params.get("capabilities"));
         if let Some(member) = self.members.get_mut(&member) {
             member.abilities = Abilities::read(can);
@@ -313,64 +363,52 @@ impl Switch {
         let version = params.and_then(|params| params.get("protocolVersion"));
         let version = version.and_then(Value::as_str).unwrap_or_default();
         if let Some(answer) = self.opening.answer(own, &version) {
-            return vec![Out::To(member, answer)];
+            return Some(SaidByMember::Answered(answer));
         }
         if self.opening.wait(member, own, &version) {
-            return Vec::new();
+            return None;
         }
-        let number = self.number(None, Asks::Initialize);
+        let number = self.number(None, RouteKind::Initialize);
         let asks = !self.everybody;
-        vec![Out::ToChild(
-            OwnMessage::Open { number, asks }.line().into(),
-        )]
+        let own = OwnMessage::Open { number, asks };
+        Some(SaidByMember::ToChild(own.line().into()))
     }
 
-    fn notice(&mut self, member: u64, message: &Message, method: &str) -> Vec<Out> {
+    fn notice(&mut self, member: u64, message: &Message, method: &str) -> Option<SaidByMember> {
         let params = message.root().get("params");
         match method {
             "notifications/cancelled" => {
                 let named = params.and_then(|params| params.get("requestId"));
                 let own = named.and_then(Value::as_u64);
                 let numbers = self.members.get_mut(&member).map(|it| &mut it.numbers);
-                let number = own.zip(numbers).and_then(|(own, all)| all.remove(&own));
-                let (Some(named), Some(number)) = (named, number) else {
-                    return Vec::new();
-                };
+                let number = own.zip(numbers).and_then(|(own, all)| all.remove(&own))?;
                 self.routes.remove(&number);
                 let text = number.to_string();
-                vec![Out::ToChild(Line::of(
-                    message,
-                    &[(named.span(), text.as_bytes())],
-                ))]
+                let line = Line::of(message, &[(named?.span(), text.as_bytes())]);
+                Some(SaidByMember::ToChild(line))
             }
             "notifications/progress" => {
                 let token = params.and_then(|params| params.get("progressToken"));
-                let mine = |asked: &Asked| {
+                let mine = |asked: &QuestionRoute| {
                     let same = |token: Value<'_>| asked.token.as_deref() == Some(token.raw());
                     asked.member == member && token.is_some_and(same)
                 };
-                if self.asked.values().any(mine) {
-                    vec![Out::ToChild(Line::of(message, &[]))]
-                } else {
-                    Vec::new()
-                }
+                let is_asked = self.asked.values().any(mine);
+                is_asked.then(|| SaidByMember::ToChild(Line::of(message, &[])))
             }
             // The child was told once that the conversation is open; and of the
             // state of one of its clients it must not believe that it is all of theirs.
-            _ => Vec::new(),
+            _ => None,
         }
     }
 
-    fn number(&mut self, to: Option<(u64, u64)>, kind: Asks) -> u64 {
+    fn number(&mut self, to: Option<(u64, u64)>, kind: RouteKind) -> u64 {
         let number = self.next_number();
-        self.routes.insert(number, Route { to, kind });
+        self.routes.insert(number, RequestRoute { to, kind });
         if let Some((member, own)) = to
             && let Some(member) = self.members.get_mut(&member)
         {
-            if member.numbers.len() >= MAX_NUMBERS {
-                member.forget_elder(&mut self.routes);
-            }
-            member.numbers.insert(own, number);
+            member.is_numbered(own, number, &mut self.routes);
         }
         number
     }
@@ -403,72 +441,32 @@ impl Switch {
     }
 }
 
-impl Member {
-    /// The child does not do what was asked of it so.
-    pub(in crate::session) fn take_back(&mut self, asked: Asks) {
-        match asked {
-            Asks::Subscribe(uri) => {
-                self.subscribed.remove(&uri);
-            }
-            // Unless it wants another one by now.
-            Asks::Level { before, wanted } if self.level == Some(wanted) => self.level = before,
-            _ => {}
-        }
-    }
-
-    /// It wants to hear of that resource: the one text that is kept of its URI; `None` if there is no room for one more.
-    fn subscribe(&mut self, uri: Bytes) -> Option<Bytes> {
-        if let Some(known) = self.subscribed.get(&uri) {
-            return Some(known.clone());
-        }
-        if self.subscribed.len() >= MAX_SUBSCRIBED {
-            return None;
-        }
-        let uri = self.room.hold_all(uri)?;
-        self.subscribed.insert(uri.clone());
-        Some(uri)
-    }
-
-    /// Forgets the elder half of what the child has not answered. What its session waits for ends by itself, and
-    /// takes its route along; what it says by the way, as that a subscription has ended, it does not wait for, and a
-    /// child may never answer that.
-    fn forget_elder(&mut self, routes: &mut HashMap<u64, Route>) {
-        let ends = |number: &u64| {
-            let route = routes.get(number);
-            route.is_none_or(|route| !matches!(route.kind, Asks::Listen))
-        };
-        let mut elder: Vec<(u64, u64)> = self.numbers.iter().map(|(own, it)| (*it, *own)).collect();
-        elder.retain(|(number, _)| ends(number));
-        elder.sort_unstable();
-        elder.truncate(MAX_NUMBERS / 2);
-        for (number, own) in elder {
-            routes.remove(&number);
-            self.numbers.remove(&own);
-        }
-    }
-}
-
-/// Questions of one member's that the child has not answered; its session waits for fewer than half as many at once.
-const MAX_NUMBERS: usize = 8192;
-/// Resources that one member is told of.
-const MAX_SUBSCRIBED: usize = 1024;
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{auth::Identity, mcp::task, session::room::Rooms};
+    use crate::{
+        auth::Identity,
+        mcp::task,
+        session::{
+            room::Rooms,
+            shared::{
+                heard::Out,
+                member::{MAX_NUMBERS, MAX_SUBSCRIBED},
+            },
+        },
+    };
 
     /// Lines as they come.
     trait Lines {
-        fn says(&mut self, member: u64, line: Bytes) -> Vec<Out>;
+        fn says(&mut self, member: u64, line: Bytes) -> Option<SaidByMember>;
         fn answers(&mut self, line: Bytes) -> Option<Vec<Out>>;
     }
 
     impl Lines for Switch {
-        fn says(&mut self, member: u64, line: Bytes) -> Vec<Out> {
-            self.said_by(member, &Message::parse(line).unwrap())
+        fn says(&mut self, member: u64, line: Bytes) -> Option<SaidByMember> {
+            self.said_by_member(member, &Message::parse(line).unwrap())
         }
 
         fn answers(&mut self, line: Bytes) -> Option<Vec<Out>> {
@@ -499,12 +497,36 @@ mod tests {
         Bytes::from(text)
     }
 
-    fn sent(out: Vec<Out>) -> Bytes {
-        match out.as_slice() {
-            // Without its end.
-            [Out::ToChild(Line::Whole(line))] => line.slice(..line.len() - 1),
+    /// What of a member's goes to the child, without its end.
+    fn sent(said: Option<SaidByMember>) -> Bytes {
+        match said {
+            Some(SaidByMember::ToChild(Line::Whole(line))) => line.slice(..line.len() - 1),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// The text with which a member is answered here.
+    fn answered(said: Option<SaidByMember>) -> Bytes {
+        match said {
+            Some(SaidByMember::Answered(text)) => text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What the child is told for what it has said.
+    fn told(out: &[Out]) -> Bytes {
+        match out {
+            [Out::ToChild(line)] => line.text(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// All that the child is told when that member leaves.
+    fn left(switch: &mut Switch, member: u64) -> String {
+        let lines = switch.leave(member).into_iter();
+        lines
+            .map(|line| String::from_utf8(line.text().to_vec()).unwrap())
+            .collect()
     }
 
     proptest! {
@@ -567,9 +589,7 @@ mod tests {
         sent(switch.says(2, get.into()));
         for other in [1, 3] {
             let refused = switch.says(other, get.into());
-            assert!(
-                matches!(&refused[..], [Out::To(to, text)] if *to == other && text.ends_with(b"no such task\"}}"))
-            );
+            assert!(answered(refused).ends_with(b"no such task\"}}"));
         }
         let status =
             r#"{"jsonrpc":"2.0","method":"notifications/tasks/status","params":{"taskId":"t"}}"#;
@@ -605,7 +625,7 @@ mod tests {
             if is_asked {
                 assert!(matches!(out[..], [Out::To(0, _)]), "{out:?}");
             } else {
-                let told = String::from_utf8(sent(out).to_vec()).unwrap();
+                let told = String::from_utf8(told(&out).to_vec()).unwrap();
                 let nobody = format!(r#"{{"jsonrpc":"2.0","id":"{id}","error":{{"code":-32601,"#);
                 assert!(told.starts_with(&nobody), "{told}");
             }
@@ -634,10 +654,10 @@ mod tests {
             let ends = !is_remembered && longer == 1;
             assert_eq!(out.len(), 1 + usize::from(ends));
             if ends {
-                let [Out::Ends(Line::Whole(told)), _] = &out[..] else {
+                let [Out::Ends(told), _] = &out[..] else {
                     panic!("{out:?}");
                 };
-                let told: serde_json::Value = serde_json::from_slice(told).unwrap();
+                let told: serde_json::Value = serde_json::from_slice(&told.text()).unwrap();
                 assert_eq!(told["method"], "tasks/cancel");
                 assert_eq!(told["params"]["taskId"], *id);
                 assert_eq!(told["params"].get("_meta").is_some(), !more.is_empty());
@@ -647,7 +667,7 @@ mod tests {
                 r#"{{"jsonrpc":"2.0","id":2,"method":"tasks/get","params":{{"taskId":"{id}"}}}}"#
             );
             let out = switch.says(0, line(get));
-            assert_eq!(matches!(&out[..], [Out::ToChild(_)]), is_remembered);
+            assert_eq!(matches!(out, Some(SaidByMember::ToChild(_))), is_remembered);
         }
     }
 
@@ -669,8 +689,8 @@ mod tests {
                 match &switch.answers(line(made)).unwrap()[..] {
                     [] => "nobody's".to_owned(),
                     [Out::To(0, _)] => "told".to_owned(),
-                    [Out::Ends(Line::Whole(told))] => {
-                        let told: serde_json::Value = serde_json::from_slice(told).unwrap();
+                    [Out::Ends(told)] => {
+                        let told: serde_json::Value = serde_json::from_slice(&told.text()).unwrap();
                         assert_eq!(told["method"], "tasks/cancel");
                         told["params"]["taskId"].as_str().unwrap().to_owned()
                     }
@@ -732,10 +752,10 @@ mod tests {
                     r#"{{"jsonrpc":"2.0","id":{number},"result":{{"task":{{"taskId":"a"}}}}}}"#
                 );
                 let out = switch.answers(line(made)).unwrap();
-                let [Out::Ends(Line::Whole(ends))] = &out[..] else {
+                let [Out::Ends(ends)] = &out[..] else {
                     break;
                 };
-                let ends: serde_json::Value = serde_json::from_slice(ends).unwrap();
+                let ends: serde_json::Value = serde_json::from_slice(&ends.text()).unwrap();
                 number = ends["id"].as_u64().unwrap();
                 told += 1;
                 assert!(told <= 3);
@@ -756,15 +776,12 @@ mod tests {
             .unwrap();
         let listen = r#"{"jsonrpc":"2.0","id":2,"method":"subscriptions/listen","params":{"notifications":{"taskIds":["\u0074"]}}}"#;
         let refused = switch.says(1, listen.into());
-        assert!(
-            matches!(&refused[..], [Out::To(1, text)] if text.ends_with(b"no such task\"}}")),
-            "{refused:?}"
-        );
+        assert!(answered(refused).ends_with(b"no such task\"}}"));
         sent(switch.says(2, listen.into()));
         // What is no list of names is nobody's business to understand.
         for odd in [r#""t""#, r#"{"t":1}"#, "[[\"t\"]]"] {
             let odd = listen.replace(r#"["\u0074"]"#, odd);
-            assert!(matches!(&switch.says(0, odd.into())[..], [Out::To(0, _)]));
+            answered(switch.says(0, odd.into()));
         }
     }
 
@@ -788,10 +805,7 @@ mod tests {
             .answers(r#"{"jsonrpc":"2.0","id":3,"result":{}}"#.into())
             .unwrap();
         // The child says that much already.
-        assert!(matches!(
-            &switch.says(2, set("error").into())[..],
-            [Out::To(2, _)]
-        ));
+        answered(switch.says(2, set("error").into()));
         let log = r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":1}}"#;
         assert_eq!(
             switch.answers(log.into()),
@@ -829,7 +843,7 @@ mod tests {
                 switch.says(0, cancels.into());
             }
             switch.answers(agrees(1)).unwrap();
-            assert!(matches!(switch.says(1, set("info"))[..], [Out::To(1, _)]));
+            answered(switch.says(1, set("info")));
             // Nobody else is told more than before.
             let told = switch.answers(log("info")).unwrap();
             assert_eq!(told.len(), if leaves { 1 } else { 2 });
@@ -844,7 +858,7 @@ mod tests {
         }
         sent(switch.says(1, set("info")));
         switch.answers(agrees(3)).unwrap();
-        assert!(matches!(switch.says(1, set("info"))[..], [Out::To(1, _)]));
+        answered(switch.says(1, set("info")));
         // And while it is told something else.
         sent(switch.says(1, set("error")));
         sent(switch.says(2, set("warning")));
@@ -940,11 +954,7 @@ mod tests {
             0,
             r#"{"jsonrpc":"2.0","id":2,"method":"tools/call"}"#.into(),
         ));
-        let left: String = switch
-            .leave(0)
-            .into_iter()
-            .map(|out| String::from_utf8(sent(vec![out]).to_vec()).unwrap())
-            .collect();
+        let left = left(&mut switch, 0);
         assert!(
             left.contains("notifications/cancelled") && left.contains(r#""requestId":2"#),
             "{left}"
@@ -978,10 +988,14 @@ mod tests {
         sent(switch.says(1, call(7)));
         // The child knows them as 1 and 2.
         for (member, other) in [(1, 1), (1, 2), (0, 2), (0, 7), (2, 7)] {
-            assert_eq!(switch.says(member, cancels(other)), [], "{member} {other}");
+            assert_eq!(
+                switch.says(member, cancels(other)),
+                None,
+                "{member} {other}"
+            );
         }
         assert_eq!(sent(switch.says(1, cancels(7))), cancels(2));
-        assert_eq!(switch.says(1, cancels(7)), [], "it is no more");
+        assert_eq!(switch.says(1, cancels(7)), None, "it is no more");
         let answer = line(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#.to_owned());
         assert!(matches!(
             switch.answers(answer).as_deref(),
@@ -1021,16 +1035,16 @@ mod tests {
             sent(switch.says(0, call.into()));
             let asked = switch.answers(asks(method)).unwrap();
             if !is_asked {
-                let told = sent(asked);
+                let told = told(&asked);
                 assert!(told.starts_with(br#"{"jsonrpc":"2.0","id":"q","error""#));
                 continue;
             }
             assert_eq!(asked, [Out::To(0, asks(method))]);
-            assert_eq!(switch.says(1, progress()), []);
+            assert_eq!(switch.says(1, progress()), None);
             assert_eq!(sent(switch.says(0, progress())), progress());
-            assert_eq!(switch.says(1, answer()), []);
+            assert_eq!(switch.says(1, answer()), None);
             assert_eq!(sent(switch.says(0, answer())), answer());
-            assert_eq!(switch.says(0, answer()), [], "it is answered");
+            assert_eq!(switch.says(0, answer()), None, "it is answered");
         }
     }
 
@@ -1055,13 +1069,11 @@ mod tests {
         assert_eq!(switch.answers(ends(2)), Some(vec![Out::To(1, ends(9))]));
         assert_eq!(switch.answers(ends(2)), Some(Vec::new()), "it has ended");
         let (member, token) = (0, None);
-        switch.asked.insert("\"q\"".into(), Asked { member, token });
+        switch
+            .asked
+            .insert("\"q\"".into(), QuestionRoute { member, token });
         assert!(switch.leave(1).is_empty());
-        let left: String = switch
-            .leave(0)
-            .into_iter()
-            .map(|out| String::from_utf8(sent(vec![out]).to_vec()).unwrap())
-            .collect();
+        let left = left(&mut switch, 0);
         let nobody = r#"{"jsonrpc":"2.0","id":"q","error":{"code":-32601"#;
         assert!(left.contains(nobody), "{left}");
     }
@@ -1075,11 +1087,8 @@ mod tests {
             let asks = format!(
                 r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{{"level":"debug"}}}}"#
             );
-            let out = switch.says(0, line(asks));
-            assert!(
-                matches!(&out[..], [Out::To(0, text)] if *text == answer(b"1", NO_METHOD)),
-                "{method}: {out:?}"
-            );
+            let refused = answered(switch.says(0, line(asks)));
+            assert_eq!(refused, answer(b"1", NO_METHOD), "{method}");
         }
         let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"task":{}}}"#;
         for (member, number) in [(0, 1), (1, 2)] {
@@ -1090,8 +1099,8 @@ mod tests {
             switch.answers(line(made)).unwrap();
         }
         let get = r#"{"jsonrpc":"2.0","id":2,"method":"tasks/get","params":{"taskId":"t"}}"#;
-        let refused = Out::To(1, answer(b"2", NO_TASK));
-        assert_eq!(switch.says(1, get.into()), [refused]);
+        let refused = answered(switch.says(1, get.into()));
+        assert_eq!(refused, answer(b"2", NO_TASK));
         sent(switch.says(0, get.into()));
     }
 
@@ -1129,10 +1138,8 @@ mod tests {
             sent(switch.says(0, asks("subscribe", &format!("a:{number}"))));
         }
         let refused = br#"{"jsonrpc":"2.0","id":1,"error":{"code":-32603,"message":"too many subscriptions"}}"#;
-        assert_eq!(
-            switch.says(0, asks("subscribe", "a:more")),
-            [Out::To(0, Bytes::from_static(refused))]
-        );
+        let more = switch.says(0, asks("subscribe", "a:more"));
+        assert_eq!(answered(more), Bytes::from_static(refused));
         sent(switch.says(0, asks("subscribe", "a:1")));
         sent(switch.says(1, asks("subscribe", "a:more")));
         sent(switch.says(0, asks("unsubscribe", "a:1")));
@@ -1243,10 +1250,7 @@ mod tests {
         make(&mut switch, "more");
         assert_eq!(switch.tasks.len(), 1);
         let refused = switch.says(0, subscribes(9));
-        assert!(
-            matches!(&refused[..], [Out::To(0, text)] if text.ends_with(b"too many subscriptions\"}}")),
-            "{refused:?}"
-        );
+        assert!(answered(refused).ends_with(b"too many subscriptions\"}}"));
         drop((rest, switch));
         assert_eq!(rooms.taken(), 0);
     }

@@ -21,22 +21,36 @@ use crate::{
     auth::Identity,
     json::Value,
     mcp::{
-        Call, Era, Message,
+        Call, Era, Message, method,
         subscription::{self, Uri, Wanted},
         task,
     },
     session::{
         SendError, Session,
-        calls::{Answer, InFlight},
-        conversation::State,
+        calls::{AnswerKind, InFlight},
+        conversation::SessionState,
         exchange::{Event, Failure},
         own::OwnMessage,
         room::Room,
+        subscriptions::subscribing::ResourceSubscription,
     },
 };
 
-/// A subscription at a legacy child.
-pub(super) struct Subscription {
+/// What a request subscribes to.
+pub(super) enum CallSubscription {
+    /// A modern client's stays open (`subscriptions/listen`).
+    Listen {
+        /// As whom it hears of resources.
+        hearer: Arc<Identity>,
+        /// At a legacy child, which knows nothing of it.
+        bridged: Option<Box<BridgedSubscription>>,
+    },
+    /// A legacy client's to one resource (`resources/subscribe`).
+    Resource(Box<ResourceSubscription>),
+}
+
+/// A modern client's subscription at a legacy child.
+pub(super) struct BridgedSubscription {
     wanted: Wanted,
     /// What it would have been told before it was acknowledged; `None` once it is.
     held: Option<Vec<Bytes>>,
@@ -81,7 +95,7 @@ impl Resources {
     }
 }
 
-impl Subscription {
+impl BridgedSubscription {
     fn wants_resource(&self, uri: &str) -> bool {
         self.wanted.uris.iter().any(|wanted| **wanted == *uri)
     }
@@ -103,15 +117,45 @@ impl Subscription {
 }
 
 impl Session {
-    /// What the client will be told of what it wants, if this call subscribes at a legacy child; refused where there is
-    /// no room for what it names.
-    pub(super) fn subscribes(
+    /// What the call subscribes to, of which the child is told as far as it must be; refused where there is no room for
+    /// what it names.
+    pub(super) fn subscription_of(
         &self,
-        state: &State,
+        state: &mut SessionState,
         call: &Call,
-    ) -> Result<Option<Box<Subscription>>, SendError> {
-        let server = self.legacy_server();
-        let Some(server) = server.filter(|_| call.method() == crate::mcp::method::LISTEN) else {
+        identity: &Identity,
+    ) -> Result<Option<CallSubscription>, SendError> {
+        if call.method() != method::LISTEN {
+            let resource = self.resource_subscription(state, call, identity)?;
+            return Ok(resource.map(CallSubscription::Resource));
+        }
+        let bridged = self.bridged_subscription(state, call)?;
+        if let Some(subscription) = &bridged {
+            self.subscribe(state, subscription)?;
+        }
+        let hearer = Arc::new(identity.clone());
+        Ok(Some(CallSubscription::Listen { hearer, bridged }))
+    }
+
+    /// Goes on with what the request of that number subscribes to.
+    pub(super) fn has_begun_to_subscribe(&self, state: &mut SessionState, number: u64) {
+        let call = state.in_flight.get(&number);
+        match call.and_then(|call| call.subscription.as_ref()) {
+            Some(CallSubscription::Listen { bridged, .. }) if bridged.is_some() => {
+                self.acknowledge(state);
+            }
+            Some(CallSubscription::Resource(_)) => self.ask_for_next(state),
+            _ => {}
+        }
+    }
+
+    /// What a legacy child's client will be told of what it wants.
+    fn bridged_subscription(
+        &self,
+        state: &SessionState,
+        call: &Call,
+    ) -> Result<Option<Box<BridgedSubscription>>, SendError> {
+        let Some(server) = self.legacy_server() else {
             return Ok(None);
         };
         let mut wanted = Wanted::read(call).told_by(server.capabilities());
@@ -129,7 +173,7 @@ impl Session {
             };
         }
         let held = Some(Vec::new());
-        Ok(Some(Box::new(Subscription { wanted, held })))
+        Ok(Some(Box::new(BridgedSubscription { wanted, held })))
     }
 
     /// The URI, counted for as long as anybody knows it.
@@ -139,10 +183,10 @@ impl Session {
     }
 
     /// Asks the child to tell of what nobody wanted to hear of before.
-    pub(super) fn subscribe(
+    fn subscribe(
         &self,
-        state: &mut State,
-        subscription: &Subscription,
+        state: &mut SessionState,
+        subscription: &BridgedSubscription,
     ) -> Result<(), SendError> {
         for uri in &subscription.wanted.uris {
             if state.resources.taken.contains(uri) || state.resources.waiting.contains(uri) {
@@ -162,7 +206,7 @@ impl Session {
     }
 
     /// Has the child no longer tell of what nobody else wants to hear of.
-    pub(super) fn unsubscribe(&self, state: &mut State, subscription: &Subscription) {
+    pub(super) fn unsubscribe(&self, state: &mut SessionState, subscription: &BridgedSubscription) {
         for uri in &subscription.wanted.uris {
             // Of what it has not answered yet it is told so when it has.
             if !is_wanted(state, uri) && state.resources.taken.remove(uri) {
@@ -171,7 +215,7 @@ impl Session {
         }
     }
 
-    fn say_unsubscribe(&self, state: &mut State, uri: &Uri) {
+    fn say_unsubscribe(&self, state: &mut SessionState, uri: &Uri) {
         let number = state.next;
         if self.say(&OwnMessage::Unsubscribe { number, uri }) {
             state.next += 1;
@@ -183,14 +227,14 @@ impl Session {
     /// Takes the child's answer to request `number`, if that asked it to tell of a resource.
     pub(super) fn subscribe_answered(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
-        answer: Answer,
+        answer: AnswerKind,
     ) -> bool {
         let Some(uri) = state.resources.answered(number) else {
             return false;
         };
-        if answer != Answer::Result {
+        if answer != AnswerKind::Result {
             refuse(state, &uri);
         } else if is_wanted(state, &uri) {
             state.resources.taken.insert(uri);
@@ -202,7 +246,7 @@ impl Session {
     }
 
     /// Waits no longer for what the child does not answer: it does not tell of that.
-    pub(super) fn give_up_subscribing(&self, state: &mut State, now: Instant) {
+    pub(super) fn give_up_subscribing(&self, state: &mut SessionState, now: Instant) {
         for uri in std::mem::take(&mut state.resources.untold) {
             self.say_unsubscribe(state, &uri);
         }
@@ -226,10 +270,10 @@ impl Session {
     }
 
     /// Acknowledges the subscriptions of whose resources the child has answered each.
-    pub(super) fn acknowledge(&self, state: &mut State) {
+    pub(super) fn acknowledge(&self, state: &mut SessionState) {
         let mut begun = Vec::new();
         for call in state.in_flight.values_mut() {
-            let Some(subscription) = call.wanted.as_deref() else {
+            let Some(subscription) = call.bridged_subscription() else {
                 continue;
             };
             let waiting = &state.resources.waiting;
@@ -257,7 +301,7 @@ impl Session {
         let is_open = |number: &u64| {
             let call = state.in_flight.get(number);
             // A legacy child knows of none.
-            call.is_some_and(|call| call.is_subscription() && call.wanted.is_none())
+            call.is_some_and(|call| call.is_subscription() && call.bridged_subscription().is_none())
         };
         let Some(number) = named.as_u64().filter(is_open) else {
             return false;
@@ -269,20 +313,20 @@ impl Session {
     }
 
     /// Fails the calls that are meant to stay open.
-    pub(super) fn fail_open_ended(&self, state: &mut State, failure: Failure) {
+    pub(super) fn fail_open_ended(&self, state: &mut SessionState, failure: Failure) {
         let open: Vec<u64> = state
             .in_flight
             .iter()
-            .filter(|(_, call)| call.deadline.is_none())
+            .filter(|(_, call)| call.is_subscription())
             .map(|(number, _)| *number)
             .collect();
         for number in open {
             let Some(call) = state.in_flight.remove(&number) else {
                 continue;
             };
-            if self.era == Era::Modern && call.is_subscription() {
+            if self.era == Era::Modern {
                 // Its child goes on for the calls that are answered still.
-                if call.wanted.is_none() {
+                if call.bridged_subscription().is_none() {
                     self.say(&OwnMessage::Cancelled {
                         number,
                         reason: "shutting down",
@@ -296,8 +340,8 @@ impl Session {
     }
 
     /// Ends a subscription as one that its server has ended (mcp-T28).
-    pub(super) fn end_well(&self, state: &mut State, mut call: InFlight) {
-        if let Some(subscription) = call.wanted.as_deref_mut() {
+    pub(super) fn end_well(&self, state: &mut SessionState, mut call: InFlight) {
+        if let Some(subscription) = call.bridged_subscription_mut() {
             // Nothing comes before that, not even the end.
             let taken = &state.resources.taken;
             subscription.wanted.uris.retain(|uri| taken.contains(uri));
@@ -313,27 +357,32 @@ impl Session {
     /// Tells each subscription that wants it; `false` if there is none.
     pub(super) fn publish(&self, message: &Message, method: &str) -> bool {
         let wants = |call: &InFlight| {
-            let subscription = call.wanted.as_deref();
+            let subscription = call.bridged_subscription();
             subscription.is_some_and(|it| it.wanted.wants(method, message))
         };
         // Most of a session's subscriptions are one caller's, who is asked about once.
         let mut hearers: Vec<Arc<Identity>> = Vec::new();
         for call in self.state().in_flight.values().filter(|call| wants(call)) {
-            hearers.extend(call.hearer.clone().filter(|it| !hearers.contains(it)));
+            let hearer = call.hearer().filter(|it| !hearers.contains(it));
+            hearers.extend(hearer.cloned());
         }
         hearers.retain(|hearer| self.may_hear(|_| vec![hearer.clone()], message, method));
         let mut state = self.state();
         let mut heard = false;
         for call in state.in_flight.values_mut() {
-            let may = call.hearer.as_ref().is_some_and(|it| hearers.contains(it));
+            let may = call.hearer().is_some_and(|it| hearers.contains(it));
             if !may || !wants(call) {
                 continue;
             }
-            let Some(subscription) = call.wanted.as_deref_mut() else {
+            let Some(CallSubscription::Listen {
+                bridged: Some(subscription),
+                ..
+            }) = &mut call.subscription
+            else {
                 continue;
             };
             heard |= match &mut subscription.held {
-                Some(held) => Subscription::hold(held, message, &self.room),
+                Some(held) => BridgedSubscription::hold(held, message, &self.room),
                 None => {
                     let text = subscription::labelled(message, &call.id);
                     call.stream.tell(Event::Message(text.into()))
@@ -347,12 +396,40 @@ impl Session {
 impl InFlight {
     /// Whether it is meant to stay open.
     pub(super) fn is_subscription(&self) -> bool {
-        self.deadline.is_none()
+        matches!(self.subscription, Some(CallSubscription::Listen { .. }))
+    }
+
+    /// Whether it should have its answer by now.
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+        self.deadline <= now && !self.is_subscription()
+    }
+
+    /// What it is told of by a legacy child, if it is a subscription there.
+    pub(super) fn bridged_subscription(&self) -> Option<&BridgedSubscription> {
+        match &self.subscription {
+            Some(CallSubscription::Listen { bridged, .. }) => bridged.as_deref(),
+            _ => None,
+        }
+    }
+
+    fn bridged_subscription_mut(&mut self) -> Option<&mut BridgedSubscription> {
+        match &mut self.subscription {
+            Some(CallSubscription::Listen { bridged, .. }) => bridged.as_deref_mut(),
+            _ => None,
+        }
+    }
+
+    /// As whom a subscription hears of resources.
+    pub(super) fn hearer(&self) -> Option<&Arc<Identity>> {
+        match &self.subscription {
+            Some(CallSubscription::Listen { hearer, .. }) => Some(hearer),
+            _ => None,
+        }
     }
 
     /// Whether it is to be told how that task stands.
     pub(super) fn wants_task(&self, name: &str) -> bool {
-        self.wanted.as_deref().is_some_and(|subscription| {
+        self.bridged_subscription().is_some_and(|subscription| {
             let mut tasks = subscription.wanted.tasks.iter();
             subscription.held.is_none() && tasks.any(|task| **task == *name)
         })
@@ -360,7 +437,11 @@ impl InFlight {
 
     /// Tells a subscription's client what it will be told, and then what there was to tell, unless it was told.
     fn acknowledge(&mut self) {
-        let Some(subscription) = self.wanted.as_deref_mut() else {
+        let Some(CallSubscription::Listen {
+            bridged: Some(subscription),
+            ..
+        }) = &mut self.subscription
+        else {
             return;
         };
         let Some(held) = subscription.held.take() else {
@@ -379,18 +460,18 @@ impl InFlight {
 }
 
 /// The child does not tell of that resource: nobody is told that it would.
-fn refuse(state: &mut State, uri: &str) {
+fn refuse(state: &mut SessionState, uri: &str) {
     for call in state.in_flight.values_mut() {
-        if let Some(subscription) = call.wanted.as_deref_mut() {
+        if let Some(subscription) = call.bridged_subscription_mut() {
             subscription.wanted.uris.retain(|wanted| **wanted != *uri);
         }
     }
 }
 
-fn is_wanted(state: &State, uri: &str) -> bool {
+fn is_wanted(state: &SessionState, uri: &str) -> bool {
     let mut calls = state.in_flight.values();
     calls.any(|call| {
-        let subscription = call.wanted.as_deref();
+        let subscription = call.bridged_subscription();
         subscription.is_some_and(|subscription| subscription.wants_resource(uri))
     })
 }
@@ -407,19 +488,18 @@ mod tests {
 
     use super::*;
     use crate::{
-        audit::RequestId,
         mcp::meta,
         session::{
             Exchange,
-            outbox::Lines,
+            outbox::OutboxReader,
             pump,
             room::Rooms,
-            testing::{asked, bridged, bridged_in},
+            testing::{asked, bridged, bridged_in, by_now, said, say, text, tried},
         },
     };
 
     /// A session at a legacy child that tells of resources, and what that is told.
-    fn session() -> (Arc<Session>, Lines) {
+    fn session() -> (Arc<Session>, OutboxReader) {
         bridged(r#"{"resources":{"subscribe":true}}"#)
     }
 
@@ -428,15 +508,7 @@ mod tests {
         let body = format!(
             r#"{{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{{"notifications":{wanted}}}}}"#
         );
-        let call = Call::read(body.into(), true).unwrap();
-        let id = call.id().unwrap().clone();
-        let alice = Identity::example("https://a", "alice");
-        session.request(
-            &call,
-            &alice,
-            id,
-            &mut session.audit.owes(RequestId::random()),
-        )
+        tried(session, &body)
     }
 
     fn request(session: &Arc<Session>, asks: &str) -> Exchange {
@@ -447,31 +519,10 @@ mod tests {
         names.map(|name| format!("a:{name:04}")).collect()
     }
 
-    fn say(session: &Session, line: String) {
-        assert!(pump::take(session, line.into()));
-    }
-
-    fn said(lines: &mut Lines) -> Vec<String> {
-        let mut said = Vec::new();
-        while let Some(line) = lines.try_recv() {
-            said.push(String::from_utf8(line.to_vec()).unwrap());
-        }
-        said
-    }
-
-    /// What has been told by now.
+    /// What the client has been told by now.
     fn told(exchange: &mut Exchange) -> Vec<String> {
-        let mut told = Vec::new();
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        while let std::task::Poll::Ready(Some(event)) = exchange.poll_next(&mut context) {
-            match event {
-                Event::Message(text) | Event::Answer(text) => {
-                    told.push(String::from_utf8(text.to_vec()).unwrap());
-                }
-                Event::Failed(failure) => panic!("{failure:?}"),
-            }
-        }
-        told
+        let events = by_now(exchange).into_iter();
+        events.map(|event| text(Some(event))).collect()
     }
 
     /// mcp-T28: nothing comes before the acknowledgement, not the end either; and what waits for it is bounded.

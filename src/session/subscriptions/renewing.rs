@@ -13,8 +13,8 @@ use crate::{
     json::Value,
     mcp::{reverse::ModernServer, subscription::Wanted},
     session::{
-        Session, conversation::State, own::OwnMessage, reversed::Reversed,
-        subscriptions::subscribing::End,
+        Session, conversation::SessionState, own::OwnMessage, reversed::Reversed,
+        subscriptions::subscribing::SubscriptionEnd,
     },
 };
 
@@ -22,9 +22,9 @@ use crate::{
 #[derive(Default)]
 pub(in crate::session) struct Ear {
     /// What the child tells by now.
-    heard: Option<Box<Open>>,
+    heard: Option<Box<OpenSubscription>>,
     /// What it is to tell by instead, and has not acknowledged.
-    begun: Option<Box<Open>>,
+    begun: Option<Box<OpenSubscription>>,
     /// When it is to be made again, if the child has ended it.
     due: Option<Instant>,
     /// How long that waits the next time.
@@ -32,7 +32,7 @@ pub(in crate::session) struct Ear {
 }
 
 /// A subscription that is open at the child.
-struct Open {
+struct OpenSubscription {
     /// The number that the child knows it by, and since when that is so.
     number: u64,
     since: Instant,
@@ -92,8 +92,8 @@ impl Ear {
     }
 
     /// The child has ended it: what it was, and whether it was heard.
-    fn ended(&mut self, number: u64, now: Instant) -> Option<(Box<Open>, bool)> {
-        let is_it = |open: &mut Box<Open>| open.number == number;
+    fn ended(&mut self, number: u64, now: Instant) -> Option<(Box<OpenSubscription>, bool)> {
+        let is_it = |open: &mut Box<OpenSubscription>| open.number == number;
         let begun = self.begun.take_if(is_it).map(|open| (open, false));
         let heard = || Some((self.heard.take_if(is_it)?, true));
         let ended = begun.or_else(heard)?;
@@ -132,7 +132,11 @@ impl Session {
     }
 
     /// Has the child tell what the client wants to hear, and of what it tells by itself.
-    pub(in crate::session) fn listen_to_child(&self, state: &mut State, server: &ModernServer) {
+    pub(in crate::session) fn listen_to_child(
+        &self,
+        state: &mut SessionState,
+        server: &ModernServer,
+    ) {
         let mut wanted = Wanted::all_of(server.capabilities());
         wanted.uris.extend(state.subscribed.uris().cloned());
         if let Some(asked) = state.asked_for().filter(|uri| !wanted.uris.contains(uri)) {
@@ -146,7 +150,7 @@ impl Session {
     /// Subscribes at the child to what is `wanted`, in place of an earlier subscription.
     pub(in crate::session) fn listen_at(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         server: &ModernServer,
         wanted: Wanted,
         ear: &mut Ear,
@@ -156,7 +160,9 @@ impl Session {
         let asks = state
             .asked_for()
             .is_some_and(|uri| wanted.uris.contains(uri));
-        let is_it = |open: &Option<Box<Open>>| open.as_ref().is_some_and(|it| it.wanted == wanted);
+        let is_it = |open: &Option<Box<OpenSubscription>>| {
+            open.as_ref().is_some_and(|it| it.wanted == wanted)
+        };
         if is_it(&ear.begun) {
             return;
         }
@@ -179,7 +185,7 @@ impl Session {
                 return;
             }
             // What is heard stays until this one is acknowledged: between the two nothing is missed.
-            let begun = Box::new(Open {
+            let begun = Box::new(OpenSubscription {
                 number,
                 since,
                 wanted,
@@ -187,26 +193,24 @@ impl Session {
             [None, ear.begun.replace(begun)]
         };
         for open in before.into_iter().flatten() {
-            self.replace(Some(open.number));
+            self.replace(open.number);
         }
     }
 
     /// Tells the child that what it was asked under that number is not needed any more.
-    pub(in crate::session) fn replace(&self, number: Option<u64>) {
-        if let Some(number) = number {
-            self.say(&OwnMessage::Cancelled {
-                number,
-                reason: "replaced",
-            });
-        }
+    pub(in crate::session) fn replace(&self, number: u64) {
+        self.say(&OwnMessage::Cancelled {
+            number,
+            reason: "replaced",
+        });
     }
 
     /// Takes what ends request `number`, if that was such a subscription.
     pub(in crate::session) fn listening_ended(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
-        end: End<'_>,
+        end: SubscriptionEnd<'_>,
     ) -> bool {
         // No other child was ever asked so.
         if self.modern_server().is_none() {
@@ -245,11 +249,13 @@ impl Session {
     /// The same where the child names it, as it may in place of an answer.
     pub(in crate::session) fn listening_cancelled(&self, named: Value<'_>) -> bool {
         let number = named.as_u64();
-        number.is_some_and(|number| self.listening_ended(&mut self.state(), number, End::Named))
+        number.is_some_and(|number| {
+            self.listening_ended(&mut self.state(), number, SubscriptionEnd::Named)
+        })
     }
 
     /// Makes those subscriptions again whose time has come.
-    pub(in crate::session) fn listen_again(&self, state: &mut State, now: Instant) {
+    pub(in crate::session) fn listen_again(&self, state: &mut SessionState, now: Instant) {
         let Some(server) = self.modern_server() else {
             return;
         };
@@ -274,25 +280,29 @@ mod tests {
 
     use super::*;
     use crate::{
-        audit::RequestId,
-        mcp::{Call, Message},
-        session::{Exchange, exchange::Failure, outbox::Lines, pump, testing},
+        mcp::Message,
+        session::{
+            Exchange,
+            exchange::Failure,
+            outbox::OutboxReader,
+            testing::{self, say},
+        },
     };
 
     /// A session of a legacy client at a modern child that tells of tools, and what that is told.
-    fn session() -> (Arc<Session>, Lines) {
+    fn session() -> (Arc<Session>, OutboxReader) {
         testing::reversed(
             r#"{"tools":{"listChanged":true},"resources":{"subscribe":true},"extensions":{"io.modelcontextprotocol/tasks":{}}}"#,
         )
     }
 
     /// The numbers of the subscriptions that the child was told of.
-    fn begun(lines: &mut Lines) -> Vec<u64> {
+    fn begun(lines: &mut OutboxReader) -> Vec<u64> {
         ends(lines).0
     }
 
     /// The same, and the numbers of those that have ended.
-    fn ends(lines: &mut Lines) -> (Vec<u64>, Vec<u64>) {
+    fn ends(lines: &mut OutboxReader) -> (Vec<u64>, Vec<u64>) {
         let (mut began, mut ended) = (Vec::new(), Vec::new());
         while let Some(line) = lines.try_recv() {
             let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
@@ -307,7 +317,7 @@ mod tests {
     }
 
     /// A call that the child has made a task, and the subscription to that.
-    fn task(session: &Arc<Session>, lines: &mut Lines) -> (Exchange, Vec<u64>) {
+    fn task(session: &Arc<Session>, lines: &mut OutboxReader) -> (Exchange, Vec<u64>) {
         let call = r#"{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"name":"t"}}"#;
         let waits = testing::asked(session, call);
         let task = r#"{"resultType":"task","taskId":"k","status":"working"}"#;
@@ -316,10 +326,6 @@ mod tests {
             format!(r#"{{"jsonrpc":"2.0","id":1,"result":{task}}}"#),
         );
         (waits, begun(lines))
-    }
-
-    fn say(session: &Session, line: String) {
-        assert!(pump::take(session, line.into()));
     }
 
     /// The child takes all that it is asked for.
@@ -382,23 +388,11 @@ mod tests {
         );
         let open = begun(&mut lines);
         assert_eq!(open.len(), 1);
-        let cancel =
-            r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}"#;
-        let cancel = Call::read(cancel.into(), false).unwrap();
         say(
             &session,
             format!(r#"{{"jsonrpc":"2.0","id":{},"result":{{}}}}"#, open[0]),
         );
-        let permit = session.engine.decide(session.owner(), cancel).unwrap();
-        assert!(
-            session
-                .send(
-                    permit,
-                    session.owner(),
-                    &mut session.audit.owes(RequestId::random())
-                )
-                .is_ok()
-        );
+        testing::cancels(&session, "5");
         tokio::time::advance(LONGEST_PAUSE).await;
         sweep(&session);
         assert_eq!(begun(&mut lines), [0; 0], "nobody waits for it");

@@ -18,15 +18,15 @@ use crate::{
     },
     session::{
         SendError, Session,
-        calls::{Answer, InFlight},
-        conversation::State,
+        calls::{AnswerKind, InFlight},
+        conversation::SessionState,
         exchange::{Event, Failure},
-        subscriptions::hearing::UPDATED,
+        subscriptions::{CallSubscription, hearing::UPDATED},
     },
 };
 
 /// A call by which a legacy client subscribes to a resource.
-pub(in crate::session) struct Subscribes {
+pub(in crate::session) struct ResourceSubscription {
     uri: Uri,
     hearer: Arc<Identity>,
     /// It waits here for a modern child's acknowledgement.
@@ -36,12 +36,12 @@ pub(in crate::session) struct Subscribes {
 /// What a legacy client has subscribed to.
 #[derive(Default)]
 pub(in crate::session) struct Subscribed {
-    all: Vec<Resource>,
+    all: Vec<SubscribedResource>,
     /// As whom it has subscribed last.
     last: Option<Arc<Identity>>,
 }
 
-struct Resource {
+struct SubscribedResource {
     uri: Uri,
     /// As whom the client hears of it.
     hearer: Arc<Identity>,
@@ -54,7 +54,24 @@ struct Resource {
 impl InFlight {
     /// Whether it is answered when a modern child acknowledges a resource: the child knows nothing of the call.
     pub(in crate::session) fn awaits_acknowledgement(&self) -> bool {
-        self.subscribes.as_deref().is_some_and(|it| it.waits)
+        self.resource_subscription().is_some_and(|it| it.waits)
+    }
+
+    /// The resource that a legacy client subscribes to by it.
+    fn resource_subscription(&self) -> Option<&ResourceSubscription> {
+        match &self.subscription {
+            Some(CallSubscription::Resource(it)) => Some(it),
+            _ => None,
+        }
+    }
+
+    /// The same, which its answer has decided on.
+    fn take_resource_subscription(&mut self) -> Option<Box<ResourceSubscription>> {
+        let is_one = |it: &mut CallSubscription| matches!(it, CallSubscription::Resource(_));
+        match self.subscription.take_if(is_one)? {
+            CallSubscription::Resource(it) => Some(it),
+            CallSubscription::Listen { .. } => None,
+        }
     }
 }
 
@@ -106,7 +123,7 @@ impl Subscribed {
     fn add(&mut self, uri: Uri, hearer: Arc<Identity>) {
         match self.all.iter_mut().find(|one| one.uri == uri) {
             Some(one) => (one.hearer, one.told) = (hearer, true),
-            None => self.all.push(Resource {
+            None => self.all.push(SubscribedResource {
                 uri,
                 hearer,
                 missed: false,
@@ -138,7 +155,7 @@ impl Missed {
     }
 }
 
-impl State {
+impl SessionState {
     /// The child has ended what it told by.
     pub(in crate::session) fn misses(&mut self) {
         self.reversed.missed.owed = true;
@@ -156,25 +173,32 @@ impl State {
     /// The resource that the child is being asked for besides those that it tells of.
     pub(in crate::session) fn asked_for(&self) -> Option<&Uri> {
         let call = self.in_flight.get(&self.reversed.asking?)?;
-        Some(&call.subscribes.as_deref()?.uri)
+        Some(&call.resource_subscription()?.uri)
     }
 
     /// The call for that, if the resource is among these: it will be answered now.
     pub(in crate::session) fn take_asking(
         &mut self,
         wanted: &Wanted,
-    ) -> Option<(InFlight, Box<Subscribes>)> {
+    ) -> Option<(InFlight, Box<ResourceSubscription>)> {
         self.asked_for().filter(|uri| wanted.uris.contains(uri))?;
         let mut call = self.in_flight.remove(&self.reversed.asking.take()?)?;
-        let subscribes = call.subscribes.take()?;
-        Some((call, subscribes))
+        let subscription = call.take_resource_subscription()?;
+        Some((call, subscription))
+    }
+
+    /// The child tells of what the call has subscribed to.
+    pub(in crate::session) fn has_subscribed(&mut self, call: &mut InFlight) {
+        if let Some(it) = call.take_resource_subscription() {
+            self.subscribed.add(it.uri, it.hearer);
+        }
     }
 
     /// The eldest call that waits for such a resource.
     fn waiting(&self, is_so: impl Fn(&str) -> bool) -> Option<u64> {
         let waits = |call: &InFlight| {
-            let subscribes = call.subscribes.as_deref();
-            subscribes.is_some_and(|it| it.waits && is_so(&it.uri))
+            let subscription = call.resource_subscription();
+            subscription.is_some_and(|it| it.waits && is_so(&it.uri))
         };
         let waiting = self.in_flight.iter().filter(|(_, call)| waits(call));
         waiting.map(|(number, _)| *number).min()
@@ -182,13 +206,13 @@ impl State {
 }
 
 impl Session {
-    /// Notes what a legacy client's call says of what it wants to hear.
-    pub(in crate::session) fn subscribes_to(
+    /// Notes what a legacy client's call says of what it wants to hear, and what it subscribes to.
+    pub(in crate::session) fn resource_subscription(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         call: &Call,
         identity: &Identity,
-    ) -> Result<Option<Box<Subscribes>>, SendError> {
+    ) -> Result<Option<Box<ResourceSubscription>>, SendError> {
         let method = call.method();
         if !matches!(method, "resources/subscribe" | "resources/unsubscribe") {
             return Ok(None);
@@ -219,29 +243,23 @@ impl Session {
         }
         let most = if waits { MAX_URIS } else { MAX_SUBSCRIBED };
         let waiting = state.in_flight.values();
-        let waiting = waiting.filter(|call| call.subscribes.is_some()).count();
+        let subscribes = |call: &&InFlight| call.resource_subscription().is_some();
+        let waiting = waiting.filter(subscribes).count();
         let uri = match state.subscribed.known(&uri) {
             Some(known) => known.clone(),
             None if state.subscribed.all.len() + waiting >= most => return Err(SendError::Busy),
             None => self.claimed(&uri)?,
         };
-        Ok(Some(Box::new(Subscribes {
+        Ok(Some(Box::new(ResourceSubscription {
             uri,
             hearer: state.subscribed.hearer(identity),
             waits,
         })))
     }
 
-    /// The child tells of what the call has subscribed to.
-    pub(in crate::session) fn has_subscribed(&self, state: &mut State, call: &mut InFlight) {
-        if let Some(it) = call.subscribes.take() {
-            state.subscribed.add(it.uri, it.hearer);
-        }
-    }
-
     /// Asks a modern child for the next resource that a call waits for, unless it is being asked for one; or no longer
     /// for one that no call waits for any more.
-    pub(in crate::session) fn ask_for_next(&self, state: &mut State) {
+    pub(in crate::session) fn ask_for_next(&self, state: &mut SessionState) {
         let Some(server) = self.modern_server() else {
             return;
         };
@@ -252,7 +270,7 @@ impl Session {
         while let Some(known) = state.waiting(|uri| state.subscribed.is_told(uri))
             && let Some(mut call) = state.in_flight.remove(&known)
         {
-            self.has_subscribed(state, &mut call);
+            state.has_subscribed(&mut call);
             self.done(state, call);
         }
         if state.asked_for().is_some() {
@@ -276,8 +294,9 @@ impl Session {
         let Some(ear) = state.reversed.ear(number) else {
             return;
         };
-        let replaced = ear.acknowledged(number);
-        self.replace(replaced);
+        if let Some(replaced) = ear.acknowledged(number) {
+            self.replace(replaced);
+        }
         let Some(wanted) = state.reversed.listening.heard_by(number) else {
             return;
         };
@@ -289,15 +308,14 @@ impl Session {
         for one in &mut state.subscribed.all {
             one.told = told.contains(&*one.uri);
         }
-        if let Some((mut call, subscribes)) = state.take_asking(&wanted) {
-            if told.contains(&*subscribes.uri) {
-                call.subscribes = Some(subscribes);
-                self.has_subscribed(&mut state, &mut call);
+        if let Some((call, it)) = state.take_asking(&wanted) {
+            if told.contains(&*it.uri) {
+                state.subscribed.add(it.uri, it.hearer);
                 self.done(&mut state, call);
             } else {
                 // Nor is it asked for that again by what follows.
-                state.reversed.listening.is_not_told(&subscribes.uri);
-                state.subscribed.remove(&subscribes.uri);
+                state.reversed.listening.is_not_told(&it.uri);
+                state.subscribed.remove(&it.uri);
                 self.not_told(&mut state, call);
             }
         }
@@ -309,31 +327,31 @@ impl Session {
     /// The call whose resource the child was asked for will have no acknowledgement.
     pub(in crate::session) fn not_acknowledged(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         call: InFlight,
-        end: End<'_>,
+        end: SubscriptionEnd<'_>,
     ) {
         match end {
-            End::Answered(Answer::Error, message) => {
-                self.deliver(state, call, Answer::Error, message);
+            SubscriptionEnd::Answered(AnswerKind::Error, message) => {
+                self.deliver(state, call, AnswerKind::Error, message);
             }
-            End::Failed(failure) => self.fail(state, call, failure),
-            End::Answered(..) | End::Named => self.not_told(state, call),
+            SubscriptionEnd::Failed(failure) => self.fail(state, call, failure),
+            SubscriptionEnd::Answered(..) | SubscriptionEnd::Named => self.not_told(state, call),
         }
     }
 
-    fn done(&self, state: &mut State, call: InFlight) {
+    fn done(&self, state: &mut SessionState, call: InFlight) {
         let text = answer::result(call.id.as_json(), b"{}");
         self.finish(state, call, None, text.len(), Event::Answer(text.into()));
     }
 
-    fn not_told(&self, state: &mut State, call: InFlight) {
+    fn not_told(&self, state: &mut SessionState, call: InFlight) {
         let text = answer::refused(
             &call.id,
             -32602,
             "the server does not tell of this resource",
         );
-        self.delivered(state, call, Answer::Error, text.into());
+        self.delivered(state, call, AnswerKind::Error, text.into());
     }
 
     /// Whether what a modern child says by a subscription, or of a resource, is for its legacy client.
@@ -387,8 +405,8 @@ impl Session {
 
 /// How a subscription has ended that the child had not acknowledged.
 #[derive(Clone, Copy)]
-pub(in crate::session) enum End<'a> {
-    Answered(Answer, &'a Message),
+pub(in crate::session) enum SubscriptionEnd<'a> {
+    Answered(AnswerKind, &'a Message),
     Failed(Failure),
     /// The child has named it (mcp-T28).
     Named,
@@ -405,14 +423,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        audit::RequestId,
         config::{Authz, PolicyFile},
         mcp::{Era, meta},
-        session::{Exchange, outbox::Lines, own::OwnMessage, pump, room::Rooms, testing},
+        session::{Exchange, outbox::OutboxReader, own::OwnMessage, room::Rooms, testing},
     };
 
     /// A session of a legacy client at a modern child that tells of tools and resources, and what that is told.
-    fn session() -> (Arc<Session>, Lines) {
+    fn session() -> (Arc<Session>, OutboxReader) {
         testing::reversed(
             r#"{"tools":{"listChanged":true},"prompts":{"listChanged":false},"resources":{"subscribe":true}}"#,
         )
@@ -426,15 +443,7 @@ mod tests {
     ) -> Result<Exchange, SendError> {
         let params = json!({ "uri": uri });
         let body = json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
-        let call = Call::read(body.to_string().into(), false).unwrap();
-        let id = call.id().unwrap().clone();
-        let alice = Identity::example("https://a", "alice");
-        session.request(
-            &call,
-            &alice,
-            id,
-            &mut session.audit.owes(RequestId::random()),
-        )
+        testing::tried(session, &body.to_string())
     }
 
     fn request(session: &Arc<Session>, method: &str, uri: &str) -> Result<Exchange, SendError> {
@@ -446,7 +455,7 @@ mod tests {
     }
 
     /// What the child has been told: the number and the resources of each subscription, and the numbers of those that are ended.
-    fn said(lines: &mut Lines) -> (Vec<(u64, Vec<String>)>, Vec<u64>) {
+    fn said(lines: &mut OutboxReader) -> (Vec<(u64, Vec<String>)>, Vec<u64>) {
         let (mut began, mut ended) = (Vec::new(), Vec::new());
         while let Some(line) = lines.try_recv() {
             let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
@@ -468,7 +477,7 @@ mod tests {
 
     /// The one subscription that the child has been asked for, which is for these resources.
     #[track_caller]
-    fn asked(lines: &mut Lines, uris: &[&str]) -> u64 {
+    fn asked(lines: &mut OutboxReader, uris: &[&str]) -> u64 {
         match said(lines).0.as_slice() {
             [(number, asked)] if *asked == uris => *number,
             other => panic!("{other:?}"),
@@ -476,7 +485,7 @@ mod tests {
     }
 
     fn say(session: &Session, message: serde_json::Value) {
-        assert!(pump::take(session, message.to_string().into()));
+        testing::say(session, message.to_string());
     }
 
     fn acknowledge(session: &Session, number: u64, uris: &[&str]) {
@@ -500,8 +509,7 @@ mod tests {
     /// What has come, as one word each: the resource, the list or what the answer is.
     fn heard(exchange: &mut Exchange) -> Vec<String> {
         let mut heard = Vec::new();
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        while let std::task::Poll::Ready(Some(event)) = exchange.poll_next(&mut context) {
+        for event in testing::by_now(exchange) {
             heard.push(match event {
                 Event::Message(text) => {
                     let message: serde_json::Value = serde_json::from_slice(&text).unwrap();
@@ -744,16 +752,7 @@ mod tests {
         say(&session, json!({ "id": number, "error": { "code": 7 } }));
         assert_eq!(heard(&mut b), [r#"{"code":7}"#]);
         let number = asked(&mut lines, &["a:a", "a:c"]);
-        let gone =
-            r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"a:c"}}"#;
-        let gone = Call::read(gone.into(), false).unwrap();
-        let permit = session.engine.decide(session.owner(), gone).unwrap();
-        let told = session.send(
-            permit,
-            session.owner(),
-            &mut session.audit.owes(RequestId::random()),
-        );
-        assert!(told.is_ok());
+        testing::cancels(&session, r#""a:c""#);
         assert_eq!(heard(&mut c), ["cancelled"]);
         // That it was asked for is taken back, and of the call itself the child never heard.
         assert_eq!(said(&mut lines), (vec![], vec![number]));

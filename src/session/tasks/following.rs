@@ -20,8 +20,8 @@ use crate::{
     mcp::{Era, Message, answer, reverse::ModernServer, subscription::Wanted, task},
     session::{
         Session,
-        calls::{Answer, InFlight},
-        conversation::State,
+        calls::{AnswerKind, InFlight},
+        conversation::SessionState,
         exchange::Failure,
         own::OwnMessage,
         reversed::Again,
@@ -56,7 +56,7 @@ impl Session {
     /// Follows the task that the child has made of a call; it is given back if it has made none that has a usable id.
     pub(in crate::session) fn follow(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         mut call: InFlight,
         result: Value<'_>,
@@ -83,7 +83,7 @@ impl Session {
     }
 
     /// Has the child say by itself how the tasks stand that calls have become.
-    pub(in crate::session) fn watch_tasks(&self, state: &mut State) {
+    pub(in crate::session) fn watch_tasks(&self, state: &mut SessionState) {
         let Some(server) = self.modern_server() else {
             return;
         };
@@ -129,7 +129,7 @@ impl Session {
     }
 
     /// Asks the child how tasks stand that it is time to ask for.
-    pub(in crate::session) fn look_after_tasks(&self, state: &mut State, now: Instant) {
+    pub(in crate::session) fn look_after_tasks(&self, state: &mut SessionState, now: Instant) {
         let Some(server) = self.modern_server() else {
             return;
         };
@@ -166,12 +166,12 @@ impl Session {
     /// What a task has come to, if that is what a modern child's answer says.
     pub(in crate::session) fn outcome_of_task(
         &self,
-        answer: Answer,
+        answer: AnswerKind,
         message: &Message,
     ) -> Option<TaskOutcome> {
         let server = self.modern_server()?;
         // Elsewhere it is what a tool says of itself.
-        if answer != Answer::Result || !server.makes_tasks() {
+        if answer != AnswerKind::Result || !server.makes_tasks() {
             return None;
         }
         outcome(message.root().get("result")?)
@@ -181,7 +181,7 @@ impl Session {
     /// if it is no such call.
     pub(in crate::session) fn task_stands(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         mut call: InFlight,
         (result, outcome): (Value<'_>, Option<TaskOutcome>),
@@ -217,7 +217,13 @@ impl Session {
     }
 
     /// Asks the client what a task asks, as far as it was not asked already.
-    fn task_asks(&self, state: &mut State, number: u64, mut call: InFlight, result: Value<'_>) {
+    fn task_asks(
+        &self,
+        state: &mut SessionState,
+        number: u64,
+        mut call: InFlight,
+        result: Value<'_>,
+    ) {
         let Some(again) = call.again.as_deref_mut() else {
             return self.fail(state, call, Failure::NoInput);
         };
@@ -242,7 +248,7 @@ impl Session {
     }
 
     /// Tells the child what the client has answered; `false` if the call is no task.
-    pub(in crate::session) fn update_task(&self, state: &mut State, first: u64) -> bool {
+    pub(in crate::session) fn update_task(&self, state: &mut SessionState, first: u64) -> bool {
         let number = state.next;
         let (Some(server), Some(call)) = (self.modern_server(), state.in_flight.get_mut(&first))
         else {
@@ -265,7 +271,7 @@ impl Session {
         let own = about(server, number, "update", &following.task, &more);
         let said = self.write(own.line());
         following.rest();
-        call.deadline = Some(Instant::now() + self.call_timeout);
+        call.deadline = Instant::now() + self.call_timeout;
         // That it has heard is not waited for: how the task stands tells more.
         state.next += 1;
         if let Err(error) = said
@@ -277,7 +283,7 @@ impl Session {
     }
 
     /// Has the child end a task whose call has ended.
-    pub(in crate::session) fn end_task(&self, state: &mut State, call: &InFlight) {
+    pub(in crate::session) fn end_task(&self, state: &mut SessionState, call: &InFlight) {
         if state.reversed.watching.is_wanted()
             && !state
                 .in_flight
@@ -296,14 +302,14 @@ impl Session {
 }
 
 /// What a task has come to: its result or error, as the answer to a call.
-pub(in crate::session) type TaskOutcome = (Answer, Message);
+pub(in crate::session) type TaskOutcome = (AnswerKind, Message);
 
 /// The outcome of a task of which that is said, read before anybody needs the session: it may be large.
 fn outcome(task: Value<'_>) -> Option<TaskOutcome> {
     let status = task.get("status").and_then(Value::as_str)?;
     let (answer, name) = match &*status {
-        "completed" => (Answer::Result, "result"),
-        "failed" => (Answer::Error, "error"),
+        "completed" => (AnswerKind::Result, "result"),
+        "failed" => (AnswerKind::Error, "error"),
         _ => return None,
     };
     let text = [
@@ -376,7 +382,7 @@ mod tests {
             let mut asked = testing::asked(&session, asks);
             let said = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{{OWN}}}}}"#);
             let message = Message::parse(said.clone().into()).unwrap();
-            let outcome = session.outcome_of_task(Answer::Result, &message);
+            let outcome = session.outcome_of_task(AnswerKind::Result, &message);
             assert_eq!(outcome.is_some(), may_be);
             assert!(pump::take(&session, said.into()));
             let told = asked.next().await;

@@ -30,16 +30,16 @@ use crate::{
     session::{
         SendError, Session,
         bridge::Bridge,
-        calls::{InFlight, Way},
-        conversation::State,
+        calls::{InFlight, RequestWay},
+        conversation::SessionState,
         exchange::{Event, Failure},
         own::{self, OwnMessage},
-        pending::{Asked, Input},
+        pending::{Input, OpenQuestion},
         rewrite::as_task,
         room::{Claim, Room},
         tasks::{
-            results::Pending,
-            watching::{Look, Watched},
+            results::ResultRequest,
+            watching::{TaskLook, Watched},
         },
     },
 };
@@ -47,13 +47,13 @@ use crate::{
 /// What is known of the tasks of one child.
 #[derive(Default)]
 pub(super) struct Tasks {
-    pub(super) known: HashMap<Arc<str>, Known>,
+    pub(super) known: HashMap<Arc<str>, KnownTask>,
     /// The one that is forgotten first comes first.
     eldest: VecDeque<Arc<str>>,
     /// The child was asked for results under these numbers.
-    pub(super) results: HashMap<u64, Pending>,
+    pub(super) results: HashMap<u64, ResultRequest>,
     /// It was asked on nobody's behalf how tasks stand, under these.
-    pub(super) looks: HashMap<u64, Look>,
+    pub(super) looks: HashMap<u64, TaskLook>,
     pub(super) strays: Strays,
 }
 
@@ -84,9 +84,10 @@ impl Strays {
     }
 }
 
-pub(super) struct Known {
+/// A task that the child has made for a client of this session.
+pub(super) struct KnownTask {
     abilities: Abilities,
-    pub(super) questions: Vec<Asked>,
+    pub(super) questions: Vec<OpenQuestion>,
     /// The number under which the child was asked for its result: older servers ask nothing before.
     pub(super) asked: Option<u64>,
     pub(super) watched: Watched,
@@ -115,7 +116,7 @@ impl Tasks {
         let Some(claim) = room.claim(task.len()) else {
             return false;
         };
-        let known = Known {
+        let known = KnownTask {
             abilities,
             questions: Vec::new(),
             asked: None,
@@ -136,11 +137,11 @@ impl Tasks {
     /// Keeps a question of the child's for whoever asks how its task stands; `false` if nobody can be asked.
     pub(super) fn keep(&mut self, task: &str, question: Question, id: Value<'_>) -> bool {
         let id = Bytes::copy_from_slice(id.raw());
-        self.takes(task, Asked { question, id }).is_ok()
+        self.takes(task, OpenQuestion { question, id }).is_ok()
     }
 
     /// Keeps a question of a task, unless it cannot be asked.
-    fn takes(&mut self, task: &str, asked: Asked) -> Result<(), Asked> {
+    fn takes(&mut self, task: &str, asked: OpenQuestion) -> Result<(), OpenQuestion> {
         let all = self.known.values().flat_map(|known| &known.questions);
         let bytes: usize = all.map(|it| it.question.size()).sum();
         match self.known.get_mut(task) {
@@ -150,7 +151,7 @@ impl Tasks {
     }
 
     /// The task, if its client is asked something.
-    pub(super) fn asking(&self, task: &str) -> Option<&Known> {
+    pub(super) fn asking(&self, task: &str) -> Option<&KnownTask> {
         let known = self.known.get(task)?;
         (!known.questions.is_empty()).then_some(known)
     }
@@ -168,9 +169,9 @@ impl Tasks {
     }
 }
 
-impl Known {
+impl KnownTask {
     /// Keeps a question, unless it cannot be asked.
-    fn takes(&mut self, asked: Asked) -> Result<(), Asked> {
+    fn takes(&mut self, asked: OpenQuestion) -> Result<(), OpenQuestion> {
         let bytes: usize = self.questions.iter().map(|it| it.question.size()).sum();
         let mut others = self.questions.iter();
         let is_new = others.all(|it| it.question.key != asked.question.key);
@@ -190,30 +191,32 @@ impl Session {
     /// What becomes of a modern client's request to a legacy child, if it is about tasks.
     pub(super) fn way_of_task(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         server: &LegacyServer,
         call: &Call,
         id: &Id,
-    ) -> Result<Option<Way>, SendError> {
+    ) -> Result<Option<RequestWay>, SendError> {
         Ok(match (call.method(), self.about(state, call)) {
             ("tasks/get" | "tasks/update" | "tasks/cancel", _) if !task::is_taken_by(call) => {
-                Some(Way::Here(task::missing(id)))
+                Some(RequestWay::Here(task::missing(id)))
             }
             ("tasks/update", _) => Some(self.update(state, server, call, id)?),
-            ("tools/call", Some(About::Making(_))) => Some(Way::Child(as_task(call, state.next))),
+            ("tools/call", Some(About::Making(_))) => {
+                Some(RequestWay::Child(as_task(call, state.next)))
+            }
             // It would only say that it cannot.
             ("tools/call", None) if self.support(call) == Some(TaskSupport::Required) => {
-                Some(Way::Here(task::missing(id)))
+                Some(RequestWay::Here(task::missing(id)))
             }
             (method::LISTEN, _) if wants_tasks_it_does_not_take(call) => {
-                Some(Way::Here(task::missing(id)))
+                Some(RequestWay::Here(task::missing(id)))
             }
             _ => None,
         })
     }
 
     /// What the request has to do with a task, if anything.
-    pub(super) fn about(&self, state: &State, call: &Call) -> Option<About> {
+    pub(super) fn about(&self, state: &SessionState, call: &Call) -> Option<About> {
         self.legacy_server()?;
         match call.method() {
             "tools/call" if self.support(call).is_some() => {
@@ -243,24 +246,28 @@ impl Session {
     /// Gives the child what the client says to its questions.
     fn update(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         server: &LegacyServer,
         call: &Call,
         id: &Id,
-    ) -> Result<Way, SendError> {
+    ) -> Result<RequestWay, SendError> {
         let task = call.param("taskId").and_then(Value::as_str);
         let Some(known) = task.and_then(|task| state.tasks.known.get_mut(task.as_ref())) else {
-            return Ok(Way::Here(answer::refused(id, -32602, "no such task")));
+            return Ok(RequestWay::Here(answer::refused(
+                id,
+                -32602,
+                "no such task",
+            )));
         };
         self.give_answers(&mut known.questions, call)?;
-        Ok(Way::Here(done(server, id)))
+        Ok(RequestWay::Here(done(server, id)))
     }
 
     /// Tells the client what the child's result says of a task; the call is given back if
     /// that says nothing of any, and dropped where it is told or waits.
     pub(super) fn task_answered(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         mut call: InFlight,
         message: &Message,
@@ -324,7 +331,7 @@ impl Session {
     }
 
     /// What the child has asked in the call by now it asks in the task that the call has become.
-    fn asks_in_task(&self, state: &mut State, call: &mut InFlight, name: &str) {
+    fn asks_in_task(&self, state: &mut SessionState, call: &mut InFlight, name: &str) {
         let input = call.input.as_deref_mut();
         for asked in input.map(Input::questions).unwrap_or_default() {
             if let Err(asked) = state.tasks.takes(name, asked) {
@@ -336,7 +343,7 @@ impl Session {
     /// How a task stands that goes on, by what it says of itself and what it has asked.
     pub(super) fn standing<'a>(
         &self,
-        state: &'a mut State,
+        state: &'a mut SessionState,
         name: &str,
         task: Value<'_>,
     ) -> Standing<'a> {
@@ -346,16 +353,19 @@ impl Session {
                 // Its questions come with that. Where there is no room for it now, then when somebody asks again.
                 let _ = self.ask_result(state, name, true);
                 let known = state.tasks.known.get(name);
-                known.map_or(Standing::Working, Known::asks)
+                known.map_or(Standing::Working, KnownTask::asks)
             }
             // It may have asked all the same.
-            Some("working") => state.tasks.asking(name).map_or(Standing::Said, Known::asks),
+            Some("working") => state
+                .tasks
+                .asking(name)
+                .map_or(Standing::Said, KnownTask::asks),
             _ => Standing::Said,
         }
     }
 
     /// Has the child end a task that it has just made, and that nobody will know of.
-    pub(super) fn has_it_ended(&self, state: &mut State, task: Value<'_>, more: Vec<u8>) {
+    pub(super) fn has_it_ended(&self, state: &mut SessionState, task: Value<'_>, more: Vec<u8>) {
         let Some(id) = task.get("taskId") else { return };
         let own = OwnMessage::TaskOf {
             number: state.next,
@@ -372,7 +382,7 @@ impl Session {
     }
 
     /// The same, if that is what the message answers to the call.
-    pub(super) fn end_made(&self, state: &mut State, call: &InFlight, message: &Message) {
+    pub(super) fn end_made(&self, state: &mut SessionState, call: &InFlight, message: &Message) {
         let result = message.root().get("result").filter(|_| call.makes_task());
         if let Some(task) = result.and_then(|result| result.get("task")) {
             self.has_it_ended(state, task, Vec::new());
@@ -380,7 +390,7 @@ impl Session {
     }
 
     /// The same, if that is what the message says when no call waits for it any more: nobody would know of the task.
-    pub(super) fn end_made_late(&self, state: &mut State, message: &Message) {
+    pub(super) fn end_made_late(&self, state: &mut SessionState, message: &Message) {
         let (speaks, makes) = match self.bridge() {
             Some(Bridge::ToLegacy(server)) => (Era::Legacy, server.makes_tasks()),
             Some(Bridge::ToModern(server)) => (Era::Modern, server.makes_tasks()),
@@ -411,12 +421,12 @@ impl Session {
         self.has_it_ended(state, task, more);
     }
 
-    pub(super) fn tell(&self, state: &mut State, call: InFlight, text: Bytes) {
+    pub(super) fn tell(&self, state: &mut SessionState, call: InFlight, text: Bytes) {
         self.finish(state, call, None, text.len(), Event::Answer(text));
     }
 }
 
-impl Known {
+impl KnownTask {
     /// How its task stands that waits for its client.
     pub(super) fn asks(&self) -> Standing<'_> {
         if self.questions.is_empty() {
@@ -465,25 +475,23 @@ mod tests {
 
     use super::*;
     use crate::{
-        audit::RequestId,
-        auth::Identity,
         child::{Lends as _, stdio::Reading},
         session::{
             Exchange,
-            outbox::Lines,
+            outbox::OutboxReader,
             pump,
             room::Rooms,
-            testing::{self, bridged_in},
+            testing::{self, asked, bridged_in, said, say, text},
         },
     };
 
     /// A bridged session whose tool `t` is a task alone, and what its child is told.
-    fn session() -> (Arc<Session>, Lines) {
+    fn session() -> (Arc<Session>, OutboxReader) {
         session_in(&Rooms::new(1))
     }
 
     /// The same, with its share of that memory.
-    fn session_in(rooms: &Rooms) -> (Arc<Session>, Lines) {
+    fn session_in(rooms: &Rooms) -> (Arc<Session>, OutboxReader) {
         let tasks = r#"{"tasks":{"requests":{"tools":{"call":{}}}}}"#;
         let (session, lines) = bridged_in(tasks, rooms);
         let tool =
@@ -492,47 +500,21 @@ mod tests {
         (session, lines)
     }
 
-    fn alice() -> Identity {
-        Identity::example("https://a", "alice")
-    }
-
     fn ask(session: &Arc<Session>, method: &str, params: &str) -> Exchange {
         let meta = r#""_meta":{"io.modelcontextprotocol/clientCapabilities":{"roots":{},"extensions":{"io.modelcontextprotocol/tasks":{}}}}"#;
         let body = format!(
             r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{{{params},{meta}}}}}"#
         );
-        let call = Call::read(body.into(), true).unwrap();
-        let id = call.id().unwrap().clone();
-        session
-            .request(
-                &call,
-                &alice(),
-                id,
-                &mut session.audit.owes(RequestId::random()),
-            )
-            .unwrap()
+        asked(session, &body)
     }
 
     fn answer(session: &Session, number: u32, result: &str) {
         let line = format!(r#"{{"jsonrpc":"2.0","id":{number},"result":{result}}}"#);
-        assert!(pump::take(session, line.into()));
-    }
-
-    fn said(lines: &mut Lines) -> Vec<String> {
-        let mut said = Vec::new();
-        while let Some(line) = lines.try_recv() {
-            said.push(String::from_utf8(line.to_vec()).unwrap());
-        }
-        said
+        say(session, line);
     }
 
     async fn next(exchange: &mut Exchange) -> String {
-        match timeout(Duration::from_secs(1), exchange.next()).await {
-            Ok(Some(Event::Answer(text) | Event::Message(text))) => {
-                String::from_utf8(text.to_vec()).unwrap()
-            }
-            other => panic!("{other:?}"),
-        }
+        text(testing::now(exchange).await)
     }
 
     /// conn-3: who asks how a task stands and leaves, again and again, leaves nothing while its result does not come.
@@ -549,7 +531,7 @@ mod tests {
         }
         let mut stays = ask(&session, "tasks/get", r#""taskId":"k""#);
         answer(&session, 104, r#"{"taskId":"k","status":"completed"}"#);
-        let told = Pending::told;
+        let told = ResultRequest::told;
         let kept: Vec<usize> = session.state().tasks.results.values().map(told).collect();
         assert_eq!(kept, [1]);
         answer(&session, 3, r#"{"content":[]}"#);
@@ -727,7 +709,7 @@ mod tests {
             let number = u32::try_from(session.state().next).unwrap();
             (number, ask(&session, "tools/call", r#""name":"t""#))
         };
-        let stands = |lines: &mut Lines, number: u32, id: &str, status: &str| {
+        let stands = |lines: &mut OutboxReader, number: u32, id: &str, status: &str| {
             said(lines);
             let task = format!(r#"{{"task":{{"taskId":"{id}","status":"{status}"}}}}"#);
             answer(&session, number, &task);
@@ -736,7 +718,7 @@ mod tests {
             let ended: serde_json::Value = serde_json::from_str(&ended).unwrap();
             Some(ended["params"]["taskId"].as_str().unwrap().to_owned())
         };
-        let makes = |lines: &mut Lines, number, id| stands(lines, number, id, "working");
+        let makes = |lines: &mut OutboxReader, number, id| stands(lines, number, id, "working");
         let ended = |id: &str| Some(id.to_owned());
         let (gone, client) = calls();
         drop(client);
@@ -794,13 +776,13 @@ mod tests {
                     r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"t"}}}}"#
                 );
                 let number = u32::try_from(session.state().next).unwrap();
-                (number, testing::asked(&session, &text))
+                (number, asked(&session, &text))
             };
             let result = |id: &str, status: &str| match kind {
                 "legacy" => format!(r#"{{"task":{{"taskId":"{id}","status":"{status}"}}}}"#),
                 _ => format!(r#"{{"resultType":"task","taskId":"{id}","status":"{status}"}}"#),
             };
-            let ended = |lines: &mut Lines| {
+            let ended = |lines: &mut OutboxReader| {
                 let said = said(lines).into_iter();
                 let ended: Vec<_> = said.filter(|it| it.contains("tasks/cancel")).collect();
                 let has_meta = |line: &String| line.contains("\"_meta\":{");
@@ -836,19 +818,19 @@ mod tests {
         let complaints = testing::Complaints::default();
         let _here = complaints.counted();
         let (session, mut lines) = testing::session(Era::Legacy);
-        let calls = |lines: &mut Lines, times: u16| {
+        let calls = |lines: &mut OutboxReader, times: u16| {
             for id in 0..times {
                 let text = format!(
                     r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"t"}}}}"#
                 );
-                let _client = testing::asked(&session, &text);
+                let _client = asked(&session, &text);
                 session.sweep(Instant::now() + session.call_timeout, Duration::MAX);
                 while let Some(line) = lines.try_recv() {
                     session.written(line.len());
                 }
             }
         };
-        let vain = |lines: &mut Lines| {
+        let vain = |lines: &mut OutboxReader| {
             let goes_on = r#"{"task":{"taskId":"a","status":"working"}}"#;
             answer(&session, 1, goes_on);
             let mut vain = 0;
@@ -985,7 +967,7 @@ mod tests {
         let wanted = r#""notifications":{"taskIds":["x"]}"#;
         let mut events = ask(&session, "subscriptions/listen", wanted);
         next(&mut events).await;
-        let asks = async |lines: &mut Lines, number: u32, what: &str| {
+        let asks = async |lines: &mut OutboxReader, number: u32, what: &str| {
             said(lines);
             tokio::time::advance(session.call_timeout / 2).await;
             session.sweep(Instant::now(), Duration::MAX);

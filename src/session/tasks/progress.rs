@@ -12,15 +12,15 @@ use tokio::time::Instant;
 use crate::{
     json::Value,
     mcp::{Call, Era, Message, task},
-    session::{Session, calls::InFlight, conversation::State},
+    session::{Session, calls::InFlight, conversation::SessionState},
 };
 
 /// The tasks of a session that have not ended, as far as anybody has said.
 #[derive(Default)]
-pub(in crate::session) struct Progress(Vec<Told>);
+pub(in crate::session) struct RunningTasks(Vec<TaskProgress>);
 
 /// One of them.
-pub(in crate::session) struct Told {
+pub(in crate::session) struct TaskProgress {
     /// The number of the call that has become it: the token that the child has.
     number: u64,
     /// The client's own, as JSON, where it wants to hear of progress.
@@ -32,9 +32,9 @@ pub(in crate::session) struct Told {
     pub(in crate::session) result: Option<u64>,
 }
 
-impl Progress {
+impl RunningTasks {
     /// The task whose progress is told under that token of the child's.
-    pub(in crate::session) fn of(&self, token: Value<'_>) -> Option<&Told> {
+    pub(in crate::session) fn of(&self, token: Value<'_>) -> Option<&TaskProgress> {
         let number = token.as_u64()?;
         self.0.iter().find(|told| told.number == number)
     }
@@ -86,7 +86,7 @@ impl Session {
     /// Notes what the child's answer to that call says of a task.
     pub(in crate::session) fn progresses(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         call: &InFlight,
         message: &Message,
@@ -118,7 +118,7 @@ impl Session {
         // A modern client hears nothing more of it when its call is answered.
         let token = call.progress_token.as_ref();
         let token = token.filter(|_| self.era == Era::Legacy).cloned();
-        all.0.push(Told {
+        all.0.push(TaskProgress {
             number,
             token,
             task: task.into_owned(),
@@ -138,12 +138,12 @@ mod tests {
     use super::*;
     use crate::{
         mcp::Era,
-        session::{Event, Exchange, outbox::Lines, pump, testing},
+        session::{
+            Exchange,
+            outbox::OutboxReader,
+            testing::{self, say},
+        },
     };
-
-    fn line(session: &Session, text: &str) {
-        assert!(pump::take(session, text.to_owned().into()));
-    }
 
     fn make(session: &Arc<Session>, id: u64, ttl: &str) {
         let asks = format!(
@@ -151,9 +151,9 @@ mod tests {
         );
         let _made = testing::asked(session, &asks);
         let number = session.state().next - 1;
-        line(
+        say(
             session,
-            &format!(
+            format!(
                 r#"{{"jsonrpc":"2.0","id":{number},"result":{{"task":{{"taskId":"t{number}","status":"working","ttl":{ttl}}}}}}}"#
             ),
         );
@@ -161,9 +161,9 @@ mod tests {
 
     fn step(session: &Session, number: u64) -> bool {
         let before = session.unheard();
-        line(
+        say(
             session,
-            &format!(
+            format!(
                 r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken":{number},"progress":1}}}}"#
             ),
         );
@@ -171,14 +171,10 @@ mod tests {
     }
 
     async fn heard(exchange: &mut Exchange) -> String {
-        let next = tokio::time::timeout(Duration::from_secs(1), exchange.next());
-        match next.await {
-            Ok(Some(Event::Message(text))) => String::from_utf8(text.to_vec()).unwrap(),
-            other => panic!("{other:?}"),
-        }
+        testing::text(testing::now(exchange).await)
     }
 
-    fn session() -> (Arc<Session>, Exchange, Lines) {
+    fn session() -> (Arc<Session>, Exchange, OutboxReader) {
         let (session, lines) = testing::session(Era::Legacy);
         session.open("2025-11-25");
         let own = session.listen().unwrap();
@@ -208,7 +204,7 @@ mod tests {
                     .await
                     .contains(r#""progressToken":"mine-1""#)
             );
-            line(&session, &told("working"));
+            say(&session, told("working"));
             heard(&mut own).await;
             let mut waits = testing::asked(&session, WAITS);
             assert!(step(&session, 1));
@@ -218,22 +214,22 @@ mod tests {
                     .contains(r#""progressToken":"mine-1""#)
             );
             match ends {
-                "result" => line(
+                "result" => say(
                     &session,
                     r#"{"jsonrpc":"2.0","id":2,"result":{"content":[]}}"#,
                 ),
-                "error" => line(
+                "error" => say(
                     &session,
                     r#"{"jsonrpc":"2.0","id":2,"error":{"code":-32603,"message":"no"}}"#,
                 ),
-                "told" => line(&session, &told("cancelled")),
+                "told" => say(&session, told("cancelled")),
                 "looked" => {
                     let get = WAITS.replace("result", "get").replace("\"r\"", "\"g\"");
                     let _looks = testing::asked(&session, &get);
                     let stands = status("failed");
-                    line(
+                    say(
                         &session,
-                        &format!(r#"{{"jsonrpc":"2.0","id":3,"result":{{{stands}}}}}"#),
+                        format!(r#"{{"jsonrpc":"2.0","id":3,"result":{{{stands}}}}}"#),
                     );
                 }
                 _ => {}

@@ -17,8 +17,8 @@ use crate::{
     },
     session::{
         Session,
-        calls::{Answer, InFlight},
-        conversation::State,
+        calls::{AnswerKind, InFlight},
+        conversation::SessionState,
         exchange::Failure,
         own::OwnMessage,
         room::Claim,
@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// A child that was asked for a task's result.
-pub(in crate::session) struct Pending {
+pub(in crate::session) struct ResultRequest {
     task: Arc<str>,
     /// Who is told with it, and how the task stood then: what it said of itself, as JSON.
     told: Vec<(u64, Bytes)>,
@@ -40,7 +40,7 @@ pub(in crate::session) struct Pending {
 }
 
 #[cfg(test)]
-impl Pending {
+impl ResultRequest {
     pub(in crate::session) fn told(&self) -> usize {
         self.told.len()
     }
@@ -67,7 +67,7 @@ impl Session {
     /// Has the call, which asks how a task stands, wait for what that has come to, to be told both together.
     pub(in crate::session) fn wait_for_result(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         call: InFlight,
         (name, task): (&str, Value<'_>),
@@ -91,10 +91,10 @@ impl Session {
     /// `asks` its client it comes when that has answered: it is waited for as long as anybody looks.
     pub(in crate::session) fn ask_result<'a>(
         &self,
-        state: &'a mut State,
+        state: &'a mut SessionState,
         name: &str,
         asks: bool,
-    ) -> Result<&'a mut Pending, Failure> {
+    ) -> Result<&'a mut ResultRequest, Failure> {
         let deadline = Instant::now() + self.call_timeout;
         if let Some(asked) = state.tasks.known.get(name).and_then(|known| known.asked) {
             let pending = state.tasks.results.get_mut(&asked);
@@ -129,7 +129,7 @@ impl Session {
         if let Some(known) = state.tasks.known.get_mut(name) {
             known.asked = Some(number);
         }
-        let pending = Pending {
+        let pending = ResultRequest {
             task,
             told: Vec::new(),
             watched: None,
@@ -140,9 +140,9 @@ impl Session {
     }
 
     /// Waits no longer for results that the child does not give.
-    pub(in crate::session) fn give_up_results(&self, state: &mut State, now: Instant) {
+    pub(in crate::session) fn give_up_results(&self, state: &mut SessionState, now: Instant) {
         let overdue = state.tasks.results.extract_if(|_, it| it.deadline <= now);
-        let overdue: Vec<(u64, Pending)> = overdue.collect();
+        let overdue: Vec<(u64, ResultRequest)> = overdue.collect();
         for (number, pending) in overdue {
             self.say(&OwnMessage::Cancelled {
                 number,
@@ -155,7 +155,7 @@ impl Session {
     /// Request `number` will have no answer; `false` if that asked for no task's result.
     pub(in crate::session) fn result_failed(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
         failure: Failure,
     ) -> bool {
@@ -165,7 +165,13 @@ impl Session {
         given_up.is_some()
     }
 
-    fn give_up_result(&self, state: &mut State, pending: Pending, now: Instant, failure: Failure) {
+    fn give_up_result(
+        &self,
+        state: &mut SessionState,
+        pending: ResultRequest,
+        now: Instant,
+        failure: Failure,
+    ) {
         // What it has asked may still be answered.
         if let Some(known) = state.tasks.known.get_mut(&pending.task) {
             known.asked = None;
@@ -181,9 +187,9 @@ impl Session {
     /// Takes the child's answer to request `number`, if that asked for a task's result.
     pub(in crate::session) fn result_answered(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
-        answer: Answer,
+        answer: AnswerKind,
         message: &Message,
     ) -> bool {
         let Some(pending) = state.tasks.results.remove(&number) else {
@@ -210,7 +216,7 @@ impl Session {
 
     fn tell_ended(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         call: InFlight,
         stood: &Bytes,
         outcome: Option<Result<Value<'_>, Value<'_>>>,
@@ -229,11 +235,11 @@ impl Session {
 }
 
 /// What the call of a task has come to, by the child's answer when it is asked for that.
-fn outcome(answer: Answer, message: &Message) -> Option<Result<Value<'_>, Value<'_>>> {
+fn outcome(answer: AnswerKind, message: &Message) -> Option<Result<Value<'_>, Value<'_>>> {
     let root = message.root();
     match answer {
-        Answer::Result => root.get("result").map(Ok),
-        Answer::Error => root.get("error").map(Err),
-        Answer::Neither => None,
+        AnswerKind::Result => root.get("result").map(Ok),
+        AnswerKind::Error => root.get("error").map(Err),
+        AnswerKind::Neither => None,
     }
 }

@@ -23,11 +23,11 @@ use crate::{
     },
     session::{
         Session,
-        calls::Answer,
-        conversation::State,
+        calls::AnswerKind,
+        conversation::SessionState,
         exchange::Event,
         own::OwnMessage,
-        tasks::{Known, Tasks},
+        tasks::{KnownTask, Tasks},
     },
 };
 
@@ -44,7 +44,7 @@ pub(in crate::session) struct Watched {
 }
 
 /// A question to the child how a task stands.
-pub(in crate::session) struct Look {
+pub(in crate::session) struct TaskLook {
     task: Arc<str>,
     deadline: Instant,
 }
@@ -91,7 +91,7 @@ impl Watched {
 
 impl Tasks {
     /// What was asked has no answer: how it stands is asked again.
-    fn looks_later(&mut self, look: &Look, now: Instant) {
+    fn looks_later(&mut self, look: &TaskLook, now: Instant) {
         if let Some(known) = self.known.get_mut(&look.task) {
             known.watched.is_being_asked = false;
             known.watched.look_later(now);
@@ -101,13 +101,13 @@ impl Tasks {
 
 impl Session {
     /// Asks the child how tasks stand that somebody subscribes to and that it is time to ask for.
-    pub(in crate::session) fn look_at_watched(&self, state: &mut State, now: Instant) {
+    pub(in crate::session) fn look_at_watched(&self, state: &mut SessionState, now: Instant) {
         let overdue = state.tasks.looks.extract_if(|_, it| it.deadline <= now);
-        let overdue: Vec<Look> = overdue.map(|(_, look)| look).collect();
+        let overdue: Vec<TaskLook> = overdue.map(|(_, look)| look).collect();
         for look in overdue {
             state.tasks.looks_later(&look, now);
         }
-        let is_due = |known: &Known| {
+        let is_due = |known: &KnownTask| {
             let watched = &known.watched;
             !watched.is_being_asked && watched.due.is_some_and(|due| due <= now)
         };
@@ -137,7 +137,7 @@ impl Session {
             state.next += 1;
             known.watched.due = None;
             known.watched.is_being_asked = true;
-            let look = Look {
+            let look = TaskLook {
                 task: name,
                 deadline: now + self.call_timeout,
             };
@@ -146,7 +146,7 @@ impl Session {
     }
 
     /// Request `number` will have no answer; `false` if that did not ask how a watched task stands.
-    pub(in crate::session) fn look_failed(&self, state: &mut State, number: u64) -> bool {
+    pub(in crate::session) fn look_failed(&self, state: &mut SessionState, number: u64) -> bool {
         let look = state.tasks.looks.remove(&number);
         let failed = look.map(|look| state.tasks.looks_later(&look, Instant::now()));
         failed.is_some()
@@ -155,9 +155,9 @@ impl Session {
     /// Takes the child's answer to request `number`, if that asked how a watched task stands.
     pub(in crate::session) fn look_answered(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         number: u64,
-        answer: Answer,
+        answer: AnswerKind,
         message: &Message,
     ) -> bool {
         let Some(look) = state.tasks.looks.remove(&number) else {
@@ -170,9 +170,9 @@ impl Session {
         let task = message.root().get("result");
         let is_it = |task: &Value<'_>| named(*task).is_some_and(|name| *name == *look.task);
         match (answer, task.filter(is_it)) {
-            (Answer::Result, Some(_)) => self.stands(state, &look.task, message),
+            (AnswerKind::Result, Some(_)) => self.stands(state, &look.task, message),
             // The child has forgotten it.
-            (Answer::Error, _) => known.watched.end(),
+            (AnswerKind::Error, _) => known.watched.end(),
             _ => known.watched.look_later(Instant::now()),
         }
         true
@@ -190,7 +190,7 @@ impl Session {
     }
 
     /// Tells those that subscribe to a task how it stands, which the message's result or parameters say.
-    fn stands(&self, state: &mut State, name: &str, message: &Message) {
+    fn stands(&self, state: &mut SessionState, name: &str, message: &Message) {
         let (Some(task), Some(known)) = (told_in(message), state.tasks.known.get_mut(name)) else {
             return;
         };
@@ -229,7 +229,7 @@ impl Session {
     /// Tells them what the task has come to.
     pub(in crate::session) fn watched_ended(
         &self,
-        state: &mut State,
+        state: &mut SessionState,
         name: &str,
         stood: &Bytes,
         outcome: Result<Value<'_>, Value<'_>>,
@@ -243,14 +243,14 @@ impl Session {
         }
     }
 
-    fn look_later(&self, state: &mut State, name: &str) {
+    fn look_later(&self, state: &mut SessionState, name: &str) {
         if let Some(known) = state.tasks.known.get_mut(name) {
             known.watched.look_later(Instant::now());
         }
     }
 
     /// Tells each subscription that names the task, under its name, unless that is what it was told last.
-    fn tell_watching(&self, state: &mut State, name: &str, text: &[u8]) {
+    fn tell_watching(&self, state: &mut SessionState, name: &str, text: &[u8]) {
         let (Some(known), Ok(message)) = (
             state.tasks.known.get_mut(name),
             Message::parse(text.to_vec().into()),
@@ -271,7 +271,7 @@ impl Session {
     }
 }
 
-fn is_wanted(state: &State, name: &str) -> bool {
+fn is_wanted(state: &SessionState, name: &str) -> bool {
     let mut calls = state.in_flight.values();
     calls.any(|call| call.wants_task(name))
 }
