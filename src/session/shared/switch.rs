@@ -969,6 +969,19 @@ mod tests {
         );
     }
 
+    /// mcp-T29: what a child logs while one call has asked for that is told to whose call it is, and to nobody else.
+    #[test]
+    fn a_log_message_is_for_the_member_whose_call_asked_for_any() {
+        let log = r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":1}}"#;
+        let asks = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x","_meta":{"io.modelcontextprotocol/logLevel":"info"}}}"#;
+        let plain = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x"}}"#;
+        let mut switch = switch(false);
+        sent(switch.says(0, asks.into()));
+        sent(switch.says(1, plain.into()));
+        let told = vec![Out::To(0, log.into())];
+        assert_eq!(switch.answers(log.into()), Some(told));
+    }
+
     /// json-18, inc-7: what a member cancels is its own call, under the number that the child knows; what is another's, or
     /// nobody's, does not reach the child.
     #[test]
