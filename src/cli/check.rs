@@ -16,7 +16,8 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::{
-    below, edge, exit, explained, overlooked, path, print, provider, say, secret, unit, unseen,
+    below, edge, exit, explained, fragments, overlooked, path, print, provider, say, secret,
+    standing, unit, unseen,
 };
 use crate::{
     authz::Engine,
@@ -47,12 +48,17 @@ pub(super) fn run(root: &Path, name: Option<&ServerName>, form: Form) -> Result<
         checks.push(check(root, server, form, unit::owner_rule(root))?);
     }
     warn_of_shared_resources(root, &mut checks);
+    let mut next = None;
     if unit::is_host(root) && !form.reload {
-        let sockets = unit::sockets();
+        let states = standing::ask(checks.iter().map(|checked| checked.server.as_str()));
         for checked in &mut checks {
-            if let Some((message, help)) = overlooked::socket(&checked.server, &sockets) {
+            for (message, help) in standing::remarks(&checked.server, &states) {
                 let said = warning(root, &checked.server, "", message, help);
                 checked.warnings.push(said);
+            }
+            // All of them at once is more than anybody asked for.
+            if name.is_some() && checked.problems.is_empty() {
+                next = standing::next(&checked.server, &states);
             }
         }
     }
@@ -67,6 +73,9 @@ pub(super) fn run(root: &Path, name: Option<&ServerName>, form: Form) -> Result<
         ))?;
     } else {
         print(&answer.text())?;
+    }
+    if let Some(next) = next {
+        say(&format!("thv: nothing listens yet: {next}"));
     }
     if servers.is_empty() && answer.misnamed.is_empty() {
         say(
@@ -244,7 +253,7 @@ fn warning(root: &Path, server: &str, key: &str, message: String, help: String) 
 
 /// Whether a drop-in gives the runner of `name` the host's network.
 fn has_network(root: &Path, name: &ServerName) -> bool {
-    let drop_ins = unit::drop_ins(root, "thv-runner@", name.as_str());
+    let drop_ins = fragments::said(root, "thv-runner@", name.as_str());
     unit::is_off(&drop_ins, "PrivateNetwork")
 }
 

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{below, secret, sockets, unit, unseen};
+use super::{below, fragments, secret, sockets, standing, unit, unseen};
 use crate::{
     auth,
     authz::{Engine, Named, Reach},
@@ -28,6 +28,7 @@ pub(super) fn remarks(root: &Path, config: &Config) -> Vec<Remark> {
         remarks.extend(sources(root, template, &config.server));
         remarks.extend(late(root, template, &config.server));
     }
+    remarks.extend(standing::of_files(root, config));
     remarks.extend(unread(root, config));
     remarks.extend(unseen::remarks(config));
     remarks.extend(readable_secrets(config));
@@ -179,7 +180,7 @@ fn introspection(root: &Path, config: &Config) -> Vec<Remark> {
 /// Files of credentials that are not there: systemd starts no unit whose credential is
 /// missing where a path is named, and does not say which one it was.
 fn sources(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
-    let texts = unit::drop_ins(root, template, server.as_str());
+    let texts = fragments::said(root, template, server.as_str());
     let files = secret::files(root, &texts).into_values();
     let missing = files.filter_map(|file| {
         (file.is_there == Some(false)).then(|| {
@@ -210,7 +211,7 @@ fn late(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
     let given: Vec<_> = given
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .collect();
-    let texts = unit::drop_ins(root, template, server.as_str());
+    let texts = fragments::said(root, template, server.as_str());
     let files = secret::files(root, &texts).into_values();
     let late = files.filter_map(|file| {
         // One that is not there would not come with a start, either; a directory is many.
@@ -325,26 +326,6 @@ const SECRETS: &[&str] = &[
     "apikey",
     "private_key",
 ];
-
-/// A server's socket that is down, or that listens as its files no longer say: what and what to do.
-pub(super) fn socket(server: &str, sockets: &[unit::State]) -> Option<(String, String)> {
-    let socket = format!("thv@{server}.socket");
-    let state = sockets.iter().find(|state| state.unit == socket)?;
-    if state.is_stale {
-        return Some((
-            format!("systemd has not read what {socket} says now"),
-            format!("run `systemctl daemon-reload && systemctl restart {socket}`"),
-        ));
-    }
-    state.has_failed.then(|| {
-        (
-            format!("{socket} has failed, so nobody is served"),
-            format!(
-                "`journalctl -u {socket} -n 5` says why; mend it, then `systemctl restart {socket}`"
-            ),
-        )
-    })
-}
 
 /// Drop-ins as systemd's are called, which are not read here.
 fn unread(root: &Path, config: &Config) -> Vec<Remark> {
@@ -722,33 +703,6 @@ mod tests {
         ] {
             assert_eq!(run(fine), [""; 0], "{fine}");
         }
-    }
-
-    #[test]
-    fn a_socket_that_has_failed_or_says_something_else_now_is_warned_of() {
-        let said = |server: &str, has_failed, is_stale| {
-            let unit = "thv@x.socket".to_owned();
-            socket(
-                server,
-                &[unit::State {
-                    unit,
-                    has_failed,
-                    is_stale,
-                }],
-            )
-        };
-        for (has_failed, is_stale, word) in [
-            (true, false, "nobody is served"),
-            (false, true, "has not read"),
-        ] {
-            let (message, help) = said("x", has_failed, is_stale).unwrap();
-            assert!(
-                message.contains(word) && help.ends_with("systemctl restart thv@x.socket`"),
-                "{message}; {help}"
-            );
-            assert_eq!(said("y", has_failed, is_stale), None);
-        }
-        assert_eq!(said("x", false, false), None);
     }
 
     /// Files of thv's are for all to read, and are backed up, copied and pasted.

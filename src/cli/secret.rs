@@ -23,7 +23,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 
-use super::{Usage, below, print, say, unit};
+use super::{Usage, below, fragments, print, say, unit};
 use crate::{
     config::{self, EnvValue, OwnerRule, Registry, ServerName},
     frames,
@@ -204,7 +204,7 @@ fn listed(root: &Path, name: &ServerName, named: &Named) -> Vec<Listed> {
         registries: Vec::new(),
     };
     for unit in ["thv-runner@", "thv-fetch@"] {
-        let texts = unit::drop_ins(root, unit, name.as_str());
+        let texts = fragments::said(root, unit, name.as_str());
         let files = files(root, &texts);
         let given = loaded(root, (unit, name)).into_iter();
         for key in given.filter(|key| !key.contains('*')) {
@@ -454,7 +454,7 @@ pub(super) fn cure(template: &str, name: &ServerName, file: &FromFile<'_>) -> St
 
 /// What drop-ins load; a pattern (`ImportCredential=`) with its star.
 fn loaded(root: &Path, (template, name): (&str, &ServerName)) -> BTreeSet<String> {
-    let texts = unit::drop_ins(root, template, name.as_str());
+    let texts = fragments::said(root, template, name.as_str());
     let Given {
         loaded,
         set,
