@@ -634,6 +634,17 @@ async fn a_secret_that_is_not_there_is_refused() {
         "{said}"
     );
     assert_eq!(said.matches("No such file").count(), 1, "{said}");
+    // Nor is whoever has no such directory sent to a unit.
+    let run = thv()
+        .args(&line)
+        .env_remove("CREDENTIALS_DIRECTORY")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert!(
+        !run.status.success() && said.contains("`CREDENTIALS_DIRECTORY=DIR thv run …`"),
+        "{said}"
+    );
 }
 
 /// probe-3, probe-4: `credential-file` is a private file, for the server to read alone.
