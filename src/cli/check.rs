@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::{
-    below, edge, exit, explained, fragments, overlooked, path, print, provider, say, secret,
+    below, credentials, edge, exit, explained, fragments, overlooked, path, print, provider, say,
     standing, unit, unseen,
 };
 use crate::{
@@ -57,7 +57,7 @@ pub(super) fn run(root: &Path, name: Option<&ServerName>, form: Form) -> Result<
                 checked.warnings.push(said);
             }
             // All of them at once is more than anybody asked for.
-            if name.is_some() && checked.problems.is_empty() {
+            if name.is_some() && checked.problems.is_empty() && checked.warnings.is_empty() {
                 next = standing::next(&checked.server, &states);
             }
         }
@@ -369,7 +369,7 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
         else {
             continue;
         };
-        if !secret::is_loaded(root, &config.server, credential) {
+        if !credentials::is_loaded(root, &config.server, credential) {
             warn(
                 &format!("env.{variable}"),
                 format!("no drop-in gives the runner the credential `{credential}`"),
@@ -386,14 +386,15 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
             }
         };
         if let Some(credential) = credential
-            && !secret::is_given(root, ("thv@", &config.server), credential)
+            && !credentials::is_given(root, ("thv@", &config.server), credential)
         {
             let service = format!("thv@{}.service", config.server);
             warn(
                 key,
                 format!("no drop-in gives {service} the credential `{credential}`"),
                 format!(
-                    "run `systemctl edit {service}` and add `[Service]` and `LoadCredentialEncrypted={credential}`"
+                    "run `thv secret set --gateway {} {credential}`",
+                    config.server
                 ),
             );
         }
@@ -624,7 +625,7 @@ mod tests {
         assert!(
             warnings[0]
                 .to_string()
-                .contains("LoadCredentialEncrypted=up")
+                .contains("`thv secret set --gateway x up`")
         );
         let text = "[Service]\nLoadCredentialEncrypted=up\n";
         unit::write_drop_in(root.path(), "thv@x.service", "50-up.conf", text).unwrap();

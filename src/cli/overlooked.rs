@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{below, fragments, secret, sockets, standing, unit, unseen};
+use super::{below, credentials, fragments, sockets, standing, unit, unseen};
 use crate::{
     auth,
     authz::{Engine, Named, Reach},
@@ -163,13 +163,14 @@ fn introspection(root: &Path, config: &Config) -> Vec<Remark> {
     let service = format!("thv@{}.service", config.server);
     let wanted = issuers.iter().filter_map(|issuer| {
         let credential = &issuer.introspection.as_ref()?.credential;
-        let given = secret::is_given(root, ("thv@", &config.server), credential);
+        let given = credentials::is_given(root, ("thv@", &config.server), credential);
         (!given).then(|| {
             (
                 format!("auth.issuer `{}` introspection", issuer.issuer),
                 format!("no drop-in gives {service} the credential `{credential}`"),
                 format!(
-                    "run `systemctl edit {service}` and add `[Service]` and `LoadCredential={credential}:/PATH` or `LoadCredentialEncrypted={credential}`"
+                    "run `thv secret set --gateway {} {credential}`",
+                    config.server
                 ),
             )
         })
@@ -181,7 +182,7 @@ fn introspection(root: &Path, config: &Config) -> Vec<Remark> {
 /// missing where a path is named, and does not say which one it was.
 fn sources(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
     let texts = fragments::said(root, template, server.as_str());
-    let files = secret::files(root, &texts).into_values();
+    let files = credentials::files(root, &texts).into_values();
     let missing = files.filter_map(|file| {
         (file.is_there == Some(false)).then(|| {
             let service = format!("{template}{server}.service");
@@ -193,7 +194,7 @@ fn sources(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
             (
                 String::new(),
                 format!("a drop-in of {service} loads `{name}` {what}"),
-                secret::cure(template, server, &file),
+                credentials::cure(template, server, &file),
             )
         })
     });
@@ -212,7 +213,7 @@ fn late(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .collect();
     let texts = fragments::said(root, template, server.as_str());
-    let files = secret::files(root, &texts).into_values();
+    let files = credentials::files(root, &texts).into_values();
     let late = files.filter_map(|file| {
         // One that is not there would not come with a start, either; a directory is many.
         let is_file = !file.source.starts_with('/') || below(root, file.source).is_file();
@@ -241,7 +242,7 @@ pub(super) fn lacking(root: &Path, config: &Config) -> Vec<Remark> {
         .into_iter()
         .filter(|(_, name)| !given.contains(name));
     let remark = |(key, name): (String, String)| {
-        if secret::is_given(root, ("thv@", &config.server), &name) {
+        if credentials::is_given(root, ("thv@", &config.server), &name) {
             let message = format!(
                 "{service} runs since before it was given the credential `{name}`, and does not have it"
             );
@@ -252,19 +253,26 @@ pub(super) fn lacking(root: &Path, config: &Config) -> Vec<Remark> {
             );
         }
         // A restart alone would end what runs well.
+        let is_pem = key.starts_with("tls.");
         (
             key,
             format!("{service} does not have the credential `{name}`, and no drop-in gives it"),
-            format!(
-                "`systemctl edit {service}`, and add `LoadCredential={name}:/PATH` below [Service]; then `systemctl restart {service}`"
-            ),
+            match is_pem {
+                true => format!(
+                    "`systemctl edit {service}`, and add `LoadCredential={name}:/PATH` below [Service]; then `systemctl restart {service}`"
+                ),
+                false => format!(
+                    "run `thv secret set --gateway {} {name}`, then `systemctl restart {service}`",
+                    config.server
+                ),
+            },
         )
     };
     lacks.map(remark).collect()
 }
 
 /// The credentials of the gateway's that its configuration names, and where.
-fn wanted(config: &Config) -> Vec<(String, String)> {
+pub(super) fn wanted(config: &Config) -> Vec<(String, String)> {
     let mut wanted = Vec::new();
     let mut want = |key: &str, name: &String| wanted.push((key.to_owned(), name.clone()));
     if let Some(tls) = &config.tls {
@@ -382,7 +390,7 @@ fn registry(root: &Path, config: &Config) -> Option<Remark> {
     let host = &config.image.as_ref()?.repository()?.registry;
     let credential = config.registries.get(host)?.credential.as_ref()?;
     let (name, unit) = (&config.server, "thv-fetch@");
-    (!secret::is_given(root, (unit, name), credential)).then(|| {
+    (!credentials::is_given(root, (unit, name), credential)).then(|| {
         (
             format!("registry.\"{host}\".credential"),
             format!("no drop-in gives {unit}{name}.service the credential `{credential}`"),
@@ -521,7 +529,10 @@ mod tests {
         let cures: Vec<String> = cures.map(|(.., cure)| cure).collect();
         assert_eq!(cures[0], "run `systemctl restart thv@x.service`");
         // What nobody gives would not come with a restart, and all that runs would end.
-        assert!(cures[1].starts_with("`systemctl edit"), "{cures:?}");
+        assert!(
+            cures[1].starts_with("run `thv secret set --gateway x idp`"),
+            "{cures:?}"
+        );
         fs::write(state.join("running"), "1 2\nrunner-key k c idp\n").unwrap();
         assert_eq!(keys(), [""; 0]);
     }

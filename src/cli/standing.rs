@@ -121,16 +121,22 @@ fn states(shown: &str) -> Vec<State> {
             let mut lines = block.lines();
             lines.find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
         };
-        let is_not =
-            |key: &str, nothing: &[&str]| value(key).is_some_and(|value| !nothing.contains(&value));
+        // Its own service requires it and does not start it.
+        let has_others = |key: &str| {
+            let units = value(key).unwrap_or_default();
+            units
+                .split_whitespace()
+                .any(|unit| !unit.starts_with("thv@"))
+        };
+        let file = value("UnitFileState").unwrap_or_default();
         Some(State {
             unit: value("Id")?.to_owned(),
             active: value("ActiveState").unwrap_or_default().to_owned(),
             is_stale: value("NeedDaemonReload") == Some("yes"),
             // What is wanted by another's link is known only while that is loaded.
-            is_wanted: is_not("UnitFileState", &["", "disabled", "indirect"])
-                || is_not("WantedBy", &[""])
-                || is_not("RequiredBy", &[""]),
+            is_wanted: !["", "disabled", "indirect"].contains(&file)
+                || has_others("WantedBy")
+                || has_others("RequiredBy"),
             is_loaded: value("LoadState") == Some("loaded"),
         })
     };
@@ -238,6 +244,12 @@ mod tests {
                 "active",
                 "disabled",
                 "WantedBy=",
+                "`systemctl enable thv@a.socket`",
+            ),
+            (
+                "active",
+                "disabled",
+                "RequiredBy=thv@a.service",
                 "`systemctl enable thv@a.socket`",
             ),
             (

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use super::{Usage, exit, print, say};
+use super::{Usage, credentials, exit, print, say};
 use crate::{
     audit::Reason,
     auth::{AuthError, Explanation, IntrospectionError, explain},
@@ -141,9 +141,15 @@ fn unable(error: IntrospectionError, config: &Config) -> anyhow::Error {
     let (IntrospectionError::Credential(cause), Some((key, issuer))) = (&error, asking) else {
         return error.into();
     };
+    let name = &config.server;
+    // Where `thv secret set --gateway` has put it; another's is in systemd's own place.
+    let place = credentials::stored(name, key);
+    let source = match Path::new(&place).symlink_metadata() {
+        Ok(_) => format!("{key}:{place}"),
+        Err(_) => key.clone(),
+    };
     let advice = format!(
-        "asking `{issuer}` about tokens needs the credential `{key}`, as `systemd-run -qP -p LoadCredentialEncrypted={key} thv token explain {} < FILE` gives it",
-        config.server
+        "asking `{issuer}` about tokens needs the credential `{key}`, as `systemd-run -qP -p LoadCredentialEncrypted={source} thv token explain {name} < FILE` gives it"
     );
     match cause {
         // It would send people to the unit.
