@@ -16,8 +16,8 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::{
-    below, credentials, edge, exit, explained, fragments, overlooked, path, print, provider, say,
-    standing, unit, unseen,
+    below, credentials, doctor, edge, exit, explained, fragments, overlooked, path, print,
+    provider, say, standing, strays, unit, unseen,
 };
 use crate::{
     authz::Engine,
@@ -52,7 +52,12 @@ pub(super) fn run(root: &Path, name: Option<&ServerName>, form: Form) -> Result<
     if unit::is_host(root) && !form.reload {
         let states = standing::ask(checks.iter().map(|checked| checked.server.as_str()));
         for checked in &mut checks {
-            for (message, help) in standing::remarks(&checked.server, &states) {
+            let private = format!("/var/lib/private/thv/{}", checked.server);
+            let served = daemon::served(&below(root, &private));
+            // Root alone can look.
+            let is_outdated =
+                served.is_some() && checked.digest.is_some() && served != checked.digest;
+            for (message, help) in standing::remarks(&checked.server, &states, is_outdated) {
                 let said = warning(root, &checked.server, "", message, help);
                 checked.warnings.push(said);
             }
@@ -65,6 +70,10 @@ pub(super) fn run(root: &Path, name: Option<&ServerName>, form: Form) -> Result<
     let answer = Answer {
         servers: checks,
         misnamed,
+        unread: match name {
+            Some(_) => Vec::new(),
+            None => strays::of_all(root),
+        },
     };
     if form.json {
         print(&format!(
@@ -77,7 +86,7 @@ pub(super) fn run(root: &Path, name: Option<&ServerName>, form: Form) -> Result<
     if let Some(next) = next {
         say(&format!("thv: nothing listens yet: {next}"));
     }
-    if servers.is_empty() && answer.misnamed.is_empty() {
+    if servers.is_empty() && answer.misnamed.is_empty() && answer.unread.is_empty() {
         say(
             "thv: no server is configured: write /etc/thv/servers/NAME.toml, thv.toml(5) has an example",
         );
@@ -95,6 +104,8 @@ struct Answer {
     servers: Vec<Checked>,
     /// Files that no server can have.
     misnamed: Vec<Problem>,
+    /// Files that would be servers', were they in their directory.
+    unread: Vec<Problem>,
 }
 
 /// What is to be said of one server.
@@ -109,6 +120,9 @@ struct Checked {
     /// Its `resource`, if it loads.
     #[serde(skip)]
     resource: Option<String>,
+    /// That of its configuration, if it loads.
+    #[serde(skip)]
+    digest: Option<String>,
 }
 
 impl Answer {
@@ -152,6 +166,9 @@ impl Answer {
         for problem in &self.misnamed {
             let _ = writeln!(text, "{problem}");
         }
+        for stray in &self.unread {
+            let _ = writeln!(text, "warning: {stray}");
+        }
         text
     }
 }
@@ -164,6 +181,7 @@ fn check(root: &Path, server: &ServerName, form: Form, units: OwnerRule) -> Resu
         warnings: Vec::new(),
         explanation: None,
         resource: None,
+        digest: None,
     };
     match config::load(root, server, OwnerRule::RootOrCaller) {
         Ok(config) => {
@@ -205,12 +223,22 @@ fn check(root: &Path, server: &ServerName, form: Form, units: OwnerRule) -> Resu
                 let lacking = overlooked::lacking(root, &config);
                 checked.problems.extend(lacking.into_iter().map(problem));
             }
+            // A reload is checked from within the gateway's unit, which is shown less of the host.
+            if units == OwnerRule::Root && !form.reload && runs_here(&config) {
+                let optional = &config.sandbox.optional;
+                for (message, help) in doctor::lacking(|layer| !optional.contains(&layer)) {
+                    let message = format!("this host lets no server start; {message}");
+                    let said = warning(root, config.server.as_str(), "sandbox", message, help);
+                    checked.warnings.push(said);
+                }
+            }
             // Not a problem, for a reload would be refused by it: a unit can be told more than is read here.
             for (key, message, help) in unseen::below_homes(root, &config) {
                 let said = warning(root, config.server.as_str(), &key, message, help);
                 checked.warnings.push(said);
             }
             checked.resource = Some(config.resource.url.clone());
+            checked.digest = Some(config.digest.clone());
             if form.explain {
                 checked.explanation = Some(explained::serves(&config) + &explained::plan(&config));
             }
@@ -249,6 +277,11 @@ fn warning(root: &Path, server: &str, key: &str, message: String, help: String) 
         key: key.to_owned(),
         ..Problem::of_file(&own, message, help)
     }
+}
+
+/// Whether the server is a process of this host's.
+fn runs_here(config: &Config) -> bool {
+    !matches!(config.transport, Transport::Remote(_))
 }
 
 /// Whether a drop-in gives the runner of `name` the host's network.
@@ -591,6 +624,7 @@ mod tests {
             let answer = Answer {
                 servers: vec![answer(root.path(), "x")],
                 misnamed: Vec::new(),
+                unread: Vec::new(),
             };
             let json = serde_json::to_string(&answer).unwrap();
             let name = ServerName::parse("x").unwrap();
@@ -685,6 +719,7 @@ mod tests {
         let said = Answer {
             servers: vec![units],
             misnamed: Vec::new(),
+            unread: Vec::new(),
         };
         assert!(!said.is_good());
         let text = said.text();
@@ -801,12 +836,14 @@ mod tests {
         let found = Answer {
             servers: vec![answer(root.path(), "good")],
             misnamed: Vec::new(),
+            unread: Vec::new(),
         };
         assert!(found.is_good());
         assert_eq!(found.text(), "good: ok\n");
         let found = Answer {
             servers: vec![answer(root.path(), "bad")],
             misnamed: Vec::new(),
+            unread: Vec::new(),
         };
         assert!(!found.is_good());
         assert_eq!(found.text().lines().count(), 6, "{}", found.text());

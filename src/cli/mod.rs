@@ -24,6 +24,7 @@ mod secret;
 mod serve;
 mod sockets;
 mod standing;
+mod strays;
 mod token;
 mod unit;
 mod unseen;

@@ -6,12 +6,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{below, credentials, fragments, sockets, standing, unit, unseen};
+use super::{below, credentials, fragments, sockets, standing, strays, unit, unseen};
 use crate::{
     auth,
     authz::{Engine, Named, Reach},
     config::{
-        Auth, Config, EnvValue, ImageSource, Pem, ServerName, Transport, UpstreamAuthorization,
+        Auth, Config, EnvValue, ImageSource, Issuer, Pem, ServerName, Transport,
+        UpstreamAuthorization,
     },
     daemon,
     sandbox::Installed,
@@ -29,7 +30,8 @@ pub(super) fn remarks(root: &Path, config: &Config) -> Vec<Remark> {
         remarks.extend(late(root, template, &config.server));
     }
     remarks.extend(standing::of_files(root, config));
-    remarks.extend(unread(root, config));
+    remarks.extend(strays::of(root, &config.server));
+    remarks.extend(keys(config));
     remarks.extend(unseen::remarks(config));
     remarks.extend(readable_secrets(config));
     remarks.extend(shown_sockets(config));
@@ -335,34 +337,22 @@ const SECRETS: &[&str] = &[
     "private_key",
 ];
 
-/// Drop-ins as systemd's are called, which are not read here.
-fn unread(root: &Path, config: &Config) -> Vec<Remark> {
-    let own = format!("/etc/thv/servers/{}", config.server);
-    let mut remarks = Vec::new();
-    if below(root, &format!("{own}.d")).is_dir() {
-        remarks.push((
-            String::new(),
-            format!("`{own}.d` is not read"),
-            format!("drop-ins are in `{own}.toml.d`: rename it"),
-        ));
-    }
-    for directory in [format!("{own}.toml.d"), "/etc/thv/thv.toml.d".to_owned()] {
-        let entries = std::fs::read_dir(below(root, &directory));
-        let names = entries
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let mut unread: Vec<_> = names.filter(|name| name.ends_with(".conf")).collect();
-        unread.sort();
-        remarks.extend(unread.into_iter().map(|name| {
-            (
-                String::new(),
-                format!("`{directory}/{name}` is not read"),
-                "drop-ins end with `.toml`: rename it".to_owned(),
-            )
-        }));
-    }
-    remarks
+/// Files of keys that hold none: whoever shows a token of that issuer is told 503.
+fn keys(config: &Config) -> Vec<Remark> {
+    let Auth::Oidc(issuers) = &config.auth else {
+        return Vec::new();
+    };
+    let remark = |issuer: &Issuer| {
+        Some((
+            format!("auth.issuer `{}` jwks-file", issuer.issuer),
+            format!(
+                "{}, so no token of this issuer is accepted",
+                auth::fault_of_file(issuer)?
+            ),
+            "put the provider's JWK set there, as its `jwks_uri` gives it".to_owned(),
+        ))
+    };
+    issuers.iter().filter_map(remark).collect()
 }
 
 /// Read-only does not hold for sockets.
@@ -538,42 +528,46 @@ mod tests {
     }
 
     #[test]
-    fn drop_ins_that_are_called_as_systemds_are_warned_of() {
+    fn a_file_of_keys_without_a_key_is_warned_of() {
         let root = tempfile::tempdir().unwrap();
-        let servers = root.path().join("etc/thv/servers");
-        for place in [
-            "etc/thv/servers/x.d",
-            "etc/thv/servers/x.toml.d",
-            "etc/thv/thv.toml.d",
+        fs::create_dir_all(root.path().join("etc/thv/servers")).unwrap();
+        let file = root.path().join("etc/thv/keys.json");
+        let config = "command = [\"/bin/sh\"]\nresource = \"https://h/x\"\nauthz.allow = \"authenticated\"\n\
+                      [[auth.issuer]]\nissuer = \"https://i.example\"\naudience = \"a\"\njwks-file = \"/etc/thv/keys.json\"\n";
+        fs::write(root.path().join("etc/thv/servers/x.toml"), config).unwrap();
+        let name = ServerName::parse("x").unwrap();
+        for (text, word) in [
+            ("hello", Some("not a JWK set")),
+            ("{\"keys\":[]}", Some("no usable key")),
+            (
+                "{\"keys\":[{\"kty\":\"oct\",\"k\":\"AAAA\"}]}",
+                Some("no usable key"),
+            ),
+            (
+                "{\"keys\":[{\"kty\":\"OKP\",\"crv\":\"Ed25519\",\"x\":\"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo\"}]}",
+                None,
+            ),
         ] {
-            fs::create_dir_all(root.path().join(place)).unwrap();
+            fs::write(&file, text).unwrap();
+            let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
+            let found: Vec<_> = keys(&config)
+                .into_iter()
+                .map(|(_, message, _)| message)
+                .collect();
+            assert_eq!(
+                found.len(),
+                usize::from(word.is_some()),
+                "{text}: {found:?}"
+            );
+            assert!(
+                found
+                    .iter()
+                    .all(|one| one.contains(word.unwrap_or_default())),
+                "{text}: {found:?}"
+            );
         }
-        let rest = "resource = \"https://h/x\"\nauthz.allow = \"authenticated\"\n";
-        fs::write(servers.join("x.toml"), format!("{rest}{BARE}")).unwrap();
-        for file in ["a.conf", "b.toml", "c.toml~", ".d.conf.swp"] {
-            fs::write(servers.join("x.toml.d").join(file), "").unwrap();
-        }
-        fs::write(root.path().join("etc/thv/thv.toml.d/limits.conf"), "").unwrap();
-        let config = config::load(
-            root.path(),
-            &ServerName::parse("x").unwrap(),
-            OwnerRule::RootOrCaller,
-        );
-        let found: Vec<String> = unread(root.path(), &config.unwrap())
-            .into_iter()
-            .map(|remark| remark.1)
-            .collect();
-        assert_eq!(
-            found,
-            [
-                "`/etc/thv/servers/x.d` is not read",
-                "`/etc/thv/servers/x.toml.d/a.conf` is not read",
-                "`/etc/thv/thv.toml.d/limits.conf` is not read",
-            ]
-        );
     }
 
-    /// systemd says `Protocol error`, and not of what.
     #[test]
     fn a_credential_whose_file_is_missing_is_named_with_its_unit() {
         for unit in ["thv@x.service", "thv-runner@x.service"] {

@@ -93,6 +93,7 @@ pub(super) fn ask<'a>(servers: impl Iterator<Item = &'a str>) -> Vec<State> {
         [
             format!("thv@{name}.socket"),
             format!("thv-runner@{name}.socket"),
+            format!("thv@{name}.service"),
         ]
     });
     states(&shown(sockets.chain(TARGETS.map(str::to_owned))))
@@ -143,8 +144,9 @@ fn states(shown: &str) -> Vec<State> {
     shown.split("\n\n").filter_map(state).collect()
 }
 
-/// What is to be said of a server whose units stand so.
-pub(super) fn remarks(server: &str, states: &[State]) -> Vec<(String, String)> {
+/// What is to be said of a server whose units stand so; `is_outdated` where its files say something else than its
+/// gateway has noted that it serves.
+pub(super) fn remarks(server: &str, states: &[State], is_outdated: bool) -> Vec<(String, String)> {
     let of = |unit: &str| {
         states
             .iter()
@@ -185,6 +187,13 @@ pub(super) fn remarks(server: &str, states: &[State]) -> Vec<(String, String)> {
     if of(&runner).is_some_and(|state| state.active == "failed") {
         remarks.push(failed(&runner, "no server is started"));
     }
+    let gateway = format!("thv@{server}.service");
+    if is_outdated && of(&gateway).is_some_and(|state| state.active == "active") {
+        remarks.push((
+            format!("{gateway} serves what the files said before they were changed"),
+            format!("run `systemctl try-reload-or-restart {gateway}`"),
+        ));
+    }
     // A socket that is enabled is so by the target.
     if state.is_wanted && of(TARGETS[0]).is_some_and(|target| !target.is_wanted) {
         remarks.push((
@@ -222,7 +231,7 @@ mod tests {
     }
 
     fn said(blocks: &[String]) -> String {
-        let lines = remarks("a", &states(&blocks.concat()));
+        let lines = remarks("a", &states(&blocks.concat()), false);
         let lines: Vec<_> = lines
             .iter()
             .map(|(message, help)| format!("{message}; {help}"))
@@ -291,6 +300,32 @@ mod tests {
         );
         let socket = shown("thv@a.socket", "inactive", "disabled", "");
         assert_eq!(said(&[socket, target]), "", "nothing of it is in use yet");
+    }
+
+    /// Who mends a file because of what he was told is told so again by a gateway that has not read it.
+    #[test]
+    fn a_gateway_that_has_not_read_what_its_files_say_is_told_while_it_runs() {
+        let socket = shown("thv@a.socket", "active", "enabled", "");
+        for (active, is_outdated, words) in [
+            (
+                "active",
+                true,
+                "`systemctl try-reload-or-restart thv@a.service`",
+            ),
+            ("active", false, ""),
+            ("inactive", true, ""),
+        ] {
+            let gateway = shown("thv@a.service", active, "indirect", "");
+            let told = remarks("a", &states(&format!("{socket}{gateway}")), is_outdated);
+            let told: String = told
+                .into_iter()
+                .map(|(message, help)| message + &help)
+                .collect();
+            assert!(
+                told.contains(words) && told.is_empty() == words.is_empty(),
+                "{told}"
+            );
+        }
     }
 
     #[test]

@@ -176,10 +176,14 @@ impl Loader {
                 .iter()
                 .any(|problem| *problem.file == *on_host)
         {
-            let help = format!(
-                "{}write it (thv.toml(5) has an example), then run `thv check {name}`",
-                likely(&servers(&self.files.below_root(Path::new("/"))), name)
-            );
+            let top = self.files.below_root(Path::new("/"));
+            let help = match elsewhere(&top, name) {
+                Some(file) => format!("run `mv {} {}`", typed(&file), typed(&on_host)),
+                None => format!(
+                    "{}write it (thv.toml(5) has an example), then run `thv check {name}`",
+                    likely(&servers(&top), name)
+                ),
+            };
             self.problems.push(Problem::of_file(
                 &on_host,
                 format!("there is no such file, so no server `{name}`"),
@@ -314,6 +318,22 @@ fn likely(servers: &[ServerName], name: &ServerName) -> String {
         None if names.is_empty() || names.len() > MAX_LISTED => String::new(),
         None => format!("configured are: {}; or ", names.join(", ")),
     }
+}
+
+/// A file that was likely meant to be the server's.
+fn elsewhere(root: &Path, name: &ServerName) -> Option<PathBuf> {
+    let places = [
+        format!("etc/thv/{name}.toml"),
+        format!("etc/thv/servers.d/{name}.toml"),
+        format!("etc/thv/conf.d/{name}.toml"),
+        format!("etc/thv/servers/{name}"),
+        format!("etc/thv/servers/{name}.conf"),
+        format!("etc/thv/servers/{name}.TOML"),
+    ];
+    // The defaults of the host are nobody's.
+    let own = places.iter().filter(|place| *place != "etc/thv/thv.toml");
+    own.map(|place| root.join(place))
+        .find(|file| file.is_file())
 }
 
 fn server_files(root: &Path) -> Vec<PathBuf> {

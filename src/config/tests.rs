@@ -271,6 +271,24 @@ fn a_name_that_no_unit_can_have_is_reported_not_listed() {
     }
 }
 
+#[test]
+fn a_servers_file_that_lies_elsewhere_is_told_with_the_command() {
+    let root = planted_files(&[("etc/thv/thv.toml", ""), ("etc/thv/servers/ok.toml", "")]);
+    let told = |server: &str| {
+        let problems = load(root.path(), &name(server), OwnerRule::RootOrCaller).unwrap_err();
+        problems.first().to_string()
+    };
+    assert!(!told("thv").contains("`mv"), "{}", told("thv"));
+    for place in ["servers/x", "servers.d/x.toml", "x.toml"] {
+        let file = root.path().join("etc/thv").join(place);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "").unwrap();
+        let right = root.path().join("etc/thv/servers/x.toml");
+        let cure = format!("`mv {} {}`", file.display(), right.display());
+        assert!(told("x").contains(&cure), "{}", told("x"));
+    }
+}
+
 /// Keys and authorities are named by the configuration: absent ones are problems there.
 #[test]
 fn files_that_the_configuration_names_must_be_there() {

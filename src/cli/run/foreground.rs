@@ -105,7 +105,8 @@ pub(in crate::cli) fn serve_in_unit(
     name: &ServerName,
     address: SocketAddr,
 ) -> Result<ExitCode> {
-    let listener = TcpListener::bind(address).with_context(|| format!("listening on {address}"))?;
+    let listener = TcpListener::bind(address)
+        .with_context(|| format!("listening on {address}; `--port` chooses another"))?;
     let around = Around {
         person: Person::to_become(),
         notifier: Notifier::from_environment(),
