@@ -1366,8 +1366,13 @@ fn what_is_no_image_is_refused() {
     refused(
         &with("everything"),
         64,
-        &["does not say of which registry", "not looked up"],
+        &[
+            "does not say of which registry",
+            "`docker.io/library/everything`",
+            "not looked up",
+        ],
     );
+    refused(&with("io.github.stacklok/fetch"), 64, &["MCP's registry"]);
     refused(
         &with("oci-archive:/nowhere.tar"),
         1,
