@@ -1,7 +1,7 @@
 //! The command line: a file a verb. Parses, calls one function, prints.
 //!
 //! Data goes to stdout, talk to stderr. Exit codes are those of sysexits.h:
-//! systemd's units name 64, 71 and 78 as not worth a restart.
+//! systemd's unit of the gateway names 78 as not worth a restart.
 
 mod check;
 mod credentials;

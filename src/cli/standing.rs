@@ -85,6 +85,8 @@ pub(super) struct State {
     /// Whether something starts it at the next boot.
     is_wanted: bool,
     is_loaded: bool,
+    /// Where it listens.
+    listens: Vec<String>,
 }
 
 /// How the units of these servers stand; none where systemd cannot be asked.
@@ -108,7 +110,7 @@ pub(super) fn is_stale(unit: &str) -> bool {
 fn shown(units: impl Iterator<Item = String>) -> String {
     let shown = Command::new("systemctl")
         .arg("show")
-        .arg("--property=Id,LoadState,ActiveState,NeedDaemonReload,UnitFileState,WantedBy,RequiredBy")
+        .arg("--property=Id,LoadState,ActiveState,NeedDaemonReload,UnitFileState,WantedBy,RequiredBy,Listen")
         .args(units)
         .stderr(Stdio::null())
         .output();
@@ -139,6 +141,11 @@ fn states(shown: &str) -> Vec<State> {
                 || has_others("WantedBy")
                 || has_others("RequiredBy"),
             is_loaded: value("LoadState") == Some("loaded"),
+            listens: block
+                .lines()
+                .filter_map(|line| line.strip_prefix("Listen=")?.rsplit_once(" ("))
+                .map(|(address, _)| address.to_owned())
+                .collect(),
         })
     };
     shown.split("\n\n").filter_map(state).collect()
@@ -181,6 +188,12 @@ pub(super) fn remarks(server: &str, states: &[State], is_outdated: bool) -> Vec<
         remarks.push((
             format!("{socket} listens and is not enabled: after the next boot nobody is served"),
             format!("run `systemctl enable {socket}`"),
+        ));
+    }
+    if let [_, second, ..] = &state.listens[..] {
+        remarks.push((
+            format!("{socket} listens at {}, and a server has one address: nobody is served", state.listens.join(" and ")),
+            format!("run `thv listen {server} ADDRESS`, or `systemctl edit {socket}` with an empty `ListenStream=` in front of `ListenStream={second}`"),
         ));
     }
     let runner = format!("thv-runner@{server}.socket");
@@ -260,6 +273,13 @@ mod tests {
                 "disabled",
                 "RequiredBy=thv@a.service",
                 "`systemctl enable thv@a.socket`",
+            ),
+            ("active", "enabled", "Listen=127.0.0.1:80 (Stream)", ""),
+            (
+                "active",
+                "enabled",
+                "Listen=/run/thv/a.sock (Stream)\nListen=[::1]:80 (Stream)",
+                "listens at /run/thv/a.sock and [::1]:80",
             ),
             (
                 "active",

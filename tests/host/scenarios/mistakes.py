@@ -1,6 +1,7 @@
 """Configurations that cannot be served, and a journal that does not listen."""
 
 import json
+import socket as socketlib
 import threading
 import time
 
@@ -263,6 +264,35 @@ def a_service_that_systemd_cannot_start_is_given_up_and_check_says_what_to_do(ho
     host.run("systemctl", "stop", socket, f"thv@{WRONG}.service")
 
 
+def a_socket_with_two_addresses_is_named_and_its_gateway_is_not_started_without_a_pause(host):
+    socket, service = f"thv@{WRONG}.socket", f"thv@{WRONG}.service"
+    drop_in = f"/etc/systemd/system/{socket}.d/60-second.conf"
+    host.write(f"/etc/thv/servers/{WRONG}.toml", GOOD)
+    host.run("thv", "listen", WRONG, f"127.0.0.1:{servers.PORTS[WRONG]}")
+    host.write(drop_in, f"[Socket]\nListenStream=/run/thv/{WRONG}.sock\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "start", socket)
+    said = host.text("thv", "check", WRONG)
+    assert f"listens at 127.0.0.1:{servers.PORTS[WRONG]} and /run/thv/{WRONG}.sock" in said, said
+    with socketlib.create_connection(("127.0.0.1", servers.PORTS[WRONG])):
+        host.until("a second try", 30, lambda: int(host.unit(service, "NRestarts")) >= 1)
+        host.flush_journal()
+        tries = host.text("journalctl", f"--unit={service}", "--output=cat", "--since=-10s", "--grep=2 sockets where one is expected").splitlines()
+        assert 1 <= len(tries) <= 10, len(tries)
+        host.run("rm", drop_in)
+        host.run("systemctl", "daemon-reload")
+        host.run("systemctl", "restart", socket, service)
+    with wire.opened(servers.PORTS[WRONG], wire.token("alice", servers.resource(WRONG))) as client:
+        client.said("echo")
+        client.leave()
+    host.run("systemctl", "stop", socket, service)
+
+
+def a_path_that_another_unit_listens_at_is_not_taken_from_it(host):
+    refused = host.run("thv", "listen", WRONG, "/run/dbus/system_bus_socket", check=False)
+    assert refused.returncode == 1 and "taken already, by dbus.socket" in refused.stderr, refused
+
+
 def units_that_are_masked_replaced_or_not_enabled_are_told_by_check(host):
     host.write(f"/etc/thv/servers/{WRONG}.toml", GOOD)
     socket, runner = f"thv@{WRONG}.socket", f"thv-runner@{WRONG}.service"
@@ -330,6 +360,8 @@ ALL = [
     a_gateway_whose_credential_is_missing_tries_ever_less_often_and_serves_once_it_is_there,
     the_hosts_network_needs_its_drop_in_and_the_runner_says_which,
     a_service_that_systemd_cannot_start_is_given_up_and_check_says_what_to_do,
+    a_socket_with_two_addresses_is_named_and_its_gateway_is_not_started_without_a_pause,
+    a_path_that_another_unit_listens_at_is_not_taken_from_it,
     units_that_are_masked_replaced_or_not_enabled_are_told_by_check,
     a_stopped_journal_stalls_no_request_and_gets_the_records_later,
     a_misconfigured_server_that_nobody_asks_leaves_with_78_and_its_socket_stays,
