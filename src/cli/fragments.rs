@@ -24,8 +24,13 @@ pub(super) fn said(root: &Path, template: &str, name: &str) -> Vec<String> {
         texts.push(DEFAULTS.to_owned());
         texts.extend(files::read_text(&path, MAX_FILE).map(without_the_key));
     }
-    texts.extend(drop_ins(root, template, name));
+    texts.extend(drop_ins(root, template, name, "service"));
     texts
+}
+
+/// What drop-ins of the server's listening socket say.
+pub(super) fn of_socket(root: &Path, name: &str) -> Vec<String> {
+    drop_ins(root, "thv@", name, "socket")
 }
 
 /// What is so where a unit does not say it, and is otherwise in the package's.
@@ -40,15 +45,15 @@ fn without_the_key(text: String) -> String {
 }
 
 /// The texts of the drop-ins that apply to it: by file name, where of one name the first counts that is found.
-fn drop_ins(root: &Path, template: &str, name: &str) -> Vec<String> {
+fn drop_ins(root: &Path, template: &str, name: &str, kind: &str) -> Vec<String> {
     let mut files = BTreeMap::new();
-    let own = specific_first(template, name);
+    let own = specific_first(template, name, kind);
     let mut directories = Vec::new();
     for units in SEARCHED {
         directories.extend(own.iter().map(|unit| format!("{units}/{unit}.d")));
     }
-    // Those of every service are asked last, wherever they lie.
-    directories.extend(SEARCHED.iter().map(|units| format!("{units}/service.d")));
+    // Those of every unit of the kind are asked last, wherever they lie.
+    directories.extend(SEARCHED.iter().map(|units| format!("{units}/{kind}.d")));
     for directory in directories {
         let entries = fs::read_dir(below(root, &directory)).into_iter().flatten();
         for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
@@ -68,16 +73,16 @@ fn drop_ins(root: &Path, template: &str, name: &str) -> Vec<String> {
         .collect()
 }
 
-/// The names whose drop-ins are a service's, the most specific first: `thv-runner@x`, `thv-runner@`, and
+/// The names whose drop-ins are a unit's, the most specific first: `thv-runner@x`, `thv-runner@`, and
 /// what is left where each word is taken off its template, `thv-@x`, `thv-@` and `thv-`.
-fn specific_first(template: &str, name: &str) -> Vec<String> {
+fn specific_first(template: &str, name: &str, kind: &str) -> Vec<String> {
     let mut units = Vec::new();
     let mut prefix = template.trim_end_matches('@').to_owned();
     loop {
-        units.push(format!("{prefix}@{name}.service"));
-        units.push(format!("{prefix}@.service"));
+        units.push(format!("{prefix}@{name}.{kind}"));
+        units.push(format!("{prefix}@.{kind}"));
         if prefix.ends_with('-') {
-            units.push(format!("{prefix}.service"));
+            units.push(format!("{prefix}.{kind}"));
         }
         let Some((shorter, _)) = prefix.trim_end_matches('-').rsplit_once('-') else {
             return units;
@@ -213,7 +218,7 @@ mod tests {
     #[test]
     fn the_gateway_has_no_drop_ins_of_shorter_names() {
         assert_eq!(
-            specific_first("thv@", "my-server"),
+            specific_first("thv@", "my-server", "service"),
             ["thv@my-server.service", "thv@.service"]
         );
     }

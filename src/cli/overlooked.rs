@@ -30,6 +30,7 @@ pub(super) fn remarks(root: &Path, config: &Config) -> Vec<Remark> {
         remarks.extend(late(root, template, &config.server));
     }
     remarks.extend(standing::of_files(root, config));
+    remarks.extend(standing::of_users(root, config));
     remarks.extend(strays::of(root, &config.server));
     remarks.extend(keys(config));
     remarks.extend(unseen::remarks(config));

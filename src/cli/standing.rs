@@ -9,8 +9,9 @@ use std::{
 use super::{
     fragments::{self, Found},
     overlooked::Remark,
+    unit,
 };
-use crate::config::Config;
+use crate::config::{Auth, Config};
 
 /// What files say: units that are masked, or that stand in place of the package's.
 pub(super) fn of_files(root: &Path, config: &Config) -> Vec<Remark> {
@@ -62,6 +63,23 @@ pub(super) fn of_files(root: &Path, config: &Config) -> Vec<Remark> {
     remarks
         .map(|(message, help)| (String::new(), message, help))
         .collect()
+}
+
+/// Whom the socket lets in where the server asks which user of this host connects: unless a drop-in says it, root alone.
+pub(super) fn of_users(root: &Path, config: &Config) -> Option<Remark> {
+    let texts = fragments::of_socket(root, config.server.as_str());
+    let says = ["SocketGroup", "SocketUser", "SocketMode"]
+        .iter()
+        .any(|setting| unit::has(&texts, setting));
+    let is_shut = matches!(config.auth, Auth::Peer) && !says;
+    let socket = format!("thv@{}.socket", config.server);
+    is_shut.then(|| {
+        (
+            "auth.mode".to_owned(),
+            format!("root alone can open {socket}, so no user of this host is served"),
+            format!("run `systemctl edit {socket}`, and add `SocketGroup=GROUP` below [Socket]"),
+        )
+    })
 }
 
 /// What it means that there is no such unit.
@@ -357,6 +375,29 @@ mod tests {
         );
         assert_eq!(next("active", "disabled"), None);
         assert_eq!(next("inactive", "enabled"), None);
+    }
+
+    #[test]
+    fn a_server_for_users_whose_socket_root_alone_can_open_is_told() {
+        let root = tempfile::tempdir().unwrap();
+        let servers = root.path().join("etc/thv/servers");
+        fs::create_dir_all(&servers).unwrap();
+        let told = |mode: &str| {
+            let text = format!(
+                "command = [\"/bin/sh\"]\nresource = \"https://h/x\"\nauth.mode = \"{mode}\"\nauthz.allow = \"authenticated\"\n"
+            );
+            fs::write(servers.join("x.toml"), text).unwrap();
+            let name = ServerName::parse("x").unwrap();
+            let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
+            of_users(root.path(), &config).map(|(.., help)| help)
+        };
+        assert_eq!(told("none"), None);
+        assert!(told("peer").is_some_and(|help| help.contains("`systemctl edit thv@x.socket`")));
+        let text = "[Service]\nSocketGroup=users\n";
+        unit::write_drop_in(root.path(), "thv@x.service", "g.conf", text).unwrap();
+        assert!(told("peer").is_some(), "it is not the socket's");
+        unit::write_drop_in(root.path(), "thv@x.socket", "g.conf", text).unwrap();
+        assert_eq!(told("peer"), None);
     }
 
     #[test]
