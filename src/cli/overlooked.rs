@@ -150,7 +150,7 @@ pub(super) fn nobodies(engine: &Engine, config: &Config) -> Vec<Remark> {
             "authz.policies".to_owned(),
             format!("`{uid}`, whom the policy `{policy}` names, {why}"),
             format!(
-                "write `iss` and `sub` as `thv token explain {}` shows them",
+                "write what `thv token explain {}` says behind `In policies:` for a token of theirs",
                 config.server
             ),
         ))
