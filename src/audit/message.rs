@@ -274,6 +274,10 @@ fn explained(reason: Reason, policies: &[String], server: &str) -> Option<String
         Reason::BadHeader => format!(
             "its head is malformed, or it is TLS where none is spoken or the reverse: [tls] in /etc/thv/servers/{server}.toml says which"
         ),
+        Reason::TokenAmbiguous => {
+            "its client, or a proxy before this one, is to send one token, in one Authorization header, and none in the URL"
+                .to_owned()
+        }
         Reason::TokenMalformed
         | Reason::TokenType
         | Reason::TokenAlgorithm
@@ -346,6 +350,7 @@ mod tests {
             (Reason::BadHeader, "[tls]"),
             (Reason::TokenIssuer, "`thv token explain github`"),
             (Reason::TokenNotYetValid, "clock"),
+            (Reason::TokenAmbiguous, "one Authorization header"),
             (Reason::Policy, "no policy permits it"),
             (Reason::Misconfigured, "`thv check github`"),
         ] {

@@ -122,11 +122,7 @@ impl KeyRing {
             issuer: issuer.issuer.clone(),
             source: issuer.keys.clone(),
             discovery: Discovery::new(&issuer.issuer),
-            accepted: issuer
-                .algorithms
-                .iter()
-                .filter_map(|name| Algorithm::parse(name))
-                .collect(),
+            accepted: accepted(issuer),
             fetcher: fetcher(issuer)?,
             notices,
             state: Mutex::new(state),
@@ -321,10 +317,7 @@ impl Inner {
                 document(&url, self.fetcher.get_linked(&url, &self.issuer).await)?
             }
         };
-        let set = KeySet::read(&text, &self.accepted).ok_or("its key set is not a JWK set")?;
-        if set.len() == 0 {
-            return Err("its key set holds no usable key".to_owned());
-        }
+        let set = usable(&text, &self.accepted)?;
         let seconds = max_age.unwrap_or(DEFAULT_TTL.as_secs());
         let time_to_live = Duration::from_secs(seconds).clamp(MIN_TTL, MAX_TTL);
         Ok((set, text, time_to_live))
@@ -413,6 +406,28 @@ fn document(
         ));
     }
     Ok((fetched.body.to_vec(), fetched.max_age))
+}
+
+/// What is wrong with the issuer's file of keys, where it has one: no token of its is good until that is mended.
+pub fn fault_of_file(issuer: &Issuer) -> Option<String> {
+    let KeySource::File(path) = &issuer.keys else {
+        return None;
+    };
+    let usable = read_file(path).and_then(|text| usable(&text, &accepted(issuer)));
+    usable.err()
+}
+
+fn accepted(issuer: &Issuer) -> Vec<Algorithm> {
+    let names = issuer.algorithms.iter();
+    names.filter_map(|name| Algorithm::parse(name)).collect()
+}
+
+fn usable(text: &[u8], accepted: &[Algorithm]) -> Result<KeySet, String> {
+    let set = KeySet::read(text, accepted).ok_or("its key set is not a JWK set")?;
+    if set.len() == 0 {
+        return Err("its key set holds no usable key".to_owned());
+    }
+    Ok(set)
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, String> {

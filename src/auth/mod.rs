@@ -44,7 +44,7 @@ pub use exchange::{CallerToken, Exchange, ExchangeError, Owner, Seat};
 pub use explain::{Check, Explanation, explain};
 pub use identity::{Identity, Kind, PrincipalKey};
 pub use introspection::IntrospectionError;
-pub use keys::{Notice, Notices};
+pub use keys::{Notice, Notices, fault_of_file};
 pub use local::{ISSUER as LOCAL_ISSUER, LocalPeer};
 pub use metadata::{metadata, metadata_paths, metadata_url};
 pub use texts::Texts;

@@ -20,6 +20,11 @@ pub(super) fn principal(identity: &Identity) -> Entity {
     principal_with(identity, identity.scopes().iter())
 }
 
+/// How policies call a caller: what `principal ==` is compared with.
+pub fn principal_name(identity: &Identity) -> String {
+    principal(identity).uid().to_string()
+}
+
 /// The same, as if its token had these scopes.
 pub(super) fn principal_with<'a>(
     identity: &Identity,

@@ -16,6 +16,7 @@ mod slice;
 mod wording;
 
 pub use decide::{Denied, DenyReason, Engine, Permit};
+pub use entity::principal_name;
 pub use policy::{Named, PolicyProblem};
 pub use slice::Reach;
 

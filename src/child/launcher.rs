@@ -6,7 +6,6 @@
 //! the runner sees to that.
 
 use std::{
-    borrow::Cow,
     collections::HashMap,
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
@@ -25,7 +24,7 @@ use tracing::{debug, warn};
 
 use crate::{
     auth::PrincipalKey,
-    child::early::LastWords,
+    child::{early::LastWords, unreached},
     frames::{self, Caller, Reply, Request, Signal, Status},
     sys,
 };
@@ -247,12 +246,15 @@ impl Work {
     }
 
     async fn connect(&mut self) -> Result<(), StartError> {
-        let unreachable = |error: io::Error| StartError::Unreachable(error.to_string());
+        let broken = unreached::broken(self.place());
+        let unreachable = |error: io::Error| StartError::Unreachable(format!("{error}{broken}"));
         let socket = match self.source.take() {
             Some(Connection::Path(path)) => {
                 let socket = dial(&path);
                 self.source = Some(Connection::Path(path.clone()));
-                socket.map_err(|error| StartError::Unreachable(unconnected(&path, &error)))?
+                socket.map_err(|error| {
+                    StartError::Unreachable(unreached::unconnected(&path, &error))
+                })?
             }
             Some(Connection::Inherited(socket)) => socket,
             None => return Err(StartError::Unreachable("it has ended".to_owned())),
@@ -267,9 +269,9 @@ impl Work {
             send(&link, &hello).await?;
             receive(Some(&link)).await
         };
-        let greeted = timeout(HELLO_DEADLINE, greeting)
-            .await
-            .map_err(|_| StartError::Unreachable(self.silent()))?;
+        let greeted = timeout(HELLO_DEADLINE, greeting).await.map_err(|_| {
+            StartError::Unreachable(unreached::silent(self.place(), HELLO_DEADLINE))
+        })?;
         match greeted.map_err(unreachable)? {
             Some((
                 Reply::Hello {
@@ -288,22 +290,18 @@ impl Work {
             Some(_) => Err(StartError::Refused(
                 "it speaks another version; restart thv.target".to_owned(),
             )),
-            None => Err(StartError::Unreachable(
-                "it closed the connection".to_owned(),
-            )),
+            None => Err(StartError::Unreachable(format!(
+                "it closed the connection{broken}"
+            ))),
         }
     }
 
-    /// What is to be said of a runner that does not answer: mostly its unit does not start.
-    fn silent(&self) -> String {
-        let seconds = HELLO_DEADLINE.as_secs();
-        let text = format!("it did not answer within {seconds} seconds");
-        let Some(Connection::Path(path)) = &self.source else {
-            return text;
-        };
-        // Not its status: between two tries there is nothing of the last one in it.
-        let name = server_of(path);
-        format!("{text}; `journalctl -u thv-runner@{name}.service -n 20` says why")
+    /// Where its runner listens, if that is a unit's.
+    fn place(&self) -> Option<&Path> {
+        match &self.source {
+            Some(Connection::Path(path)) => Some(path),
+            _ => None,
+        }
     }
 
     async fn reply(&mut self, reply: Reply, descriptors: Vec<OwnedFd>) {
@@ -432,20 +430,6 @@ fn build(
         dialers,
         ended,
     })
-}
-
-/// What is to be said of a runner whose socket nobody listens at: its unit was stopped, or masked for a while.
-fn unconnected(path: &Path, error: &io::Error) -> String {
-    let name = server_of(path);
-    format!(
-        "`{}`: {error}; `systemctl restart thv-runner@{name}.socket` has systemd listen there again",
-        path.display()
-    )
-}
-
-/// Whose runner listens there.
-fn server_of(socket: &Path) -> Cow<'_, str> {
-    socket.file_stem().unwrap_or_default().to_string_lossy()
 }
 
 fn dial(path: &Path) -> io::Result<OwnedFd> {

@@ -13,6 +13,7 @@ mod launcher;
 mod share;
 mod source;
 pub mod stdio;
+mod unreached;
 
 pub use self::http::Fault;
 pub use launcher::{Connection, Ended, Launcher, StartError};

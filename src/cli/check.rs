@@ -16,7 +16,8 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::{
-    below, edge, exit, explained, overlooked, path, print, provider, say, secret, unit, unseen,
+    below, credentials, doctor, edge, exit, explained, fragments, overlooked, path, print,
+    provider, say, standing, strays, unit, unseen,
 };
 use crate::{
     authz::Engine,
@@ -47,18 +48,32 @@ pub(super) fn run(root: &Path, name: Option<&ServerName>, form: Form) -> Result<
         checks.push(check(root, server, form, unit::owner_rule(root))?);
     }
     warn_of_shared_resources(root, &mut checks);
+    let mut next = None;
     if unit::is_host(root) && !form.reload {
-        let sockets = unit::sockets();
+        let states = standing::ask(checks.iter().map(|checked| checked.server.as_str()));
         for checked in &mut checks {
-            if let Some((message, help)) = overlooked::socket(&checked.server, &sockets) {
+            let private = format!("/var/lib/private/thv/{}", checked.server);
+            let served = daemon::served(&below(root, &private));
+            // Root alone can look.
+            let is_outdated =
+                served.is_some() && checked.digest.is_some() && served != checked.digest;
+            for (message, help) in standing::remarks(&checked.server, &states, is_outdated) {
                 let said = warning(root, &checked.server, "", message, help);
                 checked.warnings.push(said);
+            }
+            // All of them at once is more than anybody asked for.
+            if name.is_some() && checked.problems.is_empty() && checked.warnings.is_empty() {
+                next = standing::next(&checked.server, &states);
             }
         }
     }
     let answer = Answer {
         servers: checks,
         misnamed,
+        unread: match name {
+            Some(_) => Vec::new(),
+            None => strays::of_all(root),
+        },
     };
     if form.json {
         print(&format!(
@@ -68,7 +83,10 @@ pub(super) fn run(root: &Path, name: Option<&ServerName>, form: Form) -> Result<
     } else {
         print(&answer.text())?;
     }
-    if servers.is_empty() && answer.misnamed.is_empty() {
+    if let Some(next) = next {
+        say(&format!("thv: nothing listens yet: {next}"));
+    }
+    if servers.is_empty() && answer.misnamed.is_empty() && answer.unread.is_empty() {
         say(
             "thv: no server is configured: write /etc/thv/servers/NAME.toml, thv.toml(5) has an example",
         );
@@ -86,6 +104,8 @@ struct Answer {
     servers: Vec<Checked>,
     /// Files that no server can have.
     misnamed: Vec<Problem>,
+    /// Files that would be servers', were they in their directory.
+    unread: Vec<Problem>,
 }
 
 /// What is to be said of one server.
@@ -100,6 +120,9 @@ struct Checked {
     /// Its `resource`, if it loads.
     #[serde(skip)]
     resource: Option<String>,
+    /// That of its configuration, if it loads.
+    #[serde(skip)]
+    digest: Option<String>,
 }
 
 impl Answer {
@@ -143,6 +166,9 @@ impl Answer {
         for problem in &self.misnamed {
             let _ = writeln!(text, "{problem}");
         }
+        for stray in &self.unread {
+            let _ = writeln!(text, "warning: {stray}");
+        }
         text
     }
 }
@@ -155,6 +181,7 @@ fn check(root: &Path, server: &ServerName, form: Form, units: OwnerRule) -> Resu
         warnings: Vec::new(),
         explanation: None,
         resource: None,
+        digest: None,
     };
     match config::load(root, server, OwnerRule::RootOrCaller) {
         Ok(config) => {
@@ -196,12 +223,22 @@ fn check(root: &Path, server: &ServerName, form: Form, units: OwnerRule) -> Resu
                 let lacking = overlooked::lacking(root, &config);
                 checked.problems.extend(lacking.into_iter().map(problem));
             }
+            // A reload is checked from within the gateway's unit, which is shown less of the host.
+            if units == OwnerRule::Root && !form.reload && runs_here(&config) {
+                let optional = &config.sandbox.optional;
+                for (message, help) in doctor::lacking(|layer| !optional.contains(&layer)) {
+                    let message = format!("this host lets no server start; {message}");
+                    let said = warning(root, config.server.as_str(), "sandbox", message, help);
+                    checked.warnings.push(said);
+                }
+            }
             // Not a problem, for a reload would be refused by it: a unit can be told more than is read here.
             for (key, message, help) in unseen::below_homes(root, &config) {
                 let said = warning(root, config.server.as_str(), &key, message, help);
                 checked.warnings.push(said);
             }
             checked.resource = Some(config.resource.url.clone());
+            checked.digest = Some(config.digest.clone());
             if form.explain {
                 checked.explanation = Some(explained::serves(&config) + &explained::plan(&config));
             }
@@ -242,9 +279,14 @@ fn warning(root: &Path, server: &str, key: &str, message: String, help: String) 
     }
 }
 
+/// Whether the server is a process of this host's.
+fn runs_here(config: &Config) -> bool {
+    !matches!(config.transport, Transport::Remote(_))
+}
+
 /// Whether a drop-in gives the runner of `name` the host's network.
 fn has_network(root: &Path, name: &ServerName) -> bool {
-    let drop_ins = unit::drop_ins(root, "thv-runner@", name.as_str());
+    let drop_ins = fragments::said(root, "thv-runner@", name.as_str());
     unit::is_off(&drop_ins, "PrivateNetwork")
 }
 
@@ -360,7 +402,7 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
         else {
             continue;
         };
-        if !secret::is_loaded(root, &config.server, credential) {
+        if !credentials::is_loaded(root, &config.server, credential) {
             warn(
                 &format!("env.{variable}"),
                 format!("no drop-in gives the runner the credential `{credential}`"),
@@ -377,14 +419,15 @@ fn warnings(root: &Path, config: &Config) -> Vec<Problem> {
             }
         };
         if let Some(credential) = credential
-            && !secret::is_given(root, ("thv@", &config.server), credential)
+            && !credentials::is_given(root, ("thv@", &config.server), credential)
         {
             let service = format!("thv@{}.service", config.server);
             warn(
                 key,
                 format!("no drop-in gives {service} the credential `{credential}`"),
                 format!(
-                    "run `systemctl edit {service}` and add `[Service]` and `LoadCredentialEncrypted={credential}`"
+                    "run `thv secret set --gateway {} {credential}`",
+                    config.server
                 ),
             );
         }
@@ -581,6 +624,7 @@ mod tests {
             let answer = Answer {
                 servers: vec![answer(root.path(), "x")],
                 misnamed: Vec::new(),
+                unread: Vec::new(),
             };
             let json = serde_json::to_string(&answer).unwrap();
             let name = ServerName::parse("x").unwrap();
@@ -615,7 +659,7 @@ mod tests {
         assert!(
             warnings[0]
                 .to_string()
-                .contains("LoadCredentialEncrypted=up")
+                .contains("`thv secret set --gateway x up`")
         );
         let text = "[Service]\nLoadCredentialEncrypted=up\n";
         unit::write_drop_in(root.path(), "thv@x.service", "50-up.conf", text).unwrap();
@@ -675,6 +719,7 @@ mod tests {
         let said = Answer {
             servers: vec![units],
             misnamed: Vec::new(),
+            unread: Vec::new(),
         };
         assert!(!said.is_good());
         let text = said.text();
@@ -791,12 +836,14 @@ mod tests {
         let found = Answer {
             servers: vec![answer(root.path(), "good")],
             misnamed: Vec::new(),
+            unread: Vec::new(),
         };
         assert!(found.is_good());
         assert_eq!(found.text(), "good: ok\n");
         let found = Answer {
             servers: vec![answer(root.path(), "bad")],
             misnamed: Vec::new(),
+            unread: Vec::new(),
         };
         assert!(!found.is_good());
         assert_eq!(found.text().lines().count(), 6, "{}", found.text());

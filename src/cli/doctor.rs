@@ -15,7 +15,7 @@ use nix::{sys::utsname::uname, unistd::geteuid};
 use serde::Serialize;
 
 use super::{exit, print, scratch::Scratch};
-use crate::{sandbox, sys};
+use crate::{config::Layer, sandbox, sys};
 
 /// How one thing is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
@@ -218,6 +218,28 @@ fn landlock() -> Finding {
 }
 
 fn cgroup() -> Finding {
+    let uid = geteuid();
+    if uid.is_root() {
+        return cgroup_of_units();
+    }
+    delegated(
+        "your units",
+        &format!(
+            "/sys/fs/cgroup/user.slice/user-{uid}.slice/user@{uid}.service/cgroup.controllers"
+        ),
+        "`systemctl edit user@.service` with `Delegate=cpu memory pids`; the servers of thv@NAME.socket have theirs",
+    )
+}
+
+fn cgroup_of_units() -> Finding {
+    delegated(
+        "units",
+        "/sys/fs/cgroup/cgroup.controllers",
+        "this host (or container) hides them: `sandbox.optional = [\"cgroup\"]` starts servers without limits",
+    )
+}
+
+fn delegated(whose: &str, path: &str, fix: &str) -> Finding {
     let what = "cgroup";
     if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
         return bad(
@@ -227,17 +249,6 @@ fn cgroup() -> Finding {
              `sandbox.optional = [\"cgroup\"]`",
         );
     }
-    let uid = geteuid();
-    let (whose, path) = if uid.is_root() {
-        ("units", "/sys/fs/cgroup/cgroup.controllers".to_owned())
-    } else {
-        (
-            "your units",
-            format!(
-                "/sys/fs/cgroup/user.slice/user-{uid}.slice/user@{uid}.service/cgroup.controllers"
-            ),
-        )
-    };
     let there = fs::read_to_string(path).unwrap_or_default();
     let missing: Vec<_> = ["cpu", "memory", "pids"]
         .into_iter()
@@ -252,13 +263,34 @@ fn cgroup() -> Finding {
         bad(
             what,
             format!("not delegated to {whose}: {}", missing.join(", ")),
-            if uid.is_root() {
-                "this host (or container) hides them: `sandbox.optional = [\"cgroup\"]` starts servers without limits"
-            } else {
-                "`systemctl edit user@.service` with `Delegate=cpu memory pids`; the servers of thv@NAME.socket have theirs"
-            },
+            fix,
         )
     }
+}
+
+/// What the units of servers cannot have on this host of the layers that are required: what it is, and what to do.
+/// Looks, and tries nothing.
+pub(super) fn lacking(is_required: impl Fn(Layer) -> bool) -> Vec<(String, String)> {
+    let findings = [
+        (Layer::Namespaces, user_namespaces()),
+        (Layer::Namespaces, debian_switch()),
+        (Layer::Namespaces, apparmor()),
+        (Layer::Seccomp, seccomp()),
+        (Layer::Landlock, landlock()),
+        (Layer::Cgroup, cgroup_of_units()),
+    ];
+    lacked(findings, is_required)
+}
+
+fn lacked(
+    findings: impl IntoIterator<Item = (Layer, Finding)>,
+    is_required: impl Fn(Layer) -> bool,
+) -> Vec<(String, String)> {
+    let bad = findings
+        .into_iter()
+        .filter(|(layer, finding)| finding.state == State::Bad && is_required(*layer));
+    bad.map(|(_, finding)| (format!("{}: {}", finding.what, finding.found), finding.fix))
+        .collect()
 }
 
 fn systemd() -> Finding {
@@ -401,5 +433,19 @@ mod tests {
             table(&findings),
             "a                good    fine\nb                BAD     wrong\n                         → mend it\nc                absent  not here\n"
         );
+    }
+
+    #[test]
+    fn what_a_server_may_lack_is_not_told_of_it() {
+        let findings = || {
+            [
+                (Layer::Namespaces, good("a", "fine")),
+                (Layer::Cgroup, bad("cgroup", "not delegated", "mend it")),
+                (Layer::Landlock, absent("b", "not here", "")),
+            ]
+        };
+        let told = ("cgroup: not delegated".to_owned(), "mend it".to_owned());
+        assert_eq!(lacked(findings(), |_| true), [told]);
+        assert_eq!(lacked(findings(), |layer| layer != Layer::Cgroup), []);
     }
 }

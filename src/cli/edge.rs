@@ -11,7 +11,7 @@ use std::{
 
 use rustls::pki_types::CertificateDer;
 
-use super::unit;
+use super::{fragments, unit};
 use crate::{
     config::{self, Config, OwnerRule, Pem},
     http::{
@@ -42,7 +42,7 @@ pub(super) fn remarks(
     let Some(tls) = &config.tls else {
         return Vec::new();
     };
-    let drop_ins = unit::drop_ins(root, "thv@", config.server.as_str());
+    let drop_ins = fragments::said(root, "thv@", config.server.as_str());
     let mut remarks = Vec::new();
     let mut remark = |key, message: String, help: String, stops| {
         remarks.push(Remark {

@@ -103,6 +103,31 @@ const VERBS: &[(&[&str], &str)] = &[
         "there is no registry of servers here: name a program or an image, see thv.toml(5)",
     ),
     (&["version"], "`thv --version`"),
+    (
+        &["client", "group"],
+        "nothing is set up in clients: give them the URL of `resource` in the server's file",
+    ),
+    (
+        &["mcp", "inspector"],
+        "any client of MCP looks at a server, by the URL of its `resource` and with a token; `journalctl -u thv@NAME.service` shows what it asked",
+    ),
+    (
+        &["export"],
+        "a server is its file, /etc/thv/servers/NAME.toml; `thv check --explain NAME` shows what it comes to",
+    ),
+    (
+        &["build"],
+        "no images are built here: name one in a registry or an archive, `image` in thv.toml(5)",
+    ),
+    (
+        &["inspect", "info"],
+        "`thv check --explain NAME`; `systemctl status thv@NAME.service`",
+    ),
+    (&["exec", "shell"], "`thv sandbox NAME -- COMMAND`"),
+    (
+        &["login", "auth"],
+        "tokens are had from the provider, by the client; `thv token explain NAME < FILE` looks at one",
+    ),
 ];
 
 const FLAGS: &[(&[&str], &str)] = &[
@@ -170,6 +195,10 @@ const FLAGS: &[(&[&str], &str)] = &[
         "the server's arguments stand behind `--`",
     ),
     (
+        &["--debug", "--verbose", "-v"],
+        "the variable `THV_LOG=thv=debug` has more said, see thv(1)",
+    ),
+    (
         &["--detach", "-d"],
         "leave it out: without `--foreground` it becomes a unit of its own",
     ),
@@ -196,6 +225,10 @@ mod tests {
             ("thv list", "systemctl list-units"),
             ("thv start github", "enable --now"),
             ("thv logs github", "journalctl"),
+            ("thv client setup", "`resource`"),
+            ("thv inspector github", "`resource`"),
+            ("thv exec github", "thv sandbox"),
+            ("thv --debug check", "THV_LOG"),
             ("thv token github", "token explain"),
             ("thv secret github", "secret list"),
             ("thv run --proxy-port 8080 x", "--port"),

@@ -4,8 +4,9 @@
 //! the whole truth. Refuses what other machines can reach unless told `--public`.
 
 use std::{
-    io,
+    fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -27,10 +28,11 @@ pub(super) fn run(root: &Path, name: &ServerName, address: &str, public: bool) -
     }
     let is_there = unit::warn_of_no_server(root, name);
     let socket = format!("thv@{name}.socket");
-    if unit::is_host(root)
-        && let Address::Tcp(wanted) = address
-    {
-        refuse_taken(&socket, wanted)?;
+    if unit::is_host(root) {
+        match &address {
+            Address::Tcp(wanted) => refuse_taken(&socket, *wanted)?,
+            Address::Unix(path) => refuse_taken_path(&socket, path)?,
+        }
     }
     let path = unit::write_drop_in(root, &socket, "50-listen.conf", &drop_in(name, &address))?;
     print(&format!("{}\n", path.display()))?;
@@ -88,6 +90,35 @@ fn refuse_taken(socket: &str, wanted: SocketAddr) -> Result<()> {
         // A low port, and whatever else only systemd may.
         _ => Ok(()),
     }
+}
+
+/// systemd removes what stands at the path, whosever it is, and nobody would reach that any more.
+fn refuse_taken_path(socket: &str, path: &Path) -> Result<()> {
+    let holders = unit::sockets_at(|address| Path::new(address) == path);
+    if holders.iter().any(|holder| holder == socket) {
+        return Ok(());
+    }
+    let place = path.display();
+    if let Some(holder) = holders.first() {
+        bail!("`{place}` is taken already, by {holder}; choose another path (nothing is changed)");
+    }
+    let Ok(meta) = path.symlink_metadata() else {
+        return Ok(());
+    };
+    if !meta.file_type().is_socket() {
+        bail!(
+            "`{place}` is there already, and is no socket; choose another path (nothing is changed)"
+        );
+    }
+    // A connection would start whoever is started by one.
+    let open = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let is_it = |line: &str| line.split_whitespace().nth(7).map(Path::new) == Some(path);
+    if open.lines().any(is_it) {
+        bail!(
+            "`{place}` is taken already, `ss -lxp` shows by whom; choose another path (nothing is changed)"
+        );
+    }
+    Ok(())
 }
 
 /// Where a socket listens.
@@ -198,7 +229,26 @@ const MAX_SOCKET_PATH: usize = 107;
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
+
+    #[test]
+    fn a_path_that_somebody_has_is_refused() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("it.sock");
+        refuse_taken_path("thv@x.socket", &path).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
+        let error = refuse_taken_path("thv@x.socket", &path).unwrap_err();
+        assert!(error.to_string().contains("`ss -lxp`"), "{error}");
+        drop(listener);
+        // What is left of one that has ended is in nobody's way.
+        refuse_taken_path("thv@x.socket", &path).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "text").unwrap();
+        let error = refuse_taken_path("thv@x.socket", &path).unwrap_err();
+        assert!(error.to_string().contains("no socket"), "{error}");
+    }
 
     #[test]
     fn a_port_that_somebody_has_is_refused_with_the_way_to_find_out_who() {
@@ -257,13 +307,13 @@ mod tests {
             .path()
             .join("etc/systemd/system/thv@github.socket.d/50-listen.conf");
         assert_eq!(
-            std::fs::read_to_string(&file).unwrap(),
+            fs::read_to_string(&file).unwrap(),
             "# written by `thv listen github 127.0.0.1:8081`\n[Socket]\nListenStream=\nListenStream=127.0.0.1:8081\n\
              NoDelay=yes\nFreeBind=yes\n"
         );
         run(root.path(), &name, "/run/x.sock", false).unwrap();
         assert!(
-            std::fs::read_to_string(&file)
+            fs::read_to_string(&file)
                 .unwrap()
                 .ends_with("ListenStream=\nListenStream=/run/x.sock\n")
         );
@@ -274,9 +324,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let name = ServerName::parse("x").unwrap();
         let servers = root.path().join("etc/thv/servers");
-        std::fs::create_dir_all(&servers).unwrap();
+        fs::create_dir_all(&servers).unwrap();
         let text = "command = [\"/bin/true\"]\nresource = \"https://h/x\"\nauth.mode = \"peer\"\nauthz.allow = \"authenticated\"\n";
-        std::fs::write(servers.join("x.toml"), text).unwrap();
+        fs::write(servers.join("x.toml"), text).unwrap();
         config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
         let file = root
             .path()
@@ -302,24 +352,24 @@ mod tests {
         assert!(!file.exists());
         run(root.path(), &name, "0.0.0.0:80", true).unwrap();
         assert!(file.exists());
-        std::fs::remove_file(&file).unwrap();
+        fs::remove_file(&file).unwrap();
         let servers = root.path().join("etc/thv/servers");
-        std::fs::create_dir_all(&servers).unwrap();
+        fs::create_dir_all(&servers).unwrap();
         let text = "command = [\"/bin/true\"]\nresource = \"https://h/x\"\nauth.mode = \"none\"\nauthz.allow = \"authenticated\"\n";
-        std::fs::write(servers.join("x.toml"), text).unwrap();
+        fs::write(servers.join("x.toml"), text).unwrap();
         config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
         assert!(run(root.path(), &name, "0.0.0.0:80", true).is_err());
         assert!(!file.exists());
         run(root.path(), &name, "8081", true).unwrap();
         assert!(file.exists());
-        std::fs::remove_file(&file).unwrap();
+        fs::remove_file(&file).unwrap();
         // With TLS of its own nobody has to agree, and without tokens nobody can.
         let tls = "[tls]\ncertificate = \"/etc/thv/chain.pem\"\nkey = { credential = \"key\" }\n";
-        std::fs::write(servers.join("x.toml"), format!("{text}{tls}")).unwrap();
+        fs::write(servers.join("x.toml"), format!("{text}{tls}")).unwrap();
         assert!(run(root.path(), &name, "0.0.0.0:443", false).is_err());
         let issuer = "[[auth.issuer]]\nissuer = \"https://sso.example.com\"\naudience = \"x\"\n";
         let text = text.replace("auth.mode = \"none\"\n", "");
-        std::fs::write(servers.join("x.toml"), format!("{text}{tls}{issuer}")).unwrap();
+        fs::write(servers.join("x.toml"), format!("{text}{tls}{issuer}")).unwrap();
         run(root.path(), &name, "0.0.0.0:443", false).unwrap();
         assert!(file.exists());
     }

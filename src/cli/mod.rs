@@ -1,14 +1,16 @@
 //! The command line: a file a verb. Parses, calls one function, prints.
 //!
 //! Data goes to stdout, talk to stderr. Exit codes are those of sysexits.h:
-//! systemd's units name 64, 71 and 78 as not worth a restart.
+//! systemd's unit of the gateway names 78 as not worth a restart.
 
 mod check;
+mod credentials;
 pub mod demo;
 mod doctor;
 mod edge;
 mod elsewhere;
 mod explained;
+mod fragments;
 mod key;
 mod listen;
 mod overlooked;
@@ -21,6 +23,8 @@ mod script;
 mod secret;
 mod serve;
 mod sockets;
+mod standing;
+mod strays;
 mod token;
 mod unit;
 mod unseen;
@@ -36,6 +40,7 @@ use std::{
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use self::credentials::Whose;
 use crate::{
     config::{Problems, ServerName},
     systemd::SocketError,
@@ -179,6 +184,9 @@ pub(crate) enum Secret {
         /// Give it to the unit that fetches the server's image instead: USER:PASSWORD for a registry
         #[arg(long)]
         pull: bool,
+        /// Give it to the gateway instead, for what it shows to others: `introspection`, [upstream]
+        #[arg(long, conflicts_with = "pull")]
+        gateway: bool,
     },
     /// Take a secret that `set` has stored away from the server, and delete it
     Remove {
@@ -187,7 +195,7 @@ pub(crate) enum Secret {
         /// What `set` was told
         key: String,
     },
-    /// List what secrets the server's runner is given, and which of them its file names
+    /// List what secrets the server's units are given, and which of them its file names
     List {
         /// The server's name: that of its file in /etc/thv/servers, without `.toml`
         name: ServerName,
@@ -287,7 +295,19 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Path { name, path, write } => path::run(root, &name, &path, write),
         Verb::Doctor { json } => doctor::run(json),
         Verb::Sandbox { name, command } => visit::run(root, &name, &command),
-        Verb::Secret(Secret::Set { name, key, pull }) => secret::set(root, &name, &key, pull),
+        Verb::Secret(Secret::Set {
+            name,
+            key,
+            pull,
+            gateway,
+        }) => {
+            let whose = match (pull, gateway) {
+                (true, _) => Whose::Fetch,
+                (_, true) => Whose::Gateway,
+                _ => Whose::Runner,
+            };
+            secret::set(root, &name, &key, whose)
+        }
         Verb::Secret(Secret::Remove { name, key }) => secret::remove(root, &name, &key),
         Verb::Secret(Secret::List { name, json }) => secret::list(root, &name, json),
         Verb::Run(arguments) => run::run(&arguments),

@@ -6,12 +6,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{below, secret, sockets, unit, unseen};
+use super::{below, credentials, fragments, sockets, standing, strays, unit, unseen};
 use crate::{
     auth,
     authz::{Engine, Named, Reach},
     config::{
-        Auth, Config, EnvValue, ImageSource, Pem, ServerName, Transport, UpstreamAuthorization,
+        Auth, Config, EnvValue, ImageSource, Issuer, Pem, ServerName, Transport,
+        UpstreamAuthorization,
     },
     daemon,
     sandbox::Installed,
@@ -28,7 +29,10 @@ pub(super) fn remarks(root: &Path, config: &Config) -> Vec<Remark> {
         remarks.extend(sources(root, template, &config.server));
         remarks.extend(late(root, template, &config.server));
     }
-    remarks.extend(unread(root, config));
+    remarks.extend(standing::of_files(root, config));
+    remarks.extend(standing::of_users(root, config));
+    remarks.extend(strays::of(root, &config.server));
+    remarks.extend(keys(config));
     remarks.extend(unseen::remarks(config));
     remarks.extend(readable_secrets(config));
     remarks.extend(shown_sockets(config));
@@ -146,7 +150,7 @@ pub(super) fn nobodies(engine: &Engine, config: &Config) -> Vec<Remark> {
             "authz.policies".to_owned(),
             format!("`{uid}`, whom the policy `{policy}` names, {why}"),
             format!(
-                "write `iss` and `sub` as `thv token explain {}` shows them",
+                "write what `thv token explain {}` says behind `In policies:` for a token of theirs",
                 config.server
             ),
         ))
@@ -162,13 +166,14 @@ fn introspection(root: &Path, config: &Config) -> Vec<Remark> {
     let service = format!("thv@{}.service", config.server);
     let wanted = issuers.iter().filter_map(|issuer| {
         let credential = &issuer.introspection.as_ref()?.credential;
-        let given = secret::is_given(root, ("thv@", &config.server), credential);
+        let given = credentials::is_given(root, ("thv@", &config.server), credential);
         (!given).then(|| {
             (
                 format!("auth.issuer `{}` introspection", issuer.issuer),
                 format!("no drop-in gives {service} the credential `{credential}`"),
                 format!(
-                    "run `systemctl edit {service}` and add `[Service]` and `LoadCredential={credential}:/PATH` or `LoadCredentialEncrypted={credential}`"
+                    "run `thv secret set --gateway {} {credential}`",
+                    config.server
                 ),
             )
         })
@@ -179,8 +184,8 @@ fn introspection(root: &Path, config: &Config) -> Vec<Remark> {
 /// Files of credentials that are not there: systemd starts no unit whose credential is
 /// missing where a path is named, and does not say which one it was.
 fn sources(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
-    let texts = unit::drop_ins(root, template, server.as_str());
-    let files = secret::files(root, &texts).into_values();
+    let texts = fragments::said(root, template, server.as_str());
+    let files = credentials::files(root, &texts).into_values();
     let missing = files.filter_map(|file| {
         (file.is_there == Some(false)).then(|| {
             let service = format!("{template}{server}.service");
@@ -192,7 +197,7 @@ fn sources(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
             (
                 String::new(),
                 format!("a drop-in of {service} loads `{name}` {what}"),
-                secret::cure(template, server, &file),
+                credentials::cure(template, server, &file),
             )
         })
     });
@@ -210,8 +215,8 @@ fn late(root: &Path, template: &str, server: &ServerName) -> Vec<Remark> {
     let given: Vec<_> = given
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .collect();
-    let texts = unit::drop_ins(root, template, server.as_str());
-    let files = secret::files(root, &texts).into_values();
+    let texts = fragments::said(root, template, server.as_str());
+    let files = credentials::files(root, &texts).into_values();
     let late = files.filter_map(|file| {
         // One that is not there would not come with a start, either; a directory is many.
         let is_file = !file.source.starts_with('/') || below(root, file.source).is_file();
@@ -240,7 +245,7 @@ pub(super) fn lacking(root: &Path, config: &Config) -> Vec<Remark> {
         .into_iter()
         .filter(|(_, name)| !given.contains(name));
     let remark = |(key, name): (String, String)| {
-        if secret::is_given(root, ("thv@", &config.server), &name) {
+        if credentials::is_given(root, ("thv@", &config.server), &name) {
             let message = format!(
                 "{service} runs since before it was given the credential `{name}`, and does not have it"
             );
@@ -251,19 +256,26 @@ pub(super) fn lacking(root: &Path, config: &Config) -> Vec<Remark> {
             );
         }
         // A restart alone would end what runs well.
+        let is_pem = key.starts_with("tls.");
         (
             key,
             format!("{service} does not have the credential `{name}`, and no drop-in gives it"),
-            format!(
-                "`systemctl edit {service}`, and add `LoadCredential={name}:/PATH` below [Service]; then `systemctl restart {service}`"
-            ),
+            match is_pem {
+                true => format!(
+                    "`systemctl edit {service}`, and add `LoadCredential={name}:/PATH` below [Service]; then `systemctl restart {service}`"
+                ),
+                false => format!(
+                    "run `thv secret set --gateway {} {name}`, then `systemctl restart {service}`",
+                    config.server
+                ),
+            },
         )
     };
     lacks.map(remark).collect()
 }
 
 /// The credentials of the gateway's that its configuration names, and where.
-fn wanted(config: &Config) -> Vec<(String, String)> {
+pub(super) fn wanted(config: &Config) -> Vec<(String, String)> {
     let mut wanted = Vec::new();
     let mut want = |key: &str, name: &String| wanted.push((key.to_owned(), name.clone()));
     if let Some(tls) = &config.tls {
@@ -326,54 +338,22 @@ const SECRETS: &[&str] = &[
     "private_key",
 ];
 
-/// A server's socket that is down, or that listens as its files no longer say: what and what to do.
-pub(super) fn socket(server: &str, sockets: &[unit::State]) -> Option<(String, String)> {
-    let socket = format!("thv@{server}.socket");
-    let state = sockets.iter().find(|state| state.unit == socket)?;
-    if state.is_stale {
-        return Some((
-            format!("systemd has not read what {socket} says now"),
-            format!("run `systemctl daemon-reload && systemctl restart {socket}`"),
-        ));
-    }
-    state.has_failed.then(|| {
-        (
-            format!("{socket} has failed, so nobody is served"),
+/// Files of keys that hold none: whoever shows a token of that issuer is told 503.
+fn keys(config: &Config) -> Vec<Remark> {
+    let Auth::Oidc(issuers) = &config.auth else {
+        return Vec::new();
+    };
+    let remark = |issuer: &Issuer| {
+        Some((
+            format!("auth.issuer `{}` jwks-file", issuer.issuer),
             format!(
-                "`journalctl -u {socket} -n 5` says why; mend it, then `systemctl restart {socket}`"
+                "{}, so no token of this issuer is accepted",
+                auth::fault_of_file(issuer)?
             ),
-        )
-    })
-}
-
-/// Drop-ins as systemd's are called, which are not read here.
-fn unread(root: &Path, config: &Config) -> Vec<Remark> {
-    let own = format!("/etc/thv/servers/{}", config.server);
-    let mut remarks = Vec::new();
-    if below(root, &format!("{own}.d")).is_dir() {
-        remarks.push((
-            String::new(),
-            format!("`{own}.d` is not read"),
-            format!("drop-ins are in `{own}.toml.d`: rename it"),
-        ));
-    }
-    for directory in [format!("{own}.toml.d"), "/etc/thv/thv.toml.d".to_owned()] {
-        let entries = std::fs::read_dir(below(root, &directory));
-        let names = entries
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let mut unread: Vec<_> = names.filter(|name| name.ends_with(".conf")).collect();
-        unread.sort();
-        remarks.extend(unread.into_iter().map(|name| {
-            (
-                String::new(),
-                format!("`{directory}/{name}` is not read"),
-                "drop-ins end with `.toml`: rename it".to_owned(),
-            )
-        }));
-    }
-    remarks
+            "put the provider's JWK set there, as its `jwks_uri` gives it".to_owned(),
+        ))
+    };
+    issuers.iter().filter_map(remark).collect()
 }
 
 /// Read-only does not hold for sockets.
@@ -401,7 +381,7 @@ fn registry(root: &Path, config: &Config) -> Option<Remark> {
     let host = &config.image.as_ref()?.repository()?.registry;
     let credential = config.registries.get(host)?.credential.as_ref()?;
     let (name, unit) = (&config.server, "thv-fetch@");
-    (!secret::is_given(root, (unit, name), credential)).then(|| {
+    (!credentials::is_given(root, (unit, name), credential)).then(|| {
         (
             format!("registry.\"{host}\".credential"),
             format!("no drop-in gives {unit}{name}.service the credential `{credential}`"),
@@ -540,48 +520,55 @@ mod tests {
         let cures: Vec<String> = cures.map(|(.., cure)| cure).collect();
         assert_eq!(cures[0], "run `systemctl restart thv@x.service`");
         // What nobody gives would not come with a restart, and all that runs would end.
-        assert!(cures[1].starts_with("`systemctl edit"), "{cures:?}");
+        assert!(
+            cures[1].starts_with("run `thv secret set --gateway x idp`"),
+            "{cures:?}"
+        );
         fs::write(state.join("running"), "1 2\nrunner-key k c idp\n").unwrap();
         assert_eq!(keys(), [""; 0]);
     }
 
     #[test]
-    fn drop_ins_that_are_called_as_systemds_are_warned_of() {
+    fn a_file_of_keys_without_a_key_is_warned_of() {
         let root = tempfile::tempdir().unwrap();
-        let servers = root.path().join("etc/thv/servers");
-        for place in [
-            "etc/thv/servers/x.d",
-            "etc/thv/servers/x.toml.d",
-            "etc/thv/thv.toml.d",
+        fs::create_dir_all(root.path().join("etc/thv/servers")).unwrap();
+        let file = root.path().join("etc/thv/keys.json");
+        let config = "command = [\"/bin/sh\"]\nresource = \"https://h/x\"\nauthz.allow = \"authenticated\"\n\
+                      [[auth.issuer]]\nissuer = \"https://i.example\"\naudience = \"a\"\njwks-file = \"/etc/thv/keys.json\"\n";
+        fs::write(root.path().join("etc/thv/servers/x.toml"), config).unwrap();
+        let name = ServerName::parse("x").unwrap();
+        for (text, word) in [
+            ("hello", Some("not a JWK set")),
+            ("{\"keys\":[]}", Some("no usable key")),
+            (
+                "{\"keys\":[{\"kty\":\"oct\",\"k\":\"AAAA\"}]}",
+                Some("no usable key"),
+            ),
+            (
+                "{\"keys\":[{\"kty\":\"OKP\",\"crv\":\"Ed25519\",\"x\":\"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo\"}]}",
+                None,
+            ),
         ] {
-            fs::create_dir_all(root.path().join(place)).unwrap();
+            fs::write(&file, text).unwrap();
+            let config = config::load(root.path(), &name, OwnerRule::RootOrCaller).unwrap();
+            let found: Vec<_> = keys(&config)
+                .into_iter()
+                .map(|(_, message, _)| message)
+                .collect();
+            assert_eq!(
+                found.len(),
+                usize::from(word.is_some()),
+                "{text}: {found:?}"
+            );
+            assert!(
+                found
+                    .iter()
+                    .all(|one| one.contains(word.unwrap_or_default())),
+                "{text}: {found:?}"
+            );
         }
-        let rest = "resource = \"https://h/x\"\nauthz.allow = \"authenticated\"\n";
-        fs::write(servers.join("x.toml"), format!("{rest}{BARE}")).unwrap();
-        for file in ["a.conf", "b.toml", "c.toml~", ".d.conf.swp"] {
-            fs::write(servers.join("x.toml.d").join(file), "").unwrap();
-        }
-        fs::write(root.path().join("etc/thv/thv.toml.d/limits.conf"), "").unwrap();
-        let config = config::load(
-            root.path(),
-            &ServerName::parse("x").unwrap(),
-            OwnerRule::RootOrCaller,
-        );
-        let found: Vec<String> = unread(root.path(), &config.unwrap())
-            .into_iter()
-            .map(|remark| remark.1)
-            .collect();
-        assert_eq!(
-            found,
-            [
-                "`/etc/thv/servers/x.d` is not read",
-                "`/etc/thv/servers/x.toml.d/a.conf` is not read",
-                "`/etc/thv/thv.toml.d/limits.conf` is not read",
-            ]
-        );
     }
 
-    /// systemd says `Protocol error`, and not of what.
     #[test]
     fn a_credential_whose_file_is_missing_is_named_with_its_unit() {
         for unit in ["thv@x.service", "thv-runner@x.service"] {
@@ -722,33 +709,6 @@ mod tests {
         ] {
             assert_eq!(run(fine), [""; 0], "{fine}");
         }
-    }
-
-    #[test]
-    fn a_socket_that_has_failed_or_says_something_else_now_is_warned_of() {
-        let said = |server: &str, has_failed, is_stale| {
-            let unit = "thv@x.socket".to_owned();
-            socket(
-                server,
-                &[unit::State {
-                    unit,
-                    has_failed,
-                    is_stale,
-                }],
-            )
-        };
-        for (has_failed, is_stale, word) in [
-            (true, false, "nobody is served"),
-            (false, true, "has not read"),
-        ] {
-            let (message, help) = said("x", has_failed, is_stale).unwrap();
-            assert!(
-                message.contains(word) && help.ends_with("systemctl restart thv@x.socket`"),
-                "{message}; {help}"
-            );
-            assert_eq!(said("y", has_failed, is_stale), None);
-        }
-        assert_eq!(said("x", false, false), None);
     }
 
     /// Files of thv's are for all to read, and are backed up, copied and pasted.

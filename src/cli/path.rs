@@ -8,7 +8,7 @@ use std::{os::unix::ffi::OsStrExt as _, path::Path, process::ExitCode};
 
 use anyhow::Result;
 
-use super::{Usage, print, say, unit};
+use super::{Usage, fragments, print, say, unit};
 use crate::config::{self, ServerName};
 
 pub(super) fn run(root: &Path, name: &ServerName, path: &Path, write: bool) -> Result<ExitCode> {
@@ -73,7 +73,7 @@ pub(super) fn is_hidden(path: &Path) -> bool {
 /// Whether drop-ins show `path` (or a directory above it) to the unit that is made from a template,
 /// or may do so: what systemd makes of specifiers and quotes is not known here.
 pub(super) fn is_shown(root: &Path, unit: (&str, &ServerName), path: &Path) -> bool {
-    let drop_ins = unit::drop_ins(root, unit.0, unit.1.as_str());
+    let drop_ins = fragments::said(root, unit.0, unit.1.as_str());
     if !in_homes(path) {
         // With a dynamic user systemd makes them private whatever is said.
         let is_off = |setting| unit::is_off(&drop_ins, setting);

@@ -1,11 +1,11 @@
 //! `thv secret set|remove NAME KEY`, `thv secret list NAME`: secrets of a server,
-//! encrypted, for its runner alone.
+//! encrypted, each for one of its units: the runner, or with `--pull` what fetches its image, or with `--gateway` the gateway.
 //!
 //! The secret goes from standard input to systemd-creds(1) and never through this
-//! process. The runner's unit gets a drop-in that loads it; the gateway's does not.
+//! process. That unit gets a drop-in that loads it; the others do not.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs::{self, DirBuilder, OpenOptions},
     io::{self, IsTerminal as _},
     os::{
@@ -23,16 +23,30 @@ use anyhow::{Context as _, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 
-use super::{Usage, below, print, say, unit};
+use super::{
+    Usage, below,
+    credentials::{STORE, Whose, files, is_given, is_loaded, loaded, stored},
+    fragments, overlooked, print, say, unit,
+};
 use crate::{
-    config::{self, EnvValue, OwnerRule, Registry, ServerName},
+    config::{self, EnvValue, OwnerRule, Problems, Registry, ServerName},
     frames,
 };
 
-/// With `pull`, for the unit that fetches its image in place of the runner.
-pub(super) fn set(root: &Path, name: &ServerName, key: &str, pull: bool) -> Result<ExitCode> {
+pub(super) fn set(root: &Path, name: &ServerName, key: &str, whose: Whose) -> Result<ExitCode> {
     let key = own_name(key)?;
     unit::warn_of_no_server(root, name);
+    let named = Named::of(root, name).unwrap_or_default();
+    // The runner is to have nothing that is not a server's, and whose it is can be told.
+    if whose == Whose::Runner
+        && !named.is_a_variables(&key)
+        && let Some(place) = named.gateway.get(&key)
+    {
+        return Err(Usage(format!(
+            "`{key}` is the gateway's ({place}): `thv secret set --gateway {name} {key}` gives it one"
+        ))
+        .into());
+    }
     if io::stdin().is_terminal() {
         say("thv: type the secret, then Return and Ctrl-D; it is shown as you type");
     }
@@ -40,55 +54,52 @@ pub(super) fn set(root: &Path, name: &ServerName, key: &str, pull: bool) -> Resu
     encrypt(root, &key, &stored)?;
     let text = format!(
         "# written by `thv secret set {}{name} {key}`\n[Service]\nLoadCredentialEncrypted={key}:{stored}\n",
-        if pull { "--pull " } else { "" }
+        whose.flag()
     );
-    let service = format!(
-        "thv-{}@{name}.service",
-        if pull { "fetch" } else { "runner" }
-    );
+    let service = format!("{}{name}.service", whose.template());
     let written = unit::write_drop_in(root, &service, &drop_in(&key), &text)?;
     print(&format!("{}\n", written.display()))?;
     if unit::is_host(root) {
         unit::systemctl(&["daemon-reload"])?;
     }
-    if pull {
-        say(&format!(
-            "thv: name it in the registry's table: `[registry.\"HOST\"]` with `credential = \"{key}\"`; then `thv pull {name}`"
-        ));
-        return Ok(ExitCode::SUCCESS);
-    }
-    if !is_named(root, name, &key) {
-        say(&format!(
+    match whose {
+        Whose::Fetch => {
+            say(&format!(
+                "thv: name it in the registry's table: `[registry.\"HOST\"]` with `credential = \"{key}\"`; then `thv pull {name}`"
+            ));
+            return Ok(ExitCode::SUCCESS);
+        }
+        Whose::Gateway if !named.gateway.contains_key(&key) => say(&format!(
+            "thv: name it in the server's file, as `credential = \"{key}\"` of `introspection`, of [upstream] or of [tls]"
+        )),
+        Whose::Runner if !named.is_a_variables(&key) => say(&format!(
             "thv: name it in the server's file, as `VARIABLE = {{ credential = \"{key}\" }}` below [env]"
-        ));
+        )),
+        Whose::Gateway | Whose::Runner => {}
     }
     say(&format!(
-        "thv: it counts from the next start of the runner: `systemctl try-restart {service}`"
+        "thv: it counts from the next start of the {}: `systemctl try-restart {service}`",
+        whose.who()
     ));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether a variable of the server's file names it already.
-fn is_named(root: &Path, name: &ServerName, key: &str) -> bool {
-    config::load(root, name, OwnerRule::RootOrCaller).is_ok_and(|config| {
-        config.env.values().any(|value| {
-            matches!(value, EnvValue::Credential(named) | EnvValue::CredentialFile(named) if named == key)
-        })
-    })
-}
-
 pub(super) fn remove(root: &Path, name: &ServerName, key: &str) -> Result<ExitCode> {
     let key = own_name(key)?;
-    let service = format!("thv-runner@{name}.service");
+    let mut removed = Vec::new();
+    let mut had = Vec::new();
     // The units first: one that loads what is gone does not start.
-    let of_runner = unit::remove_drop_in(root, &service, &drop_in(&key))?;
-    let fetch = format!("thv-fetch@{name}.service");
-    let of_fetch = unit::remove_drop_in(root, &fetch, &drop_in(&key))?;
-    let was_runners = of_runner.is_some();
+    for whose in Whose::ALL {
+        let service = format!("{}{name}.service", whose.template());
+        if let Some(path) = unit::remove_drop_in(root, &service, &drop_in(&key))? {
+            removed.push(path);
+            had.push(whose);
+        }
+    }
     let path = below(root, &stored(name, &key));
-    let secret = match fs::remove_file(&path) {
-        Ok(()) => Some(path),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+    match fs::remove_file(&path) {
+        Ok(()) => removed.push(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => {
             return Err(error).with_context(|| {
                 format!(
@@ -97,12 +108,7 @@ pub(super) fn remove(root: &Path, name: &ServerName, key: &str) -> Result<ExitCo
                 )
             });
         }
-    };
-    let removed: Vec<_> = of_runner
-        .into_iter()
-        .chain(of_fetch)
-        .chain(secret)
-        .collect();
+    }
     if removed.is_empty() {
         bail!(
             "`thv secret set {name} {key}` has stored nothing here; `thv secret list {name}` says what there is"
@@ -114,15 +120,20 @@ pub(super) fn remove(root: &Path, name: &ServerName, key: &str) -> Result<ExitCo
     if unit::is_host(root) {
         unit::systemctl(&["daemon-reload"])?;
     }
-    if is_loaded(root, name, &key) {
-        say(&format!(
-            "thv: another drop-in still loads `{key}`: `systemctl cat {service}`"
-        ));
-    }
-    if was_runners {
-        say(&format!(
-            "thv: what runs keeps it until the runner's next start: `systemctl try-restart {service}`"
-        ));
+    for whose in Whose::ALL {
+        let service = format!("{}{name}.service", whose.template());
+        if is_given(root, (whose.template(), name), &key) {
+            say(&format!(
+                "thv: another drop-in still loads `{key}`: `systemctl cat {service}`"
+            ));
+        }
+        // What fetches runs once.
+        if had.contains(&whose) && whose != Whose::Fetch {
+            say(&format!(
+                "thv: what runs keeps it until the {}'s next start: `systemctl try-restart {service}`",
+                whose.who()
+            ));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -137,6 +148,8 @@ struct Listed {
     variables: Vec<String>,
     /// The registries that it is for: such a secret is not the runner's, but the fetching unit's.
     registries: Vec<String>,
+    /// The keys of the server's file that name it for the gateway.
+    gateway: Vec<String>,
 }
 
 /// Who asks for secrets in a server's configuration.
@@ -144,29 +157,42 @@ struct Listed {
 struct Named {
     env: BTreeMap<String, EnvValue>,
     registries: BTreeMap<String, Registry>,
+    /// The gateway's own, and the key that names each.
+    gateway: BTreeMap<String, String>,
+}
+
+impl Named {
+    fn of(root: &Path, name: &ServerName) -> Result<Self, Problems> {
+        let config = config::load(root, name, OwnerRule::RootOrCaller)?;
+        let gateway = overlooked::wanted(&config).into_iter();
+        let gateway = gateway.map(|(key, credential)| (credential, key)).collect();
+        let own = config.image.as_ref().and_then(|image| image.repository());
+        let own = own.map(|repository| repository.registry.clone());
+        let mut registries = config.registries;
+        // Those of thv.toml are for all servers; this one asks its own image's.
+        registries.retain(|host, _| own.as_ref() == Some(host));
+        Ok(Self {
+            env: config.env,
+            registries,
+            gateway,
+        })
+    }
+
+    fn is_a_variables(&self, key: &str) -> bool {
+        self.env.values().any(|value| {
+            matches!(value, EnvValue::Credential(named) | EnvValue::CredentialFile(named) if named == key)
+        })
+    }
 }
 
 pub(super) fn list(root: &Path, name: &ServerName, json: bool) -> Result<ExitCode> {
-    let named = match config::load(root, name, OwnerRule::RootOrCaller) {
-        Ok(config) => {
-            let own = config.image.as_ref().and_then(|image| image.repository());
-            let own = own.map(|repository| repository.registry.clone());
-            let mut registries = config.registries;
-            // Those of thv.toml are for all servers; this one asks its own image's.
-            registries.retain(|host, _| own.as_ref() == Some(host));
-            Named {
-                env: config.env,
-                registries,
-            }
-        }
-        Err(problems) => {
-            say(&format!(
-                "thv: what `{name}` names is not known, see `thv check {name}`: {}",
-                problems.first()
-            ));
-            Named::default()
-        }
-    };
+    let named = Named::of(root, name).unwrap_or_else(|problems| {
+        say(&format!(
+            "thv: what `{name}` names is not known, see `thv check {name}`: {}",
+            problems.first()
+        ));
+        Named::default()
+    });
     let all = listed(root, name, &named);
     if json {
         let text = serde_json::to_string_pretty(&all).context("writing JSON")?;
@@ -184,7 +210,9 @@ pub(super) fn list(root: &Path, name: &ServerName, json: bool) -> Result<ExitCod
             .registries
             .iter()
             .map(|host| format!("[registry.\"{host}\"]"));
-        let used: Vec<String> = secret.variables.iter().cloned().chain(registries).collect();
+        let variables = secret.variables.iter().cloned();
+        let gateway = secret.gateway.iter().cloned();
+        let used: Vec<String> = variables.chain(registries).chain(gateway).collect();
         let used = if used.is_empty() {
             "(nothing names it)".to_owned()
         } else {
@@ -202,9 +230,11 @@ fn listed(root: &Path, name: &ServerName, named: &Named) -> Vec<Listed> {
         loaded: true,
         variables: Vec::new(),
         registries: Vec::new(),
+        gateway: Vec::new(),
     };
-    for unit in ["thv-runner@", "thv-fetch@"] {
-        let texts = unit::drop_ins(root, unit, name.as_str());
+    for whose in Whose::ALL {
+        let unit = whose.template();
+        let texts = fragments::said(root, unit, name.as_str());
         let files = files(root, &texts);
         let given = loaded(root, (unit, name)).into_iter();
         for key in given.filter(|key| !key.contains('*')) {
@@ -221,6 +251,11 @@ fn listed(root: &Path, name: &ServerName, named: &Named) -> Vec<Listed> {
             secret.variables.push(variable.clone());
             secret.loaded &= is_loaded(root, name, key);
         }
+    }
+    for (key, place) in &named.gateway {
+        let secret = all.entry(key.clone()).or_insert_with(|| entry(key));
+        secret.gateway.push(place.clone());
+        secret.loaded &= is_given(root, (Whose::Gateway.template(), name), key);
     }
     for (host, registry) in &named.registries {
         if let Some(key) = &registry.credential {
@@ -239,10 +274,6 @@ fn own_name(key: &str) -> Result<String> {
         return Err(Usage(format!("`{key}` is a name of thv's own; choose another")).into());
     }
     Ok(key)
-}
-
-fn stored(name: &ServerName, key: &str) -> String {
-    format!("{STORE}/thv.{name}.{key}")
 }
 
 fn drop_in(key: &str) -> String {
@@ -319,195 +350,16 @@ fn something_to_read(input: BorrowedFd<'_>) -> Result<()> {
     Err(Usage("standard input is empty: nothing is stored".to_owned()).into())
 }
 
-/// Whether a drop-in gives the runner of `name` the credential `key`.
-pub(super) fn is_loaded(root: &Path, name: &ServerName, key: &str) -> bool {
-    is_given(root, ("thv-runner@", name), key)
-}
-
-/// The same of the unit that is made from a template.
-pub(super) fn is_given(root: &Path, unit: (&str, &ServerName), key: &str) -> bool {
-    loaded(root, unit)
-        .iter()
-        .any(|loaded| match loaded.split_once('*') {
-            Some((start, _)) => key.starts_with(start),
-            None => loaded == key,
-        })
-}
-
-/// A credential that a drop-in has systemd read from a file.
-pub(super) struct FromFile<'t> {
-    pub(super) name: &'t str,
-    /// As the drop-in says it: an absolute path, or a name in one of systemd's stores.
-    pub(super) source: &'t str,
-    pub(super) is_encrypted: bool,
-    /// Whether it is there; `None` where that cannot be known: for root alone to see, or a specifier of systemd's.
-    pub(super) is_there: Option<bool>,
-}
-
-/// What drop-ins give a unit, as systemd sums it up: the last of each name since the last empty value.
-#[derive(Default)]
-struct Given<'t> {
-    /// By their names, with their sources and whether they are encrypted.
-    loaded: BTreeMap<&'t str, (&'t str, bool)>,
-    set: BTreeSet<&'t str>,
-    imported: BTreeSet<&'t str>,
-}
-
-fn given(texts: &[String]) -> Given<'_> {
-    let mut given = Given::default();
-    for (setting, value) in unit::settings(texts) {
-        let (name, source) = value.split_once(':').unwrap_or((value, value));
-        match setting {
-            "LoadCredential" | "LoadCredentialEncrypted" if value.is_empty() => {
-                given.loaded.clear();
-            }
-            "LoadCredential" | "LoadCredentialEncrypted" => {
-                let is_encrypted = setting == "LoadCredentialEncrypted";
-                given.loaded.insert(name, (source, is_encrypted));
-            }
-            "SetCredential" | "SetCredentialEncrypted" if value.is_empty() => given.set.clear(),
-            "SetCredential" | "SetCredentialEncrypted" => {
-                given.set.insert(name);
-            }
-            "ImportCredential" if value.is_empty() => given.imported.clear(),
-            "ImportCredential" => {
-                given.imported.insert(name);
-            }
-            _ => {}
-        }
-    }
-    given
-}
-
-fn from_file<'t>(
-    root: &Path,
-    name: &'t str,
-    (source, is_encrypted): (&'t str, bool),
-) -> FromFile<'t> {
-    let (stores, passed) = match is_encrypted {
-        false => ("credstore", "@system"),
-        true => ("credstore.encrypted", "@encrypted"),
-    };
-    let places = match source.starts_with('/') {
-        true => vec![source.to_owned()],
-        false => STORES
-            .iter()
-            .map(|place| format!("{place}/{stores}/{source}"))
-            .chain([format!("/run/credentials/{passed}/{source}")])
-            .collect(),
-    };
-    let mut is_there = Some(false);
-    for place in places {
-        match below(root, &place).try_exists() {
-            Ok(true) => {
-                is_there = Some(true);
-                break;
-            }
-            Ok(false) => {}
-            Err(_) => is_there = None,
-        }
-    }
-    FromFile {
-        name,
-        source,
-        is_encrypted,
-        is_there: is_there.filter(|_| !source.contains('%') && !source.is_empty()),
-    }
-}
-
-/// The files of credentials that drop-ins of a unit name, but those that may be missing:
-/// `SetCredential=` of the same name is a default.
-pub(super) fn files<'t>(root: &Path, texts: &'t [String]) -> BTreeMap<&'t str, FromFile<'t>> {
-    let Given { loaded, set, .. } = given(texts);
-    let files = loaded
-        .into_iter()
-        .map(|(name, source)| (name, from_file(root, name, source)));
-    files
-        .filter(|(name, file)| file.is_there != Some(false) || !set.contains(name))
-        .collect()
-}
-
-/// What makes a file of a credential that is missing.
-pub(super) fn cure(template: &str, name: &ServerName, file: &FromFile<'_>) -> String {
-    let FromFile {
-        name: key, source, ..
-    } = file;
-    if *source == stored(name, key) {
-        let pull = if template == "thv-fetch@" {
-            "--pull "
-        } else {
-            ""
-        };
-        return format!("run `thv secret set {pull}{name} {key}`");
-    }
-    let path = match source.starts_with('/') {
-        true => (*source).to_owned(),
-        false if file.is_encrypted => format!("{STORE}/{source}"),
-        false => format!("/etc/credstore/{source}"),
-    };
-    let make = match file.is_encrypted {
-        true => format!("run `systemd-creds encrypt --name={key} - {path}`"),
-        false => format!("make the file `{path}`"),
-    };
-    format!("{make}, or `systemctl edit {template}{name}.service`")
-}
-
-/// What drop-ins load; a pattern (`ImportCredential=`) with its star.
-fn loaded(root: &Path, (template, name): (&str, &ServerName)) -> BTreeSet<String> {
-    let texts = unit::drop_ins(root, template, name.as_str());
-    let Given {
-        loaded,
-        set,
-        imported,
-    } = given(&texts);
-    let all = loaded.into_keys().chain(set).chain(imported);
-    all.filter(|key| !key.is_empty())
-        .map(ToOwned::to_owned)
-        .collect()
-}
-
-/// Where systemd keeps what is encrypted for this host.
-const STORE: &str = "/etc/credstore.encrypted";
-/// Where its stores are (systemd.exec(5), `LoadCredential=`).
-const STORES: &[&str] = &["/etc", "/run", "/usr/local/lib", "/usr/lib"];
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_a_drop_in_loads_is_found() {
-        let root = tempfile::tempdir().unwrap();
-        let name = ServerName::parse("x").unwrap();
-        let text = "[Service]\nLoadCredentialEncrypted=a:/etc/credstore.encrypted/thv.x.a\n\
-                    LoadCredential = b\nImportCredential=z*\nImportCredential=\nImportCredential=x.*\n#LoadCredential=c\n\
-                    SetCredential=d:x\nSetCredentialEncrypted=\nSetCredential=e:x\n";
-        unit::write_drop_in(root.path(), "thv-runner@x.service", "50-a.conf", text).unwrap();
-        for (key, loaded) in [
-            ("a", true),
-            ("b", true),
-            ("c", false),
-            ("d", false),
-            ("e", true),
-            ("x.y", true),
-            ("y", false),
-            ("z", false),
-        ] {
-            assert_eq!(is_loaded(root.path(), &name, key), loaded, "{key}");
-        }
-        assert!(!is_loaded(
-            root.path(),
-            &ServerName::parse("z").unwrap(),
-            "a"
-        ));
-    }
 
     #[test]
     fn a_key_that_is_no_credentials_name_is_refused_before_anything_is_read() {
         let root = tempfile::tempdir().unwrap();
         let name = ServerName::parse("x").unwrap();
         for bad in ["", "a/b", "..", "a b", "a:b", "runner-key", "a\nUser=root"] {
-            let error = set(root.path(), &name, bad, false).unwrap_err();
+            let error = set(root.path(), &name, bad, Whose::Runner).unwrap_err();
             assert!(error.is::<Usage>(), "{bad:?}: {error:#}");
         }
         assert!(fs::read_dir(root.path()).unwrap().next().is_none());
@@ -556,6 +408,7 @@ mod tests {
             loaded,
             variables: own(variables),
             registries: own(registries),
+            gateway: Vec::new(),
         };
         let text = "[Service]\nLoadCredentialEncrypted=r\n";
         fs::write(store.join("r"), "encrypted").unwrap();
@@ -570,7 +423,15 @@ mod tests {
             ("ghcr.io".to_owned(), registry("a")),
         ]);
         assert_eq!(
-            super::listed(root.path(), &name, &Named { env, registries }),
+            super::listed(
+                root.path(),
+                &name,
+                &Named {
+                    env,
+                    registries,
+                    ..Named::default()
+                }
+            ),
             [
                 listed("a", false, &["A"], &["ghcr.io"]),
                 listed("b", true, &[], &[]),
@@ -603,6 +464,56 @@ mod tests {
             remove(root.path(), &name, "runner-key")
                 .unwrap_err()
                 .is::<Usage>()
+        );
+    }
+
+    #[test]
+    fn a_secret_of_the_gateways_is_no_runners() {
+        let root = tempfile::tempdir().unwrap();
+        let servers = root.path().join("etc/thv/servers");
+        fs::create_dir_all(&servers).unwrap();
+        let text = "url = \"https://up.example/mcp\"\nresource = \"https://h/x\"\nauth.mode = \"none\"\nauthz.allow = \"authenticated\"\n\
+            upstream.authorization = { credential = \"up\" }\n";
+        fs::write(servers.join("x.toml"), text).unwrap();
+        let name = ServerName::parse("x").unwrap();
+        let error = set(root.path(), &name, "up", Whose::Runner).unwrap_err();
+        let told = error.to_string();
+        assert!(
+            error.is::<Usage>() && told.contains("`thv secret set --gateway x up`"),
+            "{told}"
+        );
+        let named = Named::of(root.path(), &name).unwrap();
+        let listed = |loaded| Listed {
+            key: "up".to_owned(),
+            loaded,
+            variables: Vec::new(),
+            registries: Vec::new(),
+            gateway: vec!["upstream.authorization".to_owned()],
+        };
+        assert_eq!(super::listed(root.path(), &name, &named), [listed(false)]);
+        let text = format!(
+            "[Service]\nLoadCredentialEncrypted=up:{}\n",
+            stored(&name, "up")
+        );
+        // The runner's is none of the gateway's.
+        for (unit, loaded) in [("thv-runner@x.service", false), ("thv@x.service", true)] {
+            let file = below(root.path(), &stored(&name, "up"));
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(&file, "encrypted").unwrap();
+            unit::write_drop_in(root.path(), unit, &drop_in("up"), &text).unwrap();
+            assert_eq!(
+                super::listed(root.path(), &name, &named),
+                [listed(loaded)],
+                "{unit}"
+            );
+        }
+        remove(root.path(), &name, "up").unwrap();
+        assert_eq!(super::listed(root.path(), &name, &named), [listed(false)]);
+        assert!(
+            !root
+                .path()
+                .join("etc/systemd/system/thv@x.service.d")
+                .exists()
         );
     }
 }

@@ -9,10 +9,11 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use super::{Usage, exit, print, say};
+use super::{Usage, credentials, exit, print, say};
 use crate::{
     audit::Reason,
     auth::{AuthError, Explanation, IntrospectionError, explain},
+    authz::principal_name,
     config::{self, Auth, Config, OwnerRule, ServerName},
     systemd::{CredentialError, Credentials},
     time::Clock,
@@ -89,11 +90,16 @@ pub(super) fn explain_token(root: &Path, name: &ServerName, as_json: bool) -> Re
         Err(AuthError::Rejected(_) | AuthError::Nonce(_)) => "401: refused".to_owned(),
     };
     let reason = explanation.verdict.as_ref().err().map(Reason::from);
+    let principal = explanation.verdict.as_ref().ok();
+    let principal = principal.map(|identity| principal_name(identity));
+    let cure = reason.and_then(|reason| cure(reason, &explanation, &config, token));
     if as_json {
         let answer = json!({
             "accepted": accepted,
             "verdict": verdict,
+            "principal": principal,
             "reason": reason.map(Reason::as_str),
+            "help": cure,
             "checks": explanation.checks,
         });
         print(&format!("{answer:#}\n"))?;
@@ -104,12 +110,14 @@ pub(super) fn explain_token(root: &Path, name: &ServerName, as_json: bool) -> Re
             .map(|check| format!("{check}\n"))
             .collect();
         print(&format!("{lines}{verdict}\n"))?;
+        if let Some(principal) = principal {
+            print(&format!("In policies: {principal}\n"))?;
+        }
         if let Some(reason) = reason {
             print(&format!(
                 "In the journal: THV_REASON={}\n{}",
                 reason.as_str(),
-                cure(reason, &explanation, &config, token)
-                    .map(|cure| format!("To do: {cure}\n"))
+                cure.map(|cure| format!("To do: {cure}\n"))
                     .unwrap_or_default()
             ))?;
         }
@@ -133,9 +141,15 @@ fn unable(error: IntrospectionError, config: &Config) -> anyhow::Error {
     let (IntrospectionError::Credential(cause), Some((key, issuer))) = (&error, asking) else {
         return error.into();
     };
+    let name = &config.server;
+    // Where `thv secret set --gateway` has put it; another's is in systemd's own place.
+    let place = credentials::stored(name, key);
+    let source = match Path::new(&place).symlink_metadata() {
+        Ok(_) => format!("{key}:{place}"),
+        Err(_) => key.clone(),
+    };
     let advice = format!(
-        "asking `{issuer}` about tokens needs the credential `{key}`, as `systemd-run -qP -p LoadCredentialEncrypted={key} thv token explain {} < FILE` gives it",
-        config.server
+        "asking `{issuer}` about tokens needs the credential `{key}`, as `systemd-run -qP -p LoadCredentialEncrypted={source} thv token explain {name} < FILE` gives it"
     );
     match cause {
         // It would send people to the unit.

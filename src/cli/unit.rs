@@ -4,7 +4,6 @@
 //! `systemctl cat` shows and an administrator may edit or delete.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, OpenOptions, Permissions},
     io::{self, Write as _},
     os::{
@@ -18,11 +17,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{below, say};
-use crate::{
-    config::{self, OwnerRule, ServerName},
-    files,
-};
+use super::{below, fragments, say, standing};
+use crate::config::{self, OwnerRule, ServerName};
 
 /// Writes `text` as the drop-in `file` of `unit`; gives its path.
 pub(super) fn write_drop_in(root: &Path, unit: &str, file: &str, text: &str) -> Result<PathBuf> {
@@ -55,34 +51,6 @@ pub(super) fn remove_drop_in(root: &Path, unit: &str, file: &str) -> Result<Opti
             )
         }),
     }
-}
-
-/// The texts of the drop-ins that apply to the service `template` + `name`, in systemd's order:
-/// by file name, where a higher directory's file masks a lower one's.
-pub(super) fn drop_ins(root: &Path, template: &str, name: &str) -> Vec<String> {
-    let mut files = BTreeMap::new();
-    for units in ["/usr/lib/systemd/system", "/run/systemd/system", UNITS] {
-        for unit in [
-            format!("{template}.service"),
-            format!("{template}{name}.service"),
-        ] {
-            let entries = fs::read_dir(below(root, &format!("{units}/{unit}.d")))
-                .into_iter()
-                .flatten();
-            for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-                if path
-                    .extension()
-                    .is_some_and(|extension| extension == "conf")
-                {
-                    files.insert(path.file_name().map(ToOwned::to_owned), path);
-                }
-            }
-        }
-    }
-    files
-        .values()
-        .filter_map(|path| files::read_text(path, MAX_DROP_IN).ok())
-        .collect()
 }
 
 /// What these drop-ins set, and to what, in order.
@@ -217,7 +185,7 @@ pub(super) fn owner_rule(root: &Path) -> OwnerRule {
 /// What gateway and runner refuse for certain: a group that a drop-in has them join may let them in.
 pub(super) fn certain(root: &Path, name: &ServerName, units: OwnerRule) -> OwnerRule {
     let joins = |template| {
-        let drop_ins = drop_ins(root, template, name.as_str());
+        let drop_ins = fragments::said(root, template, name.as_str());
         ["SupplementaryGroups", "Group", "User"]
             .iter()
             .any(|setting| has(&drop_ins, setting))
@@ -231,53 +199,10 @@ pub(super) fn certain(root: &Path, name: &ServerName, units: OwnerRule) -> Owner
 
 /// The command by which the unit is started anew as its drop-ins say: those that systemd has not read yet would not count.
 pub(super) fn restart(root: &Path, service: &str) -> String {
-    match is_host(root) && is_stale(service) {
+    match is_host(root) && standing::is_stale(service) {
         true => format!("`systemctl daemon-reload && systemctl restart {service}`"),
         false => format!("`systemctl restart {service}`"),
     }
-}
-
-/// Whether the unit's files have changed since systemd has read them.
-fn is_stale(unit: &str) -> bool {
-    states(&shown(unit)).iter().any(|state| state.is_stale)
-}
-
-/// How a unit stands.
-#[derive(Debug, Eq, PartialEq)]
-pub(super) struct State {
-    pub(super) unit: String,
-    pub(super) has_failed: bool,
-    /// Whether its files have changed since systemd has read them.
-    pub(super) is_stale: bool,
-}
-
-/// The sockets of servers that systemd knows, and how they stand; none where it cannot be asked.
-pub(super) fn sockets() -> Vec<State> {
-    states(&shown("thv@*.socket"))
-}
-
-fn shown(units: &str) -> String {
-    let shown = Command::new("systemctl")
-        .args(["show", "--property=Id,ActiveState,NeedDaemonReload", units])
-        .stderr(Stdio::null())
-        .output();
-    let text = shown.map(|done| done.stdout).unwrap_or_default();
-    String::from_utf8_lossy(&text).into_owned()
-}
-
-fn states(shown: &str) -> Vec<State> {
-    let state = |block: &str| {
-        let value = |key: &str| {
-            let mut lines = block.lines();
-            lines.find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
-        };
-        Some(State {
-            unit: value("Id")?.to_owned(),
-            has_failed: value("ActiveState") == Some("failed"),
-            is_stale: value("NeedDaemonReload") == Some("yes"),
-        })
-    };
-    shown.split("\n\n").filter_map(state).collect()
 }
 
 pub(super) fn is_active(unit: &str) -> bool {
@@ -332,31 +257,5 @@ pub(super) fn write_in_one_step(
 
 pub(super) const YES: &[&str] = &["1", "yes", "y", "true", "t", "on"];
 const NO: &[&str] = &["0", "no", "n", "false", "f", "off"];
-/// Bytes of a drop-in.
-const MAX_DROP_IN: usize = 1 << 20;
 /// Where an administrator's units and drop-ins are.
 const UNITS: &str = "/etc/systemd/system";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn how_units_stand_is_read_from_what_systemctl_shows() {
-        let shown = "Id=thv@a.socket\nActiveState=failed\nNeedDaemonReload=no\n\n\
-                     ActiveState=active\nId=thv@b.socket\nNeedDaemonReload=yes\n";
-        let state = |unit: &str, has_failed, is_stale| State {
-            unit: unit.to_owned(),
-            has_failed,
-            is_stale,
-        };
-        assert_eq!(
-            states(shown),
-            [
-                state("thv@a.socket", true, false),
-                state("thv@b.socket", false, true)
-            ]
-        );
-        assert_eq!(states(""), []);
-    }
-}

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{overlooked::Remark, path, script, unit};
+use super::{fragments, overlooked::Remark, path, script, unit};
 use crate::{
     config::{Auth, Authz, Config, EnvValue, KeySource, Pem, Transport},
     sandbox::{Access, Entry, Host, plan},
@@ -14,7 +14,7 @@ use crate::{
 
 /// Files of the configuration's own that lie where gateway and runner see nothing, whatever their modes.
 pub(super) fn below_homes(root: &Path, config: &Config) -> Vec<Remark> {
-    let texts = unit::drop_ins(root, "thv@", config.server.as_str());
+    let texts = fragments::said(root, "thv@", config.server.as_str());
     // Who has the unit find other files there knows which.
     if OTHERS.iter().any(|setting| unit::has(&texts, setting)) {
         return Vec::new();

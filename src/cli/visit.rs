@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::{Usage, say};
 use crate::{
-    config::{self, OwnerRule, ServerName},
+    config::{self, OwnerRule, ServerName, Transport},
     frames::Status,
     runner,
 };
@@ -20,6 +20,13 @@ pub(super) fn run(root: &Path, name: &ServerName, command: &[String]) -> Result<
     };
     *program = inside(program)?;
     let config = config::load(root, name, OwnerRule::RootOrCaller)?;
+    if let Transport::Remote(upstream) = &config.transport {
+        return Err(Usage(format!(
+            "`{name}` runs elsewhere, at {}: there is no sandbox of its to look at",
+            upstream.url
+        ))
+        .into());
+    }
     for missing in runner::missing_from_visits(&config) {
         say(&format!(
             "thv: unlike in the server's own sandbox, {missing}"
@@ -56,3 +63,25 @@ fn inside(program: &str) -> Result<String, Usage> {
 
 /// Where a program without a path is looked for: the server's own PATH.
 const DIRECTORIES: &[&str] = &["/usr/local/bin", "/usr/bin", "/bin"];
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_server_elsewhere_has_no_sandbox_to_look_at() {
+        let root = tempfile::tempdir().unwrap();
+        let servers = root.path().join("etc/thv/servers");
+        fs::create_dir_all(&servers).unwrap();
+        let text = "url = \"https://up.example/mcp\"\nresource = \"https://h/x\"\nauth.mode = \"none\"\nauthz.allow = \"authenticated\"\n";
+        fs::write(servers.join("x.toml"), text).unwrap();
+        let name = ServerName::parse("x").unwrap();
+        let error = run(root.path(), &name, &["/bin/true".to_owned()]).unwrap_err();
+        assert!(
+            error.is::<Usage>() && error.to_string().contains("https://up.example/mcp"),
+            "{error}"
+        );
+    }
+}

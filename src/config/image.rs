@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{
     table::{Said, Table, Value},
     url,
-    value::{absolute_path, credential, shown},
+    value::{absolute_path, credential, may_be_secret, shown},
 };
 
 /// Where a server's image comes from.
@@ -115,8 +115,13 @@ fn repository(name: &str, has_digest: bool) -> Result<Repository, String> {
         .split_once('/')
         .filter(|(host, _)| host.contains(['.', ':']) || *host == "localhost")
         .ok_or_else(|| {
+            let of_the_hub = match name.contains('/') {
+                _ if may_be_secret(name) => "docker.io/mcp/everything:1.0".to_owned(),
+                true => format!("docker.io/{name}"),
+                false => format!("docker.io/library/{name}"),
+            };
             format!(
-                "{} does not say of which registry it is: {example}",
+                "{} does not say of which registry it is: write `{of_the_hub}` if that is Docker's, `oci-archive:/PATH.tar` or `docker-archive:/PATH.tar`",
                 shown(name)
             )
         })?;

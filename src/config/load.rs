@@ -62,25 +62,39 @@ pub fn servers(root: &Path) -> Vec<ServerName> {
 
 /// Files below `servers/` that no server will ever read.
 pub fn misnamed(root: &Path) -> Vec<Problem> {
-    let is_misnamed = |file: &PathBuf| match file
-        .file_stem()
-        .and_then(|stem| stem.to_str())
-        .map(ServerName::parse)
-    {
-        Some(Ok(_)) => None,
-        Some(Err(error)) => Some(error.to_string()),
-        None => Some("this is not a server's name".to_owned()),
+    let ends_so = |ending: &str| ending.eq_ignore_ascii_case("toml");
+    let problem = |file: PathBuf| {
+        let stem = file.file_stem().and_then(|stem| stem.to_str());
+        let (message, meant) = match stem.map(ServerName::parse) {
+            Some(Ok(_)) if file.extension() == Some("toml".as_ref()) => return None,
+            // On this host that is another ending.
+            Some(Ok(name)) => ("a server's file ends with `.toml`".to_owned(), Some(name)),
+            Some(Err(error)) => (error.to_string(), error.meant().cloned()),
+            None => ("this is not a server's name".to_owned(), None),
+        };
+        let help = match meant.map(|name| file.with_file_name(format!("{name}.toml"))) {
+            Some(other) if other.exists() => {
+                format!("`{}` is there already: remove one of them", other.display())
+            }
+            Some(other) => format!("run `mv {} {}`", typed(&file), typed(&other)),
+            None => "rename the file".to_owned(),
+        };
+        Some(Problem::of_file(&file, message, help))
     };
-    server_files(root)
+    files_of_servers(root, ends_so)
         .into_iter()
-        .filter_map(|file| {
-            Some(Problem::of_file(
-                &file,
-                is_misnamed(&file)?,
-                "rename the file",
-            ))
-        })
+        .filter_map(problem)
         .collect()
+}
+
+/// A path as a shell takes it.
+fn typed(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%".contains(c);
+    match text.chars().all(is_plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
 }
 
 /// The state of every file that a load looks at: it differs when a new load could.
@@ -162,10 +176,14 @@ impl Loader {
                 .iter()
                 .any(|problem| *problem.file == *on_host)
         {
-            let help = format!(
-                "{}write it (thv.toml(5) has an example), then run `thv check {name}`",
-                likely(&servers(&self.files.below_root(Path::new("/"))), name)
-            );
+            let top = self.files.below_root(Path::new("/"));
+            let help = match elsewhere(&top, name) {
+                Some(file) => format!("run `mv {} {}`", typed(&file), typed(&on_host)),
+                None => format!(
+                    "{}write it (thv.toml(5) has an example), then run `thv check {name}`",
+                    likely(&servers(&top), name)
+                ),
+            };
             self.problems.push(Problem::of_file(
                 &on_host,
                 format!("there is no such file, so no server `{name}`"),
@@ -302,7 +320,27 @@ fn likely(servers: &[ServerName], name: &ServerName) -> String {
     }
 }
 
+/// A file that was likely meant to be the server's.
+fn elsewhere(root: &Path, name: &ServerName) -> Option<PathBuf> {
+    let places = [
+        format!("etc/thv/{name}.toml"),
+        format!("etc/thv/servers.d/{name}.toml"),
+        format!("etc/thv/conf.d/{name}.toml"),
+        format!("etc/thv/servers/{name}"),
+        format!("etc/thv/servers/{name}.conf"),
+        format!("etc/thv/servers/{name}.TOML"),
+    ];
+    // The defaults of the host are nobody's.
+    let own = places.iter().filter(|place| *place != "etc/thv/thv.toml");
+    own.map(|place| root.join(place))
+        .find(|file| file.is_file())
+}
+
 fn server_files(root: &Path) -> Vec<PathBuf> {
+    files_of_servers(root, |ending| ending == "toml")
+}
+
+fn files_of_servers(root: &Path, ends_so: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     let directory = Files::new(root, OwnerRule::Root).below_root(Path::new(sources::SERVERS));
     let mut files: Vec<PathBuf> = fs::read_dir(directory)
         .into_iter()
@@ -310,7 +348,7 @@ fn server_files(root: &Path) -> Vec<PathBuf> {
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {
             path.extension()
-                .is_some_and(|extension| extension == "toml")
+                .is_some_and(|ending| ends_so(&ending.to_string_lossy()))
                 && !path.is_dir()
         })
         .collect();

@@ -59,17 +59,28 @@ impl std::str::FromStr for ServerName {
     }
 }
 
-/// The name in the name of one of its units or of its file, which people write in its place.
+/// The name in the name of one of its units or of its file, which people write in its place, or in a spelling that no
+/// name has.
 fn meant(text: &str) -> Option<ServerName> {
     let name = text.rsplit('/').next().unwrap_or(text);
     let name = name.split_once('@').map_or(name, |(_, name)| name);
     let ending = [".service", ".socket", ".toml"]
         .iter()
         .find_map(|ending| name.strip_suffix(ending));
-    let name = ending.unwrap_or(name);
-    (name != text)
-        .then(|| ServerName::parse(name).ok())
+    let name = ending.unwrap_or(name).to_ascii_lowercase();
+    let name = name.replace(['_', '.', ' '], "-");
+    // What has no letter is no name that anybody meant.
+    let is_one = name != text && name.contains(|c: char| c.is_ascii_alphanumeric());
+    is_one
+        .then(|| ServerName::parse(name.trim_matches('-')).ok())
         .flatten()
+}
+
+impl BadName {
+    /// The name that was meant, where that can be told.
+    pub fn meant(&self) -> Option<&ServerName> {
+        self.meant.as_ref()
+    }
 }
 
 /// Not a server's name.
@@ -107,11 +118,23 @@ mod tests {
             "thv-runner@github.service",
             "github.toml",
             "/etc/thv/servers/github.toml",
+            "GitHub",
+            "thv@GitHub.socket",
+            "_github",
         ] {
             let error = ServerName::parse(long).unwrap_err().to_string();
             assert!(error.ends_with("did you mean `github`?"), "{error}");
         }
-        for none in ["Git_Hub", "thv@.socket", "", "."] {
+        let error = ServerName::parse("Git_Hub 2").unwrap_err().to_string();
+        assert!(error.ends_with("did you mean `git-hub-2`?"), "{error}");
+        for none in [
+            "thv@.socket",
+            "",
+            ".",
+            "_",
+            "gïthub",
+            "A-name-that-is-longer-than-any",
+        ] {
             let error = ServerName::parse(none).unwrap_err().to_string();
             assert!(!error.contains("did you mean"), "{error}");
         }

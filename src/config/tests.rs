@@ -246,16 +246,47 @@ fn a_stamp_differs_when_what_a_load_refuses_is_mended() {
 fn a_name_that_no_unit_can_have_is_reported_not_listed() {
     let root = planted_files(&[
         ("etc/thv/servers/ok.toml", ""),
+        ("etc/thv/servers/not-ok.toml", ""),
         ("etc/thv/servers/Not_Ok.toml", ""),
+        ("etc/thv/servers/GitHub.toml", ""),
+        ("etc/thv/servers/My Server.toml", ""),
+        ("etc/thv/servers/late.TOML", ""),
+        ("etc/thv/servers/gïthub.toml", ""),
+        ("etc/thv/servers/ok.toml.bak", ""),
     ]);
-    assert_eq!(servers(root.path()), [name("ok")]);
+    assert_eq!(servers(root.path()), [name("not-ok"), name("ok")]);
     let problems = misnamed(root.path());
-    assert_eq!(problems.len(), 1);
-    assert!(
-        problems[0].to_string().contains("Not_Ok.toml"),
-        "{}",
-        problems[0]
-    );
+    let told: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    let told = told.join("\n");
+    assert_eq!(problems.len(), 5, "{told}");
+    let top = root.path().join("etc/thv/servers").display().to_string();
+    for cure in [
+        format!("run `mv {top}/GitHub.toml {top}/github.toml`"),
+        format!("`{top}/not-ok.toml` is there already"),
+        format!("run `mv {top}/late.TOML {top}/late.toml`"),
+        format!("run `mv '{top}/My Server.toml' {top}/my-server.toml`"),
+        "rename the file".to_owned(),
+    ] {
+        assert!(told.contains(&cure), "{cure}: {told}");
+    }
+}
+
+#[test]
+fn a_servers_file_that_lies_elsewhere_is_told_with_the_command() {
+    let root = planted_files(&[("etc/thv/thv.toml", ""), ("etc/thv/servers/ok.toml", "")]);
+    let told = |server: &str| {
+        let problems = load(root.path(), &name(server), OwnerRule::RootOrCaller).unwrap_err();
+        problems.first().to_string()
+    };
+    assert!(!told("thv").contains("`mv"), "{}", told("thv"));
+    for place in ["servers/x", "servers.d/x.toml", "x.toml"] {
+        let file = root.path().join("etc/thv").join(place);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "").unwrap();
+        let right = root.path().join("etc/thv/servers/x.toml");
+        let cure = format!("`mv {} {}`", file.display(), right.display());
+        assert!(told("x").contains(&cure), "{}", told("x"));
+    }
 }
 
 /// Keys and authorities are named by the configuration: absent ones are problems there.

@@ -43,7 +43,7 @@ use crate::{
 use build::build;
 pub use build::policy_problems;
 use tenancy::Tenancy;
-pub use tenancy::given;
+pub use tenancy::{given, served};
 
 /// What a gateway is run with: everything that surrounds it.
 pub struct Setup {
@@ -152,6 +152,9 @@ async fn run_here(mut setup: Setup) -> Result<Exit> {
         });
         match built {
             Ok((gateway, launching)) => {
+                if let Some(directory) = &setup.state {
+                    tenancy::serves(directory, &gateway.config.digest);
+                }
                 return serving::serve(
                     Arc::new(gateway),
                     entrance,

@@ -1,12 +1,12 @@
 //! The gateway's state directory: one process at a time, and whether the last came to its end.
 //!
-//! Called by [`super::run`] before anything else, and by `thv check --reload`, which is told what the process was given. What lies in the directory
+//! Called by [`super::run`] before anything else, and by `thv check`, which is told what the process was given and what it serves. What lies in the directory
 //! (keys of issuers, the key of sealed states) is others' business. A directory
 //! that cannot be written keeps nobody from serving.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -83,6 +83,20 @@ pub fn given(directory: &Path) -> Option<Vec<String>> {
     let text = files::read_text(&directory.join(MARK), MAX_MARK).ok()?;
     let given = text.strip_suffix('\n')?.lines().nth(1)?;
     Some(given.split(' ').map(str::to_owned).collect())
+}
+
+/// Notes which configuration the gateway serves, for those who compare it with what the files say.
+pub(super) fn serves(directory: &Path, digest: &str) {
+    let mark = OpenOptions::new().append(true).open(directory.join(MARK));
+    // Where there is none, or no room, nobody knows it.
+    let _ = mark.and_then(|mut mark| mark.write_all(format!("{digest}\n").as_bytes()));
+}
+
+/// The digest of the configuration that the gateway serves which serves from the directory; `None` where nobody knows.
+pub fn served(directory: &Path) -> Option<String> {
+    let text = files::read_text(&directory.join(MARK), MAX_MARK).ok()?;
+    let digest = text.strip_suffix('\n')?.lines().nth(2)?;
+    Some(digest.to_owned())
 }
 
 /// What the mark of another process says; it may have been cut short.
@@ -164,8 +178,17 @@ mod tests {
             fs::write(&gateway.mark, text).unwrap();
             assert_eq!(given(directory.path()), None, "{text}");
         }
+        // Which configuration it serves comes later.
+        assert_eq!(served(directory.path()), None);
+        fs::write(&gateway.mark, "1 2\nkey\n").unwrap();
+        assert_eq!(served(directory.path()), None);
+        serves(directory.path(), "abc");
+        assert_eq!(served(directory.path()), Some("abc".to_owned()));
+        assert_eq!(given(directory.path()), Some(vec!["key".to_owned()]));
         gateway.end();
         assert_eq!(given(directory.path()), None);
+        serves(directory.path(), "abc");
+        assert_eq!(served(directory.path()), None, "it has no mark");
     }
 
     /// Nobody takes what the last process was given for this one's.

@@ -144,7 +144,7 @@ impl Child {
                 without(&fault);
                 None
             }
-            other => other?,
+            other => other.map_err(|fault| fault.of_required(Layer::Cgroup))?,
         };
         let fault = |what: &str, error: io::Error| Fault {
             layer: "runner".to_owned(),

@@ -43,7 +43,7 @@ impl Delegated {
             .collect();
         if !missing.is_empty() {
             let reason = format!(
-                "the controllers {} are not delegated to `{}`; it needs cgroup v2 and Delegate=yes, or sandbox.optional = [\"cgroup\"]",
+                "the controllers {} are not delegated to `{}`; it needs cgroup v2 and Delegate=yes",
                 missing.join(", "),
                 own.display()
             );

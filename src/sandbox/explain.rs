@@ -196,7 +196,12 @@ fn command(argv: &[String]) -> (String, bool) {
             {
                 true
             }
-            _ => may_be_secret(plain) || !is_option && names_secret(name.unwrap_or(before)),
+            _ if !is_option && names_secret(name.unwrap_or(before)) => true,
+            // Of a path it is a part that may be one, and the whole may be long.
+            _ if plain.starts_with('/') => plain
+                .split('/')
+                .any(|part| may_be_secret(part.strip_prefix('@').unwrap_or(part))),
+            _ => may_be_secret(plain),
         };
         words.push(match name {
             _ if !is_left_out => argument.clone(),
@@ -293,6 +298,11 @@ mod tests {
             (&["/bin/x", "-H", "X-Api-Key:s3cret"], "/bin/x -H …"),
             (&["/bin/x", "-H", "X-Api-Key:s3cret=x"], "/bin/x -H …"),
             (&["/bin/x --token s3cret"], "…"),
+            (
+                &["/bin/x", "/srv/ghp_s3cretAwBQYDK2VwBCIEIJQAwBQYDK2VwBCI/x"],
+                "/bin/x …",
+            ),
+            (&["/bin/x", "--token", "/srv/x"], "/bin/x --token …"),
             (&["TOKEN=s3cret"], "TOKEN=…"),
         ] {
             let argv: Vec<String> = argv.iter().map(ToString::to_string).collect();
@@ -301,6 +311,7 @@ mod tests {
         for argv in [
             "/nix/store/0123456789abcdefghijklmnopqrstuv-python3-3.13/bin/python3 -u /srv/x.py",
             "/usr/bin/npx -y @modelcontextprotocol/server-filesystem /srv/data --port=80",
+            "/usr/bin/node /opt/peers/node_modules/@modelcontextprotocol/server-everything/dist/index.js stdio",
             "/bin/x --toolsets=repos,issues --path /srv --verbose read-only",
         ] {
             let words: Vec<String> = argv.split(' ').map(str::to_owned).collect();

@@ -34,9 +34,7 @@ pub(super) fn bind(plan: &Plan, skipped: &mut Vec<Fault>) -> Result<(), Fault> {
                     "add `landlock` to the kernel's `lsm=`",
                 ),
             };
-            io::Error::other(format!(
-                "{what} ({error}); {cure}, or \"landlock\" to sandbox.optional"
-            ))
+            io::Error::other(format!("{what} ({error}); {cure}"))
         })?;
         let handled = handled(version);
         let scopes = if version >= SCOPES_SINCE {

@@ -72,16 +72,13 @@ pub(super) fn unless_optional(
     let Err(error) = apply() else { return Ok(()) };
     let mut fault = Fault::of(layer, "this host refuses it", error);
     if let Some(cure) = cure(layer) {
-        fault.reason.push_str(&format!(
-            "; {cure}, or add \"{}\" to sandbox.optional",
-            layer.name()
-        ));
+        fault.reason.push_str(&format!("; {cure}"));
     }
     if plan.optional.contains(&layer) {
         skipped.push(fault);
         Ok(())
     } else {
-        Err(fault)
+        Err(fault.of_required(layer))
     }
 }
 

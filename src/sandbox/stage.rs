@@ -70,6 +70,13 @@ impl Fault {
             reason: format!("{what}: {}", error.into()),
         }
     }
+
+    /// Of a layer that is required here: with the other way out, which who has gone it already need not be told.
+    pub fn of_required(mut self, layer: Layer) -> Self {
+        let otherwise = format!(", or add \"{}\" to sandbox.optional", layer.name());
+        self.reason.push_str(&otherwise);
+        self
+    }
 }
 
 /// Becomes the child. Never returns.

@@ -65,7 +65,7 @@ def of_installed(host):
     found = {}
     for file in sorted(host.path("/usr/share/doc/thv/examples").glob("*.toml")):
         lines = [line.lstrip("# ") for line in file.read_text().splitlines() if line.startswith("#")]
-        found[file.stem] = [line for line in lines if line.startswith(("thv check ", "systemctl ", "systemd-creds "))]
+        found[file.stem] = [line for line in lines if line.startswith(("thv check ", "thv secret ", "systemctl ", "systemd-creds "))]
     return found
 
 

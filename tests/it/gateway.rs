@@ -915,6 +915,19 @@ async fn an_explained_token_is_judged_as_the_gateway_judges_it() {
             (accepted, &json!(accepted), &reason),
             "{said:#}"
         );
+        // What a policy is to name, or what is to be done.
+        let issuer = house.issuer.issuer();
+        let (principal, help) = (&said["principal"], &said["help"]);
+        match accepted {
+            true => assert_eq!(principal, &json!(format!("User::\"{issuer}|alice\""))),
+            false => assert!(principal.is_null(), "{said:#}"),
+        }
+        assert_eq!(
+            help.as_str()
+                .is_some_and(|text| text.contains("`audience`")),
+            !accepted,
+            "{said:#}"
+        );
         let mut caller = house.caller("alice");
         caller.token = Some(token);
         assert_eq!(caller.initialize().await.status == 200, accepted);

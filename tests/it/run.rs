@@ -634,6 +634,17 @@ async fn a_secret_that_is_not_there_is_refused() {
         "{said}"
     );
     assert_eq!(said.matches("No such file").count(), 1, "{said}");
+    // Nor is whoever has no such directory sent to a unit.
+    let run = thv()
+        .args(&line)
+        .env_remove("CREDENTIALS_DIRECTORY")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert!(
+        !run.status.success() && said.contains("`CREDENTIALS_DIRECTORY=DIR thv run …`"),
+        "{said}"
+    );
 }
 
 /// probe-3, probe-4: `credential-file` is a private file, for the server to read alone.
@@ -1349,8 +1360,13 @@ fn what_is_no_image_is_refused() {
     refused(
         &with("everything"),
         64,
-        &["does not say of which registry", "not looked up"],
+        &[
+            "does not say of which registry",
+            "`docker.io/library/everything`",
+            "not looked up",
+        ],
     );
+    refused(&with("io.github.stacklok/fetch"), 64, &["MCP's registry"]);
     refused(
         &with("oci-archive:/nowhere.tar"),
         1,

@@ -292,6 +292,12 @@ fn named_image(text: &str) -> Result<ImageName, Usage> {
         }
         _ => None,
     };
+    // A domain the wrong way round is no host that has images.
+    if text.starts_with("io.github.") {
+        return Err(Usage(format!(
+            "`{text}` is a name of MCP's registry, which is not asked: write the image that its entry there names, or run the server's program: `thv run … -- PROGRAM…`"
+        )));
+    }
     config::image(absolute.as_deref().unwrap_or(text)).map_err(|error| {
         Usage(format!(
             "{error} (names of ToolHive's own registry are not looked up)"

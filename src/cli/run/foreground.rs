@@ -20,7 +20,7 @@ use crate::{
     config::ServerName,
     daemon::{self, Exit, Setup},
     runner::{self, Person, are_namespaces_refused},
-    systemd::{Credentials, Notifier},
+    systemd::{CredentialError, Credentials, Notifier},
     telemetry,
 };
 
@@ -105,7 +105,8 @@ pub(in crate::cli) fn serve_in_unit(
     name: &ServerName,
     address: SocketAddr,
 ) -> Result<ExitCode> {
-    let listener = TcpListener::bind(address).with_context(|| format!("listening on {address}"))?;
+    let listener = TcpListener::bind(address)
+        .with_context(|| format!("listening on {address}; `--port` chooses another"))?;
     let around = Around {
         person: Person::to_become(),
         notifier: Notifier::from_environment(),
@@ -165,10 +166,13 @@ fn serve(
 /// Each credential is there, or nothing is started.
 fn check_credentials(wish: &Wish) -> Result<()> {
     for (_, credential) in &wish.secrets {
-        if let Err(error) = Credentials::from_environment().look_for(credential) {
-            bail!(
-                "--secret {credential}: in the foreground credentials are files below $CREDENTIALS_DIRECTORY: {error}"
-            );
+        match Credentials::from_environment().look_for(credential) {
+            Ok(_) => {}
+            // That a unit gives them is no help to who has none.
+            Err(CredentialError::NoDirectory) => bail!(
+                "--secret {credential}: in the foreground a credential is a file of that name in the directory that CREDENTIALS_DIRECTORY names, and it names none: `CREDENTIALS_DIRECTORY=DIR thv run …`, or leave `--foreground` out"
+            ),
+            Err(error) => bail!("--secret {credential}: {error}"),
         }
     }
     Ok(())

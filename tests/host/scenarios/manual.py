@@ -17,6 +17,7 @@ PAGES = ["thv.toml.5", "thv-cedar.7", "thv.1", "thv@.service.8", "thv-journal.7"
 LEFT_OUT = {
     "FILE:LINE:COLUMN: KEY: what is wrong; what to do": "a shape",
     "thv run": "a mention", "thv pull": "a mention", "thv path": "a mention", "thv listen": "a mention", "thv secret set": "a mention",
+    "thv secret set --gateway": "a mention",
     "docker save": "a mention, and another's program",
     "systemctl edit thv@NAME.service": "an editor; what is to be written there is played",
     "skopeo copy docker://IMAGE oci-archive:PATH": "another's program, and a registry",
@@ -37,6 +38,9 @@ LEFT_OUT = {
 STATUS = {"thv doctor": 71}
 # What the pages leave for the reader to fill in.
 FILLED_IN = {"NAME": NAME, "ADDRESS": f"127.0.0.1:{PORT}", "CREDENTIAL": "hub"}
+
+# This machine has none, which is told of each server that wants it.
+NO_CGROUP = "this host lets no server start; cgroup: "
 
 SERVER = """\
 #!/usr/bin/python3
@@ -153,7 +157,8 @@ def configure(host, example):
 def is_good(host, example, name=NAME):
     done = host.run("thv", "check", name, check=False)
     # A secret that nobody has stored yet is not the page's fault.
-    warnings = [line for line in done.stdout.splitlines() if ": warning: " in line and "no drop-in gives" not in line and "initialize" not in line]
+    left_out = ("no drop-in gives", "initialize", NO_CGROUP, UNREAD)
+    warnings = [line for line in done.stdout.splitlines() if ": warning: " in line and not any(word in line for word in left_out)]
     assert done.returncode == 0 and not warnings, f"{example}\nis not good:\n{done.stdout}{done.stderr}"
 
 
@@ -206,6 +211,7 @@ def ask(token, session=None, tool=None):
 
 def what_an_installed_example_says_to_type_makes_it_a_good_one(host):
     host.write(PROGRAM, SERVER, mode=0o755)
+    host.write("/root/secret.txt", "user:password\n")
     host.run("sh", "-ec", "cd /usr/share/doc/thv/examples; cp *.toml /etc/thv/servers; cp *.cedar /etc/thv/policies")
     shown = examples.of_installed(host)
     try:
@@ -220,8 +226,8 @@ def what_an_installed_example_says_to_type_makes_it_a_good_one(host):
                 done = typed(host, command)
                 assert done.returncode == 0, f"{name}: {command}\n{done.stdout}{done.stderr}"
             done = typed(host, f"thv check {name}")
-            # Other people's programs are not installed here.
-            said = [line for line in done.stdout.splitlines() if ": there is no `/" not in line]
+            # Other people's programs are not installed here, and there are no controllers to delegate.
+            said = [line for line in done.stdout.splitlines() if ": there is no `/" not in line and NO_CGROUP not in line]
             assert said == [f"{name}: ok"], f"{name}: {done.stdout}"
     finally:
         host.run("sh", "-c", f"""
@@ -233,6 +239,8 @@ def what_an_installed_example_says_to_type_makes_it_a_good_one(host):
 CHECK = f"thv check {NAME}"
 ASK = f"""curl -s -H "Authorization: Bearer $(cat token.txt)" -H 'Host: mcp.example.com' -H 'Content-Type: application/json' \\
     -H 'Accept: application/json, text/event-stream' -d @initialize.json http://127.0.0.1:{PORT}/{NAME}"""
+# Where the files have changed the last command has them read, and this is said in front of it.
+UNREAD = "serves what the files said before they were changed"
 # How it goes wrong, what is asked then, and a word of what is said. The last command that is said mends it.
 MISTAKES = [
     (f"chmod 666 {FILE}", CHECK, "written by others"),
@@ -269,11 +277,15 @@ def what_a_message_says_to_type_next_mends_the_mistake(host):
         for make, question, word in MISTAKES:
             host.run("sh", "-ec", make)
             text = host.until(f"`{word}` after `{make}`", 30, lambda: told(host, question, word))
+            text = "".join(line for line in text.splitlines(keepends=True) if UNREAD not in line)
             commands = re.findall(r"`((?:thv|systemctl|chmod|chown|sed) [^`]*)`", text)
             assert commands, f"{make}\n{text}"
             mended = typed(host, commands[-1])
             assert mended.returncode == 0, f"{make}\n{text}{mended.stderr}"
             again = typed(host, CHECK)
+            if UNREAD in again.stdout:
+                assert typed(host, re.findall(r"`([^`]*)`", again.stdout)[-1]).returncode == 0, again.stdout
+                again = typed(host, CHECK)
             assert again.stdout == f"{NAME}: ok\n", f"{make}\n{text}after `{commands[-1]}`:\n{again.stdout}"
             scheme = "https" if "tls" in make else "http"
             answer = typed(host, ASK.replace("http:", f"{scheme}:").replace("curl -s", "curl -sk"))

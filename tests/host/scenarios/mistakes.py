@@ -1,6 +1,7 @@
 """Configurations that cannot be served, and a journal that does not listen."""
 
 import json
+import socket as socketlib
 import threading
 import time
 
@@ -232,6 +233,97 @@ def the_hosts_network_needs_its_drop_in_and_the_runner_says_which(host):
     host.run("systemctl", "stop", f"thv@{WRONG}.socket", f"thv@{WRONG}.service", runner)
 
 
+def a_service_that_systemd_cannot_start_is_given_up_and_check_says_what_to_do(host):
+    """While somebody waits systemd tries again at once: it did so a thousand times a second, without end."""
+    socket, runner = f"thv@{WRONG}.socket", f"thv-runner@{WRONG}.socket"
+    drop_in = f"/etc/systemd/system/{runner}.d/wrong.conf"
+    host.write(f"/etc/thv/servers/{WRONG}.toml", GOOD)
+    host.run("thv", "listen", WRONG, f"127.0.0.1:{servers.PORTS[WRONG]}")
+    host.write(drop_in, "[Socket]\nExecStartPre=/usr/bin/false\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "start", socket)
+    try:
+        answer = wire.Client(servers.PORTS[WRONG]).initialize()
+        raise AssertionError(answer)
+    except OSError:
+        pass
+    host.wait_for(socket, "failed")
+    assert host.unit(socket, "Result") == "trigger-limit-hit"
+    said = host.text("thv", "check", WRONG)
+    for unit in (socket, runner):
+        assert f"`journalctl -u {unit} -n 5`" in said and f"`systemctl restart {unit}`" in said, said
+    host.run("rm", "-r", drop_in.rpartition("/")[0])
+    host.run("systemctl", "daemon-reload")
+    # Both limits look back: the runner's socket was started too often a moment ago, and this one tried within two seconds.
+    time.sleep(2)
+    host.run("systemctl", "reset-failed", runner)
+    host.run("systemctl", "restart", runner, socket)
+    with wire.opened(servers.PORTS[WRONG], wire.token("alice", servers.resource(WRONG))) as client:
+        client.said("echo")
+        client.leave()
+    host.run("systemctl", "stop", socket, f"thv@{WRONG}.service")
+
+
+def a_socket_with_two_addresses_is_named_and_its_gateway_is_not_started_without_a_pause(host):
+    socket, service = f"thv@{WRONG}.socket", f"thv@{WRONG}.service"
+    drop_in = f"/etc/systemd/system/{socket}.d/60-second.conf"
+    host.write(f"/etc/thv/servers/{WRONG}.toml", GOOD)
+    host.run("thv", "listen", WRONG, f"127.0.0.1:{servers.PORTS[WRONG]}")
+    host.write(drop_in, f"[Socket]\nListenStream=/run/thv/{WRONG}.sock\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "start", socket)
+    said = host.text("thv", "check", WRONG)
+    assert f"listens at 127.0.0.1:{servers.PORTS[WRONG]} and /run/thv/{WRONG}.sock" in said, said
+    with socketlib.create_connection(("127.0.0.1", servers.PORTS[WRONG])):
+        host.until("a second try", 30, lambda: int(host.unit(service, "NRestarts")) >= 1)
+        host.flush_journal()
+        tries = host.text("journalctl", f"--unit={service}", "--output=cat", "--since=-10s", "--grep=2 sockets where one is expected").splitlines()
+        assert 1 <= len(tries) <= 10, len(tries)
+        host.run("rm", drop_in)
+        host.run("systemctl", "daemon-reload")
+        host.run("systemctl", "restart", socket, service)
+    with wire.opened(servers.PORTS[WRONG], wire.token("alice", servers.resource(WRONG))) as client:
+        client.said("echo")
+        client.leave()
+    host.run("systemctl", "stop", socket, service)
+
+
+def a_path_that_another_unit_listens_at_is_not_taken_from_it(host):
+    refused = host.run("thv", "listen", WRONG, "/run/dbus/system_bus_socket", check=False)
+    assert refused.returncode == 1 and "taken already, by dbus.socket" in refused.stderr, refused
+
+
+def units_that_are_masked_replaced_or_not_enabled_are_told_by_check(host):
+    host.write(f"/etc/thv/servers/{WRONG}.toml", GOOD)
+    socket, runner = f"thv@{WRONG}.socket", f"thv-runner@{WRONG}.service"
+    check = lambda: host.run("thv", "check", WRONG)
+    assert f"`systemctl enable --now {socket}`" in check().stderr
+    host.run("systemctl", "start", socket)
+    assert f"`systemctl enable {socket}`" in check().stdout
+    host.run("systemctl", "enable", socket)
+    assert check().stdout == f"{WRONG}: ok\n" and not check().stderr
+    host.run("systemctl", "stop", socket)
+    assert f"`systemctl start {socket}`" in check().stdout
+    host.run("systemctl", "disable", socket)
+    host.run("systemctl", "mask", runner)
+    assert f"`systemctl unmask {runner}`" in check().stdout
+    host.run("systemctl", "unmask", runner)
+    own = "/etc/systemd/system/thv@.service"
+    host.run("cp", "/usr/lib/systemd/system/thv@.service", own)
+    assert f"`{own}` stands in place of the package's unit" in check().stdout
+    host.run("rm", own)
+    # Where systemd looks, there thv looks, too.
+    shared = "/etc/systemd/system/thv-.service.d/net.conf"
+    host.write(shared, "[Service]\nPrivateNetwork=no\n")
+    host.write(f"/etc/thv/servers/{WRONG}.toml", GOOD.replace("[sandbox]", '[sandbox]\nnetwork = "host"\ndangerous = true'))
+    host.run("systemctl", "daemon-reload")
+    assert host.unit(runner, "PrivateNetwork") == "no"
+    assert "PrivateNetwork=no" not in check().stdout
+    host.run("rm", "-r", shared.rpartition("/")[0])
+    host.run("systemctl", "daemon-reload")
+    assert "PrivateNetwork=no" in check().stdout
+
+
 def a_stopped_journal_stalls_no_request_and_gets_the_records_later(host):
     with wire.opened(servers.PORTS[PROBES], wire.token("alice", servers.resource(PROBES))) as client:
         client.said("echo")
@@ -267,6 +359,10 @@ ALL = [
     a_credential_whose_file_is_missing_is_named_by_check_and_by_the_gateway,
     a_gateway_whose_credential_is_missing_tries_ever_less_often_and_serves_once_it_is_there,
     the_hosts_network_needs_its_drop_in_and_the_runner_says_which,
+    a_service_that_systemd_cannot_start_is_given_up_and_check_says_what_to_do,
+    a_socket_with_two_addresses_is_named_and_its_gateway_is_not_started_without_a_pause,
+    a_path_that_another_unit_listens_at_is_not_taken_from_it,
+    units_that_are_masked_replaced_or_not_enabled_are_told_by_check,
     a_stopped_journal_stalls_no_request_and_gets_the_records_later,
     a_misconfigured_server_that_nobody_asks_leaves_with_78_and_its_socket_stays,
 ]
