@@ -79,6 +79,12 @@ pub fn has_ended(task: Value<'_>) -> bool {
     )
 }
 
+/// Whether it goes on, by what it says: what else a result calls its task may be anything.
+pub fn goes_on(task: Value<'_>) -> bool {
+    let status = task.get("status").and_then(Value::as_str);
+    id(task).is_some() && matches!(status.as_deref(), Some("working" | "input_required"))
+}
+
 /// Whether the task has ended with a result or an error, by what it says of itself.
 pub fn has_outcome(task: Value<'_>) -> bool {
     let status = task.get("status").and_then(Value::as_str);

@@ -190,7 +190,7 @@ impl Session {
         state.next += 1;
         state.last_used = now;
         state.progress.waits(call, number);
-        state.tasks.strays.called();
+        state.tasks.strays.called(call.method());
         let stream = Stream::new(number, self.style(state), &self.room);
         let exchange = stream.attach(None).recorded_in(&self.audit);
         let mut begun = made.in_flight(self, stream, now);

@@ -284,7 +284,7 @@ impl<S: Served> Tended<S> {
         if status.is_some() {
             // What it wrote before it ended is still to be read (fault-18).
             let _ = timeout(LAST_WORDS, self.session.end().notified()).await;
-        } else if self.session.in_flight() > 0 && self.fault.get().is_none() {
+        } else if self.session.in_flight() > 0 && self.fault.get() != Some(&Reason::ChildLine) {
             // Its output ended: how it ended itself decides what its callers are told.
             status = self.ends_within(LAST_WORDS).await;
         }

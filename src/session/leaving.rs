@@ -60,7 +60,7 @@ impl Sessions {
                 !left.going.contains_key(&whose)
                     && self.slots.look(whose) == Err(LimitReached::User)
             };
-            if now.duration_since(since) < PATIENCE || !is_full() {
+            if !is_full() {
                 continue;
             }
             let place = (awaits, since);
@@ -69,7 +69,11 @@ impl Sessions {
                 *found = (place, session);
             }
         }
-        for (whose, (_, session)) in first {
+        for (whose, ((_, since), session)) in first {
+            // One in which something goes on is not ended where another will be due in a moment.
+            if now.duration_since(since) < PATIENCE {
+                continue;
+            }
             left.going.insert(whose, Arc::downgrade(session));
             self.close(session);
         }

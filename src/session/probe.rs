@@ -123,7 +123,9 @@ pub(super) async fn for_modern(
                 .then_some(Readied::Modern)
                 .ok_or(OpenError::NoVersion)
         }
-        Err(Failure::ChildEnded) if first == FirstRequest::Discover => Ok(Readied::Ended),
+        Err(Failure::ChildEnded | Failure::TooLarge(_)) if first == FirstRequest::Discover => {
+            Ok(Readied::Ended)
+        }
         Err(failure) => Err(OpenError::Failed(failure)),
     }
 }

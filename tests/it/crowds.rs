@@ -363,11 +363,14 @@ for line in sys.stdin:
         }
         drop(stream);
         left.push(caller);
-        pass(Duration::from_secs(3)).await;
+        pass(Duration::from_secs(10)).await;
     }
+    // The first was left for long enough, and none that nothing keeps.
+    pass(Duration::from_secs(35)).await;
+    house.session("bob").await;
     // The first that nothing keeps, the next such, and then the first of the others.
-    for (ended, gone) in [(1, 2), (2, 3), (3, 0)] {
-        pass(Duration::from_secs(62)).await;
+    for (ended, gone, seconds) in [(1, 2, 20), (2, 3, 62), (3, 0, 62)] {
+        pass(Duration::from_secs(seconds)).await;
         house.records.wait_for_all(&["child-exited"], ended).await;
         assert_eq!(left[gone].call("any", json!({})).await.status, 404);
         house.session("alice").await;

@@ -111,6 +111,14 @@ impl Talk {
                         Ok(_) => pause = place.retry,
                         // It may be said again, and there be room for it.
                         Err(Fault::NoRoom) => pause = (pause * 2).min(MAX_PAUSE),
+                        // What is said later is still to be heard.
+                        Err(Fault::TooLarge(limit)) => {
+                            warn!(
+                                limit,
+                                "the server wrote a message longer than `limits.message` on its own stream, left out"
+                            );
+                            pause = (pause * 2).min(MAX_PAUSE);
+                        }
                         Err(_) => return,
                     }
                 }
@@ -166,8 +174,12 @@ impl Talk {
                     return Ok(heard);
                 }
             }
-            let too_large = |_| Fault::TooLarge(self.peer.longest);
-            while let Some(text) = reader.next().map_err(too_large)? {
+            loop {
+                let Ok(text) = reader.next() else {
+                    place.update(&reader);
+                    return Err(Fault::TooLarge(self.peer.longest));
+                };
+                let Some(text) = text else { break };
                 if heard != Heard::Answer {
                     let answers = match until {
                         Some((number, asks)) => self.learn(number, asks, &text).await,

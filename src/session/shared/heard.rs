@@ -145,7 +145,7 @@ impl Switch {
         let result = result?;
         let made = task::made(result, Era::Legacy).or_else(|| task::made(result, Era::Modern))?;
         // One that has ended is what some say that they have been told to end.
-        let task = made.get("taskId").filter(|_| !task::has_ended(made))?;
+        let task = made.get("taskId").filter(|_| task::goes_on(made))?;
         if self.tasks.contains_key(&text_of(task)) || !self.strays.ends_one() {
             return None;
         }

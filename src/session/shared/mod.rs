@@ -601,8 +601,9 @@ mod tests {
                 tokio::task::yield_now().await;
             }
             let id = "k".repeat(task::MAX_ID);
-            let made =
-                format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{"task":{{"taskId":"{id}"}}}}}}"#);
+            let made = format!(
+                r#"{{"jsonrpc":"2.0","id":1,"result":{{"task":{{"taskId":"{id}","status":"working"}}}}}}"#
+            );
             assert!(shared.take(made.into()));
             let mut heard = Vec::new();
             while heard.len() < 5 {

@@ -334,7 +334,8 @@ impl Switch {
         {
             changes.push((named.span(), level.as_bytes()));
         }
-        self.strays.called();
+        let method = request.message.root().get("method").and_then(Value::as_str);
+        self.strays.called(method.as_deref().unwrap_or_default());
         let number = self.number(Some((member, own)), kind);
         let text = number.to_string();
         changes.push((request.id.span(), text.as_bytes()));
@@ -647,7 +648,7 @@ mod tests {
             sent(switch.says(0, call.into()));
             let id = "k".repeat(task::MAX_ID - 2 + longer);
             let made = format!(
-                r#"{{"jsonrpc":"2.0","id":1,"result":{{{more}"task":{{"taskId":"{id}"}}}}}}"#
+                r#"{{"jsonrpc":"2.0","id":1,"result":{{{more}"task":{{"taskId":"{id}","status":"working"}}}}}}"#
             );
             let out = switch.answers(line(made)).unwrap();
             // As long as can be told.
@@ -697,8 +698,9 @@ mod tests {
                     other => panic!("{other:?}"),
                 }
             };
-            let task = |id: &str| format!(r#"{{"task":{{"taskId":"{id}"}}}}"#);
-            let modern = |id: &str| format!(r#"{{"resultType":"task","taskId":"{id}"}}"#);
+            let task = |id: &str| format!(r#"{{"task":{{"taskId":"{id}","status":"working"}}}}"#);
+            let modern =
+                |id: &str| format!(r#"{{"resultType":"task","taskId":"{id}","status":"working"}}"#);
             let cancels = |switch: &mut Switch, own: u64| {
                 let cancels = format!(
                     r#"{{"method":"notifications/cancelled","params":{{"requestId":{own}}}}}"#
@@ -749,7 +751,7 @@ mod tests {
             let mut told = 0;
             loop {
                 let made = format!(
-                    r#"{{"jsonrpc":"2.0","id":{number},"result":{{"task":{{"taskId":"a"}}}}}}"#
+                    r#"{{"jsonrpc":"2.0","id":{number},"result":{{"task":{{"taskId":"a","status":"working"}}}}}}"#
                 );
                 let out = switch.answers(line(made)).unwrap();
                 let [Out::Ends(ends)] = &out[..] else {
@@ -1107,7 +1109,7 @@ mod tests {
         for (member, number) in [(0, 1), (1, 2)] {
             sent(switch.says(member, call.into()));
             let made = format!(
-                r#"{{"jsonrpc":"2.0","id":{number},"result":{{"task":{{"taskId":"t"}}}}}}"#
+                r#"{{"jsonrpc":"2.0","id":{number},"result":{{"task":{{"taskId":"t","status":"working"}}}}}}"#
             );
             switch.answers(line(made)).unwrap();
         }
@@ -1253,7 +1255,9 @@ mod tests {
             let call = r#"{"jsonrpc":"2.0","id":100,"method":"tools/call"}"#;
             sent(switch.says(0, call.into()));
             let number = switch.next - 1;
-            let made = format!(r#"{{"id":{number},"result":{{"task":{{"taskId":"{name}"}}}}}}"#);
+            let made = format!(
+                r#"{{"id":{number},"result":{{"task":{{"taskId":"{name}","status":"working"}}}}}}"#
+            );
             switch.answers(line(made)).unwrap();
         };
         make(&mut switch, "task");

@@ -68,9 +68,11 @@ pub(super) struct Strays {
 }
 
 impl Strays {
-    /// There was a call, which may become one.
-    pub(super) fn called(&mut self) {
-        self.may_come = (self.may_come + 1).min(MAX_STRAYS);
+    /// There was a request, which may become one if it is a call.
+    pub(super) fn called(&mut self, method: &str) {
+        if method == "tools/call" {
+            self.may_come = (self.may_come + 1).min(MAX_STRAYS);
+        }
     }
 
     /// Whether one that has come is to be ended.
@@ -78,7 +80,9 @@ impl Strays {
         let may = self.may_come > 0;
         self.may_come = self.may_come.saturating_sub(1);
         if !may && !std::mem::replace(&mut self.is_let_go, true) {
-            warn!("the server goes on with tasks that it was told to end, and is told so no more");
+            warn!(
+                "the server makes more tasks than it was called, and is told no more to end those that nobody waits for"
+            );
         }
         may
     }
@@ -399,7 +403,7 @@ impl Session {
         let result = message.root().get("result").filter(|_| makes);
         let task = result.and_then(|result| task::made(result, speaks));
         // One that has ended is what some say that they have been told to end.
-        let Some(task) = task.filter(|task| !task::has_ended(*task)) else {
+        let Some(task) = task.filter(|task| task::goes_on(*task)) else {
             return;
         };
         // A server may say twice what a client knows, or is to know.
@@ -465,7 +469,7 @@ const MAX_QUESTIONS: usize = 16;
 const MAX_BYTES: usize = 256 << 10;
 const MAX_ALL_BYTES: usize = 4 << 20;
 /// Tasks that a child may make too late and that are ended, however many calls there were.
-const MAX_STRAYS: u16 = 256;
+const MAX_STRAYS: u16 = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -795,7 +799,7 @@ mod tests {
             };
             let (late, _client) = calls(1);
             session.sweep(Instant::now() + session.call_timeout, Duration::MAX);
-            for (status, ends) in [("cancelled", 0), ("working", 1)] {
+            for (status, ends) in [("cancelled", 0), ("open", 0), ("working", 1)] {
                 answer(&session, late, &result("a", status));
                 assert_eq!(ended(&mut lines), vec!["a"; ends], "{kind}");
             }

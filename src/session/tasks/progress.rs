@@ -103,12 +103,14 @@ impl Session {
             return;
         }
         let made = result().and_then(|result| task::made(result, self.era));
-        let Some(made) = made.filter(|made| !task::has_ended(*made)) else {
+        let Some(made) = made.filter(|made| task::goes_on(*made)) else {
             return;
         };
         let Some(task) = task::id(made) else {
             return;
         };
+        // It may be said again.
+        all.0.retain(|told| told.task != task);
         let ttl = made.get("ttl").or_else(|| made.get("ttlMs"));
         let ttl = ttl.and_then(Value::as_u64);
         let until = ttl.and_then(|ttl| Instant::now().checked_add(Duration::from_millis(ttl)));
