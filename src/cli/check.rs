@@ -226,7 +226,13 @@ fn check(root: &Path, server: &ServerName, form: Form, units: OwnerRule) -> Resu
             // A reload is checked from within the gateway's unit, which is shown less of the host.
             if units == OwnerRule::Root && !form.reload && runs_here(&config) {
                 let optional = &config.sandbox.optional;
-                for (message, help) in doctor::lacking(|layer| !optional.contains(&layer)) {
+                // podman's containers start without it on kernels that have none.
+                let is_podmans = config.engine == ImageEngine::Podman;
+                let is_required = |layer| {
+                    let is_spared = is_podmans && layer == config::Layer::Landlock;
+                    !is_spared && !optional.contains(&layer)
+                };
+                for (message, help) in doctor::lacking(is_required) {
                     let message = format!("this host lets no server start; {message}");
                     let said = warning(root, config.server.as_str(), "sandbox", message, help);
                     checked.warnings.push(said);

@@ -94,7 +94,13 @@ fn refuse_taken(socket: &str, wanted: SocketAddr) -> Result<()> {
 
 /// systemd removes what stands at the path, whosever it is, and nobody would reach that any more.
 fn refuse_taken_path(socket: &str, path: &Path) -> Result<()> {
-    let holders = unit::sockets_at(|address| Path::new(address) == path);
+    // By whatever way it is written: `/var/run` is `/run`.
+    let path = &resolved(path);
+    let is_it = |other: &str| {
+        let other = Path::new(other);
+        other.file_name() == path.file_name() && resolved(other) == *path
+    };
+    let holders = unit::sockets_at(is_it);
     if holders.iter().any(|holder| holder == socket) {
         return Ok(());
     }
@@ -111,14 +117,29 @@ fn refuse_taken_path(socket: &str, path: &Path) -> Result<()> {
         );
     }
     // A connection would start whoever is started by one.
-    let open = fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    let is_it = |line: &str| line.split_whitespace().nth(7).map(Path::new) == Some(path);
-    if open.lines().any(is_it) {
+    let open = fs::read("/proc/net/unix").with_context(|| {
+        format!("reading `/proc/net/unix`, to see whether anybody has `{place}`")
+    })?;
+    // Names of others may be anything.
+    let open = String::from_utf8_lossy(&open);
+    let mut paths = open
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(7));
+    if paths.any(is_it) {
         bail!(
             "`{place}` is taken already, `ss -lxp` shows by whom; choose another path (nothing is changed)"
         );
     }
     Ok(())
+}
+
+/// A path without the links on the way to it.
+fn resolved(path: &Path) -> PathBuf {
+    let parent = path.parent().and_then(|parent| parent.canonicalize().ok());
+    match (parent, path.file_name()) {
+        (Some(parent), Some(name)) => parent.join(name),
+        _ => path.to_owned(),
+    }
 }
 
 /// Where a socket listens.
@@ -229,7 +250,10 @@ const MAX_SOCKET_PATH: usize = 107;
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
+    use std::os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr as UnixAddress, UnixListener},
+    };
 
     use super::*;
 
@@ -241,6 +265,14 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         let error = refuse_taken_path("thv@x.socket", &path).unwrap_err();
         assert!(error.to_string().contains("`ss -lxp`"), "{error}");
+        let link = place.path().join("link");
+        std::os::unix::fs::symlink(place.path(), &link).unwrap();
+        let error = refuse_taken_path("thv@x.socket", &link.join("it.sock")).unwrap_err();
+        assert!(error.to_string().contains("`ss -lxp`"), "{error}");
+        // A name that is no text hides nobody's.
+        let abstract_name = UnixAddress::from_abstract_name(b"thv-test-\xff\xfe").unwrap();
+        let _odd = UnixListener::bind_addr(&abstract_name).unwrap();
+        assert!(refuse_taken_path("thv@x.socket", &path).is_err());
         drop(listener);
         // What is left of one that has ended is in nobody's way.
         refuse_taken_path("thv@x.socket", &path).unwrap();

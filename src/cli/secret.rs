@@ -47,10 +47,20 @@ pub(super) fn set(root: &Path, name: &ServerName, key: &str, whose: Whose) -> Re
         ))
         .into());
     }
+    let stored = stored(name, &key);
+    // One file for two units would give each what is the other's.
+    let loads_it = |other: &Whose| source(root, name, &key, *other).as_ref() == Some(&stored);
+    let mut others = Whose::ALL.into_iter().filter(|other| *other != whose);
+    if let Some(other) = others.find(loads_it) {
+        return Err(Usage(format!(
+            "`{key}` is a secret of the {} already: choose another name, or `thv secret remove {name} {key}` first",
+            other.who()
+        ))
+        .into());
+    }
     if io::stdin().is_terminal() {
         say("thv: type the secret, then Return and Ctrl-D; it is shown as you type");
     }
-    let stored = stored(name, &key);
     encrypt(root, &key, &stored)?;
     let text = format!(
         "# written by `thv secret set {}{name} {key}`\n[Service]\nLoadCredentialEncrypted={key}:{stored}\n",
@@ -77,11 +87,23 @@ pub(super) fn set(root: &Path, name: &ServerName, key: &str, whose: Whose) -> Re
         )),
         Whose::Gateway | Whose::Runner => {}
     }
+    if let Some(other) = source(root, name, &key, whose).filter(|source| *source != stored) {
+        say(&format!(
+            "thv: another drop-in loads `{key}` from `{other}`, and counts: remove its line, `systemctl cat {service}` shows where it is"
+        ));
+    }
     say(&format!(
         "thv: it counts from the next start of the {}: `systemctl try-restart {service}`",
         whose.who()
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// From where a unit of a server's loads a secret, by what counts of all that drop-ins say.
+fn source(root: &Path, name: &ServerName, key: &str, whose: Whose) -> Option<String> {
+    let texts = fragments::said(root, whose.template(), name.as_str());
+    let loaded = files(root, &texts);
+    Some(loaded.get(key)?.source.to_owned())
 }
 
 pub(super) fn remove(root: &Path, name: &ServerName, key: &str) -> Result<ExitCode> {
@@ -507,6 +529,19 @@ mod tests {
                 "{unit}"
             );
         }
+        // One file is one unit's, and what was written by hand later counts before it.
+        let error = set(root.path(), &name, "up", Whose::Gateway).unwrap_err();
+        let told = error.to_string();
+        assert!(
+            error.is::<Usage>() && told.contains("`thv secret remove x up`"),
+            "{told}"
+        );
+        let source = || source(root.path(), &name, "up", Whose::Gateway);
+        assert_eq!(source(), Some(stored(&name, "up")));
+        let text = "[Service]\nLoadCredentialEncrypted=up\n";
+        unit::write_drop_in(root.path(), "thv@x.service", "override.conf", text).unwrap();
+        assert_eq!(source().as_deref(), Some("up"));
+        unit::remove_drop_in(root.path(), "thv@x.service", "override.conf").unwrap();
         remove(root.path(), &name, "up").unwrap();
         assert_eq!(super::listed(root.path(), &name, &named), [listed(false)]);
         assert!(

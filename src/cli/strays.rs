@@ -30,7 +30,8 @@ pub(super) fn of(root: &Path, server: &ServerName) -> Vec<Remark> {
         }
     }
     for path in ELSEWHERE.map(|place| format!("{place}/{server}.toml")) {
-        if below(root, &path).exists() {
+        // That one is read for every server, whatever one is called.
+        if path != "/etc/thv/thv.toml" && below(root, &path).exists() {
             stray(
                 &path,
                 format!("this server's file is `{own}.toml`: remove it"),
@@ -91,7 +92,7 @@ pub(super) fn of_all(root: &Path) -> Vec<Problem> {
             // Of one that is there twice its own check speaks.
             if !right.exists() {
                 let file = below(root, &format!("{place}/{name}"));
-                let help = format!("run `mv {} {}`", file.display(), right.display());
+                let help = format!("run `mv -n {} {}`", file.display(), right.display());
                 strays.push(Problem::of_file(&file, "it is not read".to_owned(), help));
             }
         }
@@ -167,6 +168,8 @@ mod tests {
             write(fine);
             assert_eq!(told(), [""; 0], "{fine}");
         }
+        // The file of all servers is no server's, whatever one is called.
+        assert_eq!(of(root.path(), &ServerName::parse("thv").unwrap()), []);
         for (stray, cure) in [
             ("/etc/thv/servers/x.d/a.toml", "x.toml.d"),
             ("/etc/thv/servers/x.toml.d/a.conf", "`.toml`"),
@@ -223,7 +226,7 @@ mod tests {
             (&told[1], "conf.d/z.toml", "z.toml"),
         ] {
             assert!(
-                one.contains(&format!("`mv {top}/{from} {top}/servers/{to}`")),
+                one.contains(&format!("`mv -n {top}/{from} {top}/servers/{to}`")),
                 "{one}"
             );
         }

@@ -115,13 +115,14 @@ fn repository(name: &str, has_digest: bool) -> Result<Repository, String> {
         .split_once('/')
         .filter(|(host, _)| host.contains(['.', ':']) || *host == "localhost")
         .ok_or_else(|| {
+            let digest = if has_digest { "@sha256:…" } else { "" };
             let of_the_hub = match name.contains('/') {
                 _ if may_be_secret(name) => "docker.io/mcp/everything:1.0".to_owned(),
                 true => format!("docker.io/{name}"),
                 false => format!("docker.io/library/{name}"),
             };
             format!(
-                "{} does not say of which registry it is: write `{of_the_hub}` if that is Docker's, `oci-archive:/PATH.tar` or `docker-archive:/PATH.tar`",
+                "{} does not say of which registry it is: write `{of_the_hub}{digest}` if that is Docker's, `oci-archive:/PATH.tar` or `docker-archive:/PATH.tar`",
                 shown(name)
             )
         })?;

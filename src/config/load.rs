@@ -76,7 +76,7 @@ pub fn misnamed(root: &Path) -> Vec<Problem> {
             Some(other) if other.exists() => {
                 format!("`{}` is there already: remove one of them", other.display())
             }
-            Some(other) => format!("run `mv {} {}`", typed(&file), typed(&other)),
+            Some(other) => format!("run `mv -n {} {}`", typed(&file), typed(&other)),
             None => "rename the file".to_owned(),
         };
         Some(Problem::of_file(&file, message, help))
@@ -178,7 +178,7 @@ impl Loader {
         {
             let top = self.files.below_root(Path::new("/"));
             let help = match elsewhere(&top, name) {
-                Some(file) => format!("run `mv {} {}`", typed(&file), typed(&on_host)),
+                Some(file) => format!("run `mv -n {} {}`", typed(&file), typed(&on_host)),
                 None => format!(
                     "{}write it (thv.toml(5) has an example), then run `thv check {name}`",
                     likely(&servers(&top), name)

@@ -261,10 +261,10 @@ fn a_name_that_no_unit_can_have_is_reported_not_listed() {
     assert_eq!(problems.len(), 5, "{told}");
     let top = root.path().join("etc/thv/servers").display().to_string();
     for cure in [
-        format!("run `mv {top}/GitHub.toml {top}/github.toml`"),
+        format!("run `mv -n {top}/GitHub.toml {top}/github.toml`"),
         format!("`{top}/not-ok.toml` is there already"),
-        format!("run `mv {top}/late.TOML {top}/late.toml`"),
-        format!("run `mv '{top}/My Server.toml' {top}/my-server.toml`"),
+        format!("run `mv -n {top}/late.TOML {top}/late.toml`"),
+        format!("run `mv -n '{top}/My Server.toml' {top}/my-server.toml`"),
         "rename the file".to_owned(),
     ] {
         assert!(told.contains(&cure), "{cure}: {told}");
@@ -284,7 +284,7 @@ fn a_servers_file_that_lies_elsewhere_is_told_with_the_command() {
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(&file, "").unwrap();
         let right = root.path().join("etc/thv/servers/x.toml");
-        let cure = format!("`mv {} {}`", file.display(), right.display());
+        let cure = format!("`mv -n {} {}`", file.display(), right.display());
         assert!(told("x").contains(&cure), "{}", told("x"));
     }
 }
