@@ -184,7 +184,7 @@ pub(crate) enum Secret {
         /// Give it to the unit that fetches the server's image instead: USER:PASSWORD for a registry
         #[arg(long)]
         pull: bool,
-        /// Give it to the gateway instead, for what it shows to others: `introspection`, [upstream]
+        /// Give it to the gateway instead, for what it shows to others: `introspection`, `[upstream]`
         #[arg(long, conflicts_with = "pull")]
         gateway: bool,
     },

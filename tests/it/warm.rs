@@ -134,7 +134,7 @@ async fn nothing_waits_where_nobody_calls() {
 #[tokio::test]
 async fn one_that_ended_while_it_waited_is_nobodys() {
     let house = crowd("warm = 1\n").open().await;
-    let _alice = house.session("alice").await;
+    let alice = house.session("alice").await;
     until(&house, "child-started", 2).await;
     let pid = house
         .records
@@ -145,13 +145,15 @@ async fn one_that_ended_while_it_waited_is_nobodys() {
         .unwrap();
     let pid = nix::unistd::Pid::from_raw(pid);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-    // Until it is reaped, of which its gateway is told then, and nobody else.
     let gone = async {
         while Path::new("/proc").join(pid.to_string()).exists() {
             tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(PATIENCE, gone).await.unwrap();
+    // Of its end nobody but its gateway is told, before it is told of another's.
+    assert_eq!(alice.send("DELETE", "").await.status, 204);
+    house.records.wait_for("child-exited").await;
     let bob = house.session("bob").await;
     assert_eq!(bob.call("echo", json!({})).await.said(), "{}");
     house.records.wait_for("child-died").await;
