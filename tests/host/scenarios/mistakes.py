@@ -384,6 +384,7 @@ ALL = [
     a_gateway_whose_credential_is_missing_tries_ever_less_often_and_serves_once_it_is_there,
     the_hosts_network_needs_its_drop_in_and_the_runner_says_which,
     a_service_that_systemd_cannot_start_is_given_up_and_check_says_what_to_do,
+    a_fault_of_the_runners_socket_ends_nothing_for_good,
     a_socket_with_two_addresses_is_named_and_its_gateway_is_not_started_without_a_pause,
     a_path_that_another_unit_listens_at_is_not_taken_from_it,
     units_that_are_masked_replaced_or_not_enabled_are_told_by_check,
