@@ -8,20 +8,20 @@ use serde_json::{Map, Value};
 use super::{
     Kind, Record,
     queue::Encode,
-    record::{Fields, describe, put_sort},
+    record::{Fields, describe, put_common},
 };
 
 /// The journal's native form: `NAME=value`, or with a length where the value holds a line break.
 /// A datagram has one: journald's code reads several, an empty line after each, but since
 /// systemd 253 it takes the first alone.
 pub(super) fn native(server: &str) -> Encode {
-    let (server, mut sorts) = (server.to_owned(), Vec::new());
+    let (server, mut common) = (server.to_owned(), Vec::new());
     Box::new(move |event, time, number, out| {
         out.reserve(USUAL_SIZE);
         let start = out.len();
         let mut fields = Native {
             out,
-            sorts: &mut sorts,
+            common: &mut common,
             count: 0,
             may_break: false,
         };
@@ -37,15 +37,15 @@ pub(super) fn native(server: &str) -> Encode {
 }
 
 /// What all records of a kind and a priority say: it is written down once, as each request has two.
-struct Sort {
-    sort: (Kind, u8),
+struct Common {
+    of: (Kind, u8),
     fields: usize,
     written: Vec<u8>,
 }
 
 struct Native<'a> {
     out: &'a mut Vec<u8>,
-    sorts: &'a mut Vec<Sort>,
+    common: &'a mut Vec<Common>,
     /// Fields that were put.
     count: usize,
     /// Values may hold line breaks, and are looked at.
@@ -76,16 +76,16 @@ impl Fields for Native<'_> {
         out.push(b'\n');
     }
 
-    fn sort(&mut self, sort: (Kind, u8), server: &str) {
-        if let Some(known) = self.sorts.iter().find(|known| known.sort == sort) {
+    fn common(&mut self, of: (Kind, u8), server: &str) {
+        if let Some(known) = self.common.iter().find(|known| known.of == of) {
             self.out.extend_from_slice(&known.written);
             self.count += known.fields;
             return;
         }
         let (start, before) = (self.out.len(), self.count);
-        put_sort(self, sort, server);
-        self.sorts.push(Sort {
-            sort,
+        put_common(self, of, server);
+        self.common.push(Common {
+            of,
             fields: self.count - before,
             written: self.out[start..].to_vec(),
         });

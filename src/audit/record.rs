@@ -98,13 +98,13 @@ pub(super) trait Fields {
     }
 
     /// What all records of a kind and a priority say of one server.
-    fn sort(&mut self, sort: (Kind, u8), server: &str) {
-        put_sort(self, sort, server);
+    fn common(&mut self, of: (Kind, u8), server: &str) {
+        put_common(self, of, server);
     }
 }
 
-/// See [`Fields::sort`].
-pub(super) fn put_sort(
+/// See [`Fields::common`].
+pub(super) fn put_common(
     out: &mut (impl Fields + ?Sized),
     (kind, priority): (Kind, u8),
     server: &str,
@@ -127,7 +127,7 @@ pub(super) fn describe(
 ) -> (Kind, u8) {
     let (kind, priority, message) = headline(event, server);
     out.text("MESSAGE", &message);
-    out.sort((kind, priority), server);
+    out.common((kind, priority), server);
     out.number("THV_TIME_USEC", micros(time));
     details(event, out);
     if let Some(number) = number {

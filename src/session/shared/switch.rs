@@ -217,6 +217,7 @@ impl Switch {
             Ok(kind) => kind,
             Err(text) => return Some(SaidByMember::Answered(answer(id.raw(), text))),
         };
+        self.strays.called(method);
         let request = MemberRequest {
             message,
             id,
@@ -334,8 +335,6 @@ impl Switch {
         {
             changes.push((named.span(), level.as_bytes()));
         }
-        let method = request.message.root().get("method").and_then(Value::as_str);
-        self.strays.called(method.as_deref().unwrap_or_default());
         let number = self.number(Some((member, own)), kind);
         let text = number.to_string();
         changes.push((request.id.span(), text.as_bytes()));
